@@ -1,0 +1,94 @@
+"""Offline evaluation of preference data: DPO losses, implicit rewards and reward accuracy.
+
+    dpo_loss        lists of log-probabilities in, the loss and the rewards out
+    score           LazyFrame to LazyFrame: adds rewards, margin and loss
+    evaluate        the figures of a dataset: overall, by batch, by subset
+    check           which rows break the contract
+    score_parquet   Parquet in, Parquet out, with the figures as its result
+
+Names are imported when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dpo_pipeline.contract import PreferencePairs
+    from dpo_pipeline.errors import (
+        ArgumentError,
+        Cancelled,
+        ColumnError,
+        ContractError,
+        DataWarning,
+        DpoPipelineError,
+        InvalidPairsError,
+        RefusedCheckError,
+        StorageError,
+        UsageError,
+    )
+    from dpo_pipeline.evaluation import check, evaluate
+    from dpo_pipeline.job import score_parquet
+    from dpo_pipeline.report import InvalidReport
+    from dpo_pipeline.result import Evaluation
+    from dpo_pipeline.running import Progress
+    from dpo_pipeline.scoring import score
+    from dpo_pipeline.spec_function import dpo_loss
+    from dpo_pipeline.summary import Summary
+
+_HOMES = {
+    "PreferencePairs": "contract",
+    "ArgumentError": "errors",
+    "Cancelled": "errors",
+    "ColumnError": "errors",
+    "ContractError": "errors",
+    "DataWarning": "errors",
+    "DpoPipelineError": "errors",
+    "InvalidPairsError": "errors",
+    "RefusedCheckError": "errors",
+    "StorageError": "errors",
+    "UsageError": "errors",
+    "check": "evaluation",
+    "evaluate": "evaluation",
+    "score_parquet": "job",
+    "InvalidReport": "report",
+    "Evaluation": "result",
+    "Progress": "running",
+    "score": "scoring",
+    "dpo_loss": "spec_function",
+    "Summary": "summary",
+}
+
+__all__ = [
+    "ArgumentError",
+    "Cancelled",
+    "ColumnError",
+    "ContractError",
+    "DataWarning",
+    "DpoPipelineError",
+    "Evaluation",
+    "InvalidPairsError",
+    "InvalidReport",
+    "PreferencePairs",
+    "Progress",
+    "RefusedCheckError",
+    "StorageError",
+    "Summary",
+    "UsageError",
+    "check",
+    "dpo_loss",
+    "evaluate",
+    "score",
+    "score_parquet",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,16 @@
+"""`python -m dpo_pipeline` and the `dpo-pipeline` command."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line."""
+    from dpo_pipeline.cli import main as run  # so that importing this costs nothing
+
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

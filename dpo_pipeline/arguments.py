@@ -1,0 +1,53 @@
+"""Checks of arguments that more than one call takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+
+from dpo_pipeline.errors import ArgumentError, UsageError
+
+
+def checked_beta(beta: object) -> float:
+    """Return beta as a float.
+
+    Raises:
+        ArgumentError: It is negative, not finite or not a number.
+    """
+    if isinstance(beta, bool) or not isinstance(beta, Real):
+        raise ArgumentError("beta", f"must be a number, found {beta!r}", position=None, value=beta)
+    if not (math.isfinite(beta) and float(beta) >= 0):
+        problem = f"must be finite and at least 0, found {beta!r}"
+        raise ArgumentError("beta", problem, position=None, value=beta)
+    return float(beta)
+
+
+def checked_choice(on_invalid: str, choices: Sequence[str], max_invalid: float | None) -> None:
+    """Check that `on_invalid` is one of `choices` and goes with `max_invalid`.
+
+    Raises:
+        UsageError: It is not, or does not.
+    """
+    if on_invalid not in choices:
+        raise UsageError(f"on_invalid must be one of {', '.join(choices)}, found {on_invalid!r}")
+    if on_invalid == "raise" and max_invalid is not None:
+        raise UsageError("max_invalid needs on_invalid to be something else than 'raise'")
+    checked_limit(max_invalid)
+
+
+def checked_limit(max_invalid: float | None) -> None:
+    """Check that `max_invalid` is a count (int) or a share (float up to 1).
+
+    Raises:
+        UsageError: It is neither.
+    """
+    if max_invalid is None:
+        return
+    is_number = isinstance(max_invalid, (int, float)) and not isinstance(max_invalid, bool)
+    is_share = isinstance(max_invalid, float)
+    if not (is_number and max_invalid >= 0 and (max_invalid <= 1 or not is_share)):
+        raise UsageError(
+            "max_invalid must be a count (an integer from 0) or a share (a float from 0 to 1), "
+            f"found {max_invalid!r}"
+        )

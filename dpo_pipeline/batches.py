@@ -1,0 +1,171 @@
+"""Declared batches, of consecutive rows or of one value, and the table of their means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self
+
+import polars as pl
+
+from dpo_pipeline.columns import BATCH, BATCH_MEANS
+from dpo_pipeline.defaults import MAX_BATCHES_HELD
+from dpo_pipeline.errors import UsageError
+from dpo_pipeline.storage import reading
+from dpo_pipeline.summary import figures, merge
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+_KEY: Final = "__batch"
+_ROW: Final = "__batch_row"
+_FIRST: Final = "min_batch_row"
+_ROWS_PER_GROUP: Final = 262_144
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batching:
+    """How pairs are put into batches: by `size` consecutive rows, or by the value of `column`."""
+
+    size: int | None = None
+    column: str | None = None
+
+    @classmethod
+    def of(cls, *, batch_size: int | None, batch_by: str | None, to_file: bool) -> Self | None:
+        """Make it from the arguments of a call; None if there are to be no batches.
+
+        Raises:
+            UsageError: Both are given, or the size is below 1, or there is a file and no batches.
+        """
+        if batch_size is not None and batch_by is not None:
+            raise UsageError("give batch_size or batch_by, not both")
+        if batch_size is None and batch_by is None:
+            if to_file:
+                raise UsageError("batches is a file for batch means: give batch_size or batch_by")
+            return None
+        if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
+            raise UsageError(f"batch_size must be at least 1, found {batch_size!r}")
+        return cls(size=batch_size, column=batch_by)
+
+    @property
+    def key(self) -> str:
+        """The column that `with_keys` adds."""
+        return _KEY
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the key ascends with the rows."""
+        return self.size is not None
+
+    def with_key(self, pairs: pl.LazyFrame, first_row: int) -> pl.LazyFrame:
+        """Add the batch of each row, the first row being number `first_row` of the dataset."""
+        numbered = pairs.with_row_index(_ROW).with_columns(pl.col(_ROW).cast(pl.Int64))
+        if self.column is not None:
+            return numbered.with_columns(pl.col(self.column).alias(_KEY), pl.col(_ROW) + first_row)
+        if self.size is None:
+            raise UsageError("batches have neither a size nor a column")
+        # The row index is UInt32: counted within a shard, it cannot end before the dataset does.
+        batch = (pl.col(_ROW) + first_row % self.size) // self.size + first_row // self.size
+        return numbered.with_columns(batch.alias(_KEY))
+
+    def sums(self) -> list[pl.Expr]:
+        """Return what batches add to the partial sums: the first row, where it sets the order."""
+        return [pl.col(_ROW).min().alias(_FIRST)] if self.column is not None else []
+
+
+class BatchFile:
+    """A Parquet file that batch means are appended to, in row groups of one fixed size."""
+
+    def __init__(self, hidden: str, final: str, metadata: Mapping[str, str]) -> None:
+        self._hidden = hidden
+        self._final = final
+        self._metadata = dict(metadata)
+        self._writer: pq.ParquetWriter | None = None
+        self._waiting: list[pl.DataFrame] = []
+        self._n_waiting = 0
+
+    def append(self, means: pl.DataFrame) -> None:
+        """Append rows."""
+        self._waiting.append(means)
+        self._n_waiting += means.height
+        if self._n_waiting >= _ROWS_PER_GROUP:
+            self._write(keep_rest=True)
+
+    def close(self) -> None:
+        """Write what waits, and the footer."""
+        self._write(keep_rest=False)
+        if self._writer is not None:
+            with reading(self._final):
+                self._writer.close()
+
+    def _write(self, *, keep_rest: bool) -> None:
+        import pyarrow.parquet as pq
+
+        rows = pl.concat(self._waiting)
+        whole = rows.height - rows.height % _ROWS_PER_GROUP if keep_rest else rows.height
+        table = rows.head(whole).to_arrow()
+        with reading(self._final):
+            if self._writer is None:
+                schema = table.schema.with_metadata(self._metadata)
+                self._writer = pq.ParquetWriter(self._hidden, schema, compression="zstd")
+            self._writer.write_table(
+                table.replace_schema_metadata(self._metadata), row_group_size=_ROWS_PER_GROUP
+            )
+        self._waiting = [rows.tail(rows.height - whole)]
+        self._n_waiting = rows.height - whole
+
+
+class BatchTable:
+    """Makes batch means from partial sums that come in shard by shard."""
+
+    def __init__(
+        self, batching: Batching, *, beta: float, n_rows: int | None, file: BatchFile | None
+    ) -> None:
+        self._batching = batching
+        self._beta = beta
+        self._file = file
+        self._open: pl.DataFrame | None = None  # sums that rows to come may still change
+        self._done: list[pl.DataFrame] = []
+        self._n_done = 0
+        if file is None and batching.size is not None and n_rows is not None:
+            _checked_count(math.ceil(n_rows / batching.size))
+
+    def add(self, sums: pl.DataFrame) -> None:
+        """Add the sums of some rows; shards must come in the order of the rows."""
+        merged = merge([sums] if self._open is None else [self._open, sums], [_KEY])
+        if not self._batching.in_order:
+            _checked_count(merged.height)
+            self._open = merged
+            return
+        merged = merged.sort(_KEY)
+        self._open = merged.tail(1)
+        self._emit(merged.head(-1))
+
+    def finish(self) -> pl.DataFrame | None:
+        """Return the table; None where it went to a file."""
+        if self._open is not None:
+            last = self._open
+            self._emit(last if self._batching.in_order else last.sort(_FIRST))
+        if self._file is not None:
+            self._file.close()
+            return None
+        return pl.concat(self._done)
+
+    def _emit(self, sums: pl.DataFrame) -> None:
+        means = figures(sums, beta=self._beta, keys=[_KEY]).rename({_KEY: BATCH})
+        means = means.select(added.name for added in BATCH_MEANS)
+        self._n_done += means.height
+        if self._file is not None:
+            self._file.append(means)
+        else:
+            _checked_count(self._n_done)
+            self._done.append(means)
+
+
+def _checked_count(n_batches: int) -> None:
+    if n_batches > MAX_BATCHES_HELD:
+        raise UsageError(
+            f"there are more than {MAX_BATCHES_HELD:,} batches: give a file for their means "
+            "(batches=PATH with batch_size), or make larger batches"
+        )

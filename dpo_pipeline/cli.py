@@ -1,0 +1,372 @@
+"""The command line: parse, call one library function, print, return a code.
+
+Results go to stdout, all else to stderr. Polars is imported by the commands, not here, so that
+`--help` does not pay for it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Mapping
+from threading import Event
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from dpo_pipeline import defaults
+from dpo_pipeline.columns import ROLES
+from dpo_pipeline.errors import (
+    ContractError,
+    DataWarning,
+    DpoPipelineError,
+    InvalidPairsError,
+    StorageError,
+    UsageError,
+)
+from dpo_pipeline.stopping import Stopped, run_stoppable
+
+if TYPE_CHECKING:
+    from dpo_pipeline.result import Evaluation
+    from dpo_pipeline.rules import Schema
+    from dpo_pipeline.running import ProgressCallback
+
+T = TypeVar("T")
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+class _Share(click.ParamType[Any]):
+    """A count (`10`) or a share (`0.01`, `1%`)."""
+
+    name = "count|share"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | float:
+        """Return an int for a count and a float for a share."""
+        if isinstance(value, (int, float)):
+            return value
+        try:
+            if value.endswith("%"):
+                return float(value[:-1]) / 100
+            return float(value) if "." in value or "e" in value.lower() else int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a count (10) nor a share (0.01 or 1%)", param, ctx)
+
+
+def _pairs_options(command: Decorated) -> Decorated:
+    for option in reversed(
+        (
+            click.argument("pairs", type=click.Path()),
+            click.option(
+                "--column",
+                "columns",
+                multiple=True,
+                metavar="ROLE=NAME",
+                help=f"The input column of a role ({', '.join(ROLES)}). Repeatable.",
+            ),
+            click.option(
+                "--max-logp",
+                type=float,
+                default=defaults.MAX_LOGP,
+                show_default=True,
+                help="Largest log-probability accepted, in nats; bf16 exports can reach 0.125.",
+            ),
+            click.option(
+                "--contract",
+                metavar="MODULE:NAME",
+                help="A pandera schema or model whose checks are added to the contract's.",
+            ),
+            click.option(
+                "--max-invalid",
+                type=_Share(),
+                help="Fail if more pairs are invalid: a count (10) or a share (0.01, 1%).",
+            ),
+            click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
+            click.option("--quiet", "-q", is_flag=True, help="No progress and no warnings."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def _figures_options(command: Decorated) -> Decorated:
+    for option in reversed(
+        (
+            click.option(
+                "--beta",
+                type=float,
+                default=defaults.BETA,
+                show_default=True,
+                help="KL strength of the DPO loss, at least 0.",
+            ),
+            click.option(
+                "--by", multiple=True, metavar="COLUMN", help="Figures by subset. Repeatable."
+            ),
+            click.option("--batch-size", type=int, help="Means of so many consecutive rows."),
+            click.option("--batch-by", metavar="COLUMN", help="Means by the value of a column."),
+            click.option(
+                "--batches",
+                type=click.Path(),
+                help="Write the batch means to this Parquet file; needed beyond "
+                f"{defaults.MAX_BATCHES_HELD:,} batches.",
+            ),
+            click.option(
+                "--summary", type=click.Path(), help="Keep the JSON document in this file."
+            ),
+            click.option("--overwrite", is_flag=True, help="Replace outputs that exist."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def _on_invalid_option(choices: tuple[str, ...]) -> Callable[[Decorated], Decorated]:
+    return click.option(
+        "--on-invalid",
+        type=click.Choice(choices),
+        default=choices[0],
+        show_default=True,
+        help="What to do with pairs that break the contract.",
+    )
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="dpo_pipeline", prog_name="dpo-pipeline")
+def cli() -> None:
+    r"""Evaluate preference data offline: DPO loss, implicit rewards, reward accuracy.
+
+    PAIRS is a Parquet file, a glob (quoted), or a folder, with one row a preference pair.
+
+    \b
+    Exit codes: 0 done; 1 the data broke its contract; 2 usage; 3 input or output;
+    130 and 143 stopped by SIGINT and SIGTERM.
+    """
+
+
+@cli.command()
+@_pairs_options
+def check(pairs: str, *, as_json: bool, quiet: bool, **options: Any) -> int:
+    r"""Check PAIRS against the contract.
+
+    Exit code 1 if a pair is invalid, or more than --max-invalid are.
+
+    \b
+    Example: dpo-pipeline check pairs.parquet --max-logp 0.125
+    """
+    arguments = _library_arguments(options)
+    limit = arguments.pop("max_invalid")
+    arguments["max_invalid"] = 0 if limit is None else limit
+
+    def call(cancel: Event, progress: ProgressCallback | None) -> Any:
+        from dpo_pipeline.evaluation import check as library_check
+
+        return library_check(pairs, cancel=cancel, progress=progress, **arguments)
+
+    try:
+        report = _run(call, quiet=quiet)
+        broken = False
+    except InvalidPairsError as error:
+        report, broken = error.report, True
+        if limit is not None:
+            click.echo(error.reason, err=True)
+    click.echo(_json(report.to_dict()) if as_json else str(report))
+    return ContractError.exit_code if broken else 0
+
+
+@cli.command()
+@_pairs_options
+@_figures_options
+@_on_invalid_option(defaults.ON_INVALID)
+def evaluate(pairs: str, *, as_json: bool, quiet: bool, **options: Any) -> int:
+    r"""Print the figures of PAIRS: loss, rewards, accuracy, margins, log-probs.
+
+    \b
+    Examples:
+      dpo-pipeline evaluate pairs.parquet --beta 0.1 --by split
+      dpo-pipeline evaluate pairs.parquet --batch-size 64 --batches means.parquet --json
+    """
+    summary = options.pop("summary")
+    arguments = _library_arguments(options)
+
+    def call(cancel: Event, progress: ProgressCallback | None) -> Any:
+        from dpo_pipeline.evaluation import evaluate as library_evaluate
+
+        return library_evaluate(pairs, cancel=cancel, progress=progress, **arguments)
+
+    return _finish(call, summary, as_json=as_json, quiet=quiet, options=options)
+
+
+@cli.command()
+@_pairs_options
+@click.argument("out", type=click.Path())
+@_figures_options
+@_on_invalid_option(defaults.ON_INVALID_JOB)
+@click.option(
+    "--invalid",
+    type=click.Path(),
+    help="Where quarantined pairs go. [default: beside OUT, with .invalid before the ending]",
+)
+@click.option(
+    "--keep", multiple=True, metavar="COLUMN", help="Input columns to carry along. Repeatable."
+)
+@click.option("--replace", is_flag=True, help="Overwrite input columns named like an output's.")
+def score(pairs: str, out: str, *, as_json: bool, quiet: bool, **options: Any) -> int:
+    r"""Score PAIRS into OUT: a file for a file, a folder for a folder or a glob.
+
+    \b
+    Examples:
+      dpo-pipeline score pairs.parquet scored.parquet
+      dpo-pipeline score 'runs/*.parquet' scored/ --on-invalid quarantine --max-invalid 1%
+    """
+    summary = options.pop("summary")
+    arguments = _library_arguments(options)
+    arguments["keep"] = list(options["keep"]) or None
+
+    def call(cancel: Event, progress: ProgressCallback | None) -> Any:
+        from dpo_pipeline.job import score_parquet
+
+        return score_parquet(pairs, out, cancel=cancel, progress=progress, **arguments)
+
+    return _finish(call, summary, as_json=as_json, quiet=quiet, options=options)
+
+
+@cli.command()
+@click.argument("name", required=False)
+@click.option(
+    "--to", "folder", type=click.Path(file_okay=False), help="Write all of them to this folder."
+)
+def contract(name: str | None, folder: str | None) -> int:
+    """Print a published contract.
+
+    NAME is preference_pairs (the default), scored_pairs, invalid_pairs or batch_means, in the
+    Open Data Contract Standard, or summary, a JSON Schema.
+    """
+    from dpo_pipeline.published import published
+
+    texts = published()
+    if folder is not None:
+        os.makedirs(folder, exist_ok=True)
+        for file, text in texts.items():
+            with open(os.path.join(folder, file), "w", encoding="utf-8") as out:
+                out.write(text)
+        return 0
+    by_name = {file.split(".")[0]: text for file, text in texts.items()}
+    wanted = name or next(iter(by_name))
+    if wanted not in by_name:
+        raise UsageError(f"no contract is named {wanted!r}; there are {', '.join(by_name)}")
+    click.echo(by_name[wanted], nl=False)
+    return 0
+
+
+def _library_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    arguments = {key: value for key, value in options.items() if key != "summary"}
+    mapping = {}
+    for text in arguments["columns"]:
+        role, equals, name = text.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--column takes ROLE=NAME, found {text!r}")
+        mapping[role] = name
+    arguments["columns"] = mapping
+    if "by" in arguments:
+        arguments["by"] = list(arguments["by"]) or None
+    if arguments["contract"] is not None:
+        arguments["contract"] = _imported(arguments["contract"])
+    return arguments
+
+
+def _imported(place: str) -> Schema:
+    from importlib import import_module
+
+    module, colon, name = place.partition(":")
+    if not colon:
+        raise UsageError(f"--contract takes MODULE:NAME, found {place!r}")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found: Schema = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"--contract {place}: {error}") from error
+    return found
+
+
+def _run(call: Callable[[Event, ProgressCallback | None], T], *, quiet: bool) -> T:
+    from dpo_pipeline.progress_line import ProgressLine
+
+    with warnings.catch_warnings():
+        # The data's warnings are in the result, to be printed once; numeric ones are not ours.
+        warnings.simplefilter("ignore", DataWarning)
+        with ProgressLine(sys.stderr, enabled=not quiet) as line:
+            return run_stoppable(lambda cancel: call(cancel, line.show if line.enabled else None))
+
+
+def _finish(
+    call: Callable[[Event, ProgressCallback | None], Evaluation],
+    summary: str | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+    options: Mapping[str, Any],
+) -> int:
+    if summary is not None and os.path.lexists(summary) and not options["overwrite"]:
+        raise StorageError(summary, "exists already; pass --overwrite to replace it")
+    result = _run(call, quiet=quiet)
+    if result.invalid.n_invalid:
+        done = "quarantined" if options["on_invalid"] == "quarantine" else "excluded"
+        click.echo(f"{result.invalid}\n{done}: {result.invalid.n_invalid:,} pairs", err=True)
+    if not quiet:
+        for text in result.warnings:
+            click.echo(f"warning: {text}", err=True)
+    document = _json(result.to_dict())
+    if summary is not None:
+        _keep(summary, document, overwrite=options["overwrite"])
+    click.echo(document if as_json else str(result))
+    return 0
+
+
+def _keep(path: str, document: str, *, overwrite: bool) -> None:
+    from dpo_pipeline.publishing import Publication
+    from dpo_pipeline.storage import reading
+
+    with Publication(overwrite=overwrite) as publication:
+        hidden = publication.stage(path)
+        with reading(path), open(hidden, "w", encoding="utf-8") as file:
+            file.write(document + "\n")
+        publication.commit()
+
+
+def _json(document: Mapping[str, Any]) -> str:
+    return json.dumps(_finite(document), indent=2, allow_nan=False, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    try:
+        code = cli.main(args=arguments, prog_name="dpo-pipeline", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except DpoPipelineError as error:
+        click.echo(f"error: {error}", err=True)
+        return 128 + error.signum if isinstance(error, Stopped) else error.exit_code
+    except BrokenPipeError:
+        # The reader of stdout left; what would be flushed at exit has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:  # noqa: BLE001  a fault of ours: the traceback is for its report
+        traceback.print_exc()
+        return StorageError.exit_code
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,148 @@
+"""The contract of preference pairs as a pandera schema. pandera is imported here and in `rules`.
+
+`PreferencePairs` is the model to subclass; its rules per log-prob column are separate, so that
+a report can say which one broke, and disjoint, so that one fault is counted under one name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final, Optional, cast
+
+import pandera.polars as pa
+import polars as pl
+
+from dpo_pipeline.columns import COUNT_ROLES, LOGP_ROLES, LOGPS, Role
+from dpo_pipeline.defaults import LOGP_LIMIT, MAX_LOGP
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueRule:
+    """One rule on the values of a column.
+
+    Attributes:
+        name: What reports call it.
+        requirement: What a value must be, in words; `{bound}` stands for `bound`.
+        keeps: Column to Boolean expression: true where the rule is kept.
+        broken_sql: SQL condition for a broken row, `{column}` standing for the column.
+        bound: The number in the rule, if it has one.
+    """
+
+    name: str
+    requirement: str
+    keeps: Callable[[pl.Expr], pl.Expr]
+    broken_sql: str
+    bound: float | None = None
+
+    @property
+    def text(self) -> str:
+        """The requirement with its number."""
+        return self.requirement.format(bound="" if self.bound is None else f"{self.bound:,.10g}")
+
+
+def logp_rules(max_logp: float = MAX_LOGP) -> tuple[ValueRule, ...]:
+    """Return the rules of a log-prob column. A value breaks at most one of them."""
+    return (
+        ValueRule(
+            name="not_null",
+            requirement="not null",
+            keeps=lambda c: c.is_not_null(),
+            broken_sql="{column} IS NULL",
+        ),
+        ValueRule(
+            name="not_nan",
+            requirement="not NaN",
+            keeps=lambda c: c.is_not_nan(),
+            broken_sql="isnan({column})",
+        ),
+        ValueRule(
+            name="finite",
+            requirement="finite",
+            keeps=lambda c: c.is_infinite().not_(),
+            broken_sql="isinf({column})",
+        ),
+        ValueRule(
+            name="at_least",
+            requirement="at least {bound}",
+            # NaN is above every number for Polars, so it passes here as it should.
+            keeps=lambda c: (c >= -LOGP_LIMIT) | c.is_infinite(),
+            broken_sql=f"{{column}} < {-LOGP_LIMIT:.0f} AND NOT isinf({{column}})",
+            bound=-LOGP_LIMIT,
+        ),
+        ValueRule(
+            name="at_most",
+            requirement="at most {bound}",
+            keeps=lambda c: (c <= max_logp) | c.is_infinite() | c.is_nan(),
+            broken_sql=f"{{column}} > {max_logp!r} AND NOT isinf({{column}}) "
+            "AND NOT isnan({column})",
+            bound=max_logp,
+        ),
+    )
+
+
+def sound_logp(column: pl.Expr, max_logp: float) -> pl.Expr:
+    """Return true where a log-prob keeps all of `logp_rules`, by one comparison instead of five.
+
+    Never null. On clean data it costs a fourth of the rules taken one by one; a test holds
+    the two to the same rows.
+    """
+    return column.is_between(-LOGP_LIMIT, max_logp).fill_null(value=False)
+
+
+OUR_TITLE: Final = "preference pairs"
+"""Marks our own checks in a schema that inherits them."""
+
+COUNT_RULES: Final = (
+    ValueRule(
+        name="at_least",
+        requirement="at least {bound}",
+        keeps=lambda c: c >= 1,
+        broken_sql="{column} < 1",
+        bound=1,
+    ),
+)
+"""Rules of a token count. A null count is unknown, not wrong."""
+
+
+def rules_of(role: Role, max_logp: float = MAX_LOGP) -> tuple[ValueRule, ...]:
+    """Return the value rules of a role's column."""
+    return {"logp": logp_rules(max_logp), "count": COUNT_RULES, "key": ()}[role.kind]
+
+
+@cache
+def pairs_model(max_logp: float = MAX_LOGP) -> type[pa.DataFrameModel]:
+    """Return the pandera model of preference pairs whose log-probs are at most `max_logp`."""
+    annotations: dict[str, Any] = {}
+    body: dict[str, Any] = {
+        "__module__": __name__,
+        "__doc__": "Preference pairs: subclass it to add columns and row-by-row checks.",
+        "__annotations__": annotations,
+    }
+    for role in (*LOGP_ROLES, *COUNT_ROLES):
+        dtype = pl.Float64 if role.kind == "logp" else pl.Int64
+        annotations[role.name] = dtype if role.required else Optional[dtype]  # noqa: UP045  not a type at run time
+        # pandera's own nullable=False calls NaN null; our rules tell the two apart.
+        body[role.name] = pa.Field(
+            nullable=True,
+            description=role.description,
+            metadata={"unit": role.unit, "aliases": list(role.aliases)},
+        )
+    for rule in logp_rules(max_logp):
+        body[f"logp_{rule.name}"] = _as_check(rule, LOGPS)
+    for rule in COUNT_RULES:
+        body[f"count_{rule.name}"] = _as_check(rule, tuple(role.name for role in COUNT_ROLES))
+    return cast("type[pa.DataFrameModel]", type("PreferencePairs", (pa.DataFrameModel,), body))
+
+
+def _as_check(rule: ValueRule, columns: tuple[str, ...]) -> Any:
+    def check(_cls: type, data: pa.PolarsData) -> pl.LazyFrame:
+        return data.lazyframe.select(rule.keeps(pl.col(data.key)))
+
+    check.__name__ = rule.name  # pandera names a check after its function
+    ignore_na = rule.name != "not_null"
+    return pa.check(*columns, error=rule.text, title=OUR_TITLE, ignore_na=ignore_na)(check)
+
+
+PreferencePairs = pairs_model()

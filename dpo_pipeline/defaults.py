@@ -1,0 +1,34 @@
+"""Every default and every limit, once. Imports nothing, so that `--help` can read it cheaply."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+BETA: Final = 0.1
+"""KL strength of the DPO loss, dimensionless. The default of TRL, torchtune and the DPO authors."""
+
+MAX_LOGP: Final = 0.0
+"""Largest log-probability accepted, in nats. bf16 exports can reach +0.125."""
+
+LOGP_LIMIT: Final = 2.0**22
+"""Largest magnitude of a log-probability or a margin that is summed, in nats (4,194,304)."""
+
+MAX_BATCHES_HELD: Final = 1_000_000
+"""Batches that a result holds in memory; beyond it they go to a file."""
+
+MAX_SUBSETS: Final = 10_000
+"""Groups of `by` that a result holds."""
+
+SHARD_ROWS: Final = 4_000_000
+"""Rows that one query evaluates: bounds memory, and is the step of progress and of a stop."""
+
+OFFENDERS_SHOWN: Final = 5
+"""Offending rows that a report lists for each rule."""
+
+AVERAGED_LOGP_FLOOR: Final = -10.0
+"""If no log-prob of a dataset is below this, in nats, they look averaged over tokens."""
+
+OnInvalid = Literal["raise", "exclude"]
+OnInvalidJob = Literal["raise", "exclude", "quarantine"]
+ON_INVALID: Final[tuple[str, ...]] = get_args(OnInvalid)
+ON_INVALID_JOB: Final[tuple[str, ...]] = get_args(OnInvalidJob)

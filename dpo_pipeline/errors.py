@@ -1,0 +1,118 @@
+"""The exceptions and the warning that cross the public edge, each with its facts as attributes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from dpo_pipeline.report import InvalidReport
+
+
+class DpoPipelineError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+    """What the command line returns for it."""
+
+
+class UsageError(DpoPipelineError, ValueError):
+    """Raised when an argument is not one that the call can use."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class ArgumentError(UsageError):
+    """Raised when a value handed to `dpo_loss` cannot be computed with.
+
+    Attributes:
+        argument: Name of the argument.
+        position: Index from 0 of the value in it, or of the result that beta made
+            non-finite; None where the whole argument is meant.
+        value: What was found there.
+    """
+
+    def __init__(self, argument: str, problem: str, *, position: int | None, value: object) -> None:
+        self.argument = argument
+        self.position = position
+        self.value = value
+        at = "" if position is None or argument == "beta" else f"[{position}]"
+        super().__init__(f"{argument}{at} {problem}")
+
+
+class ContractError(DpoPipelineError):
+    """Raised when columns, types or rows break the contract, or no valid row is left."""
+
+
+class ColumnError(ContractError):
+    """Raised when columns are missing, ambiguous, of a wrong type, or in the way of an output.
+
+    Attributes:
+        problems: One sentence for each.
+    """
+
+    def __init__(self, source: str, problems: tuple[str, ...]) -> None:
+        self.source = source
+        self.problems = problems
+        super().__init__("\n  ".join([f"{source} does not fit the contract:", *problems]))
+
+
+class InvalidPairsError(ContractError):
+    """Raised when rows break rules and were not to be excluded, or too many did, or none is left.
+
+    Attributes:
+        report: How many rows broke which rule, and the first of them.
+        reason: Why that is an error, where the report alone does not say it.
+    """
+
+    ADVICE: ClassVar[str] = (
+        "Mend these rows, or leave them out: on_invalid 'exclude' drops them, 'quarantine' (when "
+        "scoring) keeps them apart. Log-probs a little above 0 from a bf16 export: raise max_logp."
+    )
+
+    def __init__(self, report: InvalidReport, *, reason: str = "") -> None:
+        self.report = report
+        self.reason = reason
+        super().__init__("\n".join(filter(None, (reason, str(report), self.ADVICE))))
+
+
+class RefusedCheckError(ContractError):
+    """Raised when a check of a pandera schema cannot run row by row inside the plan.
+
+    Attributes:
+        check: The check's name.
+        column: The column it belongs to, or None for a check of the whole frame.
+    """
+
+    def __init__(self, check: str, column: str | None, why: str) -> None:
+        self.check = check
+        self.column = column
+        place = f"column {column!r}" if column else "the frame"
+        super().__init__(
+            f"check {check!r} on {place} cannot run row by row: {why}. "
+            "Rewrite it as one Boolean Polars expression of the row, or run it with pandera itself."
+        )
+
+
+class StorageError(DpoPipelineError):
+    """Raised when a file cannot be read or written.
+
+    Attributes:
+        path: The file or folder.
+    """
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path = path
+        super().__init__(f"{path}: {problem}")
+
+
+class Cancelled(DpoPipelineError):  # noqa: N818  it is an outcome that the caller asked for
+    """Raised when the cancel event was set: nothing was published."""
+
+    exit_code: ClassVar[int] = 130
+    """Of a stop by SIGINT; the command line knows the signal and returns 128 + its number."""
+
+
+class DataWarning(UserWarning):
+    """Issued for data that is legal and surely wrong, such as a policy equal to its reference."""

@@ -1,0 +1,154 @@
+"""`evaluate`: preference pairs in, figures out, reading the data once."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from threading import Event
+from typing import cast
+
+from dpo_pipeline.arguments import checked_beta, checked_choice, checked_limit
+from dpo_pipeline.batches import BatchFile, Batching
+from dpo_pipeline.binding import bind
+from dpo_pipeline.defaults import BETA, MAX_LOGP, ON_INVALID, OnInvalid
+from dpo_pipeline.errors import DataWarning
+from dpo_pipeline.intake import FrameLike, as_lazy
+from dpo_pipeline.measuring import judge, measure
+from dpo_pipeline.metadata import run_facts
+from dpo_pipeline.publishing import Publication
+from dpo_pipeline.report import InvalidReport
+from dpo_pipeline.result import Evaluation
+from dpo_pipeline.rules import Schema
+from dpo_pipeline.running import ProgressCallback, Watch
+from dpo_pipeline.storage import Dataset, SourcePath, open_dataset, reading
+
+
+def evaluate(
+    pairs: FrameLike | SourcePath,
+    beta: float = BETA,
+    *,
+    batch_size: int | None = None,
+    batch_by: str | None = None,
+    batches: str | os.PathLike[str] | None = None,
+    by: str | Sequence[str] | None = None,
+    on_invalid: OnInvalid = "raise",
+    max_invalid: float | None = None,
+    columns: Mapping[str, str] | None = None,
+    contract: Schema | None = None,
+    max_logp: float = MAX_LOGP,
+    overwrite: bool = False,
+    progress: ProgressCallback | None = None,
+    cancel: Event | None = None,
+) -> Evaluation:
+    """Return the mean DPO loss, reward accuracy and the other figures of preference pairs.
+
+    The data is read once, in shards of bounded size. Rows that break the contract are read
+    once more, to be listed, and only if there are some. Every figure comes from exact sums
+    (`Summary` states the error), weighs each valid pair alike, and does not depend on
+    batches, threads or files.
+
+    Args:
+        pairs: A dataframe of any kind, or Parquet: a path, a list, a glob or a folder.
+        beta: KL strength, at least 0 (arXiv 2305.18290, Eq. 7).
+        batch_size: Also give means of consecutive batches of so many input rows; the last
+            one may be short.
+        batch_by: Also give means by the value of this column, in order of first appearance.
+        batches: Write the batch means to this Parquet file instead of holding them; needed
+            beyond a million batches.
+        by: Also give the figures of each subset by these columns; null is a subset.
+        on_invalid: "raise" for an error that reports every broken rule, "exclude" to leave
+            invalid pairs out of the means.
+        max_invalid: Raise if more pairs than this are invalid: a count (int), or a share of
+            all pairs (float up to 1).
+        columns: Role to column, where names and aliases do not say it.
+        contract: A pandera schema or model whose checks are added to the contract's.
+        max_logp: Largest log-probability accepted, in nats; bf16 exports can reach 0.125.
+        overwrite: Replace `batches` if it exists.
+        progress: Called with a `Progress` now and then, maybe from another thread.
+        cancel: Set it to stop the run.
+
+    Raises:
+        UsageError: An argument is not one that can be used, or asks for too many groups.
+        ContractError: Columns, types or rows break the contract, or no pair is valid.
+        StorageError: A file cannot be read or written.
+        Cancelled: `cancel` was set.
+    """
+    checked_choice(on_invalid, ON_INVALID, max_invalid)
+    beta = checked_beta(beta)
+    dataset = as_dataset(pairs)
+    batching = Batching.of(batch_size=batch_size, batch_by=batch_by, to_file=batches is not None)
+    with reading(dataset.name):
+        binding = bind(
+            dataset.frame,
+            source=dataset.name,
+            max_logp=max_logp,
+            columns=columns,
+            contract=contract,
+        )
+    watch = Watch(callback=progress, cancel=cancel)
+    with Publication(overwrite=overwrite, inputs=[f.path for f in dataset.files]) as publication:
+        batch_file = None
+        if batching is not None and batches is not None:
+            facts = run_facts(binding, beta=beta)
+            batch_file = BatchFile(publication.stage(batches), str(batches), facts)
+        measured = measure(
+            dataset, binding, beta=beta, by=by, batching=batching, file=batch_file, watch=watch
+        )
+        judge(measured, on_invalid=on_invalid, max_invalid=max_invalid, watch=watch)
+        report = measured.report(watch)
+        publication.commit()
+    warn_of(report)
+    return measured.result(report)
+
+
+def check(
+    pairs: FrameLike | SourcePath,
+    *,
+    max_invalid: float | None = None,
+    columns: Mapping[str, str] | None = None,
+    contract: Schema | None = None,
+    max_logp: float = MAX_LOGP,
+    progress: ProgressCallback | None = None,
+    cancel: Event | None = None,
+) -> InvalidReport:
+    """Check pairs against the contract, computing nothing else; arguments as in `evaluate`.
+
+    Returns:
+        The report. Invalid pairs are in it, and are no error unless there are more than
+        `max_invalid`.
+
+    Raises:
+        ContractError: Columns or types break the contract, or no pair is valid.
+        UsageError, StorageError, Cancelled: As `evaluate`.
+    """
+    checked_limit(max_invalid)
+    dataset = as_dataset(pairs)
+    with reading(dataset.name):
+        binding = bind(
+            dataset.frame,
+            source=dataset.name,
+            max_logp=max_logp,
+            columns=columns,
+            contract=contract,
+        )
+    watch = Watch(callback=progress, cancel=cancel)
+    measured = measure(dataset, binding, beta=None, by=None, batching=None, file=None, watch=watch)
+    judge(measured, on_invalid="exclude", max_invalid=max_invalid, watch=watch)
+    report = measured.report(watch)
+    warn_of(report)
+    return report
+
+
+def warn_of(report: InvalidReport) -> None:
+    """Issue a report's warnings, at the line that called the library."""
+    for text in report.warnings:
+        warnings.warn(f"{report.source}: {text}", DataWarning, stacklevel=3)
+
+
+def as_dataset(pairs: FrameLike | SourcePath) -> Dataset:
+    """Return files or a dataframe as a dataset."""
+    is_list = isinstance(pairs, Sequence) and all(isinstance(p, (str, os.PathLike)) for p in pairs)
+    if isinstance(pairs, (str, os.PathLike)) or is_list:
+        return open_dataset(cast("SourcePath", pairs))
+    return Dataset(name="pairs", frame=as_lazy(pairs))

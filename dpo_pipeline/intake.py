@@ -1,0 +1,118 @@
+"""From what a user hands in to pairs under canonical names and types, with their rules bound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import polars as pl
+
+from dpo_pipeline.columns import COUNT_ROLES, LOGPS, resolve
+from dpo_pipeline.errors import ColumnError, UsageError
+
+_COUNTS = {role.name for role in COUNT_ROLES}
+
+
+@runtime_checkable
+class ArrowStream(Protocol):
+    """Anything that exports an Arrow stream through the PyCapsule interface."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
+
+
+FrameLike: TypeAlias = pl.LazyFrame | pl.DataFrame | ArrowStream | Any
+"""A Polars frame, a pyarrow Table, a pandas DataFrame, a Hugging Face Dataset, ..."""
+
+
+def as_lazy(pairs: FrameLike) -> pl.LazyFrame:
+    """Return any dataframe as a LazyFrame; a one-shot stream is read into memory once.
+
+    Raises:
+        UsageError: It is not a dataframe.
+    """
+    if isinstance(pairs, pl.LazyFrame):
+        return pairs
+    if isinstance(pairs, pl.DataFrame):
+        return pairs.lazy()
+    if hasattr(pairs, "__arrow_c_stream__"):
+        return pl.DataFrame(pairs).lazy()
+    if hasattr(pairs, "to_polars"):  # datasets.Dataset has no Arrow stream of its own
+        return as_lazy(pairs.to_polars())
+    if isinstance(pairs, Mapping):
+        return pl.LazyFrame(pairs)
+    raise UsageError(
+        f"pairs must be a dataframe (Polars, pyarrow, pandas, datasets.Dataset, or anything with "
+        f"__arrow_c_stream__), found {type(pairs).__name__}"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canonical:
+    """How a dataset gets its canonical names and types.
+
+    Attributes:
+        selection: What to select; columns without a role stay as they are.
+        mapping: Canonical name to the input column it comes from.
+    """
+
+    selection: tuple[pl.Expr, ...]
+    mapping: Mapping[str, str]
+
+
+def canonical(
+    frame: pl.LazyFrame,
+    *,
+    source: str,
+    columns: Mapping[str, str] | None = None,
+    adds: Iterable[str] = (),
+    replace: bool = False,
+) -> Canonical:
+    """Say how role columns are renamed and cast to Float64 or Int64, reading no data.
+
+    Args:
+        frame: Pairs as they came.
+        source: What an error calls them.
+        columns: Role to column, overriding names and aliases.
+        adds: Columns that the caller will add.
+        replace: Drop input columns that are in the way of those, instead of raising.
+
+    Raises:
+        ColumnError: A role is missing or ambiguous, or an input column is in the way.
+    """
+    schema = frame.collect_schema()
+    found = resolve(schema.names(), columns)
+    problems = list(found.problems)
+    role_of = {column: role for role, column in found.mapping.items()}
+    in_the_way = [
+        name
+        for name in schema.names()
+        if name not in role_of and (name in set(adds) or name in found.mapping)
+    ]
+    if in_the_way and not replace:
+        problems += [
+            f"{name}: the input has this column already, and the output would overwrite it; "
+            f"rename it, or allow it with replace"
+            for name in in_the_way
+        ]
+    if problems:
+        raise ColumnError(source, tuple(problems))
+    kept = [name for name in schema.names() if name not in in_the_way]
+    return Canonical(
+        selection=tuple(
+            _typed(pl.col(name), schema[name], role_of[name]).alias(role_of[name])
+            if name in role_of
+            else pl.col(name)
+            for name in kept
+        ),
+        mapping=dict(found.mapping),
+    )
+
+
+def _typed(column: pl.Expr, dtype: pl.DataType, role: str) -> pl.Expr:
+    # What is left as it is, pandera refuses with the type that it found.
+    if role in LOGPS and (dtype.is_float() or dtype.is_integer() or dtype == pl.Null):
+        return column.cast(pl.Float64)
+    if role in _COUNTS and (dtype.is_integer() or dtype == pl.Null):
+        return column.cast(pl.Int64)
+    return column

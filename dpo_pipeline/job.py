@@ -1,0 +1,217 @@
+"""`score_parquet`: Parquet in, Parquet out, with the summary as its result.
+
+One reading checks and sums, a second one writes; invalid pairs are written by a third, only if
+there are some. All outputs appear together at the end, the scored pairs last.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+import polars as pl
+
+from dpo_pipeline.arguments import checked_beta, checked_choice
+from dpo_pipeline.batches import BatchFile, Batching
+from dpo_pipeline.binding import Binding, bind
+from dpo_pipeline.columns import BROKEN_RULES, INVALID, SCORED, SOURCE_ROW, did_you_mean
+from dpo_pipeline.defaults import BETA, MAX_LOGP, ON_INVALID_JOB, OnInvalidJob
+from dpo_pipeline.errors import StorageError, UsageError
+from dpo_pipeline.evaluation import warn_of
+from dpo_pipeline.measuring import Measured, judge, measure
+from dpo_pipeline.metadata import run_facts
+from dpo_pipeline.publishing import Publication
+from dpo_pipeline.report import invalid_pairs, numbered
+from dpo_pipeline.result import Evaluation
+from dpo_pipeline.rules import Schema
+from dpo_pipeline.running import ProgressCallback, Watch
+from dpo_pipeline.scoring import with_scores
+from dpo_pipeline.storage import Dataset, PairFile, SourcePath, open_dataset, reading
+
+
+def score_parquet(
+    source: SourcePath,
+    sink: str | os.PathLike[str],
+    *,
+    beta: float = BETA,
+    on_invalid: OnInvalidJob = "raise",
+    max_invalid: float | None = None,
+    invalid: str | os.PathLike[str] | None = None,
+    batch_size: int | None = None,
+    batch_by: str | None = None,
+    batches: str | os.PathLike[str] | None = None,
+    by: str | Sequence[str] | None = None,
+    keep: Sequence[str] | None = None,
+    columns: Mapping[str, str] | None = None,
+    contract: Schema | None = None,
+    max_logp: float = MAX_LOGP,
+    replace: bool = False,
+    overwrite: bool = False,
+    progress: ProgressCallback | None = None,
+    cancel: Event | None = None,
+) -> Evaluation:
+    """Score a Parquet dataset into another one, and return its figures.
+
+    A file gives a file. A folder, a glob or a list gives a folder, file by file under the same
+    relative paths, with a `_SUCCESS` marker once all are there. An error leaves no output.
+
+    Args:
+        source: Pairs: a path, a list of paths, a glob, or a folder (also hive-partitioned).
+        sink: The scored file or folder.
+        beta: KL strength, at least 0 (arXiv 2305.18290, Eq. 7).
+        on_invalid: "raise" (nothing is written), "exclude" (invalid pairs are left out), or
+            "quarantine" (they go to `invalid`, each with the rules it breaks).
+        max_invalid: Raise if more pairs than this are invalid: a count (int), or a share of
+            all pairs (float up to 1).
+        invalid: File or folder for quarantined pairs; beside `sink`, with `.invalid` before the
+            ending, if not given.
+        batch_size: Also give means of consecutive batches of so many input rows.
+        batch_by: Also give means by the value of this column.
+        batches: Parquet file for the batch means, instead of holding them in the result.
+        by: Also give the figures of each subset by these columns.
+        keep: Input columns to carry along, by canonical name; all if not given.
+        columns: Role to column, where names and aliases do not say it.
+        contract: A pandera schema or model whose checks are added to the contract's.
+        max_logp: Largest log-probability accepted, in nats.
+        replace: Overwrite input columns that have the name of an added one.
+        overwrite: Replace outputs that exist.
+        progress: Called with a `Progress` now and then, maybe from another thread.
+        cancel: Set it to stop the run.
+
+    Raises:
+        UsageError: An argument is not one that can be used.
+        ContractError: Columns, types or rows break the contract, or no pair is valid.
+        StorageError: A file cannot be read or written, or an output exists already.
+        Cancelled: `cancel` was set.
+    """
+    checked_choice(on_invalid, ON_INVALID_JOB, max_invalid)
+    quarantine = on_invalid == "quarantine"
+    if invalid is not None and not quarantine:
+        raise UsageError("invalid is the place of quarantined pairs: use on_invalid='quarantine'")
+    beta = checked_beta(beta)
+    batching = Batching.of(batch_size=batch_size, batch_by=batch_by, to_file=batches is not None)
+    dataset = open_dataset(source)
+    with reading(dataset.name):
+        binding = bind(
+            dataset.frame,
+            source=dataset.name,
+            max_logp=max_logp,
+            columns=columns,
+            contract=contract,
+            adds=[added.name for added in (*SCORED, *(INVALID if quarantine else ()))],
+            replace=replace,
+        )
+    carried = _carried(keep, binding, dataset)
+    watch = Watch(callback=progress, cancel=cancel)
+    with Publication(overwrite=overwrite, inputs=[f.path for f in dataset.files]) as publication:
+        invalid_parts: Sequence[str] = ()
+        if quarantine:
+            invalid_parts = _stage(publication, invalid or _beside(sink), dataset)
+        batch_file = None
+        if batches is not None:
+            facts = run_facts(binding, beta=beta)
+            batch_file = BatchFile(publication.stage(batches), str(batches), facts)
+        scored_parts = _stage(publication, sink, dataset)
+        measured = measure(
+            dataset, binding, beta=beta, by=by, batching=batching, file=batch_file, watch=watch
+        )
+        judge(measured, on_invalid=on_invalid, max_invalid=max_invalid, watch=watch)
+        writer = _Writer(measured=measured, beta=beta, carried=carried, watch=watch)
+        n_scored = sum(map(writer.scored, dataset.files, scored_parts))
+        if n_scored != measured.n_pairs - measured.n_invalid:
+            raise StorageError(dataset.name, "it changed while it was read")
+        if (
+            quarantine
+            and sum(map(writer.invalid, dataset.files, invalid_parts)) != measured.n_invalid
+        ):
+            raise StorageError(dataset.name, "it changed while it was read")
+        if quarantine:
+            report = measured.report_of_quarantine(invalid_parts, watch)
+        else:
+            report = measured.report(watch)
+        publication.commit()
+    warn_of(report)
+    return measured.result(report)
+
+
+def _beside(sink: str | os.PathLike[str]) -> Path:
+    path = Path(sink)
+    return path.with_name(f"{path.stem}.invalid{path.suffix}")
+
+
+def _stage(
+    publication: Publication, target: str | os.PathLike[str], dataset: Dataset
+) -> Sequence[str]:
+    if dataset.is_folder:
+        return publication.stage_folder(target, [file.relative for file in dataset.files])
+    return [publication.stage(target)]
+
+
+def _in_files(binding: Binding, dataset: Dataset) -> list[str]:
+    # A hive column lives in the folder names, of the output as of the input.
+    return [name for name in binding.columns if dataset.hive is None or name not in dataset.hive]
+
+
+def _carried(keep: Sequence[str] | None, binding: Binding, dataset: Dataset) -> list[str]:
+    names = _in_files(binding, dataset)
+    if keep is None:
+        return names
+    for name in keep:
+        if name not in binding.columns:
+            raise UsageError(
+                f"keep: {name!r} is not a column{did_you_mean(name, names)}; "
+                f"the columns are {', '.join(names)}"
+            )
+    return [name for name in names if name in set(keep)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Writer:
+    """Writes the outputs of one input file; each is one linear plan with one sink."""
+
+    measured: Measured
+    beta: float
+    carried: Sequence[str]
+    watch: Watch
+
+    def scored(self, file: PairFile, hidden: str) -> int:
+        """Write the valid pairs with their scores; return how many."""
+        plan = self._pairs(file)
+        if self._has_invalid(file):
+            plan = plan.filter(self.measured.rules.valid)
+        output = plan.select(*self.carried, *(added.name for added in SCORED))
+        n_valid = self.measured.n_pairs - self.measured.n_invalid
+        return self._sink(self.watch.on_rows(output, "writing", n_valid), file, hidden)
+
+    def invalid(self, file: PairFile, hidden: str) -> int:
+        """Write the invalid pairs with their rows and broken rules; return how many."""
+        plan = invalid_pairs(numbered(self._pairs(file)), self.measured.rules)
+        kept = _in_files(self.measured.binding, self.measured.dataset)
+        output = plan.select(*kept, SOURCE_ROW, BROKEN_RULES)
+        return self._sink(output if self._has_invalid(file) else output.limit(0), file, hidden)
+
+    def _pairs(self, file: PairFile) -> pl.LazyFrame:
+        frame = self.measured.binding.prepare(self.measured.dataset.scan([file]))
+        return with_scores(frame, beta=self.beta)
+
+    def _has_invalid(self, file: PairFile) -> bool:
+        start = 0
+        for each in self.measured.dataset.files:
+            if each is file:
+                break
+            start += each.rows
+        return any(
+            shard.first_row < start + file.rows and start < shard.first_row + (shard.rows or 0)
+            for shard in self.measured.suspects
+        )
+
+    def _sink(self, output: pl.LazyFrame, file: PairFile, hidden: str) -> int:
+        import pyarrow.parquet as pq
+
+        facts = run_facts(self.measured.binding, beta=self.beta)
+        with reading(file.path):
+            output.sink_parquet(hidden, metadata=facts, engine="streaming")
+            return int(pq.read_metadata(hidden).num_rows)

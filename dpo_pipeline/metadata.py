@@ -1,0 +1,24 @@
+"""The facts of a run that every output carries: no path, host or time, so that bytes repeat."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+
+from dpo_pipeline.binding import Binding
+from dpo_pipeline.publishing import METADATA_KEY
+
+
+def run_facts(binding: Binding, *, beta: float) -> dict[str, str]:
+    """Return the Parquet metadata of an output: version, loss, beta, contract, column mapping."""
+    facts = {
+        "version": version("dpo_pipeline"),
+        "loss": "sigmoid",
+        "beta": beta,
+        "contract": {
+            "max_logp": binding.max_logp,
+            "rules": {rule.name: rule.requirement for rule in binding.rules.rules},
+        },
+        "columns": dict(binding.mapping),
+    }
+    return {METADATA_KEY: json.dumps(facts, sort_keys=True)}

@@ -1,0 +1,76 @@
+"""Progress on stderr: one line that is rewritten on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from threading import Lock
+from types import TracebackType
+from typing import Final, Self, TextIO
+
+from dpo_pipeline.running import Progress
+
+_QUIET_SECONDS: Final = 2.0
+"""A run that ends sooner shows nothing."""
+
+_EVERY_TERMINAL: Final = 0.2  # seconds
+_EVERY_FILE: Final = 10.0  # seconds
+
+
+class ProgressLine:
+    """Shows rows, rate and an estimated time to go; costs nothing between two updates."""
+
+    def __init__(self, stream: TextIO, *, enabled: bool) -> None:
+        self.enabled = enabled
+        self._stream = stream
+        self._terminal = stream.isatty()
+        self._lock = Lock()
+        self._phase: str | None = None
+        self._began = self._shown = time.monotonic()
+        self._phase_began = self._began
+        self._width = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def show(self, progress: Progress) -> None:
+        """Show it, unless something was shown a moment ago."""
+        now = time.monotonic()
+        with self._lock:
+            if progress.phase != self._phase:
+                self._phase, self._phase_began = progress.phase, now
+            every = _EVERY_TERMINAL if self._terminal else _EVERY_FILE
+            if now - self._began < _QUIET_SECONDS or now - self._shown < every:
+                return
+            self._shown = now
+            self._write(_text(progress, now - self._phase_began))
+
+    def _write(self, text: str) -> None:
+        if self._terminal:
+            self._stream.write("\r" + text.ljust(self._width))
+            self._width = len(text)
+        else:
+            self._stream.write(text + "\n")
+        self._stream.flush()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._terminal and self._width:
+            self._stream.write("\r" + " " * self._width + "\r")
+            self._stream.flush()
+
+
+def _text(progress: Progress, seconds: float) -> str:
+    rate = progress.rows / seconds if seconds > 0 else 0.0
+    parts = [f"{progress.phase}: {progress.rows:,}"]
+    if progress.total:
+        parts[0] += f" of {progress.total:,} pairs"
+        if progress.rows >= progress.total:
+            parts.append("computed; writing ..." if progress.phase == "writing" else "done")
+        elif rate and seconds > _QUIET_SECONDS:
+            parts.append(f"about {(progress.total - progress.rows) / rate:.0f} s to go (estimate)")
+    parts.insert(1, f"{rate:,.0f}/s")
+    return ", ".join(parts)

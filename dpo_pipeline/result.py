@@ -1,0 +1,91 @@
+"""What `evaluate` and `score_parquet` return, and its projections: dictionary, metrics, text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Final
+
+import polars as pl
+
+from dpo_pipeline.columns import LOSS, N_INVALID, N_PAIRS, REWARD_ACCURACY, REWARD_MARGIN
+from dpo_pipeline.report import InvalidReport
+from dpo_pipeline.summary import FIGURES, Summary
+from dpo_pipeline.tables import aligned
+
+DOCUMENT_VERSION: Final = 1
+"""Changes when a field of the document is removed or changes its meaning."""
+
+
+_SHOWN: Final = (N_PAIRS, N_INVALID, LOSS, REWARD_ACCURACY, REWARD_MARGIN)
+"""The figures of a subset that the text shows; the document has them all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """The figures of a dataset.
+
+    Attributes:
+        source: What was evaluated.
+        beta: KL strength.
+        max_logp: Largest log-probability accepted, in nats.
+        columns: Canonical column name to the input column it came from.
+        summary: The figures over all pairs.
+        invalid: Which rules were broken, how often, and where first.
+        subsets: One row a subset, in the order of its key: the columns of `by`, then the
+            fields of `Summary`. None without `by`.
+        batches: One row a batch, in order. None without batches, or where they went to a file.
+    """
+
+    source: str
+    beta: float
+    max_logp: float
+    columns: Mapping[str, str]
+    summary: Summary
+    invalid: InvalidReport
+    subsets: pl.DataFrame | None
+    batches: pl.DataFrame | None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences about what is legal and surely wrong."""
+        return self.invalid.warnings
+
+    def to_metrics(self, prefix: str = "") -> dict[str, float | None]:
+        """Return the overall figures under TRL's names; TRL's own `prefix` is `eval_`."""
+        return self.summary.to_metrics(prefix)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary document that `schemas/summary.schema.json` describes."""
+        return {
+            "document_version": DOCUMENT_VERSION,
+            "dpo_pipeline": version("dpo_pipeline"),
+            "source": self.source,
+            "loss": "sigmoid",
+            "beta": self.beta,
+            "max_logp": self.max_logp,
+            "columns": dict(self.columns),
+            "summary": self.summary.to_dict(),
+            "metrics": self.to_metrics(),
+            "invalid": self.invalid.to_dict()["invalid"],
+            "subsets": None if self.subsets is None else self.subsets.to_dicts(),
+            "batches": None if self.batches is None else self.batches.to_dicts(),
+            "warnings": list(self.warnings),
+        }
+
+    def __str__(self) -> str:
+        """Return the figures as aligned text."""
+        s = self.summary
+        figures = [*self.to_metrics().items(), ("ties", s.n_ties)]
+        lines = [
+            f"{self.source}: {s.n_pairs:,} pairs, {s.n_invalid:,} invalid, beta {self.beta:g}",
+            *aligned(("", ""), figures),
+        ]
+        if self.subsets is not None:
+            by = [name for name in self.subsets.columns if name not in FIGURES]
+            shown = self.subsets.select(*by, *_SHOWN)
+            lines += ["", *aligned(shown.columns, shown.rows())]
+        if self.batches is not None:
+            lines += ["", *aligned(self.batches.columns, self.batches.rows())]
+        return "\n".join(lines)

@@ -1,0 +1,281 @@
+"""pandera checks become named Boolean expressions of one row, to run inside the computing plan.
+
+A check that needs more than its row is refused by name, never skipped. The rows that break
+the rules are those that pandera's own validation reports.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final, NoReturn, cast
+
+import pandera.polars as pa
+import polars as pl
+from pandera.config import ValidationDepth, config_context
+from pandera.errors import SchemaError, SchemaErrors
+
+from dpo_pipeline.columns import LOGPS, REWARD_MARGIN, ROLES
+from dpo_pipeline.contract import OUR_TITLE, pairs_model, rules_of, sound_logp
+from dpo_pipeline.defaults import LOGP_LIMIT
+from dpo_pipeline.errors import ColumnError, RefusedCheckError
+
+Schema = pa.DataFrameSchema | type[pa.DataFrameModel]
+
+_WHOLE_FRAME: Final = "*"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One rule, bound to a column.
+
+    Attributes:
+        column: The column, or None for a check of the whole row.
+        check: The rule's name.
+        requirement: What a value must be, in words.
+        keeps: True where the rule is kept; never null.
+    """
+
+    column: str | None
+    check: str
+    requirement: str
+    keeps: pl.Expr
+
+    @property
+    def name(self) -> str:
+        """The name in reports and in the quarantine file."""
+        return f"{self.column or _WHOLE_FRAME}.{self.check}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleSet:
+    """All rules of a run.
+
+    Attributes:
+        rules: Each rule with its name, in the order of reports.
+        valid: True where every rule is kept; never null. The same rows as the rules
+            together, at a fraction of their cost.
+    """
+
+    rules: tuple[Rule, ...]
+    valid: pl.Expr
+
+    def with_margin_in_range(self) -> RuleSet:
+        """Return these rules and one on the margin of a scored pair, so that sums are exact.
+
+        A row whose log-probs are unsound already keeps it: its fault has a name.
+        """
+        in_range = pl.col(REWARD_MARGIN).is_between(-LOGP_LIMIT, LOGP_LIMIT).fill_null(value=False)
+        rule = Rule(
+            column=REWARD_MARGIN,
+            check="in_range",
+            requirement=f"between {-LOGP_LIMIT:,.0f} and {LOGP_LIMIT:,.0f}",
+            keeps=self.valid.not_() | in_range,
+        )
+        return RuleSet(rules=(*self.rules, rule), valid=self.valid & in_range)
+
+
+def gate(
+    frame: pl.LazyFrame, *, source: str, max_logp: float, contract: Schema | None = None
+) -> pl.LazyFrame:
+    """Check names and types with pandera itself, reading no data.
+
+    Args:
+        frame: Pairs under their canonical names.
+        source: What an error calls the frame.
+        max_logp: Largest log-probability accepted, in nats.
+        contract: A pandera schema that adds to ours.
+
+    Returns:
+        The frame as pandera hands it back, which a schema may have changed.
+
+    Raises:
+        ColumnError: Columns are missing or of the wrong type.
+    """
+    for schema in _schemas(max_logp, contract):
+        # The depth is a context variable that new threads do not inherit, and an environment
+        # variable can switch pandera off: both are pinned where validation happens.
+        with config_context(validation_enabled=True, validation_depth=ValidationDepth.SCHEMA_ONLY):
+            try:
+                frame = schema.validate(frame, lazy=True)
+            except (SchemaErrors, SchemaError) as error:
+                raise ColumnError(source, tuple(_problems(error, frame))) from None
+    return frame
+
+
+def compile_rules(
+    frame: pl.LazyFrame, *, max_logp: float, contract: Schema | None = None
+) -> RuleSet:
+    """Turn the contract into rules on the columns of `frame`, reading no data.
+
+    Args:
+        frame: Pairs that have passed the gate.
+        max_logp: Largest log-probability accepted, in nats.
+        contract: A pandera schema whose checks are added to ours.
+
+    Raises:
+        RefusedCheckError: A check cannot run row by row.
+    """
+    columns = frame.collect_schema()
+    ours = [
+        Rule(
+            column=role.name,
+            check=rule.name,
+            requirement=rule.text,
+            keeps=rule.keeps(pl.col(role.name)).fill_null(value=rule.name != "not_null"),
+        )
+        for role in ROLES.values()
+        if role.name in columns
+        for rule in rules_of(role, max_logp)
+    ]
+    theirs = [
+        rule
+        for schema in _schemas(max_logp, contract)[1:]
+        for rule in _compiled(schema, frame, columns)
+    ]
+    sound = [sound_logp(pl.col(name), max_logp) for name in LOGPS]
+    others = [rule.keeps for rule in (*(r for r in ours if r.column not in LOGPS), *theirs)]
+    return RuleSet(rules=_named_apart([*ours, *theirs]), valid=pl.all_horizontal(*sound, *others))
+
+
+def _named_apart(rules: list[Rule]) -> tuple[Rule, ...]:
+    seen: Counter[str] = Counter()
+    apart = []
+    for rule in rules:
+        seen[rule.name] += 1
+        nth = seen[rule.name]
+        apart.append(rule if nth == 1 else replace(rule, check=f"{rule.check}#{nth}"))
+    return tuple(apart)
+
+
+def _schemas(max_logp: float, contract: Schema | None) -> list[pa.DataFrameSchema]:
+    both = [pairs_model(max_logp), *([] if contract is None else [contract])]
+    return [s if isinstance(s, pa.DataFrameSchema) else s.to_schema() for s in both]
+
+
+def _problems(error: SchemaErrors | SchemaError, frame: pl.LazyFrame) -> Iterator[str]:
+    found = frame.collect_schema()
+    for each in error.schema_errors if isinstance(error, SchemaErrors) else [error]:
+        name = each.schema.name if isinstance(each.schema, pa.Column) else None
+        if each.reason_code is not None and each.reason_code.name == "WRONG_DATATYPE":
+            has = found.get(str(name))
+            yield f"{name}: must be {each.schema.dtype}, found {has}; cast it before"
+        elif each.reason_code is not None and each.reason_code.name == "COLUMN_NOT_IN_DATAFRAME":
+            yield f"{each.failure_cases}: missing; the columns are {', '.join(found.names())}"
+        else:
+            # Only the first line: pandera puts rows of the data into some messages.
+            yield f"{name or 'the columns'}: {str(each).splitlines()[0]}"
+
+
+class _NotRowWiseError(TypeError):
+    """Raised inside this module when a check needs more than one row."""
+
+
+class _Recorder:
+    """Stands in for the LazyFrame that a check gets, and keeps the expressions it selects."""
+
+    def __init__(self, schema: pl.Schema) -> None:
+        self._schema = schema
+        self.selected: list[pl.Expr] = []
+
+    def collect_schema(self) -> pl.Schema:
+        return self._schema
+
+    def select(self, *exprs: Any, **named: Any) -> _Recorder:
+        # Selecting from an empty frame of this schema binds names and types without data.
+        made = pl.LazyFrame(schema=self._schema).select(*exprs, **named).collect_schema()
+        if not made or any(dtype != pl.Boolean for dtype in made.values()):
+            raise _NotRowWiseError(f"it yields {dict(made)} instead of Booleans")
+        for item in (*exprs, *named.values()):
+            self.selected += list(item) if isinstance(item, (list, tuple)) else [item]
+        return self
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise _NotRowWiseError(f"it uses LazyFrame.{name}, and only .select can be fused")
+
+
+def _is_row_wise(expr: pl.Expr) -> bool:
+    # Expr.meta looks at the root only (`x < x.mean()` would pass), so every node is asked.
+    waiting = [expr]
+    try:
+        while waiting:
+            node = waiting.pop()
+            row_wise = node.meta.is_row_separable() and node.meta.is_length_preserving()
+            if not (node.meta.is_literal() or row_wise):
+                return False
+            waiting += node.meta.pop()
+        return not expr.meta.is_scalar()
+    except pl.exceptions.PolarsError:  # Python functions and list.eval: nothing can be proven
+        return False
+
+
+def _expressions(check: pa.Check, column: str | None, columns: pl.Schema) -> list[pl.Expr]:
+    if check.element_wise:
+        raise _NotRowWiseError("element_wise=True runs Python on every value")
+    if check.groupby:
+        raise _NotRowWiseError("groupby compares rows with each other")
+    backend: Any = check.get_backend(pl.LazyFrame())(check)
+    function = backend.check_fn
+    name = check.registry_name
+    if name and pa.Check.is_builtin_check(name):
+        # A schema copies its checks before their Polars versions are registered.
+        function = partial(pa.Check.get_builtin_check_fn(name), **function.keywords)
+    recorder = _Recorder(columns)
+    try:
+        out = function(pa.PolarsData(cast("pl.LazyFrame", recorder), column or _WHOLE_FRAME))
+    except pl.exceptions.PolarsError as error:
+        raise _NotRowWiseError(str(error).splitlines()[0]) from error
+    if out is not recorder:
+        raise _NotRowWiseError(f"it returns {type(out).__name__}, not the frame's selection")
+    for expr in recorder.selected:
+        if not _is_row_wise(expr):
+            raise _NotRowWiseError("it looks at other rows, or at Python")
+    selected: list[pl.Expr] = recorder.selected
+    return selected
+
+
+def _compiled(
+    schema: pa.DataFrameSchema, frame: pl.LazyFrame, columns: pl.Schema
+) -> Iterator[Rule]:
+    explicit = {column.name for column in schema.columns.values() if not column.regex}
+    for column in schema.columns.values():
+        names: Sequence[str] = [column.name]
+        if column.regex:
+            matched = frame.select(pl.col(column.selector)).collect_schema().names()
+            names = [name for name in matched if name not in explicit]
+        for name in names:
+            if name not in columns:
+                continue
+            if column.unique:
+                raise RefusedCheckError("unique", name, "it compares rows with each other")
+            if not column.nullable:
+                keeps = pl.col(name).is_not_null()
+                if columns[name].is_float():  # pandera's nullable=False refuses NaN as well
+                    keeps = keeps & pl.col(name).is_not_nan().fill_null(value=True)
+                yield Rule(column=name, check="not_nullable", requirement="not null", keeps=keeps)
+            yield from _rules_of_checks(column.checks, name, columns)
+    if schema.unique:
+        raise RefusedCheckError("unique", None, "it compares rows with each other")
+    yield from _rules_of_checks(schema.checks, None, columns)
+
+
+def _rules_of_checks(
+    checks: Sequence[pa.Check], column: str | None, columns: pl.Schema
+) -> Iterator[Rule]:
+    for check in checks:
+        if check.title == OUR_TITLE:
+            continue  # inherited from our own model, whose rules are there already
+        name = str(check.name or check.error)
+        try:
+            exprs = _expressions(check, column, columns)
+        except _NotRowWiseError as why:
+            raise RefusedCheckError(name, column, str(why)) from None
+        keeps = exprs[0] if len(exprs) == 1 else pl.all_horizontal(exprs)
+        yield Rule(
+            column=column,
+            check=name,
+            requirement=str(check.description or check.error or name),
+            keeps=keeps.fill_null(value=bool(check.ignore_na)),
+        )

@@ -1,0 +1,64 @@
+"""How a run tells how far it is, and how it is told to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import Event
+from typing import Literal, TypeAlias
+
+import polars as pl
+
+from dpo_pipeline.errors import Cancelled
+
+Phase = Literal["evaluating", "listing", "writing"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a phase of a run is.
+
+    Attributes:
+        phase: What is being done.
+        rows: Rows done in this phase.
+        total: Rows of this phase; None where only the end tells.
+    """
+
+    phase: Phase
+    rows: int
+    total: int | None
+
+
+ProgressCallback: TypeAlias = Callable[[Progress], None]
+
+
+@dataclass(slots=True, kw_only=True)
+class Watch:
+    """Passes progress on, and stops the run once the cancel event is set."""
+
+    callback: ProgressCallback | None = None
+    cancel: Event | None = None
+    _rows: dict[Phase, int] = field(default_factory=dict)
+
+    def step(self, phase: Phase, rows: int, total: int | None) -> None:
+        """Tell that `rows` more rows are done.
+
+        Raises:
+            Cancelled: The run is to stop.
+        """
+        if self.cancel is not None and self.cancel.is_set():
+            raise Cancelled("stopped; nothing was published")
+        self._rows[phase] = self._rows.get(phase, 0) + rows
+        if self.callback is not None:
+            self.callback(Progress(phase=phase, rows=self._rows[phase], total=total))
+
+    def on_rows(self, frame: pl.LazyFrame, phase: Phase, total: int | None) -> pl.LazyFrame:
+        """Return a plan that steps with every morsel passing through; display and stop only."""
+        if self.callback is None and self.cancel is None:
+            return frame
+
+        def pass_on(rows: pl.DataFrame) -> pl.DataFrame:
+            self.step(phase, rows.height, total)
+            return rows
+
+        return frame.map_batches(pass_on, streamable=True)

@@ -1,0 +1,190 @@
+"""Partial sums that merge exactly, and the figures that follow from them.
+
+`tally` is the plan that makes one row of sums a group; `merge` adds such rows, in any order;
+`figures` divides. Only the loss and the four log-probs are summed: mean rewards and margins
+follow from them, without error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any, Final, Self
+
+import polars as pl
+
+from dpo_pipeline.columns import (
+    COUNT_ROLES,
+    LOGPS,
+    LOSS,
+    N_PAIRS,
+    N_VALID,
+    POLICY_CHOSEN,
+    POLICY_REJECTED,
+    REF_CHOSEN,
+    REF_REJECTED,
+    REWARD_MARGIN,
+)
+from dpo_pipeline.exact import exact_sum, mean_of
+from dpo_pipeline.health import MAX_TOKENS, N_UNMOVED
+from dpo_pipeline.rewards import is_correct
+from dpo_pipeline.scoring import with_scores_if
+
+_VALID: Final = "__valid"
+_SUMMED: Final = (LOSS, *LOGPS)
+
+TRL_METRICS: Final = MappingProxyType(
+    {
+        "loss": "loss",
+        "rewards/chosen": "chosen_reward",
+        "rewards/rejected": "rejected_reward",
+        "rewards/accuracies": "reward_accuracy",
+        "rewards/margins": "reward_margin",
+        "logps/chosen": "policy_chosen_logps",
+        "logps/rejected": "policy_rejected_logps",
+    }
+)
+"""TRL's metric names and the figures they stand for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The figures of a group of pairs. Means are over its valid pairs, each counting once.
+
+    A mean is None where there is no valid pair. Its error is at most 2**-41 nats (a
+    half quantum of the exact sums; twice that times beta for a reward, four times for a
+    margin) and one rounding to Float64; it does not depend on the batch size, the order
+    of the rows, threads or files.
+    """
+
+    n_pairs: int  # pairs read
+    n_valid: int  # pairs that keep every rule
+    n_invalid: int  # pairs that break a rule or more
+    n_ties: int  # valid pairs with equal rewards; they count as not correct
+    loss: float | None  # nats
+    reward_accuracy: float | None  # share of valid pairs with chosen above rejected reward
+    chosen_reward: float | None  # nats
+    rejected_reward: float | None  # nats
+    reward_margin: float | None  # nats
+    policy_chosen_logps: float | None  # nats
+    policy_rejected_logps: float | None  # nats
+    ref_chosen_logps: float | None  # nats
+    ref_rejected_logps: float | None  # nats
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Self:
+        """Make it from one row of `figures`."""
+        return cls(**{name: row[name] for name in FIGURES})
+
+    def to_dict(self) -> dict[str, int | float | None]:
+        """Return the fields by name."""
+        return {name: getattr(self, name) for name in FIGURES}
+
+    def to_metrics(self, prefix: str = "") -> dict[str, float | None]:
+        """Return the figures that TRL logs, under TRL's names with `prefix` before them."""
+        return {prefix + metric: getattr(self, name) for metric, name in TRL_METRICS.items()}
+
+
+FIGURES: Final = tuple(field.name for field in fields(Summary))
+
+
+def tally(
+    pairs: pl.LazyFrame,
+    *,
+    valid: pl.Expr,
+    beta: float | None,
+    keys: Sequence[str] = (),
+    in_order: bool = False,
+    extra: Sequence[pl.Expr] = (),
+) -> pl.LazyFrame:
+    """Return one row of partial sums for each group of `keys`; nothing is read yet.
+
+    Args:
+        pairs: Prepared pairs with the key columns.
+        valid: True where a pair counts, on scored pairs (on bare ones if beta is None).
+        beta: KL strength; None tallies what needs no score.
+        keys: Columns to group by; none makes one row.
+        in_order: The one key is sorted, so that groups can leave as soon as they end.
+        extra: More sums to carry; one named `min_...` merges by the minimum.
+    """
+    counts = [c.name for c in COUNT_ROLES if c.name in pairs.collect_schema()]
+    marked = with_scores_if(pairs, beta).with_columns(valid.alias(_VALID))
+    sums = [*_counts(), *_health(counts), *([] if beta is None else _sums()), *extra]
+    if not keys:
+        return marked.select(sums)
+    if in_order:
+        return marked.set_sorted(keys[0]).group_by(keys, maintain_order=True).agg(sums)
+    return marked.group_by(keys).agg(sums)
+
+
+def _counts() -> list[pl.Expr]:
+    return [
+        pl.len().cast(pl.Int64).alias(N_PAIRS),
+        pl.col(_VALID).sum().cast(pl.Int64).alias(N_VALID),
+    ]
+
+
+def _valid_only(column: str) -> pl.Expr:
+    return pl.when(_VALID).then(pl.col(column))
+
+
+def _health(counts: Sequence[str]) -> list[pl.Expr]:
+    unmoved = [
+        pl.col(policy.name) == pl.col(reference.name)
+        for policy, reference in ((POLICY_CHOSEN, REF_CHOSEN), (POLICY_REJECTED, REF_REJECTED))
+    ]
+    return [
+        pl.all_horizontal(_VALID, *unmoved).sum().cast(pl.Int64).alias(N_UNMOVED),
+        *(_valid_only(name).min().alias(f"min_{name}") for name in LOGPS),
+        *(_valid_only(name).max().alias(f"max_{name}") for name in LOGPS),
+        *([pl.max_horizontal(pl.col(counts).max()).alias(MAX_TOKENS)] if counts else []),
+    ]
+
+
+def _sums() -> list[pl.Expr]:
+    margin = pl.col(REWARD_MARGIN)
+    return [
+        (is_correct(margin) & pl.col(_VALID)).sum().cast(pl.Int64).alias("n_correct"),
+        ((margin == 0.0) & pl.col(_VALID)).sum().cast(pl.Int64).alias("n_ties"),
+        *(exact_sum(_valid_only(name)).alias(f"sum_{name}") for name in _SUMMED),
+    ]
+
+
+def merge(partials: Sequence[pl.DataFrame], keys: Sequence[str] = ()) -> pl.DataFrame:
+    """Add partial sums group by group; groups keep the order in which they first appear."""
+    rows = pl.concat(partials)
+    combined = [
+        pl.col(name).min()
+        if name.startswith("min_")
+        else pl.col(name).max()
+        if name.startswith("max_")
+        else pl.col(name).sum()
+        for name in rows.columns
+        if name not in keys
+    ]
+    if not keys:
+        return rows.select(combined)
+    return rows.group_by(keys, maintain_order=True).agg(combined)
+
+
+def figures(sums: pl.DataFrame, *, beta: float, keys: Sequence[str] = ()) -> pl.DataFrame:
+    """Return the columns of `Summary` beside the keys, from merged partial sums."""
+    count = pl.col(N_VALID)
+    policy_chosen, policy_rejected, ref_chosen, ref_rejected = (
+        pl.col(f"sum_{name}") for name in LOGPS
+    )
+    chosen, rejected = policy_chosen - ref_chosen, policy_rejected - ref_rejected
+    return sums.select(
+        *keys,
+        n_pairs=pl.col(N_PAIRS),
+        n_valid=count,
+        n_invalid=pl.col(N_PAIRS) - count,
+        n_ties=pl.col("n_ties"),
+        loss=mean_of(pl.col(f"sum_{LOSS}"), count),
+        reward_accuracy=pl.col("n_correct") / pl.when(count > 0).then(count),
+        chosen_reward=beta * mean_of(chosen, count),
+        rejected_reward=beta * mean_of(rejected, count),
+        reward_margin=beta * mean_of(chosen - rejected, count),
+        **{name: mean_of(pl.col(f"sum_{name}"), count) for name in LOGPS},
+    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Self
 import polars as pl
 
 from dpo_pipeline.columns import BATCH, BATCH_MEANS
-from dpo_pipeline.defaults import MAX_BATCHES_HELD
+from dpo_pipeline.defaults import MAX_BATCHES_HELD, SHARD_ROWS
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.storage import reading
 from dpo_pipeline.summary import figures, merge
@@ -57,6 +57,11 @@ class Batching:
     def in_order(self) -> bool:
         """Whether the key ascends with the rows."""
         return self.size is not None
+
+    @property
+    def shard_rows(self) -> int:
+        """Rows of a shard that give no more batches than are cheap to hold."""
+        return SHARD_ROWS if self.size is None else min(SHARD_ROWS, self.size * _ROWS_PER_GROUP)
 
     def with_key(self, pairs: pl.LazyFrame, first_row: int) -> pl.LazyFrame:
         """Add the batch of each row, the first row being number `first_row` of the dataset."""
@@ -131,16 +136,24 @@ class BatchTable:
         if file is None and batching.size is not None and n_rows is not None:
             _checked_count(math.ceil(n_rows / batching.size))
 
-    def add(self, sums: pl.DataFrame) -> None:
-        """Add the sums of some rows; shards must come in the order of the rows."""
-        merged = merge([sums] if self._open is None else [self._open, sums], [_KEY])
+    def add(self, sums: pl.DataFrame, *, unique: bool) -> None:
+        """Add the sums of some rows; shards must come in the order of the rows.
+
+        Args:
+            sums: Partial sums by batch.
+            unique: Each batch has one row, and batches of rows stand in order.
+        """
         if not self._batching.in_order:
-            _checked_count(merged.height)
-            self._open = merged
+            self._open = merge([sums] if self._open is None else [self._open, sums], [_KEY])
+            _checked_count(self._open.height)
             return
-        merged = merged.sort(_KEY)
-        self._open = merged.tail(1)
-        self._emit(merged.head(-1))
+        if not unique:
+            sums = merge([sums], [_KEY]).sort(_KEY)
+        if self._open is not None:  # of batches in order, only one can lie on both sides of a cut
+            border = merge([self._open, sums.head(1)], [_KEY])
+            sums = pl.concat([border, sums.slice(1)])
+        self._open = sums.tail(1)
+        self._emit(sums.head(-1))
 
     def finish(self) -> pl.DataFrame | None:
         """Return the table; None where it went to a file."""

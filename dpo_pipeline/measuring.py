@@ -11,7 +11,7 @@ import polars as pl
 from dpo_pipeline.batches import BatchFile, Batching, BatchTable
 from dpo_pipeline.binding import Binding
 from dpo_pipeline.columns import N_PAIRS, N_VALID, SOURCE_ROW, did_you_mean
-from dpo_pipeline.defaults import MAX_SUBSETS
+from dpo_pipeline.defaults import MAX_SUBSETS, SHARD_ROWS
 from dpo_pipeline.errors import ContractError, InvalidPairsError, UsageError
 from dpo_pipeline.health import Health
 from dpo_pipeline.report import InvalidReport, Offences, Places, numbered, offences
@@ -67,7 +67,7 @@ class Measured:
     def report_of_quarantine(self, parts: Sequence[str], watch: Watch) -> InvalidReport:
         """List what broke from the files of invalid pairs, one for each input file."""
         found = Offences(self.rules.rules)
-        for file, part in zip(self.dataset.files, parts, strict=True):
+        for file, part in zip(self.dataset.files, parts, strict=True) if self.n_invalid else ():
             pairs = with_scores_if(pl.scan_parquet(part, glob=False), self.beta)
             plan = offences(pairs, self.rules, row=SOURCE_ROW)
             with reading(part):
@@ -157,7 +157,7 @@ def measure(
     totals: list[pl.DataFrame] = []
     subsets: pl.DataFrame | None = None
     suspects = []
-    for shard in dataset.shards():
+    for shard in dataset.shards(SHARD_ROWS if batching is None else batching.shard_rows):
         frame = binding.prepare(shard.frame).with_columns(
             pl.col(name).alias(key) for name, key in zip(names, subset_keys, strict=True)
         )
@@ -184,7 +184,7 @@ def measure(
                     subsets = merge([inside] if subsets is None else [subsets, inside], subset_keys)
                     _checked_groups(subsets, names)
                 if table is not None:
-                    table.add(part.drop(subset_keys))
+                    table.add(part.drop(subset_keys), unique=in_order)
         if invalid:
             suspects.append(shard)
         watch.step("evaluating", shard.rows or 0, dataset.rows)

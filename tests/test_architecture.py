@@ -1,0 +1,88 @@
+"""The house: a module imports only from floors below it, and heavy libraries live where planned."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "dpo_pipeline"
+
+FLOORS = [
+    {"defaults", "errors"},
+    {"columns", "tables", "running"},
+    {"arguments", "rewards", "rounding", "exact", "health", "storage"},
+    {"contract", "intake", "publishing", "spec_function"},
+    {"rules", "scoring"},
+    {"binding", "report", "summary"},
+    {"metadata", "batches", "result"},
+    {"measuring", "published"},
+    {"evaluation"},
+    {"job"},
+    {"progress_line", "stopping"},
+    {"cli"},
+    {"__init__", "__main__"},
+]
+FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
+
+ONLY_IN = {
+    "pandera": {"contract", "rules"},
+    "pyarrow": {"storage", "publishing", "batches", "job"},
+    "click": {"cli"},
+}
+
+
+def imports(path, *, deferred):
+    """Yield the modules that a file imports, leaving out type-checking blocks."""
+    todo = list(ast.parse(path.read_text()).body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not deferred:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.module == "dpo_pipeline":
+                yield from (f"dpo_pipeline.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+        todo += ast.iter_child_nodes(node)
+
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def test_every_module_has_a_floor():
+    assert {path.stem for path in MODULES} == set(FLOOR_OF)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_imports_come_from_below(path):
+    for name in imports(path, deferred=False):
+        if name.startswith("dpo_pipeline."):
+            module = name.split(".")[1]
+            assert FLOOR_OF[module] < FLOOR_OF[path.stem], f"{path.stem} imports {module}"
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_libraries_stay_in_their_rooms(library):
+    users = {
+        path.stem
+        for path in MODULES
+        if any(name.split(".")[0] == library for name in imports(path, deferred=True))
+    }
+    assert users == ONLY_IN[library]
+
+
+@pytest.mark.parametrize("module", ["defaults", "errors", "columns", "cli", "stopping", "__init__"])
+def test_the_way_to_help_imports_no_polars(module):
+    names = imports(PACKAGE / f"{module}.py", deferred=False)
+    assert not {name.split(".")[0] for name in names} & {"polars", "pandera", "pyarrow"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_rooms_stay_small(path):
+    assert len(path.read_text().splitlines()) <= 400

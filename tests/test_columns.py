@@ -1,0 +1,99 @@
+"""Which column plays which role: aliases, mappings, doubts, and hints."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+
+from conftest import LOGPS
+from dpo_pipeline import ColumnError, evaluate, score
+from dpo_pipeline.columns import AMBIGUOUS, ROLES, SCORED, resolve
+
+SPELLINGS = {
+    "TRL today": "{m}_{s}_logps ref",
+    "TRL until 2024, torchtune, the DPO authors": "{m}_{s}_logps reference",
+    "log probs": "{m}_{s}_log_probs reference",
+    "logprobs": "{m}_{s}_logprobs ref",
+    "logprobs in full": "{m}_{s}_logprobs reference",
+    "the specification": "log_probs_{s}_{m} ref",
+}
+
+
+def spelled(how, role):
+    pattern, reference = SPELLINGS[how].split()
+    model, side, _ = role.split("_")
+    return pattern.format(m=model if model == "policy" else reference, s=side)
+
+
+@pytest.mark.parametrize("how", SPELLINGS)
+def test_spellings_in_use_come_out_under_canonical_names(pairs, how):
+    renamed = pairs.rename({role: spelled(how, role) for role in LOGPS})
+    assert score(renamed).collect().equals(score(pairs).collect())
+    assert evaluate(renamed).columns[LOGPS[2]] == spelled(how, LOGPS[2])
+
+
+def test_no_alias_stands_for_two_roles_or_an_output():
+    names = [name for role in ROLES.values() for name in (role.name, *role.aliases)]
+    assert len(names) == len(set(names))
+    assert not set(names) & (set(AMBIGUOUS) | {column.name for column in SCORED})
+
+
+@pytest.mark.parametrize("name", ["chosen_logps", "chosen_logprobs", "chosen_log_probs"])
+def test_a_name_that_tools_use_for_either_model_is_never_taken(pairs, name):
+    with pytest.raises(ColumnError, match=f"say which with policy_chosen_logps={name}"):
+        score(pairs.rename({"policy_chosen_logps": name}))
+
+
+def test_a_mapping_wins(pairs):
+    swapped = {"policy_chosen_logps": "ref_chosen_logps", "ref_chosen_logps": "policy_chosen_logps"}
+    rewards = score(pairs, columns=swapped).collect()["chosen_reward"]
+    assert rewards.to_list() == (-score(pairs).collect()["chosen_reward"]).to_list()
+
+
+def test_a_mapping_settles_a_doubt_and_the_other_column_passes_through(pairs):
+    both = pairs.rename({"ref_chosen_logps": "reference_chosen_logps"}).with_columns(
+        ref_chosen_logprobs=pl.lit(-1.0)
+    )
+    with pytest.raises(ColumnError, match=r"'ref_chosen_logprobs' and 'reference_chosen_logps'"):
+        score(both)
+    scored = score(both, columns={"ref_chosen_logps": "reference_chosen_logps"}).collect()
+    assert scored["chosen_reward"].equals(score(pairs).collect()["chosen_reward"])
+    assert scored["ref_chosen_logprobs"].unique().to_list() == [-1.0]
+
+
+def test_a_mapping_does_not_silently_displace_a_column(pairs):
+    other = pairs.with_columns(mine=pl.lit(-1.0))
+    mapping = {"ref_chosen_logps": "mine"}
+    with pytest.raises(ColumnError, match="ref_chosen_logps: the input has this column already"):
+        score(other, columns=mapping)
+    assert score(other, columns=mapping, replace=True).collect()["ref_chosen_logps"][0] == -1.0
+
+
+@pytest.mark.parametrize(
+    ("mapping", "said"),
+    [
+        pytest.param({"ref_chosen_logps": "nope"}, "'nope', which is not a column", id="absent"),
+        pytest.param(
+            {"ref_chosen_logps": "ref_chosen_logpz"}, "did you mean 'ref_chosen_logps'", id="typo"
+        ),
+        pytest.param(
+            {"ref_chosen_logps": "pair_id", "pair_id": "pair_id"},
+            "'pair_id' is mapped to pair_id and ref_chosen_logps",
+            id="one column for two roles",
+        ),
+    ],
+)
+def test_wrong_mappings(pairs, mapping, said):
+    with pytest.raises(ColumnError, match=said):
+        score(pairs, columns=mapping)
+
+
+def test_everything_that_is_wrong_is_said_at_once(pairs):
+    with pytest.raises(ColumnError) as caught:
+        score(pairs.drop(LOGPS[:2]).with_columns(loss=0))
+    assert [problem.split(":")[0] for problem in caught.value.problems] == [*LOGPS[:2], "loss"]
+
+
+def test_missing_column_lists_what_is_there():
+    (first, *_) = resolve(["prompt", "score"]).problems
+    assert first == "policy_chosen_logps: missing; the columns are prompt, score"

@@ -1,0 +1,384 @@
+"""`evaluate`: hand-worked figures, batches, subsets, invalid pairs, warnings, and repeatability."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dpo_pipeline
+from conftest import LOGPS, reference_row
+from dpo_pipeline import (
+    Cancelled,
+    ContractError,
+    DataWarning,
+    InvalidPairsError,
+    UsageError,
+    defaults,
+    evaluate,
+    measuring,
+)
+
+# log(1 + e^-m) of the six pairs, m = 0.1, -0.2, 0, 0.5, 1, -1, from tables to ten digits.
+LOSSES = [0.6443966601, 0.7981388694, 0.6931471806, 0.4740769842, 0.3132616875, 1.3132616875]
+
+
+def close(value):
+    return pytest.approx(value, abs=1e-9)
+
+
+def with_value(pairs, row, value, column="policy_chosen_logps"):
+    values = pairs[column].to_list()
+    values[row] = value
+    return pairs.with_columns(pl.Series(column, values, dtype=pl.Float64))
+
+
+def test_summary_by_hand(pairs):
+    summary = evaluate(pairs, beta=0.1).summary
+    assert summary.to_dict() == {
+        "n_pairs": 6,
+        "n_valid": 6,
+        "n_invalid": 0,
+        "n_ties": 1,
+        "loss": close(sum(LOSSES) / 6),
+        "reward_accuracy": 0.5,  # three of six above, the tie does not count
+        "chosen_reward": close(0.1),
+        "rejected_reward": close(0.2 / 6),
+        "reward_margin": close(0.4 / 6),
+        "policy_chosen_logps": close(-271 / 6),
+        "policy_rejected_logps": close(-297 / 6),
+        "ref_chosen_logps": close(-277 / 6),
+        "ref_rejected_logps": close(-299 / 6),
+    }
+
+
+def test_trl_names(pairs):
+    metrics = evaluate(pairs).to_metrics(prefix="eval_")
+    assert metrics["eval_rewards/accuracies"] == 0.5
+    assert metrics["eval_logps/chosen"] == close(-271 / 6)
+    assert metrics["eval_rewards/rejected"] == close(0.2 / 6)
+
+
+@pytest.mark.parametrize(
+    ("size", "counts", "losses"),
+    [
+        pytest.param(4, [4, 2], [sum(LOSSES[:4]) / 4, sum(LOSSES[4:]) / 2], id="short last one"),
+        pytest.param(1, [1] * 6, LOSSES, id="of one"),
+        pytest.param(6, [6], [sum(LOSSES) / 6], id="all"),
+        pytest.param(100, [6], [sum(LOSSES) / 6], id="larger than the data"),
+    ],
+)
+def test_batches_of_rows(pairs, size, counts, losses):
+    batches = evaluate(pairs, batch_size=size).batches
+    assert batches["batch"].to_list() == list(range(len(counts)))
+    assert batches["n_pairs"].to_list() == batches["n_valid"].to_list() == counts
+    assert batches["loss"].to_list() == [close(loss) for loss in losses]
+
+
+def test_a_batch_without_valid_rows_stays_with_nulls(pairs):
+    broken = with_value(with_value(pairs, 2, None), 3, math.nan)
+    batches = evaluate(broken, batch_size=2, on_invalid="exclude").batches
+    assert batches.rows()[1] == (1, 2, 0, 2, None, None, None)
+    assert batches["n_invalid"].to_list() == [0, 2, 0]
+    assert batches["reward_margin"].to_list() == [close(-0.05), None, close(0.0)]
+    assert batches["reward_accuracy"].to_list() == [0.5, None, 0.5]
+
+
+def test_batches_by_value_merge_and_stand_in_order_of_first_appearance(pairs):
+    batches = evaluate(pairs, batch_by="subset").batches
+    assert batches["batch"].to_list() == ["x", "y", None]
+    assert batches["n_pairs"].to_list() == [3, 2, 1]
+    assert batches["loss"].to_list() == [
+        close((LOSSES[0] + LOSSES[2] + LOSSES[5]) / 3),
+        close((LOSSES[1] + LOSSES[4]) / 2),
+        close(LOSSES[3]),
+    ]
+
+
+def test_subsets_and_null_is_one(pairs):
+    subsets = evaluate(pairs, by="subset").subsets
+    assert subsets["subset"].to_list() == ["x", "y", None]
+    assert subsets["n_pairs"].to_list() == [3, 2, 1]
+    assert subsets["reward_accuracy"].to_list() == [close(1 / 3), 0.5, 1.0]
+    assert subsets["policy_chosen_logps"].to_list() == [close(-130 / 3), -45.5, -50.0]
+
+
+def test_several_columns_and_batches_at_once(pairs):
+    result = evaluate(pairs, by=["subset", "pair_id"], batch_size=4)
+    assert result.subsets.height == 6
+    assert result.subsets["loss"].to_list() == [close(LOSSES[i]) for i in (0, 2, 5, 1, 4, 3)]
+    assert result.batches["loss"].to_list() == [
+        close(sum(LOSSES[:4]) / 4),
+        close(sum(LOSSES[4:]) / 2),
+    ]
+    assert result.summary.loss == close(sum(LOSSES) / 6)
+
+
+def test_a_key_column_may_have_any_name(pairs):
+    renamed = pairs.rename({"subset": "min_policy_chosen_logps", "pair_id": "sum_loss"})
+    result = evaluate(renamed, by="min_policy_chosen_logps", batch_by="sum_loss")
+    assert result.subsets["n_pairs"].to_list() == [3, 2, 1]
+    assert result.batches["batch"].to_list() == list("abcdef")
+
+
+def test_an_already_scored_frame_can_be_evaluated(pairs):
+    scored = dpo_pipeline.score(pairs, beta=5.0).collect()
+    assert evaluate(scored, beta=0.1).summary.loss == close(sum(LOSSES) / 6)
+
+
+@pytest.mark.parametrize(
+    ("value", "rule"),
+    [
+        pytest.param(None, "not_null", id="null"),
+        pytest.param(math.nan, "not_nan", id="NaN"),
+        pytest.param(math.inf, "finite", id="+inf"),
+        pytest.param(-math.inf, "finite", id="-inf"),
+        pytest.param(0.5, "at_most", id="positive"),
+        pytest.param(-5e6, "at_least", id="beyond the range of sums"),
+    ],
+)
+@pytest.mark.parametrize("column", LOGPS)
+def test_invalid_pairs_raise_or_are_left_out(pairs, column, value, rule):
+    broken = with_value(pairs, 1, value, column)
+    with pytest.raises(InvalidPairsError) as caught:
+        evaluate(broken)
+    (only,) = caught.value.report.broken
+    assert (only.name, only.count) == (f"{column}.{rule}", 1)
+    assert [(o.file, o.row) for o in only.offenders] == [(None, 1)]
+    summary = evaluate(broken, on_invalid="exclude").summary
+    assert (summary.n_pairs, summary.n_valid, summary.n_invalid) == (6, 5, 1)
+    assert summary.loss == close((sum(LOSSES) - LOSSES[1]) / 5)
+    assert summary.reward_accuracy == 0.6
+
+
+def test_a_margin_that_sums_cannot_hold_is_refused_by_row(pairs):
+    # beta 1e6 makes margins 1e6, -2e6, 0, 5e6, 1e7, -1e7 nats; the range ends at 4,194,304.
+    with pytest.raises(InvalidPairsError) as caught:
+        evaluate(pairs, beta=1e6)
+    (only,) = caught.value.report.broken
+    assert only.name == "reward_margin.in_range"
+    assert [(o.row, o.value) for o in only.offenders] == [(3, 5e6), (4, 1e7), (5, -1e7)]
+    summary = evaluate(pairs, beta=1e6, on_invalid="exclude").summary
+    assert summary.loss == close((0 + 2e6 + math.log(2)) / 3)
+
+
+def test_a_margin_that_overflows_is_counted_never_averaged(pairs):
+    summary = evaluate(pairs, beta=1e308, on_invalid="exclude").summary
+    assert (summary.n_valid, summary.n_invalid) == (1, 5)
+    assert summary.loss == close(math.log(2))
+
+
+def test_the_first_five_offenders_by_row_and_value(pairs):
+    many = pl.concat([pairs] * 3).with_columns(ref_chosen_logps=pl.int_range(18, dtype=pl.Int32))
+    with pytest.raises(InvalidPairsError) as caught:
+        evaluate(many)
+    (only,) = caught.value.report.broken
+    assert only.count == 17  # 0 is no positive log-prob
+    assert [(o.row, o.value) for o in only.offenders] == [(i, float(i)) for i in range(1, 6)]
+    assert "17 rows" in str(caught.value)
+    assert "row 1: 1.0; row 2: 2.0" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("limit", "passes"),
+    [(0, False), (1, False), (2, True), (0.3, False), (0.34, True), (1.0, True)],
+)
+def test_max_invalid_is_a_count_or_a_share(pairs, limit, passes):
+    broken = with_value(with_value(pairs, 0, None), 5, None)
+    if passes:
+        assert evaluate(broken, on_invalid="exclude", max_invalid=limit).summary.n_invalid == 2
+    else:
+        with pytest.raises(InvalidPairsError, match="2 of 6 pairs are invalid"):
+            evaluate(broken, on_invalid="exclude", max_invalid=limit)
+
+
+def test_no_pairs_is_no_pass(pairs):
+    with pytest.raises(ContractError, match="no pairs"):
+        evaluate(pairs.clear())
+
+
+def test_no_valid_pair_is_no_pass(pairs):
+    with pytest.raises(InvalidPairsError, match="no pair is valid"):
+        evaluate(pairs.with_columns(ref_chosen_logps=None), on_invalid="exclude")
+
+
+def test_bf16_exports_pass_with_a_larger_max_logp(pairs):
+    slightly = with_value(pairs, 0, 0.125)
+    assert evaluate(slightly, max_logp=0.125).summary.n_valid == 6
+    with pytest.raises(InvalidPairsError, match=r"at most 0\.0625 +1 row, first at row 0: 0\.125"):
+        evaluate(slightly, max_logp=0.0625)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        pytest.param(
+            {"ref_chosen_logps": pl.col("policy_chosen_logps"),
+             "ref_rejected_logps": pl.col("policy_rejected_logps")},
+            "equal on all 6 valid pairs", id="policy is the reference"),
+        pytest.param({name: pl.col(name) / 40 for name in LOGPS}, "averaged", id="averaged"),
+        pytest.param({"ref_chosen_logps": pl.lit(-52.0)}, "ref_chosen_logps is -52", id="constant"),
+    ],
+)  # fmt: skip
+def test_legal_and_surely_wrong_is_warned_of(pairs, change, said):
+    with pytest.warns(DataWarning, match=said) as caught:
+        result = evaluate(pairs.with_columns(**change))
+    assert len(result.warnings) == len(caught) == 1
+    assert said in result.warnings[0]
+    assert caught[0].filename == __file__
+
+
+def test_right_data_is_not_warned_of(pairs, real_pairs):
+    short = pairs.with_columns(
+        *(pl.col(name) / 40 for name in LOGPS),
+        chosen_num_tokens=pl.lit(3),
+        rejected_num_tokens=pl.lit(2),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluate(pairs)
+        evaluate(real_pairs)
+        evaluate(short)  # low log-probs of short completions are not averages
+        evaluate(pairs.head(1))  # one row cannot be constant
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        pytest.param({"by": "subst"}, r"did you mean 'subset'", id="unknown by"),
+        pytest.param({"batch_by": "nope"}, "batch_by: 'nope' is not a column", id="batch_by"),
+        pytest.param({"batch_size": 0}, "at least 1", id="batch size"),
+        pytest.param({"batch_size": 2, "batch_by": "subset"}, "not both", id="two batchings"),
+        pytest.param({"batches": "x.parquet"}, "give batch_size", id="a file of no batches"),
+        pytest.param({"on_invalid": "drop"}, "raise, exclude", id="on_invalid"),
+        pytest.param({"max_invalid": 1}, "on_invalid", id="max_invalid when raising"),
+        pytest.param(
+            {"max_invalid": 1.5, "on_invalid": "exclude"}, "0 to 1", id="max_invalid above 1"
+        ),
+        pytest.param({"beta": -1}, "beta must be", id="beta"),
+        pytest.param({"columns": {"policy": "x"}}, "not a column role", id="unknown role"),
+    ],
+)
+def test_wrong_arguments(pairs, arguments, said):
+    with pytest.raises(UsageError, match=said):
+        evaluate(pairs, **arguments)
+
+
+def test_too_many_subsets_are_refused_with_advice(pairs, monkeypatch):
+    monkeypatch.setattr(measuring, "MAX_SUBSETS", 5)
+    with pytest.raises(UsageError, match="more than 5 subsets; choose a coarser column"):
+        evaluate(pairs, by="pair_id")
+
+
+def test_too_many_batches_ask_for_a_file_before_reading(tmp_path, monkeypatch):
+    poison = pl.LazyFrame({name: [-1.0] for name in LOGPS})
+    monkeypatch.setattr("dpo_pipeline.batches.MAX_BATCHES_HELD", 5)
+    path = tmp_path / "pairs.parquet"
+    pl.concat([poison] * 12).sink_parquet(path)
+    with pytest.raises(UsageError, match=r"batches=PATH"):
+        evaluate(path, batch_size=2)
+
+
+def test_cancelled_before_it_is_done(pairs):
+    class Set:
+        def is_set(self):
+            return True
+
+    with pytest.raises(Cancelled):
+        evaluate(pairs, cancel=Set())
+
+
+def test_progress_ends_at_the_total(tmp_path, real_pairs, monkeypatch):
+    monkeypatch.setattr(measuring, "SHARD_ROWS", 200)
+    path = tmp_path / "pairs.parquet"
+    real_pairs.write_parquet(path)
+    seen = []
+    evaluate(path, progress=seen.append)
+    assert [(p.phase, p.rows, p.total) for p in seen] == [
+        ("evaluating", rows, 698) for rows in (200, 400, 600, 698)
+    ]
+
+
+# -- the same bits, however the rows lie ------------------------------------------------------
+
+
+def everything(source, **arguments):
+    result = evaluate(source, on_invalid="exclude", by="turns", **arguments)
+    return (result.summary, result.subsets.rows(), result.batches.rows(), result.invalid.broken)
+
+
+def with_faults(pairs):
+    return pairs.with_columns(
+        policy_chosen_logps=pl.when(pl.int_range(pl.len()) % 97 == 5)
+        .then(float("nan"))
+        .otherwise("policy_chosen_logps")
+    )
+
+
+@given(st.data())
+@settings(max_examples=25, deadline=None)
+def test_shards_in_any_split_merge_to_the_same_bits(real_pairs, tmp_path_factory, data):
+    pairs = with_faults(real_pairs)
+    size = data.draw(st.sampled_from([1, 7, 64, 1000]), label="batch size")
+    expected = everything(pairs, batch_size=size)
+    folder = tmp_path_factory.mktemp("split")
+    cuts = sorted(data.draw(st.sets(st.integers(1, 697), max_size=6), label="cuts"))
+    for start, stop in zip([0, *cuts], [*cuts, 698], strict=True):
+        pairs[start:stop].write_parquet(
+            folder / f"{start:04}.parquet",
+            row_group_size=data.draw(st.integers(1, 300), label="row group"),
+        )
+    shard = data.draw(st.integers(1, 800), label="shard")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "SHARD_ROWS", shard)
+        patch.setattr("dpo_pipeline.batches.SHARD_ROWS", shard)
+        found = everything(folder, batch_size=size)
+    assert found[:3] == expected[:3]
+    # The same rows, told by file: each one's start and its row there give the row of the whole.
+    starts = [
+        [int(o.file.removesuffix(".parquet")) + o.row for o in rule.offenders] for rule in found[3]
+    ]
+    assert starts == [[o.row for o in rule.offenders] for rule in expected[3]]
+
+
+def test_float32_and_its_float64_image_give_the_same_bits(real_pairs):
+    assert real_pairs.schema["policy_chosen_logps"] == pl.Float32
+    image = real_pairs.with_columns(pl.col(LOGPS).cast(pl.Float64))
+    assert everything(real_pairs, batch_size=64) == everything(image, batch_size=64)
+
+
+def test_the_mean_does_not_depend_on_batches(real_pairs):
+    alone = evaluate(real_pairs).summary
+    assert all(evaluate(real_pairs, batch_size=n).summary == alone for n in (1, 64, 500))
+
+
+def test_batch_means_equal_plain_python(real_pairs):
+    rows = [reference_row(*map(float, row), 0.1) for row in real_pairs.select(LOGPS).iter_rows()]
+    batches = evaluate(real_pairs, batch_size=64).batches
+    assert batches.height == 11
+    for k, (loss, accuracy, margin) in enumerate(
+        batches.select("loss", "reward_accuracy", "reward_margin").iter_rows()
+    ):
+        part = rows[64 * k : 64 * (k + 1)]
+        assert loss == pytest.approx(math.fsum(r[2] for r in part) / len(part), abs=1e-12)
+        assert accuracy == sum(r[0] > r[1] for r in part) / len(part)
+        assert margin == pytest.approx(math.fsum(r[0] - r[1] for r in part) / len(part), abs=1e-12)
+
+
+def test_batches_to_a_file_are_those_of_the_result(tmp_path, real_pairs, monkeypatch):
+    monkeypatch.setattr("dpo_pipeline.batches._ROWS_PER_GROUP", 10)
+    path = tmp_path / "batches.parquet"
+    held = evaluate(real_pairs, batch_size=20)
+    filed = evaluate(real_pairs, batch_size=20, batches=path)
+    assert filed.batches is None
+    assert filed.summary == held.summary
+    assert pl.read_parquet(path).equals(held.batches)
+    assert [p.name for p in tmp_path.iterdir()] == ["batches.parquet"]
+
+
+def test_defaults_are_the_declared_ones(pairs):
+    assert evaluate(pairs).beta == defaults.BETA == 0.1

@@ -1,0 +1,86 @@
+"""The README and the examples: every block is run, and prints what it says it prints."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dpo_pipeline.cli import main
+
+ROOT = Path(__file__).parent.parent
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCKS = [(m[1], m[2]) for m in BLOCK.finditer((ROOT / "README.md").read_text())]
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A folder with the examples, to write into."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def python_blocks():
+    for i, (kind, text) in enumerate(BLOCKS):
+        if kind == "python":
+            following = BLOCKS[i + 1] if i + 1 < len(BLOCKS) else ("", "")
+            yield pytest.param(text, following, id=f"block {i}")
+
+
+@pytest.mark.parametrize(("code", "following"), list(python_blocks()))
+def test_python_blocks_print_what_follows(checkout, code, following):  # noqa: ARG001
+    kind, expected = following
+    assert kind == "text", "each block of code is followed by its output"
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "README.md", "exec"), {"__name__": "readme"})  # noqa: S102
+    assert printed.getvalue() == expected
+
+
+def console_calls():
+    for kind, text in BLOCKS:
+        if kind == "console":
+            for call in text.removeprefix("$ ").split("\n$ "):
+                line, _, expected = call.partition("\n")
+                yield pytest.param(shlex.split(line), expected, id=line)
+
+
+@pytest.mark.parametrize(("words", "expected"), list(console_calls()))
+def test_console_blocks_print_what_they_show(checkout, capsys, words, expected):  # noqa: ARG001
+    assert words[0] == "dpo-pipeline"
+    main(words[1:])
+    out, err = capsys.readouterr()
+    assert err + out == expected
+
+
+def test_there_are_blocks_of_each_kind_and_two_commands():
+    kinds = [kind for kind, _ in BLOCKS]
+    assert {kinds.count("python") >= 4, kinds.count("console") >= 2} == {True}
+    (commands,) = [text for kind, text in BLOCKS if kind == "sh"]
+    assert len(commands.splitlines()) == 2
+
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.name)
+def test_examples_run_as_they_are(script):
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("mean loss") == 5

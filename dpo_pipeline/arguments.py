@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from numbers import Real
 
+from dpo_pipeline.defaults import LOGP_LIMIT
 from dpo_pipeline.errors import ArgumentError, UsageError
 
 
@@ -21,6 +22,20 @@ def checked_beta(beta: object) -> float:
         problem = f"must be finite and at least 0, found {beta!r}"
         raise ArgumentError("beta", problem, position=None, value=beta)
     return float(beta)
+
+
+def checked_max_logp(max_logp: object) -> float:
+    """Return max_logp as a float.
+
+    Raises:
+        ArgumentError: It is not a number that a log-probability could be at most.
+    """
+    if isinstance(max_logp, Real) and not isinstance(max_logp, bool):
+        nats = float(max_logp)
+        if -LOGP_LIMIT <= nats <= LOGP_LIMIT:
+            return nats
+    problem = f"must be a number of nats within {LOGP_LIMIT:,.0f}, found {max_logp!r}"
+    raise ArgumentError("max_logp", problem, position=None, value=max_logp)
 
 
 def checked_choice(on_invalid: str, choices: Sequence[str], max_invalid: float | None) -> None:

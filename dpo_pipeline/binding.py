@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from dpo_pipeline.arguments import checked_max_logp
 from dpo_pipeline.intake import canonical
 from dpo_pipeline.rules import RuleSet, Schema, compile_rules, gate
 
@@ -52,9 +53,11 @@ def bind(
     """Check columns and types and compile the rules, reading no data.
 
     Raises:
+        UsageError: `max_logp` or `contract` is not what it must be.
         ColumnError: The columns or their types do not fit the contract.
         RefusedCheckError: A check of `contract` cannot run row by row.
     """
+    max_logp = checked_max_logp(max_logp)
     ready = canonical(frame, source=source, columns=columns, adds=adds, replace=replace)
     gated = gate(frame.select(ready.selection), source=source, max_logp=max_logp, contract=contract)
     return Binding(

@@ -11,6 +11,7 @@ from typing import cast
 from dpo_pipeline.arguments import checked_beta, checked_choice, checked_limit
 from dpo_pipeline.batches import BatchFile, Batching
 from dpo_pipeline.binding import bind
+from dpo_pipeline.columns import SCORED
 from dpo_pipeline.defaults import BETA, MAX_LOGP, ON_INVALID, OnInvalid
 from dpo_pipeline.errors import DataWarning
 from dpo_pipeline.intake import FrameLike, as_lazy
@@ -85,6 +86,9 @@ def evaluate(
             max_logp=max_logp,
             columns=columns,
             contract=contract,
+            # Scores that are in the data already are made anew, whatever beta they had.
+            adds=[added.name for added in SCORED],
+            replace=True,
         )
     watch = Watch(callback=progress, cancel=cancel)
     with Publication(overwrite=overwrite, inputs=[f.path for f in dataset.files]) as publication:

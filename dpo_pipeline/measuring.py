@@ -145,7 +145,7 @@ def measure(
     watch: Watch,
 ) -> Measured:
     """Read the dataset once, shard by shard, and add up its partial sums."""
-    names = (by,) if isinstance(by, str) else tuple(by or ())
+    names = (by,) if isinstance(by, str) else tuple(dict.fromkeys(by or ()))
     _checked_columns(names, binding, "by")
     rules = binding.rules if beta is None else binding.rules.with_margin_in_range()
     subset_keys = _subset_keys(names)

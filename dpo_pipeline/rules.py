@@ -7,7 +7,8 @@ the rules are those that pandera's own validation reports.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, NoReturn, cast
@@ -15,12 +16,13 @@ from typing import Any, Final, NoReturn, cast
 import pandera.polars as pa
 import polars as pl
 from pandera.config import ValidationDepth, config_context
+from pandera.engines.polars_engine import Engine
 from pandera.errors import SchemaError, SchemaErrors
 
 from dpo_pipeline.columns import LOGPS, REWARD_MARGIN, ROLES
 from dpo_pipeline.contract import OUR_TITLE, pairs_model, rules_of, sound_logp
 from dpo_pipeline.defaults import LOGP_LIMIT
-from dpo_pipeline.errors import ColumnError, RefusedCheckError
+from dpo_pipeline.errors import ColumnError, RefusedCheckError, UsageError
 
 Schema = pa.DataFrameSchema | type[pa.DataFrameModel]
 
@@ -95,6 +97,7 @@ def gate(
         ColumnError: Columns are missing or of the wrong type.
     """
     for schema in _schemas(max_logp, contract):
+        _refuse_coercion(schema, frame.collect_schema())
         # The depth is a context variable that new threads do not inherit, and an environment
         # variable can switch pandera off: both are pinned where validation happens.
         with config_context(validation_enabled=True, validation_depth=ValidationDepth.SCHEMA_ONLY):
@@ -102,7 +105,20 @@ def gate(
                 frame = schema.validate(frame, lazy=True)
             except (SchemaErrors, SchemaError) as error:
                 raise ColumnError(source, tuple(_problems(error, frame))) from None
+    gone = [name for name in LOGPS if name not in frame.collect_schema()]
+    if gone:
+        raise ColumnError(source, tuple(f"{name}: the contract filters it away" for name in gone))
     return frame
+
+
+def _refuse_coercion(schema: pa.DataFrameSchema, found: pl.Schema) -> None:
+    for column in schema.columns.values():
+        has = found.get(str(column.name))
+        coerced = (schema.coerce or column.coerce) and column.dtype is not None and has is not None
+        if coerced and not column.dtype.check(Engine.dtype(has)):
+            raise RefusedCheckError(
+                "coerce", column.name, f"a cell of type {has} that is no {column.dtype} has no row"
+            )
 
 
 def compile_rules(
@@ -151,8 +167,23 @@ def _named_apart(rules: list[Rule]) -> tuple[Rule, ...]:
 
 
 def _schemas(max_logp: float, contract: Schema | None) -> list[pa.DataFrameSchema]:
-    both = [pairs_model(max_logp), *([] if contract is None else [contract])]
-    return [s if isinstance(s, pa.DataFrameSchema) else s.to_schema() for s in both]
+    schemas = [pairs_model(max_logp).to_schema()]
+    if contract is not None:
+        is_model = isinstance(contract, type) and issubclass(contract, pa.DataFrameModel)
+        if not (is_model or isinstance(contract, pa.DataFrameSchema)):
+            raise UsageError(
+                "contract must be a pandera.polars DataFrameSchema or DataFrameModel, found "
+                f"{contract!r}"
+            )
+        schemas.append(contract.to_schema() if isinstance(contract, type) else contract)
+    schemas = [copy(schema) for schema in schemas]
+    for schema in schemas:
+        # With drop_invalid_rows pandera keeps silent about missing columns and wrong types.
+        schema.drop_invalid_rows = False
+        schema.columns = {name: copy(column) for name, column in schema.columns.items()}
+        for column in schema.columns.values():
+            column.drop_invalid_rows = False
+    return schemas
 
 
 def _problems(error: SchemaErrors | SchemaError, frame: pl.LazyFrame) -> Iterator[str]:
@@ -174,26 +205,50 @@ class _NotRowWiseError(TypeError):
 
 
 class _Recorder:
-    """Stands in for the LazyFrame that a check gets, and keeps the expressions it selects."""
+    """Stands in for the LazyFrame that a check gets; selecting from it gives the expressions."""
 
     def __init__(self, schema: pl.Schema) -> None:
         self._schema = schema
-        self.selected: list[pl.Expr] = []
 
     def collect_schema(self) -> pl.Schema:
         return self._schema
 
-    def select(self, *exprs: Any, **named: Any) -> _Recorder:
+    def select(self, *exprs: Any, **named: Any) -> _Selection:
+        flat = [each for item in exprs for each in _flat(item)] + list(named.values())
+        selected = [pl.col(each) if isinstance(each, str) else each for each in flat]
+        for each in selected:
+            if not isinstance(each, pl.Expr):
+                raise _NotRowWiseError(f"it selects a {type(each).__name__}, not an expression")
         # Selecting from an empty frame of this schema binds names and types without data.
-        made = pl.LazyFrame(schema=self._schema).select(*exprs, **named).collect_schema()
+        made = (
+            pl.LazyFrame(schema=self._schema)
+            .select(each.name.suffix(str(i)) for i, each in enumerate(selected))
+            .collect_schema()
+        )
         if not made or any(dtype != pl.Boolean for dtype in made.values()):
             raise _NotRowWiseError(f"it yields {dict(made)} instead of Booleans")
-        for item in (*exprs, *named.values()):
-            self.selected += list(item) if isinstance(item, (list, tuple)) else [item]
-        return self
+        return _Selection(exprs=tuple(selected))
 
     def __getattr__(self, name: str) -> NoReturn:
         raise _NotRowWiseError(f"it uses LazyFrame.{name}, and only .select can be fused")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Selection:
+    """What a check selected."""
+
+    exprs: tuple[pl.Expr, ...]
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise _NotRowWiseError(f"it uses LazyFrame.{name} on what it selected")
+
+
+def _flat(item: Any) -> Iterable[Any]:
+    return (
+        [item]
+        if isinstance(item, (str, pl.Expr, pl.Series)) or not isinstance(item, Iterable)
+        else item
+    )
 
 
 def _is_row_wise(expr: pl.Expr) -> bool:
@@ -202,8 +257,10 @@ def _is_row_wise(expr: pl.Expr) -> bool:
     try:
         while waiting:
             node = waiting.pop()
-            row_wise = node.meta.is_row_separable() and node.meta.is_length_preserving()
-            if not (node.meta.is_literal() or row_wise):
+            if node.meta.is_literal():
+                if pl.select(node).height != 1:  # a Series: a value for each row
+                    return False
+            elif not (node.meta.is_row_separable() and node.meta.is_length_preserving()):
                 return False
             waiting += node.meta.pop()
         return not expr.meta.is_scalar()
@@ -214,6 +271,8 @@ def _is_row_wise(expr: pl.Expr) -> bool:
 def _expressions(check: pa.Check, column: str | None, columns: pl.Schema) -> list[pl.Expr]:
     if check.element_wise:
         raise _NotRowWiseError("element_wise=True runs Python on every value")
+    if check.raise_warning:
+        raise _NotRowWiseError("raise_warning=True lets every row pass")
     if check.groupby:
         raise _NotRowWiseError("groupby compares rows with each other")
     backend: Any = check.get_backend(pl.LazyFrame())(check)
@@ -227,13 +286,13 @@ def _expressions(check: pa.Check, column: str | None, columns: pl.Schema) -> lis
         out = function(pa.PolarsData(cast("pl.LazyFrame", recorder), column or _WHOLE_FRAME))
     except pl.exceptions.PolarsError as error:
         raise _NotRowWiseError(str(error).splitlines()[0]) from error
-    if out is not recorder:
-        raise _NotRowWiseError(f"it returns {type(out).__name__}, not the frame's selection")
-    for expr in recorder.selected:
+    if not isinstance(out, _Selection):
+        what = "the frame" if out is recorder else type(out).__name__
+        raise _NotRowWiseError(f"it returns {what}, not what it selects from the frame")
+    for expr in out.exprs:
         if not _is_row_wise(expr):
             raise _NotRowWiseError("it looks at other rows, or at Python")
-    selected: list[pl.Expr] = recorder.selected
-    return selected
+    return list(out.exprs)
 
 
 def _compiled(
@@ -252,7 +311,7 @@ def _compiled(
                 raise RefusedCheckError("unique", name, "it compares rows with each other")
             if not column.nullable:
                 keeps = pl.col(name).is_not_null()
-                if columns[name].is_float():  # pandera's nullable=False refuses NaN as well
+                if columns[name] in (pl.Float32, pl.Float64):  # as pandera does
                     keeps = keeps & pl.col(name).is_not_nan().fill_null(value=True)
                 yield Rule(column=name, check="not_nullable", requirement="not null", keeps=keeps)
             yield from _rules_of_checks(column.checks, name, columns)

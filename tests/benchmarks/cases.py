@@ -1,0 +1,273 @@
+"""The table of what is measured, on which data, against what, and how fast it should be.
+
+This imports nothing that costs time or memory: the process that measures has to stay small.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from dataclasses import dataclass
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+COMMAND = os.path.join(sysconfig.get_path("scripts"), "dpo-pipeline")
+TEXT_BYTES = 3_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """A kind of benchmark file."""
+
+    name: str
+    bad_share: float = 0.0
+    text_bytes: int = 0
+    part: int = 1
+    """It has one row for so many of the benchmark's size."""
+    fixed_rows: int | None = None
+    """Its rows, if they do not depend on the benchmark's size."""
+
+    def rows(self, size: int) -> int:
+        """Return its rows in a benchmark of a size."""
+        return self.fixed_rows or max(1, size // self.part)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Against:
+    """A case that another one is divided by, and the ratio that is aimed at.
+
+    Without a case, what is aimed at are CPU seconds.
+    """
+
+    case: str | None = None
+    at_most: float | None = None
+    at_least: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One thing to measure: a function that the child calls, or a command."""
+
+    name: str
+    call: str | None = None
+    argument: str | None = None
+    command: tuple[str, ...] = ()
+    data: Data | None = None
+    against: tuple[Against, ...] = ()
+    needs: tuple[str, ...] = ()
+    is_ours: bool = False
+    """Whether its memory must stay bounded."""
+    times_itself: bool = False
+    """Whether it returns its seconds; otherwise those of the process count."""
+    runs_a_round: int = 1
+
+    @property
+    def has_sizes(self) -> bool:
+        """Whether it is measured at both sizes of a benchmark."""
+        return self.data is not None and self.data.fixed_rows is None
+
+    def argv(self, source: str | None) -> list[str]:
+        """Return the process to start, `source` being its data."""
+        given = source or self.argument
+        last = [] if given is None else [given]
+        if self.call is not None:
+            return [sys.executable, os.path.join(HERE, "child.py"), self.call, *last]
+        return [*self.command, *last]
+
+
+CLEAN = Data(name="clean")
+BAD_PER_MILLE = Data(name="bad-0.1%", bad_share=0.001)
+BAD_PER_CENT = Data(name="bad-5%", bad_share=0.05)
+TEXT = Data(name="text", text_bytes=TEXT_BYTES, part=100)
+SLICE = Data(name="slice", part=20)
+TINY = Data(name="tiny", fixed_rows=1_000)
+
+FLOORS = (
+    Case(name="scan", call="floors.scan", data=CLEAN),
+    Case(name="bare-means", call="floors.means", data=CLEAN),
+    Case(name="bare-means-by-subset", call="floors.means_by_subset", data=CLEAN),
+    Case(name="bare-score", call="floors.score", data=CLEAN),
+    Case(name="bare-score-text", call="floors.score", data=TEXT),
+)
+
+OURS = (
+    Case(
+        name="check",
+        call="ours.check",
+        data=CLEAN,
+        is_ours=True,
+        against=(Against(case="scan", at_most=1.2),),
+    ),
+    Case(
+        name="evaluate",
+        call="ours.evaluate",
+        data=CLEAN,
+        is_ours=True,
+        against=(
+            Against(case="bare-means", at_most=1.5),
+            Against(case="duckdb-means", at_most=1.0),
+            Against(case="duckdb-means-checked"),
+            Against(case="pyarrow-means"),
+            Against(case="pandas-means"),
+        ),
+    ),
+    Case(
+        name="evaluate-by-subset",
+        call="ours.evaluate_by_subset",
+        data=CLEAN,
+        is_ours=True,
+        against=(
+            Against(case="bare-means", at_most=2.2),
+            Against(case="bare-means-by-subset"),
+        ),
+    ),
+    Case(
+        name="evaluate-batches-of-64",
+        call="ours.evaluate_batches_of_64",
+        data=CLEAN,
+        is_ours=True,
+        against=(Against(case="bare-means"),),
+    ),
+    Case(
+        name="evaluate-batches-of-2",
+        call="ours.evaluate_batches_of_2",
+        data=CLEAN,
+        is_ours=True,
+        against=(Against(case="bare-means"),),
+    ),
+    Case(
+        name="score",
+        call="ours.score",
+        data=CLEAN,
+        is_ours=True,
+        against=(
+            Against(case="bare-score", at_most=1.25),
+            Against(case="duckdb-score", at_most=0.65),
+        ),
+    ),
+    Case(
+        name="score-0.1%-bad",
+        call="ours.score_quarantine",
+        data=BAD_PER_MILLE,
+        is_ours=True,
+        against=(Against(case="bare-score", at_most=1.4),),
+    ),
+    Case(
+        name="score-5%-bad",
+        call="ours.score_quarantine",
+        data=BAD_PER_CENT,
+        is_ours=True,
+        against=(Against(case="bare-score"),),
+    ),
+    Case(
+        name="score-text",
+        call="ours.score",
+        data=TEXT,
+        is_ours=True,
+        against=(Against(case="bare-score-text"),),
+    ),
+)
+
+PEERS = (
+    Case(name="duckdb-means", call="peers.duckdb_means", data=CLEAN, needs=("duckdb",)),
+    Case(
+        name="duckdb-means-checked",
+        call="peers.duckdb_means_checked",
+        data=CLEAN,
+        needs=("duckdb",),
+    ),
+    Case(name="duckdb-score", call="peers.duckdb_score", data=CLEAN, needs=("duckdb",)),
+    Case(name="pyarrow-means", call="peers.pyarrow_means", data=CLEAN, needs=("numpy",)),
+    Case(name="pandas-means", call="peers.pandas_means", data=CLEAN, needs=("pandas",)),
+    Case(
+        name="torch-loop",
+        call="peers.torch_loop",
+        data=SLICE,
+        needs=("torch", "numpy"),
+        against=(
+            Against(case="evaluate", at_least=20.0),
+            Against(case="evaluate-batches-of-64"),
+        ),
+    ),
+)
+
+
+def loss_cases(pairs: int, *, at_most: float | None) -> tuple[Case, ...]:
+    """Return the cases of one length of the library call."""
+    size = str(pairs)
+    return (
+        Case(
+            name=f"numpy_loss-{size}",
+            call="loss_calls.numpy",
+            argument=size,
+            times_itself=True,
+            needs=("numpy",),
+        ),
+        Case(
+            name=f"python_loss-{size}", call="loss_calls.python", argument=size, times_itself=True
+        ),
+        Case(
+            name=f"dpo_loss-{size}",
+            call="loss_calls.ours",
+            argument=size,
+            times_itself=True,
+            against=(
+                Against(case=f"numpy_loss-{size}", at_most=at_most),
+                Against(case=f"python_loss-{size}"),
+            ),
+        ),
+    )
+
+
+LOSS_CALLS = (
+    *loss_cases(64, at_most=15.0),
+    *loss_cases(4_096, at_most=None),
+    *loss_cases(1_000_000, at_most=2.5),
+)
+
+
+def imports(name: str, code: str, *against: Against) -> Case:
+    """Return an interpreter that runs some code; often, as it is as short as noise is long."""
+    return Case(name=name, command=(sys.executable, "-c", code), against=against, runs_a_round=3)
+
+
+START_UPS = (
+    imports("empty-interpreter", ""),
+    imports("import-polars", "import polars", Against(case="empty-interpreter")),
+    imports(
+        "import-dpo_pipeline",
+        "import dpo_pipeline",
+        Against(case="import-polars", at_most=1.1),
+        Against(case="empty-interpreter"),
+    ),
+    imports(
+        "from-dpo_pipeline-import-evaluate",
+        "from dpo_pipeline import evaluate",
+        Against(case="import-polars"),
+    ),
+    Case(
+        name="command-help",
+        command=(COMMAND, "--help"),
+        runs_a_round=3,
+        against=(Against(at_most=0.25), Against(case="empty-interpreter")),
+    ),
+    Case(
+        name="command-evaluate-tiny",
+        command=(COMMAND, "evaluate"),
+        data=TINY,
+        runs_a_round=3,
+        against=(Against(at_most=0.7), Against(case="import-polars")),
+    ),
+)
+
+CASES = {case.name: case for case in (*FLOORS, *OURS, *PEERS, *LOSS_CALLS, *START_UPS)}
+
+
+def chosen(names: list[str] | None) -> list[Case]:
+    """Return the named cases and those they are divided by, in the order of the table."""
+    if names is None:
+        return list(CASES.values())
+    wanted = set(names)
+    for name in names:
+        wanted |= {other.case for other in CASES[name].against if other.case is not None}
+    return [case for case in CASES.values() if case.name in wanted]

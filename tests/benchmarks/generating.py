@@ -1,0 +1,113 @@
+"""Makes the benchmark data: Parquet written chunk by chunk, so that memory stays low.
+
+The same rows come out for the same arguments. A file with bad rows is the clean one in which
+one log-prob of some rows is replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SEED = 20_230_529
+ROWS_PER_GROUP = 500_000
+# Files of text have row groups of tens of megabytes, so far fewer rows in each.
+ROWS_PER_TEXT_GROUP = 20_000
+SUBSETS = [f"subset-{number:02}" for number in range(30)]
+LOGPS = ("policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
+FAULTS = np.array([math.nan, 0.0, -math.inf, 0.5])
+NULL_FAULT = 1
+WORD_BYTES = 6
+N_WORDS = 5_000
+
+
+def log_probs(rng: np.random.Generator, rows: int) -> dict[str, np.ndarray]:
+    """Return four columns of full-precision negative numbers, a few hundred nats in size."""
+    columns = {}
+    for side, shift in (("chosen", -0.01), ("rejected", 0.01)):
+        reference = -rng.gamma(4.0, 50.0, rows)
+        columns[f"ref_{side}_logps"] = reference
+        columns[f"policy_{side}_logps"] = reference * np.exp(rng.normal(shift, 0.05, rows))
+    return {name: columns[name] for name in LOGPS}
+
+
+def broken(
+    rng: np.random.Generator, columns: dict[str, np.ndarray], bad_share: float
+) -> dict[str, pa.Array]:
+    """Replace one value of a share of the rows by NaN, null, -inf or a positive number."""
+    rows = len(columns[LOGPS[0]])
+    is_bad = rng.random(rows) < bad_share
+    at_column = rng.integers(0, len(LOGPS), rows)
+    fault = rng.integers(0, len(FAULTS), rows)
+    arrays = {}
+    for number, (name, values) in enumerate(columns.items()):
+        hit = is_bad & (at_column == number)
+        replaced = np.where(hit, FAULTS[fault], values)
+        arrays[name] = pa.array(replaced, mask=hit & (fault == NULL_FAULT))
+    return arrays
+
+
+def texts(rng: np.random.Generator, rows: int, text_bytes: int) -> pa.Array:
+    """Return texts of random words, the frequent ones far more frequent than the rest."""
+    letters = rng.integers(ord("a"), ord("z") + 1, (N_WORDS, WORD_BYTES), dtype=np.uint8)
+    letters[:, -1] = ord(" ")
+    words = text_bytes // WORD_BYTES
+    chosen = (rng.random(rows * words) ** 3 * N_WORDS).astype(np.int32)
+    offsets = np.arange(rows + 1, dtype=np.int32) * (words * WORD_BYTES)
+    return pa.StringArray.from_buffers(
+        rows, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(letters[chosen]))
+    )
+
+
+def chunks(rows: int, bad_share: float, text_bytes: int) -> Iterator[pa.Table]:
+    """Yield the tables of the row groups."""
+    step = ROWS_PER_TEXT_GROUP if text_bytes else ROWS_PER_GROUP
+    for first in range(0, rows, step):
+        count = min(step, rows - first)
+        rng = np.random.default_rng([SEED, first])
+        columns: dict[str, pa.Array] = {
+            "pair_id": pa.array(np.arange(first, first + count)),
+            "subset": pa.DictionaryArray.from_arrays(
+                rng.integers(0, len(SUBSETS), count, dtype=np.int8), SUBSETS
+            ).cast(pa.string()),
+        }
+        columns |= broken(rng, log_probs(rng, count), bad_share)
+        if text_bytes:
+            columns["text"] = texts(rng, count, text_bytes)
+        yield pa.table(columns)
+
+
+def write(path: str, *, rows: int, bad_share: float, text_bytes: int) -> None:
+    """Write a file; it appears under its name when it is whole."""
+    hidden = f"{path}.part"
+    writer = None
+    for table in chunks(rows, bad_share, text_bytes):
+        if writer is None:
+            writer = pq.ParquetWriter(
+                hidden, table.schema, compression="zstd", use_dictionary=["subset"]
+            )
+        writer.write_table(table, row_group_size=table.num_rows)
+    if writer is not None:
+        writer.close()
+        os.replace(hidden, path)
+
+
+def main() -> None:
+    """Write one file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("path")
+    parser.add_argument("--rows", type=int, required=True)
+    parser.add_argument("--bad-share", type=float, default=0.0)
+    parser.add_argument("--text-bytes", type=int, default=0)
+    given = parser.parse_args()
+    write(given.path, rows=given.rows, bad_share=given.bad_share, text_bytes=given.text_bytes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The package, called as a user calls it. Outputs go to the working folder."""
+
+from __future__ import annotations
+
+import dpo_pipeline
+
+MEANS = (
+    "loss",
+    "reward_accuracy",
+    "chosen_reward",
+    "rejected_reward",
+    "reward_margin",
+    "policy_chosen_logps",
+)
+
+
+def check(source: str) -> None:
+    """Check only."""
+    dpo_pipeline.check(source)
+
+
+def evaluate(source: str) -> dict[str, float | None]:
+    """Totals."""
+    summary = dpo_pipeline.evaluate(source).summary
+    return {name: getattr(summary, name) for name in MEANS}
+
+
+def evaluate_by_subset(source: str) -> None:
+    """Totals and subsets."""
+    dpo_pipeline.evaluate(source, by="subset")
+
+
+def evaluate_batches_of_64(source: str) -> None:
+    """Totals and batch means, in a file, as there can be more of them than a result holds."""
+    dpo_pipeline.evaluate(source, batch_size=64, batches="batches.parquet")
+
+
+def evaluate_batches_of_2(source: str) -> None:
+    """Totals and half as many batch means as there are pairs."""
+    dpo_pipeline.evaluate(source, batch_size=2, batches="batches.parquet")
+
+
+def score(source: str) -> None:
+    """Score data in which an invalid pair would be an error."""
+    dpo_pipeline.score_parquet(source, "scored.parquet")
+
+
+def score_quarantine(source: str) -> None:
+    """Score data and set invalid pairs apart."""
+    dpo_pipeline.score_parquet(source, "scored.parquet", on_invalid="quarantine")

@@ -1,0 +1,105 @@
+"""Measures the package beside bare Polars plans and beside what one would use instead.
+
+    python tests/benchmarks/run.py --rows 20_000_000 100_000_000
+
+Every measurement is a fresh process; the cases take turns, round by round; figures are medians.
+Ratios are of marginal CPU, the larger size less the smaller, so that start-up is apart. Data is
+made once (about 14 GB for the sizes above, and 20 GB more while outputs are written).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+
+from cases import CASES, chosen
+from measuring import measure, missing
+from printing import disagreements, table
+
+LIBRARIES = ("dpo_pipeline", "polars", "numpy", "pyarrow", "duckdb", "pandas", "torch")
+NOTES = """\
+rows, CPU, wall and peak MB: the smaller / the larger size. memory: growth of the peak from one to
+the other; the aim is at most 1.2, and less than 1 GB. CPU / row and ratio: marginal CPU, user and
+system, of the larger size less the smaller one. Ratios of start-up and of the loss calls: all CPU;
+the loss calls are timed within their process, one call, and their peak MB is of the process.
+torch-loop runs on 1/20 of the rows, and the text cases (3 kB a row) on 1/100; their ratios are per
+row. Batches of 64 go to a file, as 100M pairs give more of them than a result holds."""
+
+
+def arguments() -> argparse.Namespace:
+    """Return what the command line says."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=f"Cases: {', '.join(CASES)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--rows",
+        type=int,
+        nargs=2,
+        metavar=("SMALLER", "LARGER"),
+        default=[20_000_000, 100_000_000],
+        help="the two sizes of the data (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=CASES,
+        metavar="NAME",
+        help="measure these cases, and those they are compared with",
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="rounds to take medians of (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--folder",
+        default=os.path.join(tempfile.gettempdir(), "dpo_pipeline_benchmarks"),
+        help="where data is kept (default: a folder for temporary files)",
+    )
+    given = parser.parse_args()
+    given.rows = sorted(given.rows)
+    if given.repeats < 1 or given.rows[0] < 1 or given.rows[0] == given.rows[1]:
+        parser.error("--repeats must be positive, and --rows two positive sizes that differ")
+    return given
+
+
+def versions() -> str:
+    """Return what was measured with."""
+    found = [f"Python {sys.version.split()[0]}"]
+    for library in LIBRARIES:
+        try:
+            found.append(f"{library} {version(library)}")
+        except PackageNotFoundError:
+            continue
+    return f"{', '.join(found)}; {os.cpu_count()} CPUs"
+
+
+def say(text: str) -> None:
+    """Tell what is going on."""
+    sys.stderr.write(f"{text}\n")
+
+
+def main() -> None:
+    """Measure and print."""
+    given = arguments()
+    os.makedirs(given.folder, exist_ok=True)
+    cases, notes = [], []
+    for case in chosen(given.only):
+        libraries = missing(case)
+        if libraries:
+            notes.append(f"{case.name}: skipped, as {' and '.join(libraries)} is not installed")
+        else:
+            cases.append(case)
+    points = measure(
+        cases, given.rows, folder=os.path.abspath(given.folder), repeats=given.repeats, say=say
+    )
+    notes += [f"figures differ: {text}" for text in disagreements(points)]
+    head = f"{versions()}; medians of {given.repeats} rounds"
+    sys.stdout.write("\n".join([head, "", table(points), "", NOTES, *notes]) + "\n")
+
+
+if __name__ == "__main__":
+    main()

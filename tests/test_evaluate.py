@@ -382,3 +382,14 @@ def test_batches_to_a_file_are_those_of_the_result(tmp_path, real_pairs, monkeyp
 
 def test_defaults_are_the_declared_ones(pairs):
     assert evaluate(pairs).beta == defaults.BETA == 0.1
+
+
+@pytest.mark.parametrize("max_logp", [math.nan, math.inf, "0", True, 1e9])
+def test_max_logp_must_be_a_number_of_nats(pairs, max_logp):
+    with pytest.raises(UsageError, match="^max_logp must be a number of nats"):
+        evaluate(pairs, max_logp=max_logp)
+
+
+def test_contract_must_be_a_pandera_schema(pairs):
+    with pytest.raises(UsageError, match="contract must be a pandera"):
+        evaluate(pairs, contract="mine")

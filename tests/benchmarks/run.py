@@ -4,7 +4,7 @@
 
 Every measurement is a fresh process; the cases take turns, round by round; figures are medians.
 Ratios are of marginal CPU, the larger size less the smaller, so that start-up is apart. Data is
-made once (about 14 GB for the sizes above, and 20 GB more while outputs are written).
+kept in the folder (14 GB for the sizes above; outputs take 10 GB for a while, and are removed).
 """
 
 from __future__ import annotations

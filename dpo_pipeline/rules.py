@@ -16,7 +16,6 @@ from typing import Any, Final, NoReturn, cast
 import pandera.polars as pa
 import polars as pl
 from pandera.config import ValidationDepth, config_context
-from pandera.engines.polars_engine import Engine
 from pandera.errors import SchemaError, SchemaErrors
 
 from dpo_pipeline.columns import LOGPS, REWARD_MARGIN, ROLES
@@ -97,7 +96,7 @@ def gate(
         ColumnError: Columns are missing or of the wrong type.
     """
     for schema in _schemas(max_logp, contract):
-        _refuse_coercion(schema, frame.collect_schema())
+        before = frame.collect_schema()
         # The depth is a context variable that new threads do not inherit, and an environment
         # variable can switch pandera off: both are pinned where validation happens.
         with config_context(validation_enabled=True, validation_depth=ValidationDepth.SCHEMA_ONLY):
@@ -105,19 +104,18 @@ def gate(
                 frame = schema.validate(frame, lazy=True)
             except (SchemaErrors, SchemaError) as error:
                 raise ColumnError(source, tuple(_problems(error, frame))) from None
+        _refuse_coercion(before, frame.collect_schema())
     gone = [name for name in LOGPS if name not in frame.collect_schema()]
     if gone:
         raise ColumnError(source, tuple(f"{name}: the contract filters it away" for name in gone))
     return frame
 
 
-def _refuse_coercion(schema: pa.DataFrameSchema, found: pl.Schema) -> None:
-    for column in schema.columns.values():
-        has = found.get(str(column.name))
-        coerced = (schema.coerce or column.coerce) and column.dtype is not None and has is not None
-        if coerced and not column.dtype.check(Engine.dtype(has)):
+def _refuse_coercion(before: pl.Schema, after: pl.Schema) -> None:
+    for name, dtype in after.items():
+        if before.get(name, dtype) != dtype:
             raise RefusedCheckError(
-                "coerce", column.name, f"a cell of type {has} that is no {column.dtype} has no row"
+                "coerce", name, f"a cell of type {before[name]} that is no {dtype} has no row"
             )
 
 
@@ -268,6 +266,22 @@ def _is_row_wise(expr: pl.Expr) -> bool:
         return False
 
 
+def _called(check: pa.Check, recorder: _Recorder, column: str | None) -> object:
+    backend: Any = check.get_backend(pl.LazyFrame())(check)
+    function = backend.check_fn
+    name = check.registry_name
+    if name and pa.Check.is_builtin_check(name):
+        # A schema copies its checks before their Polars versions are registered.
+        function = partial(pa.Check.get_builtin_check_fn(name), **function.keywords)
+    try:
+        return function(pa.PolarsData(cast("pl.LazyFrame", recorder), column or _WHOLE_FRAME))
+    except _NotRowWiseError:
+        raise
+    except Exception as error:  # whatever a user's function raises, it is that check's fault
+        text = (str(error) or "no message").splitlines()[0]
+        raise _NotRowWiseError(f"it raises {type(error).__name__}: {text}") from error
+
+
 def _expressions(check: pa.Check, column: str | None, columns: pl.Schema) -> list[pl.Expr]:
     if check.element_wise:
         raise _NotRowWiseError("element_wise=True runs Python on every value")
@@ -275,21 +289,14 @@ def _expressions(check: pa.Check, column: str | None, columns: pl.Schema) -> lis
         raise _NotRowWiseError("raise_warning=True lets every row pass")
     if check.groupby:
         raise _NotRowWiseError("groupby compares rows with each other")
-    backend: Any = check.get_backend(pl.LazyFrame())(check)
-    function = backend.check_fn
-    name = check.registry_name
-    if name and pa.Check.is_builtin_check(name):
-        # A schema copies its checks before their Polars versions are registered.
-        function = partial(pa.Check.get_builtin_check_fn(name), **function.keywords)
     recorder = _Recorder(columns)
-    try:
-        out = function(pa.PolarsData(cast("pl.LazyFrame", recorder), column or _WHOLE_FRAME))
-    except pl.exceptions.PolarsError as error:
-        raise _NotRowWiseError(str(error).splitlines()[0]) from error
+    out = _called(check, recorder, column)
     if not isinstance(out, _Selection):
         what = "the frame" if out is recorder else type(out).__name__
         raise _NotRowWiseError(f"it returns {what}, not what it selects from the frame")
     for expr in out.exprs:
+        if expr.meta.has_multiple_outputs():
+            raise _NotRowWiseError("one expression stands for several columns; name each")
         if not _is_row_wise(expr):
             raise _NotRowWiseError("it looks at other rows, or at Python")
     return list(out.exprs)

@@ -275,7 +275,8 @@ def test_a_missing_output_folder_is_said(source, tmp_path):
 
 
 def test_a_fault_while_writing_leaves_nothing(source, tmp_path, monkeypatch):
-    def fail(*_, **__):
+    def fail(_frame, path, **_):
+        Path(path).write_bytes(b"PAR1 and no more")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pl.LazyFrame, "sink_parquet", fail)

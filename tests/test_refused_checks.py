@@ -240,11 +240,6 @@ def test_an_expression_that_is_not_of_one_row_is_refused(frame, expression, colu
             None,
             id="selects-from-a-selection",
         ),
-        pytest.param(
-            lambda d: (d.lazyframe.select(pl.col("x") > 9), d.lazyframe.select(pl.col("x") > 0))[1],
-            None,
-            id="selects-twice-and-returns-one",
-        ),
         pytest.param(lambda d: d.lazyframe.select(True), None, id="selects-a-Python-bool"),  # noqa: FBT003  a user's slip
     ],
 )
@@ -302,6 +297,12 @@ def test_a_check_that_does_more_than_select_is_refused(frame, function, why, col
         ),
         pytest.param(KeyedByTwo, "unique", None, id="unique-model"),
         pytest.param(
+            pa.DataFrameSchema({"x": pa.Column(checks=pa.Check.gt(0.0, raise_warning=True))}),
+            "greater_than",
+            "x",
+            id="a-check-that-only-warns",
+        ),
+        pytest.param(
             pa.DataFrameSchema(
                 {"text": pa.Column(checks=pa.Check.unique_values_eq(["en"]), nullable=True)}
             ),
@@ -326,7 +327,9 @@ def test_a_check_that_does_more_than_select_is_refused(frame, function, why, col
         ),
     ],
 )
-def test_a_contract_that_compares_rows_is_refused_by_name(frame, contract, check, column, entrance):
+def test_a_contract_that_cannot_be_fused_is_refused_by_name(
+    frame, contract, check, column, entrance
+):
     with pytest.raises(RefusedCheckError) as caught:
         entrance(poisoned(frame), contract=contract)
     assert (caught.value.check, caught.value.column) == (check, column)
@@ -401,6 +404,18 @@ def a_row(expression):
             pa.Check(lambda d: d.lazyframe.select(a=pl.col("x") > 1, b="flag"), name="mine"),
             [0, 1, 5],
             id="named-expressions",
+        ),
+        pytest.param(
+            "n",
+            pa.Check(
+                lambda d: (
+                    d.lazyframe.select(pl.col("n") > 9),
+                    d.lazyframe.select(pl.col("n") > 0),
+                )[1],
+                name="mine",
+            ),
+            [5],
+            id="one-of-two-selections",
         ),
         pytest.param("n", a_row(pl.sql_expr("n > 0 AND x < 3")), [3, 5], id="sql"),
     ],
@@ -597,6 +612,16 @@ class Coercing(dpo_pipeline.PreferencePairs):
         pytest.param(
             pa.DataFrameSchema({"text": pa.Column(pl.Int64, pa.Check.gt(0), coerce=True)}),
             id="schema-with-a-check",
+        ),
+        pytest.param(
+            pa.DataFrameSchema(
+                {"te[sx]t": pa.Column(pl.Int64, coerce=True, regex=True, nullable=True)}
+            ),
+            id="columns-by-pattern",
+        ),
+        pytest.param(
+            pa.DataFrameSchema({"text": pa.Column(nullable=True)}, dtype=pl.Int64, coerce=True),
+            id="one-type-for-all-columns",
         ),
     ],
 )

@@ -437,6 +437,12 @@ def odd_cells():
         pytest.param(lambda f: f.select(pl.col("x") > 0, pl.col("y") > 0), id="two"),
         pytest.param(lambda f: f.select(pl.col(c) > 0 for c in ("x", "y")), id="generator"),
         pytest.param(lambda f: f.select(a=pl.col("x") > 0, b="flag"), id="named"),
+        pytest.param(lambda f: f.select(pl.col("y").is_in(pl.Series([1, 2]))), id="is_in-a-series"),
+        pytest.param(
+            lambda f: f.select(pl.col("y").replace_strict({1: True, 2: False}, default=None)),
+            id="replace_strict",
+        ),
+        pytest.param(lambda f: f.select(pl.col("y") > pl.lit(pl.Series([1]))), id="series-of-one"),
         pytest.param(lambda f: f.select("flag"), id="name-of-a-Boolean-column"),
         pytest.param(lambda f: f.select(pl.col("x", "y") > 0), id="several-columns-in-one"),
         pytest.param(lambda f: f.select(pl.col("^[xy]$") > 0), id="columns-by-pattern"),
@@ -472,17 +478,15 @@ def test_a_check_is_refused_or_marks_the_rows_of_pandera(function, ignore_na, co
         pytest.param("y", pa.Check.notin([3, 0]), {3, 4}, id="notin"),
         pytest.param("y", pa.Check.gt(0, name="positive", error="above 0"), {4, 5}, id="renamed"),
         pytest.param("y", pa.Check.gt(0, n_failure_cases=1), {4, 5}, id="few-failure-cases"),
-        pytest.param("y", pa.Check.gt(0, raise_warning=True), set(), id="that-only-warns"),
         pytest.param("text", pa.Check.str_matches("a"), {1, 4, 5}, id="str_matches"),
         pytest.param("text", pa.Check.str_contains("b"), {0, 1, 5}, id="str_contains"),
         pytest.param("text", pa.Check.str_length(1, 1), {1, 3, 5}, id="str_length"),
     ],
 )
-@pytest.mark.filterwarnings("ignore::pandera.errors.SchemaWarning")
 def test_a_built_in_check(column, check, rows):
     contract = contract_of(check, column)
     expected = pandera_rows(pairs_model(), contract, frame=odd_cells())
-    assert expected == ({(column, check.name): rows} if rows else {})
+    assert expected == {(column, check.name): rows}
     assert our_rows(odd_cells(), contract=contract) == expected
 
 

@@ -56,6 +56,10 @@ class Point:
         return median(run.peak for run in self.runs)
 
 
+class CaseFailedError(Exception):
+    """Raised when the process of a case does not end well; holds what it printed."""
+
+
 Points = dict[str, list[Point]]
 """The points of each case, the smaller size first."""
 
@@ -90,9 +94,14 @@ def measure(
     folder: str,
     repeats: int,
     say: Callable[[str], None],
-) -> Points:
-    """Run every case in every round, so that a busy spell of the machine hits all alike."""
+) -> tuple[Points, dict[str, str]]:
+    """Run every case in every round, so that a busy spell of the machine hits all alike.
+
+    Returns:
+        The points, and what failed cases printed; these are given up, and the others go on.
+    """
     points: Points = {}
+    failures: dict[str, str] = {}
     for case in cases:
         rows = [0 if case.data is None else case.data.rows(size) for size in sizes]
         points[case.name] = [
@@ -111,12 +120,15 @@ def measure(
     for number in range(repeats):
         for nth in range(len(sizes)):
             for case in cases:
-                for point in points[case.name][nth : nth + 1]:
+                for point in points.get(case.name, [])[nth : nth + 1]:
                     size = f" of {point.rows:,} rows" if point.rows else ""
                     say(f"round {number + 1} of {repeats}: {case.name}{size}")
-                    for _ in range(case.runs_a_round):
-                        point.runs.append(run(point, folder))
-    return points
+                    try:
+                        point.runs.extend(run(point, folder) for _ in range(case.runs_a_round))
+                    except CaseFailedError as failure:
+                        failures[case.name] = str(failure)
+                        del points[case.name]
+    return points, failures
 
 
 def run(point: Point, folder: str) -> Run:
@@ -139,7 +151,7 @@ def run(point: Point, folder: str) -> Run:
         stdout.seek(0)
         stderr.seek(0)
         if process.returncode:
-            raise RuntimeError(f"{point.case.name} failed:\n{stderr.read().decode()}")
+            raise CaseFailedError(stderr.read().decode())
         figures = {} if point.case.call is None else json.loads(stdout.read()) or {}
     cpu = usage.ru_utime + usage.ru_stime
     if point.case.times_itself:

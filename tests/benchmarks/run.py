@@ -93,12 +93,14 @@ def main() -> None:
             notes.append(f"{case.name}: skipped, as {' and '.join(libraries)} is not installed")
         else:
             cases.append(case)
-    points = measure(
+    points, failures = measure(
         cases, given.rows, folder=os.path.abspath(given.folder), repeats=given.repeats, say=say
     )
+    notes += [f"{name}: failed\n{text}" for name, text in failures.items()]
     notes += [f"figures differ: {text}" for text in disagreements(points)]
     head = f"{versions()}; medians of {given.repeats} rounds"
     sys.stdout.write("\n".join([head, "", table(points), "", NOTES, *notes]) + "\n")
+    sys.exit(1 if failures else 0)
 
 
 if __name__ == "__main__":

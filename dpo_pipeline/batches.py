@@ -12,7 +12,7 @@ import polars as pl
 from dpo_pipeline.columns import BATCH, BATCH_MEANS
 from dpo_pipeline.defaults import MAX_BATCHES_HELD, SHARD_ROWS
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.storage import reading
+from dpo_pipeline.io_errors import reading
 from dpo_pipeline.summary import figures, merge
 
 if TYPE_CHECKING:

@@ -35,11 +35,16 @@ if TYPE_CHECKING:
     from dpo_pipeline.rules import Schema
     from dpo_pipeline.running import ProgressCallback
 
+    # A generic class for the type checker, and in newer versions of click only.
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType
+
 T = TypeVar("T")
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
-class _Share(click.ParamType[Any]):
+class _Share(_ParamType):
     """A count (`10`) or a share (`0.01`, `1%`)."""
 
     name = "count|share"
@@ -328,8 +333,8 @@ def _finish(
 
 
 def _keep(path: str, document: str, *, overwrite: bool) -> None:
+    from dpo_pipeline.io_errors import reading
     from dpo_pipeline.publishing import Publication
-    from dpo_pipeline.storage import reading
 
     with Publication(overwrite=overwrite) as publication:
         hidden = publication.stage(path)

@@ -15,6 +15,7 @@ from dpo_pipeline.columns import SCORED
 from dpo_pipeline.defaults import BETA, MAX_LOGP, ON_INVALID, OnInvalid
 from dpo_pipeline.errors import DataWarning
 from dpo_pipeline.intake import FrameLike, as_lazy
+from dpo_pipeline.io_errors import reading
 from dpo_pipeline.measuring import judge, measure
 from dpo_pipeline.metadata import run_facts
 from dpo_pipeline.publishing import Publication
@@ -22,7 +23,7 @@ from dpo_pipeline.report import InvalidReport
 from dpo_pipeline.result import Evaluation
 from dpo_pipeline.rules import Schema
 from dpo_pipeline.running import ProgressCallback, Watch
-from dpo_pipeline.storage import Dataset, SourcePath, open_dataset, reading
+from dpo_pipeline.storage import Dataset, SourcePath, open_dataset
 
 
 def evaluate(

@@ -21,6 +21,7 @@ from dpo_pipeline.columns import BROKEN_RULES, INVALID, SCORED, SOURCE_ROW, did_
 from dpo_pipeline.defaults import BETA, MAX_LOGP, ON_INVALID_JOB, OnInvalidJob
 from dpo_pipeline.errors import StorageError, UsageError
 from dpo_pipeline.evaluation import warn_of
+from dpo_pipeline.io_errors import reading
 from dpo_pipeline.measuring import Measured, judge, measure
 from dpo_pipeline.metadata import run_facts
 from dpo_pipeline.publishing import Publication
@@ -29,7 +30,7 @@ from dpo_pipeline.result import Evaluation
 from dpo_pipeline.rules import Schema
 from dpo_pipeline.running import ProgressCallback, Watch
 from dpo_pipeline.scoring import with_scores
-from dpo_pipeline.storage import Dataset, PairFile, SourcePath, open_dataset, reading
+from dpo_pipeline.storage import Dataset, PairFile, SourcePath, open_dataset
 
 
 def score_parquet(

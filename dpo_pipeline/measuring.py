@@ -14,12 +14,13 @@ from dpo_pipeline.columns import N_PAIRS, N_VALID, SOURCE_ROW, did_you_mean
 from dpo_pipeline.defaults import MAX_SUBSETS, SHARD_ROWS
 from dpo_pipeline.errors import ContractError, InvalidPairsError, UsageError
 from dpo_pipeline.health import Health
+from dpo_pipeline.io_errors import reading
 from dpo_pipeline.report import InvalidReport, Offences, Places, numbered, offences
 from dpo_pipeline.result import Evaluation
 from dpo_pipeline.rules import RuleSet
 from dpo_pipeline.running import Watch
 from dpo_pipeline.scoring import with_scores_if
-from dpo_pipeline.storage import Dataset, Shard, reading
+from dpo_pipeline.storage import Dataset, Shard
 from dpo_pipeline.summary import FIGURES, Summary, figures, merge, tally
 
 _SUBSET: Final = "__subset_"

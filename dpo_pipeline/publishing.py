@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from dpo_pipeline.errors import StorageError
-from dpo_pipeline.storage import reading
+from dpo_pipeline.io_errors import reading
 
 SUCCESS: Final = "_SUCCESS"
 """The marker that a folder of outputs is complete."""

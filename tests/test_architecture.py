@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "dpo_pipeline"
 FLOORS = [
     {"defaults", "errors"},
     {"columns", "tables", "running"},
-    {"arguments", "rewards", "rounding", "exact", "health", "storage"},
-    {"contract", "intake", "publishing", "spec_function"},
+    {"arguments", "rewards", "rounding", "exact", "health", "io_errors"},
+    {"contract", "intake", "storage", "publishing", "spec_function"},
     {"rules", "scoring"},
     {"binding", "report", "summary"},
     {"metadata", "batches", "result"},
@@ -28,7 +28,7 @@ FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in 
 
 ONLY_IN = {
     "pandera": {"contract", "rules"},
-    "pyarrow": {"storage", "publishing", "batches", "job"},
+    "pyarrow": {"storage", "io_errors", "publishing", "batches", "job"},
     "click": {"cli"},
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -254,8 +255,9 @@ def test_a_signal_stops_a_run_and_leaves_nothing(tmp_path, real_pairs, verb, num
 def wait_for_work(pid):
     """Wait until the process has read its source for a moment."""
     for _ in range(2_000):
-        links = Path(f"/proc/{pid}/fd").glob("*")
-        if any(os.path.realpath(link).endswith("pairs.parquet") for link in links):
-            return
+        for link in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+                if os.readlink(link).endswith("pairs.parquet"):
+                    return
         time.sleep(0.005)
     pytest.fail("the run never opened its source")

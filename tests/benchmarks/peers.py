@@ -112,6 +112,8 @@ def torch_loop(source: str) -> dict[str, float]:
     import pyarrow.parquet as pq
     import torch
 
+    # On a busy machine more threads would only wait for each other, at many times the CPU.
+    torch.set_num_threads(1)
     table = pq.read_table(source, columns=list(LOGPS))
     columns = [torch.tensor(table[name].to_numpy()) for name in LOGPS]
     metrics: dict[str, list[float]] = {}

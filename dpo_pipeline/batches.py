@@ -157,9 +157,9 @@ class BatchTable:
 
     def finish(self) -> pl.DataFrame | None:
         """Return the table; None where it went to a file."""
-        if self._open is not None:
-            last = self._open
-            self._emit(last if self._batching.in_order else last.sort(_FIRST))
+        if self._open is None:  # no rows, which is an error elsewhere
+            return None
+        self._emit(self._open if self._batching.in_order else self._open.sort(_FIRST))
         if self._file is not None:
             self._file.close()
             return None

@@ -112,6 +112,9 @@ def _figures_options(command: Decorated) -> Decorated:
             click.option(
                 "--by", multiple=True, metavar="COLUMN", help="Figures by subset. Repeatable."
             ),
+            click.option(
+                "--histogram", is_flag=True, help="Also the histogram of margins (with --json)."
+            ),
             click.option("--batch-size", type=int, help="Means of so many consecutive rows."),
             click.option("--batch-by", metavar="COLUMN", help="Means by the value of a column."),
             click.option(

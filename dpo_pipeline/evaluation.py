@@ -16,7 +16,7 @@ from dpo_pipeline.defaults import BETA, MAX_LOGP, ON_INVALID, OnInvalid
 from dpo_pipeline.errors import DataWarning
 from dpo_pipeline.intake import FrameLike, as_lazy
 from dpo_pipeline.io_errors import reading
-from dpo_pipeline.measuring import judge, measure
+from dpo_pipeline.measuring import Wanted, judge, measure
 from dpo_pipeline.metadata import run_facts
 from dpo_pipeline.publishing import Publication
 from dpo_pipeline.report import InvalidReport
@@ -34,6 +34,7 @@ def evaluate(
     batch_by: str | None = None,
     batches: str | os.PathLike[str] | None = None,
     by: str | Sequence[str] | None = None,
+    histogram: bool = False,
     on_invalid: OnInvalid = "raise",
     max_invalid: float | None = None,
     columns: Mapping[str, str] | None = None,
@@ -59,6 +60,7 @@ def evaluate(
         batches: Write the batch means to this Parquet file instead of holding them; needed
             beyond a million batches.
         by: Also give the figures of each subset by these columns; null is a subset.
+        histogram: Also give the histogram of margins (by subset, with `by`).
         on_invalid: "raise" for an error that reports every broken rule, "exclude" to leave
             invalid pairs out of the means.
         max_invalid: Raise if more pairs than this are invalid: a count (int), or a share of
@@ -97,9 +99,8 @@ def evaluate(
         if batching is not None and batches is not None:
             facts = run_facts(binding, beta=beta)
             batch_file = BatchFile(publication.stage(batches), str(batches), facts)
-        measured = measure(
-            dataset, binding, beta=beta, by=by, batching=batching, file=batch_file, watch=watch
-        )
+        wanted = Wanted.of(by=by, batching=batching, batch_file=batch_file, histogram=histogram)
+        measured = measure(dataset, binding, beta=beta, wanted=wanted, watch=watch)
         judge(measured, on_invalid=on_invalid, max_invalid=max_invalid, watch=watch)
         report = measured.report(watch)
         publication.commit()
@@ -138,7 +139,7 @@ def check(
             contract=contract,
         )
     watch = Watch(callback=progress, cancel=cancel)
-    measured = measure(dataset, binding, beta=None, by=None, batching=None, file=None, watch=watch)
+    measured = measure(dataset, binding, beta=None, wanted=Wanted(), watch=watch)
     judge(measured, on_invalid="exclude", max_invalid=max_invalid, watch=watch)
     report = measured.report(watch)
     warn_of(report)

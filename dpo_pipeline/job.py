@@ -22,7 +22,7 @@ from dpo_pipeline.defaults import BETA, MAX_LOGP, ON_INVALID_JOB, OnInvalidJob
 from dpo_pipeline.errors import StorageError, UsageError
 from dpo_pipeline.evaluation import warn_of
 from dpo_pipeline.io_errors import reading
-from dpo_pipeline.measuring import Measured, judge, measure
+from dpo_pipeline.measuring import Measured, Wanted, judge, measure
 from dpo_pipeline.metadata import run_facts
 from dpo_pipeline.publishing import Publication
 from dpo_pipeline.report import invalid_pairs, numbered
@@ -45,6 +45,7 @@ def score_parquet(
     batch_by: str | None = None,
     batches: str | os.PathLike[str] | None = None,
     by: str | Sequence[str] | None = None,
+    histogram: bool = False,
     keep: Sequence[str] | None = None,
     columns: Mapping[str, str] | None = None,
     contract: Schema | None = None,
@@ -73,6 +74,7 @@ def score_parquet(
         batch_by: Also give means by the value of this column.
         batches: Parquet file for the batch means, instead of holding them in the result.
         by: Also give the figures of each subset by these columns.
+        histogram: Also give the histogram of margins (by subset, with `by`).
         keep: Input columns to carry along, by canonical name; all if not given.
         columns: Role to column, where names and aliases do not say it.
         contract: A pandera schema or model whose checks are added to the contract's.
@@ -116,9 +118,8 @@ def score_parquet(
             facts = run_facts(binding, beta=beta)
             batch_file = BatchFile(publication.stage(batches), str(batches), facts)
         scored_parts = _stage(publication, sink, dataset)
-        measured = measure(
-            dataset, binding, beta=beta, by=by, batching=batching, file=batch_file, watch=watch
-        )
+        wanted = Wanted.of(by=by, batching=batching, batch_file=batch_file, histogram=histogram)
+        measured = measure(dataset, binding, beta=beta, wanted=wanted, watch=watch)
         judge(measured, on_invalid=on_invalid, max_invalid=max_invalid, watch=watch)
         writer = _Writer(measured=measured, beta=beta, carried=carried, watch=watch)
         n_scored = sum(map(writer.scored, dataset.files, scored_parts))

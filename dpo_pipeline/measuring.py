@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 import polars as pl
 
@@ -20,8 +20,9 @@ from dpo_pipeline.result import Evaluation
 from dpo_pipeline.rules import RuleSet
 from dpo_pipeline.running import Watch
 from dpo_pipeline.scoring import with_scores_if
+from dpo_pipeline.sketch import lower_edge
 from dpo_pipeline.storage import Dataset, Shard
-from dpo_pipeline.summary import FIGURES, Summary, figures, merge, tally
+from dpo_pipeline.summary import BIN, FIGURES, Summary, figures, merge, tally
 
 _SUBSET: Final = "__subset_"
 
@@ -38,6 +39,7 @@ class Measured:
     totals: pl.DataFrame
     subsets: pl.DataFrame | None
     batches: pl.DataFrame | None
+    bins: pl.DataFrame | None
     suspects: tuple[Shard, ...]
     """The shards that hold invalid pairs."""
 
@@ -96,6 +98,15 @@ class Measured:
             subsets = figures(self.subsets, beta=self.beta, keys=keys).rename(
                 dict(zip(keys, self.by, strict=True))
             )
+        histogram = None
+        if self.bins is not None:
+            histogram = self.bins.filter(pl.col(BIN).is_not_null()).select(
+                *(pl.col(k).alias(n) for k, n in zip(_subset_keys(self.by), self.by, strict=True)),
+                bin=pl.col(BIN),
+                lower=lower_edge(pl.col(BIN)),
+                upper=lower_edge(pl.col(BIN) + 1),
+                n_pairs=pl.col(N_PAIRS),
+            )
         return Evaluation(
             source=self.dataset.name,
             beta=self.beta,
@@ -105,6 +116,7 @@ class Measured:
             invalid=report,
             subsets=subsets,
             batches=self.batches,
+            histogram=histogram,
         )
 
 
@@ -135,73 +147,155 @@ def _subset_keys(by: Sequence[str]) -> list[str]:
     return [f"{_SUBSET}{i}" for i in range(len(by))]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What an evaluation is to give beside the totals.
+
+    Attributes:
+        by: Columns of the subsets.
+        batching: How pairs are put into batches.
+        batch_file: Where their means go, if not into the result.
+        histogram: Whether margins are binned.
+    """
+
+    by: tuple[str, ...] = ()
+    batching: Batching | None = None
+    batch_file: BatchFile | None = None
+    histogram: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        by: str | Sequence[str] | None,
+        batching: Batching | None,
+        batch_file: BatchFile | None,
+        histogram: bool,
+    ) -> Self:
+        """Make it from the arguments of a call."""
+        names = (by,) if isinstance(by, str) else tuple(dict.fromkeys(by or ()))
+        return cls(by=names, batching=batching, batch_file=batch_file, histogram=histogram)
+
+    @property
+    def in_order(self) -> bool:
+        """Whether rows group by nothing but batches of consecutive rows."""
+        in_order = self.batching is not None and self.batching.in_order
+        return in_order and not self.by and not self.histogram
+
+    @property
+    def shard_rows(self) -> int:
+        """Rows that one query reads."""
+        return SHARD_ROWS if self.batching is None else self.batching.shard_rows
+
+    def check(self, columns: pl.Schema) -> None:
+        """Raise a UsageError if a column that is grouped by is not there or not plain."""
+        batch_by = self.batching.column if self.batching is not None else None
+        for argument, name in [*(("by", name) for name in self.by), ("batch_by", batch_by)]:
+            if name is None:
+                continue
+            if name not in columns:
+                raise UsageError(
+                    f"{argument}: {name!r} is not a column{did_you_mean(name, columns)}; "
+                    f"the columns are {', '.join(columns)}"
+                )
+            if columns[name].is_nested():
+                raise UsageError(f"{argument}: {name!r} is a {columns[name]}, not a plain value")
+            if argument == "by" and name in FIGURES:
+                raise UsageError(f"by: {name!r} is the name of a figure; rename the column before")
+
+
 def measure(
-    dataset: Dataset,
-    binding: Binding,
-    *,
-    beta: float | None,
-    by: str | Sequence[str] | None,
-    batching: Batching | None,
-    file: BatchFile | None,
-    watch: Watch,
+    dataset: Dataset, binding: Binding, *, beta: float | None, wanted: Wanted, watch: Watch
 ) -> Measured:
     """Read the dataset once, shard by shard, and add up its partial sums."""
-    names = (by,) if isinstance(by, str) else tuple(dict.fromkeys(by or ()))
-    _checked_columns(names, binding, "by")
+    wanted.check(binding.columns)
+    batching = wanted.batching
     rules = binding.rules if beta is None else binding.rules.with_margin_in_range()
-    subset_keys = _subset_keys(names)
-    table = None
-    if batching is not None and beta is not None:
-        table = BatchTable(batching, beta=beta, n_rows=dataset.rows, file=file)
-    if batching is not None and batching.column is not None:
-        _checked_columns((batching.column,), binding, "batch_by")
-    totals: list[pl.DataFrame] = []
-    subsets: pl.DataFrame | None = None
+    sums = _RollUps(wanted, beta=beta, n_rows=dataset.rows)
     suspects = []
-    for shard in dataset.shards(SHARD_ROWS if batching is None else batching.shard_rows):
+    for shard in dataset.shards(wanted.shard_rows):
         frame = binding.prepare(shard.frame).with_columns(
-            pl.col(name).alias(key) for name, key in zip(names, subset_keys, strict=True)
+            pl.col(name).alias(key) for name, key in zip(wanted.by, sums.subset_keys, strict=True)
         )
-        batch_keys: list[str] = []
         if batching is not None:
             frame = batching.with_key(frame, shard.first_row)
-            batch_keys = [batching.key]
-        in_order = batching is not None and batching.in_order and not names
         plan = tally(
             frame,
             valid=rules.valid,
             beta=beta,
-            keys=[*batch_keys, *subset_keys],
-            in_order=in_order,
+            keys=[*sums.batch_keys, *sums.subset_keys],
+            in_order=wanted.in_order,
+            by_bin=wanted.histogram,
             extra=() if batching is None else batching.sums(),
         )
-        invalid = 0
+        n_invalid = sums.n_invalid
         with reading(dataset.name):
-            for part in _parts(plan, many=in_order and shard.rows is None):
-                invalid += int((part[N_PAIRS] - part[N_VALID]).sum())
-                totals = [merge([*totals, part.drop(batch_keys, subset_keys)])]
-                if names:
-                    inside = part.drop(batch_keys)
-                    subsets = merge([inside] if subsets is None else [subsets, inside], subset_keys)
-                    _checked_groups(subsets, names)
-                if table is not None:
-                    table.add(part.drop(subset_keys), unique=in_order)
-        if invalid:
+            for part in _parts(plan, many=wanted.in_order and shard.rows is None):
+                sums.add(part)
+        if sums.n_invalid > n_invalid:
             suspects.append(shard)
         watch.step("evaluating", shard.rows or 0, dataset.rows)
-    if subsets is not None:
-        subsets = subsets.sort(subset_keys, nulls_last=True)
     return Measured(
         dataset=dataset,
         binding=binding,
         rules=rules,
         beta=beta,
-        by=names,
-        totals=totals[0],
-        subsets=subsets,
-        batches=table.finish() if table is not None else None,
+        by=wanted.by,
+        totals=sums.totals,
+        subsets=sums.sorted(sums.subsets, sums.subset_keys),
+        batches=sums.finished_batches(),
+        bins=sums.sorted(sums.bins, [*sums.subset_keys, BIN]),
         suspects=tuple(suspects),
     )
+
+
+class _RollUps:
+    """Partial sums of what was read so far, added up each way that is wanted."""
+
+    def __init__(self, wanted: Wanted, *, beta: float | None, n_rows: int | None) -> None:
+        self.subset_keys = _subset_keys(wanted.by)
+        self.batch_keys = [] if wanted.batching is None else [wanted.batching.key]
+        self.totals = pl.DataFrame({N_PAIRS: [0], N_VALID: [0]})
+        self.subsets: pl.DataFrame | None = None
+        self.bins: pl.DataFrame | None = None
+        self.n_invalid = 0
+        self._wanted = wanted
+        self._empty = True
+        self._table: BatchTable | None = None
+        if wanted.batching is not None and beta is not None:
+            self._table = BatchTable(
+                wanted.batching, beta=beta, n_rows=n_rows, file=wanted.batch_file
+            )
+
+    def add(self, part: pl.DataFrame) -> None:
+        """Add the result of one `tally`."""
+        self.n_invalid += int((part[N_PAIRS] - part[N_VALID]).sum())
+        if self._wanted.histogram:
+            keys = [*self.subset_keys, BIN]
+            self.bins = self._merged(self.bins, part.select(*keys, N_PAIRS), keys)
+            part = part.drop(BIN)
+        if self._wanted.by:
+            subsets = part.drop(self.batch_keys)
+            self.subsets = self._merged(self.subsets, subsets, self.subset_keys)
+            _checked_groups(self.subsets, self._wanted.by)
+        if self._table is not None:
+            self._table.add(part.drop(self.subset_keys), unique=self._wanted.in_order)
+        total = part.drop(self.batch_keys, self.subset_keys)
+        self.totals = merge([total] if self._empty else [self.totals, total])
+        self._empty = False
+
+    @staticmethod
+    def _merged(old: pl.DataFrame | None, new: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
+        return merge([new] if old is None else [old, new], keys)
+
+    @staticmethod
+    def sorted(sums: pl.DataFrame | None, keys: Sequence[str]) -> pl.DataFrame | None:
+        """Sort by the keys, null last."""
+        return None if sums is None else sums.sort(keys, nulls_last=True)
+
+    def finished_batches(self) -> pl.DataFrame | None:
+        """Return the table of batch means; None without one, or where it went to a file."""
+        return None if self._table is None else self._table.finish()
 
 
 def _parts(plan: pl.LazyFrame, *, many: bool) -> Iterator[pl.DataFrame]:
@@ -210,21 +304,6 @@ def _parts(plan: pl.LazyFrame, *, many: bool) -> Iterator[pl.DataFrame]:
         yield from plan.collect_batches(maintain_order=True)
     else:
         yield plan.collect(engine="streaming")
-
-
-def _checked_columns(names: Sequence[str], binding: Binding, argument: str) -> None:
-    for name in names:
-        if name not in binding.columns:
-            raise UsageError(
-                f"{argument}: {name!r} is not a column{did_you_mean(name, binding.columns)}; "
-                f"the columns are {', '.join(binding.columns)}"
-            )
-        if name in FIGURES and argument == "by":
-            raise UsageError(f"by: {name!r} is the name of a figure; rename the column before")
-        if binding.columns[name].is_nested():
-            raise UsageError(
-                f"{argument}: {name!r} is a {binding.columns[name]}, not a plain value"
-            )
 
 
 def _checked_groups(subsets: pl.DataFrame, names: Sequence[str]) -> None:

@@ -126,6 +126,10 @@ def _summary() -> str:
             invalid={"type": "array", "items": counted},
             subsets={"anyOf": [row, {"type": "null"}]},
             batches={"anyOf": [row, {"type": "null"}]},
+            histogram={
+                "description": "Valid pairs by margin; lower and upper are a bin's edges in nats",
+                "anyOf": [row, {"type": "null"}],
+            },
             warnings={"type": "array", "items": {"type": "string"}},
         ),
     }

@@ -10,7 +10,9 @@ from typing import Any, Final
 import polars as pl
 
 from dpo_pipeline.columns import LOSS, N_INVALID, N_PAIRS, REWARD_ACCURACY, REWARD_MARGIN
+from dpo_pipeline.errors import UsageError
 from dpo_pipeline.report import InvalidReport
+from dpo_pipeline.sketch import quantile
 from dpo_pipeline.summary import FIGURES, Summary
 from dpo_pipeline.tables import aligned
 
@@ -35,6 +37,9 @@ class Evaluation:
         invalid: Which rules were broken, how often, and where first.
         subsets: One row a subset, in the order of its key: the columns of `by`, then the
             fields of `Summary`. None without `by`.
+        histogram: The valid pairs by margin, if asked for: the columns of `by`, `bin`, its
+            edges `lower` and `upper` in nats, `n_pairs`. `dpo_pipeline.sketch` has the bins
+            and their error.
         batches: One row a batch, in order. None without batches, or where they went to a file.
     """
 
@@ -46,6 +51,7 @@ class Evaluation:
     invalid: InvalidReport
     subsets: pl.DataFrame | None
     batches: pl.DataFrame | None
+    histogram: pl.DataFrame | None
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -55,6 +61,18 @@ class Evaluation:
     def to_metrics(self, prefix: str = "") -> dict[str, float | None]:
         """Return the overall figures under TRL's names; TRL's own `prefix` is `eval_`."""
         return self.summary.to_metrics(prefix)
+
+    def quantile(self, q: float) -> float | None:
+        """Return the q-quantile of the margins of all valid pairs, in nats.
+
+        Raises:
+            UsageError: The evaluation was made without a histogram, or q is not from 0 to 1.
+        """
+        if self.histogram is None:
+            raise UsageError("quantiles need an evaluation with histogram=True")
+        if not 0 <= q <= 1:
+            raise UsageError(f"q must be from 0 to 1, found {q!r}")
+        return quantile(self.histogram, q)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary document that `schemas/summary.schema.json` describes."""
@@ -71,6 +89,7 @@ class Evaluation:
             "invalid": self.invalid.to_dict()["invalid"],
             "subsets": None if self.subsets is None else self.subsets.to_dicts(),
             "batches": None if self.batches is None else self.batches.to_dicts(),
+            "histogram": None if self.histogram is None else self.histogram.to_dicts(),
             "warnings": list(self.warnings),
         }
 

@@ -30,8 +30,10 @@ from dpo_pipeline.exact import exact_sum, mean_of
 from dpo_pipeline.health import MAX_TOKENS, N_UNMOVED
 from dpo_pipeline.rewards import is_correct
 from dpo_pipeline.scoring import with_scores_if
+from dpo_pipeline.sketch import bin_of
 
 _VALID: Final = "__valid"
+BIN: Final = "__bin"
 _SUMMED: Final = (LOSS, *LOGPS)
 
 TRL_METRICS: Final = MappingProxyType(
@@ -96,6 +98,7 @@ def tally(
     beta: float | None,
     keys: Sequence[str] = (),
     in_order: bool = False,
+    by_bin: bool = False,
     extra: Sequence[pl.Expr] = (),
 ) -> pl.LazyFrame:
     """Return one row of partial sums for each group of `keys`; nothing is read yet.
@@ -106,11 +109,15 @@ def tally(
         beta: KL strength; None tallies what needs no score.
         keys: Columns to group by; none makes one row.
         in_order: The one key is sorted, so that groups can leave as soon as they end.
+        by_bin: Group by the margin's histogram bin too; invalid pairs have none.
         extra: More sums to carry; one named `min_...` merges by the minimum.
     """
     counts = [c.name for c in COUNT_ROLES if c.name in pairs.collect_schema()]
     marked = with_scores_if(pairs, beta).with_columns(valid.alias(_VALID))
     sums = [*_counts(), *_health(counts), *([] if beta is None else _sums()), *extra]
+    if by_bin:
+        bins = pl.when(_VALID).then(bin_of(pl.col(REWARD_MARGIN)))
+        return marked.with_columns(bins.alias(BIN)).group_by(*keys, BIN).agg(sums)
     if not keys:
         return marked.select(sums)
     if in_order:

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "dpo_pipeline"
 FLOORS = [
     {"defaults", "errors"},
     {"columns", "tables", "running"},
-    {"arguments", "rewards", "rounding", "exact", "health", "io_errors"},
+    {"arguments", "rewards", "rounding", "exact", "sketch", "health", "io_errors"},
     {"contract", "intake", "storage", "publishing", "spec_function"},
     {"rules", "scoring"},
     {"binding", "report", "summary"},

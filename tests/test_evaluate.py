@@ -393,3 +393,12 @@ def test_max_logp_must_be_a_number_of_nats(pairs, max_logp):
 def test_contract_must_be_a_pandera_schema(pairs):
     with pytest.raises(UsageError, match="contract must be a pandera"):
         evaluate(pairs, contract="mine")
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"batch_size": 2}, {"by": "subset"}, {"batch_by": "subset"}]
+)
+def test_no_pairs_is_no_pass_whatever_is_asked(pairs, arguments):
+    for frame in (pairs.clear(), pairs.clear().lazy()):
+        with pytest.raises(ContractError, match="no pairs"):
+            evaluate(frame, **arguments)

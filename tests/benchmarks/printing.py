@@ -92,7 +92,11 @@ def lines(points: Points) -> Iterator[tuple[str, ...]]:
             memory(group),
             "" if each is None else seconds(each),
         )
-        for aim in case.against or (None,):
+        # What was not asked for, or is not installed, is no line.
+        aims: list[Against | None] = [
+            aim for aim in case.against if aim.case is None or aim.case in points
+        ]
+        for aim in aims or [None]:
             if aim is None:
                 right: tuple[str, ...] = ("", "", "")
             elif aim.case is None:

@@ -24,8 +24,8 @@ from dpo_pipeline.evaluation import warn_of
 from dpo_pipeline.io_errors import reading
 from dpo_pipeline.measuring import Measured, Wanted, judge, measure
 from dpo_pipeline.metadata import run_facts
+from dpo_pipeline.offences import invalid_pairs, numbered
 from dpo_pipeline.publishing import Publication
-from dpo_pipeline.report import invalid_pairs, numbered
 from dpo_pipeline.result import Evaluation
 from dpo_pipeline.rules import Schema
 from dpo_pipeline.running import ProgressCallback, Watch

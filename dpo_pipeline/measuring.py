@@ -15,7 +15,8 @@ from dpo_pipeline.defaults import MAX_SUBSETS, SHARD_ROWS
 from dpo_pipeline.errors import ContractError, InvalidPairsError, UsageError
 from dpo_pipeline.health import Health
 from dpo_pipeline.io_errors import reading
-from dpo_pipeline.report import InvalidReport, Offences, Places, numbered, offences
+from dpo_pipeline.offences import Offences, Places, numbered, offences
+from dpo_pipeline.report import InvalidReport
 from dpo_pipeline.result import Evaluation
 from dpo_pipeline.rules import RuleSet
 from dpo_pipeline.running import Watch

@@ -10,12 +10,13 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "dpo_pipeline"
 
 FLOORS = [
-    {"defaults", "errors"},
+    {"defaults", "report"},
+    {"errors"},
     {"columns", "tables", "running"},
     {"arguments", "rewards", "rounding", "exact", "sketch", "health", "io_errors"},
     {"contract", "intake", "storage", "publishing", "spec_function"},
     {"rules", "scoring"},
-    {"binding", "report", "summary"},
+    {"binding", "offences", "summary"},
     {"metadata", "batches", "result"},
     {"measuring", "published"},
     {"evaluation"},

@@ -18,10 +18,32 @@ def checked_beta(beta: object) -> float:
     """
     if isinstance(beta, bool) or not isinstance(beta, Real):
         raise ArgumentError("beta", f"must be a number, found {beta!r}", position=None, value=beta)
-    if not (math.isfinite(beta) and float(beta) >= 0):
+    value = _as_float(beta)
+    if not (math.isfinite(value) and value >= 0):
         problem = f"must be finite and at least 0, found {beta!r}"
         raise ArgumentError("beta", problem, position=None, value=beta)
-    return float(beta)
+    return value
+
+
+def _as_float(number: Real) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # an integer beyond every float
+        return math.inf
+
+
+def checked_names(argument: str, names: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return one name or several as a tuple, each once.
+
+    Raises:
+        UsageError: There is something that is no name among them.
+    """
+    if names is None:
+        return ()
+    several = [names] if isinstance(names, str) else names
+    if not isinstance(several, Sequence) or not all(isinstance(name, str) for name in several):
+        raise UsageError(f"{argument} must be a column name or several, found {names!r}")
+    return tuple(dict.fromkeys(several))
 
 
 def checked_max_logp(max_logp: object) -> float:
@@ -31,7 +53,7 @@ def checked_max_logp(max_logp: object) -> float:
         ArgumentError: It is not a number that a log-probability could be at most.
     """
     if isinstance(max_logp, Real) and not isinstance(max_logp, bool):
-        nats = float(max_logp)
+        nats = _as_float(max_logp)
         if -LOGP_LIMIT <= nats <= LOGP_LIMIT:
             return nats
     problem = f"must be a number of nats within {LOGP_LIMIT:,.0f}, found {max_logp!r}"

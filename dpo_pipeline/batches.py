@@ -18,9 +18,9 @@ from dpo_pipeline.summary import figures, merge
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
-_KEY: Final = "__batch"
-_ROW: Final = "__batch_row"
-_FIRST: Final = "min_batch_row"
+_KEY: Final = "__dpo_pipeline_batch"
+_ROW: Final = "__dpo_pipeline_batch_row"
+_FIRST: Final = "min___dpo_pipeline_batch_row"
 _ROWS_PER_GROUP: Final = 262_144
 
 
@@ -44,8 +44,9 @@ class Batching:
             if to_file:
                 raise UsageError("batches is a file for batch means: give batch_size or batch_by")
             return None
-        if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
-            raise UsageError(f"batch_size must be at least 1, found {batch_size!r}")
+        whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
+        if batch_size is not None and not (whole and batch_size >= 1):
+            raise UsageError(f"batch_size must be a whole number, at least 1, found {batch_size!r}")
         return cls(size=batch_size, column=batch_by)
 
     @property
@@ -180,5 +181,5 @@ def _checked_count(n_batches: int) -> None:
     if n_batches > MAX_BATCHES_HELD:
         raise UsageError(
             f"there are more than {MAX_BATCHES_HELD:,} batches: give a file for their means "
-            "(batches=PATH with batch_size), or make larger batches"
+            "(batches=PATH, or --batches, with a batch size), or make larger batches"
         )

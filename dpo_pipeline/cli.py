@@ -6,8 +6,6 @@ Results go to stdout, all else to stderr. Polars is imported by the commands, no
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import sys
 import traceback
@@ -146,26 +144,26 @@ def _on_invalid_option(choices: tuple[str, ...]) -> Callable[[Decorated], Decora
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="dpo_pipeline", prog_name="dpo-pipeline")
 def cli() -> None:
-    r"""Evaluate preference data offline: DPO loss, implicit rewards, reward accuracy.
+    """Evaluate preference data offline: DPO loss, implicit rewards, reward accuracy.
 
     PAIRS is a Parquet file, a glob (quoted), or a folder, with one row a preference pair.
 
     \b
     Exit codes: 0 done; 1 the data broke its contract; 2 usage; 3 input or output;
     130 and 143 stopped by SIGINT and SIGTERM.
-    """
+    """  # noqa: D301  click takes the backspace itself
 
 
 @cli.command()
 @_pairs_options
 def check(pairs: str, *, as_json: bool, quiet: bool, **options: Any) -> int:
-    r"""Check PAIRS against the contract.
+    """Check PAIRS against the contract.
 
     Exit code 1 if a pair is invalid, or more than --max-invalid are.
 
     \b
     Example: dpo-pipeline check pairs.parquet --max-logp 0.125
-    """
+    """  # noqa: D301  click takes the backspace itself
     arguments = _library_arguments(options)
     limit = arguments.pop("max_invalid")
     arguments["max_invalid"] = 0 if limit is None else limit
@@ -182,7 +180,7 @@ def check(pairs: str, *, as_json: bool, quiet: bool, **options: Any) -> int:
         report, broken = error.report, True
         if limit is not None:
             click.echo(error.reason, err=True)
-    click.echo(_json(report.to_dict()) if as_json else str(report))
+    click.echo(report.to_json() if as_json else str(report))
     return ContractError.exit_code if broken else 0
 
 
@@ -191,14 +189,13 @@ def check(pairs: str, *, as_json: bool, quiet: bool, **options: Any) -> int:
 @_figures_options
 @_on_invalid_option(defaults.ON_INVALID)
 def evaluate(pairs: str, *, as_json: bool, quiet: bool, **options: Any) -> int:
-    r"""Print the figures of PAIRS: loss, rewards, accuracy, margins, log-probs.
+    """Print the figures of PAIRS: loss, rewards, accuracy, margins, log-probs.
 
     \b
     Examples:
       dpo-pipeline evaluate pairs.parquet --beta 0.1 --by split
       dpo-pipeline evaluate pairs.parquet --batch-size 64 --batches means.parquet --json
-    """
-    summary = options.pop("summary")
+    """  # noqa: D301  click takes the backspace itself
     arguments = _library_arguments(options)
 
     def call(cancel: Event, progress: ProgressCallback | None) -> Any:
@@ -206,7 +203,7 @@ def evaluate(pairs: str, *, as_json: bool, quiet: bool, **options: Any) -> int:
 
         return library_evaluate(pairs, cancel=cancel, progress=progress, **arguments)
 
-    return _finish(call, summary, as_json=as_json, quiet=quiet, options=options)
+    return _finish(call, as_json=as_json, quiet=quiet, options=options)
 
 
 @cli.command()
@@ -224,14 +221,13 @@ def evaluate(pairs: str, *, as_json: bool, quiet: bool, **options: Any) -> int:
 )
 @click.option("--replace", is_flag=True, help="Overwrite input columns named like an output's.")
 def score(pairs: str, out: str, *, as_json: bool, quiet: bool, **options: Any) -> int:
-    r"""Score PAIRS into OUT: a file for a file, a folder for a folder or a glob.
+    """Score PAIRS into OUT: a file for a file, a folder for a folder or a glob.
 
     \b
     Examples:
       dpo-pipeline score pairs.parquet scored.parquet
       dpo-pipeline score 'runs/*.parquet' scored/ --on-invalid quarantine --max-invalid 1%
-    """
-    summary = options.pop("summary")
+    """  # noqa: D301  click takes the backspace itself
     arguments = _library_arguments(options)
     arguments["keep"] = list(options["keep"]) or None
 
@@ -240,7 +236,7 @@ def score(pairs: str, out: str, *, as_json: bool, quiet: bool, **options: Any) -
 
         return score_parquet(pairs, out, cancel=cancel, progress=progress, **arguments)
 
-    return _finish(call, summary, as_json=as_json, quiet=quiet, options=options)
+    return _finish(call, as_json=as_json, quiet=quiet, options=options)
 
 
 @cli.command()
@@ -272,7 +268,7 @@ def contract(name: str | None, folder: str | None) -> int:
 
 
 def _library_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
-    arguments = {key: value for key, value in options.items() if key != "summary"}
+    arguments = dict(options)
     mapping = {}
     for text in arguments["columns"]:
         role, equals, name = text.partition("=")
@@ -296,8 +292,8 @@ def _imported(place: str) -> Schema:
     sys.path.insert(0, os.getcwd())
     try:
         found: Schema = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"--contract {place}: {error}") from error
+    except Exception as error:  # whatever the user's module raises
+        raise UsageError(f"--contract {place}: {type(error).__name__}: {error}") from error
     return found
 
 
@@ -313,14 +309,11 @@ def _run(call: Callable[[Event, ProgressCallback | None], T], *, quiet: bool) ->
 
 def _finish(
     call: Callable[[Event, ProgressCallback | None], Evaluation],
-    summary: str | None,
     *,
     as_json: bool,
     quiet: bool,
     options: Mapping[str, Any],
 ) -> int:
-    if summary is not None and os.path.lexists(summary) and not options["overwrite"]:
-        raise StorageError(summary, "exists already; pass --overwrite to replace it")
     result = _run(call, quiet=quiet)
     if result.invalid.n_invalid:
         done = "quarantined" if options["on_invalid"] == "quarantine" else "excluded"
@@ -328,36 +321,8 @@ def _finish(
     if not quiet:
         for text in result.warnings:
             click.echo(f"warning: {text}", err=True)
-    document = _json(result.to_dict())
-    if summary is not None:
-        _keep(summary, document, overwrite=options["overwrite"])
-    click.echo(document if as_json else str(result))
+    click.echo(result.to_json() if as_json else str(result))
     return 0
-
-
-def _keep(path: str, document: str, *, overwrite: bool) -> None:
-    from dpo_pipeline.io_errors import reading
-    from dpo_pipeline.publishing import Publication
-
-    with Publication(overwrite=overwrite) as publication:
-        hidden = publication.stage(path)
-        with reading(path), open(hidden, "w", encoding="utf-8") as file:
-            file.write(document + "\n")
-        publication.commit()
-
-
-def _json(document: Mapping[str, Any]) -> str:
-    return json.dumps(_finite(document), indent=2, allow_nan=False, default=str)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def main(arguments: list[str] | None = None) -> int:

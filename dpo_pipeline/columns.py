@@ -11,6 +11,9 @@ from dpo_pipeline.errors import UsageError
 
 Kind = Literal["logp", "count", "key"]
 
+MAPPING: Final = "columns={role: name}, or --column role=name"
+"""How a column is mapped to a role, in words for errors."""
+
 _SHOWN: Final = 20
 """Columns that an error lists."""
 
@@ -185,6 +188,10 @@ def resolve(names: Iterable[str], explicit: Mapping[str, str] | None = None) -> 
         UsageError: The mapping names something that is not a role.
     """
     names = list(names)
+    if explicit is not None and not (
+        isinstance(explicit, Mapping) and all(isinstance(c, str) for c in explicit.values())
+    ):
+        raise UsageError(f"columns must map roles to column names, found {explicit!r}")
     explicit = dict(explicit or {})
     for name in explicit:
         if name not in ROLES:
@@ -211,7 +218,7 @@ def resolve(names: Iterable[str], explicit: Mapping[str, str] | None = None) -> 
         elif found:
             problems.append(
                 f"{role.name}: {' and '.join(map(repr, found))} could both be it; "
-                f"map one, for instance {role.name}={found[0]}"
+                f"map one, for instance {role.name}={found[0]} ({MAPPING})"
             )
         elif role.required:
             problems.append(_missing(role, names))
@@ -229,12 +236,13 @@ def _missing(role: Role, names: list[str]) -> str:
         if name in AMBIGUOUS and side in name:
             return (
                 f"{role.name}: missing. {name!r} is not taken for it, being {AMBIGUOUS[name]}; "
-                f"say which with {role.name}={name}"
+                f"say which with {role.name}={name} ({MAPPING})"
             )
     close = [s for n in names for s in (role.name, *role.aliases) if _close(n, [s])]
     near = [n for n in names if any(_close(n, [s]) for s in close)]
     ask = f"; did you mean {near[0]!r}? If so, map it: {role.name}={near[0]}" if near else ""
-    return f"{role.name}: missing{ask}; {_there(names)}"
+    hint = ask or f"; if it has another name, map it: {role.name}=NAME"
+    return f"{role.name}: missing{hint} ({MAPPING}); {_there(names)}"
 
 
 def _there(names: list[str]) -> str:

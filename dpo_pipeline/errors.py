@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from dpo_pipeline.report import InvalidReport
@@ -13,6 +13,18 @@ class DpoPipelineError(Exception):
 
     exit_code: ClassVar[int] = 1
     """What the command line returns for it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the text and the facts as they are; the constructors take other arguments."""
+        return _restored, (type(self), self.args, self.__dict__.copy())
+
+
+def _restored(
+    kind: type[DpoPipelineError], args: tuple[Any, ...], facts: dict[str, Any]
+) -> DpoPipelineError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(facts)
+    return error
 
 
 class UsageError(DpoPipelineError, ValueError):
@@ -65,8 +77,9 @@ class InvalidPairsError(ContractError):
     """
 
     ADVICE: ClassVar[str] = (
-        "Mend these rows, or leave them out: on_invalid 'exclude' drops them, 'quarantine' (when "
-        "scoring) keeps them apart. Log-probs a little above 0 from a bf16 export: raise max_logp."
+        "Mend these rows, or leave them out: on_invalid (--on-invalid) 'exclude' drops them, "
+        "'quarantine', when scoring, keeps them apart. Log-probs a little above 0 from a bf16 "
+        "export: raise max_logp (--max-logp). Margins out of range: beta is too large."
     )
 
     def __init__(self, report: InvalidReport, *, reason: str = "") -> None:
@@ -82,6 +95,8 @@ class RefusedCheckError(ContractError):
         check: The check's name.
         column: The column it belongs to, or None for a check of the whole frame.
     """
+
+    exit_code: ClassVar[int] = 2  # the contract cannot be used, whatever the data
 
     def __init__(self, check: str, column: str | None, why: str) -> None:
         self.check = check

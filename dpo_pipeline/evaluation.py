@@ -40,6 +40,7 @@ def evaluate(
     columns: Mapping[str, str] | None = None,
     contract: Schema | None = None,
     max_logp: float = MAX_LOGP,
+    summary: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     progress: ProgressCallback | None = None,
     cancel: Event | None = None,
@@ -68,7 +69,8 @@ def evaluate(
         columns: Role to column, where names and aliases do not say it.
         contract: A pandera schema or model whose checks are added to the contract's.
         max_logp: Largest log-probability accepted, in nats; bf16 exports can reach 0.125.
-        overwrite: Replace `batches` if it exists.
+        summary: Keep the summary document in this JSON file.
+        overwrite: Replace `batches` and `summary` if they exist.
         progress: Called with a `Progress` now and then, maybe from another thread.
         cancel: Set it to stop the run.
 
@@ -95,6 +97,7 @@ def evaluate(
         )
     watch = Watch(callback=progress, cancel=cancel)
     with Publication(overwrite=overwrite, inputs=[f.path for f in dataset.files]) as publication:
+        summary_file = None if summary is None else publication.stage(summary)
         batch_file = None
         if batching is not None and batches is not None:
             facts = run_facts(binding, beta=beta)
@@ -102,10 +105,12 @@ def evaluate(
         wanted = Wanted.of(by=by, batching=batching, batch_file=batch_file, histogram=histogram)
         measured = measure(dataset, binding, beta=beta, wanted=wanted, watch=watch)
         judge(measured, on_invalid=on_invalid, max_invalid=max_invalid, watch=watch)
-        report = measured.report(watch)
+        result = measured.result(measured.report(watch))
+        if summary_file is not None:
+            write_document(result, summary_file)
         publication.commit()
-    warn_of(report)
-    return measured.result(report)
+    warn_of(result.invalid)
+    return result
 
 
 def check(
@@ -144,6 +149,12 @@ def check(
     report = measured.report(watch)
     warn_of(report)
     return report
+
+
+def write_document(result: Evaluation, hidden: str) -> None:
+    """Write the summary document to where it was staged."""
+    with reading(hidden), open(hidden, "w", encoding="utf-8") as file:
+        file.write(result.to_json() + "\n")
 
 
 def warn_of(report: InvalidReport) -> None:

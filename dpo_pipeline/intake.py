@@ -35,15 +35,19 @@ def as_lazy(pairs: FrameLike) -> pl.LazyFrame:
         return pairs
     if isinstance(pairs, pl.DataFrame):
         return pairs.lazy()
-    if hasattr(pairs, "__arrow_c_stream__"):
-        return pl.DataFrame(pairs).lazy()
-    if hasattr(pairs, "to_polars"):  # datasets.Dataset has no Arrow stream of its own
-        return as_lazy(pairs.to_polars())
-    if isinstance(pairs, Mapping):
-        return pl.LazyFrame(pairs)
+    try:
+        if hasattr(pairs, "__arrow_c_stream__"):
+            return pl.DataFrame(pairs).lazy()
+        if hasattr(pairs, "to_polars"):  # datasets.Dataset has no Arrow stream of its own
+            return as_lazy(pairs.to_polars())
+        if isinstance(pairs, Mapping):
+            return pl.LazyFrame(pairs)
+    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
+        raise UsageError(f"pairs cannot be read as a dataframe: {error}") from error
     raise UsageError(
         f"pairs must be a dataframe (Polars, pyarrow, pandas, datasets.Dataset, or anything with "
-        f"__arrow_c_stream__), found {type(pairs).__name__}"
+        f"__arrow_c_stream__) or, for evaluate and check, the path of Parquet files; found "
+        f"{type(pairs).__name__}"
     )
 
 
@@ -82,7 +86,12 @@ def canonical(
     """
     schema = frame.collect_schema()
     found = resolve(schema.names(), columns)
-    problems = list(found.problems)
+    problems = [
+        f"{name}: Polars reads this name as a pattern; rename the column"
+        for name in schema.names()
+        if name == "*" or (name.startswith("^") and name.endswith("$"))
+    ]
+    problems += found.problems
     role_of = {column: role for role, column in found.mapping.items()}
     in_the_way = [
         name
@@ -92,7 +101,7 @@ def canonical(
     if in_the_way and not replace:
         problems += [
             f"{name}: the input has this column already, and the output would overwrite it; "
-            f"rename it, or allow it with replace"
+            f"rename it, or allow it (replace=True, or --replace)"
             for name in in_the_way
         ]
     if problems:

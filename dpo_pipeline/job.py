@@ -14,13 +14,13 @@ from threading import Event
 
 import polars as pl
 
-from dpo_pipeline.arguments import checked_beta, checked_choice
+from dpo_pipeline.arguments import checked_beta, checked_choice, checked_names
 from dpo_pipeline.batches import BatchFile, Batching
 from dpo_pipeline.binding import Binding, bind
 from dpo_pipeline.columns import BROKEN_RULES, INVALID, SCORED, SOURCE_ROW, did_you_mean
 from dpo_pipeline.defaults import BETA, MAX_LOGP, ON_INVALID_JOB, OnInvalidJob
 from dpo_pipeline.errors import StorageError, UsageError
-from dpo_pipeline.evaluation import warn_of
+from dpo_pipeline.evaluation import warn_of, write_document
 from dpo_pipeline.io_errors import reading
 from dpo_pipeline.measuring import Measured, Wanted, judge, measure
 from dpo_pipeline.metadata import run_facts
@@ -46,11 +46,12 @@ def score_parquet(
     batches: str | os.PathLike[str] | None = None,
     by: str | Sequence[str] | None = None,
     histogram: bool = False,
-    keep: Sequence[str] | None = None,
+    keep: str | Sequence[str] | None = None,
     columns: Mapping[str, str] | None = None,
     contract: Schema | None = None,
     max_logp: float = MAX_LOGP,
     replace: bool = False,
+    summary: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     progress: ProgressCallback | None = None,
     cancel: Event | None = None,
@@ -80,6 +81,7 @@ def score_parquet(
         contract: A pandera schema or model whose checks are added to the contract's.
         max_logp: Largest log-probability accepted, in nats.
         replace: Overwrite input columns that have the name of an added one.
+        summary: Keep the summary document in this JSON file.
         overwrite: Replace outputs that exist.
         progress: Called with a `Progress` now and then, maybe from another thread.
         cancel: Set it to stop the run.
@@ -95,6 +97,7 @@ def score_parquet(
     if invalid is not None and not quarantine:
         raise UsageError("invalid is the place of quarantined pairs: use on_invalid='quarantine'")
     beta = checked_beta(beta)
+    _checked_paths(source, sink)
     batching = Batching.of(batch_size=batch_size, batch_by=batch_by, to_file=batches is not None)
     dataset = open_dataset(source)
     with reading(dataset.name):
@@ -113,6 +116,7 @@ def score_parquet(
         invalid_parts: Sequence[str] = ()
         if quarantine:
             invalid_parts = _stage(publication, invalid or _beside(sink), dataset)
+        summary_file = None if summary is None else publication.stage(summary)
         batch_file = None
         if batches is not None:
             facts = run_facts(binding, beta=beta)
@@ -134,9 +138,23 @@ def score_parquet(
             report = measured.report_of_quarantine(invalid_parts, watch)
         else:
             report = measured.report(watch)
+        result = measured.result(report)
+        if summary_file is not None:
+            write_document(result, summary_file)
         publication.commit()
     warn_of(report)
-    return measured.result(report)
+    return result
+
+
+def _checked_paths(source: object, sink: object) -> None:
+    several = source if isinstance(source, (list, tuple)) else [source]
+    if not all(isinstance(path, (str, os.PathLike)) for path in several):
+        raise UsageError(
+            "source must be the path of Parquet files, found "
+            f"{type(source).__name__}; for a dataframe there are score and evaluate"
+        )
+    if not isinstance(sink, (str, os.PathLike)):
+        raise UsageError(f"sink must be a path, found {type(sink).__name__}")
 
 
 def _beside(sink: str | os.PathLike[str]) -> Path:
@@ -157,17 +175,18 @@ def _in_files(binding: Binding, dataset: Dataset) -> list[str]:
     return [name for name in binding.columns if dataset.hive is None or name not in dataset.hive]
 
 
-def _carried(keep: Sequence[str] | None, binding: Binding, dataset: Dataset) -> list[str]:
+def _carried(keep: str | Sequence[str] | None, binding: Binding, dataset: Dataset) -> list[str]:
     names = _in_files(binding, dataset)
     if keep is None:
         return names
-    for name in keep:
+    wanted = checked_names("keep", keep)
+    for name in wanted:
         if name not in binding.columns:
             raise UsageError(
                 f"keep: {name!r} is not a column{did_you_mean(name, names)}; "
                 f"the columns are {', '.join(names)}"
             )
-    return [name for name in names if name in set(keep)]
+    return [name for name in names if name in wanted]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import Final, Self
 
 import polars as pl
 
+from dpo_pipeline.arguments import checked_names
 from dpo_pipeline.batches import BatchFile, Batching, BatchTable
 from dpo_pipeline.binding import Binding
 from dpo_pipeline.columns import N_PAIRS, N_VALID, SOURCE_ROW, did_you_mean
@@ -25,7 +26,7 @@ from dpo_pipeline.sketch import lower_edge
 from dpo_pipeline.storage import Dataset, Shard
 from dpo_pipeline.summary import BIN, FIGURES, Summary, figures, merge, tally
 
-_SUBSET: Final = "__subset_"
+_SUBSET: Final = "__dpo_pipeline_subset_"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +175,7 @@ class Wanted:
         histogram: bool,
     ) -> Self:
         """Make it from the arguments of a call."""
-        names = (by,) if isinstance(by, str) else tuple(dict.fromkeys(by or ()))
+        names = checked_names("by", by)
         return cls(by=names, batching=batching, batch_file=batch_file, histogram=histogram)
 
     @property

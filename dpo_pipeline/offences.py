@@ -14,9 +14,9 @@ from dpo_pipeline.defaults import OFFENDERS_SHOWN
 from dpo_pipeline.report import BrokenRule, Offender
 from dpo_pipeline.rules import Rule, RuleSet
 
-_ROW: Final = "__row"
-_BROKEN: Final = "__broken_"
-_VALUE: Final = "__value_"
+_ROW: Final = "__dpo_pipeline_row"
+_BROKEN: Final = "__dpo_pipeline_broken_"
+_VALUE: Final = "__dpo_pipeline_value_"
 
 
 def numbered(pairs: pl.LazyFrame, first_row: int = 0) -> pl.LazyFrame:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dpo_pipeline.documents import as_json
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offender:
@@ -84,6 +86,10 @@ class InvalidReport:
             "invalid": [rule.to_dict() for rule in self.broken],
             "warnings": list(self.warnings),
         }
+
+    def to_json(self) -> str:
+        """Return the facts as JSON."""
+        return as_json(self.to_dict())
 
     def __str__(self) -> str:
         """Return the report as an aligned table under a sentence."""

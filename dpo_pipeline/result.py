@@ -10,6 +10,7 @@ from typing import Any, Final
 import polars as pl
 
 from dpo_pipeline.columns import LOSS, N_INVALID, N_PAIRS, REWARD_ACCURACY, REWARD_MARGIN
+from dpo_pipeline.documents import as_json
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.report import InvalidReport
 from dpo_pipeline.sketch import quantile
@@ -92,6 +93,10 @@ class Evaluation:
             "histogram": None if self.histogram is None else self.histogram.to_dicts(),
             "warnings": list(self.warnings),
         }
+
+    def to_json(self) -> str:
+        """Return the summary document as JSON; what is not finite is null."""
+        return as_json(self.to_dict())
 
     def __str__(self) -> str:
         """Return the figures as aligned text."""

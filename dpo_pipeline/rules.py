@@ -18,7 +18,7 @@ import polars as pl
 from pandera.config import ValidationDepth, config_context
 from pandera.errors import SchemaError, SchemaErrors
 
-from dpo_pipeline.columns import LOGPS, REWARD_MARGIN, ROLES
+from dpo_pipeline.columns import COUNT_ROLES, LOGPS, REWARD_MARGIN, ROLES
 from dpo_pipeline.contract import OUR_TITLE, pairs_model, rules_of, sound_logp
 from dpo_pipeline.defaults import LOGP_LIMIT
 from dpo_pipeline.errors import ColumnError, RefusedCheckError, UsageError
@@ -26,6 +26,12 @@ from dpo_pipeline.errors import ColumnError, RefusedCheckError, UsageError
 Schema = pa.DataFrameSchema | type[pa.DataFrameModel]
 
 _WHOLE_FRAME: Final = "*"
+
+_WANTED: Final = {
+    **dict.fromkeys(LOGPS, "a number (any float or integer)"),
+    **{role.name: "an integer" for role in COUNT_ROLES},
+}
+"""What our own columns must be, for a type error; intake casts all of these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +179,10 @@ def _schemas(max_logp: float, contract: Schema | None) -> list[pa.DataFrameSchem
                 "contract must be a pandera.polars DataFrameSchema or DataFrameModel, found "
                 f"{contract!r}"
             )
-        schemas.append(contract.to_schema() if isinstance(contract, type) else contract)
+        try:
+            schemas.append(contract.to_schema() if isinstance(contract, type) else contract)
+        except Exception as error:  # whatever a model's declaration raises, it is that model's
+            raise UsageError(f"contract: pandera cannot build {contract!r}: {error}") from error
     schemas = [copy(schema) for schema in schemas]
     for schema in schemas:
         # With drop_invalid_rows pandera keeps silent about missing columns and wrong types.
@@ -189,8 +198,8 @@ def _problems(error: SchemaErrors | SchemaError, frame: pl.LazyFrame) -> Iterato
     for each in error.schema_errors if isinstance(error, SchemaErrors) else [error]:
         name = each.schema.name if isinstance(each.schema, pa.Column) else None
         if each.reason_code is not None and each.reason_code.name == "WRONG_DATATYPE":
-            has = found.get(str(name))
-            yield f"{name}: must be {each.schema.dtype}, found {has}; cast it before"
+            wanted = _WANTED.get(name or "", str(each.schema.dtype))
+            yield f"{name}: must be {wanted}, found {found.get(str(name))}; cast it before"
         elif each.reason_code is not None and each.reason_code.name == "COLUMN_NOT_IN_DATAFRAME":
             yield f"{each.failure_cases}: missing; the columns are {', '.join(found.names())}"
         else:

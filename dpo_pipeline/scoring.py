@@ -11,6 +11,7 @@ from dpo_pipeline.arguments import checked_beta
 from dpo_pipeline.columns import POLICY_CHOSEN, POLICY_REJECTED, REF_CHOSEN, REF_REJECTED, SCORED
 from dpo_pipeline.defaults import BETA, MAX_LOGP
 from dpo_pipeline.intake import FrameLike, as_lazy
+from dpo_pipeline.io_errors import reading
 
 
 def with_scores(pairs: pl.LazyFrame, *, beta: float) -> pl.LazyFrame:
@@ -72,12 +73,13 @@ def score(
 
     beta = checked_beta(beta)
     frame = as_lazy(pairs)
-    binding = bind(
-        frame,
-        source="pairs",
-        max_logp=MAX_LOGP,
-        columns=columns,
-        adds=[added.name for added in SCORED],
-        replace=replace,
-    )
+    with reading("pairs"):
+        binding = bind(
+            frame,
+            source="pairs",
+            max_logp=MAX_LOGP,
+            columns=columns,
+            adds=[added.name for added in SCORED],
+            replace=replace,
+        )
     return with_scores(binding.prepare(frame), beta=beta)

@@ -32,8 +32,8 @@ from dpo_pipeline.rewards import is_correct
 from dpo_pipeline.scoring import with_scores_if
 from dpo_pipeline.sketch import bin_of
 
-_VALID: Final = "__valid"
-BIN: Final = "__bin"
+_VALID: Final = "__dpo_pipeline_valid"
+BIN: Final = "__dpo_pipeline_bin"
 _SUMMED: Final = (LOSS, *LOGPS)
 
 TRL_METRICS: Final = MappingProxyType(

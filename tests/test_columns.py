@@ -96,4 +96,22 @@ def test_everything_that_is_wrong_is_said_at_once(pairs):
 
 def test_missing_column_lists_what_is_there():
     (first, *_) = resolve(["prompt", "score"]).problems
-    assert first == "policy_chosen_logps: missing; the columns are prompt, score"
+    assert first == (
+        "policy_chosen_logps: missing; if it has another name, map it: policy_chosen_logps=NAME "
+        "(columns={role: name}, or --column role=name); the columns are prompt, score"
+    )
+
+
+@pytest.mark.parametrize("name", ["*", "^.*$"])
+def test_a_name_that_polars_reads_as_a_pattern_is_refused_by_name(pairs, name):
+    with pytest.raises(ColumnError, match="reads this name as a pattern"):
+        evaluate(pairs.with_columns(pl.lit(1).alias(name)))
+
+
+@pytest.mark.parametrize("name", ["__row", "__valid", "__batch", "index", "n_pairs", "literal"])
+def test_columns_may_have_names_that_look_internal(pairs, name):
+    odd = pairs.with_columns(pl.lit(1).alias(name), ref_chosen_logps=pl.lit(1.0))
+    odd = pl.concat([odd, pairs.with_columns(pl.lit(1).alias(name))], how="vertical_relaxed")
+    result = evaluate(odd, on_invalid="exclude", batch_size=5, batch_by=None)
+    assert result.summary.n_invalid == 6
+    assert result.invalid.broken[0].offenders[0].row == 0

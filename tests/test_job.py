@@ -283,3 +283,36 @@ def test_a_fault_while_writing_leaves_nothing(source, tmp_path, monkeypatch):
     with pytest.raises(StorageError, match="No space left"):
         score_parquet(source, tmp_path / "out", on_invalid="quarantine")
     assert names(tmp_path) == ["pairs.parquet"]
+
+
+def test_the_summary_is_an_output_like_the_others(source, tmp_path):
+    out = tmp_path / "s.parquet"
+    for summary in (source, out):
+        with pytest.raises(StorageError, match="also an input|two outputs"):
+            score_parquet(source, out, summary=summary, overwrite=True)
+    assert names(tmp_path) == ["pairs.parquet"]
+    result = score_parquet(source, out, summary=tmp_path / "s.json")
+    assert json.loads((tmp_path / "s.json").read_text())["summary"] == result.summary.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        pytest.param(lambda p, o: score_parquet(pl.DataFrame(), o), "for a dataframe", id="frame"),
+        pytest.param(lambda p, o: score_parquet(p, None), "sink must be a path", id="sink"),
+        pytest.param(lambda p, o: score_parquet(p, o, by=3), "by must be a column", id="by"),
+        pytest.param(lambda p, o: score_parquet(p, o, keep=[3]), "keep must be a column", id="keep"),
+        pytest.param(lambda p, o: score_parquet(p, o, columns=["x"]), "must map roles", id="map"),
+        pytest.param(lambda p, o: score_parquet(p, o, beta=10**400), "finite", id="huge beta"),
+        pytest.param(lambda p, o: score_parquet(p, o, batch_size=1.5), "whole number", id="size"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_usage_errors(source, tmp_path, call, said):
+    with pytest.raises(UsageError, match=said):
+        call(source, tmp_path / "out.parquet")
+    assert names(tmp_path) == ["pairs.parquet"]
+
+
+def test_keep_takes_one_name(source, tmp_path):
+    score_parquet(source, tmp_path / "o.parquet", keep="pair_id")
+    assert pl.read_parquet_schema(tmp_path / "o.parquet").names() == ["pair_id", *ADDED]

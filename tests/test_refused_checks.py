@@ -452,7 +452,7 @@ def test_log_probs_of_a_wrong_type(frame, values, found, column, entrance):
     wrong = frame.head(1).with_columns(values.alias(column))
     with pytest.raises(ColumnError) as caught:
         entrance(poisoned(wrong))
-    assert caught.value.problems == (f"{column}: must be Float64, found {found}; cast it before",)
+    assert caught.value.problems == (f"{column}: must be a number (any float or integer), found {found}; cast it before",)
     assert caught.value.problems[0] in str(caught.value)
 
 
@@ -465,7 +465,7 @@ def test_token_counts_of_a_wrong_type(frame, values, found, column):
     wrong = frame.head(1).with_columns(values.alias(column))
     with pytest.raises(ColumnError) as caught:
         dpo_pipeline.check(poisoned(wrong))
-    assert caught.value.problems == (f"{column}: must be Int64, found {found}; cast it before",)
+    assert caught.value.problems == (f"{column}: must be an integer, found {found}; cast it before",)
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -474,7 +474,7 @@ def test_types_are_judged_without_reading_whatever_pandera_is_set_to(frame, enab
     wrong = frame.with_columns(pl.col(LOGPS[0]).cast(pl.String))
     contract = pa.DataFrameSchema({"x": pa.Column(checks=pa.Check.gt(0), nullable=True)})
     with config_context(validation_enabled=enabled, validation_depth=depth):
-        with pytest.raises(ColumnError, match="must be Float64, found String"):
+        with pytest.raises(ColumnError, match="found String"):
             dpo_pipeline.check(poisoned(wrong), contract=contract)
         report = dpo_pipeline.check(frame, contract=contract)
     assert report.by_rule == {}

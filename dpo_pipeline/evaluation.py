@@ -82,7 +82,7 @@ def evaluate(
     """
     checked_choice(on_invalid, ON_INVALID, max_invalid)
     beta = checked_beta(beta)
-    dataset = as_dataset(pairs)
+    dataset = as_dataset(pairs, columns)
     batching = Batching.of(batch_size=batch_size, batch_by=batch_by, to_file=batches is not None)
     with reading(dataset.name):
         binding = bind(
@@ -108,7 +108,7 @@ def evaluate(
         result = measured.result(measured.report(watch))
         if summary_file is not None:
             write_document(result, summary_file)
-        publication.commit()
+        publication.commit(watch.check)
     warn_of(result.invalid)
     return result
 
@@ -134,7 +134,7 @@ def check(
         UsageError, StorageError, Cancelled: As `evaluate`.
     """
     checked_limit(max_invalid)
-    dataset = as_dataset(pairs)
+    dataset = as_dataset(pairs, columns)
     with reading(dataset.name):
         binding = bind(
             dataset.frame,
@@ -163,9 +163,9 @@ def warn_of(report: InvalidReport) -> None:
         warnings.warn(f"{report.source}: {text}", DataWarning, stacklevel=3)
 
 
-def as_dataset(pairs: FrameLike | SourcePath) -> Dataset:
+def as_dataset(pairs: FrameLike | SourcePath, columns: Mapping[str, str] | None = None) -> Dataset:
     """Return files or a dataframe as a dataset."""
     is_list = isinstance(pairs, Sequence) and all(isinstance(p, (str, os.PathLike)) for p in pairs)
     if isinstance(pairs, (str, os.PathLike)) or is_list:
-        return open_dataset(cast("SourcePath", pairs))
+        return open_dataset(cast("SourcePath", pairs), columns)
     return Dataset(name="pairs", frame=as_lazy(pairs))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import polars as pl
 
 from dpo_pipeline.errors import StorageError
+
+_OS_ERROR: Final = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)
 
 
 @contextmanager
@@ -22,11 +27,15 @@ def reading(path: str) -> Iterator[None]:
     except PermissionError as error:
         raise StorageError(path, "permission denied") from error
     except OSError as error:
-        raise StorageError(path, error.strerror or _first_line(error)) from error
+        raise StorageError(path, _first_line(error)) from error
     except pa.ArrowInvalid as error:
         raise StorageError(
-            path, f"cannot be read as Parquet: {_first_line(error)} Convert it, or copy it again."
+            path,
+            f"cannot be read as Parquet: {_first_line(error).rstrip('.')}. Convert it, or copy "
+            "it again.",
         ) from error
+    except UnicodeDecodeError as error:  # of pyarrow, on the names in a footer
+        raise StorageError(path, f"cannot be read as Parquet: {error}") from error
     except (pl.exceptions.PolarsError, pa.ArrowException) as error:
         raise StorageError(path, _first_line(error)) from error
     except BaseException as error:
@@ -36,5 +45,16 @@ def reading(path: str) -> Iterator[None]:
         raise
 
 
+def system_error(error: BaseException) -> int | None:
+    """Return the number of the system's error behind an error, which Polars gives in words."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    match = _OS_ERROR.search(str(error))
+    return int(match[1] or match[2]) if match else None
+
+
 def _first_line(error: BaseException) -> str:
+    number = system_error(error)
+    if number is not None:
+        return os.strerror(number)
     return (str(error) or type(error).__name__).splitlines()[0]

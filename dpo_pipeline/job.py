@@ -18,14 +18,20 @@ from dpo_pipeline.arguments import checked_beta, checked_choice, checked_names
 from dpo_pipeline.batches import BatchFile, Batching
 from dpo_pipeline.binding import Binding, bind
 from dpo_pipeline.columns import BROKEN_RULES, INVALID, SCORED, SOURCE_ROW, did_you_mean
-from dpo_pipeline.defaults import BETA, MAX_LOGP, ON_INVALID_JOB, OnInvalidJob
+from dpo_pipeline.defaults import (
+    BETA,
+    MAX_LOGP,
+    ON_INVALID_JOB,
+    OUTPUT_ROWS_PER_GROUP,
+    OnInvalidJob,
+)
 from dpo_pipeline.errors import StorageError, UsageError
 from dpo_pipeline.evaluation import warn_of, write_document
 from dpo_pipeline.io_errors import reading
 from dpo_pipeline.measuring import Measured, Wanted, judge, measure
 from dpo_pipeline.metadata import run_facts
 from dpo_pipeline.offences import invalid_pairs, numbered
-from dpo_pipeline.publishing import Publication
+from dpo_pipeline.publishing import Publication, writing
 from dpo_pipeline.result import Evaluation
 from dpo_pipeline.rules import Schema
 from dpo_pipeline.running import ProgressCallback, Watch
@@ -99,7 +105,8 @@ def score_parquet(
     beta = checked_beta(beta)
     _checked_paths(source, sink)
     batching = Batching.of(batch_size=batch_size, batch_by=batch_by, to_file=batches is not None)
-    dataset = open_dataset(source)
+    dataset = open_dataset(source, columns)
+    _check_outside(source, (sink, invalid, batches))
     with reading(dataset.name):
         binding = bind(
             dataset.frame,
@@ -141,7 +148,7 @@ def score_parquet(
         result = measured.result(report)
         if summary_file is not None:
             write_document(result, summary_file)
-        publication.commit()
+        publication.commit(watch.check)
     warn_of(report)
     return result
 
@@ -155,6 +162,17 @@ def _checked_paths(source: object, sink: object) -> None:
         )
     if not isinstance(sink, (str, os.PathLike)):
         raise UsageError(f"sink must be a path, found {type(sink).__name__}")
+
+
+def _check_outside(source: SourcePath, targets: Sequence[object]) -> None:
+    if not isinstance(source, (str, os.PathLike)) or not os.path.isdir(source):
+        return
+    folder = os.path.realpath(source)
+    for target in targets:
+        if isinstance(target, (str, os.PathLike)):
+            path = os.fspath(target)
+            if os.path.realpath(path).startswith(folder + os.sep):
+                raise StorageError(path, "lies in the input folder, and a next run would read it")
 
 
 def _beside(sink: str | os.PathLike[str]) -> Path:
@@ -233,6 +251,9 @@ class _Writer:
         import pyarrow.parquet as pq
 
         facts = run_facts(self.measured.binding, beta=self.beta)
-        with reading(file.path):
-            output.sink_parquet(hidden, metadata=facts, engine="streaming")
+        with writing(hidden, file.path) as out:
+            output.sink_parquet(
+                out, metadata=facts, row_group_size=OUTPUT_ROWS_PER_GROUP, engine="streaming"
+            )
+        with reading(hidden):
             return int(pq.read_metadata(hidden).num_rows)

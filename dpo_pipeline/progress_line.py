@@ -28,6 +28,7 @@ class ProgressLine:
         self._began = self._shown = time.monotonic()
         self._phase_began = self._began
         self._width = 0
+        self._lost = False
 
     def __enter__(self) -> Self:
         return self
@@ -39,18 +40,22 @@ class ProgressLine:
             if progress.phase != self._phase:
                 self._phase, self._phase_began = progress.phase, now
             every = _EVERY_TERMINAL if self._terminal else _EVERY_FILE
-            if now - self._began < _QUIET_SECONDS or now - self._shown < every:
+            # What comes after the last row takes its time as well, so that one is always told.
+            last = progress.total is not None and progress.rows >= progress.total
+            if now - self._began < _QUIET_SECONDS or (now - self._shown < every and not last):
                 return
             self._shown = now
-            self._write(_text(progress, now - self._phase_began))
+            text = _text(progress, now - self._phase_began)
+            self._write("\r" + text.ljust(self._width) if self._terminal else text + "\n")
+            self._width = len(text)
 
     def _write(self, text: str) -> None:
-        if self._terminal:
-            self._stream.write("\r" + text.ljust(self._width))
-            self._width = len(text)
-        else:
-            self._stream.write(text + "\n")
-        self._stream.flush()
+        if not self._lost:
+            try:
+                self._stream.write(text)
+                self._stream.flush()
+            except (OSError, ValueError):  # nobody reads it, which is no reason to fail
+                self._lost = True
 
     def __exit__(
         self,
@@ -59,8 +64,7 @@ class ProgressLine:
         traceback: TracebackType | None,
     ) -> None:
         if self._terminal and self._width:
-            self._stream.write("\r" + " " * self._width + "\r")
-            self._stream.flush()
+            self._write("\r" + " " * self._width + "\r")
 
 
 def _text(progress: Progress, seconds: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from threading import Event
+from threading import Event, Lock
 from typing import Literal, TypeAlias
 
 import polars as pl
@@ -39,6 +39,16 @@ class Watch:
     callback: ProgressCallback | None = None
     cancel: Event | None = None
     _rows: dict[Phase, int] = field(default_factory=dict)
+    _lock: Lock = field(default_factory=Lock)
+
+    def check(self) -> None:
+        """Return at once, unless the run is to stop.
+
+        Raises:
+            Cancelled: It is.
+        """
+        if self.cancel is not None and self.cancel.is_set():
+            raise Cancelled("stopped; nothing was published")
 
     def step(self, phase: Phase, rows: int, total: int | None) -> None:
         """Tell that `rows` more rows are done.
@@ -46,11 +56,11 @@ class Watch:
         Raises:
             Cancelled: The run is to stop.
         """
-        if self.cancel is not None and self.cancel.is_set():
-            raise Cancelled("stopped; nothing was published")
-        self._rows[phase] = self._rows.get(phase, 0) + rows
+        self.check()
+        with self._lock:  # the engine's threads come here with their morsels
+            done = self._rows[phase] = self._rows.get(phase, 0) + rows
         if self.callback is not None:
-            self.callback(Progress(phase=phase, rows=self._rows[phase], total=total))
+            self.callback(Progress(phase=phase, rows=done, total=total))
 
     def on_rows(self, frame: pl.LazyFrame, phase: Phase, total: int | None) -> pl.LazyFrame:
         """Return a plan that steps with every morsel passing through; display and stop only."""

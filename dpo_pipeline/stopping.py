@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from threading import Event, Thread
 from types import FrameType
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from dpo_pipeline.errors import Cancelled
 
@@ -44,7 +45,7 @@ def run_stoppable(function: Callable[[Event], T]) -> T:
 
     def handle(signum: int, _frame: FrameType | None) -> None:
         if received:
-            os._exit(128 + signum)
+            _leave(128 + signum)
         received.append(signum)
         cancel.set()
 
@@ -68,3 +69,13 @@ def run_stoppable(function: Callable[[Event], T]) -> T:
             raise Stopped(received[0]) from None
         raise failure[0]
     return outcome[0]
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process now: no other thread is waited for, and what they wrote is removed."""
+    try:
+        publishing = sys.modules.get("dpo_pipeline.publishing")  # nothing is published without
+        if publishing is not None:
+            publishing.abandon_all()
+    finally:
+        os._exit(code)

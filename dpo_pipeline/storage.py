@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import polars as pl
 
 from dpo_pipeline.defaults import SHARD_ROWS
+from dpo_pipeline.drift import WIDENING, common_schema
 from dpo_pipeline.errors import StorageError
 from dpo_pipeline.io_errors import reading
 
@@ -20,6 +21,9 @@ SourcePath: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]
 
 HIDDEN: Final = (".", "_")
 """Names that begin so are not data: temporary files and markers."""
+
+MAX_FILE_ROWS: Final = 4_000_000_000
+"""Rows of one input file. Polars numbers the rows of a scan with 32 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +65,8 @@ class Dataset:
         frame: All of it.
         files: The files in the order of their path strings; empty for a frame.
         is_folder: Whether an output of the same shape is a folder.
-        hive: Columns that come from the folder names.
+        hive: Columns that come from the folder names alone.
+        scanned: How a scan of some of the files is made to look like one of all.
     """
 
     name: str
@@ -69,6 +74,7 @@ class Dataset:
     files: tuple[PairFile, ...] = ()
     is_folder: bool = False
     hive: pl.Schema | None = None
+    scanned: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def rows(self) -> int | None:
@@ -77,7 +83,7 @@ class Dataset:
 
     def scan(self, files: Sequence[PairFile]) -> pl.LazyFrame:
         """Scan some of the files."""
-        return _scan([file.path for file in files], self.hive)
+        return pl.scan_parquet([file.path for file in files], glob=False, **self.scanned)
 
     def shards(self, rows: int = SHARD_ROWS) -> Iterator[Shard]:
         """Cut the dataset into runs of at most `rows` rows; a frame is one shard.
@@ -108,41 +114,66 @@ class Dataset:
             )
 
 
-def open_dataset(source: SourcePath) -> Dataset:
+def open_dataset(source: SourcePath, columns: Mapping[str, str] | None = None) -> Dataset:
     """Find the Parquet files of a source and read their footers; no data is read.
 
+    Files may have their columns in different orders, types that one type holds without loss,
+    and lack columns other than log-probs; they are read as if all were alike.
+
+    Args:
+        source: Where they are.
+        columns: Role to column, where names and aliases do not say it.
+
     Raises:
-        StorageError: There is no such file, it is not Parquet, or the files differ in
-            their columns.
+        StorageError: There is no such file, it is not Parquet, or it has too many rows.
+        ColumnError: A file's columns do not go with those of the others.
     """
     name, root, paths, is_folder = _expand(source)
     import pyarrow.parquet as pq
 
     files = []
-    first_schema = None
+    schemas = []
     for path in paths:
         with reading(path):
-            footer = pq.read_metadata(path)
-        if first_schema is None:
-            first_schema = footer.schema
-        elif not footer.schema.equals(first_schema):
-            raise StorageError(path, f"its columns or their types differ from {paths[0]}'s")
+            rows = pq.read_metadata(path).num_rows
+            schemas.append(
+                pl.scan_parquet(path, glob=False, hive_partitioning=False).collect_schema()
+            )
+        if rows > MAX_FILE_ROWS:
+            raise StorageError(
+                path, f"has {rows:,} rows; a file can have {MAX_FILE_ROWS:,}, so split it"
+            )
         relative = os.path.relpath(path, root) if root else os.path.basename(path)
-        files.append(PairFile(path=path, relative=relative, rows=footer.num_rows))
-    partitioned = any("=" in part for f in files for part in Path(f.relative).parent.parts)
+        files.append(PairFile(path=path, relative=relative, rows=rows))
+    common = common_schema(zip(paths, schemas, strict=True), columns)
+    scanned: dict[str, Any] = {"hive_partitioning": False}
+    if common is not None:
+        scanned |= {"schema": common, "missing_columns": "insert", "cast_options": WIDENING}
     hive = None
     with reading(name):
-        if partitioned:
-            in_files = set(pl.scan_parquet(paths[0], glob=False).collect_schema())
-            whole = pl.scan_parquet(paths, glob=False, hive_partitioning=True).collect_schema()
-            hive = pl.Schema({n: t for n, t in whole.items() if n not in in_files})
-        frame = _scan(paths, hive)
+        if any("=" in part for f in files for part in Path(f.relative).parent.parts):
+            keys = _hive_keys(paths, common or schemas[0])
+            hive = pl.Schema({n: t for n, t in keys.items() if n not in (common or schemas[0])})
+            scanned |= {"hive_partitioning": True, "hive_schema": keys}
+        frame = pl.scan_parquet(paths, glob=False, **scanned)
         frame.collect_schema()
-    return Dataset(name=name, frame=frame, files=tuple(files), is_folder=is_folder, hive=hive)
+    return Dataset(
+        name=name,
+        frame=frame,
+        files=tuple(files),
+        is_folder=is_folder,
+        hive=hive,
+        scanned=scanned,
+    )
 
 
-def _scan(paths: list[str], hive: pl.Schema | None) -> pl.LazyFrame:
-    return pl.scan_parquet(paths, glob=False, hive_partitioning=hive is not None, hive_schema=hive)
+def _hive_keys(paths: list[str], in_files: pl.Schema) -> pl.Schema:
+    """Return the columns that folder names give; one that files hold too keeps its type there."""
+    whole = pl.scan_parquet(paths, glob=False, hive_partitioning=True).collect_schema()
+    named = {part.partition("=")[0] for path in paths for part in Path(path).parts if "=" in part}
+    return pl.Schema(
+        {n: in_files.get(n, t) for n, t in whole.items() if n not in in_files or n in named}
+    )
 
 
 def _expand(source: SourcePath) -> tuple[str, str | None, list[str], bool]:
@@ -176,4 +207,6 @@ def _expand(source: SourcePath) -> tuple[str, str | None, list[str], bool]:
         magic = next(i for i, p in enumerate(Path(path).parts) if glob.has_magic(p))
         root = os.fspath(Path(*Path(path).parts[:magic]))
         return path, root, sorted(found), True
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise StorageError(path, "is a device or a pipe: Parquet is read from its end")
     return path, None, [path], False

@@ -10,10 +10,21 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "dpo_pipeline"
 
 FLOORS = [
-    {"defaults", "report"},
+    {"defaults", "documents"},
+    {"report"},
     {"errors"},
     {"columns", "tables", "running"},
-    {"arguments", "rewards", "rounding", "exact", "sketch", "health", "io_errors"},
+    {
+        "arguments",
+        "rewards",
+        "rounding",
+        "exact",
+        "sketch",
+        "health",
+        "io_errors",
+        "drift",
+        "hidden_files",
+    },
     {"contract", "intake", "storage", "publishing", "spec_function"},
     {"rules", "scoring"},
     {"binding", "offences", "summary"},

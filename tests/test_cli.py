@@ -114,9 +114,19 @@ USAGE, DATA, FILES = 2, 1, 3
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        pytest.param(["evaluate", "{broken}"], DATA, "on_invalid (--on-invalid) 'exclude'", id="invalid pairs"),
+        pytest.param(
+            ["evaluate", "{broken}"],
+            DATA,
+            "on_invalid (--on-invalid) 'exclude'",
+            id="invalid pairs",
+        ),
         pytest.param(["check", "{empty}"], DATA, "holds no pairs", id="no pairs"),
-        pytest.param(["evaluate", "{text}"], DATA, "must be a number (any float or integer), found String", id="text"),
+        pytest.param(
+            ["evaluate", "{text}"],
+            DATA,
+            "must be a number (any float or integer), found String",
+            id="text",
+        ),
         pytest.param(["evaluate", "{short}"], DATA, "ref_rejected_logps: missing", id="column"),
         pytest.param(["evaluate", "{typo}"], DATA, "did you mean 'ref_rejectd_logps'", id="typo"),
         pytest.param(["evaluate", "{source}", "--by", "subst"], USAGE, "did you mean", id="by"),

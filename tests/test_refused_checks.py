@@ -452,7 +452,9 @@ def test_log_probs_of_a_wrong_type(frame, values, found, column, entrance):
     wrong = frame.head(1).with_columns(values.alias(column))
     with pytest.raises(ColumnError) as caught:
         entrance(poisoned(wrong))
-    assert caught.value.problems == (f"{column}: must be a number (any float or integer), found {found}; cast it before",)
+    assert caught.value.problems == (
+        f"{column}: must be a number (any float or integer), found {found}; cast it before",
+    )
     assert caught.value.problems[0] in str(caught.value)
 
 
@@ -465,7 +467,9 @@ def test_token_counts_of_a_wrong_type(frame, values, found, column):
     wrong = frame.head(1).with_columns(values.alias(column))
     with pytest.raises(ColumnError) as caught:
         dpo_pipeline.check(poisoned(wrong))
-    assert caught.value.problems == (f"{column}: must be an integer, found {found}; cast it before",)
+    assert caught.value.problems == (
+        f"{column}: must be an integer, found {found}; cast it before",
+    )
 
 
 @pytest.mark.parametrize("enabled", [True, False])

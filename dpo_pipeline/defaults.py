@@ -22,6 +22,9 @@ MAX_SUBSETS: Final = 10_000
 SHARD_ROWS: Final = 4_000_000
 """Rows that one query evaluates: bounds memory, and is the step of progress and of a stop."""
 
+MAX_FILE_ROWS: Final = 4_000_000_000
+"""Rows of one input file. Polars numbers the rows of a scan with 32 bits."""
+
 OUTPUT_ROWS_PER_GROUP: Final = 65_536
 """Rows of a row group of scored and invalid pairs: fixed, so that bytes do not follow the input."""
 

@@ -252,8 +252,14 @@ class _Writer:
 
         facts = run_facts(self.measured.binding, beta=self.beta)
         with writing(hidden, file.path) as out:
+            # Polars cuts the pages of a nested column by how its rows came in: let it cut none.
+            nested = any(dtype.is_nested() for dtype in output.collect_schema().dtypes())
             output.sink_parquet(
-                out, metadata=facts, row_group_size=OUTPUT_ROWS_PER_GROUP, engine="streaming"
+                out,
+                metadata=facts,
+                row_group_size=OUTPUT_ROWS_PER_GROUP,
+                data_page_size=2**30 if nested else None,
+                engine="streaming",
             )
         with reading(hidden):
             return int(pq.read_metadata(hidden).num_rows)

@@ -75,6 +75,7 @@ class Publication:
                 self._inputs[os.path.realpath(path)] = identity(path)
         self._files: list[_Output] = []
         self._markers: list[_Output] = []
+        self._targets: list[str] = []
         self._taken: set[str] = set()
         self._own: set[str] = set()
         self._made: list[str] = []
@@ -108,6 +109,7 @@ class Publication:
             hidden, lock = hold(path, name=path)
             self._files.append(_Output(hidden=hidden, final=path, lock=lock))
             self._own.add(place(hidden))
+            self._targets.append(path)
             self._undo(path, place(path))
         self._check_new(path)
         return hidden
@@ -135,6 +137,7 @@ class Publication:
             hidden, lock = hold(marker, name=path)
             self._markers.append(_Output(hidden=hidden, final=marker, lock=lock, folder=path))
             self._own.add(place(hidden))
+            self._targets.append(marker)
             self._undo(marker, real + os.sep)
             self._sweep(path)
         self._check_empty(path)
@@ -258,7 +261,7 @@ class Publication:
         except FileNotFoundError:
             return
         except ValueError:  # it died writing that, so before it published anything
-            facts = {"last": ["", []], "published": []}
+            facts = {"last": ["", []], "targets": [], "published": []}
         last, was = facts["last"]
         if is_still(last, was) and (last in self._own or holder(last) == "dead"):
             for path, each in facts["published"]:
@@ -266,7 +269,7 @@ class Publication:
                 if here and is_still(path, each):
                     os.unlink(path)
         else:  # it was published: no journal of it says anything any more
-            for path, _ in reversed(facts["published"]):
+            for path in reversed(facts["targets"]):
                 remove_if_there(journal_name(path))
         remove_if_there(journal)
 
@@ -280,16 +283,16 @@ class Publication:
             return
         facts = {
             "last": [place(last.hidden), last.written],
+            "targets": [place(target) for target in self._targets],
             "published": [[place(step.final), step.written] for step in self._steps],
         }
-        for step in self._steps:
-            if step.lock is not None:
-                journal = journal_name(step.final)
-                with reading(step.final):
-                    self._journals.append(journal)
-                    with open(journal, "w", encoding="utf-8") as file:
-                        json.dump(facts, file)
-                    sync(journal)
+        for target in self._targets:
+            journal = journal_name(target)
+            with reading(target):
+                self._journals.append(journal)
+                with open(journal, "w", encoding="utf-8") as file:
+                    json.dump(facts, file)
+                sync(journal)
 
     def _publish(self) -> None:
         """Rename, markers last; a call that was interrupted can be repeated."""

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 
 import polars as pl
 
-from dpo_pipeline.defaults import SHARD_ROWS
+from dpo_pipeline.defaults import MAX_FILE_ROWS, SHARD_ROWS
 from dpo_pipeline.drift import WIDENING, common_schema
 from dpo_pipeline.errors import StorageError
 from dpo_pipeline.io_errors import reading
@@ -21,9 +21,6 @@ SourcePath: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]
 
 HIDDEN: Final = (".", "_")
 """Names that begin so are not data: temporary files and markers."""
-
-MAX_FILE_ROWS: Final = 4_000_000_000
-"""Rows of one input file. Polars numbers the rows of a scan with 32 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

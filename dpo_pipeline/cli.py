@@ -329,9 +329,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     try:
         code = cli.main(args=arguments, prog_name="dpo-pipeline", standalone_mode=False)
+    except click.Abort:  # Ctrl-C before the run began
+        return 130
     except click.ClickException as error:
         error.show()
-        return error.exit_code
+        code = error.exit_code
     except DpoPipelineError as error:
         click.echo(f"error: {error}", err=True)
         return 128 + error.signum if isinstance(error, Stopped) else error.exit_code

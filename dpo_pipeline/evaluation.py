@@ -14,6 +14,7 @@ from dpo_pipeline.binding import bind
 from dpo_pipeline.columns import SCORED
 from dpo_pipeline.defaults import BETA, MAX_LOGP, ON_INVALID, OnInvalid
 from dpo_pipeline.errors import DataWarning
+from dpo_pipeline.hidden_files import final_name
 from dpo_pipeline.intake import FrameLike, as_lazy
 from dpo_pipeline.io_errors import reading
 from dpo_pipeline.measuring import Wanted, judge, measure
@@ -153,7 +154,7 @@ def check(
 
 def write_document(result: Evaluation, hidden: str) -> None:
     """Write the summary document to where it was staged."""
-    with reading(hidden), open(hidden, "w", encoding="utf-8") as file:
+    with reading(final_name(hidden)), open(hidden, "w", encoding="utf-8") as file:
         file.write(result.to_json() + "\n")
 
 

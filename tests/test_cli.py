@@ -11,12 +11,13 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import polars as pl
 import pytest
 
 from conftest import LOGPS
 from dpo_pipeline import evaluate
-from dpo_pipeline.cli import main
+from dpo_pipeline.cli import cli, main
 
 
 @pytest.fixture
@@ -271,3 +272,11 @@ def wait_for_work(pid):
                     return
         time.sleep(0.005)
     pytest.fail("the run never opened its source")
+
+
+def test_ctrl_c_before_the_run_begins_is_130(monkeypatch):
+    def interrupted(**_):
+        raise click.Abort
+
+    monkeypatch.setattr(cli, "main", interrupted)
+    assert main(["evaluate", "pairs.parquet"]) == 130

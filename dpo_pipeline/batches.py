@@ -51,7 +51,7 @@ class Batching:
 
     @property
     def key(self) -> str:
-        """The column that `with_keys` adds."""
+        """The column that `with_key` adds."""
         return _KEY
 
     @property

@@ -99,10 +99,7 @@ def evaluate(
     watch = Watch(callback=progress, cancel=cancel)
     with Publication(overwrite=overwrite, inputs=[f.path for f in dataset.files]) as publication:
         summary_file = None if summary is None else publication.stage(summary)
-        batch_file = None
-        if batching is not None and batches is not None:
-            facts = run_facts(binding, beta=beta)
-            batch_file = BatchFile(publication.stage(batches), str(batches), facts)
+        batch_file = staged_batches(publication, batches, run_facts(binding, beta=beta))
         wanted = Wanted.of(by=by, batching=batching, batch_file=batch_file, histogram=histogram)
         measured = measure(dataset, binding, beta=beta, wanted=wanted, watch=watch)
         judge(measured, on_invalid=on_invalid, max_invalid=max_invalid, watch=watch)
@@ -150,6 +147,15 @@ def check(
     report = measured.report(watch)
     warn_of(report)
     return report
+
+
+def staged_batches(
+    publication: Publication, batches: str | os.PathLike[str] | None, facts: Mapping[str, str]
+) -> BatchFile | None:
+    """Stage the file of batch means, if there is to be one."""
+    if batches is None:
+        return None
+    return BatchFile(publication.stage(batches), os.fspath(batches), facts)
 
 
 def write_document(result: Evaluation, hidden: str) -> None:

@@ -15,7 +15,7 @@ from threading import Event
 import polars as pl
 
 from dpo_pipeline.arguments import checked_beta, checked_choice, checked_names
-from dpo_pipeline.batches import BatchFile, Batching
+from dpo_pipeline.batches import Batching
 from dpo_pipeline.binding import Binding, bind
 from dpo_pipeline.columns import BROKEN_RULES, INVALID, SCORED, SOURCE_ROW, did_you_mean
 from dpo_pipeline.defaults import (
@@ -26,7 +26,7 @@ from dpo_pipeline.defaults import (
     OnInvalidJob,
 )
 from dpo_pipeline.errors import StorageError, UsageError
-from dpo_pipeline.evaluation import warn_of, write_document
+from dpo_pipeline.evaluation import staged_batches, warn_of, write_document
 from dpo_pipeline.io_errors import reading
 from dpo_pipeline.measuring import Measured, Wanted, judge, measure
 from dpo_pipeline.metadata import run_facts
@@ -124,10 +124,7 @@ def score_parquet(
         if quarantine:
             invalid_parts = _stage(publication, invalid or _beside(sink), dataset)
         summary_file = None if summary is None else publication.stage(summary)
-        batch_file = None
-        if batches is not None:
-            facts = run_facts(binding, beta=beta)
-            batch_file = BatchFile(publication.stage(batches), str(batches), facts)
+        batch_file = staged_batches(publication, batches, run_facts(binding, beta=beta))
         scored_parts = _stage(publication, sink, dataset)
         wanted = Wanted.of(by=by, batching=batching, batch_file=batch_file, histogram=histogram)
         measured = measure(dataset, binding, beta=beta, wanted=wanted, watch=watch)
@@ -136,12 +133,10 @@ def score_parquet(
         n_scored = sum(map(writer.scored, dataset.files, scored_parts))
         if n_scored != measured.n_pairs - measured.n_invalid:
             raise StorageError(dataset.name, "it changed while it was read")
-        if (
-            quarantine
-            and sum(map(writer.invalid, dataset.files, invalid_parts)) != measured.n_invalid
-        ):
-            raise StorageError(dataset.name, "it changed while it was read")
         if quarantine:
+            n_apart = sum(map(writer.invalid, dataset.files, invalid_parts))
+            if n_apart != measured.n_invalid:
+                raise StorageError(dataset.name, "it changed while it was read")
             report = measured.report_of_quarantine(invalid_parts, watch)
         else:
             report = measured.report(watch)

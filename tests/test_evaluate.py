@@ -274,13 +274,14 @@ def test_too_many_subsets_are_refused_with_advice(pairs, monkeypatch):
         evaluate(pairs, by="pair_id")
 
 
-def test_too_many_batches_ask_for_a_file_before_reading(tmp_path, monkeypatch):
-    poison = pl.LazyFrame({name: [-1.0] for name in LOGPS})
+def test_too_many_batches_ask_for_a_file_before_reading(engine, tmp_path, monkeypatch):
     monkeypatch.setattr("dpo_pipeline.batches.MAX_BATCHES_HELD", 5)
     path = tmp_path / "pairs.parquet"
-    pl.concat([poison] * 12).sink_parquet(path)
+    pl.DataFrame({name: [-1.0] * 12 for name in LOGPS}).write_parquet(path)
+    engine.graphs.clear()
     with pytest.raises(UsageError, match=r"batches=PATH"):
         evaluate(path, batch_size=2)
+    assert engine.graphs == []
 
 
 def test_cancelled_before_it_is_done(pairs):

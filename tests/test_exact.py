@@ -6,7 +6,6 @@ import math
 from fractions import Fraction
 
 import polars as pl
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -66,7 +65,6 @@ def test_nulls_are_left_out():
     assert quanta([1.0, None, 2.0]) == 3 * 2**40
 
 
-@pytest.mark.parametrize("n", [0])
-def test_no_value_has_no_mean(n):
-    frame = pl.DataFrame({"q": [0], "n": [n]}, schema={"q": pl.Int128, "n": pl.Int64})
+def test_no_value_has_no_mean():
+    frame = pl.DataFrame({"q": [0], "n": [0]}, schema={"q": pl.Int128, "n": pl.Int64})
     assert frame.select(mean_of(pl.col("q"), pl.col("n"))).item() is None

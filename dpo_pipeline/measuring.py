@@ -212,7 +212,9 @@ def measure(
     """Read the dataset once, shard by shard, and add up its partial sums."""
     wanted.check(binding.columns)
     batching = wanted.batching
-    rules = binding.rules if beta is None else binding.rules.with_margin_in_range()
+    rules = binding.rules
+    if beta is not None:
+        rules = rules.with_margin_in_range(beta=beta, max_logp=binding.max_logp)
     sums = _RollUps(wanted, beta=beta, n_rows=dataset.rows)
     suspects = []
     for shard in dataset.shards(wanted.shard_rows):

@@ -26,6 +26,7 @@ from dpo_pipeline.errors import ColumnError, RefusedCheckError, UsageError
 Schema = pa.DataFrameSchema | type[pa.DataFrameModel]
 
 _WHOLE_FRAME: Final = "*"
+_ROOM_FOR_ROUNDING: Final = 1.0 - 2.0**-40
 
 _WANTED: Final = {
     **dict.fromkeys(LOGPS, "a number (any float or integer)"),
@@ -69,11 +70,15 @@ class RuleSet:
     rules: tuple[Rule, ...]
     valid: pl.Expr
 
-    def with_margin_in_range(self) -> RuleSet:
+    def with_margin_in_range(self, *, beta: float, max_logp: float) -> RuleSet:
         """Return these rules and one on the margin of a scored pair, so that sums are exact.
 
-        A row whose log-probs are unsound already keeps it: its fault has a name.
+        A row whose log-probs are unsound already keeps it: its fault has a name. Where beta is
+        too small for sound log-probs to break it, the rules stay as they are.
         """
+        largest = 2.0 * beta * (LOGP_LIMIT + max(max_logp, 0.0))
+        if largest <= LOGP_LIMIT * _ROOM_FOR_ROUNDING:
+            return self
         in_range = pl.col(REWARD_MARGIN).is_between(-LOGP_LIMIT, LOGP_LIMIT).fill_null(value=False)
         rule = Rule(
             column=REWARD_MARGIN,

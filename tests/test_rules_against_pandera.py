@@ -523,7 +523,7 @@ def test_a_margin_out_of_range_is_a_fault_only_of_sound_pairs():
         4, policy_chosen_logps=[-20.0, -LIMIT, None, 0.5], policy_rejected_logps=[-20.5] * 4
     )
     binding = bind(frame.lazy(), source="pairs", max_logp=0.0)
-    rules = binding.rules.with_margin_in_range()
+    rules = binding.rules.with_margin_in_range(beta=1000.0, max_logp=0.0)
     marked = (
         with_scores(binding.prepare(frame.lazy()), beta=1000.0)
         .select(rules.valid.alias("valid"), margin=rules.rules[-1].keeps)
@@ -532,6 +532,21 @@ def test_a_margin_out_of_range_is_a_fault_only_of_sound_pairs():
     assert marked["margin"].to_list() == [True, False, True, True]
     unsound = frozenset().union(*pandera_rows(pairs_model(), frame=frame).values())
     assert frozenset(marked["valid"].not_().arg_true()) == unsound | {1}
+
+
+@pytest.mark.parametrize(
+    ("beta", "max_logp", "can_break"),
+    [(0.4999, 0.0, False), (0.5, 0.0, True), (0.25, LIMIT, True), (0.2499, LIMIT, False)],
+)
+def test_the_rule_of_margins_is_there_where_it_can_break(beta, max_logp, can_break):
+    # The largest margin: one log-ratio from the lower bound up to max_logp, the other back.
+    widest = clean(1, policy_chosen_logps=[max_logp], ref_chosen_logps=[-LIMIT])
+    widest = widest.with_columns(policy_rejected_logps=pl.lit(-LIMIT), ref_rejected_logps=max_logp)
+    binding = bind(widest.lazy(), source="pairs", max_logp=max_logp)
+    rules = binding.rules.with_margin_in_range(beta=beta, max_logp=max_logp)
+    margin = with_scores(binding.prepare(widest.lazy()), beta=beta).collect()["reward_margin"]
+    assert (len(rules.rules) > len(binding.rules.rules)) is can_break
+    assert can_break or abs(margin.item()) <= LIMIT
 
 
 def many_faults():

@@ -22,6 +22,7 @@ _KEY: Final = "__dpo_pipeline_batch"
 _ROW: Final = "__dpo_pipeline_batch_row"
 _FIRST: Final = "min___dpo_pipeline_batch_row"
 _ROWS_PER_GROUP: Final = 262_144
+_FASTER_IN_ORDER: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,11 @@ class Batching:
     def in_order(self) -> bool:
         """Whether the key ascends with the rows."""
         return self.size is not None
+
+    @property
+    def are_long(self) -> bool:
+        """Whether batches of rows are faster to sum one after the other than by their hash."""
+        return self.size is not None and self.size >= _FASTER_IN_ORDER
 
     @property
     def shard_rows(self) -> int:
@@ -142,14 +148,13 @@ class BatchTable:
 
         Args:
             sums: Partial sums by batch.
-            unique: Each batch has one row, and batches of rows stand in order.
+            unique: Each batch has one row.
         """
         if not self._batching.in_order:
             self._open = merge([sums] if self._open is None else [self._open, sums], [_KEY])
             _checked_count(self._open.height)
             return
-        if not unique:
-            sums = merge([sums], [_KEY]).sort(_KEY)
+        sums = (sums if unique else merge([sums], [_KEY])).sort(_KEY)
         if self._open is not None:  # of batches in order, only one can lie on both sides of a cut
             border = merge([self._open, sums.head(1)], [_KEY])
             sums = pl.concat([border, sums.slice(1)])

@@ -23,6 +23,7 @@ from dpo_pipeline.defaults import (
     MAX_LOGP,
     ON_INVALID_JOB,
     OUTPUT_ROWS_PER_GROUP,
+    ZSTD_LEVEL,
     OnInvalidJob,
 )
 from dpo_pipeline.errors import StorageError, UsageError
@@ -252,6 +253,7 @@ class _Writer:
             output.sink_parquet(
                 out,
                 metadata=facts,
+                compression_level=ZSTD_LEVEL,
                 row_group_size=OUTPUT_ROWS_PER_GROUP,
                 data_page_size=2**30 if nested else None,
                 engine="streaming",

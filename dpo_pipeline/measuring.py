@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -179,10 +179,15 @@ class Wanted:
         return cls(by=names, batching=batching, batch_file=batch_file, histogram=histogram)
 
     @property
-    def in_order(self) -> bool:
+    def only_batches(self) -> bool:
         """Whether rows group by nothing but batches of consecutive rows."""
         in_order = self.batching is not None and self.batching.in_order
         return in_order and not self.by and not self.histogram
+
+    @property
+    def is_faster_in_order(self) -> bool:
+        """Whether the groups of a shard are best summed one after the other."""
+        return self.only_batches and self.batching is not None and self.batching.are_long
 
     @property
     def shard_rows(self) -> int:
@@ -223,18 +228,20 @@ def measure(
         )
         if batching is not None:
             frame = batching.with_key(frame, shard.first_row)
+        # A frame is one shard however long it is, and so can end in any number of batches.
+        endless = wanted.only_batches and shard.rows is None
         plan = tally(
             frame,
             valid=rules.valid,
             beta=beta,
             keys=[*sums.batch_keys, *sums.subset_keys],
-            in_order=wanted.in_order,
+            in_order=endless or wanted.is_faster_in_order,
             by_bin=wanted.histogram,
             extra=() if batching is None else batching.sums(),
         )
         n_invalid = sums.n_invalid
         with reading(dataset.name):
-            for part in _parts(plan, many=wanted.in_order and shard.rows is None):
+            for part in plan.collect_batches(maintain_order=True) if endless else [_run(plan)]:
                 sums.add(part)
         if sums.n_invalid > n_invalid:
             suspects.append(shard)
@@ -283,7 +290,7 @@ class _RollUps:
             self.subsets = self._merged(self.subsets, subsets, self.subset_keys)
             _checked_groups(self.subsets, self._wanted.by)
         if self._table is not None:
-            self._table.add(part.drop(self.subset_keys), unique=self._wanted.in_order)
+            self._table.add(part.drop(self.subset_keys), unique=self._wanted.only_batches)
         total = part.drop(self.batch_keys, self.subset_keys)
         self.totals = merge([total] if self._empty else [self.totals, total])
         self._empty = False
@@ -302,12 +309,8 @@ class _RollUps:
         return None if self._table is None else self._table.finish()
 
 
-def _parts(plan: pl.LazyFrame, *, many: bool) -> Iterator[pl.DataFrame]:
-    # A frame is one shard however long it is, and so can end in any number of batches.
-    if many:
-        yield from plan.collect_batches(maintain_order=True)
-    else:
-        yield plan.collect(engine="streaming")
+def _run(plan: pl.LazyFrame) -> pl.DataFrame:
+    return plan.collect(engine="streaming")
 
 
 def _checked_groups(subsets: pl.DataFrame, names: Sequence[str]) -> None:

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 import polars as pl
 
 from dpo_pipeline.columns import BATCH, BATCH_MEANS
 from dpo_pipeline.defaults import MAX_BATCHES_HELD, SHARD_ROWS
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.io_errors import reading
+from dpo_pipeline.growing_file import GrowingFile
 from dpo_pipeline.summary import figures, merge
-
-if TYPE_CHECKING:
-    import pyarrow.parquet as pq
 
 _KEY: Final = "__dpo_pipeline_batch"
 _ROW: Final = "__dpo_pipeline_batch_row"
 _FIRST: Final = "min___dpo_pipeline_batch_row"
-_ROWS_PER_GROUP: Final = 262_144
+BATCHES_PER_GROUP: Final = 262_144
+"""Rows of a row group of batch means, and batches that a shard gives at most."""
 _FASTER_IN_ORDER: Final = 16
 
 
@@ -68,7 +65,7 @@ class Batching:
     @property
     def shard_rows(self) -> int:
         """Rows of a shard that give no more batches than are cheap to hold."""
-        return SHARD_ROWS if self.size is None else min(SHARD_ROWS, self.size * _ROWS_PER_GROUP)
+        return SHARD_ROWS if self.size is None else min(SHARD_ROWS, self.size * BATCHES_PER_GROUP)
 
     def with_key(self, pairs: pl.LazyFrame, first_row: int) -> pl.LazyFrame:
         """Add the batch of each row, the first row being number `first_row` of the dataset."""
@@ -86,53 +83,11 @@ class Batching:
         return [pl.col(_ROW).min().alias(_FIRST)] if self.column is not None else []
 
 
-class BatchFile:
-    """A Parquet file that batch means are appended to, in row groups of one fixed size."""
-
-    def __init__(self, hidden: str, final: str, metadata: Mapping[str, str]) -> None:
-        self._hidden = hidden
-        self._final = final
-        self._metadata = dict(metadata)
-        self._writer: pq.ParquetWriter | None = None
-        self._waiting: list[pl.DataFrame] = []
-        self._n_waiting = 0
-
-    def append(self, means: pl.DataFrame) -> None:
-        """Append rows."""
-        self._waiting.append(means)
-        self._n_waiting += means.height
-        if self._n_waiting >= _ROWS_PER_GROUP:
-            self._write(keep_rest=True)
-
-    def close(self) -> None:
-        """Write what waits, and the footer."""
-        self._write(keep_rest=False)
-        if self._writer is not None:
-            with reading(self._final):
-                self._writer.close()
-
-    def _write(self, *, keep_rest: bool) -> None:
-        import pyarrow.parquet as pq
-
-        rows = pl.concat(self._waiting)
-        whole = rows.height - rows.height % _ROWS_PER_GROUP if keep_rest else rows.height
-        table = rows.head(whole).to_arrow()
-        with reading(self._final):
-            if self._writer is None:
-                schema = table.schema.with_metadata(self._metadata)
-                self._writer = pq.ParquetWriter(self._hidden, schema, compression="zstd")
-            self._writer.write_table(
-                table.replace_schema_metadata(self._metadata), row_group_size=_ROWS_PER_GROUP
-            )
-        self._waiting = [rows.tail(rows.height - whole)]
-        self._n_waiting = rows.height - whole
-
-
 class BatchTable:
     """Makes batch means from partial sums that come in shard by shard."""
 
     def __init__(
-        self, batching: Batching, *, beta: float, n_rows: int | None, file: BatchFile | None
+        self, batching: Batching, *, beta: float, n_rows: int | None, file: GrowingFile | None
     ) -> None:
         self._batching = batching
         self._beta = beta
@@ -166,10 +121,7 @@ class BatchTable:
         if self._open is None:  # no rows, which is an error elsewhere
             return None
         self._emit(self._open if self._batching.in_order else self._open.sort(_FIRST))
-        if self._file is not None:
-            self._file.close()
-            return None
-        return pl.concat(self._done)
+        return None if self._file is not None else pl.concat(self._done)
 
     def _emit(self, sums: pl.DataFrame) -> None:
         means = figures(sums, beta=self._beta, keys=[_KEY]).rename({_KEY: BATCH})

@@ -29,7 +29,16 @@ OUTPUT_ROWS_PER_GROUP: Final = 65_536
 """Rows of a row group of scored and invalid pairs: fixed, so that bytes do not follow the input."""
 
 ZSTD_LEVEL: Final = 1
-"""Of scored and invalid pairs: columns of numbers get no smaller at 3, for a seventh more CPU."""
+"""Of all Parquet outputs: columns of numbers get no smaller at 3, for a seventh more CPU."""
+
+WIDE_ROW_BYTES: Final = 512
+"""Rows of a file of this average size are written piece by piece, to bound memory."""
+
+PIECE_BYTES: Final = 64 * 2**20
+"""Bytes of such a piece, before compression."""
+
+WIDE_ROWS_PER_GROUP: Final = 8_192
+"""Rows of a row group of such a file: fixed, as OUTPUT_ROWS_PER_GROUP is."""
 
 OFFENDERS_SHOWN: Final = 5
 """Offending rows that a report lists for each rule."""

@@ -9,11 +9,12 @@ from threading import Event
 from typing import cast
 
 from dpo_pipeline.arguments import checked_beta, checked_choice, checked_limit
-from dpo_pipeline.batches import BatchFile, Batching
+from dpo_pipeline.batches import BATCHES_PER_GROUP, Batching
 from dpo_pipeline.binding import bind
 from dpo_pipeline.columns import SCORED
 from dpo_pipeline.defaults import BETA, MAX_LOGP, ON_INVALID, OnInvalid
 from dpo_pipeline.errors import DataWarning
+from dpo_pipeline.growing_file import GrowingFile
 from dpo_pipeline.hidden_files import final_name
 from dpo_pipeline.intake import FrameLike, as_lazy
 from dpo_pipeline.io_errors import reading
@@ -151,11 +152,16 @@ def check(
 
 def staged_batches(
     publication: Publication, batches: str | os.PathLike[str] | None, facts: Mapping[str, str]
-) -> BatchFile | None:
+) -> GrowingFile | None:
     """Stage the file of batch means, if there is to be one."""
     if batches is None:
         return None
-    return BatchFile(publication.stage(batches), os.fspath(batches), facts)
+    return GrowingFile(
+        publication.stage(batches),
+        os.fspath(batches),
+        facts,
+        rows_per_group=BATCHES_PER_GROUP,
+    )
 
 
 def write_document(result: Evaluation, hidden: str) -> None:

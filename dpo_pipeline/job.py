@@ -8,36 +8,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-
-import polars as pl
 
 from dpo_pipeline.arguments import checked_beta, checked_choice, checked_names
 from dpo_pipeline.batches import Batching
 from dpo_pipeline.binding import Binding, bind
-from dpo_pipeline.columns import BROKEN_RULES, INVALID, SCORED, SOURCE_ROW, did_you_mean
+from dpo_pipeline.columns import INVALID, SCORED, did_you_mean
 from dpo_pipeline.defaults import (
     BETA,
     MAX_LOGP,
     ON_INVALID_JOB,
-    OUTPUT_ROWS_PER_GROUP,
-    ZSTD_LEVEL,
     OnInvalidJob,
 )
 from dpo_pipeline.errors import StorageError, UsageError
 from dpo_pipeline.evaluation import staged_batches, warn_of, write_document
 from dpo_pipeline.io_errors import reading
-from dpo_pipeline.measuring import Measured, Wanted, judge, measure
+from dpo_pipeline.measuring import Wanted, judge, measure
 from dpo_pipeline.metadata import run_facts
-from dpo_pipeline.offences import invalid_pairs, numbered
-from dpo_pipeline.publishing import Publication, writing
+from dpo_pipeline.pair_writer import PairWriter
+from dpo_pipeline.publishing import Publication
 from dpo_pipeline.result import Evaluation
 from dpo_pipeline.rules import Schema
 from dpo_pipeline.running import ProgressCallback, Watch
-from dpo_pipeline.scoring import with_scores
-from dpo_pipeline.storage import Dataset, PairFile, SourcePath, open_dataset
+from dpo_pipeline.storage import Dataset, SourcePath, open_dataset
 
 
 def score_parquet(
@@ -130,7 +124,13 @@ def score_parquet(
         wanted = Wanted.of(by=by, batching=batching, batch_file=batch_file, histogram=histogram)
         measured = measure(dataset, binding, beta=beta, wanted=wanted, watch=watch)
         judge(measured, on_invalid=on_invalid, max_invalid=max_invalid, watch=watch)
-        writer = _Writer(measured=measured, beta=beta, carried=carried, watch=watch)
+        writer = PairWriter(
+            measured=measured,
+            beta=beta,
+            carried=carried,
+            columns=_in_files(binding, dataset),
+            watch=watch,
+        )
         n_scored = sum(map(writer.scored, dataset.files, scored_parts))
         if n_scored != measured.n_pairs - measured.n_invalid:
             raise StorageError(dataset.name, "it changed while it was read")
@@ -201,62 +201,3 @@ def _carried(keep: str | Sequence[str] | None, binding: Binding, dataset: Datase
                 f"the columns are {', '.join(names)}"
             )
     return [name for name in names if name in wanted]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Writer:
-    """Writes the outputs of one input file; each is one linear plan with one sink."""
-
-    measured: Measured
-    beta: float
-    carried: Sequence[str]
-    watch: Watch
-
-    def scored(self, file: PairFile, hidden: str) -> int:
-        """Write the valid pairs with their scores; return how many."""
-        plan = self._pairs(file)
-        if self._has_invalid(file):
-            plan = plan.filter(self.measured.rules.valid)
-        output = plan.select(*self.carried, *(added.name for added in SCORED))
-        n_valid = self.measured.n_pairs - self.measured.n_invalid
-        return self._sink(self.watch.on_rows(output, "writing", n_valid), file, hidden)
-
-    def invalid(self, file: PairFile, hidden: str) -> int:
-        """Write the invalid pairs with their rows and broken rules; return how many."""
-        plan = invalid_pairs(numbered(self._pairs(file)), self.measured.rules)
-        kept = _in_files(self.measured.binding, self.measured.dataset)
-        output = plan.select(*kept, SOURCE_ROW, BROKEN_RULES)
-        return self._sink(output if self._has_invalid(file) else output.limit(0), file, hidden)
-
-    def _pairs(self, file: PairFile) -> pl.LazyFrame:
-        frame = self.measured.binding.prepare(self.measured.dataset.scan([file]))
-        return with_scores(frame, beta=self.beta)
-
-    def _has_invalid(self, file: PairFile) -> bool:
-        start = 0
-        for each in self.measured.dataset.files:
-            if each is file:
-                break
-            start += each.rows
-        return any(
-            shard.first_row < start + file.rows and start < shard.first_row + (shard.rows or 0)
-            for shard in self.measured.suspects
-        )
-
-    def _sink(self, output: pl.LazyFrame, file: PairFile, hidden: str) -> int:
-        import pyarrow.parquet as pq
-
-        facts = run_facts(self.measured.binding, beta=self.beta)
-        with writing(hidden, file.path) as out:
-            # Polars cuts the pages of a nested column by how its rows came in: let it cut none.
-            nested = any(dtype.is_nested() for dtype in output.collect_schema().dtypes())
-            output.sink_parquet(
-                out,
-                metadata=facts,
-                compression_level=ZSTD_LEVEL,
-                row_group_size=OUTPUT_ROWS_PER_GROUP,
-                data_page_size=2**30 if nested else None,
-                engine="streaming",
-            )
-        with reading(hidden):
-            return int(pq.read_metadata(hidden).num_rows)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final, Self
 
 import polars as pl
 
 from dpo_pipeline.arguments import checked_names
-from dpo_pipeline.batches import BatchFile, Batching, BatchTable
+from dpo_pipeline.batches import Batching, BatchTable
 from dpo_pipeline.binding import Binding
 from dpo_pipeline.columns import N_PAIRS, N_VALID, SOURCE_ROW, did_you_mean
 from dpo_pipeline.defaults import MAX_SUBSETS, SHARD_ROWS
 from dpo_pipeline.errors import ContractError, InvalidPairsError, UsageError
+from dpo_pipeline.growing_file import GrowingFile
 from dpo_pipeline.health import Health
 from dpo_pipeline.io_errors import reading
 from dpo_pipeline.offences import Offences, Places, numbered, offences
@@ -162,7 +164,7 @@ class Wanted:
 
     by: tuple[str, ...] = ()
     batching: Batching | None = None
-    batch_file: BatchFile | None = None
+    batch_file: GrowingFile | None = None
     histogram: bool = False
 
     @classmethod
@@ -171,7 +173,7 @@ class Wanted:
         *,
         by: str | Sequence[str] | None,
         batching: Batching | None,
-        batch_file: BatchFile | None,
+        batch_file: GrowingFile | None,
         histogram: bool,
     ) -> Self:
         """Make it from the arguments of a call."""
@@ -222,30 +224,36 @@ def measure(
         rules = rules.with_margin_in_range(beta=beta, max_logp=binding.max_logp)
     sums = _RollUps(wanted, beta=beta, n_rows=dataset.rows)
     suspects = []
-    for shard in dataset.shards(wanted.shard_rows):
-        frame = binding.prepare(shard.frame).with_columns(
-            pl.col(name).alias(key) for name, key in zip(wanted.by, sums.subset_keys, strict=True)
-        )
-        if batching is not None:
-            frame = batching.with_key(frame, shard.first_row)
-        # A frame is one shard however long it is, and so can end in any number of batches.
-        endless = wanted.only_batches and shard.rows is None
-        plan = tally(
-            frame,
-            valid=rules.valid,
-            beta=beta,
-            keys=[*sums.batch_keys, *sums.subset_keys],
-            in_order=endless or wanted.is_faster_in_order,
-            by_bin=wanted.histogram,
-            extra=() if batching is None else batching.sums(),
-        )
-        n_invalid = sums.n_invalid
-        with reading(dataset.name):
-            for part in plan.collect_batches(maintain_order=True) if endless else [_run(plan)]:
-                sums.add(part)
-        if sums.n_invalid > n_invalid:
-            suspects.append(shard)
-        watch.step("evaluating", shard.rows or 0, dataset.rows)
+    with wanted.batch_file or nullcontext():
+        for shard in dataset.shards(wanted.shard_rows):
+            frame = binding.prepare(shard.frame).with_columns(
+                pl.col(name).alias(key)
+                for name, key in zip(wanted.by, sums.subset_keys, strict=True)
+            )
+            if batching is not None:
+                frame = batching.with_key(frame, shard.first_row)
+            # A frame is one shard however long it is, and so can end in any number of batches.
+            endless = wanted.only_batches and shard.rows is None
+            plan = tally(
+                frame,
+                valid=rules.valid,
+                beta=beta,
+                keys=[*sums.batch_keys, *sums.subset_keys],
+                in_order=endless or wanted.is_faster_in_order,
+                by_bin=wanted.histogram,
+                extra=() if batching is None else batching.sums(),
+            )
+            n_invalid = sums.n_invalid
+            with reading(dataset.name):
+                if endless:
+                    for part in plan.collect_batches(maintain_order=True):
+                        sums.add(part)
+                else:
+                    sums.add(plan.collect(engine="streaming"))
+            if sums.n_invalid > n_invalid:
+                suspects.append(shard)
+            watch.step("evaluating", shard.rows or 0, dataset.rows)
+        batches = sums.finished_batches()
     return Measured(
         dataset=dataset,
         binding=binding,
@@ -254,7 +262,7 @@ def measure(
         by=wanted.by,
         totals=sums.totals,
         subsets=sums.sorted(sums.subsets, sums.subset_keys),
-        batches=sums.finished_batches(),
+        batches=batches,
         bins=sums.sorted(sums.bins, [*sums.subset_keys, BIN]),
         suspects=tuple(suspects),
     )
@@ -307,10 +315,6 @@ class _RollUps:
     def finished_batches(self) -> pl.DataFrame | None:
         """Return the table of batch means; None without one, or where it went to a file."""
         return None if self._table is None else self._table.finish()
-
-
-def _run(plan: pl.LazyFrame) -> pl.DataFrame:
-    return plan.collect(engine="streaming")
 
 
 def _checked_groups(subsets: pl.DataFrame, names: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Final, TypeAlias
 
 import polars as pl
 
-from dpo_pipeline.defaults import MAX_FILE_ROWS, SHARD_ROWS
+from dpo_pipeline.defaults import MAX_FILE_ROWS, PIECE_BYTES, SHARD_ROWS, WIDE_ROW_BYTES
 from dpo_pipeline.drift import WIDENING, common_schema
 from dpo_pipeline.errors import StorageError
 from dpo_pipeline.io_errors import reading
@@ -30,12 +31,32 @@ class PairFile:
     Attributes:
         path: Where it is.
         relative: Its path below the source folder (its name, for a single file).
+        first_row: The number of its first row in the whole dataset.
         rows: Rows, from the footer.
+        row_bytes: Average bytes of a row before compression, from the footer.
+        group_rows: Rows of its largest row group.
     """
 
     path: str
     relative: str
+    first_row: int
     rows: int
+    row_bytes: int
+    group_rows: int
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether rows are so long that only a few fit into memory at a time."""
+        return self.row_bytes >= WIDE_ROW_BYTES
+
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        """Cut the file into runs of rows of bounded size: the first row of each, and how many.
+
+        A part of a row group costs the reading of all of it, so there are few in one.
+        """
+        rows = max(PIECE_BYTES // max(self.row_bytes, 1), self.group_rows // 8, 1)
+        for first in range(0, max(self.rows, 1), rows):
+            yield first, min(rows, self.rows - first)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,25 +111,27 @@ class Dataset:
         if not self.files:
             yield Shard(frame=self.frame, first_row=0, rows=None)
             return
-        total = sum(file.rows for file in self.files)
+        files = [file for file in self.files if file.rows] or self.files[:1]
+        total = files[-1].first_row + files[-1].rows
         for first in range(0, max(total, 1), rows):
             last = min(first + rows, total)
-            inside: list[PairFile] = []
-            start = 0
-            skip = 0
-            for file in self.files:
-                if start < last and start + file.rows > first:
-                    if not inside:
-                        skip = first - start
-                    inside.append(file)
-                start += file.rows
-            frame = self.scan(inside or self.files[:1])
+            inside = files[
+                bisect_right(files, first, key=_first_row) - 1 : bisect_left(
+                    files, max(last, 1), key=_first_row
+                )
+            ]
+            frame = self.scan(inside)
+            skip = first - inside[0].first_row
             whole = skip == 0 and sum(file.rows for file in inside) == last - first
             yield Shard(
                 frame=frame if whole else frame.slice(skip, last - first),
                 first_row=first,
                 rows=last - first,
             )
+
+
+def _first_row(file: PairFile) -> int:
+    return file.first_row
 
 
 def open_dataset(source: SourcePath, columns: Mapping[str, str] | None = None) -> Dataset:
@@ -128,11 +151,13 @@ def open_dataset(source: SourcePath, columns: Mapping[str, str] | None = None) -
     name, root, paths, is_folder = _expand(source)
     import pyarrow.parquet as pq
 
-    files = []
+    files: list[PairFile] = []
     schemas = []
     for path in paths:
         with reading(path):
-            rows = pq.read_metadata(path).num_rows
+            footer = pq.read_metadata(path)
+            rows = footer.num_rows
+            groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
             schemas.append(
                 pl.scan_parquet(path, glob=False, hive_partitioning=False).collect_schema()
             )
@@ -141,7 +166,16 @@ def open_dataset(source: SourcePath, columns: Mapping[str, str] | None = None) -
                 path, f"has {rows:,} rows; a file can have {MAX_FILE_ROWS:,}, so split it"
             )
         relative = os.path.relpath(path, root) if root else os.path.basename(path)
-        files.append(PairFile(path=path, relative=relative, rows=rows))
+        files.append(
+            PairFile(
+                path=path,
+                relative=relative,
+                first_row=files[-1].first_row + files[-1].rows if files else 0,
+                rows=rows,
+                row_bytes=sum(group.total_byte_size for group in groups) // max(rows, 1),
+                group_rows=max((group.num_rows for group in groups), default=0),
+            )
+        )
     common = common_schema(zip(paths, schemas, strict=True), columns)
     scanned: dict[str, Any] = {"hive_partitioning": False}
     if common is not None:

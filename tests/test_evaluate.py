@@ -371,7 +371,7 @@ def test_batch_means_equal_plain_python(real_pairs):
 
 
 def test_batches_to_a_file_are_those_of_the_result(tmp_path, real_pairs, monkeypatch):
-    monkeypatch.setattr("dpo_pipeline.batches._ROWS_PER_GROUP", 10)
+    monkeypatch.setattr("dpo_pipeline.evaluation.BATCHES_PER_GROUP", 10)
     path = tmp_path / "batches.parquet"
     held = evaluate(real_pairs, batch_size=20)
     filed = evaluate(real_pairs, batch_size=20, batches=path)

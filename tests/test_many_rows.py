@@ -75,7 +75,8 @@ def false_footers(monkeypatch, rows):
 
     def told(path):
         stem = Path(path).stem
-        return SimpleNamespace(num_rows=rows[stem]) if stem in rows else read(path)
+        footer = SimpleNamespace(num_rows=rows.get(stem), num_row_groups=0)
+        return footer if stem in rows else read(path)
 
     monkeypatch.setattr(pq, "read_metadata", told)
 
@@ -130,7 +131,7 @@ def test_batches_by_value_stand_in_order_of_their_far_rows(tmp_path, pairs, monk
         pairs.write_parquet(tmp_path / f"{name}.parquet")
     false_footers(monkeypatch, {"a": 3_000_000_000, "b": 3_000_000_000})
     monkeypatch.setattr("dpo_pipeline.batches.SHARD_ROWS", 1_000_000_000)
-    monkeypatch.setattr("dpo_pipeline.batches._ROWS_PER_GROUP", 1_000_000_000)
+    monkeypatch.setattr("dpo_pipeline.batches.BATCHES_PER_GROUP", 1_000_000_000)
     only_shards(monkeypatch, lambda first: first >= 3_000_000_000)
     result = evaluate(tmp_path, batch_by="pair_id")
     assert result.batches["batch"].to_list() == list("abcdef")

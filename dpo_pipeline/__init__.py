@@ -29,11 +29,11 @@ if TYPE_CHECKING:
         UsageError,
     )
     from dpo_pipeline.evaluation import check, evaluate
+    from dpo_pipeline.frame_scoring import score
     from dpo_pipeline.job import score_parquet
     from dpo_pipeline.report import InvalidReport
     from dpo_pipeline.result import Evaluation
     from dpo_pipeline.running import Progress
-    from dpo_pipeline.scoring import score
     from dpo_pipeline.spec_function import dpo_loss
     from dpo_pipeline.summary import Summary
 
@@ -55,7 +55,7 @@ _HOMES = {
     "InvalidReport": "report",
     "Evaluation": "result",
     "Progress": "running",
-    "score": "scoring",
+    "score": "frame_scoring",
     "dpo_loss": "spec_function",
     "Summary": "summary",
 }

@@ -12,6 +12,7 @@ from dpo_pipeline.columns import BATCH, BATCH_MEANS
 from dpo_pipeline.defaults import MAX_BATCHES_HELD, SHARD_ROWS
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.growing_file import GrowingFile
+from dpo_pipeline.objective import Objective
 from dpo_pipeline.summary import figures, merge
 
 _KEY: Final = "__dpo_pipeline_batch"
@@ -87,10 +88,15 @@ class BatchTable:
     """Makes batch means from partial sums that come in shard by shard."""
 
     def __init__(
-        self, batching: Batching, *, beta: float, n_rows: int | None, file: GrowingFile | None
+        self,
+        batching: Batching,
+        *,
+        objective: Objective,
+        n_rows: int | None,
+        file: GrowingFile | None,
     ) -> None:
         self._batching = batching
-        self._beta = beta
+        self._objective = objective
         self._file = file
         self._open: pl.DataFrame | None = None  # sums that rows to come may still change
         self._done: list[pl.DataFrame] = []
@@ -124,7 +130,7 @@ class BatchTable:
         return None if self._file is not None else pl.concat(self._done)
 
     def _emit(self, sums: pl.DataFrame) -> None:
-        means = figures(sums, beta=self._beta, keys=[_KEY]).rename({_KEY: BATCH})
+        means = figures(sums, self._objective, keys=[_KEY]).rename({_KEY: BATCH})
         means = means.select(added.name for added in BATCH_MEANS)
         self._n_done += means.height
         if self._file is not None:

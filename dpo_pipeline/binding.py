@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from dpo_pipeline.arguments import checked_max_logp
+from dpo_pipeline.columns import ALL_LOGPS, Needs
 from dpo_pipeline.intake import canonical
 from dpo_pipeline.rules import RuleSet, Schema, compile_rules, gate
 
@@ -21,12 +22,14 @@ class Binding:
         rules: The rules, as expressions on prepared pairs.
         columns: The columns of prepared pairs.
         max_logp: Largest log-probability accepted, in nats.
+        needs: Which columns the loss asks for.
     """
 
     mapping: Mapping[str, str]
     rules: RuleSet
     columns: pl.Schema
     max_logp: float
+    needs: Needs
     _source: str
     _selection: tuple[pl.Expr, ...]
     _contract: Schema | None
@@ -37,7 +40,13 @@ class Binding:
         if self._contract is None:
             return frame
         # A user's schema may fill, drop or cast columns, so each part passes through it.
-        return gate(frame, source=self._source, max_logp=self.max_logp, contract=self._contract)
+        return gate(
+            frame,
+            source=self._source,
+            max_logp=self.max_logp,
+            contract=self._contract,
+            needs=self.needs,
+        )
 
 
 def bind(
@@ -49,6 +58,7 @@ def bind(
     contract: Schema | None = None,
     adds: Iterable[str] = (),
     replace: bool = False,
+    needs: Needs = ALL_LOGPS,
 ) -> Binding:
     """Check columns and types and compile the rules, reading no data.
 
@@ -58,13 +68,22 @@ def bind(
         RefusedCheckError: A check of `contract` cannot run row by row.
     """
     max_logp = checked_max_logp(max_logp)
-    ready = canonical(frame, source=source, columns=columns, adds=adds, replace=replace)
-    gated = gate(frame.select(ready.selection), source=source, max_logp=max_logp, contract=contract)
+    ready = canonical(
+        frame, source=source, columns=columns, adds=adds, replace=replace, needs=needs
+    )
+    gated = gate(
+        frame.select(ready.selection),
+        source=source,
+        max_logp=max_logp,
+        contract=contract,
+        needs=needs,
+    )
     return Binding(
         mapping=ready.mapping,
-        rules=compile_rules(gated, max_logp=max_logp, contract=contract),
+        rules=compile_rules(gated, max_logp=max_logp, contract=contract, needs=needs),
         columns=gated.collect_schema(),
         max_logp=max_logp,
+        needs=needs,
         _source=source,
         _selection=ready.selection,
         _contract=contract,

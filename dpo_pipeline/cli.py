@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from threading import Event
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -97,16 +97,40 @@ def _pairs_options(command: Decorated) -> Decorated:
     return command
 
 
+_LOSS_OPTIONS = (
+    click.option(
+        "--loss",
+        "losses",
+        multiple=True,
+        metavar="NAME[=WEIGHT]",
+        show_default=defaults.LOSS_NAME,
+        help="A loss (`dpo-pipeline losses` lists them). Repeated: their weighted sum.",
+    ),
+    click.option(
+        "--loss-arg",
+        "loss_args",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="An argument of the loss: label_smoothing=0.1, per_token=true. Repeatable.",
+    ),
+    click.option(
+        "--dialect",
+        type=click.Choice(defaults.DIALECT_NAMES),
+        help="The conventions of a system, where systems disagree.",
+    ),
+)
+
+
 def _figures_options(command: Decorated) -> Decorated:
     for option in reversed(
         (
             click.option(
                 "--beta",
                 type=float,
-                default=defaults.BETA,
-                show_default=True,
-                help="KL strength of the DPO loss, at least 0.",
+                show_default=f"{defaults.BETA:g}, or the dialect's",
+                help="KL strength of the loss, at least 0.",
             ),
+            *_LOSS_OPTIONS,
             click.option(
                 "--by", multiple=True, metavar="COLUMN", help="Figures by subset. Repeatable."
             ),
@@ -267,6 +291,17 @@ def contract(name: str | None, folder: str | None) -> int:
     return 0
 
 
+@cli.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def losses(name: str | None, *, as_json: bool) -> int:
+    """List the losses, or say all of the one called NAME: formula, parameters, needs, source."""
+    from dpo_pipeline import loss_list
+
+    click.echo(loss_list.as_json_text(name) if as_json else loss_list.as_text(name))
+    return 0
+
+
 def _library_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     arguments = dict(options)
     mapping = {}
@@ -276,11 +311,37 @@ def _library_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
             raise UsageError(f"--column takes ROLE=NAME, found {text!r}")
         mapping[role] = name
     arguments["columns"] = mapping
+    if "losses" in arguments:
+        arguments["loss"] = _weights(arguments.pop("losses"))
+        arguments["loss_args"] = dict(_loss_argument(text) for text in arguments["loss_args"])
     if "by" in arguments:
         arguments["by"] = list(arguments["by"]) or None
     if arguments["contract"] is not None:
         arguments["contract"] = _imported(arguments["contract"])
     return arguments
+
+
+def _weights(texts: Sequence[str]) -> str | dict[str, float]:
+    weights = {}
+    for text in texts or (defaults.LOSS_NAME,):
+        name, equals, weight = text.partition("=")
+        try:
+            weights[name] = float(weight) if equals else 1.0
+        except ValueError:
+            raise UsageError(f"--loss takes NAME or NAME=WEIGHT, found {text!r}") from None
+    return weights
+
+
+def _loss_argument(text: str) -> tuple[str, float | bool | str]:
+    name, equals, value = text.partition("=")
+    if not equals or not value:
+        raise UsageError(f"--loss-arg takes NAME=VALUE, found {text!r}")
+    if value.lower() in ("true", "false"):
+        return name, value.lower() == "true"
+    try:
+        return name, float(value)
+    except ValueError:
+        return name, value
 
 
 def _imported(place: str) -> Schema:

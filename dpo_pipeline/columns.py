@@ -86,6 +86,36 @@ LOGPS: Final = tuple(role.name for role in LOGP_ROLES)
 COUNT_ROLES: Final = (CHOSEN_TOKENS, REJECTED_TOKENS)
 ROLES: Final = {role.name: role for role in (PAIR_ID, PROMPT_ID, *LOGP_ROLES, *COUNT_ROLES)}
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """Which columns a loss asks for.
+
+    Attributes:
+        reference: Whether reference log-probs; where not, such columns are like any other.
+        tokens: Whether token counts, none of them null.
+    """
+
+    reference: bool = True
+    tokens: bool = False
+
+    @property
+    def logps(self) -> tuple[str, ...]:
+        """The log-prob columns."""
+        return tuple(role.name for role in LOGP_ROLES if self.have(role))
+
+    def have(self, role: Role) -> bool:
+        """Return whether a column of this role is taken for it."""
+        return self.reference or role not in (REF_CHOSEN, REF_REJECTED)
+
+    def require(self, role: Role) -> bool:
+        """Return whether a column of this role must be there."""
+        return self.have(role) and (role.required or (self.tokens and role.kind == "count"))
+
+
+ALL_LOGPS: Final = Needs()
+"""What the DPO loss needs."""
+
 AMBIGUOUS: Final = {
     f"{side}_{word}": f"{side!r} log-probs of the policy in TRL, of the reference in open-instruct"
     for side in ("chosen", "rejected")
@@ -179,10 +209,15 @@ class Resolution:
     problems: tuple[str, ...]
 
 
-def resolve(names: Iterable[str], explicit: Mapping[str, str] | None = None) -> Resolution:
+def resolve(
+    names: Iterable[str],
+    explicit: Mapping[str, str] | None = None,
+    needs: Needs = ALL_LOGPS,
+) -> Resolution:
     """Find the column of each role among `names`.
 
-    An explicit mapping (role to column) wins over names and aliases.
+    An explicit mapping (role to column) wins over names and aliases. Roles that are not needed
+    are not looked for.
 
     Raises:
         UsageError: The mapping names something that is not a role.
@@ -201,7 +236,7 @@ def resolve(names: Iterable[str], explicit: Mapping[str, str] | None = None) -> 
             )
     mapping: dict[str, str] = {}
     problems: list[str] = []
-    for role in ROLES.values():
+    for role in filter(needs.have, ROLES.values()):
         if role.name in explicit:
             column = explicit[role.name]
             if column in names:
@@ -220,7 +255,7 @@ def resolve(names: Iterable[str], explicit: Mapping[str, str] | None = None) -> 
                 f"{role.name}: {' and '.join(map(repr, found))} could both be it; "
                 f"map one, for instance {role.name}={found[0]} ({MAPPING})"
             )
-        elif role.required:
+        elif needs.require(role):
             problems.append(_missing(role, names))
     doubled = {c for c in mapping.values() if list(mapping.values()).count(c) > 1}
     problems += [

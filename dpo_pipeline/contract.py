@@ -14,7 +14,7 @@ from typing import Any, Final, Optional, cast
 import pandera.polars as pa
 import polars as pl
 
-from dpo_pipeline.columns import COUNT_ROLES, LOGP_ROLES, LOGPS, Role
+from dpo_pipeline.columns import ALL_LOGPS, COUNT_ROLES, LOGP_ROLES, Needs, Role
 from dpo_pipeline.defaults import LOGP_LIMIT, MAX_LOGP
 
 
@@ -103,36 +103,44 @@ COUNT_RULES: Final = (
         bound=1,
     ),
 )
-"""Rules of a token count. A null count is unknown, not wrong."""
+"""Rules of a token count. A null count is unknown, and wrong only where a loss divides by it."""
 
 
-def rules_of(role: Role, max_logp: float = MAX_LOGP) -> tuple[ValueRule, ...]:
+def rules_of(
+    role: Role, max_logp: float = MAX_LOGP, needs: Needs = ALL_LOGPS
+) -> tuple[ValueRule, ...]:
     """Return the value rules of a role's column."""
-    return {"logp": logp_rules(max_logp), "count": COUNT_RULES, "key": ()}[role.kind]
+    if role.kind == "logp":
+        return logp_rules(max_logp) if needs.have(role) else ()
+    if role.kind == "count":
+        return (*logp_rules()[:1], *COUNT_RULES) if needs.tokens else COUNT_RULES
+    return ()
 
 
 @cache
-def pairs_model(max_logp: float = MAX_LOGP) -> type[pa.DataFrameModel]:
+def pairs_model(max_logp: float = MAX_LOGP, needs: Needs = ALL_LOGPS) -> type[pa.DataFrameModel]:
     """Return the pandera model of preference pairs whose log-probs are at most `max_logp`."""
+    roles = [role for role in (*LOGP_ROLES, *COUNT_ROLES) if needs.have(role)]
     annotations: dict[str, Any] = {}
     body: dict[str, Any] = {
         "__module__": __name__,
         "__doc__": "Preference pairs: subclass it to add columns and row-by-row checks.",
         "__annotations__": annotations,
     }
-    for role in (*LOGP_ROLES, *COUNT_ROLES):
+    for role in roles:
         dtype = pl.Float64 if role.kind == "logp" else pl.Int64
-        annotations[role.name] = dtype if role.required else Optional[dtype]  # noqa: UP045  not a type at run time
+        annotations[role.name] = dtype if needs.require(role) else Optional[dtype]  # noqa: UP045  not a type at run time
         # pandera's own nullable=False calls NaN null; our rules tell the two apart.
         body[role.name] = pa.Field(
             nullable=True,
             description=role.description,
             metadata={"unit": role.unit, "aliases": list(role.aliases)},
         )
-    for rule in logp_rules(max_logp):
-        body[f"logp_{rule.name}"] = _as_check(rule, LOGPS)
-    for rule in COUNT_RULES:
-        body[f"count_{rule.name}"] = _as_check(rule, tuple(role.name for role in COUNT_ROLES))
+    for kind in ("logp", "count"):
+        alike = [role for role in roles if role.kind == kind]
+        for rule in rules_of(alike[0], max_logp, needs):
+            names = tuple(role.name for role in alike)
+            body[f"{kind}_{rule.name}"] = _as_check(rule, names)
     return cast("type[pa.DataFrameModel]", type("PreferencePairs", (pa.DataFrameModel,), body))
 
 

@@ -7,11 +7,20 @@ from typing import Final, Literal, get_args
 BETA: Final = 0.1
 """KL strength of the DPO loss, dimensionless. The default of TRL, torchtune and the DPO authors."""
 
+LOSS_NAME: Final = "sigmoid"
+"""The DPO loss."""
+
+DIALECT_NAMES: Final = ("trl", "dpo-paper", "rewardbench")
+"""Systems whose conventions can be asked for."""
+
 MAX_LOGP: Final = 0.0
 """Largest log-probability accepted, in nats. bf16 exports can reach +0.125."""
 
 LOGP_LIMIT: Final = 2.0**22
 """Largest magnitude of a log-probability or a margin that is summed, in nats (4,194,304)."""
+
+WIDE_LIMIT: Final = 2.0**50
+"""Largest magnitude of a loss or reward that is summed where a loss can be larger (1.1e15)."""
 
 MAX_BATCHES_HELD: Final = 1_000_000
 """Batches that a result holds in memory; beyond it they go to a file."""
@@ -21,6 +30,9 @@ MAX_SUBSETS: Final = 10_000
 
 SHARD_ROWS: Final = 4_000_000
 """Rows that one query evaluates: bounds memory, and is the step of progress and of a stop."""
+
+COUPLED_SHARD_ROWS: Final = 262_144
+"""Rows that are in memory at a time for a loss that depends on the other pairs of a batch."""
 
 MAX_FILE_ROWS: Final = 4_000_000_000
 """Rows of one input file. Polars numbers the rows of a scan with 32 bits."""

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from threading import Event
 from typing import cast
 
-from dpo_pipeline.arguments import checked_beta, checked_choice, checked_limit
+from dpo_pipeline.arguments import checked_choice, checked_limit
 from dpo_pipeline.batches import BATCHES_PER_GROUP, Batching
 from dpo_pipeline.binding import bind
 from dpo_pipeline.columns import SCORED
-from dpo_pipeline.defaults import BETA, MAX_LOGP, ON_INVALID, OnInvalid
+from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID, OnInvalid
 from dpo_pipeline.errors import DataWarning
 from dpo_pipeline.growing_file import GrowingFile
 from dpo_pipeline.hidden_files import final_name
@@ -20,6 +20,7 @@ from dpo_pipeline.intake import FrameLike, as_lazy
 from dpo_pipeline.io_errors import reading
 from dpo_pipeline.measuring import Wanted, judge, measure
 from dpo_pipeline.metadata import run_facts
+from dpo_pipeline.objective import LossArguments, LossLike, Objective
 from dpo_pipeline.publishing import Publication
 from dpo_pipeline.report import InvalidReport
 from dpo_pipeline.result import Evaluation
@@ -30,8 +31,11 @@ from dpo_pipeline.storage import Dataset, SourcePath, open_dataset
 
 def evaluate(
     pairs: FrameLike | SourcePath,
-    beta: float = BETA,
+    beta: float | None = None,
     *,
+    loss: LossLike = LOSS_NAME,
+    loss_args: LossArguments | None = None,
+    dialect: str | None = None,
     batch_size: int | None = None,
     batch_by: str | None = None,
     batches: str | os.PathLike[str] | None = None,
@@ -56,7 +60,10 @@ def evaluate(
 
     Args:
         pairs: A dataframe of any kind, or Parquet: a path, a list, a glob or a folder.
-        beta: KL strength, at least 0 (arXiv 2305.18290, Eq. 7).
+        beta: KL strength, at least 0 (arXiv 2305.18290, Eq. 7); 0.1, or the dialect's.
+        loss: Name of a loss, or names with weights; `dpo-pipeline losses` lists them.
+        loss_args: Arguments of the losses, by name.
+        dialect: "trl", "dpo-paper" or "rewardbench": the conventions of that system.
         batch_size: Also give means of consecutive batches of so many input rows; the last
             one may be short.
         batch_by: Also give means by the value of this column, in order of first appearance.
@@ -83,7 +90,7 @@ def evaluate(
         Cancelled: `cancel` was set.
     """
     checked_choice(on_invalid, ON_INVALID, max_invalid)
-    beta = checked_beta(beta)
+    objective = Objective.of(loss, beta, loss_args=loss_args, dialect=dialect)
     dataset = as_dataset(pairs, columns)
     batching = Batching.of(batch_size=batch_size, batch_by=batch_by, to_file=batches is not None)
     with reading(dataset.name):
@@ -100,9 +107,9 @@ def evaluate(
     watch = Watch(callback=progress, cancel=cancel)
     with Publication(overwrite=overwrite, inputs=[f.path for f in dataset.files]) as publication:
         summary_file = None if summary is None else publication.stage(summary)
-        batch_file = staged_batches(publication, batches, run_facts(binding, beta=beta))
+        batch_file = staged_batches(publication, batches, run_facts(binding, objective))
         wanted = Wanted.of(by=by, batching=batching, batch_file=batch_file, histogram=histogram)
-        measured = measure(dataset, binding, beta=beta, wanted=wanted, watch=watch)
+        measured = measure(dataset, binding, objective=objective, wanted=wanted, watch=watch)
         judge(measured, on_invalid=on_invalid, max_invalid=max_invalid, watch=watch)
         result = measured.result(measured.report(watch))
         if summary_file is not None:
@@ -143,7 +150,7 @@ def check(
             contract=contract,
         )
     watch = Watch(callback=progress, cancel=cancel)
-    measured = measure(dataset, binding, beta=None, wanted=Wanted(), watch=watch)
+    measured = measure(dataset, binding, objective=None, wanted=Wanted(), watch=watch)
     judge(measured, on_invalid="exclude", max_invalid=max_invalid, watch=watch)
     report = measured.report(watch)
     warn_of(report)

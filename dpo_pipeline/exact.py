@@ -4,7 +4,8 @@ A value is counted in whole quanta of 2**-40 nats, so that a sum is a sum of int
 same to the last bit for any split of the rows into threads, row groups, files or machines,
 and for any order of merging. Each quantised value fits Int64 because its magnitude is at most
 2**22 (`defaults.LOGP_LIMIT`; rows beyond it are invalid before they get here), and the sums are
-Int128, which 2**64 rows could not overflow.
+Int128, which 2**64 rows could not overflow. Squared losses are larger, and have a sum of their own
+(to `defaults.WIDE_LIMIT`).
 
 Error of a mean: at most half a quantum, 2**-41 = 4.6e-13, plus the rounding of the final
 division; none at all from the summation. Values that are multiples of the quantum, such as
@@ -23,12 +24,24 @@ _ALMOST_HALF: Final = math.nextafter(0.5, 0.0)
 """Added before `floor`. A whole 0.5 would carry integers beyond 2**52 to the next even one."""
 
 
-def exact_sum(values: pl.Expr) -> pl.Expr:
-    """Return the sum as Int128 quanta. Nulls are left out; magnitudes must be at most 2**22."""
+def quanta(values: pl.Expr) -> pl.Expr:
+    """Return each value as Int128 quanta. Magnitudes must be at most 2**22."""
     # Scaling by a power of two is exact. Polars' round costs five times floor, a checked cast
     # twice a wrapping one (nothing here can wrap), and one to Int128 more than two by Int64.
-    quanta = (values * QUANTA_PER_NAT + _ALMOST_HALF).floor()
-    return quanta.cast(pl.Int64, wrap_numerical=True).cast(pl.Int128).sum()
+    whole = (values * QUANTA_PER_NAT + _ALMOST_HALF).floor()
+    return whole.cast(pl.Int64, wrap_numerical=True).cast(pl.Int128)
+
+
+def exact_sum(values: pl.Expr) -> pl.Expr:
+    """Return the sum as Int128 quanta. Nulls are left out; magnitudes must be at most 2**22."""
+    return quanta(values).sum()
+
+
+def exact_sum_of_wide(values: pl.Expr) -> pl.Expr:
+    """Return the sum as Int128 quanta of values of a magnitude up to 2**50, a little slower."""
+    # 2**32 rows of 2**90 quanta are within 2**127.
+    whole = (values * QUANTA_PER_NAT + _ALMOST_HALF).floor()
+    return whole.cast(pl.Int128, wrap_numerical=True).sum()
 
 
 def mean_of(quanta: pl.Expr, count: pl.Expr) -> pl.Expr:

@@ -37,8 +37,8 @@ class Health:
         return cls(
             n_valid=row[N_VALID],
             n_unmoved=row[N_UNMOVED],
-            lowest={name: row[f"min_{name}"] for name in LOGPS},
-            highest={name: row[f"max_{name}"] for name in LOGPS},
+            lowest={name: row[f"min_{name}"] for name in LOGPS if f"min_{name}" in row},
+            highest={name: row[f"max_{name}"] for name in LOGPS if f"max_{name}" in row},
             max_tokens=row.get(MAX_TOKENS),
         )
 
@@ -59,7 +59,7 @@ class Health:
                 "they look averaged over tokens, and the DPO loss takes sums"
             )
         if self.n_valid > 1:
-            for name in LOGPS:
+            for name in self.lowest:
                 if self.lowest[name] == self.highest[name]:
                     yield (
                         f"{name} is {self.lowest[name]:.6g} on all {self.n_valid:,} valid pairs: "

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import polars as pl
 
-from dpo_pipeline.columns import COUNT_ROLES, LOGPS, resolve
+from dpo_pipeline.columns import ALL_LOGPS, COUNT_ROLES, LOGPS, Needs, resolve
 from dpo_pipeline.errors import ColumnError, UsageError
 
 _COUNTS = {role.name for role in COUNT_ROLES}
@@ -71,6 +71,7 @@ def canonical(
     columns: Mapping[str, str] | None = None,
     adds: Iterable[str] = (),
     replace: bool = False,
+    needs: Needs = ALL_LOGPS,
 ) -> Canonical:
     """Say how role columns are renamed and cast to Float64 or Int64, reading no data.
 
@@ -80,12 +81,13 @@ def canonical(
         columns: Role to column, overriding names and aliases.
         adds: Columns that the caller will add.
         replace: Drop input columns that are in the way of those, instead of raising.
+        needs: Which columns the loss asks for.
 
     Raises:
         ColumnError: A role is missing or ambiguous, or an input column is in the way.
     """
     schema = frame.collect_schema()
-    found = resolve(schema.names(), columns)
+    found = resolve(schema.names(), columns, needs)
     problems = [
         f"{name}: Polars reads this name as a pattern; rename the column"
         for name in schema.names()

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Event
 
-from dpo_pipeline.arguments import checked_beta, checked_choice, checked_names
+from dpo_pipeline.arguments import checked_choice, checked_names
 from dpo_pipeline.batches import Batching
 from dpo_pipeline.binding import Binding, bind
 from dpo_pipeline.columns import INVALID, SCORED, did_you_mean
 from dpo_pipeline.defaults import (
-    BETA,
+    LOSS_NAME,
     MAX_LOGP,
     ON_INVALID_JOB,
     OnInvalidJob,
@@ -26,6 +26,7 @@ from dpo_pipeline.evaluation import staged_batches, warn_of, write_document
 from dpo_pipeline.io_errors import reading
 from dpo_pipeline.measuring import Wanted, judge, measure
 from dpo_pipeline.metadata import run_facts
+from dpo_pipeline.objective import LossArguments, LossLike, Objective
 from dpo_pipeline.pair_writer import PairWriter
 from dpo_pipeline.publishing import Publication
 from dpo_pipeline.result import Evaluation
@@ -38,7 +39,10 @@ def score_parquet(
     source: SourcePath,
     sink: str | os.PathLike[str],
     *,
-    beta: float = BETA,
+    beta: float | None = None,
+    loss: LossLike = LOSS_NAME,
+    loss_args: LossArguments | None = None,
+    dialect: str | None = None,
     on_invalid: OnInvalidJob = "raise",
     max_invalid: float | None = None,
     invalid: str | os.PathLike[str] | None = None,
@@ -65,7 +69,10 @@ def score_parquet(
     Args:
         source: Pairs: a path, a list of paths, a glob, or a folder (also hive-partitioned).
         sink: The scored file or folder.
-        beta: KL strength, at least 0 (arXiv 2305.18290, Eq. 7).
+        beta: KL strength, at least 0 (arXiv 2305.18290, Eq. 7); 0.1, or the dialect's.
+        loss: Name of a loss, or names with weights; `dpo-pipeline losses` lists them.
+        loss_args: Arguments of the losses, by name.
+        dialect: "trl", "dpo-paper" or "rewardbench": the conventions of that system.
         on_invalid: "raise" (nothing is written), "exclude" (invalid pairs are left out), or
             "quarantine" (they go to `invalid`, each with the rules it breaks).
         max_invalid: Raise if more pairs than this are invalid: a count (int), or a share of
@@ -97,7 +104,7 @@ def score_parquet(
     quarantine = on_invalid == "quarantine"
     if invalid is not None and not quarantine:
         raise UsageError("invalid is the place of quarantined pairs: use on_invalid='quarantine'")
-    beta = checked_beta(beta)
+    objective = Objective.of(loss, beta, loss_args=loss_args, dialect=dialect)
     _checked_paths(source, sink)
     batching = Batching.of(batch_size=batch_size, batch_by=batch_by, to_file=batches is not None)
     dataset = open_dataset(source, columns)
@@ -119,14 +126,14 @@ def score_parquet(
         if quarantine:
             invalid_parts = _stage(publication, invalid or _beside(sink), dataset)
         summary_file = None if summary is None else publication.stage(summary)
-        batch_file = staged_batches(publication, batches, run_facts(binding, beta=beta))
+        batch_file = staged_batches(publication, batches, run_facts(binding, objective))
         scored_parts = _stage(publication, sink, dataset)
         wanted = Wanted.of(by=by, batching=batching, batch_file=batch_file, histogram=histogram)
-        measured = measure(dataset, binding, beta=beta, wanted=wanted, watch=watch)
+        measured = measure(dataset, binding, objective=objective, wanted=wanted, watch=watch)
         judge(measured, on_invalid=on_invalid, max_invalid=max_invalid, watch=watch)
         writer = PairWriter(
             measured=measured,
-            beta=beta,
+            objective=objective,
             carried=carried,
             columns=_in_files(binding, dataset),
             watch=watch,
@@ -138,6 +145,7 @@ def score_parquet(
             n_apart = sum(map(writer.invalid, dataset.files, invalid_parts))
             if n_apart != measured.n_invalid:
                 raise StorageError(dataset.name, "it changed while it was read")
+        if quarantine and not objective.is_of_batches:
             report = measured.report_of_quarantine(invalid_parts, watch)
         else:
             report = measured.report(watch)

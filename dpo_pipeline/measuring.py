@@ -18,12 +18,14 @@ from dpo_pipeline.errors import ContractError, InvalidPairsError, UsageError
 from dpo_pipeline.growing_file import GrowingFile
 from dpo_pipeline.health import Health
 from dpo_pipeline.io_errors import reading
+from dpo_pipeline.objective import Objective
 from dpo_pipeline.offences import Offences, Places, numbered, offences
 from dpo_pipeline.report import InvalidReport
 from dpo_pipeline.result import Evaluation
 from dpo_pipeline.rules import RuleSet
 from dpo_pipeline.running import Watch
 from dpo_pipeline.scoring import with_scores_if
+from dpo_pipeline.shard_scoring import ShardScorer
 from dpo_pipeline.sketch import lower_edge
 from dpo_pipeline.storage import Dataset, Shard
 from dpo_pipeline.summary import BIN, FIGURES, Summary, figures, merge, tally
@@ -38,7 +40,8 @@ class Measured:
     dataset: Dataset
     binding: Binding
     rules: RuleSet
-    beta: float | None
+    objective: Objective | None
+    scorer: ShardScorer
     by: tuple[str, ...]
     totals: pl.DataFrame
     subsets: pl.DataFrame | None
@@ -63,8 +66,7 @@ class Measured:
         places = Places((file.relative, file.rows) for file in self.dataset.files)
         total = sum(shard.rows or 0 for shard in self.suspects) or None
         for shard in self.suspects:
-            pairs = with_scores_if(self.binding.prepare(shard.frame), self.beta)
-            plan = offences(numbered(pairs, shard.first_row), self.rules)
+            plan = offences(numbered(self.scorer.scored(shard), shard.first_row), self.rules)
             with reading(self.dataset.name):
                 for chunk in plan.collect_batches(maintain_order=True):
                     found.add(chunk, places)
@@ -75,7 +77,7 @@ class Measured:
         """List what broke from the files of invalid pairs, one for each input file."""
         found = Offences(self.rules.rules)
         for file, part in zip(self.dataset.files, parts, strict=True) if self.n_invalid else ():
-            pairs = with_scores_if(pl.scan_parquet(part, glob=False), self.beta)
+            pairs = with_scores_if(pl.scan_parquet(part, glob=False), self.objective)
             plan = offences(pairs, self.rules, row=SOURCE_ROW)
             with reading(part):
                 for chunk in plan.collect_batches(maintain_order=True):
@@ -94,12 +96,12 @@ class Measured:
 
     def result(self, report: InvalidReport) -> Evaluation:
         """Divide the sums."""
-        if self.beta is None:
+        if self.objective is None:
             raise UsageError("a check has no figures")
         subsets = None
         if self.subsets is not None:
             keys = _subset_keys(self.by)
-            subsets = figures(self.subsets, beta=self.beta, keys=keys).rename(
+            subsets = figures(self.subsets, self.objective, keys=keys).rename(
                 dict(zip(keys, self.by, strict=True))
             )
         histogram = None
@@ -113,10 +115,10 @@ class Measured:
             )
         return Evaluation(
             source=self.dataset.name,
-            beta=self.beta,
+            objective=self.objective,
             max_logp=self.binding.max_logp,
             columns=dict(self.binding.mapping),
-            summary=Summary.of_row(figures(self.totals, beta=self.beta).row(0, named=True)),
+            summary=Summary.of_row(figures(self.totals, self.objective).row(0, named=True)),
             invalid=report,
             subsets=subsets,
             batches=self.batches,
@@ -214,34 +216,39 @@ class Wanted:
 
 
 def measure(
-    dataset: Dataset, binding: Binding, *, beta: float | None, wanted: Wanted, watch: Watch
+    dataset: Dataset,
+    binding: Binding,
+    *,
+    objective: Objective | None,
+    wanted: Wanted,
+    watch: Watch,
 ) -> Measured:
     """Read the dataset once, shard by shard, and add up its partial sums."""
     wanted.check(binding.columns)
     batching = wanted.batching
-    rules = binding.rules
-    if beta is not None:
-        rules = rules.with_margin_in_range(beta=beta, max_logp=binding.max_logp)
-    sums = _RollUps(wanted, beta=beta, n_rows=dataset.rows)
+    checked = () if objective is None else objective.columns_to_check(binding.max_logp)
+    rules = binding.rules.with_scores_in_range(checked) if checked else binding.rules
+    scorer = ShardScorer(binding=binding, objective=objective, batching=batching)
+    sums = _RollUps(wanted, objective=objective, n_rows=dataset.rows)
     suspects = []
     with wanted.batch_file or nullcontext():
-        for shard in dataset.shards(wanted.shard_rows):
-            frame = binding.prepare(shard.frame).with_columns(
+        for shard in dataset.shards(scorer.rows(wanted.shard_rows)):
+            frame = scorer.scored(shard).with_columns(
                 pl.col(name).alias(key)
                 for name, key in zip(wanted.by, sums.subset_keys, strict=True)
             )
-            if batching is not None:
-                frame = batching.with_key(frame, shard.first_row)
             # A frame is one shard however long it is, and so can end in any number of batches.
             endless = wanted.only_batches and shard.rows is None
             plan = tally(
                 frame,
                 valid=rules.valid,
-                beta=beta,
+                objective=objective,
+                needs=binding.needs,
+                is_wide=bool(checked),
                 keys=[*sums.batch_keys, *sums.subset_keys],
                 in_order=endless or wanted.is_faster_in_order,
                 by_bin=wanted.histogram,
-                extra=() if batching is None else batching.sums(),
+                extra=[*scorer.sums(), *(() if batching is None else batching.sums())],
             )
             n_invalid = sums.n_invalid
             with reading(dataset.name):
@@ -250,6 +257,7 @@ def measure(
                         sums.add(part)
                 else:
                     sums.add(plan.collect(engine="streaming"))
+            scorer.note(shard, sums.totals)
             if sums.n_invalid > n_invalid:
                 suspects.append(shard)
             watch.step("evaluating", shard.rows or 0, dataset.rows)
@@ -258,7 +266,8 @@ def measure(
         dataset=dataset,
         binding=binding,
         rules=rules,
-        beta=beta,
+        objective=objective,
+        scorer=scorer,
         by=wanted.by,
         totals=sums.totals,
         subsets=sums.sorted(sums.subsets, sums.subset_keys),
@@ -271,7 +280,7 @@ def measure(
 class _RollUps:
     """Partial sums of what was read so far, added up each way that is wanted."""
 
-    def __init__(self, wanted: Wanted, *, beta: float | None, n_rows: int | None) -> None:
+    def __init__(self, wanted: Wanted, *, objective: Objective | None, n_rows: int | None) -> None:
         self.subset_keys = _subset_keys(wanted.by)
         self.batch_keys = [] if wanted.batching is None else [wanted.batching.key]
         self.totals = pl.DataFrame({N_PAIRS: [0], N_VALID: [0]})
@@ -281,9 +290,9 @@ class _RollUps:
         self._wanted = wanted
         self._empty = True
         self._table: BatchTable | None = None
-        if wanted.batching is not None and beta is not None:
+        if wanted.batching is not None and objective is not None:
             self._table = BatchTable(
-                wanted.batching, beta=beta, n_rows=n_rows, file=wanted.batch_file
+                wanted.batching, objective=objective, n_rows=n_rows, file=wanted.batch_file
             )
 
     def add(self, part: pl.DataFrame) -> None:

@@ -6,15 +6,17 @@ import json
 from importlib.metadata import version
 
 from dpo_pipeline.binding import Binding
+from dpo_pipeline.objective import Objective
 from dpo_pipeline.publishing import METADATA_KEY
 
 
-def run_facts(binding: Binding, *, beta: float) -> dict[str, str]:
+def run_facts(binding: Binding, objective: Objective) -> dict[str, str]:
     """Return the Parquet metadata of an output: version, loss, beta, contract, column mapping."""
     facts = {
         "version": version("dpo_pipeline"),
-        "loss": "sigmoid",
-        "beta": beta,
+        "loss": str(objective),
+        "beta": objective.beta,
+        "objective": objective.to_dict(),
         "contract": {
             "max_logp": binding.max_logp,
             "rules": {rule.name: rule.requirement for rule in binding.rules.rules},

@@ -16,6 +16,7 @@ from dpo_pipeline.hidden_files import final_name
 from dpo_pipeline.io_errors import reading
 from dpo_pipeline.measuring import Measured
 from dpo_pipeline.metadata import run_facts
+from dpo_pipeline.objective import Objective
 from dpo_pipeline.offences import invalid_pairs, numbered
 from dpo_pipeline.publishing import writing
 from dpo_pipeline.running import Watch
@@ -32,14 +33,14 @@ class PairWriter:
 
     Attributes:
         measured: What the reading before gave.
-        beta: KL strength.
+        objective: What is computed.
         carried: Input columns that scored pairs keep.
         columns: Input columns that invalid pairs keep.
         watch: Is told of the rows.
     """
 
     measured: Measured
-    beta: float
+    objective: Objective
     carried: Sequence[str]
     columns: Sequence[str]
     watch: Watch
@@ -75,19 +76,21 @@ class PairWriter:
         )
 
     def _pairs(self, frame: pl.LazyFrame) -> pl.LazyFrame:
-        return with_scores(self.measured.binding.prepare(frame), beta=self.beta)
+        return with_scores(self.measured.binding.prepare(frame), self.objective)
+
+    def _pieces(self, file: PairFile, frame: pl.LazyFrame) -> Iterable[tuple[pl.LazyFrame, int]]:
+        if self.objective.is_of_batches:
+            return self.measured.scorer.scored_file(self.measured.dataset, file)
+        return ((self._pairs(frame.slice(first, rows)), first) for first, rows in file.pieces())
 
     def _write(self, output: _Output, file: PairFile, hidden: str) -> int:
         import pyarrow.parquet as pq
 
-        facts = run_facts(self.measured.binding, beta=self.beta)
+        facts = run_facts(self.measured.binding, self.objective)
         frame = self.measured.dataset.scan([file])
-        if file.is_wide:
-            plans = (
-                output(self._pairs(frame.slice(first, rows)), first)
-                for first, rows in file.pieces()
-            )
+        if file.is_wide or self.objective.is_of_batches:
             with reading(file.path):
+                plans = (output(pairs, first) for pairs, first in self._pieces(file, frame))
                 _sink_in_turn(plans, hidden, facts)
         else:
             with writing(hidden, file.path) as out:

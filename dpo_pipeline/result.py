@@ -12,6 +12,7 @@ import polars as pl
 from dpo_pipeline.columns import LOSS, N_INVALID, N_PAIRS, REWARD_ACCURACY, REWARD_MARGIN
 from dpo_pipeline.documents import as_json
 from dpo_pipeline.errors import UsageError
+from dpo_pipeline.objective import Objective
 from dpo_pipeline.report import InvalidReport
 from dpo_pipeline.sketch import quantile
 from dpo_pipeline.summary import FIGURES, Summary
@@ -31,7 +32,7 @@ class Evaluation:
 
     Attributes:
         source: What was evaluated.
-        beta: KL strength.
+        objective: The loss with its parameters.
         max_logp: Largest log-probability accepted, in nats.
         columns: Canonical column name to the input column it came from.
         summary: The figures over all pairs.
@@ -45,7 +46,7 @@ class Evaluation:
     """
 
     source: str
-    beta: float
+    objective: Objective
     max_logp: float
     columns: Mapping[str, str]
     summary: Summary
@@ -53,6 +54,11 @@ class Evaluation:
     subsets: pl.DataFrame | None
     batches: pl.DataFrame | None
     histogram: pl.DataFrame | None
+
+    @property
+    def beta(self) -> float:
+        """KL strength."""
+        return self.objective.beta
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -81,8 +87,9 @@ class Evaluation:
             "document_version": DOCUMENT_VERSION,
             "dpo_pipeline": version("dpo_pipeline"),
             "source": self.source,
-            "loss": "sigmoid",
+            "loss": str(self.objective),
             "beta": self.beta,
+            "objective": self.objective.to_dict(),
             "max_logp": self.max_logp,
             "columns": dict(self.columns),
             "summary": self.summary.to_dict(),
@@ -103,7 +110,7 @@ class Evaluation:
         s = self.summary
         figures = [*self.to_metrics().items(), ("ties", s.n_ties)]
         lines = [
-            f"{self.source}: {s.n_pairs:,} pairs, {s.n_invalid:,} invalid, beta {self.beta:g}",
+            _title(self.source, s, self.objective),
             *aligned(("", ""), figures),
         ]
         if self.subsets is not None:
@@ -113,3 +120,8 @@ class Evaluation:
         if self.batches is not None:
             lines += ["", *aligned(self.batches.columns, self.batches.rows())]
         return "\n".join(lines)
+
+
+def _title(source: str, summary: Summary, objective: Objective) -> str:
+    counts = f"{summary.n_pairs:,} pairs, {summary.n_invalid:,} invalid"
+    return f"{source}: {counts}, {objective} loss, beta {objective.beta:g}"

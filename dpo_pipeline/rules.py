@@ -18,15 +18,14 @@ import polars as pl
 from pandera.config import ValidationDepth, config_context
 from pandera.errors import SchemaError, SchemaErrors
 
-from dpo_pipeline.columns import COUNT_ROLES, LOGPS, REWARD_MARGIN, ROLES
+from dpo_pipeline.columns import ALL_LOGPS, COUNT_ROLES, LOGPS, ROLES, Needs
 from dpo_pipeline.contract import OUR_TITLE, pairs_model, rules_of, sound_logp
-from dpo_pipeline.defaults import LOGP_LIMIT
+from dpo_pipeline.defaults import WIDE_LIMIT
 from dpo_pipeline.errors import ColumnError, RefusedCheckError, UsageError
 
 Schema = pa.DataFrameSchema | type[pa.DataFrameModel]
 
 _WHOLE_FRAME: Final = "*"
-_ROOM_FOR_ROUNDING: Final = 1.0 - 2.0**-40
 
 _WANTED: Final = {
     **dict.fromkeys(LOGPS, "a number (any float or integer)"),
@@ -70,27 +69,35 @@ class RuleSet:
     rules: tuple[Rule, ...]
     valid: pl.Expr
 
-    def with_margin_in_range(self, *, beta: float, max_logp: float) -> RuleSet:
-        """Return these rules and one on the margin of a scored pair, so that sums are exact.
+    def with_scores_in_range(self, names: Sequence[str]) -> RuleSet:
+        """Return these rules and one on each of these columns of a scored pair.
 
-        A row whose log-probs are unsound already keeps it: its fault has a name. Where beta is
-        too small for sound log-probs to break it, the rules stay as they are.
+        Beyond the range, or where they are not finite, sums would not be exact. A row whose
+        log-probs are unsound already keeps them: its fault has a name.
         """
-        largest = 2.0 * beta * (LOGP_LIMIT + max(max_logp, 0.0))
-        if largest <= LOGP_LIMIT * _ROOM_FOR_ROUNDING:
-            return self
-        in_range = pl.col(REWARD_MARGIN).is_between(-LOGP_LIMIT, LOGP_LIMIT).fill_null(value=False)
-        rule = Rule(
-            column=REWARD_MARGIN,
-            check="in_range",
-            requirement=f"between {-LOGP_LIMIT:,.0f} and {LOGP_LIMIT:,.0f}",
-            keeps=self.valid.not_() | in_range,
+        ranges = [
+            pl.col(n).is_between(-WIDE_LIMIT, WIDE_LIMIT).fill_null(value=False) for n in names
+        ]
+        rules = (
+            Rule(
+                column=name,
+                check="in_range",
+                requirement=f"finite and within {WIDE_LIMIT:.3g}",
+                keeps=self.valid.not_() | in_range,
+            )
+            for name, in_range in zip(names, ranges, strict=True)
         )
-        return RuleSet(rules=(*self.rules, rule), valid=self.valid & in_range)
+        valid = pl.all_horizontal(self.valid, *ranges)
+        return RuleSet(rules=(*self.rules, *rules), valid=valid)
 
 
 def gate(
-    frame: pl.LazyFrame, *, source: str, max_logp: float, contract: Schema | None = None
+    frame: pl.LazyFrame,
+    *,
+    source: str,
+    max_logp: float,
+    contract: Schema | None = None,
+    needs: Needs = ALL_LOGPS,
 ) -> pl.LazyFrame:
     """Check names and types with pandera itself, reading no data.
 
@@ -99,6 +106,7 @@ def gate(
         source: What an error calls the frame.
         max_logp: Largest log-probability accepted, in nats.
         contract: A pandera schema that adds to ours.
+        needs: What the loss needs.
 
     Returns:
         The frame as pandera hands it back, which a schema may have changed.
@@ -106,7 +114,7 @@ def gate(
     Raises:
         ColumnError: Columns are missing or of the wrong type.
     """
-    for schema in _schemas(max_logp, contract):
+    for schema in _schemas(max_logp, contract, needs):
         before = frame.collect_schema()
         # The depth is a context variable that new threads do not inherit, and an environment
         # variable can switch pandera off: both are pinned where validation happens.
@@ -116,7 +124,7 @@ def gate(
             except (SchemaErrors, SchemaError) as error:
                 raise ColumnError(source, tuple(_problems(error, frame))) from None
         _refuse_coercion(before, frame.collect_schema())
-    gone = [name for name in LOGPS if name not in frame.collect_schema()]
+    gone = [name for name in needs.logps if name not in frame.collect_schema()]
     if gone:
         raise ColumnError(source, tuple(f"{name}: the contract filters it away" for name in gone))
     return frame
@@ -131,7 +139,11 @@ def _refuse_coercion(before: pl.Schema, after: pl.Schema) -> None:
 
 
 def compile_rules(
-    frame: pl.LazyFrame, *, max_logp: float, contract: Schema | None = None
+    frame: pl.LazyFrame,
+    *,
+    max_logp: float,
+    contract: Schema | None = None,
+    needs: Needs = ALL_LOGPS,
 ) -> RuleSet:
     """Turn the contract into rules on the columns of `frame`, reading no data.
 
@@ -139,6 +151,7 @@ def compile_rules(
         frame: Pairs that have passed the gate.
         max_logp: Largest log-probability accepted, in nats.
         contract: A pandera schema whose checks are added to ours.
+        needs: What the loss needs.
 
     Raises:
         RefusedCheckError: A check cannot run row by row.
@@ -153,15 +166,16 @@ def compile_rules(
         )
         for role in ROLES.values()
         if role.name in columns
-        for rule in rules_of(role, max_logp)
+        for rule in rules_of(role, max_logp, needs)
     ]
     theirs = [
         rule
-        for schema in _schemas(max_logp, contract)[1:]
+        for schema in _schemas(max_logp, contract, needs)[1:]
         for rule in _compiled(schema, frame, columns)
     ]
-    sound = [sound_logp(pl.col(name), max_logp) for name in LOGPS]
-    others = [rule.keeps for rule in (*(r for r in ours if r.column not in LOGPS), *theirs)]
+    logps = needs.logps
+    sound = [sound_logp(pl.col(name), max_logp) for name in logps]
+    others = [rule.keeps for rule in (*(r for r in ours if r.column not in logps), *theirs)]
     return RuleSet(rules=_named_apart([*ours, *theirs]), valid=pl.all_horizontal(*sound, *others))
 
 
@@ -175,8 +189,8 @@ def _named_apart(rules: list[Rule]) -> tuple[Rule, ...]:
     return tuple(apart)
 
 
-def _schemas(max_logp: float, contract: Schema | None) -> list[pa.DataFrameSchema]:
-    schemas = [pairs_model(max_logp).to_schema()]
+def _schemas(max_logp: float, contract: Schema | None, needs: Needs) -> list[pa.DataFrameSchema]:
+    schemas = [pairs_model(max_logp, needs).to_schema()]
     if contract is not None:
         is_model = isinstance(contract, type) and issubclass(contract, pa.DataFrameModel)
         if not (is_model or isinstance(contract, pa.DataFrameSchema)):

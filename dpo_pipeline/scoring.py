@@ -2,84 +2,143 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
 from dpo_pipeline import rewards
-from dpo_pipeline.arguments import checked_beta
-from dpo_pipeline.columns import POLICY_CHOSEN, POLICY_REJECTED, REF_CHOSEN, REF_REJECTED, SCORED
-from dpo_pipeline.defaults import BETA, MAX_LOGP
-from dpo_pipeline.intake import FrameLike, as_lazy
-from dpo_pipeline.io_errors import reading
+from dpo_pipeline.columns import (
+    CHOSEN_LOGRATIO,
+    CHOSEN_REWARD,
+    CHOSEN_TOKENS,
+    POLICY_CHOSEN,
+    POLICY_REJECTED,
+    REF_CHOSEN,
+    REF_REJECTED,
+    REJECTED_LOGRATIO,
+    REJECTED_REWARD,
+    REJECTED_TOKENS,
+    REWARD_MARGIN,
+    Role,
+)
+from dpo_pipeline.errors import UsageError
+from dpo_pipeline.objective import Basis, Objective, Term
+from dpo_pipeline.scores import F_DIVERGENCES
 
 
-def with_scores(pairs: pl.LazyFrame, *, beta: float) -> pl.LazyFrame:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WithinBatches:
+    """What a loss of batches has to know of the rows that it gets, which are whole batches.
+
+    Attributes:
+        key: The column with the batch's number.
+        sound: True where a pair takes part.
+        seen: Quanta of all scores of the batches before, and how many they are.
+    """
+
+    key: str
+    sound: pl.Expr
+    seen: tuple[int, int] = (0, 0)
+
+
+def with_scores(
+    pairs: pl.LazyFrame, objective: Objective, within: WithinBatches | None = None
+) -> pl.LazyFrame:
     """Add the scored columns to pairs under canonical names. Null and NaN propagate."""
+    basis, beta = objective.reward_basis, objective.beta
     return (
         pairs.with_columns(
-            chosen_logratio=rewards.logratio(pl.col(POLICY_CHOSEN.name), pl.col(REF_CHOSEN.name)),
-            rejected_logratio=rewards.logratio(
-                pl.col(POLICY_REJECTED.name), pl.col(REF_REJECTED.name)
+            chosen_logratio=_logratio(POLICY_CHOSEN, REF_CHOSEN, basis),
+            rejected_logratio=_logratio(POLICY_REJECTED, REF_REJECTED, basis),
+        )
+        .with_columns(
+            chosen_reward=rewards.implicit_reward(
+                _score(pl.col(CHOSEN_LOGRATIO), CHOSEN_TOKENS, basis), beta=beta
+            ),
+            rejected_reward=rewards.implicit_reward(
+                _score(pl.col(REJECTED_LOGRATIO), REJECTED_TOKENS, basis), beta=beta
             ),
         )
         .with_columns(
-            chosen_reward=rewards.implicit_reward(pl.col("chosen_logratio"), beta=beta),
-            rejected_reward=rewards.implicit_reward(pl.col("rejected_logratio"), beta=beta),
+            reward_margin=rewards.reward_margin(pl.col(CHOSEN_REWARD), pl.col(REJECTED_REWARD))
         )
-        .with_columns(
-            reward_margin=rewards.reward_margin(pl.col("chosen_reward"), pl.col("rejected_reward"))
-        )
-        .with_columns(loss=rewards.sigmoid_loss(pl.col("reward_margin")))
+        .with_columns(loss=loss_of(objective, within))
     )
 
 
-def with_scores_if(pairs: pl.LazyFrame, beta: float | None) -> pl.LazyFrame:
-    """Add the scored columns unless beta is None."""
-    return pairs if beta is None else with_scores(pairs, beta=beta)
-
-
-def score(
-    pairs: FrameLike,
-    beta: float = BETA,
-    *,
-    columns: Mapping[str, str] | None = None,
-    replace: bool = False,
+def with_scores_if(
+    pairs: pl.LazyFrame, objective: Objective | None, within: WithinBatches | None = None
 ) -> pl.LazyFrame:
-    """Add the log-ratios, implicit rewards, margin and DPO loss of each pair.
+    """Add the scored columns unless there is no objective."""
+    return pairs if objective is None else with_scores(pairs, objective, within)
 
-    Nothing is read: the result is a plan, to be chained with `pipe` and run by a sink. Rows are
-    neither dropped nor judged; null gives null and NaN gives NaN. `score_parquet` and
-    `evaluate` check the rows as well.
 
-    Args:
-        pairs: One row a pair, with four log-probs in nats under canonical names or aliases;
-            a Polars frame or any dataframe.
-        beta: KL strength, at least 0 (arXiv 2305.18290, Eq. 7).
-        columns: Role to column, where names and aliases do not say it.
-        replace: Overwrite input columns that have the name of an added one.
+def loss_of(objective: Objective, within: WithinBatches | None = None) -> pl.Expr:
+    """Return the loss of a pair that has its log-ratios, rewards and margin already."""
+    weighted = []
+    for term in objective.terms:
+        value = _term(term, objective, within)
+        weighted.append(value if term.weight == 1.0 else term.weight * value)
+    total = weighted[0]
+    for value in weighted[1:]:
+        total = total + value
+    return total
 
-    Returns:
-        The pairs with role columns under canonical names (log-probs as Float64), all other
-        columns as they were, and `chosen_logratio`, `rejected_logratio`, `chosen_reward`,
-        `rejected_reward`, `reward_margin` and `loss` as Float64, in nats.
 
-    Raises:
-        UsageError: beta is negative or not finite, or pairs is not a dataframe.
-        ColumnError: A log-prob column is missing, ambiguous or not numeric, or an input
-            column has the name of an output column.
-    """
-    from dpo_pipeline.binding import bind  # pandera costs as much as Polars to import
+def _term(term: Term, objective: Objective, within: WithinBatches | None) -> pl.Expr:
+    loss = term.loss
+    arguments: dict[str, Any] = dict(term.arguments)
+    if loss.takes_beta:
+        arguments["beta"] = objective.beta
+    compared: dict[str, Any] = _compared(term.basis, objective)
+    if loss.is_of_batches:
+        if within is None:
+            raise UsageError(f"{loss.name} is a loss of batches: give batch_size")
+        compared = {name: pl.when(within.sound).then(value) for name, value in compared.items()}
+        compared["batch"] = pl.col(within.key)
+        compared["seen"] = tuple(pl.lit(n, dtype=pl.Int128) for n in within.seen)
+    return loss.function(*(compared[name] for name in loss.compares), **arguments)
 
-    beta = checked_beta(beta)
-    frame = as_lazy(pairs)
-    with reading("pairs"):
-        binding = bind(
-            frame,
-            source="pairs",
-            max_logp=MAX_LOGP,
-            columns=columns,
-            adds=[added.name for added in SCORED],
-            replace=replace,
+
+def _compared(basis: Basis, objective: Objective) -> dict[str, pl.Expr]:
+    """Return all that a row-wise loss can compare, by the names that `losses` has for it."""
+    if basis == objective.reward_basis:  # columns that are there already
+        chosen_logratio, rejected_logratio = pl.col(CHOSEN_LOGRATIO), pl.col(REJECTED_LOGRATIO)
+        chosen_reward, rejected_reward = pl.col(CHOSEN_REWARD), pl.col(REJECTED_REWARD)
+        margin = pl.col(REWARD_MARGIN)
+        chosen_score = _score(chosen_logratio, CHOSEN_TOKENS, basis)
+        rejected_score = _score(rejected_logratio, REJECTED_TOKENS, basis)
+    else:
+        chosen_score, rejected_score = (
+            _score(_logratio(policy, reference, basis), tokens, basis)
+            for policy, reference, tokens in (
+                (POLICY_CHOSEN, REF_CHOSEN, CHOSEN_TOKENS),
+                (POLICY_REJECTED, REF_REJECTED, REJECTED_TOKENS),
+            )
         )
-    return with_scores(binding.prepare(frame), beta=beta)
+        chosen_reward = rewards.implicit_reward(chosen_score, beta=objective.beta)
+        rejected_reward = rewards.implicit_reward(rejected_score, beta=objective.beta)
+        margin = rewards.reward_margin(chosen_reward, rejected_reward)
+    return {
+        "margin": margin,
+        "chosen_score": chosen_score,
+        "rejected_score": rejected_score,
+        "chosen_reward": chosen_reward,
+        "rejected_reward": rejected_reward,
+        "chosen_tokens": pl.col(CHOSEN_TOKENS.name),
+        "rejected_tokens": pl.col(REJECTED_TOKENS.name),
+        "policy_difference": pl.col(POLICY_CHOSEN.name) - pl.col(POLICY_REJECTED.name),
+        "reference_difference": pl.col(REF_CHOSEN.name) - pl.col(REF_REJECTED.name),
+    }
+
+
+def _logratio(policy: Role, reference: Role, basis: Basis) -> pl.Expr:
+    if not basis.reference:
+        return pl.col(policy.name)
+    return rewards.logratio(pl.col(policy.name), pl.col(reference.name))
+
+
+def _score(logratio: pl.Expr, tokens: Role, basis: Basis) -> pl.Expr:
+    score = F_DIVERGENCES[basis.f_divergence](logratio, basis.f_alpha)
+    return score / pl.col(tokens.name) if basis.per_token else score

@@ -1,8 +1,8 @@
 """Partial sums that merge exactly, and the figures that follow from them.
 
 `tally` is the plan that makes one row of sums a group; `merge` adds such rows, in any order;
-`figures` divides. Only the loss and the four log-probs are summed: mean rewards and margins
-follow from them, without error.
+`figures` divides. Only the loss and the log-probs are summed: mean rewards and margins follow
+from them, without error, unless a reward is no multiple of a log-ratio.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any, Final, Self
 import polars as pl
 
 from dpo_pipeline.columns import (
+    ALL_LOGPS,
+    CHOSEN_REWARD,
     COUNT_ROLES,
     LOGPS,
     LOSS,
@@ -24,17 +26,18 @@ from dpo_pipeline.columns import (
     POLICY_REJECTED,
     REF_CHOSEN,
     REF_REJECTED,
+    REJECTED_REWARD,
     REWARD_MARGIN,
+    Needs,
 )
-from dpo_pipeline.exact import exact_sum, mean_of
+from dpo_pipeline.exact import exact_sum, exact_sum_of_wide, mean_of
 from dpo_pipeline.health import MAX_TOKENS, N_UNMOVED
+from dpo_pipeline.objective import Objective
 from dpo_pipeline.rewards import is_correct
-from dpo_pipeline.scoring import with_scores_if
 from dpo_pipeline.sketch import bin_of
 
 _VALID: Final = "__dpo_pipeline_valid"
 BIN: Final = "__dpo_pipeline_bin"
-_SUMMED: Final = (LOSS, *LOGPS)
 
 TRL_METRICS: Final = MappingProxyType(
     {
@@ -71,8 +74,8 @@ class Summary:
     reward_margin: float | None  # nats
     policy_chosen_logps: float | None  # nats
     policy_rejected_logps: float | None  # nats
-    ref_chosen_logps: float | None  # nats
-    ref_rejected_logps: float | None  # nats
+    ref_chosen_logps: float | None  # nats; None for a loss without a reference
+    ref_rejected_logps: float | None  # nats; None for a loss without a reference
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> Self:
@@ -95,7 +98,9 @@ def tally(
     pairs: pl.LazyFrame,
     *,
     valid: pl.Expr,
-    beta: float | None,
+    objective: Objective | None,
+    needs: Needs = ALL_LOGPS,
+    is_wide: bool = False,
     keys: Sequence[str] = (),
     in_order: bool = False,
     by_bin: bool = False,
@@ -104,17 +109,21 @@ def tally(
     """Return one row of partial sums for each group of `keys`; nothing is read yet.
 
     Args:
-        pairs: Prepared pairs with the key columns.
-        valid: True where a pair counts, on scored pairs (on bare ones if beta is None).
-        beta: KL strength; None tallies what needs no score.
+        pairs: Prepared pairs with the key columns, scored if there is an objective.
+        valid: True where a pair counts.
+        objective: What is computed; None tallies what needs no score.
+        needs: Which columns are there.
+        is_wide: Losses and rewards may be larger than log-probs are.
         keys: Columns to group by; none makes one row.
         in_order: The one key is sorted, so that groups can leave as soon as they end.
         by_bin: Group by the margin's histogram bin too; invalid pairs have none.
         extra: More sums to carry; one named `min_...` merges by the minimum.
     """
     counts = [c.name for c in COUNT_ROLES if c.name in pairs.collect_schema()]
-    marked = with_scores_if(pairs, beta).with_columns(valid.alias(_VALID))
-    sums = [*_counts(), *_health(counts), *([] if beta is None else _sums()), *extra]
+    marked = pairs.with_columns(valid.alias(_VALID))
+    sums = [*_counts(), *_health(counts, needs), *extra]
+    if objective is not None:
+        sums += _sums(objective, needs, is_wide=is_wide)
     if by_bin:
         bins = pl.when(_VALID).then(bin_of(pl.col(REWARD_MARGIN)))
         return marked.with_columns(bins.alias(BIN)).group_by(*keys, BIN).agg(sums)
@@ -136,25 +145,28 @@ def _valid_only(column: str) -> pl.Expr:
     return pl.when(_VALID).then(pl.col(column))
 
 
-def _health(counts: Sequence[str]) -> list[pl.Expr]:
+def _health(counts: Sequence[str], needs: Needs) -> list[pl.Expr]:
     unmoved = [
-        pl.col(policy.name) == pl.col(reference.name)
+        pl.col(policy.name) == pl.col(reference.name) if needs.reference else pl.lit(value=False)
         for policy, reference in ((POLICY_CHOSEN, REF_CHOSEN), (POLICY_REJECTED, REF_REJECTED))
     ]
     return [
         pl.all_horizontal(_VALID, *unmoved).sum().cast(pl.Int64).alias(N_UNMOVED),
-        *(_valid_only(name).min().alias(f"min_{name}") for name in LOGPS),
-        *(_valid_only(name).max().alias(f"max_{name}") for name in LOGPS),
+        *(_valid_only(name).min().alias(f"min_{name}") for name in needs.logps),
+        *(_valid_only(name).max().alias(f"max_{name}") for name in needs.logps),
         *([pl.max_horizontal(pl.col(counts).max()).alias(MAX_TOKENS)] if counts else []),
     ]
 
 
-def _sums() -> list[pl.Expr]:
+def _sums(objective: Objective, needs: Needs, *, is_wide: bool) -> list[pl.Expr]:
     margin = pl.col(REWARD_MARGIN)
+    wide = [LOSS, *([] if objective.reward_basis.is_linear else (CHOSEN_REWARD, REJECTED_REWARD))]
+    sum_of = exact_sum_of_wide if is_wide else exact_sum
     return [
         (is_correct(margin) & pl.col(_VALID)).sum().cast(pl.Int64).alias("n_correct"),
         ((margin == 0.0) & pl.col(_VALID)).sum().cast(pl.Int64).alias("n_ties"),
-        *(exact_sum(_valid_only(name)).alias(f"sum_{name}") for name in _SUMMED),
+        *(sum_of(_valid_only(name)).alias(f"sum_{name}") for name in wide),
+        *(exact_sum(_valid_only(name)).alias(f"sum_{name}") for name in needs.logps),
     ]
 
 
@@ -175,13 +187,10 @@ def merge(partials: Sequence[pl.DataFrame], keys: Sequence[str] = ()) -> pl.Data
     return rows.group_by(keys, maintain_order=True).agg(combined)
 
 
-def figures(sums: pl.DataFrame, *, beta: float, keys: Sequence[str] = ()) -> pl.DataFrame:
+def figures(sums: pl.DataFrame, objective: Objective, *, keys: Sequence[str] = ()) -> pl.DataFrame:
     """Return the columns of `Summary` beside the keys, from merged partial sums."""
     count = pl.col(N_VALID)
-    policy_chosen, policy_rejected, ref_chosen, ref_rejected = (
-        pl.col(f"sum_{name}") for name in LOGPS
-    )
-    chosen, rejected = policy_chosen - ref_chosen, policy_rejected - ref_rejected
+    chosen, rejected, margin = _reward_means(objective, count)
     return sums.select(
         *keys,
         n_pairs=pl.col(N_PAIRS),
@@ -190,8 +199,33 @@ def figures(sums: pl.DataFrame, *, beta: float, keys: Sequence[str] = ()) -> pl.
         n_ties=pl.col("n_ties"),
         loss=mean_of(pl.col(f"sum_{LOSS}"), count),
         reward_accuracy=pl.col("n_correct") / pl.when(count > 0).then(count),
-        chosen_reward=beta * mean_of(chosen, count),
-        rejected_reward=beta * mean_of(rejected, count),
-        reward_margin=beta * mean_of(chosen - rejected, count),
-        **{name: mean_of(pl.col(f"sum_{name}"), count) for name in LOGPS},
+        chosen_reward=chosen,
+        rejected_reward=rejected,
+        reward_margin=margin,
+        **{
+            name: mean_of(pl.col(f"sum_{name}"), count)
+            if f"sum_{name}" in sums.columns
+            else pl.lit(None, dtype=pl.Float64)
+            for name in LOGPS
+        },
+    )
+
+
+def _reward_means(objective: Objective, count: pl.Expr) -> tuple[pl.Expr, pl.Expr, pl.Expr]:
+    """Return the mean chosen reward, rejected reward and margin."""
+    basis = objective.reward_basis
+    if not basis.is_linear:
+        chosen, rejected = (pl.col(f"sum_{name}") for name in (CHOSEN_REWARD, REJECTED_REWARD))
+        scale = 1.0
+    else:
+        policy_chosen, policy_rejected, ref_chosen, ref_rejected = (
+            pl.col(f"sum_{name}") for name in LOGPS
+        )
+        chosen = policy_chosen - ref_chosen if basis.reference else policy_chosen
+        rejected = policy_rejected - ref_rejected if basis.reference else policy_rejected
+        scale = objective.beta
+    return (
+        scale * mean_of(chosen, count),
+        scale * mean_of(rejected, count),
+        scale * mean_of(chosen - rejected, count),
     )

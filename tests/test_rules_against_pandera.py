@@ -25,6 +25,7 @@ from pandera.errors import SchemaErrors
 import dpo_pipeline
 from dpo_pipeline.binding import bind
 from dpo_pipeline.contract import pairs_model
+from dpo_pipeline.objective import Objective
 from dpo_pipeline.scoring import with_scores
 
 LOGPS = ("policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
@@ -518,18 +519,21 @@ def test_a_default_is_filled_in_before_the_checks(default):
     assert our_rows(odd_cells(), contract=contract) == expected
 
 
-def test_a_margin_out_of_range_is_a_fault_only_of_sound_pairs():
+def test_a_loss_out_of_range_is_a_fault_only_of_sound_pairs():
+    # beta 1e12 makes the margins 5e11, -4e18, null and 2.1e13 nats; the range ends at 1.1e15.
     frame = clean(
         4, policy_chosen_logps=[-20.0, -LIMIT, None, 0.5], policy_rejected_logps=[-20.5] * 4
     )
     binding = bind(frame.lazy(), source="pairs", max_logp=0.0)
-    rules = binding.rules.with_margin_in_range(beta=1000.0, max_logp=0.0)
+    objective = Objective.of(beta=1e12)
+    rules = binding.rules.with_scores_in_range(objective.columns_to_check(0.0))
     marked = (
-        with_scores(binding.prepare(frame.lazy()), beta=1000.0)
-        .select(rules.valid.alias("valid"), margin=rules.rules[-1].keeps)
+        with_scores(binding.prepare(frame.lazy()), objective)
+        .select(rules.valid.alias("valid"), loss=rules.rules[-1].keeps)
         .collect()
     )
-    assert marked["margin"].to_list() == [True, False, True, True]
+    assert rules.rules[-1].name == "loss.in_range"
+    assert marked["loss"].to_list() == [True, False, True, True]
     unsound = frozenset().union(*pandera_rows(pairs_model(), frame=frame).values())
     assert frozenset(marked["valid"].not_().arg_true()) == unsound | {1}
 
@@ -538,14 +542,14 @@ def test_a_margin_out_of_range_is_a_fault_only_of_sound_pairs():
     ("beta", "max_logp", "can_break"),
     [(0.4999, 0.0, False), (0.5, 0.0, True), (0.25, LIMIT, True), (0.2499, LIMIT, False)],
 )
-def test_the_rule_of_margins_is_there_where_it_can_break(beta, max_logp, can_break):
+def test_scores_have_rules_where_they_can_break(beta, max_logp, can_break):
     # The largest margin: one log-ratio from the lower bound up to max_logp, the other back.
     widest = clean(1, policy_chosen_logps=[max_logp], ref_chosen_logps=[-LIMIT])
     widest = widest.with_columns(policy_rejected_logps=pl.lit(-LIMIT), ref_rejected_logps=max_logp)
     binding = bind(widest.lazy(), source="pairs", max_logp=max_logp)
-    rules = binding.rules.with_margin_in_range(beta=beta, max_logp=max_logp)
-    margin = with_scores(binding.prepare(widest.lazy()), beta=beta).collect()["reward_margin"]
-    assert (len(rules.rules) > len(binding.rules.rules)) is can_break
+    objective = Objective.of(beta=beta)
+    margin = with_scores(binding.prepare(widest.lazy()), objective).collect()["reward_margin"]
+    assert bool(objective.columns_to_check(max_logp)) is can_break
     assert can_break or abs(margin.item()) <= LIMIT
 
 

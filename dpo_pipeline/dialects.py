@@ -1,0 +1,114 @@
+"""Where systems disagree: what each of them does, as data with its source.
+
+A dialect sets what its system does not leave open. What other systems do can be had by the
+parameters in `OTHERS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final, Literal
+
+Rewards = Literal["score", "logratio"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """The conventions of a system.
+
+    Attributes:
+        name: What it is called here.
+        system: Which one it is.
+        beta: Where none is given.
+        rewards: beta times what: the score that the loss compares, or the log-ratio of sums.
+        defaults: Loss to arguments that differ from the catalogue's.
+        refused: Arguments, of one loss (`loss.argument`) or of all, that the system has not, and
+            what it does instead.
+        sources: Topic to what was read for it.
+    """
+
+    name: str
+    system: str
+    beta: float
+    rewards: Rewards
+    defaults: Mapping[str, Mapping[str, float | bool]] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, str]
+
+
+_ROWS: Final = (
+    Dialect(
+        name="trl",
+        system="TRL 1.x",
+        beta=0.1,
+        rewards="logratio",
+        defaults={"ipo": {"per_token": True}},
+        refused={
+            "sigmoid.label_smoothing": "TRL 1.x ignores it for this loss",
+            "sigmoid_norm.label_smoothing": "TRL 1.x ignores it for this loss",
+            "reference_free": "TRL 1.x has no reference-free DPO; its CPOTrainer has cpo and simpo",
+            "sigmoid.per_token": "TRL 1.x calls it sigmoid_norm",
+        },
+        sources={
+            "beta": "DPOConfig.beta",
+            "IPO": "DPOTrainer._compute_loss, 'ipo' (mean over completion tokens; PR #1265)",
+            "label smoothing": "DPOTrainer._compute_loss, 'sigmoid' (not read there)",
+            "rewards": "DPOTrainer._compute_loss: beta * log-ratio, whatever the divergence",
+            "tokens": "completion_mask: tokens of the completion, with its end",
+        },
+    ),
+    Dialect(
+        name="dpo-paper",
+        system="the DPO authors' code",
+        beta=0.1,
+        rewards="logratio",
+        refused={
+            "per_token": "the authors' code sums log-probs over tokens",
+            "f_divergence": "the paper has the reverse KL only",
+            "reference_free": "the authors' code leaves the reference out of the loss and not out "
+            "of the rewards, so that the two say different things",
+        },
+        sources={
+            "beta": "config/loss/dpo.yaml; arXiv 2305.18290, App. B",
+            "IPO": "trainers.preference_loss, ipo=True: (logits - 1/(2 beta))^2, summed",
+            "label smoothing": "trainers.preference_loss: conservative DPO",
+            "rewards": "trainers.preference_loss: beta * (policy - reference)",
+            "tokens": "trainers._get_batch_logps, average_log_prob=False",
+        },
+    ),
+    Dialect(
+        name="rewardbench",
+        system="RewardBench",
+        beta=1.0,
+        rewards="score",
+        refused={
+            "f_divergence": "RewardBench has the reverse KL only",
+        },
+        sources={
+            "beta": "DPOInference.inference_step: the log-ratio itself, without beta",
+            "rewards": "the same; without a reference the policy's log-prob alone",
+            "tokens": "ref_free_type: 'avg' (per_token) by default in run_dpo, or 'sum'",
+        },
+    ),
+)
+
+DIALECTS: Final[Mapping[str, Dialect]] = MappingProxyType({row.name: row for row in _ROWS})
+"""Every dialect by its name."""
+
+OTHERS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "torchtune": "the defaults",
+        "OpenRLHF": "the defaults; ipo is summed",
+        "LLaMA-Factory": "the defaults; ipo with per_token; simpo with gamma",
+        "HALOs": "cdpo: sigmoid with label_smoothing 0.2; simpo: gamma = 0.3 * beta, beta 10; "
+        "ipo with per_token, its rewards without beta",
+        "Liger": "the defaults; label_smoothing of sigmoid is cDPO",
+        "NeMo": "beta 0.05; preference_average_log_probs: sigmoid_norm",
+        "open-instruct": "dpo_norm: sigmoid_norm with beta 5; simpo: gamma = 0.3 * beta",
+        "TRL to 0.24": "label_smoothing of sigmoid is cDPO; bco_pair: bco_pair_running; "
+        "aot_pair: aot_unpaired",
+    }
+)
+"""What gives the conventions of other systems, in words."""

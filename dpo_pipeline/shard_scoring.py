@@ -1,0 +1,99 @@
+"""Prepares and scores one shard after the other, so that batches are whole and know their past."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import polars as pl
+
+from dpo_pipeline.batches import Batching
+from dpo_pipeline.binding import Binding
+from dpo_pipeline.defaults import COUPLED_SHARD_ROWS
+from dpo_pipeline.errors import UsageError
+from dpo_pipeline.exact import exact_sum
+from dpo_pipeline.objective import Objective
+from dpo_pipeline.scoring import WithinBatches, with_scores_if
+from dpo_pipeline.storage import Dataset, PairFile, Shard
+
+_SEEN_SUM: Final = "seen_sum"
+_SEEN_COUNT: Final = "seen_count"
+
+
+@dataclass(slots=True, kw_only=True)
+class ShardScorer:
+    """Scores the shards of a dataset in the order of their rows.
+
+    Attributes:
+        binding: The contract.
+        objective: What is computed; None prepares only.
+        batching: How pairs are put into batches.
+    """
+
+    binding: Binding
+    objective: Objective | None
+    batching: Batching | None
+    _seen: dict[int, tuple[int, int]] = field(default_factory=lambda: {0: (0, 0)})
+
+    def __post_init__(self) -> None:
+        if self._is_of_batches and (self.batching is None or self.batching.size is None):
+            raise UsageError(
+                f"{self.objective} is a loss of batches: give batch_size (--batch-size), the "
+                "number of consecutive pairs that a training step saw"
+            )
+
+    @property
+    def _is_of_batches(self) -> bool:
+        return self.objective is not None and self.objective.is_of_batches
+
+    def rows(self, otherwise: int) -> int:
+        """Return how many rows a shard has: whole batches, if the loss depends on them."""
+        if not self._is_of_batches or self.batching is None or self.batching.size is None:
+            return otherwise
+        size = self.batching.size
+        return max(size, COUPLED_SHARD_ROWS // size * size)
+
+    def scored(self, shard: Shard) -> pl.LazyFrame:
+        """Return a shard under canonical names, with the batch of each row, and scored."""
+        pairs = self.binding.prepare(shard.frame)
+        if self.batching is not None:
+            pairs = self.batching.with_key(pairs, shard.first_row)
+        return with_scores_if(pairs, self.objective, self._within(shard))
+
+    def scored_file(self, dataset: Dataset, file: PairFile) -> list[tuple[pl.LazyFrame, int]]:
+        """Return the parts of a file, scored within their batches, with their first rows in it."""
+        parts: list[tuple[pl.LazyFrame, int]] = []
+        for shard in dataset.shards(self.rows(file.rows)):
+            rows = shard.rows or 0
+            first = max(shard.first_row, file.first_row)
+            last = min(shard.first_row + rows, file.first_row + file.rows)
+            if first < last or (file.rows == 0 and not parts):
+                part = self.scored(shard).slice(first - shard.first_row, max(last - first, 0))
+                parts.append((part, first - file.first_row))
+        return parts
+
+    def sums(self) -> list[pl.Expr]:
+        """Return what the shards to come have to know of this one, as partial sums."""
+        if not self._is_of_batches:
+            return []
+        sound = self.binding.rules.valid
+        scores = [pl.when(sound).then(c) for c in ("chosen_logratio", "rejected_logratio")]
+        return [
+            (exact_sum(scores[0]) + exact_sum(scores[1])).alias(_SEEN_SUM),
+            (2 * sound.sum().cast(pl.Int64)).alias(_SEEN_COUNT),
+        ]
+
+    def note(self, shard: Shard, totals: pl.DataFrame) -> None:
+        """Remember what was seen up to the end of a shard, `totals` being all sums so far."""
+        if self._is_of_batches:
+            end = shard.first_row + (shard.rows or 0)
+            self._seen[end] = (int(totals[_SEEN_SUM].item()), int(totals[_SEEN_COUNT].item()))
+
+    def _within(self, shard: Shard) -> WithinBatches | None:
+        if not self._is_of_batches or self.batching is None:
+            return None
+        return WithinBatches(
+            key=self.batching.key,
+            sound=self.binding.rules.valid,
+            seen=self._seen[shard.first_row],
+        )

@@ -40,17 +40,20 @@ MAX_FILE_ROWS: Final = 4_000_000_000
 OUTPUT_ROWS_PER_GROUP: Final = 65_536
 """Rows of a row group of scored and invalid pairs: fixed, so that bytes do not follow the input."""
 
+WIDE_ROW_BYTES: Final = 512
+"""Average bytes of a row, in the input and before compression, from which it counts as long."""
+
+WIDE_ROWS_PER_GROUP: Final = 4_096
+"""Rows of a row group where rows are long: it is in memory as a whole."""
+
+SINK_CHUNK_ROWS: Final = 32_768
+"""Rows that the engine hands to a sink at a time. It lets some thirty such chunks wait."""
+
+SINK_CHUNK_BYTES: Final = 2 * 2**20
+"""Bytes of such a chunk where rows are long."""
+
 ZSTD_LEVEL: Final = 1
 """Of all Parquet outputs: columns of numbers get no smaller at 3, for a seventh more CPU."""
-
-WIDE_ROW_BYTES: Final = 512
-"""Rows of a file of this average size are written piece by piece, to bound memory."""
-
-PIECE_BYTES: Final = 64 * 2**20
-"""Bytes of such a piece, before compression."""
-
-WIDE_ROWS_PER_GROUP: Final = 8_192
-"""Rows of a row group of such a file: fixed, as OUTPUT_ROWS_PER_GROUP is."""
 
 OFFENDERS_SHOWN: Final = 5
 """Offending rows that a report lists for each rule."""

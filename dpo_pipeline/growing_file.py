@@ -69,7 +69,12 @@ class GrowingFile:
         with reading(self._final):
             if self._writer is None:
                 self._writer = pq.ParquetWriter(
-                    self._hidden, table.schema, compression="zstd", compression_level=ZSTD_LEVEL
+                    self._hidden,
+                    table.schema,
+                    compression="zstd",
+                    compression_level=ZSTD_LEVEL,
+                    # Trying a dictionary on floats doubles the time and finds none.
+                    use_dictionary=[n for n, t in rows.schema.items() if not t.is_numeric()],
                 )
             self._writer.write_table(table, row_group_size=self._rows_per_group)
         self._waiting = [rows.tail(rows.height - whole)]

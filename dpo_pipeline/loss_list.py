@@ -7,7 +7,8 @@ from typing import Any
 from dpo_pipeline.columns import did_you_mean
 from dpo_pipeline.documents import as_json
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.loss_catalogue import LOSSES, Loss
+from dpo_pipeline.loss_catalogue import LOSSES
+from dpo_pipeline.loss_row import Loss
 from dpo_pipeline.scores import F_DIVERGENCES
 from dpo_pipeline.tables import aligned
 

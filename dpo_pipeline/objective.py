@@ -18,7 +18,8 @@ from dpo_pipeline.columns import (
 from dpo_pipeline.defaults import BETA, LOGP_LIMIT, LOSS_NAME
 from dpo_pipeline.dialects import DIALECTS, Dialect, Rewards
 from dpo_pipeline.errors import ArgumentError, UsageError
-from dpo_pipeline.loss_catalogue import LOSSES, Loss
+from dpo_pipeline.loss_catalogue import LOSSES
+from dpo_pipeline.loss_row import Loss
 from dpo_pipeline.scores import F_DIVERGENCES, REVERSE_KL
 
 LossLike: TypeAlias = str | Mapping[str, float]

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import BinaryIO, TypeAlias
 
 import polars as pl
 
 from dpo_pipeline.columns import BROKEN_RULES, SCORED, SOURCE_ROW
-from dpo_pipeline.defaults import OUTPUT_ROWS_PER_GROUP, WIDE_ROWS_PER_GROUP, ZSTD_LEVEL
+from dpo_pipeline.defaults import (
+    OUTPUT_ROWS_PER_GROUP,
+    SINK_CHUNK_BYTES,
+    SINK_CHUNK_ROWS,
+    WIDE_ROW_BYTES,
+    WIDE_ROWS_PER_GROUP,
+    ZSTD_LEVEL,
+)
 from dpo_pipeline.growing_file import GrowingFile
 from dpo_pipeline.hidden_files import final_name
 from dpo_pipeline.io_errors import reading
@@ -75,58 +81,44 @@ class PairWriter:
             for shard in self.measured.suspects
         )
 
-    def _pairs(self, frame: pl.LazyFrame) -> pl.LazyFrame:
-        return with_scores(self.measured.binding.prepare(frame), self.objective)
-
-    def _pieces(self, file: PairFile, frame: pl.LazyFrame) -> Iterable[tuple[pl.LazyFrame, int]]:
-        if self.objective.is_of_batches:
-            return self.measured.scorer.scored_file(self.measured.dataset, file)
-        return ((self._pairs(frame.slice(first, rows)), first) for first, rows in file.pieces())
-
     def _write(self, output: _Output, file: PairFile, hidden: str) -> int:
         import pyarrow.parquet as pq
 
         facts = run_facts(self.measured.binding, self.objective)
-        frame = self.measured.dataset.scan([file])
-        if file.is_wide or self.objective.is_of_batches:
+        dataset = self.measured.dataset
+        if self.objective.is_of_batches:
+            parts = self.measured.scorer.scored_file(dataset, file)
             with reading(file.path):
-                plans = (output(pairs, first) for pairs, first in self._pieces(file, frame))
-                _sink_in_turn(plans, hidden, facts)
+                _sink_in_turn((output(part, first) for part, first in parts), hidden, facts)
         else:
+            pairs = self.measured.binding.prepare(dataset.scan([file]))
+            plan = output(with_scores(pairs, self.objective), 0)
             with writing(hidden, file.path) as out:
-                _sink(output(self._pairs(frame), 0), out, facts)
+                _sink(plan, out, facts, row_bytes=file.row_bytes)
         with reading(hidden):
             return int(pq.read_metadata(hidden).num_rows)
 
 
-def _sink(plan: pl.LazyFrame, out: BinaryIO, facts: Mapping[str, str]) -> None:
+def _sink(plan: pl.LazyFrame, out: BinaryIO, facts: Mapping[str, str], *, row_bytes: int) -> None:
+    is_wide = row_bytes >= WIDE_ROW_BYTES
+    chunk = max(SINK_CHUNK_BYTES // row_bytes, 1) if is_wide else SINK_CHUNK_ROWS
     # Polars cuts the pages of a nested column by how its rows came in: let it cut none.
     nested = any(dtype.is_nested() for dtype in plan.collect_schema().dtypes())
-    plan.sink_parquet(
-        out,
-        metadata=dict(facts),
-        compression_level=ZSTD_LEVEL,
-        row_group_size=OUTPUT_ROWS_PER_GROUP,
-        data_page_size=2**30 if nested else None,
-        engine="streaming",
-    )
+    # The reader runs ahead of the sink by a number of chunks, whatever their size.
+    with pl.Config(streaming_chunk_size=chunk):
+        plan.sink_parquet(
+            out,
+            metadata=dict(facts),
+            compression_level=ZSTD_LEVEL,
+            row_group_size=WIDE_ROWS_PER_GROUP if is_wide else OUTPUT_ROWS_PER_GROUP,
+            data_page_size=2**30 if nested else None,
+            engine="streaming",
+        )
 
 
 def _sink_in_turn(plans: Iterable[pl.LazyFrame], hidden: str, facts: Mapping[str, str]) -> None:
-    """Write the rows of several plans, reading the next one while one is written.
-
-    A sink of Polars lets the reader run ahead of it by some thirty row groups, which with long
-    rows is gigabytes; here there are two plans' rows in memory.
-    """
-    written: Future[None] | None = None
-    with (
-        GrowingFile(hidden, final_name(hidden), facts, rows_per_group=WIDE_ROWS_PER_GROUP) as file,
-        ThreadPoolExecutor(max_workers=1) as thread,
-    ):
+    """Write what several plans give to one file, each of them held in memory."""
+    final = final_name(hidden)
+    with GrowingFile(hidden, final, facts, rows_per_group=OUTPUT_ROWS_PER_GROUP) as file:
         for plan in plans:
-            rows = plan.collect(engine="streaming")
-            if written is not None:
-                written.result()
-            written = thread.submit(file.append, rows)
-        if written is not None:
-            written.result()
+            file.append(plan.collect(engine="streaming"))

@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from dpo_pipeline.columns import BATCH_MEANS, INVALID, LOGP_ROLES, ROLES, SCORED, Added, Role
 from dpo_pipeline.contract import ValueRule, rules_of
+from dpo_pipeline.dialects import DIALECTS, Rewards
+from dpo_pipeline.loss_catalogue import LOSSES
 from dpo_pipeline.result import DOCUMENT_VERSION
+from dpo_pipeline.scores import F_DIVERGENCES
 from dpo_pipeline.summary import TRL_METRICS, Summary
 
 CONTRACT_VERSION: Final = "1.0.0"
@@ -107,8 +110,9 @@ def _summary() -> str:
             document_version={"const": DOCUMENT_VERSION},
             dpo_pipeline={"type": "string", "description": "Version of the package"},
             source={"type": "string"},
-            loss={"const": "sigmoid"},
+            loss={"type": "string", "description": "The loss, or several with their weights"},
             beta={"type": "number", "minimum": 0},
+            objective=_objective(),
             max_logp={"type": "number", "description": "Largest log-probability accepted, nats"},
             columns={
                 "type": "object",
@@ -134,6 +138,27 @@ def _summary() -> str:
         ),
     }
     return json.dumps(document, indent=2) + "\n"
+
+
+def _objective() -> dict[str, Any]:
+    term = _object(
+        loss={"enum": list(LOSSES)},
+        weight={"type": "number", "exclusiveMinimum": 0},
+        reference_free={"type": "boolean"},
+        per_token={"type": "boolean"},
+        f_divergence={"enum": list(F_DIVERGENCES)},
+    )
+    # Beside these, a term has the parameters of its loss.
+    term["additionalProperties"] = {"type": "number"}
+    return {
+        **_object(
+            beta={"type": "number", "minimum": 0},
+            rewards={"enum": list(get_args(Rewards))},
+            dialect={"enum": [None, *DIALECTS]},
+            terms={"type": "array", "minItems": 1, "items": term},
+        ),
+        "description": "The loss in full: its terms with all their arguments",
+    }
 
 
 def _object(**properties: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 
 import polars as pl
 
-from dpo_pipeline.defaults import MAX_FILE_ROWS, PIECE_BYTES, SHARD_ROWS, WIDE_ROW_BYTES
+from dpo_pipeline.defaults import MAX_FILE_ROWS, SHARD_ROWS
 from dpo_pipeline.drift import WIDENING, common_schema
 from dpo_pipeline.errors import StorageError
 from dpo_pipeline.io_errors import reading
@@ -34,7 +34,6 @@ class PairFile:
         first_row: The number of its first row in the whole dataset.
         rows: Rows, from the footer.
         row_bytes: Average bytes of a row before compression, from the footer.
-        group_rows: Rows of its largest row group.
     """
 
     path: str
@@ -42,21 +41,6 @@ class PairFile:
     first_row: int
     rows: int
     row_bytes: int
-    group_rows: int
-
-    @property
-    def is_wide(self) -> bool:
-        """Whether rows are so long that only a few fit into memory at a time."""
-        return self.row_bytes >= WIDE_ROW_BYTES
-
-    def pieces(self) -> Iterator[tuple[int, int]]:
-        """Cut the file into runs of rows of bounded size: the first row of each, and how many.
-
-        A part of a row group costs the reading of all of it, so there are few in one.
-        """
-        rows = max(PIECE_BYTES // max(self.row_bytes, 1), self.group_rows // 8, 1)
-        for first in range(0, max(self.rows, 1), rows):
-            yield first, min(rows, self.rows - first)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +157,6 @@ def open_dataset(source: SourcePath, columns: Mapping[str, str] | None = None) -
                 first_row=files[-1].first_row + files[-1].rows if files else 0,
                 rows=rows,
                 row_bytes=sum(group.total_byte_size for group in groups) // max(rows, 1),
-                group_rows=max((group.num_rows for group in groups), default=0),
             )
         )
     common = common_schema(zip(paths, schemas, strict=True), columns)

@@ -155,21 +155,31 @@ def test_invalid_pairs_raise_or_are_left_out(pairs, column, value, rule):
     assert summary.reward_accuracy == 0.6
 
 
-def test_a_margin_that_sums_cannot_hold_is_refused_by_row(pairs):
-    # beta 1e6 makes margins 1e6, -2e6, 0, 5e6, 1e7, -1e7 nats; the range ends at 4,194,304.
+def test_scores_that_sums_cannot_hold_are_refused_by_row(pairs):
+    # Chosen log-ratios 1, -1, 1, 2, 5, -2 and rejected 0, 1, 1, -3, -5, 8; the range ends at
+    # 2**50 = 1.1259e15, and the loss of a large negative margin is minus that margin.
     with pytest.raises(InvalidPairsError) as caught:
-        evaluate(pairs, beta=1e6)
-    (only,) = caught.value.report.broken
-    assert only.name == "reward_margin.in_range"
-    assert [(o.row, o.value) for o in only.offenders] == [(3, 5e6), (4, 1e7), (5, -1e7)]
-    summary = evaluate(pairs, beta=1e6, on_invalid="exclude").summary
-    assert summary.loss == close((0 + 2e6 + math.log(2)) / 3)
+        evaluate(pairs, beta=1e15)
+    found = {r.name: [(o.row, o.value) for o in r.offenders] for r in caught.value.report.broken}
+    assert found == {
+        "chosen_reward.in_range": [(3, 2e15), (4, 5e15), (5, -2e15)],
+        "rejected_reward.in_range": [(3, -3e15), (4, -5e15), (5, 8e15)],
+        "loss.in_range": [(1, 2e15), (5, 1e16)],
+    }
+    summary = evaluate(pairs, beta=1e15, on_invalid="exclude").summary
+    assert summary.loss == close(math.log(2) / 2)
+    assert summary.reward_margin == close((1e15 + 0) / 2)
 
 
-def test_a_margin_that_overflows_is_counted_never_averaged(pairs):
-    summary = evaluate(pairs, beta=1e308, on_invalid="exclude").summary
-    assert (summary.n_valid, summary.n_invalid) == (1, 5)
-    assert summary.loss == close(math.log(2))
+def test_large_margins_are_summed_exactly(pairs):
+    # beta 1e6 makes margins 1e6, -2e6, 0, 5e6, 1e7, -1e7 nats: losses 0, 2e6, log 2, 0, 0, 1e7.
+    assert evaluate(pairs, beta=1e6).summary.loss == close((2e6 + math.log(2) + 1e7) / 6)
+
+
+def test_a_reward_that_overflows_is_counted_never_averaged(pairs):
+    with pytest.raises(InvalidPairsError, match="no pair is valid") as caught:
+        evaluate(pairs, beta=1e308, on_invalid="exclude")
+    assert caught.value.report.n_invalid == 6
 
 
 def test_the_first_five_offenders_by_row_and_value(pairs):

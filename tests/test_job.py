@@ -66,7 +66,7 @@ def test_the_runs_facts_are_in_the_metadata_and_bytes_repeat(source, tmp_path):
     assert facts["beta"] == 0.5
     assert facts["columns"][LOGPS[0]] == "log_probs_chosen_policy"
     assert facts["contract"]["rules"]["ref_chosen_logps.at_most"] == "at most 0"
-    assert set(facts) == {"version", "loss", "beta", "contract", "columns"}
+    assert set(facts) == {"version", "loss", "beta", "objective", "contract", "columns"}
     assert first.read_bytes() == second.read_bytes()
 
 
@@ -118,10 +118,22 @@ def test_quarantine_names_the_rules_of_each_row(broken, tmp_path):
     ]
 
 
-def test_quarantine_of_a_margin_out_of_range(source, tmp_path):
-    score_parquet(source, tmp_path / "s.parquet", beta=1e6, on_invalid="quarantine")
+def test_quarantine_of_scores_out_of_range(source, tmp_path):
+    # The range ends at 1.1259e15; test_evaluate has the rewards and losses.
+    result = score_parquet(source, tmp_path / "s.parquet", beta=1e15, on_invalid="quarantine")
     apart = pl.read_parquet(tmp_path / "s.invalid.parquet")
-    assert apart["broken_rules"].to_list() == [["reward_margin.in_range"]] * 3
+    rewards = ["chosen_reward.in_range", "rejected_reward.in_range"]
+    assert apart.select("source_row", "broken_rules").rows() == [
+        (1, ["loss.in_range"]),
+        (3, rewards),
+        (4, rewards),
+        (5, [*rewards, "loss.in_range"]),
+    ]
+    assert [(r.name, r.count) for r in result.invalid.broken] == [
+        (rewards[0], 3),
+        (rewards[1], 3),
+        ("loss.in_range", 2),
+    ]
 
 
 def test_quarantine_of_clean_data_is_an_empty_file(source, tmp_path):

@@ -1,8 +1,7 @@
-"""Files of long rows are written piece by piece: the same pairs, in memory that does not grow."""
+"""Files of long rows are written in small row groups, in memory that does not grow."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 
 from conftest import LOGPS
 from dpo_pipeline import StorageError, score_parquet
-from dpo_pipeline.publishing import METADATA_KEY
+from dpo_pipeline.defaults import WIDE_ROW_BYTES
 from dpo_pipeline.storage import open_dataset
 
 ADDED = (
@@ -25,8 +24,6 @@ ADDED = (
     "loss",
 )
 N_ROWS = 3_000
-
-pytestmark = pytest.mark.usefixtures("small_pieces")
 
 
 def long_pairs(n_rows=N_ROWS):
@@ -43,61 +40,22 @@ def long_pairs(n_rows=N_ROWS):
     )
 
 
-@pytest.fixture
-def small_pieces(monkeypatch):
-    monkeypatch.setattr("dpo_pipeline.storage.PIECE_BYTES", 200_000)
-    monkeypatch.setattr("dpo_pipeline.pair_writer.WIDE_ROWS_PER_GROUP", 128)
-
-
 def written(source, folder, **options):
     out = folder / "scored.parquet"
     score_parquet(source, out, on_invalid="quarantine", overwrite=True, **options)
     return out, folder / "scored.invalid.parquet"
 
 
-def test_pieces_cover_a_file_once(tmp_path):
+def test_rows_are_long_by_the_footer(tmp_path):
     path = tmp_path / "in.parquet"
-    long_pairs().write_parquet(path, row_group_size=100, statistics=False)
+    long_pairs().write_parquet(path, statistics=False)
     (file,) = open_dataset(path).files
-    assert file.is_wide
     assert 600 < file.row_bytes < 900  # 30 numbers of 18 to 20 digits, and 60 bytes more
-    cuts = list(file.pieces())
-    assert [row for first, rows in cuts for row in range(first, first + rows)] == list(
-        range(N_ROWS)
-    )
-    assert all(rows * file.row_bytes <= 200_000 for _, rows in cuts)
-    assert len(cuts) >= 9
-
-
-def test_a_row_group_is_cut_into_few_pieces(tmp_path):
-    path = tmp_path / "in.parquet"
-    long_pairs().write_parquet(path, row_group_size=N_ROWS)
-    assert len(list(open_dataset(path).files[0].pieces())) == 8
-
-
-def test_numbers_alone_are_not_wide(tmp_path):
-    path = tmp_path / "in.parquet"
     long_pairs().drop("prompt", "tags").write_parquet(path)
-    assert not open_dataset(path).files[0].is_wide
+    assert 20 < open_dataset(path).files[0].row_bytes < 60
 
 
-def test_pieces_give_what_one_sink_gives(tmp_path, monkeypatch, engine):
-    source = tmp_path / "in.parquet"
-    long_pairs().write_parquet(source, row_group_size=100)
-    (tmp_path / "pieces").mkdir()
-    in_pieces = written(source, tmp_path / "pieces")
-    assert engine.data_scans > 18  # measuring, and at least nine pieces for each output
-    monkeypatch.setattr("dpo_pipeline.storage.WIDE_ROW_BYTES", 10**6)
-    at_once = written(source, tmp_path)
-    for pieces, once in zip(in_pieces, at_once, strict=True):
-        assert pl.read_parquet(pieces).equals(pl.read_parquet(once))
-        assert pl.read_parquet_schema(pieces) == pl.read_parquet_schema(once)
-        facts = [pq.read_metadata(p).metadata[METADATA_KEY.encode()] for p in (pieces, once)]
-        assert facts[0] == facts[1]
-        assert json.loads(facts[0])["beta"] == 0.1
-
-
-def test_values_of_pieces_against_plain_arithmetic(tmp_path):
+def test_values_against_plain_arithmetic(tmp_path):
     source = tmp_path / "in.parquet"
     frame = long_pairs()
     frame.write_parquet(source, row_group_size=700)
@@ -115,7 +73,8 @@ def test_values_of_pieces_against_plain_arithmetic(tmp_path):
     assert apart["pair_id"].to_list() == list(range(7, N_ROWS, 100))
 
 
-def test_bytes_do_not_follow_the_row_groups(tmp_path):
+def test_bytes_do_not_follow_the_row_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr("dpo_pipeline.pair_writer.WIDE_ROWS_PER_GROUP", 1_024)
     found = set()
     for rows in (100, 333, 3_000):
         folder = tmp_path / str(rows)
@@ -126,7 +85,7 @@ def test_bytes_do_not_follow_the_row_groups(tmp_path):
     out = tmp_path / "100" / "scored.parquet"
     footer = pq.read_metadata(out)
     sizes = [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
-    assert sizes == [128] * (2_970 // 128) + [2_970 % 128]
+    assert sizes == [1_024, 1_024, 922]
 
 
 def test_a_folder_of_short_and_long_rows(tmp_path):
@@ -137,7 +96,7 @@ def test_a_folder_of_short_and_long_rows(tmp_path):
     frame.head(1_500).write_parquet(folder / "part=1" / "a.parquet")
     frame.tail(-1_500).drop("prompt", "tags").write_parquet(folder / "part=2" / "b.parquet")
     first, second = open_dataset(folder).files
-    assert (first.is_wide, second.is_wide) == (True, False)
+    assert first.row_bytes > WIDE_ROW_BYTES > second.row_bytes
     score_parquet(folder, tmp_path / "out")
     scored = pl.scan_parquet(tmp_path / "out", hive_partitioning=True).sort("pair_id").collect()
     assert scored["pair_id"].equals(frame["pair_id"])
@@ -145,7 +104,7 @@ def test_a_folder_of_short_and_long_rows(tmp_path):
     assert scored["part"].to_list() == [1] * 1_500 + [2] * (frame.height - 1_500)
 
 
-def test_no_valid_pair_in_a_piece_and_no_rows_in_a_file(tmp_path):
+def test_no_valid_pair_in_a_file_and_no_rows(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     frame = long_pairs().drop_nulls(["policy_chosen_logps"])
@@ -157,23 +116,6 @@ def test_no_valid_pair_in_a_piece_and_no_rows_in_a_file(tmp_path):
     assert (result.summary.n_invalid, result.summary.n_valid) == (2_000, frame.height)
     heights = [pl.read_parquet(tmp_path / "out" / f"{n}.parquet").height for n in "abc"]
     assert heights == [0, frame.height, 0]
-
-
-@pytest.mark.parametrize("fault", ["append", "close"])
-def test_a_fault_of_the_disk_names_the_output(tmp_path, monkeypatch, fault):
-    source = tmp_path / "in.parquet"
-    long_pairs().write_parquet(source, row_group_size=100)
-
-    def full(*_args, **_kwargs):
-        raise OSError(28, "No space left on device")
-
-    name = {"append": "write_table", "close": "close"}[fault]
-    with monkeypatch.context() as patch:
-        patch.setattr(pq.ParquetWriter, name, full)
-        with pytest.raises(StorageError, match="No space left on device") as caught:
-            score_parquet(source, tmp_path / "out.parquet", on_invalid="exclude")
-    assert caught.value.path == str(tmp_path / "out.parquet")
-    assert [p.name for p in tmp_path.iterdir()] == ["in.parquet"]
 
 
 def test_a_fault_of_the_input_names_the_input(tmp_path):

@@ -3,6 +3,7 @@
     dpo_loss        lists of log-probabilities in, the loss and the rewards out
     score           LazyFrame to LazyFrame: adds rewards, margin and loss
     evaluate        the figures of a dataset: overall, by batch, by subset
+    sweep           the same for several betas and losses
     check           which rows break the contract
     score_parquet   Parquet in, Parquet out, with the figures as its result
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from dpo_pipeline.running import Progress
     from dpo_pipeline.spec_function import dpo_loss
     from dpo_pipeline.summary import Summary
+    from dpo_pipeline.sweeping import Sweep, sweep
 
 _HOMES = {
     "PreferencePairs": "contract",
@@ -58,6 +60,8 @@ _HOMES = {
     "score": "frame_scoring",
     "dpo_loss": "spec_function",
     "Summary": "summary",
+    "Sweep": "sweeping",
+    "sweep": "sweeping",
 }
 
 __all__ = [
@@ -75,12 +79,14 @@ __all__ = [
     "RefusedCheckError",
     "StorageError",
     "Summary",
+    "Sweep",
     "UsageError",
     "check",
     "dpo_loss",
     "evaluate",
     "score",
     "score_parquet",
+    "sweep",
 ]
 
 

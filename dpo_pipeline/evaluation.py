@@ -26,6 +26,7 @@ from dpo_pipeline.report import InvalidReport
 from dpo_pipeline.result import Evaluation
 from dpo_pipeline.rules import Schema
 from dpo_pipeline.running import ProgressCallback, Watch
+from dpo_pipeline.shard_scoring import ShardScorer
 from dpo_pipeline.storage import Dataset, SourcePath, open_dataset
 
 
@@ -103,13 +104,15 @@ def evaluate(
             # Scores that are in the data already are made anew, whatever beta they had.
             adds=[added.name for added in SCORED],
             replace=True,
+            needs=objective.needs,
         )
     watch = Watch(callback=progress, cancel=cancel)
     with Publication(overwrite=overwrite, inputs=[f.path for f in dataset.files]) as publication:
         summary_file = None if summary is None else publication.stage(summary)
         batch_file = staged_batches(publication, batches, run_facts(binding, objective))
         wanted = Wanted.of(by=by, batching=batching, batch_file=batch_file, histogram=histogram)
-        measured = measure(dataset, binding, objective=objective, wanted=wanted, watch=watch)
+        scorer = ShardScorer(binding=binding, objective=objective, batching=batching)
+        measured = measure(dataset, scorer, wanted=wanted, watch=watch)
         judge(measured, on_invalid=on_invalid, max_invalid=max_invalid, watch=watch)
         result = measured.result(measured.report(watch))
         if summary_file is not None:
@@ -150,7 +153,8 @@ def check(
             contract=contract,
         )
     watch = Watch(callback=progress, cancel=cancel)
-    measured = measure(dataset, binding, objective=None, wanted=Wanted(), watch=watch)
+    scorer = ShardScorer(binding=binding, objective=None, batching=None)
+    measured = measure(dataset, scorer, wanted=Wanted(), watch=watch)
     judge(measured, on_invalid="exclude", max_invalid=max_invalid, watch=watch)
     report = measured.report(watch)
     warn_of(report)

@@ -32,6 +32,7 @@ from dpo_pipeline.publishing import Publication
 from dpo_pipeline.result import Evaluation
 from dpo_pipeline.rules import Schema
 from dpo_pipeline.running import ProgressCallback, Watch
+from dpo_pipeline.shard_scoring import ShardScorer
 from dpo_pipeline.storage import Dataset, SourcePath, open_dataset
 
 
@@ -118,6 +119,7 @@ def score_parquet(
             contract=contract,
             adds=[added.name for added in (*SCORED, *(INVALID if quarantine else ()))],
             replace=replace,
+            needs=objective.needs,
         )
     carried = _carried(keep, binding, dataset)
     watch = Watch(callback=progress, cancel=cancel)
@@ -129,11 +131,13 @@ def score_parquet(
         batch_file = staged_batches(publication, batches, run_facts(binding, objective))
         scored_parts = _stage(publication, sink, dataset)
         wanted = Wanted.of(by=by, batching=batching, batch_file=batch_file, histogram=histogram)
-        measured = measure(dataset, binding, objective=objective, wanted=wanted, watch=watch)
+        scorer = ShardScorer(binding=binding, objective=objective, batching=batching)
+        measured = measure(dataset, scorer, wanted=wanted, watch=watch)
         judge(measured, on_invalid=on_invalid, max_invalid=max_invalid, watch=watch)
         writer = PairWriter(
             measured=measured,
             objective=objective,
+            scorer=scorer,
             carried=carried,
             columns=_in_files(binding, dataset),
             watch=watch,

@@ -100,6 +100,16 @@ class Loss:
         )
 
     @property
+    def takes(self) -> tuple[str, ...]:
+        """The names of its arguments besides beta."""
+        return (
+            *(parameter.name for parameter in self.parameters),
+            *(["reference_free"] if self.reference == "optional" else []),
+            *(["per_token"] if self.by_length == "optional" else []),
+            *(["f_divergence", "f_alpha"] if self.f_divergence else []),
+        )
+
+    @property
     def takes_beta(self) -> bool:
         """Whether beta is among its function's keywords."""
         return "beta" in inspect.signature(self.function).parameters

@@ -12,7 +12,8 @@ its keywords are its parameters, and `loss_catalogue` names it:
     rejected_tokens     tokens of the rejected completion
     beta                KL strength, greater than 0 where it divides
 
-Null and NaN propagate through every one of them.
+Null and NaN propagate through every one of them. Two infinite scores have no difference, so the
+loss is NaN where both overflow; such a pair is invalid, by the rule that scores are finite.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def robust(margin: pl.Expr, *, label_smoothing: float) -> pl.Expr:
 
     Source: arXiv 2403.00409, Eq. 9. It can be negative.
     """
+    if label_smoothing == 0.0:  # 0 times an infinite margin is NaN
+        return sigmoid_loss(margin)
     # sp(-m) is sp(m) + m, and so the difference needs no two large terms.
     return sigmoid_loss(margin) - label_smoothing / (1.0 - 2.0 * label_smoothing) * margin
 
@@ -75,6 +78,7 @@ def ipo(chosen_score: pl.Expr, rejected_score: pl.Expr, *, beta: float) -> pl.Ex
 def exo_pair(margin: pl.Expr, *, label_smoothing: float) -> pl.Expr:
     """Return KL(Bernoulli(sigma(m)) || Bernoulli(1-e)) (arXiv 2402.00856, Eq. 16)."""
     smoothed = pl.lit(label_smoothing)
+    margin = margin.clip(-800.0, 800.0)  # beyond, nothing changes, and 0 times inf is NaN
     kept = sigmoid(margin) * (-sigmoid_loss(margin) - (-smoothed).log1p())
     return kept + sigmoid(-margin) * (-sigmoid_loss(-margin) - smoothed.log())
 
@@ -115,9 +119,12 @@ def discopop(margin: pl.Expr, *, tau: float) -> pl.Expr:
 
     Overflows to inf for very negative margins if tau is above 1.
     """
-    # exp(-m) alone would overflow at -709 where the product with sigma(m / tau) is nothing.
-    exponential = (-margin - softplus(-margin / tau)).exp()
-    return sigmoid_loss(margin) * sigmoid(-margin / tau) + exponential
+    falling = sigmoid(-margin / tau)
+    # exp(-m) alone would overflow at -709 where its product with sigma(m / tau) is nothing.
+    faster = 1.0 / tau - 1.0
+    below = falling if faster == 0.0 else (margin * faster).exp() * falling
+    above = (-margin).exp() * sigmoid(margin / tau)
+    return sigmoid_loss(margin) * falling + pl.when(margin < 0.0).then(below).otherwise(above)
 
 
 def dpop(chosen_score: pl.Expr, rejected_score: pl.Expr, *, beta: float, penalty: float) -> pl.Expr:
@@ -150,7 +157,8 @@ def alphapo(
 ) -> pl.Expr:
     """Return sp(beta (r_c - r_r) - gamma), r = (1 - p^-alpha) / alpha (arXiv 2501.03884, Eq. 7).
 
-    p is the exponential of the score, the mean log-prob; SimPO for alpha = 0.
+    p is the exponential of the score, the mean log-prob; SimPO for alpha = 0. NaN where both
+    rewards overflow.
     """
     chosen, rejected = (
         score if alpha == 0.0 else -expm1(-alpha * score) / alpha
@@ -162,7 +170,8 @@ def alphapo(
 def orpo_odds_ratio(chosen_score: pl.Expr, rejected_score: pl.Expr, *, beta: float) -> pl.Expr:
     """Return beta * sp(log odds ratio) of the mean probabilities (arXiv 2403.07691, Eq. 7).
 
-    The scores are mean log-probs. inf where one of them is 0.
+    The scores are mean log-probs. inf where the rejected one is 0, NaN where both are or where
+    one is above 0, which `max_logp` can allow.
     """
     odds = log1mexp(chosen_score) - log1mexp(rejected_score)
     return beta * sigmoid_loss(chosen_score - rejected_score - odds)

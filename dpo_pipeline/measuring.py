@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import polars as pl
 
@@ -33,6 +33,14 @@ from dpo_pipeline.summary import BIN, FIGURES, Summary, figures, merge, tally
 _SUBSET: Final = "__dpo_pipeline_subset_"
 
 
+class Scorer(Protocol):
+    """What makes scored pairs of a shard."""
+
+    def scored(self, shard: Shard) -> pl.LazyFrame:
+        """Return the shard under canonical names, scored."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """What one reading of a dataset gave; merged partial sums, from which all figures follow."""
@@ -41,7 +49,7 @@ class Measured:
     binding: Binding
     rules: RuleSet
     objective: Objective | None
-    scorer: ShardScorer
+    scorer: Scorer
     by: tuple[str, ...]
     totals: pl.DataFrame
     subsets: pl.DataFrame | None
@@ -215,20 +223,13 @@ class Wanted:
                 raise UsageError(f"by: {name!r} is the name of a figure; rename the column before")
 
 
-def measure(
-    dataset: Dataset,
-    binding: Binding,
-    *,
-    objective: Objective | None,
-    wanted: Wanted,
-    watch: Watch,
-) -> Measured:
+def measure(dataset: Dataset, scorer: ShardScorer, *, wanted: Wanted, watch: Watch) -> Measured:
     """Read the dataset once, shard by shard, and add up its partial sums."""
+    binding, objective = scorer.binding, scorer.objective
     wanted.check(binding.columns)
     batching = wanted.batching
     checked = () if objective is None else objective.columns_to_check(binding.max_logp)
     rules = binding.rules.with_scores_in_range(checked) if checked else binding.rules
-    scorer = ShardScorer(binding=binding, objective=objective, batching=batching)
     sums = _RollUps(wanted, objective=objective, n_rows=dataset.rows)
     suspects = []
     with wanted.batch_file or nullcontext():

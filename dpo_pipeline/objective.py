@@ -28,7 +28,6 @@ LossLike: TypeAlias = str | Mapping[str, float]
 LossArguments: TypeAlias = Mapping[str, float | bool | str]
 """Arguments of the losses, by name."""
 
-_SCORE_ARGUMENTS: Final = ("reference_free", "per_token", "f_divergence", "f_alpha")
 _F_ALPHA: Final = 0.5
 """TRL's default of the alpha of the alpha-divergence."""
 
@@ -102,7 +101,7 @@ class Objective:
         for name, weight in weights.items():
             row = LOSSES[name]
             own = {p.name: p for p in row.parameters}
-            takes = {*own, *_score_arguments(row)}
+            takes = set(row.takes)
             unknown -= takes
             of_system = dict(system.defaults.get(name, {}) if system else {})
             mine = {**of_system, **{n: v for n, v in given.items() if n in takes}}
@@ -234,14 +233,6 @@ def _arguments(loss_args: LossArguments | None) -> dict[str, float | bool | str]
     return dict(loss_args)
 
 
-def _score_arguments(loss: Loss) -> list[str]:
-    return [
-        *(["reference_free"] if loss.reference == "optional" else []),
-        *(["per_token"] if loss.by_length == "optional" else []),
-        *(["f_divergence", "f_alpha"] if loss.f_divergence else []),
-    ]
-
-
 def _basis(loss: Loss, given: Mapping[str, float | bool | str]) -> Basis:
     for name in ("reference_free", "per_token"):
         if not isinstance(given.get(name, False), bool):
@@ -279,9 +270,6 @@ def _refuse(system: Dialect | None, loss: Loss, names: set[str]) -> None:
 
 def _no_such_argument(name: str, weights: Mapping[str, float]) -> None:
     for_losses = " and ".join(weights)
-    takes = sorted(
-        {p.name for each in weights for p in LOSSES[each].parameters}
-        | {a for each in weights for a in _score_arguments(LOSSES[each])}
-    )
+    takes = sorted({argument for each in weights for argument in LOSSES[each].takes})
     there = f"; it takes {', '.join(takes)}" if takes else "; it takes none"
     raise UsageError(f"loss_args: {for_losses} has no {name!r}{did_you_mean(name, takes)}{there}")

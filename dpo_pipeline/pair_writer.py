@@ -27,6 +27,7 @@ from dpo_pipeline.offences import invalid_pairs, numbered
 from dpo_pipeline.publishing import writing
 from dpo_pipeline.running import Watch
 from dpo_pipeline.scoring import with_scores
+from dpo_pipeline.shard_scoring import ShardScorer
 from dpo_pipeline.storage import PairFile
 
 _Output: TypeAlias = Callable[[pl.LazyFrame, int], pl.LazyFrame]
@@ -40,6 +41,7 @@ class PairWriter:
     Attributes:
         measured: What the reading before gave.
         objective: What is computed.
+        scorer: What scored the shards.
         carried: Input columns that scored pairs keep.
         columns: Input columns that invalid pairs keep.
         watch: Is told of the rows.
@@ -47,6 +49,7 @@ class PairWriter:
 
     measured: Measured
     objective: Objective
+    scorer: ShardScorer
     carried: Sequence[str]
     columns: Sequence[str]
     watch: Watch
@@ -87,7 +90,7 @@ class PairWriter:
         facts = run_facts(self.measured.binding, self.objective)
         dataset = self.measured.dataset
         if self.objective.is_of_batches:
-            parts = self.measured.scorer.scored_file(dataset, file)
+            parts = self.scorer.scored_file(dataset, file)
             with reading(file.path):
                 _sink_in_turn((output(part, first) for part, first in parts), hidden, facts)
         else:

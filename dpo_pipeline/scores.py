@@ -32,11 +32,16 @@ def forward_kl(logratio: pl.Expr, _alpha: float) -> pl.Expr:
 
 def js_divergence(logratio: pl.Expr, _alpha: float) -> pl.Expr:
     """Return log 2 + log sigma(h), of the Jensen-Shannon divergence."""
-    return math.log(2.0) - sigmoid_loss(logratio)
+    near_zero = -(expm1(-logratio) / 2.0).log1p()
+    far = math.log(2.0) - sigmoid_loss(logratio)
+    return pl.when(logratio.abs() < 1.0).then(near_zero).otherwise(far)
 
 
 def alpha_divergence(logratio: pl.Expr, alpha: float) -> pl.Expr:
-    """Return (exp((alpha-1) h) - 1) / (alpha-1); the log-ratio itself for alpha = 1."""
+    """Return (exp((alpha-1) h) - 1) / (alpha-1); the log-ratio itself for alpha = 1.
+
+    This alpha is TRL's; the paper's is 1 - alpha.
+    """
     return logratio if alpha == 1.0 else expm1((alpha - 1.0) * logratio) / (alpha - 1.0)
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import reduce
+from types import MappingProxyType
+from typing import Any, Final
 
 import polars as pl
 
@@ -12,6 +16,7 @@ from dpo_pipeline.columns import (
     CHOSEN_LOGRATIO,
     CHOSEN_REWARD,
     CHOSEN_TOKENS,
+    LOSS,
     POLICY_CHOSEN,
     POLICY_REJECTED,
     REF_CHOSEN,
@@ -63,7 +68,7 @@ def with_scores(
         .with_columns(
             reward_margin=rewards.reward_margin(pl.col(CHOSEN_REWARD), pl.col(REJECTED_REWARD))
         )
-        .with_columns(loss=loss_of(objective, within))
+        .with_columns(loss=_loss(objective, within))
     )
 
 
@@ -74,63 +79,98 @@ def with_scores_if(
     return pairs if objective is None else with_scores(pairs, objective, within)
 
 
-def loss_of(objective: Objective, within: WithinBatches | None = None) -> pl.Expr:
+def scores_of(objective: Objective) -> dict[str, pl.Expr]:
+    """Return rewards, margin and loss as expressions of log-probs, for use beside other ones."""
+    scores = _from_logps(objective.reward_basis, objective.beta)
+    names = (CHOSEN_REWARD, REJECTED_REWARD)
+    made = {name: scores[name] for name in names}
+    return made | {
+        REWARD_MARGIN: scores["margin"],
+        LOSS: _sum(
+            objective,
+            {term.basis: _from_logps(term.basis, objective.beta) for term in objective.terms},
+            None,
+        ),
+    }
+
+
+def _loss(objective: Objective, within: WithinBatches | None) -> pl.Expr:
     """Return the loss of a pair that has its log-ratios, rewards and margin already."""
+    ready = _from_columns(objective.reward_basis)
+    compared = {
+        term.basis: ready
+        if term.basis == objective.reward_basis
+        else _from_logps(term.basis, objective.beta)
+        for term in objective.terms
+    }
+    return _sum(objective, compared, within)
+
+
+def _sum(
+    objective: Objective,
+    compared: Mapping[Basis, Mapping[str, pl.Expr]],
+    within: WithinBatches | None,
+) -> pl.Expr:
     weighted = []
     for term in objective.terms:
-        value = _term(term, objective, within)
+        value = _term(term, objective.beta, compared[term.basis], within)
         weighted.append(value if term.weight == 1.0 else term.weight * value)
-    total = weighted[0]
-    for value in weighted[1:]:
-        total = total + value
-    return total
+    return reduce(operator.add, weighted)
 
 
-def _term(term: Term, objective: Objective, within: WithinBatches | None) -> pl.Expr:
+def _term(
+    term: Term, beta: float, compared: Mapping[str, pl.Expr], within: WithinBatches | None
+) -> pl.Expr:
     loss = term.loss
     arguments: dict[str, Any] = dict(term.arguments)
     if loss.takes_beta:
-        arguments["beta"] = objective.beta
-    compared: dict[str, Any] = _compared(term.basis, objective)
+        arguments["beta"] = beta
+    values: dict[str, Any] = dict(compared)
     if loss.is_of_batches:
         if within is None:
             raise UsageError(f"{loss.name} is a loss of batches: give batch_size")
-        compared = {name: pl.when(within.sound).then(value) for name, value in compared.items()}
-        compared["batch"] = pl.col(within.key)
-        compared["seen"] = tuple(pl.lit(n, dtype=pl.Int128) for n in within.seen)
-    return loss.function(*(compared[name] for name in loss.compares), **arguments)
+        values = {name: pl.when(within.sound).then(value) for name, value in compared.items()}
+        values["batch"] = pl.col(within.key)
+        values["seen"] = tuple(pl.lit(n, dtype=pl.Int128) for n in within.seen)
+    return loss.function(*(values[name] for name in loss.compares), **arguments)
 
 
-def _compared(basis: Basis, objective: Objective) -> dict[str, pl.Expr]:
-    """Return all that a row-wise loss can compare, by the names that `losses` has for it."""
-    if basis == objective.reward_basis:  # columns that are there already
-        chosen_logratio, rejected_logratio = pl.col(CHOSEN_LOGRATIO), pl.col(REJECTED_LOGRATIO)
-        chosen_reward, rejected_reward = pl.col(CHOSEN_REWARD), pl.col(REJECTED_REWARD)
-        margin = pl.col(REWARD_MARGIN)
-        chosen_score = _score(chosen_logratio, CHOSEN_TOKENS, basis)
-        rejected_score = _score(rejected_logratio, REJECTED_TOKENS, basis)
-    else:
-        chosen_score, rejected_score = (
-            _score(_logratio(policy, reference, basis), tokens, basis)
-            for policy, reference, tokens in (
-                (POLICY_CHOSEN, REF_CHOSEN, CHOSEN_TOKENS),
-                (POLICY_REJECTED, REF_REJECTED, REJECTED_TOKENS),
-            )
-        )
-        chosen_reward = rewards.implicit_reward(chosen_score, beta=objective.beta)
-        rejected_reward = rewards.implicit_reward(rejected_score, beta=objective.beta)
-        margin = rewards.reward_margin(chosen_reward, rejected_reward)
+def _from_columns(basis: Basis) -> dict[str, pl.Expr]:
+    """Return all that a row-wise loss can compare, from scored columns of the same basis."""
     return {
-        "margin": margin,
-        "chosen_score": chosen_score,
-        "rejected_score": rejected_score,
+        "margin": pl.col(REWARD_MARGIN),
+        "chosen_score": _score(pl.col(CHOSEN_LOGRATIO), CHOSEN_TOKENS, basis),
+        "rejected_score": _score(pl.col(REJECTED_LOGRATIO), REJECTED_TOKENS, basis),
+        "chosen_reward": pl.col(CHOSEN_REWARD),
+        "rejected_reward": pl.col(REJECTED_REWARD),
+        **_FROM_INPUT,
+    }
+
+
+def _from_logps(basis: Basis, beta: float) -> dict[str, pl.Expr]:
+    """Return the same from log-probs."""
+    chosen = _score(_logratio(POLICY_CHOSEN, REF_CHOSEN, basis), CHOSEN_TOKENS, basis)
+    rejected = _score(_logratio(POLICY_REJECTED, REF_REJECTED, basis), REJECTED_TOKENS, basis)
+    chosen_reward = rewards.implicit_reward(chosen, beta=beta)
+    rejected_reward = rewards.implicit_reward(rejected, beta=beta)
+    return {
+        "margin": rewards.reward_margin(chosen_reward, rejected_reward),
+        "chosen_score": chosen,
+        "rejected_score": rejected,
         "chosen_reward": chosen_reward,
         "rejected_reward": rejected_reward,
+        **_FROM_INPUT,
+    }
+
+
+_FROM_INPUT: Final = MappingProxyType(
+    {
         "chosen_tokens": pl.col(CHOSEN_TOKENS.name),
         "rejected_tokens": pl.col(REJECTED_TOKENS.name),
         "policy_difference": pl.col(POLICY_CHOSEN.name) - pl.col(POLICY_REJECTED.name),
         "reference_difference": pl.col(REF_CHOSEN.name) - pl.col(REF_REJECTED.name),
     }
+)
 
 
 def _logratio(policy: Role, reference: Role, basis: Basis) -> pl.Expr:

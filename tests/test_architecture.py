@@ -38,7 +38,7 @@ FLOORS = [
     {"shard_scoring", "published"},
     {"measuring", "frame_scoring"},
     {"evaluation", "pair_writer"},
-    {"job"},
+    {"job", "sweeping"},
     {"progress_line", "stopping"},
     {"cli_options"},
     {"cli"},

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import math
 import os
 import random
 import subprocess
 import sys
 
+import pandera.polars as pa
 import polars as pl
 import pytest
 
@@ -307,6 +307,37 @@ def test_invalid_pairs_take_no_part_in_files(loss, size, on_invalid, tmp_path, m
         assert apart is None
 
 
+@pytest.mark.parametrize("loss", BATCH_LOSSES)
+def test_what_is_invalid_is_for_the_contract_to_say(loss, tmp_path, monkeypatch):
+    monkeypatch.setattr(SHARD, 30)
+    frame = made()
+    frame.write_parquet(tmp_path / "in.parquet")
+    contract = pa.DataFrameSchema({"pair_id": pa.Column(checks=pa.Check.notin([3, 60, 61]))})
+    broken = pl.col("pair_id").is_in([3, 60, 61])
+    seen_so = frame.with_columns(pl.when(broken.not_()).then(pl.col(LOGPS)))
+    expected = [v for v in plain(seen_so, loss, 7) if v is not None]
+    result, scored, _ = written(
+        tmp_path / "in.parquet",
+        tmp_path,
+        loss=loss,
+        batch_size=7,
+        on_invalid="exclude",
+        contract=contract,
+    )
+    assert result.summary.n_invalid == 3
+    assert scored["loss"].to_list() == close(expected)
+
+
+@pytest.mark.parametrize("loss", BATCH_LOSSES)
+def test_a_log_prob_above_0_takes_part_where_it_is_accepted(loss):
+    above = pl.when(pl.int_range(N_ROWS) % 9 == 4).then(0.125).otherwise(LOGPS[0])
+    frame = made().with_columns(above.alias(LOGPS[0]))
+    down = frame.with_columns(pl.col(LOGPS) - 1.0)  # no loss of these sees a common constant
+    found = evaluate(frame, loss=loss, batch_size=7, max_logp=0.125)
+    assert found.summary.n_invalid == 0
+    assert found.batches["loss"].to_list() == close(means_of(plain(down, loss, 7), 7))
+
+
 # --- figures
 
 
@@ -359,6 +390,8 @@ def test_subsets_are_of_rows_whose_batches_are_whole(loss, tmp_path, monkeypatch
         pytest.param({"aot": 1.0, "sigmoid": 0.5}, id="batch loss first"),
         pytest.param({"sigmoid": 0.5, "kto_pair": 2.0}, id="row-wise loss first"),
         pytest.param({"bco_pair_running": 0.25, "aot_unpaired": 1.0, "hinge": 3.0}, id="three"),
+        # Log-ratios are then log-probs of the policy, in the rewards, but not in the running mean.
+        pytest.param({"cpo": 1.0, "bco_pair_running": 1.0}, id="a loss without reference first"),
     ],
 )
 def test_weighted_sums(weights, tmp_path, monkeypatch):
@@ -366,18 +399,20 @@ def test_weighted_sums(weights, tmp_path, monkeypatch):
     frame = with_faults(made())
     frame.write_parquet(tmp_path / "in.parquet")
 
-    def row_wise(name):
-        margins = [
-            0.1 * (c - ref_c - r + ref_r) if is_sound((c, r, ref_c, ref_r)) else None
-            for c, r, ref_c, ref_r in frame.select(LOGPS).rows()
-        ]
-        of = {"sigmoid": sp, "hinge": lambda z: max(0.0, 1.0 - z)}[name]
-        return [None if z is None else of(z) for z in margins]
+    def row_wise(name, row):
+        c, r, ref_c, ref_r = row
+        margin = 0.1 * (c - r if name == "cpo" else c - ref_c - r + ref_r)
+        return max(0.0, 1.0 - margin) if name == "hinge" else sp(margin)
 
+    rows = frame.select(LOGPS).rows()
     terms = [
         [None if v is None else weight * v for v in each]
         for name, weight in weights.items()
-        for each in [plain(frame, name, 7) if name in PLAIN else row_wise(name)]
+        for each in [
+            plain(frame, name, 7)
+            if name in PLAIN
+            else [row_wise(name, row) if is_sound(row) else None for row in rows]
+        ]
     ]
     expected = [None if None in row else math.fsum(row) for row in zip(*terms, strict=True)]
     assert losses_of(frame, weights, 7) == close(expected)
@@ -423,16 +458,15 @@ def test_the_same_bits_for_any_layout_and_shard(loss, size, tmp_path, monkeypatc
     held = evaluate(frame, by="subset", **given)
     (tmp_path / "out").mkdir()
     for source in laid_out(frame, tmp_path):
-        for rows in {"three": (1, 262_144), "seven": (30, 100)}.get(source.name, (30,)):
+        for rows in {"one.parquet": (262_144,), "seven": (14,)}.get(source.name, (30,)):
             monkeypatch.setattr(SHARD, rows)
             found = evaluate(source, by="subset", **given)
             assert found.summary == held.summary, (source, rows)
             assert found.subsets.equals(held.subsets), (source, rows)
             assert found.batches.equals(held.batches), (source, rows)
-            if rows != 100:
-                result, scored, _ = written(source, tmp_path / "out", **given)
-                assert scored.equals(valid), (source, rows)
-                assert result.summary == held.summary, (source, rows)
+            result, scored, _ = written(source, tmp_path / "out", **given)
+            assert scored.equals(valid), (source, rows)
+            assert result.summary == held.summary, (source, rows)
 
 
 def test_bytes_of_an_output_do_not_follow_shards(tmp_path, monkeypatch):
@@ -611,7 +645,7 @@ def test_a_batch_larger_than_a_shard_is_whole(tmp_path, monkeypatch):
 
 
 MEMORY = """
-import json, resource, sys
+import pathlib, re, sys
 import dpo_pipeline
 source, out = sys.argv[1:]
 given = {"loss": "aot", "batch_size": 64, "batches": out + ".batches"}
@@ -619,11 +653,13 @@ if out.endswith("evaluate"):
     dpo_pipeline.evaluate(source, **given)
 else:
     dpo_pipeline.score_parquet(source, out, **given)
-print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024))
+# Not ru_maxrss, which begins with the size of the process that started this one.
+print(re.search(r"VmHWM:\\s*(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1])
 """
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the peak")
 @pytest.mark.parametrize("command", ["evaluate", "score_parquet"])
 def test_memory_does_not_grow_with_rows(tmp_path, command):
     peaks = {}
@@ -639,5 +675,6 @@ def test_memory_does_not_grow_with_rows(tmp_path, command):
             text=True,
             check=True,
         )
-        peaks[millions] = json.loads(done.stdout)
-    assert peaks[6] <= 1.2 * peaks[2]
+        peaks[millions] = int(done.stdout) // 1024
+    assert peaks[6] <= 1.2 * peaks[2], peaks
+    assert peaks[6] < 500, peaks  # 140 MB of which the libraries alone take

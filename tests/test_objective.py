@@ -24,11 +24,13 @@ from dpo_pipeline import (
     objective,
     score,
     score_parquet,
+    shard_scoring,
 )
 from dpo_pipeline.cli import main
 from dpo_pipeline.defaults import DIALECT_NAMES
 from dpo_pipeline.dialects import DIALECTS
-from dpo_pipeline.loss_catalogue import LOSSES, Loss, Parameter
+from dpo_pipeline.loss_catalogue import LOSSES
+from dpo_pipeline.loss_row import Loss, Parameter
 from dpo_pipeline.objective import Objective
 
 TOKENS = ("chosen_num_tokens", "rejected_num_tokens")
@@ -179,9 +181,7 @@ REFERENCE = {
     "always": {"dpop", "aot", "aot_unpaired", "kto_pair", "bco_pair_running"},
 }
 PER_TOKEN_IF_ASKED = {"sigmoid", "robust", "hinge", "ipo", "exo_pair", "discopop"}
-NEED_COUNTS = {
-    *("sigmoid_norm", "rdpo", "simpo", "alphapo", "orpo", "orpo_odds_ratio", "sft"),
-}
+NEED_COUNTS = {"sigmoid_norm", "rdpo", "simpo", "alphapo", "orpo", "orpo_odds_ratio", "sft"}
 DIVERGENT = REFERENCE["optional"] - {"apo_zero", "apo_down", "rdpo"}
 OF_BATCHES = {"aot", "aot_unpaired", "kto_pair", "bco_pair_running"}
 
@@ -523,137 +523,84 @@ def sigma(x):
     return 1.0 / (1.0 + math.exp(-x))
 
 
+def of_margin(function):
+    """Return the loss of beta times the difference of the scores."""
+    return lambda s, t, *_: function(BETA * (s - t))
+
+
+def smoothed(margin):
+    return 0.8 * minus_log_sigmoid(margin) + 0.2 * minus_log_sigmoid(-margin)
+
+
+def hinge(margin):
+    return max(0.0, 1.0 - margin)
+
+
+def discopop(margin):
+    share = sigma(margin / 0.5)
+    return minus_log_sigmoid(margin) * (1 - share) + math.exp(-margin) * share
+
+
+def ipo(s, t, *_):
+    return (s - t - 1 / (2 * BETA)) ** 2
+
+
+def nca(s, t, *_):
+    pushed = minus_log_sigmoid(-BETA * s) + minus_log_sigmoid(-BETA * t)
+    return minus_log_sigmoid(BETA * s) + pushed / 2
+
+
+def bco(s, t, *_):
+    return minus_log_sigmoid(BETA * s + 0.4) + minus_log_sigmoid(-BETA * t - 0.4)
+
+
+def dpop(s, t, *_):
+    return minus_log_sigmoid(BETA * (s - t - 3.0 * max(0.0, -s)))
+
+
+def rdpo(s, t, n, m):
+    return minus_log_sigmoid(BETA * (s - t) + 0.02 * (n - m))
+
+
 def orpo(s, t, *_):
-    """Return the NLL a token and the odds ratio, in probabilities."""
     p, q = math.exp(s), math.exp(t)
     return -s + BETA * math.log1p((q / (1 - q)) / (p / (1 - p)))
 
 
-FIGURES = [
-    # loss, its arguments, scores by plain Python, loss of scores and counts by plain Python
-    pytest.param(
-        "sigmoid", {}, of_sums, lambda s, t, *_: minus_log_sigmoid(BETA * (s - t)), id="1"
-    ),
-    pytest.param(
-        "sigmoid",
-        {"label_smoothing": 0.2},
-        of_sums,
-        lambda s, t, *_: (
-            0.8 * minus_log_sigmoid(BETA * (s - t)) + 0.2 * minus_log_sigmoid(BETA * (t - s))
-        ),
-        id="cDPO",
-    ),
-    pytest.param(
-        *("sigmoid_norm", {}, of_means, lambda s, t, *_: minus_log_sigmoid(BETA * (s - t))),
-        id="sigmoid_norm",
-    ),
-    pytest.param(
-        *("hinge", {"per_token": True}, of_means, lambda s, t, *_: max(0, 1 - BETA * (s - t))),
-        id="hinge per_token",
-    ),
-    pytest.param("ipo", {}, of_sums, lambda s, t, *_: (s - t - 5) ** 2, id="ipo"),
-    pytest.param(
-        *("ipo", {"per_token": True}, of_means, lambda s, t, *_: (s - t - 5) ** 2),
-        id="ipo per_token",
-    ),
-    pytest.param(
-        "sigmoid",
-        {"f_divergence": "forward_kl"},
-        through(forward_kl),
-        lambda s, t, *_: minus_log_sigmoid(BETA * (s - t)),
-        id="forward_kl",
-    ),
-    pytest.param(
-        "sigmoid",
-        {"f_divergence": "js_divergence"},
-        through(js_divergence),
-        lambda s, t, *_: minus_log_sigmoid(BETA * (s - t)),
-        id="js_divergence",
-    ),
-    pytest.param(
-        "hinge",
-        {"f_divergence": "alpha_divergence"},
-        through(alpha_half),
-        lambda s, t, *_: max(0, 1 - BETA * (s - t)),
-        id="alpha_divergence",
-    ),
-    pytest.param(
-        "ipo",
-        {"f_divergence": "alpha_divergence", "f_alpha": 0},
-        through(forward_kl),
-        lambda s, t, *_: (s - t - 5) ** 2,
-        id="alpha 0 is forward_kl",
-    ),
-    pytest.param(
-        "nca_pair",
-        {"f_divergence": "alpha_divergence", "f_alpha": 1},
-        of_sums,
-        lambda s, t, *_: (
-            minus_log_sigmoid(BETA * s)
-            + 0.5 * (minus_log_sigmoid(-BETA * s) + minus_log_sigmoid(-BETA * t))
-        ),
-        id="alpha 1 is reverse_kl",
-    ),
-    pytest.param(
-        "sigmoid",
-        {"f_divergence": "js_divergence", "per_token": True},
-        through(js_divergence, of_means),
-        lambda s, t, *_: minus_log_sigmoid(BETA * (s - t)),
-        id="js_divergence per_token",
-    ),
-    pytest.param(
-        *("sigmoid", {"reference_free": True}, of_policy),
-        lambda s, t, *_: minus_log_sigmoid(BETA * (s - t)),
-        id="reference_free",
-    ),
-    pytest.param(
+dpo = of_margin(minus_log_sigmoid)
+ALPHA = {"f_divergence": "alpha_divergence"}
+JS = {"f_divergence": "js_divergence"}
+PER_TOKEN = {"per_token": True}
+
+FIGURES = {
+    # loss, its arguments, its scores and itself in plain Python
+    "sigmoid": ("sigmoid", {}, of_sums, dpo),
+    "cDPO": ("sigmoid", {"label_smoothing": 0.2}, of_sums, of_margin(smoothed)),
+    "sigmoid_norm": ("sigmoid_norm", {}, of_means, dpo),
+    "hinge per token": ("hinge", PER_TOKEN, of_means, of_margin(hinge)),
+    "ipo": ("ipo", {}, of_sums, ipo),
+    "ipo per token": ("ipo", PER_TOKEN, of_means, ipo),
+    "forward_kl": ("sigmoid", {"f_divergence": "forward_kl"}, through(forward_kl), dpo),
+    "js": ("sigmoid", JS, through(js_divergence), dpo),
+    "js per token": ("sigmoid", {**JS, **PER_TOKEN}, through(js_divergence, of_means), dpo),
+    "alpha 1/2": ("hinge", ALPHA, through(alpha_half), of_margin(hinge)),
+    "alpha 0: forward_kl": ("ipo", {**ALPHA, "f_alpha": 0}, through(forward_kl), ipo),
+    "alpha 1: reverse_kl": ("nca_pair", {**ALPHA, "f_alpha": 1}, of_sums, nca),
+    "reference_free": ("sigmoid", {"reference_free": True}, of_policy, dpo),
+    "simpo": (
         "simpo",
         {"gamma": 0.3, "label_smoothing": 0.2},
         of_policy_means,
-        lambda s, t, *_: (
-            0.8 * minus_log_sigmoid(BETA * (s - t) - 0.3)
-            + 0.2 * minus_log_sigmoid(0.3 - BETA * (s - t))
-        ),
-        id="simpo",
+        of_margin(lambda margin: smoothed(margin - 0.3)),
     ),
-    pytest.param("sft", {}, of_policy_means, lambda s, *_: -s, id="sft"),
-    pytest.param("orpo", {}, of_policy_means, orpo, id="orpo"),
-    pytest.param(
-        "bco_pair",
-        {"baseline": -0.4},
-        of_sums,
-        lambda s, t, *_: minus_log_sigmoid(BETA * s + 0.4) + minus_log_sigmoid(-BETA * t - 0.4),
-        id="bco_pair",
-    ),
-    pytest.param(
-        *("apo_down", {}, of_sums, lambda s, t, *_: sigma(BETA * s) + sigma(BETA * (t - s))),
-        id="apo_down",
-    ),
-    pytest.param(
-        "discopop",
-        {"tau": 0.5},
-        of_sums,
-        lambda s, t, *_: (
-            minus_log_sigmoid(BETA * (s - t)) * (1 - sigma(BETA * (s - t) / 0.5))
-            + math.exp(-BETA * (s - t)) * sigma(BETA * (s - t) / 0.5)
-        ),
-        id="discopop",
-    ),
-    pytest.param(
-        "dpop",
-        {"penalty": 3.0},
-        of_sums,
-        lambda s, t, *_: minus_log_sigmoid(BETA * (s - t - 3.0 * max(0.0, -s))),
-        id="dpop",
-    ),
-    pytest.param(
-        "rdpo",
-        {"length_penalty": 0.02},
-        of_sums,
-        lambda s, t, n, m: minus_log_sigmoid(BETA * (s - t) + 0.02 * (n - m)),
-        id="rdpo",
-    ),
-]
+    "sft": ("sft", {}, of_policy_means, lambda s, *_: -s),
+    "orpo": ("orpo", {}, of_policy_means, orpo),
+    "bco_pair": ("bco_pair", {"baseline": -0.4}, of_sums, bco),
+    "apo_down": ("apo_down", {}, of_sums, lambda s, t, *_: sigma(BETA * s) + sigma(BETA * (t - s))),
+    "discopop": ("discopop", {"tau": 0.5}, of_sums, of_margin(discopop)),
+    "dpop": ("dpop", {"penalty": 3.0}, of_sums, dpop),
+    "rdpo": ("rdpo", {"length_penalty": 0.02}, of_sums, rdpo),
+}
 
 
 @pytest.fixture(scope="module")
@@ -686,7 +633,9 @@ def plain_figures(rows, scores, loss):
     }
 
 
-@pytest.mark.parametrize(("loss", "arguments", "scores", "of_scores"), FIGURES)
+@pytest.mark.parametrize(
+    ("loss", "arguments", "scores", "of_scores"), FIGURES.values(), ids=FIGURES
+)
 def test_figures_equal_plain_python(counted_real, loss, arguments, scores, of_scores):
     frame, rows = counted_real
     expected = plain_figures(rows, scores, of_scores)
@@ -723,11 +672,11 @@ def test_figures_of_subsets_and_batches_are_of_the_loss_too(counted_real):
     turns = frame["turns"].to_list()
     for found in result.subsets.rows(named=True):
         mine = [row for row, t in zip(rows, turns, strict=True) if t == found["turns"]]
-        expected = plain_figures(mine, of_means, lambda s, t, *_: (s - t - 5) ** 2)
+        expected = plain_figures(mine, of_means, ipo)
         assert {n: found[n] for n in expected} == pytest.approx(expected, rel=1e-11, abs=2**-40)
     for found in result.batches.rows(named=True):
         mine = rows[100 * found["batch"] : 100 * (found["batch"] + 1)]
-        expected = plain_figures(mine, of_means, lambda s, t, *_: (s - t - 5) ** 2)
+        expected = plain_figures(mine, of_means, ipo)
         for name in ("n_valid", "loss", "reward_margin", "reward_accuracy"):
             assert found[name] == pytest.approx(expected[name], rel=1e-11, abs=2**-40)
     assert (result.subsets.height, result.batches.height) == (len(set(turns)), 7)
@@ -779,6 +728,20 @@ def test_rewards_are_those_of_the_first_loss(counted, first, second, chosen):
     figures = evaluate(counted, loss={first: 1.0, second: 3.0}).summary
     assert figures.reward_margin == evaluate(counted, loss=first).summary.reward_margin
     assert figures.ref_chosen_logps == pytest.approx(-277 / 6)
+
+
+def test_a_running_baseline_does_not_follow_the_rewards_of_another_loss(
+    counted_real, tmp_path, monkeypatch
+):
+    # What a shard has to know of those before it is of the loss of batches, whatever is first.
+    source = tmp_path / "real.parquet"
+    counted_real[0].write_parquet(source)
+    weights = {"sft": 2.0, "bco_pair_running": 1.0}
+    single = [evaluate(source, loss=n, batch_size=10).summary.loss for n in weights]
+    monkeypatch.setattr(shard_scoring, "COUPLED_SHARD_ROWS", 100)
+    for order in (weights, dict(reversed(weights.items()))):
+        found = evaluate(source, loss=order, batch_size=10).summary.loss
+        assert found == pytest.approx(2.0 * single[0] + single[1], rel=1e-11)
 
 
 def test_one_weight_scales_the_loss_and_not_the_rewards(counted):
@@ -1279,8 +1242,7 @@ def test_losses_are_listed(capsys):
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0].split() == ["loss", "needs", "formula"]
-    rows = [line.split()[0] for line in lines[1:] if line and line[0] not in " -─c"]
-    assert set(LOSSES) - {"cpo", "cpo_hinge"} <= set(rows)
+    assert [line.split()[0] for line in lines[1 : len(LOSSES) + 1]] == list(LOSSES)
     by_name = {line.split()[0]: line for line in lines if line}
     assert "policy log-probs, token counts" in by_name["simpo"]
     assert "policy and reference log-probs, a batch size" in by_name["aot"]
@@ -1308,7 +1270,7 @@ def test_losses_as_json(capsys):
     assert rows["ipo"]["needs"] == "policy and reference log-probs"
     for name, row in rows.items():
         assert row["reference_free"] == next(k for k, v in REFERENCE.items() if name in v)
-        assert (row["per_token"] == "optional") == (name in PER_TOKEN_IF_ASKED)
+        assert ("optional" in row["per_token"]) == (name in PER_TOKEN_IF_ASKED)
         assert ("js_divergence" in row["f_divergence"]) == (name in DIVERGENT)
         assert ("token counts" in row["needs"]) == (name in NEED_COUNTS)
         assert {p["name"] for p in row["parameters"]} == {a for n, a in RANGES if n == name}

@@ -22,6 +22,7 @@ from dpo_pipeline.cli_options import (
     library_arguments,
     on_invalid_option,
     pairs_options,
+    sweep_options,
 )
 from dpo_pipeline.errors import (
     ContractError,
@@ -36,6 +37,7 @@ from dpo_pipeline.stopping import Stopped, run_stoppable
 if TYPE_CHECKING:
     from dpo_pipeline.result import Evaluation
     from dpo_pipeline.running import ProgressCallback
+    from dpo_pipeline.sweeping import Sweep
 
 
 T = TypeVar("T")
@@ -168,6 +170,26 @@ def contract(name: str | None, folder: str | None) -> int:
 
 
 @cli.command()
+@pairs_options
+@sweep_options
+@on_invalid_option(defaults.ON_INVALID)
+def sweep(pairs: str, *, as_json: bool, quiet: bool, **options: Any) -> int:
+    """Print the figures of PAIRS for every --beta with every --loss, reading it once.
+
+    \b
+    Example: dpo-pipeline sweep pairs.parquet --beta 0.05 --beta 0.1 --loss sigmoid --loss ipo
+    """  # noqa: D301  click takes the backspace itself
+    arguments = library_arguments(options)
+
+    def call(cancel: Event, progress: ProgressCallback | None) -> Any:
+        from dpo_pipeline.sweeping import sweep as library_sweep
+
+        return library_sweep(pairs, cancel=cancel, progress=progress, **arguments)
+
+    return _finish(call, as_json=as_json, quiet=quiet, options=options)
+
+
+@cli.command()
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def losses(name: str | None, *, as_json: bool) -> int:
@@ -189,7 +211,7 @@ def _run(call: Callable[[Event, ProgressCallback | None], T], *, quiet: bool) ->
 
 
 def _finish(
-    call: Callable[[Event, ProgressCallback | None], Evaluation],
+    call: Callable[[Event, ProgressCallback | None], Evaluation | Sweep],
     *,
     as_json: bool,
     quiet: bool,
@@ -200,7 +222,7 @@ def _finish(
         done = "quarantined" if options["on_invalid"] == "quarantine" else "excluded"
         click.echo(f"{result.invalid}\n{done}: {result.invalid.n_invalid:,} pairs", err=True)
     if not quiet:
-        for text in result.warnings:
+        for text in result.invalid.warnings:
             click.echo(f"warning: {text}", err=True)
     click.echo(result.to_json() if as_json else str(result))
     return 0

@@ -85,14 +85,6 @@ def pairs_options(command: Decorated) -> Decorated:
 
 _LOSS_OPTIONS = (
     click.option(
-        "--loss",
-        "losses",
-        multiple=True,
-        metavar="NAME[=WEIGHT]",
-        show_default=defaults.LOSS_NAME,
-        help="A loss (`dpo-pipeline losses` lists them). Repeated: their weighted sum.",
-    ),
-    click.option(
         "--loss-arg",
         "loss_args",
         multiple=True,
@@ -105,6 +97,34 @@ _LOSS_OPTIONS = (
         help="The conventions of a system, where systems disagree.",
     ),
 )
+_BETA_DEFAULT = f"{defaults.BETA:g}, or the dialect's"
+
+
+def sweep_options(command: Decorated) -> Decorated:
+    """Add what a sweep takes instead of `figures_options`."""
+    for option in reversed(
+        (
+            click.option(
+                "--beta",
+                "betas",
+                type=float,
+                multiple=True,
+                show_default=_BETA_DEFAULT,
+                help="KL strength of the losses, at least 0. Repeatable.",
+            ),
+            click.option(
+                "--loss",
+                "losses",
+                multiple=True,
+                metavar="NAME",
+                show_default=defaults.LOSS_NAME,
+                help="A loss (`dpo-pipeline losses` lists them). Repeatable.",
+            ),
+            *_LOSS_OPTIONS,
+        )
+    ):
+        command = option(command)
+    return command
 
 
 def figures_options(command: Decorated) -> Decorated:
@@ -114,8 +134,16 @@ def figures_options(command: Decorated) -> Decorated:
             click.option(
                 "--beta",
                 type=float,
-                show_default=f"{defaults.BETA:g}, or the dialect's",
+                show_default=_BETA_DEFAULT,
                 help="KL strength of the loss, at least 0.",
+            ),
+            click.option(
+                "--loss",
+                "weights",
+                multiple=True,
+                metavar="NAME[=WEIGHT]",
+                show_default=defaults.LOSS_NAME,
+                help="A loss (`dpo-pipeline losses` lists them). Repeated: their weighted sum.",
             ),
             *_LOSS_OPTIONS,
             click.option(
@@ -167,8 +195,12 @@ def library_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
             raise UsageError(f"--column takes ROLE=NAME, found {text!r}")
         mapping[role] = name
     arguments["columns"] = mapping
+    if "weights" in arguments:
+        arguments["loss"] = _weights(arguments.pop("weights"))
     if "losses" in arguments:
-        arguments["loss"] = _weights(arguments.pop("losses"))
+        arguments["loss"] = list(arguments.pop("losses")) or defaults.LOSS_NAME
+        arguments["beta"] = list(arguments.pop("betas")) or None
+    if "loss_args" in arguments:
         arguments["loss_args"] = dict(_loss_argument(text) for text in arguments["loss_args"])
     if "by" in arguments:
         arguments["by"] = list(arguments["by"]) or None

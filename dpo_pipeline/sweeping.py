@@ -216,7 +216,9 @@ def _objectives(
         made += [Objective.of(each, b, loss_args=taken, dialect=dialect) for b in betas]
     if untaken:
         raise UsageError(f"loss_args: none of these losses has {min(untaken)!r}")
-    for objective in made:
+    for i, objective in enumerate(made):
+        if objective in made[:i]:
+            raise UsageError(f"{objective} with beta {objective.beta:g} is there twice")
         if objective.is_of_batches:
             raise UsageError(f"{objective} is a loss of batches, and cannot be swept")
     yield from made

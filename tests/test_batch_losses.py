@@ -677,4 +677,4 @@ def test_memory_does_not_grow_with_rows(tmp_path, command):
         )
         peaks[millions] = int(done.stdout) // 1024
     assert peaks[6] <= 1.2 * peaks[2], peaks
-    assert peaks[6] < 500, peaks  # 140 MB of which the libraries alone take
+    assert peaks[6] < 500, peaks

@@ -25,7 +25,7 @@ def aot(
     beta: float,
     label_smoothing: float,
 ) -> pl.Expr:
-    """Return the loss of beta (u - v), u and v of equal rank (arXiv 2406.05882, Eq. 5).
+    """Return the loss of beta (u - v), u and v of equal rank (arXiv 2406.05882).
 
     The pair gets the loss of its own u = c - r, with the v = C - R that has the same rank.
     """
@@ -41,7 +41,7 @@ def aot_unpaired(
     beta: float,
     label_smoothing: float,
 ) -> pl.Expr:
-    """Return the loss of beta (h_c - h_r), both of equal rank (arXiv 2406.05882, Eq. 6)."""
+    """Return the loss of beta (h_c - h_r), both of equal rank (arXiv 2406.05882)."""
     matched = _of_equal_rank(rejected_score, chosen_score).over(batch)
     return smoothed_sigmoid(beta * (chosen_score - matched), label_smoothing=label_smoothing)
 
@@ -76,7 +76,7 @@ def bco_pair_running(
 ) -> pl.Expr:
     """Return `bco_pair` with the mean of all rewards up to the end of the batch as baseline.
 
-    Source: arXiv 2404.04656, Eq. 8, with the running mean of TRL up to 0.24. It depends on the
+    Source: arXiv 2404.04656, with the running mean of TRL up to 0.24. It depends on the
     order of the batches.
     """
     scores = quanta(chosen_score) + quanta(rejected_score)

@@ -192,10 +192,14 @@ def sweep(pairs: str, *, as_json: bool, quiet: bool, **options: Any) -> int:
 @cli.command()
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def losses(name: str | None, *, as_json: bool) -> int:
+@click.option("--markdown", is_flag=True, help="Print the tables of the README.")
+def losses(name: str | None, *, as_json: bool, markdown: bool) -> int:
     """List the losses, or say all of the one called NAME: formula, parameters, needs, source."""
     from dpo_pipeline import loss_list
 
+    if markdown:
+        click.echo(f"{loss_list.as_markdown()}\n\n{loss_list.dialects_as_markdown()}")
+        return 0
     click.echo(loss_list.as_json_text(name) if as_json else loss_list.as_text(name))
     return 0
 

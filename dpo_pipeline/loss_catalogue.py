@@ -37,7 +37,7 @@ _ROWS: Final = (
         name="sigmoid",
         function=losses.smoothed_sigmoid,
         formula="(1-e) sp(z) + e sp(-z), with sp(z) = -log sigma(z)",
-        source="arXiv 2305.18290, Eq. 7; e: Mitchell, cDPO, Eq. 3",
+        source="arXiv 2305.18290, Eq. 7; e: Mitchell, cDPO",
         parameters=(_SMOOTHING,),
         peers={
             "TRL": "sigmoid (ignores label_smoothing)",
@@ -73,7 +73,7 @@ _ROWS: Final = (
         name="robust",
         function=losses.robust,
         formula="((1-e) sp(z) - e sp(-z)) / (1-2e)",
-        source="arXiv 2403.00409, Eq. 9",
+        source="arXiv 2403.00409",
         parameters=(_HALF_OPEN,),
         peers={"TRL": "robust", "Liger": "robust"},
         by_length="optional",
@@ -83,7 +83,7 @@ _ROWS: Final = (
         name="hinge",
         function=losses.hinge,
         formula="max(0, 1 - z)",
-        source="arXiv 2305.10425; arXiv 2309.06657, Eq. 8",
+        source="arXiv 2305.10425; arXiv 2309.06657",
         peers={
             "TRL": "hinge",
             "LLaMA-Factory": "hinge",
@@ -134,7 +134,7 @@ _ROWS: Final = (
         name="nca_pair",
         function=losses.nca_pair,
         formula="sp(beta h_c) + sp(-beta h_c)/2 + sp(-beta h_r)/2",
-        source="arXiv 2402.05369, Eq. 13",
+        source="arXiv 2402.05369",
         peers={"TRL": "nca_pair", "Liger": "nca_pair"},
         f_divergence=True,
     ),
@@ -142,7 +142,7 @@ _ROWS: Final = (
         name="bco_pair",
         function=losses.bco_pair,
         formula="sp(beta h_c - d) + sp(d - beta h_r)",
-        source="arXiv 2404.04656, Eq. 8",
+        source="arXiv 2404.04656",
         parameters=(
             Parameter(
                 name="baseline", default=0.0, meaning="d, subtracted from both rewards, in nats"
@@ -192,7 +192,7 @@ _ROWS: Final = (
         name="dpop",
         function=losses.dpop,
         formula="sp(beta (h_c - h_r - p max(0, -h_c)))",
-        source="arXiv 2402.13228, Eq. 3",
+        source="arXiv 2402.13228",
         parameters=(
             Parameter(
                 name="penalty", default=50.0, low=0.0, meaning="p, on a chosen log-ratio below 0"
@@ -205,7 +205,7 @@ _ROWS: Final = (
         name="rdpo",
         function=losses.length_regularised,
         formula="sp(z + a (L_c - L_r))",
-        source="arXiv 2403.19159, Eq. 9",
+        source="arXiv 2403.19159",
         parameters=(
             Parameter(name="length_penalty", default=0.0, low=0.0, meaning="a, in nats a token"),
         ),
@@ -215,7 +215,7 @@ _ROWS: Final = (
         name="cpo",
         function=losses.smoothed_sigmoid,
         formula="sp(z), z = beta (c - r)",
-        source="arXiv 2401.08417, Eq. 5",
+        source="arXiv 2401.08417",
         parameters=(_SMOOTHING,),
         peers={"TRL": "CPOTrainer sigmoid (and cpo_alpha * sft)", "Liger": "cpo"},
         reference="never",
@@ -234,7 +234,7 @@ _ROWS: Final = (
         name="simpo",
         function=losses.simpo,
         formula="sp(z - g), z = beta (c / L_c - r / L_r)",
-        source="arXiv 2405.14734, Eq. 6",
+        source="arXiv 2405.14734",
         parameters=(_GAMMA, _SMOOTHING),
         peers={
             "TRL": "CPOTrainer simpo",
@@ -250,7 +250,7 @@ _ROWS: Final = (
         name="alphapo",
         function=losses.alphapo,
         formula="sp(beta (R_c - R_r) - g), with R = (1 - p^-a) / a, p = exp(c / L_c)",
-        source="arXiv 2501.03884, Eq. 7",
+        source="arXiv 2501.03884",
         parameters=(
             Parameter(name="gamma", default=0.5, low=0.0, meaning=_GAMMA.meaning),
             Parameter(name="alpha", default=0.0, meaning="a; SimPO at 0"),
@@ -263,7 +263,7 @@ _ROWS: Final = (
         name="orpo",
         function=losses.orpo,
         formula="-c / L_c + beta sp(log odds ratio)",
-        source="arXiv 2403.07691, Eq. 6",
+        source="arXiv 2403.07691",
         peers={"TRL": "ORPOTrainer", "LLaMA-Factory": "orpo", "Liger": "orpo"},
         reference="never",
         by_length="always",
@@ -272,7 +272,7 @@ _ROWS: Final = (
         name="orpo_odds_ratio",
         function=losses.orpo_odds_ratio,
         formula="beta sp(log odds ratio), odds = p / (1 - p), p = exp(c / L_c)",
-        source="arXiv 2403.07691, Eq. 7",
+        source="arXiv 2403.07691",
         peers={"LLaMA-Factory": "odds_ratio_loss"},
         reference="never",
         by_length="always",
@@ -281,7 +281,7 @@ _ROWS: Final = (
         name="sft",
         function=losses.sft,
         formula="-c / L_c",
-        source="arXiv 2404.19733, Eq. 2 (its NLL term)",
+        source="arXiv 2404.19733 (its NLL term)",
         peers={
             "TRL": "sft (over all tokens of a batch)",
             "LLaMA-Factory": "pref_ftx",
@@ -295,7 +295,7 @@ _ROWS: Final = (
         name="aot",
         function=batch_losses.aot,
         formula="sp(beta (u_(k) - v_(k))), u = c - r and v = C - R sorted within a batch",
-        source="arXiv 2406.05882, Eq. 5",
+        source="arXiv 2406.05882",
         parameters=(_SMOOTHING,),
         peers={"TRL": "aot", "Liger": "aot"},
         reference="always",
@@ -305,7 +305,7 @@ _ROWS: Final = (
         name="aot_unpaired",
         function=batch_losses.aot_unpaired,
         formula="sp(beta (h_c(k) - h_r(k))), each sorted within a batch",
-        source="arXiv 2406.05882, Eq. 6",
+        source="arXiv 2406.05882",
         parameters=(_SMOOTHING,),
         peers={"TRL": "aot_unpaired (aot_pair to 0.24)"},
         reference="always",
@@ -325,7 +325,7 @@ _ROWS: Final = (
         name="bco_pair_running",
         function=batch_losses.bco_pair_running,
         formula="bco_pair, d = mean of all rewards up to the end of the batch",
-        source="arXiv 2404.04656, Eq. 8",
+        source="arXiv 2404.04656",
         peers={"TRL": "bco_pair (to 0.24)", "LLaMA-Factory": "bco_pair"},
         reference="always",
     ),

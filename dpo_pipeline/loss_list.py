@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
 
 from dpo_pipeline.columns import did_you_mean
+from dpo_pipeline.dialects import DIALECTS, OTHERS, Rewards
 from dpo_pipeline.documents import as_json
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.loss_catalogue import LOSSES
@@ -65,6 +68,33 @@ def as_markdown() -> str:
         cells = [f"`{loss.name}`", f"`{loss.formula}`", parameters, _needs(loss), loss.source]
         lines.append("| " + " | ".join([*cells, elsewhere]).replace("  ", " ") + " |")
     return "\n".join(lines)
+
+
+def dialects_as_markdown() -> str:
+    """Return the README's table of dialects, and what gives the conventions of other systems."""
+    lines = [
+        "| dialect | beta | rewards are beta times | sets | refuses, having it not | read in |"
+    ]
+    lines.append("|---|---|---|---|---|---|")
+    for each in DIALECTS.values():
+        sets = [f"`{loss}`: {_pairs(values)}" for loss, values in each.defaults.items()]
+        refused = [f"`{name}`: {why}" for name, why in each.refused.items()]
+        read = [f"{topic}: {source}" for topic, source in each.sources.items()]
+        cells = [f"`{each.name}` ({each.system})", f"{each.beta:g}", _REWARDS[each.rewards]]
+        cells += ["; ".join(sets) or "nothing", "; ".join(refused), "; ".join(read)]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "| other system | what gives its conventions |", "|---|---|"]
+    lines += [f"| {system} | {how} |" for system, how in OTHERS.items()]
+    return "\n".join(lines)
+
+
+_REWARDS: Final[Mapping[Rewards, str]] = MappingProxyType(
+    {"score": "what the loss compares", "logratio": "the log-ratio of sums"}
+)
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{name}={value}`" for name, value in values.items())
 
 
 def as_dict(loss: Loss) -> dict[str, Any]:

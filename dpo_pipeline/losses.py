@@ -45,7 +45,7 @@ def log1mexp(x: pl.Expr) -> pl.Expr:
 def smoothed_sigmoid(margin: pl.Expr, *, label_smoothing: float) -> pl.Expr:
     """Return the conservative DPO loss: (1-e) sp(m) + e sp(-m), sp being the DPO loss.
 
-    Source: Mitchell, "A note on DPO with noisy preferences", Eq. 3. The DPO loss for e = 0
+    Source: Mitchell, "A note on DPO with noisy preferences and relationship to IPO". The DPO loss for e = 0
     (arXiv 2305.18290, Eq. 7).
     """
     if label_smoothing == 0.0:
@@ -57,7 +57,7 @@ def smoothed_sigmoid(margin: pl.Expr, *, label_smoothing: float) -> pl.Expr:
 def robust(margin: pl.Expr, *, label_smoothing: float) -> pl.Expr:
     """Return ((1-e) sp(m) - e sp(-m)) / (1-2e), unbiased for labels that flip with chance e.
 
-    Source: arXiv 2403.00409, Eq. 9. It can be negative.
+    Source: arXiv 2403.00409 It can be negative.
     """
     if label_smoothing == 0.0:  # 0 times an infinite margin is NaN
         return sigmoid_loss(margin)
@@ -66,7 +66,7 @@ def robust(margin: pl.Expr, *, label_smoothing: float) -> pl.Expr:
 
 
 def hinge(margin: pl.Expr) -> pl.Expr:
-    """Return max(0, 1 - m) (SLiC-HF, arXiv 2305.10425; RSO, arXiv 2309.06657, Eq. 8)."""
+    """Return max(0, 1 - m) (SLiC-HF, arXiv 2305.10425; RSO, arXiv 2309.06657)."""
     return (1.0 - margin).clip(lower_bound=0.0)
 
 
@@ -84,7 +84,7 @@ def exo_pair(margin: pl.Expr, *, label_smoothing: float) -> pl.Expr:
 
 
 def nca_pair(chosen_reward: pl.Expr, rejected_reward: pl.Expr) -> pl.Expr:
-    """Return sp(c) + sp(-c)/2 + sp(-r)/2 on the rewards (arXiv 2402.05369, Eq. 13)."""
+    """Return sp(c) + sp(-c)/2 + sp(-r)/2 on the rewards (arXiv 2402.05369)."""
     repelled = softplus(chosen_reward) + softplus(rejected_reward)
     return sigmoid_loss(chosen_reward) + 0.5 * repelled
 
@@ -128,7 +128,7 @@ def discopop(margin: pl.Expr, *, tau: float) -> pl.Expr:
 
 
 def dpop(chosen_score: pl.Expr, rejected_score: pl.Expr, *, beta: float, penalty: float) -> pl.Expr:
-    """Return sp(beta (chosen - rejected - penalty * max(0, -chosen))) (arXiv 2402.13228, Eq. 3)."""
+    """Return sp(beta (chosen - rejected - penalty * max(0, -chosen))) (arXiv 2402.13228)."""
     fallen = (-chosen_score).clip(lower_bound=0.0)
     return sigmoid_loss(beta * (chosen_score - rejected_score - penalty * fallen))
 
@@ -140,7 +140,7 @@ def length_regularised(
     *,
     length_penalty: float,
 ) -> pl.Expr:
-    """Return sp(m + a (chosen tokens - rejected tokens)): R-DPO (arXiv 2403.19159, Eq. 9).
+    """Return sp(m + a (chosen tokens - rejected tokens)): R-DPO (arXiv 2403.19159).
 
     Regularising the objective by - a * tokens adds + a * tokens to the implied reward.
     """
@@ -148,14 +148,14 @@ def length_regularised(
 
 
 def simpo(margin: pl.Expr, *, gamma: float, label_smoothing: float) -> pl.Expr:
-    """Return the DPO loss of m - gamma (arXiv 2405.14734, Eq. 6), m from mean log-probs."""
+    """Return the DPO loss of m - gamma (arXiv 2405.14734), m from mean log-probs."""
     return smoothed_sigmoid(margin - gamma, label_smoothing=label_smoothing)
 
 
 def alphapo(
     chosen_score: pl.Expr, rejected_score: pl.Expr, *, beta: float, gamma: float, alpha: float
 ) -> pl.Expr:
-    """Return sp(beta (r_c - r_r) - gamma), r = (1 - p^-alpha) / alpha (arXiv 2501.03884, Eq. 7).
+    """Return sp(beta (r_c - r_r) - gamma), r = (1 - p^-alpha) / alpha (arXiv 2501.03884).
 
     p is the exponential of the score, the mean log-prob; SimPO for alpha = 0. NaN where both
     rewards overflow.
@@ -168,7 +168,7 @@ def alphapo(
 
 
 def orpo_odds_ratio(chosen_score: pl.Expr, rejected_score: pl.Expr, *, beta: float) -> pl.Expr:
-    """Return beta * sp(log odds ratio) of the mean probabilities (arXiv 2403.07691, Eq. 7).
+    """Return beta * sp(log odds ratio) of the mean probabilities (arXiv 2403.07691).
 
     The scores are mean log-probs. inf where the rejected one is 0, NaN where both are or where
     one is above 0, which `max_logp` can allow.
@@ -183,5 +183,5 @@ def sft(chosen_score: pl.Expr) -> pl.Expr:
 
 
 def orpo(chosen_score: pl.Expr, rejected_score: pl.Expr, *, beta: float) -> pl.Expr:
-    """Return the NLL a token plus `orpo_odds_ratio` (arXiv 2403.07691, Eq. 6)."""
+    """Return the NLL a token plus `orpo_odds_ratio` (arXiv 2403.07691)."""
     return sft(chosen_score) + orpo_odds_ratio(chosen_score, rejected_score, beta=beta)

@@ -53,6 +53,6 @@ F_DIVERGENCES: Final[Mapping[str, Callable[[pl.Expr, float], pl.Expr]]] = Mappin
         "alpha_divergence": alpha_divergence,
     }
 )
-"""f' of each divergence, as a function of the log-ratio (arXiv 2309.16240, Table 1).
+"""f' of each divergence, as a function of the log-ratio (arXiv 2309.16240).
 
 All are 0 where policy and reference agree, so that dividing by tokens keeps them comparable."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from dpo_pipeline.cli import main
+from dpo_pipeline.loss_list import as_markdown, dialects_as_markdown
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -84,3 +85,12 @@ def test_examples_run_as_they_are(script):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("mean loss") == 5
+
+
+@pytest.mark.parametrize("table", ["losses", "dialects"])
+def test_the_tables_are_those_of_the_catalogue(table):
+    text = (ROOT / "README.md").read_text()
+    written = text.partition(f"<!-- {table} -->\n")[2].partition(f"\n<!-- end of {table} -->")[0]
+    made = {"losses": as_markdown, "dialects": dialects_as_markdown}[table]()
+    assert written == made  # `dpo-pipeline losses --markdown` prints both
+    assert len(made.splitlines()) > 5

@@ -58,7 +58,7 @@ _ROWS: Final = (
         name="sigmoid_norm",
         function=losses.smoothed_sigmoid,
         formula="sp(z), z from log-ratios per token",
-        source="arXiv 2411.15124 (Tulu 3), Eq. 6",
+        source="arXiv 2411.15124 (Tulu 3)",
         parameters=(_SMOOTHING,),
         peers={
             "TRL": "sigmoid_norm",

@@ -45,8 +45,8 @@ def log1mexp(x: pl.Expr) -> pl.Expr:
 def smoothed_sigmoid(margin: pl.Expr, *, label_smoothing: float) -> pl.Expr:
     """Return the conservative DPO loss: (1-e) sp(m) + e sp(-m), sp being the DPO loss.
 
-    Source: Mitchell, "A note on DPO with noisy preferences and relationship to IPO". The DPO loss for e = 0
-    (arXiv 2305.18290, Eq. 7).
+    Source: Mitchell, "A note on DPO with noisy preferences and relationship to IPO". The DPO loss
+    (arXiv 2305.18290, Eq. 7) for e = 0.
     """
     if label_smoothing == 0.0:
         return sigmoid_loss(margin)

@@ -18,17 +18,18 @@ def checked_beta(beta: object) -> float:
     """
     if isinstance(beta, bool) or not isinstance(beta, Real):
         raise ArgumentError("beta", f"must be a number, found {beta!r}", position=None, value=beta)
-    value = _as_float(beta)
+    value = as_float(beta)
     if not (math.isfinite(value) and value >= 0):
         problem = f"must be finite and at least 0, found {beta!r}"
         raise ArgumentError("beta", problem, position=None, value=beta)
     return value
 
 
-def _as_float(number: Real) -> float:
+def as_float(number: Real) -> float:
+    """Return a number as a float; inf for an integer beyond every float."""
     try:
         return float(number)
-    except OverflowError:  # an integer beyond every float
+    except OverflowError:
         return math.inf
 
 
@@ -53,7 +54,7 @@ def checked_max_logp(max_logp: object) -> float:
         ArgumentError: It is not a number that a log-probability could be at most.
     """
     if isinstance(max_logp, Real) and not isinstance(max_logp, bool):
-        nats = _as_float(max_logp)
+        nats = as_float(max_logp)
         if -LOGP_LIMIT <= nats <= LOGP_LIMIT:
             return nats
     problem = f"must be a number of nats within {LOGP_LIMIT:,.0f}, found {max_logp!r}"

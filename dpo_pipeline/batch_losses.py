@@ -80,8 +80,15 @@ def bco_pair_running(
     order of the batches.
     """
     scores = quanta(chosen_score) + quanta(rejected_score)
-    total = seen[0] + scores.fill_null(0).cum_sum().last().over(batch)
-    count = seen[1] + 2 * scores.is_not_null().cast(pl.Int64).cum_sum().last().over(batch)
+    total = seen[0] + _up_to_the_end_of_its_batch(scores.fill_null(0), batch)
+    n_scores = 2 * scores.is_not_null().cast(pl.Int64)
+    count = seen[1] + _up_to_the_end_of_its_batch(n_scores, batch)
     return bco_pair(
         beta * chosen_score, beta * rejected_score, baseline=beta * mean_of(total, count)
     )
+
+
+def _up_to_the_end_of_its_batch(values: pl.Expr, batch: pl.Expr) -> pl.Expr:
+    # A running sum inside the window would start anew in each batch.
+    begins = batch.ne_missing(batch.shift())
+    return pl.when(begins).then(values.sum().over(batch)).otherwise(0).cum_sum()

@@ -201,7 +201,10 @@ def library_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
         arguments["loss"] = list(arguments.pop("losses")) or defaults.LOSS_NAME
         arguments["beta"] = list(arguments.pop("betas")) or None
     if "loss_args" in arguments:
-        arguments["loss_args"] = dict(_loss_argument(text) for text in arguments["loss_args"])
+        pairs = [_loss_argument(text) for text in arguments["loss_args"]]
+        arguments["loss_args"] = dict(pairs)
+        if len(arguments["loss_args"]) < len(pairs):
+            raise UsageError("--loss-arg: an argument is there twice")
     if "by" in arguments:
         arguments["by"] = list(arguments["by"]) or None
     if arguments["contract"] is not None:
@@ -210,9 +213,11 @@ def library_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _weights(texts: Sequence[str]) -> str | dict[str, float]:
-    weights = {}
+    weights: dict[str, float] = {}
     for text in texts or (defaults.LOSS_NAME,):
         name, equals, weight = text.partition("=")
+        if name in weights:
+            raise UsageError(f"--loss {name} is there twice")
         try:
             weights[name] = float(weight) if equals else 1.0
         except ValueError:

@@ -135,25 +135,32 @@ SCORED: Final = (
     Added(
         name=CHOSEN_LOGRATIO,
         unit="nats",
-        description="Policy minus reference log-probability of the chosen completion",
+        description="Policy minus reference log-probability of the chosen completion; without a "
+        "reference, the policy's",
     ),
     Added(
         name=REJECTED_LOGRATIO,
         unit="nats",
-        description="Policy minus reference log-probability of the rejected completion",
+        description="Policy minus reference log-probability of the rejected completion; without a "
+        "reference, the policy's",
     ),
     Added(
         name=CHOSEN_REWARD,
         unit="nats",
-        description="Implicit reward of the chosen completion: beta * chosen_logratio",
+        description="Implicit reward of the chosen completion: beta * chosen_logratio for the DPO "
+        "loss, beta times what else the loss compares",
     ),
     Added(
         name=REJECTED_REWARD,
         unit="nats",
-        description="Implicit reward of the rejected completion: beta * rejected_logratio",
+        description="Implicit reward of the rejected completion, likewise",
     ),
     Added(name=REWARD_MARGIN, unit="nats", description="Chosen minus rejected implicit reward"),
-    Added(name=LOSS, unit="nats", description="DPO loss of the pair: -log sigmoid(reward_margin)"),
+    Added(
+        name=LOSS,
+        unit="nats",
+        description="Loss of the pair; the DPO loss is -log sigmoid(reward_margin)",
+    ),
 )
 
 SOURCE_ROW: Final = "source_row"
@@ -181,7 +188,7 @@ COUNTS: Final = (
 BATCH_MEANS: Final = (
     Added(name=BATCH, type="integer", description="Batch number, from 0"),
     *COUNTS,
-    Added(name=LOSS, unit="nats", nullable=True, description="Mean DPO loss of the valid pairs"),
+    Added(name=LOSS, unit="nats", nullable=True, description="Mean loss of the valid pairs"),
     Added(
         name=REWARD_ACCURACY,
         nullable=True,

@@ -34,6 +34,9 @@ SHARD_ROWS: Final = 4_000_000
 COUPLED_SHARD_ROWS: Final = 262_144
 """Rows that are in memory at a time for a loss that depends on the other pairs of a batch."""
 
+COUPLED_SHARD_BYTES: Final = 64 * 2**20
+"""Bytes of such rows, as they are in the input before compression."""
+
 MAX_FILE_ROWS: Final = 4_000_000_000
 """Rows of one input file. Polars numbers the rows of a scan with 32 bits."""
 

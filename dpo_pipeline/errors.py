@@ -79,7 +79,8 @@ class InvalidPairsError(ContractError):
     ADVICE: ClassVar[str] = (
         "Mend these rows, or leave them out: on_invalid (--on-invalid) 'exclude' drops them, "
         "'quarantine', when scoring, keeps them apart. Log-probs a little above 0 from a bf16 "
-        "export: raise max_logp (--max-logp). Margins out of range: beta is too large."
+        "export: raise max_logp (--max-logp). Scores out of range: the log-probs, beta or the "
+        "arguments of the loss are too large."
     )
 
     def __init__(self, report: InvalidReport, *, reason: str = "") -> None:

@@ -52,7 +52,7 @@ def evaluate(
     progress: ProgressCallback | None = None,
     cancel: Event | None = None,
 ) -> Evaluation:
-    """Return the mean DPO loss, reward accuracy and the other figures of preference pairs.
+    """Return the mean loss, reward accuracy and the other figures of preference pairs.
 
     The data is read once, in shards of bounded size. Rows that break the contract are read
     once more, to be listed, and only if there are some. Every figure comes from exact sums
@@ -111,7 +111,12 @@ def evaluate(
         summary_file = None if summary is None else publication.stage(summary)
         batch_file = staged_batches(publication, batches, run_facts(binding, objective))
         wanted = Wanted.of(by=by, batching=batching, batch_file=batch_file, histogram=histogram)
-        scorer = ShardScorer(binding=binding, objective=objective, batching=batching)
+        scorer = ShardScorer(
+            binding=binding,
+            objective=objective,
+            batching=batching,
+            row_bytes=dataset.row_bytes,
+        )
         measured = measure(dataset, scorer, wanted=wanted, watch=watch)
         judge(measured, on_invalid=on_invalid, max_invalid=max_invalid, watch=watch)
         result = measured.result(measured.report(watch))

@@ -10,6 +10,7 @@ from dpo_pipeline.batches import Batching
 from dpo_pipeline.binding import bind
 from dpo_pipeline.columns import SCORED
 from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP
+from dpo_pipeline.errors import UsageError
 from dpo_pipeline.intake import FrameLike, as_lazy
 from dpo_pipeline.io_errors import reading
 from dpo_pipeline.objective import LossArguments, LossLike, Objective
@@ -70,6 +71,8 @@ def score(
             needs=objective.needs,
         )
     batching = Batching.of(batch_size=batch_size, batch_by=None, to_file=False)
+    if batching is not None and not objective.is_of_batches:
+        raise UsageError(f"batch_size: {objective} does not depend on batches")
     scorer = ShardScorer(
         binding=binding, objective=objective, batching=batching if objective.is_of_batches else None
     )

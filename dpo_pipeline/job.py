@@ -131,7 +131,12 @@ def score_parquet(
         batch_file = staged_batches(publication, batches, run_facts(binding, objective))
         scored_parts = _stage(publication, sink, dataset)
         wanted = Wanted.of(by=by, batching=batching, batch_file=batch_file, histogram=histogram)
-        scorer = ShardScorer(binding=binding, objective=objective, batching=batching)
+        scorer = ShardScorer(
+            binding=binding,
+            objective=objective,
+            batching=batching,
+            row_bytes=dataset.row_bytes,
+        )
         measured = measure(dataset, scorer, wanted=wanted, watch=watch)
         judge(measured, on_invalid=on_invalid, max_invalid=max_invalid, watch=watch)
         writer = PairWriter(

@@ -12,6 +12,7 @@ from typing import Literal
 import polars as pl
 
 from dpo_pipeline import batch_losses
+from dpo_pipeline.arguments import as_float
 from dpo_pipeline.errors import UsageError
 
 
@@ -50,7 +51,7 @@ class Parameter:
             UsageError: It is none that this parameter can have.
         """
         if isinstance(value, Real) and not isinstance(value, bool):
-            number = float(value)
+            number = as_float(value)
             inside = self.low <= number <= self.high and number not in self.without
             if math.isfinite(number) and inside:
                 return number

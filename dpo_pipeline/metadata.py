@@ -12,6 +12,7 @@ from dpo_pipeline.publishing import METADATA_KEY
 
 def run_facts(binding: Binding, objective: Objective) -> dict[str, str]:
     """Return the Parquet metadata of an output: version, loss, beta, contract, column mapping."""
+    rules = binding.rules.with_scores_in_range(objective.columns_to_check(binding.max_logp))
     facts = {
         "version": version("dpo_pipeline"),
         "loss": str(objective),
@@ -19,7 +20,7 @@ def run_facts(binding: Binding, objective: Objective) -> dict[str, str]:
         "objective": objective.to_dict(),
         "contract": {
             "max_logp": binding.max_logp,
-            "rules": {rule.name: rule.requirement for rule in binding.rules.rules},
+            "rules": {rule.name: rule.requirement for rule in rules.rules},
         },
         "columns": dict(binding.mapping),
     }

@@ -105,7 +105,7 @@ class Objective:
             unknown -= takes
             of_system = dict(system.defaults.get(name, {}) if system else {})
             mine = {**of_system, **{n: v for n, v in given.items() if n in takes}}
-            _refuse(system, row, set(given) & takes)
+            _refuse(system, row, {name for name in takes if given.get(name, False) is not False})
             terms.append(
                 Term(
                     loss=row,
@@ -201,7 +201,7 @@ def _has_alpha(basis: Basis) -> bool:
 def _dialect(name: str | None) -> Dialect | None:
     if name is None:
         return None
-    if name not in DIALECTS:
+    if not isinstance(name, str) or name not in DIALECTS:
         raise UsageError(
             f"dialect: there is no {name!r}{did_you_mean(str(name), DIALECTS)}; "
             f"the dialects are {', '.join(DIALECTS)}"
@@ -220,8 +220,9 @@ def _weights(loss: LossLike) -> dict[str, float]:
                 f"the losses are {', '.join(LOSSES)}"
             )
         number = isinstance(weight, Real) and not isinstance(weight, bool)
-        if not (number and 0.0 < float(weight) <= LOGP_LIMIT):
-            raise UsageError(f"loss: the weight of {name} must be above 0, found {weight!r}")
+        if not (number and 0.0 < weight <= LOGP_LIMIT):
+            allowed = f"above 0 and at most {LOGP_LIMIT:,.0f}"
+            raise UsageError(f"loss: the weight of {name} must be {allowed}, found {weight!r}")
     return {name: float(weight) for name, weight in weights.items()}
 
 
@@ -238,7 +239,7 @@ def _basis(loss: Loss, given: Mapping[str, float | bool | str]) -> Basis:
         if not isinstance(given.get(name, False), bool):
             raise UsageError(f"{name} of {loss.name} must be True or False, found {given[name]!r}")
     divergence = given.get("f_divergence", REVERSE_KL)
-    if divergence not in F_DIVERGENCES:
+    if not isinstance(divergence, str) or divergence not in F_DIVERGENCES:
         raise UsageError(
             f"f_divergence of {loss.name} must be one of {', '.join(F_DIVERGENCES)}, "
             f"found {divergence!r}"
@@ -254,7 +255,7 @@ def _basis(loss: Loss, given: Mapping[str, float | bool | str]) -> Basis:
     return Basis(
         reference=not free,
         per_token=loss.by_length == "always" or bool(given.get("per_token", False)),
-        f_divergence=str(divergence),
+        f_divergence=divergence,
         f_alpha=float(alpha),
     )
 

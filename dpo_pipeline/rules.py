@@ -206,10 +206,19 @@ def _schemas(max_logp: float, contract: Schema | None, needs: Needs) -> list[pa.
     for schema in schemas:
         # With drop_invalid_rows pandera keeps silent about missing columns and wrong types.
         schema.drop_invalid_rows = False
-        schema.columns = {name: copy(column) for name, column in schema.columns.items()}
+        # A model made from ours declares columns that this loss may not need.
+        schema.columns = {
+            name: copy(column)
+            for name, column in schema.columns.items()
+            if name not in ROLES or needs.have(ROLES[name]) or _has_own_rules(column)
+        }
         for column in schema.columns.values():
             column.drop_invalid_rows = False
     return schemas
+
+
+def _has_own_rules(column: pa.Column) -> bool:
+    return not column.checks or any(check.title != OUR_TITLE for check in column.checks)
 
 
 def _problems(error: SchemaErrors | SchemaError, frame: pl.LazyFrame) -> Iterator[str]:

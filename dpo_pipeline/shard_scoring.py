@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -9,10 +10,12 @@ import polars as pl
 
 from dpo_pipeline.batches import Batching
 from dpo_pipeline.binding import Binding
-from dpo_pipeline.defaults import COUPLED_SHARD_ROWS
+from dpo_pipeline.columns import POLICY_CHOSEN, POLICY_REJECTED, REF_CHOSEN, REF_REJECTED
+from dpo_pipeline.defaults import COUPLED_SHARD_BYTES, COUPLED_SHARD_ROWS
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.exact import exact_sum
 from dpo_pipeline.objective import Objective
+from dpo_pipeline.rewards import logratio
 from dpo_pipeline.scoring import WithinBatches, with_scores_if
 from dpo_pipeline.storage import Dataset, PairFile, Shard
 
@@ -28,12 +31,15 @@ class ShardScorer:
         binding: The contract.
         objective: What is computed; None prepares only.
         batching: How pairs are put into batches.
+        row_bytes: Average bytes of a row, where it is known.
     """
 
     binding: Binding
     objective: Objective | None
     batching: Batching | None
+    row_bytes: int = 0
     _seen: dict[int, tuple[int, int]] = field(default_factory=lambda: {0: (0, 0)})
+    _held: tuple[int, pl.DataFrame] | None = None
 
     def __post_init__(self) -> None:
         if self._is_of_batches and (self.batching is None or self.batching.size is None):
@@ -51,7 +57,8 @@ class ShardScorer:
         if not self._is_of_batches or self.batching is None or self.batching.size is None:
             return otherwise
         size = self.batching.size
-        return max(size, COUPLED_SHARD_ROWS // size * size)
+        fitting = min(COUPLED_SHARD_ROWS, COUPLED_SHARD_BYTES // max(self.row_bytes, 1))
+        return max(size, fitting // size * size)
 
     def scored(self, shard: Shard) -> pl.LazyFrame:
         """Return a shard under canonical names, with the batch of each row, and scored."""
@@ -60,24 +67,34 @@ class ShardScorer:
             pairs = self.batching.with_key(pairs, shard.first_row)
         return with_scores_if(pairs, self.objective, self._within(shard))
 
-    def scored_file(self, dataset: Dataset, file: PairFile) -> list[tuple[pl.LazyFrame, int]]:
-        """Return the parts of a file, scored within their batches, with their first rows in it."""
-        parts: list[tuple[pl.LazyFrame, int]] = []
-        for shard in dataset.shards(self.rows(file.rows)):
-            rows = shard.rows or 0
-            first = max(shard.first_row, file.first_row)
-            last = min(shard.first_row + rows, file.first_row + file.rows)
-            if first < last or (file.rows == 0 and not parts):
-                part = self.scored(shard).slice(first - shard.first_row, max(last - first, 0))
-                parts.append((part, first - file.first_row))
-        return parts
+    def scored_file(self, dataset: Dataset, file: PairFile) -> Iterator[tuple[pl.LazyFrame, int]]:
+        """Yield the parts of a file, scored within their batches, with their first rows in it."""
+        if file.rows == 0:
+            yield self.scored(dataset.shard(0, self.rows(0))).limit(0), 0
+        rows = self.rows(file.rows)
+        end = file.first_row + file.rows
+        for start in range(file.first_row // rows * rows, end, rows):
+            first, last = max(start, file.first_row), min(start + rows, end)
+            part = self._collected(dataset, start).slice(first - start, last - first)
+            yield part.lazy(), first - file.first_row
+
+    def _collected(self, dataset: Dataset, start: int) -> pl.DataFrame:
+        # Files come in order, so the shard of one is often that of the next.
+        if self._held is None or self._held[0] != start:
+            shard = dataset.shard(start, self.rows(0))
+            self._held = start, self.scored(shard).collect(engine="streaming")
+        return self._held[1]
 
     def sums(self) -> list[pl.Expr]:
         """Return what the shards to come have to know of this one, as partial sums."""
         if not self._is_of_batches:
             return []
         sound = self.binding.rules.valid
-        scores = [pl.when(sound).then(c) for c in ("chosen_logratio", "rejected_logratio")]
+        # Those of the log-probs: the rewards' may be of another term, without a reference.
+        scores = [
+            pl.when(sound).then(logratio(pl.col(policy.name), pl.col(reference.name)))
+            for policy, reference in ((POLICY_CHOSEN, REF_CHOSEN), (POLICY_REJECTED, REF_REJECTED))
+        ]
         return [
             (exact_sum(scores[0]) + exact_sum(scores[1])).alias(_SEEN_SUM),
             (2 * sound.sum().cast(pl.Int64)).alias(_SEEN_COUNT),

@@ -83,6 +83,11 @@ class Dataset:
         """Rows in the footers; None for a frame."""
         return sum(file.rows for file in self.files) if self.files else None
 
+    @property
+    def row_bytes(self) -> int:
+        """Average bytes of a row in the file whose rows are the longest; 0 for a frame."""
+        return max((file.row_bytes for file in self.files), default=0)
+
     def scan(self, files: Sequence[PairFile]) -> pl.LazyFrame:
         """Scan some of the files."""
         return pl.scan_parquet([file.path for file in files], glob=False, **self.scanned)
@@ -95,23 +100,23 @@ class Dataset:
         if not self.files:
             yield Shard(frame=self.frame, first_row=0, rows=None)
             return
+        for first in range(0, max(self.rows or 0, 1), rows):
+            yield self.shard(first, rows)
+
+    def shard(self, first: int, rows: int) -> Shard:
+        """Return the rows from number `first` on, at most `rows` of them."""
         files = [file for file in self.files if file.rows] or self.files[:1]
-        total = files[-1].first_row + files[-1].rows
-        for first in range(0, max(total, 1), rows):
-            last = min(first + rows, total)
-            inside = files[
-                bisect_right(files, first, key=_first_row) - 1 : bisect_left(
-                    files, max(last, 1), key=_first_row
-                )
-            ]
-            frame = self.scan(inside)
-            skip = first - inside[0].first_row
-            whole = skip == 0 and sum(file.rows for file in inside) == last - first
-            yield Shard(
-                frame=frame if whole else frame.slice(skip, last - first),
-                first_row=first,
-                rows=last - first,
-            )
+        last = min(first + rows, self.rows or 0)
+        begin = bisect_right(files, first, key=_first_row) - 1
+        inside = files[begin : bisect_left(files, max(last, 1), key=_first_row)]
+        frame = self.scan(inside)
+        skip = first - inside[0].first_row
+        whole = skip == 0 and sum(file.rows for file in inside) == last - first
+        return Shard(
+            frame=frame if whole else frame.slice(skip, last - first),
+            first_row=first,
+            rows=last - first,
+        )
 
 
 def _first_row(file: PairFile) -> int:

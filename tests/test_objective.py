@@ -84,6 +84,19 @@ def test_the_ranges_are_those_of_every_parameter():
     assert set(RANGES) == {(loss.name, p.name) for loss in LOSSES.values() for p in loss.parameters}
 
 
+def test_defaults_are_those_of_the_sources():
+    other_than_0 = {
+        ("exo_pair", "label_smoothing"): 1e-3,
+        ("discopop", "tau"): 0.05,
+        ("dpop", "penalty"): 50.0,
+        ("simpo", "gamma"): 0.5,
+        ("alphapo", "gamma"): 0.5,
+    }
+    for loss, name in RANGES:
+        (term,) = Objective.of(loss).to_dict()["terms"]
+        assert term[name] == other_than_0.get((loss, name), 0.0), (loss, name)
+
+
 @pytest.mark.parametrize(("loss", "name"), RANGES)
 def test_a_parameter_has_a_range(loss, name):
     inside, outside = RANGES[loss, name]
@@ -785,6 +798,13 @@ def test_squared_losses_are_summed_exactly(loss, low, high, beta):
     assert Fraction(found.chosen_reward) == pytest.approx(
         Fraction(beta) * exact_mean([c for c, _ in h])
     )
+
+
+def test_a_sum_of_large_losses_keeps_the_last_bit():
+    # 4096 + 2**-40 is an odd number of quanta, and the last bit of its Float64.
+    value = 4096.0 + 2.0**-40
+    one = {name: [0.0] for name in LOGPS} | {LOGPS[0]: [1.0 - value]}
+    assert evaluate(one, 1.0, loss="hinge").summary.loss == value
 
 
 # --------------------------------------------------------------------------------- non-finite

@@ -136,6 +136,13 @@ OURS = (
         against=(Against(case="bare-means"),),
     ),
     Case(
+        name="sweep-of-8-betas",
+        call="ours.sweep_of_8_betas",
+        data=CLEAN,
+        is_ours=True,
+        against=(Against(case="evaluate"),),
+    ),
+    Case(
         name="score",
         call="ours.score",
         data=CLEAN,
@@ -180,8 +187,15 @@ PEERS = (
     Case(name="pyarrow-means", call="peers.pyarrow_means", data=CLEAN, needs=("numpy",)),
     Case(name="pandas-means", call="peers.pandas_means", data=CLEAN, needs=("pandas",)),
     Case(
-        name="torch-loop",
-        call="peers.torch_loop",
+        name="torch-loop-of-8",
+        call="peers.torch_loop_of_8",
+        data=SLICE,
+        needs=("torch", "numpy"),
+        against=(Against(case="evaluate", at_least=20.0),),
+    ),
+    Case(
+        name="torch-loop-of-64",
+        call="peers.torch_loop_of_64",
         data=SLICE,
         needs=("torch", "numpy"),
         against=(

@@ -40,6 +40,11 @@ def evaluate_batches_of_2(source: str) -> None:
     dpo_pipeline.evaluate(source, batch_size=2, batches="batches.parquet")
 
 
+def sweep_of_8_betas(source: str) -> None:
+    """Totals for eight betas."""
+    dpo_pipeline.sweep(source, [0.05 * number for number in range(1, 9)])
+
+
 def score(source: str) -> None:
     """Score data in which an invalid pair would be an error."""
     dpo_pipeline.score_parquet(source, "scored.parquet")

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 BETA = 0.1
 LOGPS = ("policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
-BATCH_ROWS = 64
 
 SQL_LOGRATIOS = """
     select *,
@@ -107,7 +106,17 @@ def pandas_means(source: str) -> dict[str, float]:
     return _numpy_means(pd.read_parquet(source, columns=list(LOGPS)))
 
 
-def torch_loop(source: str) -> dict[str, float]:
+def torch_loop_of_8(source: str) -> dict[str, float]:
+    """Batches of 8, the default of Hugging Face's TrainingArguments."""
+    return _torch_loop(source, 8)
+
+
+def torch_loop_of_64(source: str) -> dict[str, float]:
+    """Batches of 64."""
+    return _torch_loop(source, 64)
+
+
+def _torch_loop(source: str, batch_rows: int) -> dict[str, float]:
     """Six means as the evaluation loop of a trainer gets them: from a list of each batch's."""
     import pyarrow.parquet as pq
     import torch
@@ -117,10 +126,10 @@ def torch_loop(source: str) -> dict[str, float]:
     table = pq.read_table(source, columns=list(LOGPS))
     columns = [torch.tensor(table[name].to_numpy()) for name in LOGPS]
     metrics: dict[str, list[float]] = {}
-    for batch in zip(*(column.split(BATCH_ROWS) for column in columns), strict=True):
+    for batch in zip(*(column.split(batch_rows) for column in columns), strict=True):
         for name, value in _torch_means(*batch).items():
             metrics.setdefault(name, []).append(value.item())
-    sizes = torch.tensor([len(batch) for batch in columns[0].split(BATCH_ROWS)])
+    sizes = torch.tensor([len(batch) for batch in columns[0].split(batch_rows)])
     return {
         name: float((torch.tensor(values, dtype=torch.float64) * sizes).sum() / sizes.sum())
         for name, values in metrics.items()

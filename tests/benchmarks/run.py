@@ -25,7 +25,7 @@ rows, CPU, wall and peak MB: the smaller / the larger size. memory: growth of th
 the other; the aim is at most 1.2, and less than 1 GB. CPU / row and ratio: marginal CPU, user and
 system, of the larger size less the smaller one. Ratios of start-up and of the loss calls: all CPU;
 the loss calls are timed within their process, one call, and their peak MB is of the process.
-torch-loop runs on 1/20 of the rows, and the text cases (3 kB a row) on 1/100; their ratios are per
+torch loops run on 1/20 of the rows, and the text cases (3 kB a row) on 1/100; their ratios are per
 row. Batches of 64 go to a file, as 100M pairs give more of them than a result holds.
 pandera imports pandas where that is installed, which adds 0.3 s of CPU to start-up."""
 

@@ -5,6 +5,7 @@
     evaluate        the figures of a dataset: overall, by batch, by subset
     sweep           the same for several betas and losses
     check           which rows break the contract
+    join_reference  policy and reference log-probs from separate tables
     score_parquet   Parquet in, Parquet out, with the figures as its result
 
 Names are imported when they are first used, so that importing the package costs nothing.
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         DataWarning,
         DpoPipelineError,
         InvalidPairsError,
+        JoinError,
         RefusedCheckError,
         StorageError,
         UsageError,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from dpo_pipeline.evaluation import check, evaluate
     from dpo_pipeline.frame_scoring import score
     from dpo_pipeline.job import score_parquet
+    from dpo_pipeline.reference import join_reference
     from dpo_pipeline.report import InvalidReport
     from dpo_pipeline.result import Evaluation
     from dpo_pipeline.running import Progress
@@ -48,6 +51,7 @@ _HOMES = {
     "DataWarning": "errors",
     "DpoPipelineError": "errors",
     "InvalidPairsError": "errors",
+    "JoinError": "errors",
     "RefusedCheckError": "errors",
     "StorageError": "errors",
     "UsageError": "errors",
@@ -55,6 +59,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "score_parquet": "job",
     "InvalidReport": "report",
+    "join_reference": "reference",
     "Evaluation": "result",
     "Progress": "running",
     "score": "frame_scoring",
@@ -74,6 +79,7 @@ __all__ = [
     "Evaluation",
     "InvalidPairsError",
     "InvalidReport",
+    "JoinError",
     "PreferencePairs",
     "Progress",
     "RefusedCheckError",
@@ -84,6 +90,7 @@ __all__ = [
     "check",
     "dpo_loss",
     "evaluate",
+    "join_reference",
     "score",
     "score_parquet",
     "sweep",

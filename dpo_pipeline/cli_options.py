@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from dpo_pipeline import defaults
-from dpo_pipeline.columns import ROLES
+from dpo_pipeline.columns import PAIR_ID, ROLES
 from dpo_pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,6 +57,25 @@ def pairs_options(command: Decorated) -> Decorated:
                 multiple=True,
                 metavar="ROLE=NAME",
                 help=f"The input column of a role ({', '.join(ROLES)}). Repeatable.",
+            ),
+            click.option(
+                "--reference",
+                type=click.Path(),
+                help="The reference's log-probs, if PAIRS has the policy's alone: Parquet.",
+            ),
+            click.option(
+                "--on",
+                default=PAIR_ID.name,
+                show_default=True,
+                metavar="COLUMN",
+                help="The key that joins PAIRS and --reference.",
+            ),
+            click.option(
+                "--reference-column",
+                "reference_columns",
+                multiple=True,
+                metavar="ROLE=NAME",
+                help="As --column, for --reference. Repeatable.",
             ),
             click.option(
                 "--max-logp",
@@ -188,13 +207,9 @@ def library_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
         UsageError: A text is not of the form that its option has.
     """
     arguments = dict(options)
-    mapping = {}
-    for text in arguments["columns"]:
-        role, equals, name = text.partition("=")
-        if not equals or not name:
-            raise UsageError(f"--column takes ROLE=NAME, found {text!r}")
-        mapping[role] = name
-    arguments["columns"] = mapping
+    arguments["columns"] = _mapping("--column", arguments["columns"])
+    reference_columns = _mapping("--reference-column", arguments["reference_columns"])
+    arguments["reference_columns"] = reference_columns or None
     if "weights" in arguments:
         arguments["loss"] = _weights(arguments.pop("weights"))
     if "losses" in arguments:
@@ -210,6 +225,16 @@ def library_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     if arguments["contract"] is not None:
         arguments["contract"] = _imported(arguments["contract"])
     return arguments
+
+
+def _mapping(option: str, texts: Sequence[str]) -> dict[str, str]:
+    mapping = {}
+    for text in texts:
+        role, equals, name = text.partition("=")
+        if not equals or not name:
+            raise UsageError(f"{option} takes ROLE=NAME, found {text!r}")
+        mapping[role] = name
+    return mapping
 
 
 def _weights(texts: Sequence[str]) -> str | dict[str, float]:

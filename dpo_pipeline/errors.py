@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from dpo_pipeline.report import InvalidReport
 
 
@@ -87,6 +89,30 @@ class InvalidPairsError(ContractError):
         self.report = report
         self.reason = reason
         super().__init__("\n".join(filter(None, (reason, str(report), self.ADVICE))))
+
+
+class JoinError(ContractError):
+    """Raised when the rows of policy and reference cannot be told which belong together.
+
+    Attributes:
+        on: The key.
+        rows: Rows of each side, by its name.
+        faults: What is wrong with keys to how many rows have that, and the first such keys.
+    """
+
+    def __init__(
+        self, *, on: str, rows: Mapping[str, int], faults: Mapping[str, tuple[int, tuple[Any, ...]]]
+    ) -> None:
+        self.on = on
+        self.rows = rows
+        self.faults = faults
+        sides = " and ".join(f"{name} ({count:,} rows)" for name, count in rows.items())
+        lines = [f"{sides} cannot be joined by {on!r}:"]
+        for fault, (count, keys) in faults.items():
+            some = ", ".join(map(repr, keys))
+            shown = "" if keys == (None,) else f", such as {some}"
+            lines.append(f"  {fault}: {count:,} row{'' if count == 1 else 's'}{shown}")
+        super().__init__("\n".join(lines))
 
 
 class RefusedCheckError(ContractError):

@@ -6,28 +6,29 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from threading import Event
-from typing import cast
 
 from dpo_pipeline.arguments import checked_choice, checked_limit
 from dpo_pipeline.batches import BATCHES_PER_GROUP, Batching
 from dpo_pipeline.binding import bind
-from dpo_pipeline.columns import SCORED
+from dpo_pipeline.columns import PAIR_ID, SCORED
 from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID, OnInvalid
 from dpo_pipeline.errors import DataWarning
 from dpo_pipeline.growing_file import GrowingFile
 from dpo_pipeline.hidden_files import final_name
-from dpo_pipeline.intake import FrameLike, as_lazy
+from dpo_pipeline.intake import FrameLike
 from dpo_pipeline.io_errors import reading
 from dpo_pipeline.measuring import Wanted, judge, measure
 from dpo_pipeline.metadata import run_facts
 from dpo_pipeline.objective import LossArguments, LossLike, Objective
 from dpo_pipeline.publishing import Publication
+from dpo_pipeline.reference import with_reference
 from dpo_pipeline.report import InvalidReport
 from dpo_pipeline.result import Evaluation
 from dpo_pipeline.rules import Schema
 from dpo_pipeline.running import ProgressCallback, Watch
 from dpo_pipeline.shard_scoring import ShardScorer
-from dpo_pipeline.storage import Dataset, SourcePath, open_dataset
+from dpo_pipeline.sources import as_dataset
+from dpo_pipeline.storage import SourcePath
 
 
 def evaluate(
@@ -45,6 +46,9 @@ def evaluate(
     on_invalid: OnInvalid = "raise",
     max_invalid: float | None = None,
     columns: Mapping[str, str] | None = None,
+    reference: FrameLike | SourcePath | None = None,
+    on: str = PAIR_ID.name,
+    reference_columns: Mapping[str, str] | None = None,
     contract: Schema | None = None,
     max_logp: float = MAX_LOGP,
     summary: str | os.PathLike[str] | None = None,
@@ -77,6 +81,9 @@ def evaluate(
         max_invalid: Raise if more pairs than this are invalid: a count (int), or a share of
             all pairs (float up to 1).
         columns: Role to column, where names and aliases do not say it.
+        reference: Where the reference's log-probs are, if not in `pairs`: a dataframe or Parquet.
+        on: The key that joins the two: a column of both, each value once.
+        reference_columns: As `columns`, for `reference`.
         contract: A pandera schema or model whose checks are added to the contract's.
         max_logp: Largest log-probability accepted, in nats; bf16 exports can reach 0.125.
         summary: Keep the summary document in this JSON file.
@@ -92,7 +99,9 @@ def evaluate(
     """
     checked_choice(on_invalid, ON_INVALID, max_invalid)
     objective = Objective.of(loss, beta, loss_args=loss_args, dialect=dialect)
-    dataset = as_dataset(pairs, columns)
+    dataset = with_reference(
+        as_dataset(pairs, columns), reference, on=on, columns=reference_columns
+    )
     batching = Batching.of(batch_size=batch_size, batch_by=batch_by, to_file=batches is not None)
     with reading(dataset.name):
         binding = bind(
@@ -132,6 +141,9 @@ def check(
     *,
     max_invalid: float | None = None,
     columns: Mapping[str, str] | None = None,
+    reference: FrameLike | SourcePath | None = None,
+    on: str = PAIR_ID.name,
+    reference_columns: Mapping[str, str] | None = None,
     contract: Schema | None = None,
     max_logp: float = MAX_LOGP,
     progress: ProgressCallback | None = None,
@@ -148,7 +160,9 @@ def check(
         UsageError, StorageError, Cancelled: As `evaluate`.
     """
     checked_limit(max_invalid)
-    dataset = as_dataset(pairs, columns)
+    dataset = with_reference(
+        as_dataset(pairs, columns), reference, on=on, columns=reference_columns
+    )
     with reading(dataset.name):
         binding = bind(
             dataset.frame,
@@ -190,11 +204,3 @@ def warn_of(report: InvalidReport) -> None:
     """Issue a report's warnings, at the line that called the library."""
     for text in report.warnings:
         warnings.warn(f"{report.source}: {text}", DataWarning, stacklevel=3)
-
-
-def as_dataset(pairs: FrameLike | SourcePath, columns: Mapping[str, str] | None = None) -> Dataset:
-    """Return files or a dataframe as a dataset."""
-    is_list = isinstance(pairs, Sequence) and all(isinstance(p, (str, os.PathLike)) for p in pairs)
-    if isinstance(pairs, (str, os.PathLike)) or is_list:
-        return open_dataset(cast("SourcePath", pairs), columns)
-    return Dataset(name="pairs", frame=as_lazy(pairs))

@@ -14,7 +14,7 @@ from threading import Event
 from dpo_pipeline.arguments import checked_choice, checked_names
 from dpo_pipeline.batches import Batching
 from dpo_pipeline.binding import Binding, bind
-from dpo_pipeline.columns import INVALID, SCORED, did_you_mean
+from dpo_pipeline.columns import INVALID, PAIR_ID, SCORED, did_you_mean
 from dpo_pipeline.defaults import (
     LOSS_NAME,
     MAX_LOGP,
@@ -23,12 +23,14 @@ from dpo_pipeline.defaults import (
 )
 from dpo_pipeline.errors import StorageError, UsageError
 from dpo_pipeline.evaluation import staged_batches, warn_of, write_document
+from dpo_pipeline.intake import FrameLike
 from dpo_pipeline.io_errors import reading
 from dpo_pipeline.measuring import Wanted, judge, measure
 from dpo_pipeline.metadata import run_facts
 from dpo_pipeline.objective import LossArguments, LossLike, Objective
 from dpo_pipeline.pair_writer import PairWriter
 from dpo_pipeline.publishing import Publication
+from dpo_pipeline.reference import with_reference
 from dpo_pipeline.result import Evaluation
 from dpo_pipeline.rules import Schema
 from dpo_pipeline.running import ProgressCallback, Watch
@@ -54,6 +56,9 @@ def score_parquet(
     histogram: bool = False,
     keep: str | Sequence[str] | None = None,
     columns: Mapping[str, str] | None = None,
+    reference: FrameLike | SourcePath | None = None,
+    on: str = PAIR_ID.name,
+    reference_columns: Mapping[str, str] | None = None,
     contract: Schema | None = None,
     max_logp: float = MAX_LOGP,
     replace: bool = False,
@@ -87,6 +92,9 @@ def score_parquet(
         histogram: Also give the histogram of margins (by subset, with `by`).
         keep: Input columns to carry along, by canonical name; all if not given.
         columns: Role to column, where names and aliases do not say it.
+        reference: Where the reference's log-probs are, if not in `source`: a dataframe or Parquet.
+        on: The key that joins the two: a column of both, each value once.
+        reference_columns: As `columns`, for `reference`.
         contract: A pandera schema or model whose checks are added to the contract's.
         max_logp: Largest log-probability accepted, in nats.
         replace: Overwrite input columns that have the name of an added one.
@@ -108,7 +116,9 @@ def score_parquet(
     objective = Objective.of(loss, beta, loss_args=loss_args, dialect=dialect)
     _checked_paths(source, sink)
     batching = Batching.of(batch_size=batch_size, batch_by=batch_by, to_file=batches is not None)
-    dataset = open_dataset(source, columns)
+    dataset = with_reference(
+        open_dataset(source, columns), reference, on=on, columns=reference_columns
+    )
     _check_outside(source, (sink, invalid, batches))
     with reading(dataset.name):
         binding = bind(

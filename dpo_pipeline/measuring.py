@@ -226,6 +226,7 @@ class Wanted:
 def measure(dataset: Dataset, scorer: ShardScorer, *, wanted: Wanted, watch: Watch) -> Measured:
     """Read the dataset once, shard by shard, and add up its partial sums."""
     binding, objective = scorer.binding, scorer.objective
+    scorer.check_fits(dataset)
     wanted.check(binding.columns)
     batching = wanted.batching
     checked = () if objective is None else objective.columns_to_check(binding.max_logp)
@@ -238,8 +239,9 @@ def measure(dataset: Dataset, scorer: ShardScorer, *, wanted: Wanted, watch: Wat
                 pl.col(name).alias(key)
                 for name, key in zip(wanted.by, sums.subset_keys, strict=True)
             )
-            # A frame is one shard however long it is, and so can end in any number of batches.
-            endless = wanted.only_batches and shard.rows is None
+            # A frame or a join is one shard however long, and so can end in any number of batches.
+            is_bounded = shard.rows is not None and shard.rows <= wanted.shard_rows
+            endless = wanted.only_batches and not is_bounded
             plan = tally(
                 frame,
                 valid=rules.valid,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import glob
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -58,6 +58,14 @@ class Shard:
     rows: int | None
 
 
+Step: TypeAlias = Callable[[pl.LazyFrame], pl.LazyFrame]
+"""What is done to rows of a dataset that were read."""
+
+
+def _as_they_are(rows: pl.LazyFrame) -> pl.LazyFrame:
+    return rows
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
     """Pairs to be read, from files or from a frame.
@@ -69,6 +77,7 @@ class Dataset:
         is_folder: Whether an output of the same shape is a folder.
         hive: Columns that come from the folder names alone.
         scanned: How a scan of some of the files is made to look like one of all.
+        step: What is done to rows as soon as they are read, keeping their order and number.
     """
 
     name: str
@@ -77,6 +86,16 @@ class Dataset:
     is_folder: bool = False
     hive: pl.Schema | None = None
     scanned: Mapping[str, Any] = field(default_factory=dict)
+    step: Step = _as_they_are
+
+    def through(self, step: Step) -> Dataset:
+        """Return the dataset with a step after the reading."""
+        return replace(self, frame=step(self.frame), step=step)
+
+    @property
+    def has_step(self) -> bool:
+        """Whether something is done to rows that were read."""
+        return self.step is not _as_they_are
 
     @property
     def rows(self) -> int | None:
@@ -90,16 +109,22 @@ class Dataset:
 
     def scan(self, files: Sequence[PairFile]) -> pl.LazyFrame:
         """Scan some of the files."""
+        return self.step(self._scan(files))
+
+    def _scan(self, files: Sequence[PairFile]) -> pl.LazyFrame:
         return pl.scan_parquet([file.path for file in files], glob=False, **self.scanned)
 
     def shards(self, rows: int = SHARD_ROWS) -> Iterator[Shard]:
         """Cut the dataset into runs of at most `rows` rows; a frame is one shard.
 
-        The cuts lie at multiples of `rows` of the whole dataset, wherever files end.
+        The cuts lie at multiples of `rows` of the whole dataset, wherever files end. With a step,
+        which may cost the same for any rows, all of them are one shard.
         """
         if not self.files:
             yield Shard(frame=self.frame, first_row=0, rows=None)
             return
+        if self.has_step:
+            rows = max(self.rows or 0, 1)
         for first in range(0, max(self.rows or 0, 1), rows):
             yield self.shard(first, rows)
 
@@ -109,11 +134,11 @@ class Dataset:
         last = min(first + rows, self.rows or 0)
         begin = bisect_right(files, first, key=_first_row) - 1
         inside = files[begin : bisect_left(files, max(last, 1), key=_first_row)]
-        frame = self.scan(inside)
+        frame = self._scan(inside)
         skip = first - inside[0].first_row
         whole = skip == 0 and sum(file.rows for file in inside) == last - first
         return Shard(
-            frame=frame if whole else frame.slice(skip, last - first),
+            frame=self.step(frame if whole else frame.slice(skip, last - first)),
             first_row=first,
             rows=last - first,
         )

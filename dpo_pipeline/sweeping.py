@@ -17,6 +17,7 @@ from dpo_pipeline.columns import (
     LOSS,
     N_PAIRS,
     N_VALID,
+    PAIR_ID,
     REJECTED_REWARD,
     REWARD_MARGIN,
     Needs,
@@ -24,18 +25,20 @@ from dpo_pipeline.columns import (
 from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID, OnInvalid
 from dpo_pipeline.documents import as_json
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.evaluation import as_dataset, warn_of
+from dpo_pipeline.evaluation import warn_of
 from dpo_pipeline.exact import exact_sum, exact_sum_of_wide
 from dpo_pipeline.intake import FrameLike
 from dpo_pipeline.io_errors import reading
 from dpo_pipeline.loss_catalogue import LOSSES
 from dpo_pipeline.measuring import Measured, judge
 from dpo_pipeline.objective import LossArguments, LossLike, Objective
+from dpo_pipeline.reference import with_reference
 from dpo_pipeline.report import InvalidReport
 from dpo_pipeline.rewards import is_correct
 from dpo_pipeline.rules import Schema
 from dpo_pipeline.running import ProgressCallback, Watch
 from dpo_pipeline.scoring import scores_of
+from dpo_pipeline.sources import as_dataset
 from dpo_pipeline.storage import Shard, SourcePath
 from dpo_pipeline.summary import FIGURES, figures, merge, tally
 from dpo_pipeline.tables import aligned
@@ -111,6 +114,9 @@ def sweep(
     on_invalid: OnInvalid = "raise",
     max_invalid: float | None = None,
     columns: Mapping[str, str] | None = None,
+    reference: FrameLike | SourcePath | None = None,
+    on: str = PAIR_ID.name,
+    reference_columns: Mapping[str, str] | None = None,
     contract: Schema | None = None,
     max_logp: float = MAX_LOGP,
     progress: ProgressCallback | None = None,
@@ -128,6 +134,9 @@ def sweep(
         on_invalid: As in `evaluate`.
         max_invalid: As in `evaluate`.
         columns: As in `evaluate`.
+        reference: As in `evaluate`.
+        on: As in `evaluate`.
+        reference_columns: As in `evaluate`.
         contract: As in `evaluate`.
         max_logp: As in `evaluate`.
         progress: As in `evaluate`.
@@ -142,7 +151,9 @@ def sweep(
         reference=any(each.needs.reference for each in objectives),
         tokens=any(each.needs.tokens for each in objectives),
     )
-    dataset = as_dataset(pairs, columns)
+    dataset = with_reference(
+        as_dataset(pairs, columns), reference, on=on, columns=reference_columns
+    )
     with reading(dataset.name):
         binding = bind(
             dataset.frame,

@@ -1,0 +1,20 @@
+"""What a call takes as pairs: a dataframe of any kind, or Parquet files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from dpo_pipeline.intake import FrameLike, as_lazy
+from dpo_pipeline.storage import Dataset, SourcePath, open_dataset
+
+
+def as_dataset(
+    pairs: FrameLike | SourcePath, columns: Mapping[str, str] | None = None, *, name: str = "pairs"
+) -> Dataset:
+    """Return files or a dataframe as a dataset; `name` is what reports call a dataframe."""
+    is_list = isinstance(pairs, Sequence) and all(isinstance(p, (str, os.PathLike)) for p in pairs)
+    if isinstance(pairs, (str, os.PathLike)) or is_list:
+        return open_dataset(cast("SourcePath", pairs), columns)
+    return Dataset(name=name, frame=as_lazy(pairs))

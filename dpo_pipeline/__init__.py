@@ -3,6 +3,7 @@
     dpo_loss        lists of log-probabilities in, the loss and the rewards out
     score           LazyFrame to LazyFrame: adds rewards, margin and loss
     evaluate        the figures of a dataset: overall, by batch, by subset
+    token_kl        estimates of the divergence from the reference, from tokens
     sweep           the same for several betas and losses
     check           which rows break the contract
     join_reference  policy and reference log-probs from separate tables
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from dpo_pipeline.evaluation import check, evaluate
-    from dpo_pipeline.frame_scoring import score
+    from dpo_pipeline.frame_scoring import score, token_kl
     from dpo_pipeline.job import score_parquet
     from dpo_pipeline.reference import join_reference
     from dpo_pipeline.report import InvalidReport
@@ -67,6 +68,7 @@ _HOMES = {
     "Summary": "summary",
     "Sweep": "sweeping",
     "sweep": "sweeping",
+    "token_kl": "frame_scoring",
 }
 
 __all__ = [
@@ -94,6 +96,7 @@ __all__ = [
     "score",
     "score_parquet",
     "sweep",
+    "token_kl",
 ]
 
 

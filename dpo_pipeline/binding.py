@@ -11,6 +11,7 @@ from dpo_pipeline.arguments import checked_max_logp
 from dpo_pipeline.columns import ALL_LOGPS, Needs
 from dpo_pipeline.intake import canonical
 from dpo_pipeline.rules import RuleSet, Schema, compile_rules, gate
+from dpo_pipeline.token_rules import with_token_rules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,12 @@ def bind(
     )
     return Binding(
         mapping=ready.mapping,
-        rules=compile_rules(gated, max_logp=max_logp, contract=contract, needs=needs),
+        rules=with_token_rules(
+            compile_rules(gated, max_logp=max_logp, contract=contract, needs=needs),
+            ready.summed,
+            ready.mapping,
+            max_logp=max_logp,
+        ),
         columns=gated.collect_schema(),
         max_logp=max_logp,
         needs=needs,

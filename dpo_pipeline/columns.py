@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from dpo_pipeline.errors import UsageError
 
-Kind = Literal["logp", "count", "key"]
+Kind = Literal["logp", "count", "key", "tokens", "mask"]
 
 MAPPING: Final = "columns={role: name}, or --column role=name"
 """How a column is mapped to a role, in words for errors."""
@@ -81,10 +81,70 @@ REJECTED_TOKENS: Final = Role(
     description="Tokens of the rejected completion that its log-probability sums over",
 )
 
+
+def _tokens(model: Literal["policy", "ref"], side: Literal["chosen", "rejected"]) -> Role:
+    long = "policy" if model == "policy" else "reference"
+    words = ("token_logps", "token_logprobs", "per_token_logps")
+    name = f"{model}_{side}_token_logps"
+    spellings = [f"{spelled}_{side}_{word}" for spelled in (model, long) for word in words]
+    return Role(
+        name=name,
+        kind="tokens",
+        unit="nats",
+        description=f"Log-probability of each token of the {side} completion under the "
+        f"{'policy' if model == 'policy' else 'frozen reference model'}, instead of its sum",
+        aliases=tuple(dict.fromkeys(s for s in spellings if s != name)),
+    )
+
+
+def _mask(side: Literal["chosen", "rejected"]) -> Role:
+    return Role(
+        name=f"{side}_token_mask",
+        kind="mask",
+        description=f"For each token of the {side} completion whether it counts (true or 1)",
+        aliases=(f"{side}_completion_mask", f"{side}_loss_mask"),
+    )
+
+
 LOGP_ROLES: Final = (POLICY_CHOSEN, POLICY_REJECTED, REF_CHOSEN, REF_REJECTED)
 LOGPS: Final = tuple(role.name for role in LOGP_ROLES)
 COUNT_ROLES: Final = (CHOSEN_TOKENS, REJECTED_TOKENS)
-ROLES: Final = {role.name: role for role in (PAIR_ID, PROMPT_ID, *LOGP_ROLES, *COUNT_ROLES)}
+CHOSEN_MASK: Final = _mask("chosen")
+REJECTED_MASK: Final = _mask("rejected")
+TOKENS_OF: Final = {
+    POLICY_CHOSEN.name: _tokens("policy", "chosen"),
+    POLICY_REJECTED.name: _tokens("policy", "rejected"),
+    REF_CHOSEN.name: _tokens("ref", "chosen"),
+    REF_REJECTED.name: _tokens("ref", "rejected"),
+}
+"""What each log-prob can be summed from."""
+OTHER_SIDE: Final = {
+    POLICY_CHOSEN.name: POLICY_REJECTED.name,
+    POLICY_REJECTED.name: POLICY_CHOSEN.name,
+    REF_CHOSEN.name: REF_REJECTED.name,
+    REF_REJECTED.name: REF_CHOSEN.name,
+}
+"""The other completion under the same model."""
+MASK_OF: Final = {
+    POLICY_CHOSEN.name: CHOSEN_MASK,
+    POLICY_REJECTED.name: REJECTED_MASK,
+    REF_CHOSEN.name: CHOSEN_MASK,
+    REF_REJECTED.name: REJECTED_MASK,
+}
+"""Which of its tokens count."""
+ROLES: Final = {
+    role.name: role
+    for role in (
+        PAIR_ID,
+        PROMPT_ID,
+        *TOKENS_OF.values(),
+        CHOSEN_MASK,
+        REJECTED_MASK,
+        *LOGP_ROLES,
+        *COUNT_ROLES,
+    )
+}
+"""Every role by its name; what can be summed stands before the sums."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,10 +154,14 @@ class Needs:
     Attributes:
         reference: Whether reference log-probs; where not, such columns are like any other.
         tokens: Whether token counts, none of them null.
+        ld_alpha: What tokens beyond the length of the other completion count (LD-DPO).
+        humanline: Whether per-token log-ratios are clamped (HALOs).
     """
 
     reference: bool = True
     tokens: bool = False
+    ld_alpha: float = 1.0
+    humanline: bool = False
 
     @property
     def logps(self) -> tuple[str, ...]:
@@ -106,11 +170,18 @@ class Needs:
 
     def have(self, role: Role) -> bool:
         """Return whether a column of this role is taken for it."""
-        return self.reference or role not in (REF_CHOSEN, REF_REJECTED)
+        of_reference = (REF_CHOSEN, REF_REJECTED)
+        tokens = (TOKENS_OF[each.name] for each in of_reference)
+        return self.reference or role not in (*of_reference, *tokens)
 
     def require(self, role: Role) -> bool:
         """Return whether a column of this role must be there."""
         return self.have(role) and (role.required or (self.tokens and role.kind == "count"))
+
+    @property
+    def has_token_arguments(self) -> bool:
+        """Whether sums are not plain ones, so that they have to be made from tokens."""
+        return self.ld_alpha != 1.0 or self.humanline
 
 
 ALL_LOGPS: Final = Needs()
@@ -262,7 +333,7 @@ def resolve(
                 f"{role.name}: {' and '.join(map(repr, found))} could both be it; "
                 f"map one, for instance {role.name}={found[0]} ({MAPPING})"
             )
-        elif needs.require(role):
+        elif needs.require(role) and not _can_be_made(role, mapping):
             problems.append(_missing(role, names))
     doubled = {c for c in mapping.values() if list(mapping.values()).count(c) > 1}
     problems += [
@@ -270,6 +341,16 @@ def resolve(
         for c in sorted(doubled)
     ]
     return Resolution(mapping=mapping, problems=tuple(problems))
+
+
+def _can_be_made(role: Role, mapping: Mapping[str, str]) -> bool:
+    """Return whether lists of tokens are there, from which this role follows."""
+    if role.kind == "count":
+        side = role.name.partition("_")[0]
+        return any(
+            f"_{side}_" in tokens.name and tokens.name in mapping for tokens in TOKENS_OF.values()
+        )
+    return role.kind == "logp" and TOKENS_OF[role.name].name in mapping
 
 
 def _missing(role: Role, names: list[str]) -> str:

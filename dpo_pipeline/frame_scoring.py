@@ -1,4 +1,4 @@
-"""`score`: a plan of pairs in, a plan of scored pairs out."""
+"""`score` and `token_kl`: a plan of pairs in, a plan with more columns out."""
 
 from __future__ import annotations
 
@@ -6,11 +6,20 @@ from collections.abc import Mapping
 
 import polars as pl
 
+from dpo_pipeline import token_sums
 from dpo_pipeline.batches import Batching
 from dpo_pipeline.binding import bind
-from dpo_pipeline.columns import SCORED
+from dpo_pipeline.columns import (
+    MASK_OF,
+    POLICY_CHOSEN,
+    POLICY_REJECTED,
+    REF_CHOSEN,
+    REF_REJECTED,
+    SCORED,
+    TOKENS_OF,
+)
 from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP
-from dpo_pipeline.errors import UsageError
+from dpo_pipeline.errors import ColumnError, UsageError
 from dpo_pipeline.intake import FrameLike, as_lazy
 from dpo_pipeline.io_errors import reading
 from dpo_pipeline.objective import LossArguments, LossLike, Objective
@@ -78,3 +87,46 @@ def score(
     )
     scored = scorer.scored(Shard(frame=frame, first_row=0, rows=None))
     return scored.select(*binding.columns.names(), *(added.name for added in SCORED))
+
+
+def token_kl(
+    pairs: FrameLike, *, columns: Mapping[str, str] | None = None, max_logp: float = MAX_LOGP
+) -> pl.LazyFrame:
+    """Add estimates of the divergence from the reference, from lists of per-token log-probs.
+
+    Nothing is read: the result is a plan. They are means over the tokens that count of one
+    completion; k1 is d, k2 is d^2 / 2, k3 is exp(-d) - 1 + d, with d the log-ratio of a token
+    (Schulman, "Approximating KL divergence"). They estimate KL(policy || reference) on tokens
+    sampled from the policy; those of a dataset are not, so compare them between datasets or
+    checkpoints, and do not call them the models' KL.
+
+    Args:
+        pairs: One row a pair, with lists of per-token log-probs of policy and reference.
+        columns: Role to column, where names and aliases do not say it.
+        max_logp: As in `evaluate`.
+
+    Returns:
+        The pairs under canonical names, with `chosen_k1`, `chosen_k2`, `chosen_k3`, and the same
+        for the rejected completion, in nats; null where lists have two lengths, or no token.
+
+    Raises:
+        ColumnError: A list is missing, or is none.
+    """
+    frame = as_lazy(pairs)
+    with reading("pairs"):
+        binding = bind(frame, source="pairs", max_logp=max_logp, columns=columns)
+    lacking = [role.name for role in TOKENS_OF.values() if role.name not in binding.columns]
+    if lacking:
+        raise ColumnError("pairs", tuple(f"{n}: missing, and KL is one of tokens" for n in lacking))
+    estimates = {}
+    for policy, reference in ((POLICY_CHOSEN, REF_CHOSEN), (POLICY_REJECTED, REF_REJECTED)):
+        mask = MASK_OF[policy.name].name
+        counts = pl.col(mask) if mask in binding.columns else None
+        ours, theirs = (
+            token_sums.kept(pl.col(TOKENS_OF[role.name].name), counts)
+            for role in (policy, reference)
+        )
+        side = "chosen" if policy is POLICY_CHOSEN else "rejected"
+        for estimate in (token_sums.k1, token_sums.k2, token_sums.k3):
+            estimates[f"{side}_{estimate.__name__}"] = estimate(ours, theirs)
+    return binding.prepare(frame).with_columns(**estimates)

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import polars as pl
 
-from dpo_pipeline.columns import ALL_LOGPS, COUNT_ROLES, LOGPS, Needs, resolve
+from dpo_pipeline import token_sums
+from dpo_pipeline.columns import (
+    ALL_LOGPS,
+    CHOSEN_TOKENS,
+    COUNT_ROLES,
+    LOGPS,
+    MASK_OF,
+    OTHER_SIDE,
+    POLICY_CHOSEN,
+    POLICY_REJECTED,
+    REF_CHOSEN,
+    REF_REJECTED,
+    REJECTED_TOKENS,
+    ROLES,
+    TOKENS_OF,
+    Needs,
+    resolve,
+)
 from dpo_pipeline.errors import ColumnError, UsageError
 
 _COUNTS = {role.name for role in COUNT_ROLES}
@@ -58,10 +75,12 @@ class Canonical:
     Attributes:
         selection: What to select; columns without a role stay as they are.
         mapping: Canonical name to the input column it comes from.
+        summed: Log-probs that are made from lists of tokens.
     """
 
     selection: tuple[pl.Expr, ...]
     mapping: Mapping[str, str]
+    summed: tuple[str, ...]
 
 
 def canonical(
@@ -108,16 +127,64 @@ def canonical(
         ]
     if problems:
         raise ColumnError(source, tuple(problems))
+    problems = list(_token_problems(found.mapping, schema, needs))
+    if problems:
+        raise ColumnError(source, tuple(problems))
     kept = [name for name in schema.names() if name not in in_the_way]
+    made = _made(found.mapping, needs)
     return Canonical(
-        selection=tuple(
-            _typed(pl.col(name), schema[name], role_of[name]).alias(role_of[name])
-            if name in role_of
-            else pl.col(name)
-            for name in kept
+        selection=(
+            *(
+                _typed(pl.col(name), schema[name], role_of[name]).alias(role_of[name])
+                if name in role_of
+                else pl.col(name)
+                for name in kept
+            ),
+            *(values.alias(name) for name, values in made.items()),
         ),
         mapping=dict(found.mapping),
+        summed=tuple(name for name in made if name in LOGPS),
     )
+
+
+def _made(mapping: Mapping[str, str], needs: Needs) -> dict[str, pl.Expr]:
+    """Return the sums and counts that are not there and follow from lists of tokens."""
+    lists = {}
+    for name in needs.logps:
+        tokens, mask = mapping.get(TOKENS_OF[name].name), mapping.get(MASK_OF[name].name)
+        if name not in mapping and tokens is not None:
+            kept = None if mask is None else pl.col(mask)
+            lists[name] = token_sums.kept(pl.col(tokens), kept)
+    made = {name: token_sums.summed(values) for name, values in lists.items()}
+    if needs.ld_alpha != 1.0:
+        for name, values in lists.items():
+            other = lists[OTHER_SIDE[name]]
+            made[name] = token_sums.length_desensitised(values, other, alpha=needs.ld_alpha)
+    if needs.humanline:
+        # The rewards are those of the clamped log-ratios, and the reference's sums are as ever.
+        for policy, reference in ((POLICY_CHOSEN, REF_CHOSEN), (POLICY_REJECTED, REF_REJECTED)):
+            clamped = token_sums.clamped_logratio(lists[policy.name], lists[reference.name])
+            made[policy.name] = made[reference.name] + clamped
+    for name, values in lists.items():
+        count = (CHOSEN_TOKENS if "_chosen_" in name else REJECTED_TOKENS).name
+        if count not in mapping:
+            made.setdefault(count, token_sums.counted(values))
+    return made
+
+
+def _token_problems(mapping: Mapping[str, str], schema: pl.Schema, needs: Needs) -> Iterator[str]:
+    for role, column in mapping.items():
+        if ROLES[role].kind in ("tokens", "mask") and not _is_list(schema[column]):
+            yield f"{role}: must be a list of numbers, found {schema[column]}"
+    for name in needs.logps if needs.has_token_arguments else ():
+        if name in mapping:
+            yield f"{name}: ld_alpha and humanline make sums from tokens; drop this column"
+        elif TOKENS_OF[name].name not in mapping:
+            yield f"{TOKENS_OF[name].name}: missing, and ld_alpha and humanline ask for tokens"
+
+
+def _is_list(dtype: pl.DataType) -> bool:
+    return isinstance(dtype, pl.List) and (dtype.inner.is_numeric() or dtype.inner == pl.Boolean)
 
 
 def _typed(column: pl.Expr, dtype: pl.DataType, role: str) -> pl.Expr:

@@ -28,6 +28,9 @@ LossLike: TypeAlias = str | Mapping[str, float]
 LossArguments: TypeAlias = Mapping[str, float | bool | str]
 """Arguments of the losses, by name."""
 
+TOKEN_ARGUMENTS: Final = ("ld_alpha", "humanline")
+"""Arguments of every loss: how sums are made from lists of tokens."""
+
 _F_ALPHA: Final = 0.5
 """TRL's default of the alpha of the alpha-divergence."""
 
@@ -72,12 +75,16 @@ class Objective:
         terms: The losses; rewards are those of the first one.
         rewards: What beta is multiplied with: what the loss compares, or the log-ratio.
         dialect: The dialect that was asked for.
+        ld_alpha: What tokens beyond the length of the other completion count (LD-DPO).
+        humanline: Whether per-token log-ratios are clamped to -1 and 1.5 (HALOs).
     """
 
     beta: float
     terms: tuple[Term, ...]
     rewards: Rewards = "score"
     dialect: str | None = None
+    ld_alpha: float = 1.0
+    humanline: bool = False
 
     @classmethod
     def of(
@@ -96,6 +103,7 @@ class Objective:
         system = _dialect(dialect)
         weights = _weights(loss)
         given = _arguments(loss_args)
+        ld_alpha, humanline = _token_arguments(given)
         unknown = set(given)
         terms = []
         for name, weight in weights.items():
@@ -122,6 +130,8 @@ class Objective:
             terms=tuple(terms),
             rewards="score" if system is None else system.rewards,
             dialect=dialect,
+            ld_alpha=ld_alpha,
+            humanline=humanline,
         )
         for term in terms:
             if term.loss.positive_beta and made.beta == 0.0:
@@ -135,6 +145,8 @@ class Objective:
         return Needs(
             reference=any(term.needs.reference for term in self.terms),
             tokens=any(term.needs.tokens for term in self.terms),
+            ld_alpha=self.ld_alpha,
+            humanline=self.humanline,
         )
 
     @property
@@ -172,6 +184,8 @@ class Objective:
             "beta": self.beta,
             "rewards": self.rewards,
             "dialect": self.dialect,
+            "ld_alpha": self.ld_alpha,
+            "humanline": self.humanline,
             "terms": [
                 {
                     "loss": term.loss.name,
@@ -232,6 +246,18 @@ def _arguments(loss_args: LossArguments | None) -> dict[str, float | bool | str]
     if not isinstance(loss_args, Mapping) or not all(isinstance(n, str) for n in loss_args):
         raise UsageError(f"loss_args must map argument names to values, found {loss_args!r}")
     return dict(loss_args)
+
+
+def _token_arguments(given: dict[str, float | bool | str]) -> tuple[float, bool]:
+    """Take the arguments that are about tokens, and so about all losses, out of those given."""
+    alpha, humanline = given.pop("ld_alpha", 1.0), given.pop("humanline", False)
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0.0 <= alpha <= 1.0:
+        raise UsageError(f"ld_alpha must be a number from 0 to 1, found {alpha!r}")
+    if not isinstance(humanline, bool):
+        raise UsageError(f"humanline must be True or False, found {humanline!r}")
+    if humanline and alpha != 1.0:
+        raise UsageError("ld_alpha and humanline both change the sums: give one")
+    return float(alpha), humanline
 
 
 def _basis(loss: Loss, given: Mapping[str, float | bool | str]) -> Basis:

@@ -37,7 +37,7 @@ def offences(pairs: pl.LazyFrame, rules: RuleSet, *, row: str = _ROW) -> pl.Lazy
         pl.col(row).alias(_ROW),
         *(r.keeps.not_().alias(f"{_BROKEN}{i}") for i, r in enumerate(rules.rules)),
         *(
-            pl.col(rule.column).alias(f"{_VALUE}{i}")
+            (pl.col(rule.column) if rule.found is None else rule.found).alias(f"{_VALUE}{i}")
             for i, rule in enumerate(rules.rules)
             if rule.column is not None
         ),

@@ -25,12 +25,14 @@ CONTRACT_VERSION: Final = "1.0.0"
 
 _STANDARD: Final = "v3.1.0"
 _PHYSICAL: Final = {"integer": "BIGINT", "number": "DOUBLE", "string": "VARCHAR"}
-_INPUT_TYPES: Final[Mapping[str, Mapping[str, str]]] = {
+_INPUT_TYPES: Final[Mapping[str, Mapping[str, Any]]] = {
     # Any float or integer is taken. A checker that read a bare "number" as a decimal could
     # not count a NaN.
     "logp": {"logicalType": "number", "physicalType": "DOUBLE"},
     "count": {"logicalType": "integer", "physicalType": "BIGINT"},
     "key": {},  # of any type
+    "tokens": {"logicalType": "array", "items": {"logicalType": "number"}},
+    "mask": {"logicalType": "array", "items": {"logicalType": "boolean"}},
 }
 
 
@@ -155,6 +157,8 @@ def _objective() -> dict[str, Any]:
             beta={"type": "number", "minimum": 0},
             rewards={"enum": list(get_args(Rewards))},
             dialect={"enum": [None, *DIALECTS]},
+            ld_alpha={"type": "number", "minimum": 0, "maximum": 1},
+            humanline={"type": "boolean"},
             terms={"type": "array", "minItems": 1, "items": term},
         ),
         "description": "The loss in full: its terms with all their arguments",

@@ -43,12 +43,14 @@ class Rule:
         check: The rule's name.
         requirement: What a value must be, in words.
         keeps: True where the rule is kept; never null.
+        found: What a report shows of a row that breaks it; the column's value if not given.
     """
 
     column: str | None
     check: str
     requirement: str
     keeps: pl.Expr
+    found: pl.Expr | None = None
 
     @property
     def name(self) -> str:

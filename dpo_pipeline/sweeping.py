@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event
 from typing import Any, Final
 
@@ -20,7 +20,6 @@ from dpo_pipeline.columns import (
     PAIR_ID,
     REJECTED_REWARD,
     REWARD_MARGIN,
-    Needs,
 )
 from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID, OnInvalid
 from dpo_pipeline.documents import as_json
@@ -31,7 +30,7 @@ from dpo_pipeline.intake import FrameLike
 from dpo_pipeline.io_errors import reading
 from dpo_pipeline.loss_catalogue import LOSSES
 from dpo_pipeline.measuring import Measured, judge
-from dpo_pipeline.objective import LossArguments, LossLike, Objective
+from dpo_pipeline.objective import TOKEN_ARGUMENTS, LossArguments, LossLike, Objective
 from dpo_pipeline.reference import with_reference
 from dpo_pipeline.report import InvalidReport
 from dpo_pipeline.rewards import is_correct
@@ -147,7 +146,8 @@ def sweep(
     """
     checked_choice(on_invalid, ON_INVALID, max_invalid)
     objectives = tuple(_objectives(beta, loss, loss_args, dialect))
-    needs = Needs(
+    needs = replace(
+        objectives[0].needs,
         reference=any(each.needs.reference for each in objectives),
         tokens=any(each.needs.tokens for each in objectives),
     )
@@ -221,7 +221,7 @@ def _objectives(
         taken = {
             name: value
             for name, value in (loss_args or {}).items()
-            if any(name in LOSSES[term].takes for term in _names(each))
+            if name in TOKEN_ARGUMENTS or any(name in LOSSES[term].takes for term in _names(each))
         }
         untaken -= set(taken)
         made += [Objective.of(each, b, loss_args=taken, dialect=dialect) for b in betas]

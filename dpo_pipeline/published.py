@@ -51,7 +51,10 @@ def _pairs() -> str:
         [_input(role) for role in LOGP_ROLES],
         more=[
             _custom("optionalColumns", [_input(role) for role in optional]),
-            _custom("columnAliases", {role.name: list(role.aliases) for role in LOGP_ROLES}),
+            _custom(
+                "columnAliases",
+                {role.name: list(role.aliases) for role in ROLES.values() if role.aliases},
+            ),
         ],
     )
 
@@ -59,7 +62,7 @@ def _pairs() -> str:
 def _scored() -> str:
     return _contract(
         "scored_pairs",
-        "Valid preference pairs with their implicit rewards, margin and DPO loss "
+        "Valid preference pairs with their implicit rewards, margin and loss "
         "(arXiv 2305.18290, Eq. 7), in the order of the input. Input columns pass through unless "
         "they were not kept.",
         [_added(column) for column in SCORED],

@@ -6,6 +6,8 @@
     token_kl        estimates of the divergence from the reference, from tokens
     sweep           the same for several betas and losses
     check           which rows break the contract
+    read            pairs in other formats than Parquet
+    convert         the same, written as Parquet
     join_reference  policy and reference log-probs from separate tables
     score_parquet   Parquet in, Parquet out, with the figures as its result
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from dpo_pipeline.evaluation import check, evaluate
     from dpo_pipeline.frame_scoring import score, token_kl
     from dpo_pipeline.job import score_parquet
+    from dpo_pipeline.readers import convert, read
     from dpo_pipeline.reference import join_reference
     from dpo_pipeline.report import InvalidReport
     from dpo_pipeline.result import Evaluation
@@ -59,6 +62,8 @@ _HOMES = {
     "check": "evaluation",
     "evaluate": "evaluation",
     "score_parquet": "job",
+    "convert": "readers",
+    "read": "readers",
     "InvalidReport": "report",
     "join_reference": "reference",
     "Evaluation": "result",
@@ -90,9 +95,11 @@ __all__ = [
     "Sweep",
     "UsageError",
     "check",
+    "convert",
     "dpo_loss",
     "evaluate",
     "join_reference",
+    "read",
     "score",
     "score_parquet",
     "sweep",

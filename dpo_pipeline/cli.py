@@ -18,11 +18,16 @@ import click
 
 from dpo_pipeline import defaults
 from dpo_pipeline.cli_options import (
+    column_option,
     figures_options,
+    format_option,
+    formats_options,
     library_arguments,
+    mapping_of,
     on_invalid_option,
     pairs_options,
     sweep_options,
+    with_settings,
 )
 from dpo_pipeline.errors import (
     ContractError,
@@ -48,7 +53,8 @@ T = TypeVar("T")
 def cli() -> None:
     """Evaluate preference data offline: DPO loss, implicit rewards, reward accuracy.
 
-    PAIRS is a Parquet file, a glob (quoted), or a folder, with one row a preference pair.
+    PAIRS is a Parquet file, a glob (quoted), or a folder, with one row a preference pair; some
+    commands take other formats (--format), and convert makes Parquet of them.
 
     \b
     Exit codes: 0 done; 1 the data broke its contract; 2 usage; 3 input or output;
@@ -58,6 +64,7 @@ def cli() -> None:
 
 @cli.command()
 @pairs_options
+@formats_options
 def check(pairs: str, *, as_json: bool, quiet: bool, **options: Any) -> int:
     """Check PAIRS against the contract.
 
@@ -67,13 +74,15 @@ def check(pairs: str, *, as_json: bool, quiet: bool, **options: Any) -> int:
     Example: dpo-pipeline check pairs.parquet --max-logp 0.125
     """  # noqa: D301  click takes the backspace itself
     arguments = library_arguments(options)
+    with_settings(pairs, arguments)
     limit = arguments.pop("max_invalid")
     arguments["max_invalid"] = 0 if limit is None else limit
 
     def call(cancel: Event, progress: ProgressCallback | None) -> Any:
         from dpo_pipeline.evaluation import check as library_check
 
-        return library_check(pairs, cancel=cancel, progress=progress, **arguments)
+        opened = _opened(pairs, arguments, cancel)
+        return library_check(opened, cancel=cancel, progress=progress, **arguments)
 
     try:
         report = _run(call, quiet=quiet)
@@ -88,6 +97,7 @@ def check(pairs: str, *, as_json: bool, quiet: bool, **options: Any) -> int:
 
 @cli.command()
 @pairs_options
+@formats_options
 @figures_options
 @on_invalid_option(defaults.ON_INVALID)
 def evaluate(pairs: str, *, as_json: bool, quiet: bool, **options: Any) -> int:
@@ -99,11 +109,13 @@ def evaluate(pairs: str, *, as_json: bool, quiet: bool, **options: Any) -> int:
       dpo-pipeline evaluate pairs.parquet --batch-size 64 --batches means.parquet --json
     """  # noqa: D301  click takes the backspace itself
     arguments = library_arguments(options)
+    with_settings(pairs, arguments)
 
     def call(cancel: Event, progress: ProgressCallback | None) -> Any:
         from dpo_pipeline.evaluation import evaluate as library_evaluate
 
-        return library_evaluate(pairs, cancel=cancel, progress=progress, **arguments)
+        opened = _opened(pairs, arguments, cancel)
+        return library_evaluate(opened, cancel=cancel, progress=progress, **arguments)
 
     return _finish(call, as_json=as_json, quiet=quiet, options=options)
 
@@ -142,6 +154,38 @@ def score(pairs: str, out: str, *, as_json: bool, quiet: bool, **options: Any) -
 
 
 @cli.command()
+@click.argument("pairs", type=click.Path())
+@click.argument("out", type=click.Path())
+@format_option("--format", "PAIRS, which `evaluate --help` describes")
+@column_option
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress.")
+def convert(pairs: str, out: str, *, quiet: bool, **options: Any) -> int:
+    """Write PAIRS as Parquet under the contract's names, checking no values.
+
+    \b
+    Example: dpo-pipeline convert trained_dataset/ reference.parquet --format trl
+    """  # noqa: D301  click takes the backspace itself
+    columns = mapping_of("--column", options["columns"])
+
+    def call(cancel: Event, progress: ProgressCallback | None) -> int:
+        from dpo_pipeline.readers import convert as library_convert
+
+        return library_convert(
+            pairs,
+            out,
+            options["format"],
+            columns=columns,
+            overwrite=options["overwrite"],
+            cancel=cancel,
+            progress=progress,
+        )
+
+    click.echo(f"{out}: {_run(call, quiet=quiet):,} rows")
+    return 0
+
+
+@cli.command()
 @click.argument("name", required=False)
 @click.option(
     "--to", "folder", type=click.Path(file_okay=False), help="Write all of them to this folder."
@@ -171,6 +215,7 @@ def contract(name: str | None, folder: str | None) -> int:
 
 @cli.command()
 @pairs_options
+@formats_options
 @sweep_options
 @on_invalid_option(defaults.ON_INVALID)
 def sweep(pairs: str, *, as_json: bool, quiet: bool, **options: Any) -> int:
@@ -180,11 +225,13 @@ def sweep(pairs: str, *, as_json: bool, quiet: bool, **options: Any) -> int:
     Example: dpo-pipeline sweep pairs.parquet --beta 0.05 --beta 0.1 --loss sigmoid --loss ipo
     """  # noqa: D301  click takes the backspace itself
     arguments = library_arguments(options)
+    with_settings(pairs, arguments)
 
     def call(cancel: Event, progress: ProgressCallback | None) -> Any:
         from dpo_pipeline.sweeping import sweep as library_sweep
 
-        return library_sweep(pairs, cancel=cancel, progress=progress, **arguments)
+        opened = _opened(pairs, arguments, cancel)
+        return library_sweep(opened, cancel=cancel, progress=progress, **arguments)
 
     return _finish(call, as_json=as_json, quiet=quiet, options=options)
 
@@ -202,6 +249,22 @@ def losses(name: str | None, *, as_json: bool, markdown: bool) -> int:
         return 0
     click.echo(loss_list.as_json_text(name) if as_json else loss_list.as_text(name))
     return 0
+
+
+def _opened(pairs: str, arguments: dict[str, Any], cancel: Event) -> Any:
+    """Return what the library takes as PAIRS and, among its arguments, as --reference."""
+    from dpo_pipeline.readers import opened
+
+    format_name, of_reference = arguments.pop("format"), arguments.pop("reference_format")
+    reference = arguments["reference"]
+    if reference is not None:
+        columns = arguments["reference_columns"]
+        arguments["reference"] = opened(
+            reference, of_reference, columns=columns, as_reference=True, cancel=cancel
+        )
+    elif of_reference is not None:
+        raise UsageError("--reference-format is of a --reference: give one")
+    return opened(pairs, format_name, columns=arguments["columns"], cancel=cancel)
 
 
 def _run(call: Callable[[Event, ProgressCallback | None], T], *, quiet: bool) -> T:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from dpo_pipeline import defaults
 from dpo_pipeline.columns import PAIR_ID, ROLES
 from dpo_pipeline.errors import UsageError
+from dpo_pipeline.formats import FORMATS, guess
 
 if TYPE_CHECKING:
     from dpo_pipeline.rules import Schema
@@ -46,18 +47,21 @@ class _Share(_ParamType):
             self.fail(f"{value!r} is neither a count (10) nor a share (0.01 or 1%)", param, ctx)
 
 
+column_option: Final = click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="ROLE=NAME",
+    help=f"The input column of a role ({', '.join(ROLES)}). Repeatable.",
+)
+
+
 def pairs_options(command: Decorated) -> Decorated:
     """Add what every command on pairs takes."""
     for option in reversed(
         (
             click.argument("pairs", type=click.Path()),
-            click.option(
-                "--column",
-                "columns",
-                multiple=True,
-                metavar="ROLE=NAME",
-                help=f"The input column of a role ({', '.join(ROLES)}). Repeatable.",
-            ),
+            column_option,
             click.option(
                 "--reference",
                 type=click.Path(),
@@ -100,6 +104,25 @@ def pairs_options(command: Decorated) -> Decorated:
     ):
         command = option(command)
     return command
+
+
+_FORMATS = "; ".join(f"{row.name}: {row.description}" for row in FORMATS.values())
+
+
+def format_option(name: str, of: str) -> Callable[[Decorated], Decorated]:
+    """Return the option of the format that something is in."""
+    return click.option(
+        name,
+        type=click.Choice(tuple(FORMATS)),
+        show_default="by the ending of the name, else parquet",
+        help=f"The format of {of}.",
+    )
+
+
+def formats_options(command: Decorated) -> Decorated:
+    """Add the formats of what a command reads, if it reads more than Parquet."""
+    of_pairs = format_option("--format", f"PAIRS. {_FORMATS}")
+    return of_pairs(format_option("--reference-format", "--reference")(command))
 
 
 _LOSS_OPTIONS = (
@@ -207,8 +230,8 @@ def library_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
         UsageError: A text is not of the form that its option has.
     """
     arguments = dict(options)
-    arguments["columns"] = _mapping("--column", arguments["columns"])
-    reference_columns = _mapping("--reference-column", arguments["reference_columns"])
+    arguments["columns"] = mapping_of("--column", arguments["columns"])
+    reference_columns = mapping_of("--reference-column", arguments["reference_columns"])
     arguments["reference_columns"] = reference_columns or None
     if "weights" in arguments:
         arguments["loss"] = _weights(arguments.pop("weights"))
@@ -227,7 +250,29 @@ def library_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def _mapping(option: str, texts: Sequence[str]) -> dict[str, str]:
+def with_settings(pairs: str, arguments: dict[str, Any]) -> None:
+    """Put in what gives the figures of a format's own tool, where nothing else was asked for.
+
+    Raises:
+        UsageError: The command has no loss, and the format has too little without one.
+    """
+    found = FORMATS[arguments["format"] or guess(pairs)]
+    if not found.has_reference and "loss" not in arguments:
+        raise UsageError(
+            f"{pairs}: {found.name} has scores and no log-probs, which are what the contract is "
+            "of: use evaluate or sweep"
+        )
+    given = click.get_current_context().get_parameter_source
+    if given("max_logp") is click.core.ParameterSource.DEFAULT:
+        arguments["max_logp"] = found.settings.get("max_logp", arguments["max_logp"])
+    if "dialect" in arguments and arguments["dialect"] is None:
+        arguments["dialect"] = found.settings.get("dialect")
+    if arguments.get("loss") in (defaults.LOSS_NAME, {defaults.LOSS_NAME: 1.0}):
+        arguments["loss_args"] = {**found.settings.get("loss_args", {}), **arguments["loss_args"]}
+
+
+def mapping_of(option: str, texts: Sequence[str]) -> dict[str, str]:
+    """Return role to column, from ROLE=NAME."""
     mapping = {}
     for text in texts:
         role, equals, name = text.partition("=")

@@ -49,7 +49,7 @@ WIDE_ROW_BYTES: Final = 512
 WIDE_ROWS_PER_GROUP: Final = 4_096
 """Rows of a row group where rows are long: it is in memory as a whole."""
 
-SINK_CHUNK_ROWS: Final = 32_768
+SINK_CHUNK_ROWS: Final = 16_384
 """Rows that the engine hands to a sink at a time. It lets some thirty such chunks wait."""
 
 SINK_CHUNK_BYTES: Final = 2 * 2**20

@@ -1,0 +1,214 @@
+"""`read`: pairs in any known format as a LazyFrame; `convert`: the same as Parquet."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from threading import Event
+from types import MappingProxyType
+from typing import Final, TypeAlias
+
+import polars as pl
+
+from dpo_pipeline import table_files, tool_files, vllm_lines
+from dpo_pipeline.columns import ROLES, Resolution, did_you_mean, resolve
+from dpo_pipeline.defaults import OUTPUT_ROWS_PER_GROUP, WIDE_ROWS_PER_GROUP, ZSTD_LEVEL
+from dpo_pipeline.errors import ColumnError, UsageError
+from dpo_pipeline.formats import (
+    CSV,
+    FORMATS,
+    IPC,
+    NDJSON,
+    OPEN_INSTRUCT,
+    OPEN_INSTRUCT_AVERAGED,
+    PARQUET,
+    REWARDBENCH,
+    TRL,
+    VLLM,
+    guess,
+)
+from dpo_pipeline.io_errors import reading
+from dpo_pipeline.publishing import METADATA_KEY, Publication, writing
+from dpo_pipeline.running import ProgressCallback, Watch
+from dpo_pipeline.storage import SourcePath, open_dataset
+
+Reader: TypeAlias = Callable[[SourcePath, Mapping[str, str] | None], pl.LazyFrame]
+"""From files, and from role to column where names do not say it, to rows."""
+
+
+def parquet(source: SourcePath, columns: Mapping[str, str] | None = None) -> pl.LazyFrame:
+    """Return the rows of Parquet files."""
+    return open_dataset(source, columns).frame
+
+
+READERS: Final[Mapping[str, Reader]] = MappingProxyType(
+    {
+        PARQUET: parquet,
+        NDJSON: table_files.ndjson,
+        CSV: table_files.csv,
+        IPC: table_files.ipc,
+        TRL: tool_files.trl,
+        REWARDBENCH: tool_files.rewardbench,
+        OPEN_INSTRUCT: tool_files.open_instruct,
+        OPEN_INSTRUCT_AVERAGED: tool_files.open_instruct_averaged,
+        VLLM: vllm_lines.vllm,
+    }
+)
+"""The reader of each format of `FORMATS`."""
+
+
+def read(
+    source: SourcePath,
+    format_name: str | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    as_reference: bool = False,
+) -> pl.LazyFrame:
+    """Return pairs that are in one of `FORMATS`, for `evaluate`, `check`, `sweep` or `score`.
+
+    Args:
+        source: Where they are.
+        format_name: The name of the format; None for what the ending of the path tells.
+        columns: Role to column, where names and aliases do not say it; names are kept.
+        as_reference: Whether log-probs that the format ascribes to no model are the reference's.
+
+    Raises:
+        UsageError: There is no such format, or it needs what is not installed.
+        ColumnError: The columns are not those of the format.
+        StorageError: A file cannot be read, or is in another format.
+    """
+    name = _known(guess(source) if format_name is None else format_name)
+    if name == VLLM and as_reference:
+        return vllm_lines.vllm(source, model="ref")
+    return READERS[name](source, columns)
+
+
+def opened(
+    source: SourcePath,
+    format_name: str | None,
+    *,
+    columns: Mapping[str, str] | None,
+    as_reference: bool = False,
+    cancel: Event | None = None,
+) -> SourcePath | pl.LazyFrame:
+    """As `read`; Parquet stays the path that it is, so that it can be read in shards.
+
+    Other rows are one shard, within which nobody else looks whether `cancel` was set.
+    """
+    name = _known(guess(source) if format_name is None else format_name)
+    if name == PARQUET:
+        return source
+    if FORMATS[name].reference_only and not as_reference:
+        raise UsageError(
+            f"{source}: {name} has the reference's log-probs alone: give it as reference "
+            "(--reference, --reference-format)"
+        )
+    rows = read(source, name, columns=columns, as_reference=as_reference)
+    if cancel is None:
+        return rows
+    watch = Watch(cancel=cancel)
+
+    def look(part: pl.DataFrame) -> pl.DataFrame:
+        watch.check()
+        return part
+
+    # Columns that nobody asks for are still not read.
+    return rows.map_batches(look, streamable=True, projection_pushdown=True)
+
+
+def convert(
+    source: SourcePath,
+    sink: str | os.PathLike[str],
+    format_name: str | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    progress: ProgressCallback | None = None,
+    cancel: Event | None = None,
+) -> int:
+    """Write pairs that are in one of `FORMATS` as Parquet, under the contract's names.
+
+    The file appears whole or not at all. It must hold both log-probs of the policy, or both of the
+    reference, or all four; their values are not checked.
+
+    Args:
+        source: Where they are.
+        sink: The Parquet file to write.
+        format_name: As in `read`.
+        columns: Role to column, where names and aliases do not say it.
+        overwrite: Replace `sink` if it exists.
+        progress: Called with a `Progress` now and then, maybe from another thread.
+        cancel: Set it to stop the run.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        UsageError, ColumnError: As `read`, or log-probs are missing.
+        StorageError: A file cannot be read or written, or the sink exists.
+        Cancelled: `cancel` was set.
+    """
+    if not isinstance(sink, (str, os.PathLike)):
+        raise UsageError(f"sink must be a path, found {type(sink).__name__}")
+    import pyarrow.parquet as pq
+
+    name = _known(guess(source) if format_name is None else format_name)
+    label = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the inputs"
+    rows = read(source, name, columns=columns)
+    with reading(label):
+        names = rows.collect_schema().names()
+    mapping = _mapping(label, names, resolve(names, columns))
+    watch = Watch(callback=progress, cancel=cancel)
+    plan = watch.on_rows(rows.rename({c: role for role, c in mapping.items()}), "writing", None)
+    facts = {"version": version("dpo_pipeline"), "format": name, "columns": mapping}
+    inputs = [label] if os.path.isfile(label) else []
+    with Publication(overwrite=overwrite, inputs=inputs) as publication:
+        hidden = publication.stage(sink)
+        # Rows may be long, and the reader runs ahead of the sink by a number of chunks.
+        with writing(hidden, label) as out, pl.Config(streaming_chunk_size=WIDE_ROWS_PER_GROUP):
+            plan.sink_parquet(
+                out,
+                metadata={METADATA_KEY: json.dumps(facts, sort_keys=True)},
+                compression_level=ZSTD_LEVEL,
+                row_group_size=OUTPUT_ROWS_PER_GROUP,
+                engine="streaming",
+            )
+        with reading(hidden):
+            count = int(pq.read_metadata(hidden).num_rows)
+        publication.commit(watch.check)
+    return count
+
+
+def _known(name: str) -> str:
+    if name not in FORMATS:
+        raise UsageError(
+            f"no format is named {name!r}{did_you_mean(name, FORMATS)}; "
+            f"there are {', '.join(FORMATS)}"
+        )
+    return name
+
+
+def _mapping(source: str, names: list[str], found: Resolution) -> dict[str, str]:
+    """Return the roles that were found, if they are of use."""
+    sides = {
+        model: [
+            any(
+                role.startswith(f"{model}_{side}") and ROLES[role].kind in ("logp", "tokens")
+                for role in found.mapping
+            )
+            for side in ("chosen", "rejected")
+        ]
+        for model in ("policy", "ref")
+    }
+    problems = list(found.problems)
+    if any(map(all, sides.values())) and all(a == b for a, b in sides.values()):
+        problems = [
+            f"{column}: the input has this column already, and {name!r} would get its name"
+            for column, name in found.mapping.items()
+            if column in names and column != name and column not in found.mapping.values()
+        ]
+    if problems:
+        raise ColumnError(source, tuple(problems))
+    return dict(found.mapping)

@@ -110,7 +110,7 @@ class JoinError(ContractError):
         lines = [f"{sides} cannot be joined by {on!r}:"]
         for fault, (count, keys) in faults.items():
             some = ", ".join(map(repr, keys))
-            shown = "" if keys == (None,) else f", such as {some}"
+            shown = "" if fault.startswith("null") else f", such as {some}"
             lines.append(f"  {fault}: {count:,} row{'' if count == 1 else 's'}{shown}")
         super().__init__("\n".join(lines))
 

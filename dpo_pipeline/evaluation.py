@@ -26,7 +26,7 @@ from dpo_pipeline.report import InvalidReport
 from dpo_pipeline.result import Evaluation
 from dpo_pipeline.rules import Schema
 from dpo_pipeline.running import ProgressCallback, Watch
-from dpo_pipeline.shard_scoring import ShardScorer
+from dpo_pipeline.shard_scoring import ShardScorer, refuse_join
 from dpo_pipeline.sources import as_dataset
 from dpo_pipeline.storage import SourcePath
 
@@ -99,8 +99,13 @@ def evaluate(
     """
     checked_choice(on_invalid, ON_INVALID, max_invalid)
     objective = Objective.of(loss, beta, loss_args=loss_args, dialect=dialect)
+    refuse_join(objective, reference)
     dataset = with_reference(
-        as_dataset(pairs, columns), reference, on=on, columns=reference_columns
+        as_dataset(pairs, columns),
+        reference,
+        on=on,
+        columns=columns,
+        reference_columns=reference_columns,
     )
     batching = Batching.of(batch_size=batch_size, batch_by=batch_by, to_file=batches is not None)
     with reading(dataset.name):
@@ -116,7 +121,7 @@ def evaluate(
             needs=objective.needs,
         )
     watch = Watch(callback=progress, cancel=cancel)
-    with Publication(overwrite=overwrite, inputs=[f.path for f in dataset.files]) as publication:
+    with Publication(overwrite=overwrite, inputs=dataset.inputs) as publication:
         summary_file = None if summary is None else publication.stage(summary)
         batch_file = staged_batches(publication, batches, run_facts(binding, objective))
         wanted = Wanted.of(by=by, batching=batching, batch_file=batch_file, histogram=histogram)
@@ -161,7 +166,11 @@ def check(
     """
     checked_limit(max_invalid)
     dataset = with_reference(
-        as_dataset(pairs, columns), reference, on=on, columns=reference_columns
+        as_dataset(pairs, columns),
+        reference,
+        on=on,
+        columns=columns,
+        reference_columns=reference_columns,
     )
     with reading(dataset.name):
         binding = bind(

@@ -34,7 +34,7 @@ from dpo_pipeline.reference import with_reference
 from dpo_pipeline.result import Evaluation
 from dpo_pipeline.rules import Schema
 from dpo_pipeline.running import ProgressCallback, Watch
-from dpo_pipeline.shard_scoring import ShardScorer
+from dpo_pipeline.shard_scoring import ShardScorer, refuse_join
 from dpo_pipeline.storage import Dataset, SourcePath, open_dataset
 
 
@@ -115,11 +115,17 @@ def score_parquet(
         raise UsageError("invalid is the place of quarantined pairs: use on_invalid='quarantine'")
     objective = Objective.of(loss, beta, loss_args=loss_args, dialect=dialect)
     _checked_paths(source, sink)
+    refuse_join(objective, reference)
     batching = Batching.of(batch_size=batch_size, batch_by=batch_by, to_file=batches is not None)
     dataset = with_reference(
-        open_dataset(source, columns), reference, on=on, columns=reference_columns
+        open_dataset(source, columns),
+        reference,
+        on=on,
+        columns=columns,
+        reference_columns=reference_columns,
     )
-    _check_outside(source, (sink, invalid, batches))
+    for read in (source, reference):
+        _check_outside(read, (sink, invalid, batches))
     with reading(dataset.name):
         binding = bind(
             dataset.frame,
@@ -133,7 +139,7 @@ def score_parquet(
         )
     carried = _carried(keep, binding, dataset)
     watch = Watch(callback=progress, cancel=cancel)
-    with Publication(overwrite=overwrite, inputs=[f.path for f in dataset.files]) as publication:
+    with Publication(overwrite=overwrite, inputs=dataset.inputs) as publication:
         invalid_parts: Sequence[str] = ()
         if quarantine:
             invalid_parts = _stage(publication, invalid or _beside(sink), dataset)
@@ -187,7 +193,7 @@ def _checked_paths(source: object, sink: object) -> None:
         raise UsageError(f"sink must be a path, found {type(sink).__name__}")
 
 
-def _check_outside(source: SourcePath, targets: Sequence[object]) -> None:
+def _check_outside(source: object, targets: Sequence[object]) -> None:
     if not isinstance(source, (str, os.PathLike)) or not os.path.isdir(source):
         return
     folder = os.path.realpath(source)

@@ -226,7 +226,6 @@ class Wanted:
 def measure(dataset: Dataset, scorer: ShardScorer, *, wanted: Wanted, watch: Watch) -> Measured:
     """Read the dataset once, shard by shard, and add up its partial sums."""
     binding, objective = scorer.binding, scorer.objective
-    scorer.check_fits(dataset)
     wanted.check(binding.columns)
     batching = wanted.batching
     checked = () if objective is None else objective.columns_to_check(binding.max_logp)

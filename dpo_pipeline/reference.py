@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Final
 
 import polars as pl
 
-from dpo_pipeline.columns import PAIR_ID, REF_CHOSEN, REF_REJECTED, did_you_mean, resolve
+from dpo_pipeline.columns import (
+    MAPPING,
+    PAIR_ID,
+    REF_CHOSEN,
+    REF_REJECTED,
+    TOKENS_OF,
+    Resolution,
+    did_you_mean,
+    resolve,
+)
 from dpo_pipeline.defaults import OFFENDERS_SHOWN
 from dpo_pipeline.errors import ColumnError, JoinError, UsageError
 from dpo_pipeline.intake import FrameLike
@@ -15,6 +25,7 @@ from dpo_pipeline.io_errors import reading
 from dpo_pipeline.sources import as_dataset
 from dpo_pipeline.storage import Dataset, SourcePath, Step
 
+_KEY: Final = "__dpo_pipeline_key"
 _IN_POLICY: Final = "__dpo_pipeline_in_policy"
 _IN_REFERENCE: Final = "__dpo_pipeline_in_reference"
 _REFERENCE_ROLES: Final = (REF_CHOSEN, REF_REJECTED)
@@ -25,6 +36,7 @@ def join_reference(
     reference: FrameLike | SourcePath,
     *,
     on: str = PAIR_ID.name,
+    columns: Mapping[str, str] | None = None,
     reference_columns: Mapping[str, str] | None = None,
 ) -> pl.LazyFrame:
     """Return the policy's rows, in their order, with the reference's log-probs of the same key.
@@ -36,17 +48,20 @@ def join_reference(
         policy: Rows with the policy's log-probs; a dataframe of any kind, or Parquet.
         reference: Rows with the reference's log-probs, in any order.
         on: The key: a column of both, each value once.
+        columns: Role to the policy's column, where names and aliases do not say it.
         reference_columns: `ref_chosen_logps` and `ref_rejected_logps` to the reference's column,
             where names and aliases do not say it.
 
     Raises:
+        UsageError: The key is no column's name, or a role is none of a reference.
         ColumnError: A column is missing, is on both sides, or the keys are of types that
             cannot be equal.
         JoinError: Keys are null, are there twice, or are on one side only.
         StorageError: A file cannot be read.
     """
-    left = as_dataset(policy, name="policy")
-    return _joining(left, reference, on, reference_columns)(left.frame)
+    left = as_dataset(policy, columns, name="policy")
+    opened = _opened(reference, reference_columns, left)
+    return _joining(left, opened, on, columns, reference_columns)(left.frame)
 
 
 def with_reference(
@@ -55,66 +70,108 @@ def with_reference(
     *,
     on: str,
     columns: Mapping[str, str] | None,
+    reference_columns: Mapping[str, str] | None,
 ) -> Dataset:
     """Return a dataset whose rows get the reference's log-probs; itself without a reference.
 
     Raises:
         UsageError: Columns of a reference are given and no reference.
-        ColumnError, JoinError, StorageError: As `join_reference`.
+        UsageError, ColumnError, JoinError, StorageError: As `join_reference`.
     """
     if reference is not None:
-        return dataset.through(_joining(dataset, reference, on, columns))
-    if columns is not None:
+        opened = _opened(reference, reference_columns, dataset)
+        step = _joining(dataset, opened, on, columns, reference_columns)
+        return dataset.through(step, [file.path for file in opened.files])
+    if reference_columns is not None:
         raise UsageError("reference_columns are columns of a reference: give one")
     return dataset
 
 
+def _opened(
+    reference: FrameLike | SourcePath, columns: Mapping[str, str] | None, policy: Dataset
+) -> Dataset:
+    for role in columns or ():
+        if role not in {each.name for each in _REFERENCE_ROLES}:
+            allowed = " and ".join(each.name for each in _REFERENCE_ROLES)
+            raise UsageError(f"reference_columns: {role!r} is none of {allowed}")
+    opened = as_dataset(reference, columns, name="reference")
+    if opened.name == policy.name:
+        return replace(opened, name=f"{opened.name} (reference)")
+    return opened
+
+
 def _joining(
     policy: Dataset,
-    reference: FrameLike | SourcePath,
+    reference: Dataset,
     on: str,
     columns: Mapping[str, str] | None,
+    reference_columns: Mapping[str, str] | None,
 ) -> Step:
     """Check the keys of all rows of a policy; return what joins the reference to a part of them."""
-    opened = as_dataset(reference, name="reference")
-    right, right_name, name = opened.frame, opened.name, policy.name
-    with reading(name):
-        left_columns = policy.frame.collect_schema()
-    with reading(right_name):
-        right_columns = right.collect_schema()
-    found = resolve(right_columns.names(), columns)
-    problems = [p for p in found.problems if p.startswith(tuple(r.name for r in _REFERENCE_ROLES))]
-    if on not in right_columns:
-        problems.append(_no_key(on, right_columns))
+    if not isinstance(on, str) or on == "*" or (on.startswith("^") and on.endswith("$")):
+        raise UsageError(f"on must be the name of a column, and no pattern, found {on!r}")
+    with reading(policy.name):
+        left = policy.frame.collect_schema()
+    with reading(reference.name):
+        right = reference.frame.collect_schema()
+    taken = _reference_columns(right, reference_columns)
+    problems = list(taken.problems)
+    if on not in right:
+        problems.append(_no_key(on, right))
     if problems:
-        raise ColumnError(right_name, tuple(problems))
-    mine = resolve(left_columns.names()).mapping
-    problems = [
-        f"{role.name}: it is here as {mine[role.name]!r}, and in {right_name} too; drop one"
-        for role in _REFERENCE_ROLES
-        if role.name in mine
-    ]
-    if on not in left_columns:
-        problems.append(_no_key(on, left_columns))
-    elif not _comparable(left_columns[on], right_columns[on]):
-        problems.append(
-            f"{on}: it is {left_columns[on]} here and {right_columns[on]} in {right_name}; "
-            "convert one"
-        )
+        raise ColumnError(reference.name, tuple(problems))
+    problems = list(_problems_of_policy(left, right, on, columns, reference.name))
     if problems:
-        raise ColumnError(name, tuple(problems))
-    with reading(f"{name} and {right_name}"):
-        _check_keys(policy.frame.select(on), right.select(on), on, name, right_name)
-    found_rows = right.select(
-        _key(on, left_columns[on], right_columns[on]),
-        *(pl.col(found.mapping[role.name]).alias(role.name) for role in _REFERENCE_ROLES),
+        raise ColumnError(policy.name, tuple(problems))
+    with reading(f"{policy.name} or {reference.name}"):
+        _check_keys(policy, reference, on)
+    found = reference.frame.select(
+        _key(on, left[on], right[on]).alias(_KEY),
+        *(pl.col(taken.mapping[role.name]).alias(role.name) for role in _REFERENCE_ROLES),
     )
 
     def joined(rows: pl.LazyFrame) -> pl.LazyFrame:
-        key = _key(on, right_columns[on], left_columns[on])
-        return rows.with_columns(key).join(found_rows, on=on, how="left", maintain_order="left")
+        keyed = rows.with_columns(_key(on, right[on], left[on]).alias(_KEY))
+        return keyed.join(found, on=_KEY, how="left", maintain_order="left").drop(_KEY)
 
     return joined
+
+
+def _reference_columns(columns: pl.Schema, explicit: Mapping[str, str] | None) -> Resolution:
+    names = tuple(role.name for role in _REFERENCE_ROLES)
+    found = resolve(columns.names(), explicit)
+    problems = [
+        problem.replace(MAPPING, "reference_columns={role: name}, or --reference-column role=name")
+        for problem in found.problems
+        if problem.startswith(names)
+    ]
+    problems += [
+        f"{name}: it is there token by token, and a reference is joined by sums; sum it before"
+        for name in names
+        if name not in found.mapping and not any(p.startswith(name) for p in problems)
+    ]
+    used = [found.mapping.get(name) for name in names]
+    if used[0] is not None and used[0] == used[1]:
+        problems.append(f"{names[1]}: it is the column of {names[0]}")
+    return Resolution(mapping=found.mapping, problems=tuple(problems))
+
+
+def _problems_of_policy(
+    left: pl.Schema,
+    right: pl.Schema,
+    on: str,
+    columns: Mapping[str, str] | None,
+    reference_name: str,
+) -> Iterator[str]:
+    mine = resolve(left.names(), columns).mapping
+    for role in _REFERENCE_ROLES:
+        for name in (role.name, TOKENS_OF[role.name].name):
+            if name in mine:
+                yield f"{name}: it is here as {mine[name]!r}, and in {reference_name} too; drop one"
+    if on not in left:
+        yield _no_key(on, left)
+    elif not _comparable(left[on], right[on]):
+        yield f"{on}: it is {left[on]} here and {right[on]} in {reference_name}; convert one"
 
 
 def _no_key(on: str, columns: pl.Schema) -> str:
@@ -133,15 +190,14 @@ def _key(on: str, other: pl.DataType, own: pl.DataType) -> pl.Expr:
     return pl.col(on) if other == own else pl.col(on).cast(pl.Int128)
 
 
-def _check_keys(
-    policy: pl.LazyFrame, reference: pl.LazyFrame, on: str, name: str, right_name: str
-) -> None:
-    types = policy.collect_schema()[on], reference.collect_schema()[on]
+def _check_keys(policy: Dataset, reference: Dataset, on: str) -> None:
+    name, right_name = policy.name, reference.name
+    types = policy.frame.collect_schema()[on], reference.frame.collect_schema()[on]
     sides = (
-        policy.select(_key(on, types[1], types[0])).with_columns(
+        policy.frame.select(_key(on, types[1], types[0])).with_columns(
             pl.lit(1, pl.Int64).alias(_IN_POLICY), pl.lit(0, pl.Int64).alias(_IN_REFERENCE)
         ),
-        reference.select(_key(on, types[0], types[1])).with_columns(
+        reference.frame.select(_key(on, types[0], types[1])).with_columns(
             pl.lit(0, pl.Int64).alias(_IN_POLICY), pl.lit(1, pl.Int64).alias(_IN_REFERENCE)
         ),
     )
@@ -166,7 +222,10 @@ def _check_keys(
         count = hit.select(rows.sum()).collect(engine="streaming").item()
         if count:
             first = hit.select(pl.col(on).bottom_k(OFFENDERS_SHOWN).sort())
-            found[fault] = (int(count), tuple(first.collect(engine="streaming").to_series()))
+            found[fault] = (
+                int(count),
+                tuple(first.collect(engine="streaming").to_series().to_list()),
+            )
     raise JoinError(
         on=on,
         rows={name: int(totals[0]), right_name: int(totals[1])},

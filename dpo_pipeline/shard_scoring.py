@@ -52,14 +52,6 @@ class ShardScorer:
     def _is_of_batches(self) -> bool:
         return self.objective is not None and self.objective.is_of_batches
 
-    def check_fits(self, dataset: Dataset) -> None:
-        """Raise a UsageError if the rows of this dataset cannot be had batch by batch."""
-        if self._is_of_batches and dataset.has_step:
-            raise UsageError(
-                f"{self.objective} is a loss of batches, for which the reference would be joined "
-                "anew in each: write the joined pairs first, with join_reference(...).sink_parquet"
-            )
-
     def rows(self, otherwise: int) -> int:
         """Return how many rows a shard has: whole batches, if the loss depends on them."""
         if not self._is_of_batches or self.batching is None or self.batching.size is None:
@@ -121,4 +113,13 @@ class ShardScorer:
             key=self.batching.key,
             sound=self.binding.rules.valid,
             seen=self._seen[shard.first_row],
+        )
+
+
+def refuse_join(objective: Objective, reference: object) -> None:
+    """Raise a UsageError if a loss of batches would have a reference joined to each shard."""
+    if objective.is_of_batches and reference is not None:
+        raise UsageError(
+            f"{objective} is a loss of batches, for which the reference would be joined anew in "
+            "each shard: write the joined pairs first, with join_reference(...).sink_parquet"
         )

@@ -78,6 +78,7 @@ class Dataset:
         hive: Columns that come from the folder names alone.
         scanned: How a scan of some of the files is made to look like one of all.
         step: What is done to rows as soon as they are read, keeping their order and number.
+        others: Files that the step reads.
     """
 
     name: str
@@ -87,10 +88,16 @@ class Dataset:
     hive: pl.Schema | None = None
     scanned: Mapping[str, Any] = field(default_factory=dict)
     step: Step = _as_they_are
+    others: tuple[str, ...] = ()
 
-    def through(self, step: Step) -> Dataset:
-        """Return the dataset with a step after the reading."""
-        return replace(self, frame=step(self.frame), step=step)
+    def through(self, step: Step, others: Sequence[str]) -> Dataset:
+        """Return the dataset with a step after the reading, which reads some other files."""
+        return replace(self, frame=step(self.frame), step=step, others=tuple(others))
+
+    @property
+    def inputs(self) -> list[str]:
+        """The paths of all files that are read."""
+        return [*(file.path for file in self.files), *self.others]
 
     @property
     def has_step(self) -> bool:

@@ -152,7 +152,11 @@ def sweep(
         tokens=any(each.needs.tokens for each in objectives),
     )
     dataset = with_reference(
-        as_dataset(pairs, columns), reference, on=on, columns=reference_columns
+        as_dataset(pairs, columns),
+        reference,
+        on=on,
+        columns=columns,
+        reference_columns=reference_columns,
     )
     with reading(dataset.name):
         binding = bind(

@@ -65,7 +65,7 @@ def pairs_options(command: Decorated) -> Decorated:
             click.option(
                 "--reference",
                 type=click.Path(),
-                help="The reference's log-probs, if PAIRS has the policy's alone: Parquet.",
+                help="The reference's log-probs, if PAIRS has the policy's alone.",
             ),
             click.option(
                 "--on",

@@ -75,7 +75,7 @@ class Measured:
         total = sum(shard.rows or 0 for shard in self.suspects) or None
         for shard in self.suspects:
             plan = offences(numbered(self.scorer.scored(shard), shard.first_row), self.rules)
-            with reading(self.dataset.name):
+            with reading(self.dataset.read_from):
                 for chunk in plan.collect_batches(maintain_order=True):
                     found.add(chunk, places)
             watch.step("listing", shard.rows or 0, total)
@@ -253,7 +253,7 @@ def measure(dataset: Dataset, scorer: ShardScorer, *, wanted: Wanted, watch: Wat
                 extra=[*scorer.sums(), *(() if batching is None else batching.sums())],
             )
             n_invalid = sums.n_invalid
-            with reading(dataset.name):
+            with reading(dataset.read_from):
                 if endless:
                     for part in plan.collect_batches(maintain_order=True):
                         sums.add(part)

@@ -89,14 +89,15 @@ class PairWriter:
 
         facts = run_facts(self.measured.binding, self.objective)
         dataset = self.measured.dataset
+        source = dataset.read_from if dataset.has_step else file.path
         if self.objective.is_of_batches:
             parts = self.scorer.scored_file(dataset, file)
-            with reading(file.path):
+            with reading(source):
                 _sink_in_turn((output(part, first) for part, first in parts), hidden, facts)
         else:
             pairs = self.measured.binding.prepare(dataset.scan([file]))
             plan = output(with_scores(pairs, self.objective), 0)
-            with writing(hidden, file.path) as out:
+            with writing(hidden, source) as out:
                 _sink(plan, out, facts, row_bytes=file.row_bytes)
         with reading(hidden):
             return int(pq.read_metadata(hidden).num_rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -67,12 +67,11 @@ class Publication:
     same output nor what a killed one left is noticed.
     """
 
-    def __init__(self, *, overwrite: bool, inputs: Sequence[str] = ()) -> None:
+    def __init__(
+        self, *, overwrite: bool, inputs: Mapping[str, tuple[int, ...]] | None = None
+    ) -> None:
         self._overwrite = overwrite
-        self._inputs: dict[str, tuple[int, ...]] = {}
-        for path in inputs:
-            with reading(path):
-                self._inputs[os.path.realpath(path)] = identity(path)
+        self._inputs = {os.path.realpath(path): was for path, was in (inputs or {}).items()}
         self._files: list[_Output] = []
         self._markers: list[_Output] = []
         self._targets: list[str] = []

@@ -29,6 +29,7 @@ from dpo_pipeline.formats import (
     VLLM,
     guess,
 )
+from dpo_pipeline.hidden_files import identity
 from dpo_pipeline.io_errors import reading
 from dpo_pipeline.publishing import METADATA_KEY, Publication, writing
 from dpo_pipeline.running import ProgressCallback, Watch
@@ -163,7 +164,7 @@ def convert(
     watch = Watch(callback=progress, cancel=cancel)
     plan = watch.on_rows(rows.rename({c: role for role, c in mapping.items()}), "writing", None)
     facts = {"version": version("dpo_pipeline"), "format": name, "columns": mapping}
-    inputs = [label] if os.path.isfile(label) else []
+    inputs = {label: identity(label)} if os.path.isfile(label) else None
     with Publication(overwrite=overwrite, inputs=inputs) as publication:
         hidden = publication.stage(sink)
         # Rows may be long, and the reader runs ahead of the sink by a number of chunks.

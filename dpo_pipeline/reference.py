@@ -81,7 +81,7 @@ def with_reference(
     if reference is not None:
         opened = _opened(reference, reference_columns, dataset)
         step = _joining(dataset, opened, on, columns, reference_columns)
-        return dataset.through(step, [file.path for file in opened.files])
+        return dataset.through(step, opened)
     if reference_columns is not None:
         raise UsageError("reference_columns are columns of a reference: give one")
     return dataset
@@ -90,6 +90,7 @@ def with_reference(
 def _opened(
     reference: FrameLike | SourcePath, columns: Mapping[str, str] | None, policy: Dataset
 ) -> Dataset:
+    resolve((), columns)  # refuses what is no mapping, or no role
     for role in columns or ():
         if role not in {each.name for each in _REFERENCE_ROLES}:
             allowed = " and ".join(each.name for each in _REFERENCE_ROLES)
@@ -152,7 +153,7 @@ def _reference_columns(columns: pl.Schema, explicit: Mapping[str, str] | None) -
     ]
     used = [found.mapping.get(name) for name in names]
     if used[0] is not None and used[0] == used[1]:
-        problems.append(f"{names[1]}: it is the column of {names[0]}")
+        problems.append(f"column {used[0]!r} is mapped to {names[0]} and {names[1]}")
     return Resolution(mapping=found.mapping, problems=tuple(problems))
 
 

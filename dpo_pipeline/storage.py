@@ -15,6 +15,7 @@ import polars as pl
 from dpo_pipeline.defaults import MAX_FILE_ROWS, SHARD_ROWS
 from dpo_pipeline.drift import WIDENING, common_schema
 from dpo_pipeline.errors import StorageError
+from dpo_pipeline.hidden_files import identity
 from dpo_pipeline.io_errors import reading
 
 SourcePath: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -34,6 +35,7 @@ class PairFile:
         first_row: The number of its first row in the whole dataset.
         rows: Rows, from the footer.
         row_bytes: Average bytes of a row before compression, from the footer.
+        identity: What tells whether it changed since it was opened.
     """
 
     path: str
@@ -41,6 +43,7 @@ class PairFile:
     first_row: int
     rows: int
     row_bytes: int
+    identity: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +81,8 @@ class Dataset:
         hive: Columns that come from the folder names alone.
         scanned: How a scan of some of the files is made to look like one of all.
         step: What is done to rows as soon as they are read, keeping their order and number.
-        others: Files that the step reads.
+        others: Files that the step reads, and what tells whether they changed.
+        places: Names of all that is read, if the step reads something.
     """
 
     name: str
@@ -88,16 +92,28 @@ class Dataset:
     hive: pl.Schema | None = None
     scanned: Mapping[str, Any] = field(default_factory=dict)
     step: Step = _as_they_are
-    others: tuple[str, ...] = ()
+    others: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    places: str = ""
 
-    def through(self, step: Step, others: Sequence[str]) -> Dataset:
-        """Return the dataset with a step after the reading, which reads some other files."""
-        return replace(self, frame=step(self.frame), step=step, others=tuple(others))
+    def through(self, step: Step, other: Dataset) -> Dataset:
+        """Return the dataset with a step after the reading, which reads another dataset."""
+        return replace(
+            self,
+            frame=step(self.frame),
+            step=step,
+            others=other.inputs,
+            places=f"{self.name} or {other.name}",
+        )
 
     @property
-    def inputs(self) -> list[str]:
-        """The paths of all files that are read."""
-        return [*(file.path for file in self.files), *self.others]
+    def read_from(self) -> str:
+        """What an error while rows are read is about."""
+        return self.places or self.name
+
+    @property
+    def inputs(self) -> dict[str, tuple[int, ...]]:
+        """The paths of all files that are read, and what tells whether they changed."""
+        return {file.path: file.identity for file in self.files} | dict(self.others)
 
     @property
     def has_step(self) -> bool:
@@ -193,6 +209,7 @@ def open_dataset(source: SourcePath, columns: Mapping[str, str] | None = None) -
                 relative=relative,
                 first_row=files[-1].first_row + files[-1].rows if files else 0,
                 rows=rows,
+                identity=identity(path),
                 row_bytes=sum(group.total_byte_size for group in groups) // max(rows, 1),
             )
         )

@@ -270,6 +270,22 @@ def test_a_stream_is_cut_and_filtered_as_any_scan(tmp_path, eight):
     assert rows.select(pl.len()).collect().item() == N
 
 
+def test_a_stream_makes_only_the_columns_that_are_asked_for(tmp_path, eight, monkeypatch):
+    path = tmp_path / "a.arrow"
+    write_stream(eight, path)
+    rows = read(path).select("turns")
+    made = []
+
+    def frame(batch):
+        made.append(batch.schema.names)
+        return whole(batch)
+
+    whole = pl.DataFrame
+    monkeypatch.setattr(pl, "DataFrame", frame)
+    rows.collect(engine="streaming")
+    assert made == [["turns"]] * 4  # the empty one, and eight rows by three
+
+
 # RewardBench
 
 

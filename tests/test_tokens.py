@@ -372,7 +372,7 @@ FAULTS = {
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_fault_has_one_name_a_row_and_a_position(column, masked):
     frame = pairs_of_tokens({MASKS[0]: [[1] * n for n in LENGTHS[COUNTS[0]]]} if masked else None)
-    frame = pl.concat([frame[1:2]] * 7)
+    frame = pl.concat([*[frame[1:2]] * 6, frame[3:]])
     for row, (values, _) in enumerate(FAULTS.values()):
         frame = with_list(frame, column, row, values)
     frame = with_list(frame, column, 5, [-8.0, -INF, -1.0])
@@ -639,8 +639,14 @@ def odd_lists(n_rows, *, masks):
     return rows, pl.DataFrame(rows, schema=kinds)
 
 
-@pytest.mark.parametrize("masks", [(), MASKS[:1], MASKS], ids=["no mask", "one mask", "masks"])
-@pytest.mark.parametrize("max_logp", [0.0, 0.125])
+@pytest.mark.parametrize(
+    ("masks", "max_logp"),
+    [
+        pytest.param((), 0.0, id="no mask"),
+        pytest.param(MASKS[:1], 0.0, id="one mask"),
+        pytest.param(MASKS, 0.125, id="masks, and tokens up to 0.125"),
+    ],
+)
 def test_rules_and_valid_against_plain_python(masks, max_logp):
     rows, frame = odd_lists(600, masks=masks)
     rules = bind(frame.lazy(), source="pairs", max_logp=max_logp).rules
@@ -814,13 +820,18 @@ def test_the_command_line_takes_tokens(tmp_path, capsys):
     assert main(["check", str(source)]) == 0
 
 
-@known(raises=KeyError, reason="a reference in tokens is not joined")
-def test_tokens_of_policy_and_reference_in_separate_tables():
+def test_a_reference_in_tokens_is_joined_by_sums_alone():
     frame = pairs_of_tokens().with_row_index("pair_id")
     policy, reference = frame.drop(RC, RR), frame.drop(PC, PR)
-    expected = evaluate(frame).summary
-    assert evaluate(policy, reference=reference).summary == expected
-    assert evaluate(join_reference(policy, reference)).summary == expected
+    for join in (
+        lambda: evaluate(policy, reference=reference),
+        lambda: join_reference(policy, reference),
+    ):
+        with pytest.raises(ColumnError) as caught:
+            join()
+        assert [p.partition(":")[0] for p in caught.value.problems] == list(LOGPS[2:])
+    sums = frame.select("pair_id", *(pl.Series(n, SUMS[n]) for n in LOGPS[2:]))
+    assert evaluate(policy, reference=sums).summary == evaluate(frame).summary
 
 
 # ------------------------------------------------------------------------------------- LD-DPO
@@ -1225,9 +1236,7 @@ def many_tokens(n_rows, longest=400):
             if i % 40 == 7:
                 tokens[0] = None if i % 80 == 7 else NAN
             rows[ours].append(tokens)
-    frame = pl.DataFrame(rows, schema=dict.fromkeys(TOKENS, LISTS)).with_row_index("pair_id")
-    mask = pl.col(PC).list.eval(pl.element().cum_count() % 3 != 2)
-    return frame, frame.with_columns(mask.alias(MASKS[0]))
+    return pl.DataFrame(rows, schema=dict.fromkeys(TOKENS, LISTS)).with_row_index("pair_id")
 
 
 RUN = """
@@ -1248,7 +1257,7 @@ for arguments in ({}, {"ld_alpha": 0.3}):
 @known(raises=AssertionError, reason=NEIGHBOURS)
 def test_the_same_rows_give_the_same_bits(tmp_path):
     source, seen = tmp_path / "in.parquet", []
-    frame, _ = many_tokens(200)
+    frame = many_tokens(200)
     for threads, shard, group in ((1, 0, 1_000_000), (4, 130, 37)):
         frame.write_parquet(source, row_group_size=group)
         done = subprocess.run(
@@ -1263,36 +1272,36 @@ def test_the_same_rows_give_the_same_bits(tmp_path):
     assert seen[0] == seen[1]
 
 
-@known(raises=AssertionError, reason=NEIGHBOURS)
-def test_a_sum_does_not_depend_on_the_rows_beside_it():
-    rng = random.Random(1)
-    lists = [[-rng.expovariate(1) for _ in range(300)] for _ in range(50)]
-    kinds = dict.fromkeys(TOKENS, LISTS)
-    alone = score(pl.DataFrame(dict.fromkeys(TOKENS, lists), schema=kinds)).collect()
-    lists.append([None, -1.0])
-    beside = score(pl.DataFrame(dict.fromkeys(TOKENS, lists), schema=kinds)).collect()
-    assert beside.head(50).equals(alone)
-
-
 @pytest.mark.parametrize(
-    "kind",
+    "masks",
     [
-        pytest.param(0, marks=known(raises=AssertionError, reason=NEIGHBOURS), id="lists"),
-        pytest.param(1, marks=known(raises=AssertionError, reason=NEIGHBOURS), id="with a mask"),
+        pytest.param((), marks=known(raises=AssertionError, reason=NEIGHBOURS), id="lists"),
+        pytest.param(MASKS, id="masks"),
     ],
 )
-def test_shards_of_any_size_give_the_same_summary(tmp_path, monkeypatch, kind):
-    many_tokens(200)[kind].write_parquet(tmp_path / "in.parquet", row_group_size=50)
+def test_a_sum_does_not_depend_on_the_rows_beside_it(masks):
+    rng = random.Random(1)
+    lists = [[-rng.expovariate(1) for _ in range(300)] for _ in range(50)]
+    all_true = pl.col(PC).list.eval(pl.element().is_finite().fill_null(value=True))
+    made = []
+    for rows in (lists, [*lists, [None, -1.0]]):
+        frame = pl.DataFrame(dict.fromkeys(TOKENS, rows), schema=dict.fromkeys(TOKENS, LISTS))
+        made.append(score(frame.with_columns(all_true.alias(name) for name in masks)).collect())
+    assert made[1].head(50).equals(made[0])
+
+
+@known(raises=AssertionError, reason=NEIGHBOURS)
+def test_shards_of_any_size_give_the_same_summary(tmp_path, monkeypatch):
+    many_tokens(120).write_parquet(tmp_path / "in.parquet", row_group_size=50)
     whole = evaluate(tmp_path / "in.parquet", on_invalid="exclude")
-    for rows in (90, 128):
-        monkeypatch.setattr("dpo_pipeline.measuring.SHARD_ROWS", rows)
-        parts = evaluate(tmp_path / "in.parquet", on_invalid="exclude")
-        assert parts.invalid.by_rule == whole.invalid.by_rule
-        assert repr(parts.summary) == repr(whole.summary)
+    monkeypatch.setattr("dpo_pipeline.measuring.SHARD_ROWS", 29)
+    parts = evaluate(tmp_path / "in.parquet", on_invalid="exclude")
+    assert parts.invalid.by_rule == whole.invalid.by_rule
+    assert repr(parts.summary) == repr(whole.summary)
 
 
 def test_sums_of_sound_lists_have_the_same_bits_in_any_slice():
-    frame, _ = many_tokens(300)
+    frame = many_tokens(300)
     odd = pl.element().is_null() | pl.element().is_nan()
     clean = frame.filter(
         pl.all_horizontal(pl.col(PC, PR).list.eval(odd.fill_null(value=True)).list.any().not_())
@@ -1304,7 +1313,7 @@ def test_sums_of_sound_lists_have_the_same_bits_in_any_slice():
 
 
 def test_means_of_many_tokens_against_plain_python():
-    frame, _ = many_tokens(500)
+    frame = many_tokens(500)
     lists = of_frame(frame)
     sound = [
         i

@@ -88,6 +88,7 @@ def _logp_columns(
         for path, name in uses:
             if name is None:
                 said = [p for p in found[path].problems if p.startswith(f"{role.name}:")]
+                said = said or [f"{role.name}: missing here, and {first[0]} has it"]
                 raise ColumnError(path, tuple(said))
             if name != first[1]:
                 problem = f"{role.name}: it is {name!r} here and {first[1]!r} in {first[0]}"

@@ -90,7 +90,11 @@ def score(
 
 
 def token_kl(
-    pairs: FrameLike, *, columns: Mapping[str, str] | None = None, max_logp: float = MAX_LOGP
+    pairs: FrameLike,
+    *,
+    columns: Mapping[str, str] | None = None,
+    max_logp: float = MAX_LOGP,
+    replace: bool = False,
 ) -> pl.LazyFrame:
     """Add estimates of the divergence from the reference, from lists of per-token log-probs.
 
@@ -104,17 +108,26 @@ def token_kl(
         pairs: One row a pair, with lists of per-token log-probs of policy and reference.
         columns: Role to column, where names and aliases do not say it.
         max_logp: As in `evaluate`.
+        replace: Overwrite input columns that have the name of an added one.
 
     Returns:
         The pairs under canonical names, with `chosen_k1`, `chosen_k2`, `chosen_k3`, and the same
         for the rejected completion, in nats; null where lists have two lengths, or no token.
 
     Raises:
-        ColumnError: A list is missing, or is none.
+        ColumnError: A list is missing, or is none, or an input column has the name of an added
+            one.
     """
     frame = as_lazy(pairs)
     with reading("pairs"):
-        binding = bind(frame, source="pairs", max_logp=max_logp, columns=columns)
+        binding = bind(
+            frame,
+            source="pairs",
+            max_logp=max_logp,
+            columns=columns,
+            adds=[f"{side}_{k}" for side in ("chosen", "rejected") for k in ("k1", "k2", "k3")],
+            replace=replace,
+        )
     lacking = [role.name for role in TOKENS_OF.values() if role.name not in binding.columns]
     if lacking:
         raise ColumnError("pairs", tuple(f"{n}: missing, and KL is one of tokens" for n in lacking))
@@ -127,6 +140,9 @@ def token_kl(
             for role in (policy, reference)
         )
         side = "chosen" if policy is POLICY_CHOSEN else "rejected"
+        lengths = [pl.col(TOKENS_OF[r.name].name).list.len() for r in (policy, reference)]
         for estimate in (token_sums.k1, token_sums.k2, token_sums.k3):
-            estimates[f"{side}_{estimate.__name__}"] = estimate(ours, theirs)
+            estimates[f"{side}_{estimate.__name__}"] = pl.when(lengths[0] == lengths[1]).then(
+                estimate(ours, theirs)
+            )
     return binding.prepare(frame).with_columns(**estimates)

@@ -152,10 +152,10 @@ def _made(mapping: Mapping[str, str], needs: Needs) -> dict[str, pl.Expr]:
     lists = {}
     for name in needs.logps:
         tokens, mask = mapping.get(TOKENS_OF[name].name), mapping.get(MASK_OF[name].name)
-        if name not in mapping and tokens is not None:
+        if tokens is not None:
             kept = None if mask is None else pl.col(mask)
             lists[name] = token_sums.kept(pl.col(tokens), kept)
-    made = {name: token_sums.summed(values) for name, values in lists.items()}
+    made = {n: token_sums.summed(values) for n, values in lists.items() if n not in mapping}
     if needs.ld_alpha != 1.0:
         for name, values in lists.items():
             other = lists[OTHER_SIDE[name]]

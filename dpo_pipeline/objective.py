@@ -133,6 +133,8 @@ class Objective:
             ld_alpha=ld_alpha,
             humanline=humanline,
         )
+        if humanline and not made.needs.reference:
+            raise UsageError(f"humanline clamps log-ratios, and {made} has no reference")
         for term in terms:
             if term.loss.positive_beta and made.beta == 0.0:
                 problem = f"must be above 0 for {term.loss.name}, which divides by it"

@@ -7,7 +7,15 @@ from dataclasses import replace
 
 import polars as pl
 
-from dpo_pipeline.columns import COUNT_ROLES, MASK_OF, REF_CHOSEN, REF_REJECTED, TOKENS_OF
+from dpo_pipeline import token_sums
+from dpo_pipeline.columns import (
+    CHOSEN_TOKENS,
+    MASK_OF,
+    REF_CHOSEN,
+    REF_REJECTED,
+    REJECTED_TOKENS,
+    TOKENS_OF,
+)
 from dpo_pipeline.rules import Rule, RuleSet
 
 _SIDES = (("policy_chosen_logps", REF_CHOSEN.name), ("policy_rejected_logps", REF_REJECTED.name))
@@ -29,19 +37,30 @@ def with_token_rules(
     if not summed:
         return rules
     own = list(_rules(summed, columns, max_logp))
-    sound = pl.all_horizontal(rule.keeps for rule in own)
-    made = {*summed, *(role.name for role in COUNT_ROLES)}
+    sound = {name: _sound(own, [name]) for name in summed}
+    for count, side in ((CHOSEN_TOKENS.name, "_chosen_"), (REJECTED_TOKENS.name, "_rejected_")):
+        lists = [name for name in summed if side in name]
+        if lists and count not in columns:
+            sound[count] = _sound(own, lists)
     others = [
-        replace(rule, keeps=sound.not_() | rule.keeps) if rule.column in made else rule
+        replace(rule, keeps=sound[rule.column].not_() | rule.keeps)
+        if rule.column in sound
+        else rule
         for rule in rules.rules
     ]
-    return RuleSet(rules=(*own, *others), valid=rules.valid & sound)
+    valid = pl.all_horizontal(rules.valid, *(rule.keeps for rule in own))
+    return RuleSet(rules=(*own, *others), valid=valid)
+
+
+def _sound(rules: Sequence[Rule], summed: Sequence[str]) -> pl.Expr:
+    """Return whether the tokens behind these sums keep all their rules."""
+    columns = {TOKENS_OF[name].name for name in summed}
+    return pl.all_horizontal(rule.keeps for rule in rules if rule.column in columns)
 
 
 def _rules(summed: Sequence[str], columns: Mapping[str, str], max_logp: float) -> Iterator[Rule]:
     for name in summed:
         role = TOKENS_OF[name].name
-        tokens = pl.col(role).cast(pl.List(pl.Float64))
         mask = MASK_OF[name].name
         fits = pl.lit(value=True)
         if mask in columns:
@@ -60,10 +79,10 @@ def _rules(summed: Sequence[str], columns: Mapping[str, str], max_logp: float) -
                 keeps=(pl.col(role).is_null() | fits).fill_null(value=False),
                 found=_lengths(role, mask),
             )
-        counting = tokens
+        places = None
         if mask in columns:
             places = pl.col(mask).cast(pl.List(pl.Boolean)).list.eval(pl.element().arg_true())
-            counting = tokens.list.gather(places, null_on_oob=True)
+        counting = token_sums.kept(pl.col(role), pl.col(mask) if mask in columns else None)
         yield Rule(
             column=role,
             check="not_empty",
@@ -72,16 +91,15 @@ def _rules(summed: Sequence[str], columns: Mapping[str, str], max_logp: float) -
         )
         for check, requirement, is_broken in _of_tokens(max_logp):
             broken = counting.list.eval(is_broken(pl.element()).fill_null(value=False))
+            first = broken.list.eval(pl.element().arg_true()).list.first()
+            place = first if places is None else places.list.get(first, null_on_oob=True)
+            value = counting.list.get(first, null_on_oob=True).cast(pl.String).fill_null("null")
             yield Rule(
                 column=role,
                 check=check,
                 requirement=requirement,
                 keeps=(fits.not_() | broken.list.any().not_()).fill_null(value=True),
-                found=pl.format(
-                    "{} at position {}",
-                    _at(tokens, is_broken, mask, columns)[0],
-                    _at(tokens, is_broken, mask, columns)[1],
-                ),
+                found=pl.format("{} at position {}", value, place),
             )
     for policy, reference in _SIDES:
         if policy in summed and reference in summed:
@@ -106,23 +124,6 @@ def _of_tokens(max_logp: float) -> tuple[tuple[str, str, Callable[[pl.Expr], pl.
             lambda t: (t > max_logp) & t.is_finite(),
         ),
     )
-
-
-def _at(
-    tokens: pl.Expr,
-    is_broken: Callable[[pl.Expr], pl.Expr],
-    mask: str,
-    columns: Mapping[str, str],
-) -> tuple[pl.Expr, pl.Expr]:
-    """Return the first broken token that counts, as text, and its position in the whole list."""
-    broken = tokens.list.eval(is_broken(pl.element()).fill_null(value=False))
-    if mask in columns:
-        counts = pl.col(mask).cast(pl.List(pl.Int8))
-        both = broken.cast(pl.List(pl.Int8)) * counts
-        broken = both.cast(pl.List(pl.Boolean))
-    place = broken.list.eval(pl.element().arg_true()).list.first()
-    value = tokens.list.get(place, null_on_oob=True).cast(pl.String).fill_null("null")
-    return value, place
 
 
 def _lengths(column: str, other: str) -> pl.Expr:

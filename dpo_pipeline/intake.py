@@ -152,7 +152,7 @@ def _made(mapping: Mapping[str, str], needs: Needs) -> dict[str, pl.Expr]:
     lists = {}
     for name in needs.logps:
         tokens, mask = mapping.get(TOKENS_OF[name].name), mapping.get(MASK_OF[name].name)
-        if tokens is not None:
+        if tokens is not None and (name not in mapping or needs.tokens):
             kept = None if mask is None else pl.col(mask)
             lists[name] = token_sums.kept(pl.col(tokens), kept)
     made = {n: token_sums.summed(values) for n, values in lists.items() if n not in mapping}

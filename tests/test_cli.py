@@ -145,7 +145,9 @@ USAGE, DATA, FILES = 2, 1, 3
         pytest.param(["check", "{source}", "--max-invalid", "x"], USAGE, "count", id="limit"),
         pytest.param(["contract", "nope"], USAGE, "there are preference_pairs", id="contract"),
         pytest.param(["evaluate", "{nothing}"], FILES, "no such file", id="no file"),
-        pytest.param(["evaluate", "{csv}"], FILES, "Convert it", id="no Parquet"),
+        pytest.param(
+            ["evaluate", "{csv}", "--format", "parquet"], FILES, "Convert it", id="no Parquet"
+        ),
         pytest.param(["score", "{source}", "{csv}"], FILES, "exists already", id="overwrite"),
     ],
 )

@@ -898,6 +898,8 @@ DOCUMENTED = [
             "beta": 0.1,
             "rewards": "score",
             "dialect": None,
+            "ld_alpha": 1.0,
+            "humanline": False,
             "terms": [
                 {
                     "loss": "sigmoid",
@@ -923,6 +925,8 @@ DOCUMENTED = [
             "beta": 0.3,
             "rewards": "logratio",
             "dialect": "trl",
+            "ld_alpha": 1.0,
+            "humanline": False,
             "terms": [
                 {
                     "loss": "ipo",
@@ -955,6 +959,8 @@ DOCUMENTED = [
             "beta": 0.5,
             "rewards": "score",
             "dialect": None,
+            "ld_alpha": 1.0,
+            "humanline": False,
             "terms": [
                 {
                     "loss": "hinge",

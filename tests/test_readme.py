@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from dpo_pipeline.cli import main
+from dpo_pipeline.formats import FORMATS
 from dpo_pipeline.loss_list import as_markdown, dialects_as_markdown
 
 ROOT = Path(__file__).parent.parent
@@ -92,10 +93,19 @@ def test_examples_run_as_they_are(script):
     assert done.stdout.count("mean loss") == 5
 
 
-@pytest.mark.parametrize("table", ["losses", "dialects"])
+def formats_as_markdown():
+    rows = [f"| `{row.name}` | {row.description} |" for row in FORMATS.values()]
+    return "\n".join(["| format | what is in it |", "|---|---|", *rows])
+
+
+@pytest.mark.parametrize("table", ["losses", "dialects", "formats"])
 def test_the_tables_are_those_of_the_catalogue(table):
     text = (ROOT / "README.md").read_text()
     written = text.partition(f"<!-- {table} -->\n")[2].partition(f"\n<!-- end of {table} -->")[0]
-    made = {"losses": as_markdown, "dialects": dialects_as_markdown}[table]()
-    assert written == made  # `dpo-pipeline losses --markdown` prints both
+    made = {
+        "losses": as_markdown,  # `dpo-pipeline losses --markdown` prints these two
+        "dialects": dialects_as_markdown,
+        "formats": formats_as_markdown,
+    }[table]()
+    assert written == made
     assert len(made.splitlines()) > 5

@@ -7,7 +7,7 @@ import sys
 
 def main() -> None:
     """Run the command line."""
-    from dpo_pipeline.cli import main as run  # so that importing this costs nothing
+    from dpo_pipeline.cli import main as run
 
     sys.exit(run())
 

@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from dpo_pipeline.defaults import BF16_EXCESS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from dpo_pipeline.report import InvalidReport
+    from dpo_pipeline.invalid_report import InvalidReport
+
+DONE: Final = 0
+BROKEN_CONTRACT: Final = 1
+USAGE: Final = 2
+STORAGE: Final = 3
+GATE: Final = 4
+SIGNALLED: Final = 128
+"""Plus the number of the signal."""
+
+MEANINGS: Final[Mapping[int, str]] = MappingProxyType(
+    {
+        DONE: "done",
+        BROKEN_CONTRACT: "the data broke its contract",
+        USAGE: "usage or settings",
+        STORAGE: "input or output",
+        GATE: "a figure missed the mark that was set for it",
+        SIGNALLED + 2: "stopped by SIGINT (Ctrl-C)",
+        SIGNALLED + 15: "stopped by SIGTERM",
+    }
+)
 
 
 class DpoPipelineError(Exception):

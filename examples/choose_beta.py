@@ -6,7 +6,7 @@ The log-ratios do not depend on beta, so every further beta is one more expressi
 import polars as pl
 
 import dpo_pipeline
-from dpo_pipeline.rewards import sigmoid_loss
+from dpo_pipeline.losses import sigmoid_loss
 
 BETAS = (0.02, 0.05, 0.1, 0.2, 0.5)
 

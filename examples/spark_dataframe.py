@@ -9,8 +9,7 @@ import sys
 from collections.abc import Iterator
 
 import pyarrow as pa
-from pyspark.sql import SparkSession
-from pyspark.sql import functions as sf
+from pyspark.sql import SparkSession, functions as sf
 from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 
 import dpo_pipeline

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from dpo_pipeline import progress_line
+from dpo_pipeline.cli import running as progress_line
 
 DATA = Path(__file__).parent / "data"
 LOGPS = ("policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps")

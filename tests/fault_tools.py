@@ -18,9 +18,10 @@ import numpy as np
 import polars as pl
 
 from conftest import LOGPS
-from dpo_pipeline import ContractError, StorageError, measuring, score_parquet
-from dpo_pipeline.stopping import run_stoppable
-from dpo_pipeline.storage import Dataset
+from dpo_pipeline import ContractError, StorageError, score_parquet
+from dpo_pipeline.cli.running import run_stoppable
+from dpo_pipeline.evaluation import measuring
+from dpo_pipeline.sources.dataset import Dataset
 
 FOREVER = 600  # seconds; whoever waits so long is killed by the test
 

@@ -24,8 +24,9 @@ import ray
 from ray.cluster_utils import Cluster
 
 import dpo_pipeline
-from dpo_pipeline import batches, measuring
-from dpo_pipeline.ray_engine import RayExecutor
+from dpo_pipeline.engine.ray_executor import RayExecutor
+from dpo_pipeline.evaluation import measuring
+from dpo_pipeline.sums import batches
 
 SHARD_ROWS = 150
 ARGUMENTS = {"batch_size": 64, "by": "split", "histogram": True, "on_invalid": "quarantine"}

@@ -16,11 +16,11 @@ import pytest
 
 from conftest import LOGPS
 from dpo_pipeline import UsageError, evaluate, score, score_parquet
-from dpo_pipeline.storage import Dataset
+from dpo_pipeline.sources.dataset import Dataset
 
 BATCH_LOSSES = ("aot", "aot_unpaired", "kto_pair", "bco_pair_running")
 N_ROWS = 151
-SHARD = "dpo_pipeline.shard_scoring.COUPLED_SHARD_ROWS"
+SHARD = "dpo_pipeline.evaluation.shards.COUPLED_SHARD_ROWS"
 
 
 def sp(x):
@@ -648,7 +648,7 @@ def test_small_files_of_one_shard_are_scored_together(tmp_path, engine):
 
 
 def test_long_rows_make_small_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr("dpo_pipeline.shard_scoring.COUPLED_SHARD_BYTES", 100_000)
+    monkeypatch.setattr("dpo_pipeline.evaluation.shards.COUPLED_SHARD_BYTES", 100_000)
     long = made().with_columns(text=pl.concat_str([pl.int_range(pl.len()).hash()] * 100))
     long.write_parquet(tmp_path / "in.parquet")
     heights, collect = [], pl.LazyFrame.collect

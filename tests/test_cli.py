@@ -17,7 +17,7 @@ import pytest
 
 from conftest import LOGPS
 from dpo_pipeline import evaluate
-from dpo_pipeline.cli import cli, main
+from dpo_pipeline.cli.program import cli, main
 
 
 @pytest.fixture

@@ -28,17 +28,15 @@ from dpo_pipeline import (
     JoinError,
     StorageError,
     UsageError,
-    common_pairs,
     compare,
 )
-from dpo_pipeline.cli import main
-from dpo_pipeline.comparison_verdict import p_cell
-from dpo_pipeline.published import published
-from dpo_pipeline.statistics import paired_gathering
-from dpo_pipeline.statistics.paired_gathering import Paired
-from dpo_pipeline.statistics.paired_summarising import differences_of
-from dpo_pipeline.summary import FIGURES as SUMMARY_FIGURES
-from dpo_pipeline.summary import Summary
+from dpo_pipeline.cli.program import main
+from dpo_pipeline.comparison import common_pairs, paired_gathering
+from dpo_pipeline.comparison.differences import differences_of
+from dpo_pipeline.comparison.paired_gathering import Paired
+from dpo_pipeline.comparison.verdict import p_cell
+from dpo_pipeline.published.tables_out import published
+from dpo_pipeline.sums.summary import FIGURES as SUMMARY_FIGURES, Summary
 
 A, B = DATA / "hh_harmless_policy_a.parquet", DATA / "hh_harmless_policy_b_train.parquet"
 REFS = ("ref_chosen_logps", "ref_rejected_logps")

@@ -6,13 +6,12 @@ import itertools
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from conftest import LOGPS
 from dpo_pipeline import ColumnError, check, evaluate, score_parquet
-from dpo_pipeline.drift import WIDENING, common_schema
-from dpo_pipeline.storage import open_dataset
+from dpo_pipeline.sources.common_schema import WIDENING, common_schema
+from dpo_pipeline.sources.dataset import open_dataset
 from test_plans import assert_streams
 
 
@@ -266,6 +265,6 @@ def test_any_mixture_in_any_shards_gives_the_same_bits(real_pairs, tmp_path_fact
         )
     with pytest.MonkeyPatch.context() as patch:
         shard = data.draw(st.integers(50, 800), label="shard")
-        patch.setattr("dpo_pipeline.measuring.SHARD_ROWS", shard)
-        patch.setattr("dpo_pipeline.batches.SHARD_ROWS", shard)
+        patch.setattr("dpo_pipeline.evaluation.measuring.SHARD_ROWS", shard)
+        patch.setattr("dpo_pipeline.sums.batches.SHARD_ROWS", shard)
         assert everything(folder) == everything(faulty)

@@ -12,11 +12,11 @@ import pytest
 
 from conftest import DATA, LOGPS
 from dpo_pipeline import check, convert, dry_run, evaluate, score_parquet, sweep
-from dpo_pipeline.cli import main
+from dpo_pipeline.cli.program import main
 from dpo_pipeline.errors import DpoPipelineError, StorageError, UsageError
-from dpo_pipeline.hidden_files import hold, let_go
-from dpo_pipeline.statistics.options import StatisticsOptions
-from dpo_pipeline.storage import open_dataset
+from dpo_pipeline.options import StatisticsOptions
+from dpo_pipeline.sources.dataset import open_dataset
+from dpo_pipeline.storage.locks import hold, let_go
 
 FORMATS = DATA / "formats"
 READERS = [check, evaluate, sweep]
@@ -360,7 +360,7 @@ def test_errors_are_those_of_a_run(
 
 
 def test_too_many_batches_are_refused_before(monkeypatch, source):
-    monkeypatch.setattr("dpo_pipeline.batches.MAX_BATCHES_HELD", 5)
+    monkeypatch.setattr("dpo_pipeline.sums.batches.MAX_BATCHES_HELD", 5)
     with pytest.raises(UsageError, match="more than 5 batches"):
         dry_run(evaluate, source, batch_size=1)
     assert dry_run(evaluate, source, batch_size=2).n_batches == 3

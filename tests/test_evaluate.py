@@ -8,8 +8,7 @@ import warnings
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import dpo_pipeline
 from conftest import LOGPS, reference_row
@@ -21,8 +20,8 @@ from dpo_pipeline import (
     UsageError,
     defaults,
     evaluate,
-    measuring,
 )
+from dpo_pipeline.evaluation import measuring
 
 # log(1 + e^-m) of the six pairs, m = 0.1, -0.2, 0, 0.5, 1, -1, from tables to ten digits.
 LOSSES = [0.6443966601, 0.7981388694, 0.6931471806, 0.4740769842, 0.3132616875, 1.3132616875]
@@ -294,7 +293,7 @@ def test_too_many_subsets_are_refused_with_advice(pairs, monkeypatch):
 
 
 def test_too_many_batches_ask_for_a_file_before_reading(engine, tmp_path, monkeypatch):
-    monkeypatch.setattr("dpo_pipeline.batches.MAX_BATCHES_HELD", 5)
+    monkeypatch.setattr("dpo_pipeline.sums.batches.MAX_BATCHES_HELD", 5)
     path = tmp_path / "pairs.parquet"
     pl.DataFrame({name: [-1.0] * 12 for name in LOGPS}).write_parquet(path)
     engine.graphs.clear()
@@ -355,7 +354,7 @@ def test_shards_in_any_split_merge_to_the_same_bits(real_pairs, tmp_path_factory
     shard = data.draw(st.integers(5, 800), label="shard")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measuring, "SHARD_ROWS", shard)
-        patch.setattr("dpo_pipeline.batches.SHARD_ROWS", shard)
+        patch.setattr("dpo_pipeline.sums.batches.SHARD_ROWS", shard)
         found = everything(folder, batch_size=size)
     assert found[:3] == expected[:3]
     # The same rows, told by file: each one's start and its row there give the row of the whole.
@@ -390,7 +389,7 @@ def test_batch_means_equal_plain_python(real_pairs):
 
 
 def test_batches_to_a_file_are_those_of_the_result(tmp_path, real_pairs, monkeypatch):
-    monkeypatch.setattr("dpo_pipeline.evaluation.BATCHES_PER_GROUP", 10)
+    monkeypatch.setattr("dpo_pipeline.evaluation.evaluating.BATCHES_PER_GROUP", 10)
     path = tmp_path / "batches.parquet"
     held = evaluate(real_pairs, batch_size=20)
     filed = evaluate(real_pairs, batch_size=20, batches=path)

@@ -6,8 +6,7 @@ import math
 from fractions import Fraction
 
 import polars as pl
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from dpo_pipeline.exact import exact_sum, mean_of
 

@@ -13,8 +13,10 @@ import polars as pl
 import pytest
 
 from conftest import LOGPS
-from dpo_pipeline import batches, evaluate, measuring, score_parquet
-from dpo_pipeline.executing import Local, in_order, one_by_one
+from dpo_pipeline import evaluate, score_parquet
+from dpo_pipeline.engine.executors import Local, in_order, one_by_one
+from dpo_pipeline.evaluation import measuring
+from dpo_pipeline.sums import batches
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def test_statistics_are_of_rows_that_come_in_order(folder):
 )
 @pytest.mark.filterwarnings("ignore::dpo_pipeline.DataWarning")
 def test_any_executor_gives_the_same_bits(folder, executor, kind, monkeypatch):
-    monkeypatch.setattr("dpo_pipeline.shard_scoring.COUPLED_SHARD_ROWS", 64)
+    monkeypatch.setattr("dpo_pipeline.evaluation.shards.COUPLED_SHARD_ROWS", 64)
     given = {"part_rows": 50, "on_invalid": "quarantine", **KINDS[kind]}
     here = score_parquet(folder / "in", folder / "here", **given)
     there = score_parquet(folder / "in", folder / "there", engine=executor, **given)

@@ -23,11 +23,11 @@ import pytest
 
 from conftest import DATA
 from dpo_pipeline import Cancelled, DpoPipelineError, StorageError, evaluate, score_parquet
-from dpo_pipeline.cli import main
-from dpo_pipeline.io_errors import reading
-from dpo_pipeline.progress_line import ProgressLine
-from dpo_pipeline.publishing import Publication
-from dpo_pipeline.running import Progress
+from dpo_pipeline.cli.program import main
+from dpo_pipeline.cli.running import ProgressLine
+from dpo_pipeline.engine.progress import Progress
+from dpo_pipeline.storage.publication import Publication
+from dpo_pipeline.storage.read_errors import reading
 
 TOOL = Path(__file__).parent / "fault_tools.py"
 PATIENCE = 60  # seconds until a process counts as hung
@@ -197,7 +197,7 @@ def public(source, tmp_path):
 @pytest.mark.parametrize("closed", ["input", "output", "batches", "folder"])
 def test_permission_denied(public, closed, monkeypatch):
     # Nobody may not be allowed to read the package's own metadata either.
-    monkeypatch.setattr("dpo_pipeline.metadata.version", lambda _name: "0")
+    monkeypatch.setattr("dpo_pipeline.evaluation.metadata.version", lambda _name: "0")
     pairs, out, options = public / "pairs.parquet", public / "open" / "out.parquet", {}
     if closed == "input":
         blamed = pairs
@@ -639,8 +639,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     fake = Clock()
-    monkeypatch.setattr("dpo_pipeline.progress_line.time", fake)
-    monkeypatch.setattr("dpo_pipeline.progress_line._QUIET_SECONDS", 2.0)
+    monkeypatch.setattr("dpo_pipeline.cli.running.time", fake)
+    monkeypatch.setattr("dpo_pipeline.cli.running._QUIET_SECONDS", 2.0)
     return fake
 
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import LOGPS
 from dpo_pipeline import DataWarning, StatisticsOptions, evaluate
 from dpo_pipeline.defaults import MISLABELLED_FROM
-from dpo_pipeline.published import published
+from dpo_pipeline.published.tables_out import published
 
 N = 2_000
 SIDES = ("chosen", "rejected")

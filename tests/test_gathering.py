@@ -19,10 +19,10 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from conftest import LOGPS
-from dpo_pipeline import DataWarning, StatisticsOptions, evaluate, measuring
+from dpo_pipeline import DataWarning, StatisticsOptions, evaluate
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.statistics import gathering
-from dpo_pipeline.statistics.gathering import CLUSTER, GROUP
+from dpo_pipeline.evaluation import gathering, measuring
+from dpo_pipeline.evaluation.gathering import CLUSTER, GROUP
 from dpo_pipeline.statistics.hashing import hashed, mixed
 
 WORD = 2**64

@@ -13,9 +13,9 @@ from scipy import stats
 
 from conftest import DATA
 from dpo_pipeline import GateError, StatisticsOptions, UsageError, evaluate, gate, score_parquet
-from dpo_pipeline.cli import main
-from dpo_pipeline.exit_codes import GATE
-from dpo_pipeline.gating import GATED, Gate
+from dpo_pipeline.cli.program import main
+from dpo_pipeline.errors import GATE
+from dpo_pipeline.evaluation.gating import GATED, Gate
 
 REAL = str(DATA / "hh_harmless_policy_a_test.parquet")
 RIGHT, N = 390, 698  # of the real pairs: 55.87%

@@ -18,13 +18,13 @@ import click
 import polars as pl
 import pytest
 
-from dpo_pipeline import exit_codes
-from dpo_pipeline.cli import cli, main
+from dpo_pipeline import errors as exit_codes
+from dpo_pipeline.cli.program import cli, main
+from dpo_pipeline.cli.running import Stopped
 from dpo_pipeline.defaults import DIALECT_NAMES, LOSS_NAMES
 from dpo_pipeline.errors import ContractError, StorageError, UsageError
-from dpo_pipeline.formats import FORMATS
-from dpo_pipeline.loss_catalogue import LOSSES
-from dpo_pipeline.stopping import Stopped
+from dpo_pipeline.losses.catalogue import LOSSES
+from dpo_pipeline.sources.formats import FORMATS
 
 EXAMPLE_PAIRS = Path(__file__).parent.parent / "examples" / "pairs.parquet"
 ESCAPE = "\x1b"

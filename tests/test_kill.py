@@ -20,7 +20,7 @@ import polars as pl
 import pytest
 
 from dpo_pipeline import StorageError, score_parquet
-from dpo_pipeline.publishing import SUCCESS
+from dpo_pipeline.storage.publication import SUCCESS
 
 TOOL = Path(__file__).parent / "fault_tools.py"
 PATIENCE = 60  # seconds until a process counts as hung

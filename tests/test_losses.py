@@ -19,8 +19,8 @@ import pytest
 
 from conftest import LOGPS
 from dpo_pipeline import score
-from dpo_pipeline.loss_catalogue import LOSSES
-from dpo_pipeline.scores import F_DIVERGENCES
+from dpo_pipeline.losses.catalogue import LOSSES
+from dpo_pipeline.losses.divergences import F_DIVERGENCES
 
 TOKENS = ("chosen_num_tokens", "rejected_num_tokens")
 ROW_WISE = {name for name, row in LOSSES.items() if not row.is_of_batches}

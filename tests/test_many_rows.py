@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from conftest import LOGPS
-from dpo_pipeline import StorageError, check, evaluate, score_parquet, storage
-from dpo_pipeline.batches import Batching
-from dpo_pipeline.offences import numbered
+from dpo_pipeline import StorageError, check, evaluate, score_parquet
+from dpo_pipeline.contract.listing import numbered
+from dpo_pipeline.sources import dataset as storage
+from dpo_pipeline.sums.batches import Batching
 
 FAR = 2**32 + 5
 
@@ -130,8 +131,8 @@ def test_batches_by_value_stand_in_order_of_their_far_rows(tmp_path, pairs, monk
     for name in "abc":
         pairs.write_parquet(tmp_path / f"{name}.parquet")
     false_footers(monkeypatch, {"a": 3_000_000_000, "b": 3_000_000_000})
-    monkeypatch.setattr("dpo_pipeline.batches.SHARD_ROWS", 1_000_000_000)
-    monkeypatch.setattr("dpo_pipeline.batches.BATCHES_PER_GROUP", 1_000_000_000)
+    monkeypatch.setattr("dpo_pipeline.sums.batches.SHARD_ROWS", 1_000_000_000)
+    monkeypatch.setattr("dpo_pipeline.sums.batches.BATCHES_PER_GROUP", 1_000_000_000)
     only_shards(monkeypatch, lambda first: first >= 3_000_000_000)
     result = evaluate(tmp_path, batch_by="pair_id")
     assert result.batches["batch"].to_list() == list("abcdef")
@@ -158,7 +159,7 @@ def test_the_quarantine_of_a_far_file_names_rows_of_that_file(tmp_path, pairs, m
     for name in "abc":
         (faulty(pairs) if name != "b" else pairs).write_parquet(source / f"{name}.parquet")
     false_footers(monkeypatch, {"a": 3_000_000_000, "b": 3_000_000_000})
-    monkeypatch.setattr("dpo_pipeline.measuring.SHARD_ROWS", 3_000_000_000)
+    monkeypatch.setattr("dpo_pipeline.evaluation.measuring.SHARD_ROWS", 3_000_000_000)
     result = score_parquet(source, tmp_path / "out", on_invalid="quarantine")
     assert result.summary.n_pairs == 18
     apart = {n: pl.read_parquet(tmp_path / "out.invalid" / f"{n}.parquet") for n in "abc"}

@@ -18,8 +18,8 @@ from pyarrow import fs
 
 import dpo_pipeline
 from dpo_pipeline import InvalidPairsError, StorageError, UsageError, evaluate, score_parquet
-from dpo_pipeline.cli import main
-from dpo_pipeline.object_store import Access
+from dpo_pipeline.cli.program import main
+from dpo_pipeline.storage.stores import Access
 
 pytest.importorskip("moto")
 KEYS = {"aws_access_key_id": "one", "aws_secret_access_key": "two", "aws_region": "us-east-1"}

@@ -19,19 +19,18 @@ from dpo_pipeline import (
     InvalidPairsError,
     UsageError,
     evaluate,
-    loss_catalogue,
-    loss_list,
-    objective,
     score,
     score_parquet,
-    shard_scoring,
 )
-from dpo_pipeline.cli import main
+from dpo_pipeline.cli import listings as loss_list
+from dpo_pipeline.cli.program import main
 from dpo_pipeline.defaults import DIALECT_NAMES
-from dpo_pipeline.dialects import DIALECTS
-from dpo_pipeline.loss_catalogue import LOSSES
-from dpo_pipeline.loss_row import Loss, Parameter
-from dpo_pipeline.objective import Objective
+from dpo_pipeline.evaluation import shards as shard_scoring
+from dpo_pipeline.losses import catalogue as loss_catalogue, objective
+from dpo_pipeline.losses.catalogue import LOSSES
+from dpo_pipeline.losses.dialects import DIALECTS
+from dpo_pipeline.losses.loss_row import Loss, Parameter
+from dpo_pipeline.losses.objective import Objective
 
 TOKENS = ("chosen_num_tokens", "rejected_num_tokens")
 REFS = LOGPS[2:]

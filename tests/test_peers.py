@@ -9,7 +9,7 @@ import pytest
 
 from conftest import DATA
 from dpo_pipeline import evaluate, score
-from dpo_pipeline.cli import main
+from dpo_pipeline.cli.program import main
 
 COLUMN_OF = {
     "sigmoid": "loss",

@@ -133,7 +133,7 @@ def test_evaluating_reads_only_the_columns_it_needs(engine, tmp_path, pairs):
 
 
 def test_a_shard_is_read_alone(engine, tmp_path, real_pairs, monkeypatch):
-    monkeypatch.setattr("dpo_pipeline.measuring.SHARD_ROWS", 200)
+    monkeypatch.setattr("dpo_pipeline.evaluation.measuring.SHARD_ROWS", 200)
     real_pairs.write_parquet(tmp_path / "in.parquet", row_group_size=100)
     evaluate(tmp_path / "in.parquet")
     assert engine.data_scans == 4

@@ -13,9 +13,9 @@ import yaml
 from open_data_contract_standard.model import OpenDataContractStandard
 
 from dpo_pipeline import check, evaluate, score_parquet
-from dpo_pipeline.cli import main
+from dpo_pipeline.cli.program import main
 from dpo_pipeline.columns import BATCH_MEANS, INVALID, ROLES, SCORED
-from dpo_pipeline.published import published
+from dpo_pipeline.published.tables_out import published
 
 COMMITTED = Path(__file__).parent.parent / "schemas"
 TABLES = [name for name in published() if name.endswith(".odcs.yaml")]

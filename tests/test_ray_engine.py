@@ -18,8 +18,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from dpo_pipeline import EngineError, UsageError, evaluate, ray_engine, score_parquet
-from dpo_pipeline.ray_engine import RayExecutor
+from dpo_pipeline import EngineError, UsageError, evaluate, score_parquet
+from dpo_pipeline.engine import ray_executor as ray_engine
+from dpo_pipeline.engine.ray_executor import RayExecutor
 
 pytest.importorskip("ray")
 TOOL = Path(__file__).parent / "ray_tools.py"
@@ -175,7 +176,7 @@ def test_ray_is_imported_only_when_it_is_asked_for(tmp_path):
     code = (
         "import sys, dpo_pipeline\n"
         f"dpo_pipeline.evaluate({str(tmp_path / 'in.parquet')!r})\n"
-        "sys.exit('ray' in sys.modules or 'dpo_pipeline.ray_engine' in sys.modules)"
+        "sys.exit('ray' in sys.modules or 'dpo_pipeline.engine.ray_executor' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -29,10 +29,10 @@ from dpo_pipeline import (
     score_parquet,
     sweep,
 )
-from dpo_pipeline.cli import main
-from dpo_pipeline.formats import FORMATS, guess
-from dpo_pipeline.readers import READERS, opened
-from dpo_pipeline.text_tables import INFERRED_ROWS
+from dpo_pipeline.cli.program import main
+from dpo_pipeline.sources.formats import FORMATS, guess
+from dpo_pipeline.sources.opening import READERS, opened
+from dpo_pipeline.sources.text_files import INFERRED_ROWS
 
 SAMPLES = DATA / "formats"
 N = 8

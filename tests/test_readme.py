@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from dpo_pipeline.cli import main
-from dpo_pipeline.formats import FORMATS
-from dpo_pipeline.loss_list import as_markdown, dialects_as_markdown
+from dpo_pipeline.cli.loss_list import as_markdown, dialects_as_markdown
+from dpo_pipeline.cli.program import main
+from dpo_pipeline.sources.formats import FORMATS
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -31,9 +31,9 @@ from dpo_pipeline import (
     score_parquet,
     sweep,
 )
-from dpo_pipeline import reference as reference_module
-from dpo_pipeline.cli import main
+from dpo_pipeline.cli.program import main
 from dpo_pipeline.columns import SCORED
+from dpo_pipeline.sources import joining as reference_module
 
 REFS = ("ref_chosen_logps", "ref_rejected_logps")
 ADDED = [column.name for column in SCORED]
@@ -937,8 +937,8 @@ def test_sweep_and_check_read_keys_once_and_data_once(engine, wide):
 
 
 def test_a_long_file_is_still_joined_once(engine, wide, monkeypatch):
-    monkeypatch.setattr("dpo_pipeline.measuring.SHARD_ROWS", 2)
-    monkeypatch.setattr("dpo_pipeline.batches.SHARD_ROWS", 2)
+    monkeypatch.setattr("dpo_pipeline.evaluation.measuring.SHARD_ROWS", 2)
+    monkeypatch.setattr("dpo_pipeline.sums.batches.SHARD_ROWS", 2)
     evaluate(wide[0], reference=wide[1], batch_size=2)
     assert scans(engine) == [[1, 1], [3, 3]]
 

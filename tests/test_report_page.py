@@ -17,13 +17,14 @@ import pytest
 
 import dpo_pipeline
 from dpo_pipeline.errors import StorageError, UsageError
-from dpo_pipeline.report_page import chart_data, markup, words
-from dpo_pipeline.report_page.comparison_charts import domain_of
-from dpo_pipeline.report_page.evaluation_page import findings_list, verdict
-from dpo_pipeline.report_page.palette import DARK, LIGHT
-from dpo_pipeline.sketch import bin_of
+from dpo_pipeline.exact import bin_of
+from dpo_pipeline.options import StatisticsOptions
+from dpo_pipeline.report import chart_data, markup
+from dpo_pipeline.report.charts import DARK, LIGHT
+from dpo_pipeline.report.comparison_page import domain_of
+from dpo_pipeline.report.evaluation_page import findings_list, verdict
+from dpo_pipeline.statistics import words
 from dpo_pipeline.statistics.intervals import Interval
-from dpo_pipeline.statistics.options import StatisticsOptions
 
 EVIL = ["<script>alert(1)</script>", "</script>", "<!--", '"><img src=x onerror=alert(1)>', "&lt;"]
 EMPTY = {"meta", "br", "img", "link", "input"}
@@ -863,7 +864,7 @@ def test_outputs_appear_together_or_not_at_all(real_pairs, tmp_path, monkeypatch
     def broken(*_):
         raise RuntimeError("no page today")
 
-    monkeypatch.setattr("dpo_pipeline.report_page.pages.page_of", broken)
+    monkeypatch.setattr("dpo_pipeline.report.pages.page_of", broken)
     with pytest.raises(RuntimeError, match="no page today"):
         dpo_pipeline.evaluate(real_pairs, **outputs)
     assert list(tmp_path.iterdir()) == []
@@ -882,7 +883,7 @@ def test_a_report_does_not_replace_its_input(real_pairs, tmp_path):
 def test_the_extra_is_missed_before_anything_is_read(evaluation, monkeypatch, tmp_path):
     found = importlib.util.find_spec
     monkeypatch.setattr(
-        "dpo_pipeline.report_page.extra.find_spec",
+        "dpo_pipeline.arguments.find_spec",
         lambda name: None if name == "vl_convert" else found(name),
     )
     for asked in (evaluation.report, evaluation.charts):

@@ -7,10 +7,9 @@ import math
 import mpmath
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from dpo_pipeline.rewards import (
+from dpo_pipeline.losses.dpo import (
     implicit_reward,
     is_correct,
     logratio,

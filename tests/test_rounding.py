@@ -6,10 +6,9 @@ import math
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from dpo_pipeline.rounding import needs_python, python_rounded
+from dpo_pipeline.losses.from_lists import needs_python, python_rounded
 
 
 def rounded(values):

@@ -16,17 +16,16 @@ from itertools import combinations
 import pandera.polars as pa
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from pandera.config import ValidationDepth, config_context
 from pandera.constants import CHECK_OUTPUT_KEY
 from pandera.errors import SchemaErrors
 
 import dpo_pipeline
-from dpo_pipeline.binding import bind
-from dpo_pipeline.contract import pairs_model
-from dpo_pipeline.objective import Objective
-from dpo_pipeline.scoring import with_scores
+from dpo_pipeline.contract.binding import bind
+from dpo_pipeline.contract.model import pairs_model
+from dpo_pipeline.losses.objective import Objective
+from dpo_pipeline.losses.scored_columns import with_scores
 
 LOGPS = ("policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
 COUNTS = ("chosen_num_tokens", "rejected_num_tokens")

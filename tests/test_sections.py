@@ -10,8 +10,8 @@ import pytest
 
 from conftest import LOGPS
 from dpo_pipeline import StatisticsOptions, UsageError, evaluate
-from dpo_pipeline.cli import main
-from dpo_pipeline.statistics.sections import BENCHMARKS, weights_of
+from dpo_pipeline.cli.program import main
+from dpo_pipeline.evaluation.estimates import BENCHMARKS, weights_of
 
 SECTIONS = {section.name: section.subsets for section in BENCHMARKS["rewardbench"]}
 # Rows of each section of the data set as its card counts them.

@@ -9,8 +9,8 @@ import re
 import click
 import pytest
 
-from dpo_pipeline.cli import cli, main
-from dpo_pipeline.settings import SettingOption, key_of
+from dpo_pipeline.cli.program import cli, main
+from dpo_pipeline.cli.settings import SettingOption, key_of
 
 
 @pytest.fixture

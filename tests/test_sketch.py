@@ -7,11 +7,10 @@ import math
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from dpo_pipeline import UsageError, evaluate
-from dpo_pipeline.sketch import bin_of, lower_edge, middle, quantile, value_error
+from dpo_pipeline.exact import bin_of, lower_edge, middle, quantile, value_error
 
 QUANTILES = (0.0, 0.001, 0.05, 0.25, 0.5, 0.75, 0.95, 0.999, 1.0)
 

@@ -9,7 +9,7 @@ from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.statistics.agreement import accuracy_by_gap, area_under_curve, spearman
+from dpo_pipeline.statistics.association import accuracy_by_gap, area_under_curve, spearman
 
 
 @pytest.fixture(scope="module")

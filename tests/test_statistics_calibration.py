@@ -12,17 +12,17 @@ from scipy.special import expit
 from statsmodels.stats.proportion import proportion_confint
 
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.sketch import bin_of, middle, value_error
-from dpo_pipeline.statistics.binned_margins import margins_of
+from dpo_pipeline.exact import bin_of, middle, value_error
 from dpo_pipeline.statistics.calibration import (
     best_beta,
     best_scale,
     brier_score,
     expected_calibration_error,
+    label_noise,
     log_loss,
+    margins_of,
     reliability,
 )
-from dpo_pipeline.statistics.label_noise import label_noise
 
 
 def histogram_of(margins):

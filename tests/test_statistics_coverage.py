@@ -12,18 +12,17 @@ import pytest
 from scipy import stats
 from scipy.special import expit
 
-from dpo_pipeline.sketch import bin_of
-from dpo_pipeline.statistics.bootstrap import bootstrap
-from dpo_pipeline.statistics.calibration import best_scale
+from dpo_pipeline.exact import bin_of
+from dpo_pipeline.statistics.association import line_of_clusters, line_of_sums
+from dpo_pipeline.statistics.calibration import best_scale, label_noise
 from dpo_pipeline.statistics.intervals import (
     macro_mean,
     mean_of_clusters,
     rate_of,
     rate_of_clusters,
 )
-from dpo_pipeline.statistics.jackknife import delete_a_group
-from dpo_pipeline.statistics.label_noise import label_noise
-from dpo_pipeline.statistics.paired_tests import (
+from dpo_pipeline.statistics.resampling import bootstrap, delete_a_group
+from dpo_pipeline.statistics.significance import (
     mcnemar_exact,
     mcnemar_mid_p,
     paired_difference,
@@ -31,7 +30,6 @@ from dpo_pipeline.statistics.paired_tests import (
     rate_difference_of_clusters,
     sign_flip_exact,
 )
-from dpo_pipeline.statistics.regression import line_of_clusters, line_of_sums
 
 DATASETS = 2000
 

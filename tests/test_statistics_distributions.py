@@ -18,11 +18,11 @@ from dpo_pipeline.statistics.distributions import (
     binomial_upper,
     normal_quantile,
     normal_upper,
+    root_of_rising,
     t_quantile,
     t_two_sided,
     t_upper,
 )
-from dpo_pipeline.statistics.roots import root_of_rising
 
 
 def incomplete_beta(a, b, low, high):

@@ -13,8 +13,8 @@ from statsmodels.stats.multitest import multipletests
 
 from conftest import LOGPS
 from dpo_pipeline import StatisticsOptions, UsageError, evaluate, score
-from dpo_pipeline.cli import main
-from dpo_pipeline.statistics import gathering
+from dpo_pipeline.cli.program import main
+from dpo_pipeline.evaluation import gathering
 from test_gathering import hash_of
 
 BETA = 0.1

@@ -13,8 +13,9 @@ from statsmodels.stats.multitest import multipletests
 
 from dpo_pipeline.defaults import MOST_FLIPS
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.statistics.corrections import benjamini_hochberg, holm
-from dpo_pipeline.statistics.paired_tests import (
+from dpo_pipeline.statistics.significance import (
+    benjamini_hochberg,
+    holm,
     mcnemar_exact,
     mcnemar_mid_p,
     paired_difference,

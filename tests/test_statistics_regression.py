@@ -9,7 +9,7 @@ import statsmodels.api as sm
 from scipy import stats
 
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.statistics.regression import SUMS, line_of_clusters, line_of_sums
+from dpo_pipeline.statistics.association import SUMS, line_of_clusters, line_of_sums
 
 
 @pytest.fixture(scope="module")

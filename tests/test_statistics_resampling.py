@@ -10,9 +10,8 @@ import pytest
 from scipy import stats
 
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.statistics.bootstrap import bootstrap, resampled, splitmix64
 from dpo_pipeline.statistics.intervals import mean_of_clusters
-from dpo_pipeline.statistics.jackknife import delete_a_group
+from dpo_pipeline.statistics.resampling import bootstrap, delete_a_group, resampled, splitmix64
 
 WORD = 2**64
 
@@ -68,7 +67,7 @@ def test_more_replicates_begin_with_the_same_ones(monkeypatch):
     few, many = resampled(table, n_replicates=10), resampled(table, n_replicates=500)
     assert many.head(10).equals(few)
     # However many are drawn at a time.
-    monkeypatch.setattr("dpo_pipeline.statistics.bootstrap._DRAWS_AT_A_TIME", 70)
+    monkeypatch.setattr("dpo_pipeline.statistics.resampling._DRAWS_AT_A_TIME", 70)
     assert resampled(table, n_replicates=500).equals(many)
     assert not resampled(table, n_replicates=10, seed=1).equals(few)
 

@@ -10,8 +10,8 @@ import pytest
 
 from conftest import LOGPS, reference_row
 from dpo_pipeline import InvalidPairsError, UsageError, evaluate, sweep
-from dpo_pipeline.cli import main
-from dpo_pipeline.summary import FIGURES
+from dpo_pipeline.cli.program import main
+from dpo_pipeline.sums.summary import FIGURES
 
 BETAS = [0.05, 0.1, 0.5, 3.0]
 
@@ -59,8 +59,8 @@ def test_one_reading_for_any_number(counted, tmp_path, engine):
 def test_shards_merge_to_the_same_bits(counted, tmp_path, monkeypatch):
     counted.write_parquet(tmp_path / "pairs.parquet", row_group_size=50)
     whole = sweep(tmp_path / "pairs.parquet", BETAS, loss=["sigmoid", "ipo"]).table
-    shards = "dpo_pipeline.storage.Dataset.shards"
-    from dpo_pipeline.storage import Dataset
+    shards = "dpo_pipeline.sources.dataset.Dataset.shards"
+    from dpo_pipeline.sources.dataset import Dataset
 
     cut = Dataset.shards
     monkeypatch.setattr(shards, lambda self: cut(self, 101))

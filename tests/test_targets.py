@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 
 from dpo_pipeline import StorageError
-from dpo_pipeline.hidden_files import hidden_name
-from dpo_pipeline.targets import StagedFile, without_attempts
+from dpo_pipeline.storage.locks import hidden_name
+from dpo_pipeline.storage.targets import StagedFile, without_attempts
 
 FRAME = pl.DataFrame({"a": range(10)})
 

@@ -10,9 +10,8 @@ import pytest
 
 from conftest import LOGPS
 from dpo_pipeline import ColumnError, JoinError, StorageError, check, convert, evaluate, read, sweep
-from dpo_pipeline.cli import main
-from dpo_pipeline.text_faults import broken_json, ragged_lines
-from dpo_pipeline.text_tables import INFERRED_ROWS
+from dpo_pipeline.cli.program import main
+from dpo_pipeline.sources.text_files import INFERRED_ROWS, broken_json, ragged_lines
 
 # The rows are alike, for which there is a warning.
 pytestmark = pytest.mark.filterwarnings("ignore::dpo_pipeline.DataWarning")

@@ -35,8 +35,8 @@ from dpo_pipeline import (
     sweep,
     token_kl,
 )
-from dpo_pipeline.binding import bind
-from dpo_pipeline.cli import main
+from dpo_pipeline.cli.program import main
+from dpo_pipeline.contract.binding import bind
 from test_plans import assert_streams
 
 TOKENS = tuple(name.replace("_logps", "_token_logps") for name in LOGPS)
@@ -1333,7 +1333,7 @@ def test_a_sum_does_not_depend_on_the_rows_beside_it(masks):
 def test_shards_of_any_size_give_the_same_summary(tmp_path, monkeypatch):
     many_tokens(120).write_parquet(tmp_path / "in.parquet", row_group_size=50)
     whole = evaluate(tmp_path / "in.parquet", on_invalid="exclude")
-    monkeypatch.setattr("dpo_pipeline.measuring.SHARD_ROWS", 29)
+    monkeypatch.setattr("dpo_pipeline.evaluation.measuring.SHARD_ROWS", 29)
     parts = evaluate(tmp_path / "in.parquet", on_invalid="exclude")
     assert parts.invalid.by_rule == whole.invalid.by_rule
     assert repr(parts.summary) == repr(whole.summary)

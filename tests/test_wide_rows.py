@@ -13,7 +13,7 @@ import pytest
 from conftest import LOGPS
 from dpo_pipeline import StorageError, score_parquet
 from dpo_pipeline.defaults import WIDE_ROW_BYTES
-from dpo_pipeline.storage import open_dataset
+from dpo_pipeline.sources.dataset import open_dataset
 
 ADDED = (
     "chosen_logratio",
@@ -74,7 +74,7 @@ def test_values_against_plain_arithmetic(tmp_path):
 
 
 def test_bytes_do_not_follow_the_row_groups(tmp_path, monkeypatch):
-    monkeypatch.setattr("dpo_pipeline.pair_writer.WIDE_ROWS_PER_GROUP", 1_024)
+    monkeypatch.setattr("dpo_pipeline.scoring.pair_writer.WIDE_ROWS_PER_GROUP", 1_024)
     found = set()
     for rows in (100, 333, 3_000):
         folder = tmp_path / str(rows)

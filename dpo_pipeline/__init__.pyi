@@ -1,0 +1,40 @@
+from .comparison import Comparison as Comparison, compare as compare
+from .contract import PreferencePairs as PreferencePairs
+from .engine import Progress as Progress
+from .errors import (
+    ArgumentError as ArgumentError,
+    Cancelled as Cancelled,
+    ColumnError as ColumnError,
+    ContractError as ContractError,
+    DataWarning as DataWarning,
+    DpoPipelineError as DpoPipelineError,
+    EngineError as EngineError,
+    GateError as GateError,
+    InvalidPairsError as InvalidPairsError,
+    JoinError as JoinError,
+    RefusedCheckError as RefusedCheckError,
+    StorageError as StorageError,
+    UsageError as UsageError,
+)
+from .evaluation import (
+    Evaluation as Evaluation,
+    Finding as Finding,
+    Sweep as Sweep,
+    check as check,
+    evaluate as evaluate,
+    gate as gate,
+    sweep as sweep,
+)
+from .invalid_report import InvalidReport as InvalidReport
+from .losses import dpo_loss as dpo_loss
+from .options import StatisticsOptions as StatisticsOptions
+from .scoring import (
+    DryRun as DryRun,
+    arrow_stage as arrow_stage,
+    dry_run as dry_run,
+    score as score,
+    score_parquet as score_parquet,
+    token_kl as token_kl,
+)
+from .sources import convert as convert, join_reference as join_reference, read as read
+from .sums import Summary as Summary

@@ -1,0 +1,99 @@
+"""The commands that read no pairs, and print what the package knows."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+import click
+
+from dpo_pipeline import errors as exit_codes
+from dpo_pipeline.cli.flags import complete_loss
+from dpo_pipeline.columns import did_you_mean
+from dpo_pipeline.errors import UsageError
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option(
+    "--to", "folder", type=click.Path(file_okay=False), help="Write all of them to this folder."
+)
+def contract(name: str | None, folder: str | None) -> int:
+    """Print a published contract.
+
+    NAME is preference_pairs (the default), scored_pairs, invalid_pairs or batch_means, in the
+    Open Data Contract Standard, or summary, a JSON Schema.
+
+    \b
+    Examples:
+      dpo-pipeline contract scored_pairs
+      dpo-pipeline contract --to contracts
+    """  # noqa: D301  click takes the backspace itself
+    from dpo_pipeline.published import published
+
+    texts = published()
+    if folder is not None:
+        os.makedirs(folder, exist_ok=True)
+        for file, text in texts.items():
+            with open(os.path.join(folder, file), "w", encoding="utf-8") as out:
+                out.write(text)
+        return exit_codes.DONE
+    by_name = {file.split(".")[0]: text for file, text in texts.items()}
+    wanted = name or next(iter(by_name))
+    if wanted not in by_name:
+        hint = did_you_mean(wanted, by_name)
+        raise UsageError(f"no contract is named {wanted!r}{hint}; there are {', '.join(by_name)}")
+    click.echo(by_name[wanted], nl=False)
+    return exit_codes.DONE
+
+
+@click.command(short_help="List the losses, or say all of one.")
+@click.argument("name", required=False, shell_complete=complete_loss)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--markdown", is_flag=True, help="Print the tables of the README.")
+def losses(name: str | None, *, as_json: bool, markdown: bool) -> int:
+    """List the losses, or say all of the one called NAME: formula, parameters, needs, source.
+
+    \b
+    Examples:
+      dpo-pipeline losses
+      dpo-pipeline losses ipo --json
+    """  # noqa: D301  click takes the backspace itself
+    from dpo_pipeline.cli import loss_list
+
+    if markdown:
+        click.echo(f"{loss_list.as_markdown()}\n\n{loss_list.dialects_as_markdown()}")
+        return exit_codes.DONE
+    click.echo(loss_list.as_json_text(name) if as_json else loss_list.as_text(name))
+    return exit_codes.DONE
+
+
+@click.command(short_help="Print a script for completion by a shell.")
+@click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> int:
+    """Print the script with which a shell completes commands, options and their values.
+
+    No file is edited. In ~/.bashrc or ~/.zshrc, with the name of the shell, put
+    eval "$(dpo-pipeline completion bash)"; for fish, write what is printed to
+    ~/.config/fish/completions/dpo-pipeline.fish.
+
+    \b
+    Examples:
+      dpo-pipeline completion bash
+      dpo-pipeline completion fish
+    """  # noqa: D301  click takes the backspace itself
+    from click.shell_completion import get_completion_class
+
+    root = ctx.find_root()
+    program = root.info_name or ""
+    variable = f"_{program}_COMPLETE".replace("-", "_").upper()  # which click looks at
+    made = get_completion_class(shell)
+    if made is None:
+        raise UsageError(f"click has no completion for {shell}")
+    click.echo(made(root.command, {}, program, variable).source())
+    return exit_codes.DONE
+
+
+COMMANDS: Final[tuple[click.Command, ...]] = (losses, contract, completion)
+"""In the order of `--help`."""

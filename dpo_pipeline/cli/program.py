@@ -1,0 +1,128 @@
+"""The command line: its commands, its errors and its exit codes.
+
+A command parses, calls one library function, prints, and returns a code. Results go to stdout, all
+else to stderr. Polars is imported by the commands when they run, so that `--help` does not pay for
+it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Any, Final
+
+import click
+
+from dpo_pipeline import errors as exit_codes
+from dpo_pipeline.cli import (
+    commands as compare_command,
+    commands as pair_commands,
+    listings as listing_commands,
+)
+from dpo_pipeline.cli.running import Stopped
+from dpo_pipeline.cli.settings import PREFIX, used
+from dpo_pipeline.columns import did_you_mean
+from dpo_pipeline.errors import ColumnError, DpoPipelineError, UsageError
+
+PROGRAM: Final = "dpo-pipeline"
+
+_CODES: Final = "\n".join(f"  {code:<4} {text}" for code, text in exit_codes.MEANINGS.items())
+_HELP: Final = f"""Evaluate preference data offline: DPO loss, implicit rewards, reward accuracy.
+
+PAIRS is a Parquet file, a glob (quoted), or a folder, with one row a preference pair; some
+commands take other formats (--format), and convert makes Parquet of them.
+
+Each command has examples: dpo-pipeline COMMAND --help.
+
+\b
+Examples:
+  dpo-pipeline check pairs.parquet
+  dpo-pipeline evaluate pairs.parquet --beta 0.1 --by split
+  dpo-pipeline score pairs.parquet scored.parquet --dry-run
+
+\b
+Defaults of options, the first that is there:
+  DPO_PIPELINE_EVALUATE_BETA=0.2 in the environment, for one command
+  DPO_PIPELINE_BETA=0.2 in the environment, for all that have the option
+  --config FILE, else the nearest pyproject.toml with a table [tool.dpo-pipeline]:
+    beta = 0.2 there for all, in [tool.dpo-pipeline.evaluate] for one
+
+\b
+Exit codes:
+{_CODES}
+"""
+
+
+class _Commands(click.Group):
+    """The commands, which say what was meant and which settings took part in a mistake."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return the names in the order of the work."""
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command of this name."""
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            # Older versions of click say no more than that there is none.
+            name, there = args[0], self.list_commands(ctx)
+            hint = did_you_mean(name, there) or f"; there are {', '.join(there)}"
+            ctx.fail(f"No such command {name!r}{hint}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except (UsageError, ColumnError) as error:
+            for setting in used(ctx):
+                error.add_note(f"setting: {setting}")
+            raise
+
+
+@click.group(
+    cls=_Commands,
+    help=_HELP,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "auto_envvar_prefix": PREFIX,
+    },
+)
+@click.version_option(package_name="dpo_pipeline", prog_name=PROGRAM)
+def cli() -> None:
+    """Hold the commands."""
+
+
+for command in (*pair_commands.COMMANDS, compare_command.compare, *listing_commands.COMMANDS):
+    cli.add_command(command)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    try:
+        code = cli.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+    except click.Abort:  # Ctrl-C before the run began
+        return exit_codes.SIGNALLED + 2
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except DpoPipelineError as error:
+        click.echo("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), err=True)
+        return _code_of(error)
+    except BrokenPipeError:
+        # The reader of stdout left; what would be flushed at exit has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exit_codes.DONE
+    except Exception:  # noqa: BLE001  a fault of ours: the traceback is for its report
+        traceback.print_exc()
+        return exit_codes.STORAGE
+    return code if isinstance(code, int) else exit_codes.DONE
+
+
+def _code_of(error: DpoPipelineError) -> int:
+    if isinstance(error, Stopped):
+        return exit_codes.SIGNALLED + error.signum
+    return error.exit_code

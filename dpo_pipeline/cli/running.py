@@ -1,0 +1,242 @@
+"""What commands share: opening what they read, running with progress and signals, printing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from threading import Event, Lock, Thread
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TextIO, TypeVar, cast
+
+import click
+
+from dpo_pipeline import errors as exit_codes
+from dpo_pipeline.cli.settings import used
+from dpo_pipeline.engine import Progress
+from dpo_pipeline.errors import Cancelled, DataWarning, UsageError
+from dpo_pipeline.sources import PARQUET, guess
+
+if TYPE_CHECKING:
+    from dpo_pipeline.engine import ProgressCallback
+    from dpo_pipeline.evaluation import Evaluation, Sweep
+    from dpo_pipeline.scoring import DryRun
+
+_Made = TypeVar("_Made")
+
+_LOOK_EVERY = 0.05  # seconds
+
+
+class Stopped(Cancelled):
+    """Raised when a signal stopped the run.
+
+    Attributes:
+        signum: The signal's number.
+    """
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+        super().__init__(f"stopped by {signal.Signals(signum).name}; nothing was published")
+
+
+def run_stoppable(function: Callable[[Event], _Made]) -> _Made:
+    """Run `function` with an event that SIGINT and SIGTERM set; a second signal exits at once.
+
+    A signal handler of our own would keep Polars from seeing the signal while it computes in
+    the main thread, so the function runs in another one and this one listens.
+
+    Raises:
+        Stopped: A signal came before the function was done.
+    """
+    cancel = Event()
+    received: list[int] = []
+    outcome: list[_Made] = []
+    failure: list[BaseException] = []
+
+    def handle(signum: int, _frame: FrameType | None) -> None:
+        if received:
+            _leave(128 + signum)
+        received.append(signum)
+        cancel.set()
+
+    def work() -> None:
+        try:
+            outcome.append(function(cancel))
+        except BaseException as error:  # noqa: BLE001  raised again below, in the main thread
+            failure.append(error)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        thread = Thread(target=work, name="dpo-pipeline", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(_LOOK_EVERY)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if failure:
+        if received and isinstance(failure[0], Cancelled):
+            raise Stopped(received[0]) from None
+        raise failure[0]
+    return outcome[0]
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process now: no other thread is waited for, and what they wrote is removed."""
+    try:
+        publishing = sys.modules.get(
+            "dpo_pipeline.storage.publication"
+        )  # nothing is published without
+        if publishing is not None:
+            publishing.abandon_all()
+    finally:
+        os._exit(code)
+
+
+_QUIET_SECONDS: Final = 2.0
+"""A run that ends sooner shows nothing."""
+
+_EVERY_TERMINAL: Final = 0.2  # seconds
+_EVERY_FILE: Final = 10.0  # seconds
+
+
+class ProgressLine:
+    """Shows rows, rate and an estimated time to go; costs nothing between two updates."""
+
+    def __init__(self, stream: TextIO, *, enabled: bool) -> None:
+        self.enabled = enabled
+        self._stream = stream
+        self._terminal = stream.isatty()
+        self._lock = Lock()
+        self._phase: str | None = None
+        self._began = self._shown = time.monotonic()
+        self._phase_began = self._began
+        self._width = 0
+        self._lost = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def show(self, progress: Progress) -> None:
+        """Show it, unless something was shown a moment ago."""
+        now = time.monotonic()
+        with self._lock:
+            if progress.phase != self._phase:
+                self._phase, self._phase_began = progress.phase, now
+            every = _EVERY_TERMINAL if self._terminal else _EVERY_FILE
+            # What comes after the last row takes its time as well, so that one is always told.
+            last = progress.total is not None and progress.rows >= progress.total
+            if now - self._began < _QUIET_SECONDS or (now - self._shown < every and not last):
+                return
+            self._shown = now
+            text = _text(progress, now - self._phase_began)
+            self._write("\r" + text.ljust(self._width) if self._terminal else text + "\n")
+            self._width = len(text)
+
+    def _write(self, text: str) -> None:
+        if not self._lost:
+            try:
+                self._stream.write(text)
+                self._stream.flush()
+            except (OSError, ValueError):  # nobody reads it, which is no reason to fail
+                self._lost = True
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._terminal and self._width:
+            self._write("\r" + " " * self._width + "\r")
+
+
+def _text(progress: Progress, seconds: float) -> str:
+    rate = progress.rows / seconds if seconds > 0 else 0.0
+    parts = [f"{progress.phase}: {progress.rows:,}"]
+    if progress.total:
+        parts[0] += f" of {progress.total:,} pairs"
+        if progress.rows >= progress.total:
+            parts.append("computed; writing ..." if progress.phase == "writing" else "done")
+        elif rate and seconds > _QUIET_SECONDS:
+            parts.append(f"about {(progress.total - progress.rows) / rate:.0f} s to go (estimate)")
+    parts.insert(1, f"{rate:,.0f}/s")
+    return ", ".join(parts)
+
+
+T = TypeVar("T")
+
+
+def opened(pairs: str, arguments: dict[str, Any], cancel: Event) -> Any:
+    """Return what the library takes as PAIRS and, among its arguments, as --reference.
+
+    Raises:
+        UsageError: There is a --reference-format and no --reference.
+    """
+    format_name, of_reference = arguments.pop("format"), arguments.pop("reference_format")
+    keys = (arguments["on"],)
+    if arguments["reference"] is not None:
+        arguments["reference"] = _opened(
+            arguments["reference"],
+            of_reference,
+            columns=arguments["reference_columns"],
+            as_reference=True,
+            as_text=keys,
+            cancel=cancel,
+        )
+    elif of_reference is not None:
+        raise UsageError("--reference-format is of a --reference: give one")
+    return _opened(pairs, format_name, columns=arguments["columns"], as_text=keys, cancel=cancel)
+
+
+def _opened(path: str, format_name: str | None, **arguments: Any) -> Any:
+    from dpo_pipeline.sources import opened as opened_by_library
+
+    if format_name is None and guess(path) == PARQUET:
+        return path  # which the library opens, after it has looked at the other arguments
+    return opened_by_library(path, format_name, **arguments)
+
+
+def run(call: Callable[[Event, ProgressCallback | None], T], options: Mapping[str, Any]) -> T:
+    """Call it with what tells it to stop, and with what shows progress on stderr."""
+    with warnings.catch_warnings():
+        # The data's warnings are in the result, to be printed once; numeric ones are not ours.
+        warnings.simplefilter("ignore", DataWarning)
+        with ProgressLine(sys.stderr, enabled=not options["quiet"]) as line:
+            return run_stoppable(lambda cancel: call(cancel, line.show if line.enabled else None))
+
+
+def library_call(name: str, options: Mapping[str, Any], *places: Any, **arguments: Any) -> Any:
+    """Call a function of the library, or with --dry-run say what it would do."""
+    import dpo_pipeline
+
+    function = getattr(dpo_pipeline, name)
+    if options["dry_run"]:
+        del arguments["cancel"], arguments["progress"]
+        return dpo_pipeline.dry_run(function, *places, **arguments)
+    return function(*places, **arguments)
+
+
+def print_result(result: Any, options: Mapping[str, Any]) -> int:
+    """Print what a call gave: JSON or text."""
+    if options["dry_run"] and not options["quiet"]:
+        for setting in used(click.get_current_context()):
+            click.echo(f"setting: {setting}", err=True)
+    click.echo(result.to_json() if options["json"] else str(result))
+    return exit_codes.DONE
+
+
+def print_figures(result: Evaluation | Sweep | DryRun, options: Mapping[str, Any]) -> int:
+    """Print figures to stdout, and to stderr what was left out and warned of."""
+    if not options["dry_run"]:
+        report = cast("Evaluation | Sweep", result).invalid
+        if report.n_invalid:
+            done = "quarantined" if options["on_invalid"] == "quarantine" else "excluded"
+            click.echo(f"{report}\n{done}: {report.n_invalid:,} pairs", err=True)
+        if not options["quiet"]:
+            for text in report.warnings:
+                click.echo(f"warning: {text}", err=True)
+    return print_result(result, options)

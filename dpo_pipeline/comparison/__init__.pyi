@@ -1,0 +1,12 @@
+from .comparing import compare as compare
+from .comparison_result import (
+    COMPARED as COMPARED,
+    COMPARISON_VERSION as COMPARISON_VERSION,
+    FLIP_COLUMNS as FLIP_COLUMNS,
+    REWARD_ACCURACY_HALF as REWARD_ACCURACY_HALF,
+    SUBSET_FIGURES as SUBSET_FIGURES,
+    Comparison as Comparison,
+    McNemar as McNemar,
+    Side as Side,
+)
+from .verdict import counted as counted, p_text as p_text

@@ -1,0 +1,236 @@
+"""The reading of a comparison: keys first, then the common pairs, scored for both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import polars as pl
+
+from dpo_pipeline.columns import (
+    CHOSEN_TOKENS,
+    PROMPT_ID,
+    REF_CHOSEN,
+    REF_REJECTED,
+    REJECTED_TOKENS,
+    REWARD_MARGIN,
+)
+from dpo_pipeline.comparison.paired_gathering import PROMPT, Paired, PairedGathering
+from dpo_pipeline.comparison.sides import Table, place_of, prompts_of
+from dpo_pipeline.contract import RuleSet
+from dpo_pipeline.defaults import MAX_SUBSETS_WITH_STATISTICS, SAME_REFERENCE, STATISTICS_ROWS
+from dpo_pipeline.engine import Watch
+from dpo_pipeline.errors import ContractError, UsageError
+from dpo_pipeline.losses import Objective, with_scores
+from dpo_pipeline.sources import KEY, Counts, count_keys, joined, key_of
+from dpo_pipeline.storage import reading
+from dpo_pipeline.sums import VALID
+
+_OF_A_PAIR: Final = (
+    PROMPT_ID.name,
+    REF_CHOSEN.name,
+    REF_REJECTED.name,
+    CHOSEN_TOKENS.name,
+    REJECTED_TOKENS.name,
+)
+"""Columns that both sides must have alike, where both have them: they belong to the pair."""
+_SUBSET: Final = "__dpo_pipeline_subset_"
+_DIFFER: Final = "differ "
+_LARGEST: Final = "max_"
+_SAME_MARGIN: Final = "n_same_margin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disagreement:
+    """A column that belongs to the pair, and that the sides do not have alike.
+
+    Attributes:
+        column: The column.
+        n_pairs: Valid common pairs where it differs (a log-prob, by more than rounding).
+        largest: The largest difference of numbers; None of other values.
+    """
+
+    column: str
+    n_pairs: int
+    largest: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommonPairs:
+    """What the reading gave.
+
+    Attributes:
+        counts: Rows by where their keys are.
+        n_valid: Common pairs that are valid on both sides.
+        n_invalid: Those that are not, by the letter of the table whose rules they break.
+        n_out_of_range: Those with sound log-probs and a score too large to be summed, likewise.
+        n_same_margin: Valid pairs with the same margin on both sides.
+        disagreements: What the sides do not have alike.
+        paired: The tables that all figures are made from.
+    """
+
+    counts: Counts
+    n_valid: int
+    n_invalid: dict[str, int]
+    n_out_of_range: dict[str, int]
+    n_same_margin: int
+    disagreements: tuple[Disagreement, ...]
+    paired: Paired
+
+
+def read_common_pairs(
+    tables: Sequence[Table],
+    *,
+    on: str,
+    objective: Objective,
+    max_logp: float,
+    by: Sequence[str],
+    watch: Watch,
+) -> CommonPairs:
+    """Read the keys of all tables, then their common pairs.
+
+    Memory grows with the keys, and with the numbers of the smaller table; no other column of it
+    is held but its prompts and subsets.
+
+    Raises:
+        UsageError: There is no such subset column, or it has too many values.
+        ColumnError: The key is missing, or of types that cannot be equal.
+        JoinError: Keys are null or are there twice, or no key is shared.
+        ContractError: A table is empty.
+        StorageError: A file cannot be read.
+        Cancelled: The run is to stop.
+    """
+    sides = tables[:2]
+    key = key_of(on, {table.name: table.columns for table in tables})
+    places = {name: place_of(name, "by", sides) for name in by}
+    prompts = prompts_of(sides)
+    names = " or ".join(table.name for table in tables)
+    total = sum(table.dataset.rows or 0 for table in tables) or None
+    with reading(names):
+        counts = count_keys(
+            on, {t.name: watch.on_rows(t.keys(key), "joining", total) for t in tables}
+        )
+    for table, rows in zip(tables, counts.rows, strict=True):
+        if rows == 0:
+            raise ContractError(f"{table.name}: it holds no pairs, so nothing was compared")
+    shared = [n for n in (*_OF_A_PAIR, *by) if all(n in side.columns for side in sides)]
+    wanted = [
+        _wanted(table, objective, [*shared, *by], has_prompts=table is prompts) for table in tables
+    ]
+    plan = joined([t.keyed(key, n) for t, n in zip(tables, wanted, strict=True)])
+    checked = objective.columns_to_check(max_logp)
+    subset_keys = [f"{_SUBSET}{i}" for i in range(len(by))]
+    gathering = PairedGathering(
+        objective=objective,
+        needs=objective.needs,
+        is_wide=bool(checked),
+        by=by,
+        keys=subset_keys,
+        has_prompts=prompts is not None,
+    )
+    sums = []
+    with reading(names):
+        for chunk in _chunks(plan):
+            scored = {t.letter: _scored(t, chunk, objective, checked) for t in sides}
+            sound = {t.letter: chunk[t.valid] for t in tables}
+            for table in sides:
+                if table.lender is not None:
+                    # What is borrowed is judged by its own table, and spoils both.
+                    sound[table.letter] = sound[table.letter] & chunk[table.lender.valid]
+            in_range = {letter: scored[letter][VALID] for letter in "ab"}
+            valid = sound["a"] & sound["b"] & in_range["a"] & in_range["b"]
+            facts = chunk.select(
+                KEY,
+                valid.alias(VALID),
+                *(
+                    []
+                    if prompts is None
+                    else [pl.col(prompts.column(PROMPT_ID.name)).alias(PROMPT)]
+                ),
+                *(
+                    pl.col(places[name].column(name)).alias(subset)
+                    for name, subset in zip(by, subset_keys, strict=True)
+                ),
+            )
+            gathering.add(facts, scored["a"].drop(VALID), scored["b"].drop(VALID))
+            if gathering.n_subsets > MAX_SUBSETS_WITH_STATISTICS:
+                raise UsageError(
+                    f"by: {', '.join(by)} has more than {MAX_SUBSETS_WITH_STATISTICS:,} subsets; "
+                    "choose a coarser column"
+                )
+            kept = chunk.filter(valid)
+            margins = [scored[letter][REWARD_MARGIN].filter(valid) for letter in "ab"]
+            row: dict[str, float | None] = {
+                "n_valid": kept.height,
+                _SAME_MARGIN: int((margins[0] == margins[1]).sum()),
+                **{f"invalid {t.letter}": int((~chunk[t.valid]).sum()) for t in tables},
+                **{
+                    f"range {letter}": int((sound[letter] & ~in_range[letter]).sum())
+                    for letter in "ab"
+                },
+            }
+            for name in shared:
+                row |= _differing(kept, name, sides)
+            sums.append(row)
+            watch.step("evaluating", chunk.height, counts.common)
+    merged = pl.DataFrame(sums).select(
+        pl.exclude(rf"^{_LARGEST}.*$").sum(), pl.col(rf"^{_LARGEST}.*$").max()
+    )
+    found = merged.row(0, named=True)
+    return CommonPairs(
+        counts=counts,
+        n_valid=found["n_valid"],
+        n_invalid={t.letter: found[f"invalid {t.letter}"] for t in tables},
+        n_out_of_range={letter: found[f"range {letter}"] for letter in "ab"},
+        n_same_margin=found[_SAME_MARGIN],
+        disagreements=tuple(
+            Disagreement(column=name, n_pairs=found[_DIFFER + name], largest=found[_LARGEST + name])
+            for name in shared
+            if found[_DIFFER + name]
+        ),
+        paired=gathering.finish(),
+    )
+
+
+def _wanted(
+    table: Table, objective: Objective, names: Sequence[str], *, has_prompts: bool
+) -> list[str]:
+    """Return the columns of a table that joined pairs carry."""
+    counts = (CHOSEN_TOKENS.name, REJECTED_TOKENS.name) if objective.needs.tokens else ()
+    prompts = (PROMPT_ID.name,) if has_prompts else ()
+    wanted = dict.fromkeys([*objective.needs.logps, *counts, *names, *prompts])
+    return [name for name in wanted if name in table.columns]
+
+
+def _chunks(plan: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+    yield from plan.collect_batches(maintain_order=False, chunk_size=STATISTICS_ROWS)
+
+
+def _scored(
+    table: Table, chunk: pl.DataFrame, objective: Objective, checked: Sequence[str]
+) -> pl.DataFrame:
+    """Return the pairs as a side has them, scored; `VALID` where no score is out of range."""
+    needs = objective.needs
+    counts = (CHOSEN_TOKENS.name, REJECTED_TOKENS.name) if needs.tokens else ()
+    pairs = chunk.lazy().select(
+        **{name: pl.col(table.source_of(name)) for name in (*needs.logps, *counts)}
+    )
+    rules = RuleSet(rules=(), valid=pl.lit(value=True)).with_scores_in_range(checked)
+    return with_scores(pairs, objective).with_columns(rules.valid.alias(VALID)).collect()
+
+
+def _differing(pairs: pl.DataFrame, name: str, sides: Sequence[Table]) -> dict[str, float | None]:
+    a, b = (pl.col(side.column(name)) for side in sides)
+    types = [pairs.schema[side.column(name)] for side in sides]
+    if all(dtype.is_numeric() for dtype in types):
+        gap = (a.cast(pl.Float64) - b.cast(pl.Float64)).abs()
+        margin = pl.lit(0.0)
+        if name in (REF_CHOSEN.name, REF_REJECTED.name):
+            margin = SAME_REFERENCE * pl.max_horizontal(a.abs(), b.abs(), 1.0)
+        differ, largest = (gap > margin).fill_null(a.is_null() != b.is_null()), gap.max()
+    else:
+        texts = (a.cast(pl.String), b.cast(pl.String))
+        differ, largest = texts[0].ne_missing(texts[1]), pl.lit(None, dtype=pl.Float64)
+    row = pairs.select(differ.sum().alias("n"), largest.alias("largest")).row(0, named=True)
+    return {_DIFFER + name: row["n"], _LARGEST + name: row["largest"]}

@@ -1,0 +1,361 @@
+"""What `compare` returns, and its projections: dictionary, JSON, text, one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from importlib.metadata import version
+from typing import Any, Final, Literal
+
+import polars as pl
+
+from dpo_pipeline.columns import (
+    CHOSEN_REWARD,
+    LOSS,
+    REJECTED_REWARD,
+    REWARD_ACCURACY,
+    REWARD_MARGIN,
+)
+from dpo_pipeline.comparison.verdict import (
+    Accuracies,
+    Difference,
+    counted,
+    loss_sentence,
+    p_cell,
+    p_text,
+)
+from dpo_pipeline.defaults import POWER
+from dpo_pipeline.evaluation import Reported
+from dpo_pipeline.invalid_report import InvalidReport
+from dpo_pipeline.losses import Objective
+from dpo_pipeline.statistics import Estimate
+from dpo_pipeline.sums import Summary
+from dpo_pipeline.tables import aligned, as_json
+
+COMPARISON_VERSION: Final = 1
+"""Changes when a field of the document is removed or changes its meaning."""
+
+REWARD_ACCURACY_HALF: Final = "reward_accuracy_half"
+
+COMPARED: Final = {
+    REWARD_ACCURACY: "share of pairs with the chosen reward above the rejected one; a tie is wrong",
+    REWARD_ACCURACY_HALF: "the same; a tie counts half",
+    LOSS: "mean loss, nats",
+    REWARD_MARGIN: "mean reward margin, nats",
+    CHOSEN_REWARD: "mean reward of the chosen completion, nats",
+    REJECTED_REWARD: "mean reward of the rejected completion, nats",
+}
+"""The figures that are compared."""
+
+SUBSET_FIGURES: Final = {
+    "n_valid": "common pairs that are valid on both sides",
+    "n_clusters": "clusters of them; null where they are in bags",
+    "accuracy_a": "reward accuracy of A",
+    "accuracy_b": "reward accuracy of B",
+    "accuracy_difference": "B minus A",
+    "accuracy_low": "lower limit of the difference",
+    "accuracy_high": "upper limit of the difference",
+    "p_value": "two-sided, of no difference in accuracy",
+    "p_holm": "the same, adjusted so that the chance of any false alarm is kept (Holm)",
+    "p_benjamini_hochberg": "the same, adjusted so that the share of false alarms is kept",
+    "smallest_effect": "smallest difference of accuracy that could have been shown",
+    "only_a": "pairs that A alone has right",
+    "only_b": "pairs that B alone has right",
+    "loss_difference": "mean loss, B minus A, nats",
+    "loss_low": "lower limit of the difference, nats",
+    "loss_high": "upper limit of the difference, nats",
+    "margin_difference": "mean margin, B minus A, nats",
+    "margin_low": "lower limit of the difference, nats",
+    "margin_high": "upper limit of the difference, nats",
+}
+"""The columns of `Comparison.subsets` after those of `by`."""
+
+FLIP_COLUMNS: Final = ("key", "margin_a", "margin_b", "change")
+
+_SHOWN_OF_SUBSETS: Final = (
+    *("n_valid", "accuracy_a", "accuracy_b", "accuracy_difference"),
+    *("accuracy_low", "accuracy_high", "p_value", "p_holm"),
+)
+_SHOWN_FLIPS: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One of the two policies.
+
+    Attributes:
+        source: Where its pairs came from.
+        n_pairs: Rows read.
+        n_alone: Rows whose key the other side does not have; they are left out.
+        n_invalid: Common pairs that break a rule on this side.
+        summary: Its figures over the common pairs that are valid on both sides.
+        invalid: The rows of the whole source that break rules; None where no common pair does.
+        borrowed: Canonical columns that it does not have, to where they were taken from: the
+            name of the other side's source, or of the reference's.
+    """
+
+    source: str
+    n_pairs: int
+    n_alone: int
+    n_invalid: int
+    summary: Summary
+    invalid: InvalidReport | None
+    borrowed: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class McNemar:
+    """Valid common pairs by who has them right (a margin above 0), and the tests of equal chances.
+
+    Attributes:
+        both_right: Pairs that both have right.
+        only_a: Pairs that A alone has right: lost by going to B.
+        only_b: Pairs that B alone has right: gained.
+        neither: Pairs that both have wrong or tied.
+        exact: Two-sided p-value of the exact test.
+        mid_p: Two-sided mid-p-value.
+        applies: Whether pairs are independent, as these tests take them to be. Where prompts
+            repeat they are not, and the test of the difference is the one to read.
+    """
+
+    both_right: int
+    only_a: int
+    only_b: int
+    neither: int
+    exact: float
+    mid_p: float
+    applies: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison(Reported):
+    """Two policies on the same pairs. All differences are B minus A.
+
+    Attributes:
+        on: The key that joined them.
+        objective: The loss with its parameters, the same for both.
+        max_logp: Largest log-probability accepted, in nats.
+        level: Of every interval; a p-value below 1 - level is a difference shown.
+        a: The one side.
+        b: The other.
+        n_common: Pairs with a key on both sides.
+        n_valid: Those that keep every rule on both sides: what all figures are over.
+        clusters: What was taken as independent, in words.
+        n_clusters: How many of them, if they were few enough to be counted.
+        differences: `COMPARED` by name.
+        mcnemar: Who has which pairs right.
+        by: Columns of the subsets.
+        subsets: One row a subset, in the order of its key: the columns of `by`, then
+            `SUBSET_FIGURES`. None without `by`.
+        gained: Pairs that B alone has right, up to 20 with the largest change: `key`, `margin_a`,
+            `margin_b`, `change` = margin_b - margin_a, in nats.
+        lost: Pairs that A alone has right, likewise.
+        findings: Sentences about what makes the comparison doubtful.
+        incomparable: The finding that leaves nothing to compare; None without one.
+        changes: Histogram of the change of margin: `bin` (of `dpo_pipeline.sketch`), its edges
+            `lower` and `upper` in nats, `n_pairs`. Not in the document.
+        margins: Pairs by both margins: `a_bin`, `b_bin` (ten bins of `dpo_pipeline.sketch` each),
+            `n_pairs`. Not in the document.
+    """
+
+    on: str
+    objective: Objective
+    max_logp: float
+    level: float
+    a: Side
+    b: Side
+    n_common: int
+    n_valid: int
+    clusters: str
+    n_clusters: int | None
+    differences: Mapping[str, Difference]
+    mcnemar: McNemar
+    by: tuple[str, ...]
+    subsets: pl.DataFrame | None
+    gained: pl.DataFrame
+    lost: pl.DataFrame
+    findings: tuple[str, ...]
+    incomparable: str | None
+    changes: pl.DataFrame
+    margins: pl.DataFrame
+
+    @property
+    def better(self) -> Literal["a", "b"] | None:
+        """The side whose reward accuracy is shown to be higher; None if no difference is shown.
+
+        Decided by accuracy alone: one test, so that looking at several figures raises no false
+        alarm. Where there are ties, by the accuracy that counts them half. None where the sides
+        cannot be compared.
+        """
+        return self._accuracies.better if self.incomparable is None else None
+
+    @property
+    def verdict(self) -> str:
+        """The result in a sentence."""
+        if self.incomparable is not None:
+            return f"no verdict: {self.incomparable}"
+        on = f"on {counted(self.n_valid, 'common pair')}{self._in_prompts()}"
+        if self.differences[REWARD_ACCURACY].p_value is None:
+            return f"no difference can be tested {on}: {self._why_untested()}"
+        return self._accuracies.sentence(on)
+
+    @property
+    def loss_verdict(self) -> str | None:
+        """The difference of loss in a sentence; None where the sides cannot be compared."""
+        if self.incomparable is not None:
+            return None
+        return loss_sentence(self.differences[LOSS], self.objective.beta)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the document that `schemas/comparison.schema.json` describes."""
+        return {
+            "document_version": COMPARISON_VERSION,
+            "dpo_pipeline": version("dpo_pipeline"),
+            "on": self.on,
+            "loss": str(self.objective),
+            "beta": self.objective.beta,
+            "objective": self.objective.to_dict(),
+            "max_logp": self.max_logp,
+            "level": self.level,
+            "verdict": self.verdict,
+            "better": self.better,
+            "a": _side(self.a),
+            "b": _side(self.b),
+            "n_common": self.n_common,
+            "n_valid": self.n_valid,
+            "clusters": self.clusters,
+            "n_clusters": self.n_clusters,
+            "differences": _plain(self.differences),
+            "mcnemar": _plain(self.mcnemar),
+            "subsets": None if self.subsets is None else self.subsets.to_dicts(),
+            "gained": self.gained.to_dicts(),
+            "lost": self.lost.to_dicts(),
+            "findings": list(self.findings),
+            "incomparable": self.incomparable,
+        }
+
+    def to_json(self) -> str:
+        """Return the document as JSON; what is not finite is null."""
+        return as_json(self.to_dict())
+
+    def __str__(self) -> str:
+        """Return the comparison as aligned text, the verdict first."""
+        return "\n".join(self._lines())
+
+    @property
+    def _accuracies(self) -> Accuracies:
+        return Accuracies(
+            strict=self.differences[REWARD_ACCURACY],
+            half=self.differences[REWARD_ACCURACY_HALF],
+            ties_a=self.a.summary.n_ties,
+            ties_b=self.b.summary.n_ties,
+            n_pairs=self.n_valid,
+            level=self.level,
+        )
+
+    def _in_prompts(self) -> str:
+        if self.n_clusters is None or not self.clusters.endswith("prompts"):
+            return ""
+        return f" in {counted(self.n_clusters, 'prompt')}"
+
+    def _why_untested(self) -> str:
+        if self.n_clusters == 1:
+            return "they are of one prompt" if self.n_valid > 1 else "there is one pair"
+        return "all clusters differ by the same amount"
+
+    def _lines(self) -> Iterator[str]:
+        yield self.verdict
+        if self.loss_verdict is not None:
+            yield f"{self.loss_verdict}."
+        yield ""
+        for name, side in (("A", self.a), ("B", self.b)):
+            pairs = f"{counted(side.n_pairs, 'pair')}, {side.n_alone:,} in {name} alone"
+            yield f"{name}: {side.source}: {pairs}"
+            for source in sorted(set(side.borrowed.values())):
+                columns = ", ".join(n for n, place in side.borrowed.items() if place == source)
+                yield f"   {columns} from {source}"
+        n_invalid = self.n_common - self.n_valid
+        yield (
+            f"{counted(self.n_common, 'common pair')} by {self.on}, {n_invalid:,} invalid; "
+            f"{self.objective} loss, beta {self.objective.beta:g}"
+        )
+        yield ""
+        header = (
+            "",
+            "A",
+            "B",
+            "B - A",
+            f"{100 * self.level:.4g}% interval",
+            "p",
+            "smallest effect",
+        )
+        yield from aligned(
+            header,
+            [
+                (
+                    name,
+                    d.a,
+                    d.b,
+                    d.estimate.value,
+                    _interval(d.estimate),
+                    p_cell(d.p_value),
+                    d.smallest_effect,
+                )
+                for name, d in self.differences.items()
+            ],
+        )
+        yield (
+            f"intervals and p from {self.clusters}; smallest effect: what could have been shown "
+            f"at {POWER:.0%} power"
+        )
+        yield ""
+        m = self.mcnemar
+        yield (
+            f"right: both {m.both_right:,}, only A {m.only_a:,}, only B {m.only_b:,}, "
+            f"neither {m.neither:,}"
+        )
+        yield f"McNemar: exact {p_text(m.exact)}, mid-{p_text(m.mid_p)}" + (
+            "" if m.applies else "; prompts repeat, so read the p of reward_accuracy instead"
+        )
+        if self.subsets is not None:
+            yield ""
+            shown = self.subsets.select(*self.by, *_SHOWN_OF_SUBSETS)
+            rows = [(*row[:-2], *(p_cell(p) for p in row[-2:])) for row in shown.rows()]
+            yield from aligned(shown.columns, rows)
+        for flips, who, count in (
+            (self.gained, "only B", m.only_b),
+            (self.lost, "only A", m.only_a),
+        ):
+            if count:
+                yield ""
+                yield f"right in {who}, the largest changes of {count:,}"
+                rows = [(str(key), *rest) for key, *rest in flips.head(_SHOWN_FLIPS).rows()]
+                yield from aligned((self.on, *FLIP_COLUMNS[1:]), rows)
+        for text in self.findings:
+            yield ""
+            yield f"{'problem' if text == self.incomparable else 'note'}: {text}"
+
+
+def _interval(estimate: Estimate) -> str:
+    interval = estimate.interval
+    return "" if interval is None else f"{interval.low:.4g} to {interval.high:.4g}"
+
+
+def _side(side: Side) -> dict[str, Any]:
+    return {
+        "source": side.source,
+        "n_pairs": side.n_pairs,
+        "n_alone": side.n_alone,
+        "n_invalid": side.n_invalid,
+        "summary": side.summary.to_dict(),
+        "invalid": [] if side.invalid is None else side.invalid.to_dict()["invalid"],
+        "borrowed": dict(side.borrowed),
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return value

@@ -1,0 +1,350 @@
+"""The tables of a comparison, each bound to the contract by itself, and what they lend each other.
+
+A side that has no reference log-probs, or no token counts where the loss asks for them, takes
+those of the other side, or of a reference that is given for both: they belong to the pair and not
+to the policy. What is borrowed is judged where it comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import polars as pl
+
+from dpo_pipeline.columns import (
+    COUNT_ROLES,
+    POLICY_CHOSEN,
+    POLICY_REJECTED,
+    PROMPT_ID,
+    REF_CHOSEN,
+    REF_REJECTED,
+    SCORED,
+    TOKENS_OF,
+    Needs,
+    Role,
+    did_you_mean,
+    resolve,
+)
+from dpo_pipeline.contract import Binding, Offences, Places, Schema, bind, numbered, offences
+from dpo_pipeline.engine import Watch
+from dpo_pipeline.errors import ColumnError, UsageError
+from dpo_pipeline.invalid_report import InvalidReport
+from dpo_pipeline.sources import KEY, Dataset
+from dpo_pipeline.storage import reading
+
+_VALID: Final = "valid"
+_REFERENCE: Final = (REF_CHOSEN, REF_REJECTED)
+_POLICY: Final = (POLICY_CHOSEN, POLICY_REJECTED)
+_SOUND: Final = {"logp": pl.lit(-1.0), "count": pl.lit(1)}
+"""What stands for a column that is lent, so that the table's own columns can be judged alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table of a comparison.
+
+    Attributes:
+        letter: `a`, `b`, or `r` for the reference of both.
+        dataset: Where its rows are.
+        binding: The contract, bound to it.
+        lacks: Canonical columns that are lent to it.
+        lender: The table that they come from; None where nothing is lent.
+    """
+
+    letter: str
+    dataset: Dataset
+    binding: Binding
+    lacks: tuple[str, ...]
+    lender: Table | None
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        return self.dataset.name
+
+    @property
+    def columns(self) -> pl.Schema:
+        """Its own columns, under canonical names."""
+        there = self.binding.columns
+        return pl.Schema({n: dtype for n, dtype in there.items() if n not in self.lacks})
+
+    @property
+    def valid(self) -> str:
+        """The name, in joined pairs, of what says whether its own columns keep their rules."""
+        return self.column(_VALID)
+
+    def column(self, name: str) -> str:
+        """Return the name that a column of this table has in joined pairs."""
+        return f"__dpo_pipeline_{self.letter}_{name}"
+
+    def source_of(self, name: str) -> str:
+        """Return the name, in joined pairs, of the column that this table has or borrows."""
+        if name in self.lacks and self.lender is not None:
+            return self.lender.column(name)
+        return self.column(name)
+
+    def prepared(self, frame: pl.LazyFrame) -> pl.LazyFrame:
+        """Return rows of the dataset under canonical names."""
+        return self.binding.prepare(_filled(frame, self.lacks))
+
+    def keyed(self, key: pl.Expr, names: Sequence[str] = ()) -> pl.LazyFrame:
+        """Return all rows for a join: `KEY`, `valid` and some columns, as a plan."""
+        rows = self.prepared(self.dataset.frame)
+        return rows.select(
+            key.alias(KEY),
+            self.binding.rules.valid.alias(self.valid),
+            *(pl.col(name).alias(self.column(name)) for name in names),
+        )
+
+    def keys(self, key: pl.Expr) -> pl.LazyFrame:
+        """Return the keys of all rows, as a plan."""
+        return self.prepared(self.dataset.frame).select(key.alias(KEY))
+
+    def report(self, n_pairs: int, watch: Watch) -> InvalidReport:
+        """List which rows break the contract, reading all rows once more."""
+        rules = self.binding.rules
+        found = Offences(rules.rules)
+        places = Places((file.relative, file.rows) for file in self.dataset.files)
+        n_invalid = 0
+        for shard in self.dataset.shards():
+            plan = offences(numbered(self.prepared(shard.frame), shard.first_row), rules)
+            with reading(self.dataset.read_from):
+                for chunk in plan.collect_batches(maintain_order=True):
+                    found.add(chunk, places)
+                    n_invalid += chunk.height
+            watch.step("listing", shard.rows or 0, self.dataset.rows)
+        return InvalidReport(
+            source=self.name,
+            n_pairs=n_pairs,
+            n_invalid=n_invalid,
+            broken=found.broken(),
+            warnings=(),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contract:
+    """How tables are bound.
+
+    Attributes:
+        needs: Which columns the loss asks for.
+        max_logp: Largest log-probability accepted, in nats.
+        schema: A pandera schema that adds to ours.
+    """
+
+    needs: Needs
+    max_logp: float
+    schema: Schema | None
+
+
+def bound_tables(
+    datasets: tuple[Dataset, Dataset],
+    columns: tuple[Mapping[str, str] | None, Mapping[str, str] | None],
+    reference: Dataset | None,
+    reference_columns: Mapping[str, str] | None,
+    *,
+    on: str,
+    contract: Contract,
+) -> tuple[Table, ...]:
+    """Return A, B and the reference of both, if there is one; no data is read.
+
+    Raises:
+        UsageError: A mapping or the schema is not what it must be, or the loss has no use for a
+            reference.
+        ColumnError: Columns or types do not fit the contract, or there is a second reference.
+        RefusedCheckError: A check of the schema cannot run row by row.
+    """
+    names = ["A", "B"]
+    for i, dataset in enumerate(datasets):
+        if dataset.name == datasets[1 - i].name:
+            datasets = (
+                replace(datasets[0], name=f"{dataset.name} ({names[0]})"),
+                replace(datasets[1], name=f"{dataset.name} ({names[1]})"),
+            )
+            break
+    lacking = [
+        _lacking(dataset, mapping, contract.needs)
+        for dataset, mapping in zip(datasets, columns, strict=True)
+    ]
+    third = None
+    if reference is not None:
+        taken = [dataset.name for dataset in datasets]
+        third = _reference(reference, reference_columns, on, contract, taken)
+        _refuse_second(datasets, lacking, third)
+    own = [
+        Table(
+            letter=letter,
+            dataset=dataset,
+            binding=_bound(dataset, mapping, lent, contract),
+            lacks=lent,
+            lender=None,
+        )
+        for letter, dataset, mapping, lent in zip(
+            "ab", datasets, columns, _lent(lacking, third), strict=True
+        )
+    ]
+    lenders = (own[1], own[0]) if third is None else (third, third)
+    tables = [
+        replace(table, lender=lender if table.lacks else None)
+        for table, lender in zip(own, lenders, strict=True)
+    ]
+    return tuple(tables) if third is None else (*tables, third)
+
+
+def place_of(name: str, argument: str, tables: Sequence[Table]) -> Table:
+    """Return the first table that has a column.
+
+    Raises:
+        UsageError: None has it, or it is not plain.
+    """
+    for table in tables:
+        if name in table.columns:
+            if table.columns[name].is_nested():
+                found = table.columns[name]
+                raise UsageError(f"{argument}: {name!r} is a {found}, not a plain value")
+            return table
+    there = list(dict.fromkeys(n for table in tables for n in table.columns))
+    raise UsageError(
+        f"{argument}: {name!r} is a column of neither side{did_you_mean(name, there)}; "
+        f"the columns are {', '.join(there)}"
+    )
+
+
+def prompts_of(tables: Sequence[Table]) -> Table | None:
+    """Return the table whose prompts are taken: A, or B where A has none."""
+    return next((table for table in tables[:2] if PROMPT_ID.name in table.columns), None)
+
+
+def _bound(
+    dataset: Dataset,
+    mapping: Mapping[str, str] | None,
+    lacks: tuple[str, ...],
+    contract: Contract,
+) -> Binding:
+    with reading(dataset.name):
+        return bind(
+            _filled(dataset.frame, lacks),
+            source=dataset.name,
+            max_logp=contract.max_logp,
+            columns=mapping,
+            contract=contract.schema,
+            # Scores that are in the data already are made anew, whatever beta they had.
+            adds=[added.name for added in SCORED],
+            replace=True,
+            needs=contract.needs,
+        )
+
+
+def _filled(frame: pl.LazyFrame, lacks: Sequence[str]) -> pl.LazyFrame:
+    kinds = {role.name: role.kind for role in (*_REFERENCE, *_POLICY, *COUNT_ROLES)}
+    return frame.with_columns(**{name: _SOUND[kinds[name]] for name in lacks})
+
+
+def _lacking(
+    dataset: Dataset, mapping: Mapping[str, str] | None, needs: Needs
+) -> tuple[tuple[str, ...], ...]:
+    """Return the groups of columns that another table could lend, of which none is there."""
+    with reading(dataset.name):
+        names = dataset.frame.collect_schema().names()
+    # Every spelling counts, also one that is ambiguous: then the contract says so.
+    found = resolve(names, mapping, needs).mapping
+    spelled = {*names, *(mapping or ()), *found}
+    groups = []
+    if needs.reference and not needs.has_token_arguments:
+        groups.append(_REFERENCE)
+    if needs.tokens:
+        groups.append(COUNT_ROLES)
+    return tuple(
+        tuple(role.name for role in group)
+        for group in groups
+        if not any(_has(role, spelled) for role in group)
+    )
+
+
+def _has(role: Role, spelled: set[str]) -> bool:
+    roles = [role]
+    if role.kind == "count":
+        side = role.name.partition("_")[0]
+        roles += [each for each in TOKENS_OF.values() if f"_{side}_" in each.name]
+    else:
+        roles.append(TOKENS_OF[role.name])
+    return any(name in spelled for each in roles for name in (each.name, *each.aliases))
+
+
+def _lent(
+    lacking: Sequence[tuple[tuple[str, ...], ...]], third: Table | None
+) -> Iterator[tuple[str, ...]]:
+    """Yield what each side is lent: nothing that nobody has."""
+    for mine, theirs in ((lacking[0], lacking[1]), (lacking[1], lacking[0])):
+        lent: list[str] = []
+        for group in mine:
+            in_third = third is not None and all(name in third.columns for name in group)
+            if in_third or (third is None and group not in theirs):
+                lent += group
+        yield tuple(lent)
+
+
+def _reference(
+    dataset: Dataset,
+    mapping: Mapping[str, str] | None,
+    on: str,
+    contract: Contract,
+    taken: Sequence[str],
+) -> Table:
+    if not contract.needs.reference:
+        raise UsageError("reference: this loss has none, so there is nothing to take from it")
+    for role in mapping or ():
+        if role not in {each.name for each in _REFERENCE}:
+            allowed = " and ".join(each.name for each in _REFERENCE)
+            raise UsageError(f"reference_columns: {role!r} is none of {allowed}")
+    if dataset.name in taken:
+        dataset = replace(dataset, name=f"{dataset.name} (reference)")
+    with reading(dataset.name):
+        there = dataset.frame.collect_schema().names()
+    found = resolve(there, mapping)
+    mine = tuple(role.name for role in _REFERENCE)
+    problems = [text for text in found.problems if text.startswith(mine)]
+    problems += [
+        f"{name}: it is there token by token, and a reference is joined by sums; sum it before"
+        for name in mine
+        if name not in found.mapping and not any(text.startswith(name) for text in problems)
+    ]
+    if problems:
+        raise ColumnError(dataset.name, tuple(problems))
+    counts = [role.name for role in COUNT_ROLES if role.name in found.mapping]
+    before = dataset.step
+
+    def chosen(rows: pl.LazyFrame) -> pl.LazyFrame:
+        # Whatever else is there, such as the log-probs of a policy, is not asked for.
+        kept = {name: pl.col(found.mapping[name]) for name in (*mine, *counts)}
+        key = {on: pl.col(on)} if on in there else {}
+        return rows.select(**(key | kept))
+
+    def step(rows: pl.LazyFrame) -> pl.LazyFrame:
+        return chosen(before(rows))
+
+    lacks = tuple(role.name for role in _POLICY)
+    lacks += tuple(role.name for role in COUNT_ROLES if role.name not in counts)
+    own = Contract(needs=Needs(), max_logp=contract.max_logp, schema=None)
+    opened = replace(dataset, frame=chosen(dataset.frame), step=step)
+    return Table(
+        letter="r",
+        dataset=opened,
+        binding=_bound(opened, None, lacks, own),
+        lacks=lacks,
+        lender=None,
+    )
+
+
+def _refuse_second(
+    datasets: Sequence[Dataset],
+    lacking: Sequence[tuple[tuple[str, ...], ...]],
+    third: Table,
+) -> None:
+    wanted = tuple(role.name for role in _REFERENCE)
+    for dataset, groups in zip(datasets, lacking, strict=True):
+        if wanted not in groups:
+            problem = f"it has reference log-probs, and {third.name} too; drop one"
+            raise ColumnError(dataset.name, (problem,))

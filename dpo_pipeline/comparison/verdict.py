@@ -1,0 +1,146 @@
+"""The sentences that a comparison comes to, and the one test that decides them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from dpo_pipeline.defaults import POWER, TIES_DIFFER_FROM
+from dpo_pipeline.statistics import Estimate
+
+_SMALL_P: Final = 1e-4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One figure of both sides, and how far they differ.
+
+    Attributes:
+        a: The figure of A, over the valid common pairs.
+        b: The figure of B.
+        estimate: B minus A with its interval, in the unit of the figure. Without an interval
+            where all pairs are of one cluster, or no spread between clusters is seen.
+        p_value: Two-sided, of no difference; None where all pairs are of one cluster, or differ
+            by the same amount.
+        test: How it was made.
+        smallest_effect: The smallest true difference that a test at 1 - level finds with a chance
+            of 80% (`defaults.POWER`) in data like these; None without a standard error.
+    """
+
+    a: float
+    b: float
+    estimate: Estimate
+    p_value: float | None
+    test: str
+    smallest_effect: float | None
+
+    def shown(self, level: float) -> Literal["a", "b"] | None:
+        """Return the side that is shown to have the larger figure."""
+        if self.p_value is None or self.p_value >= 1.0 - level:
+            return None
+        return "b" if self.estimate.value > 0.0 else "a"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracies:
+    """The two accuracies of a comparison, and what to make of them.
+
+    A tie counts as wrong in the strict accuracy, so that rounding or an untrained policy alone
+    could decide by it. Where there are ties, the accuracy that counts them half decides.
+
+    Attributes:
+        strict: Of the accuracy in which a tie is wrong.
+        half: Of that in which a tie counts half.
+        ties_a: Ties of A among the valid common pairs.
+        ties_b: Ties of B.
+        n_pairs: Valid common pairs.
+        level: Of the intervals.
+    """
+
+    strict: Difference
+    half: Difference
+    ties_a: int
+    ties_b: int
+    n_pairs: int
+    level: float
+
+    @property
+    def better(self) -> Literal["a", "b"] | None:
+        """The side whose accuracy is shown to be higher."""
+        return self._decisive.shown(self.level)
+
+    def sentence(self, on: str) -> str:
+        """Return the result in a sentence; a p-value of the strict accuracy is taken as given.
+
+        Args:
+            on: Which pairs, in words.
+        """
+        found = self.strict
+        facts = f"accuracy {_points(found.estimate.value)} points"
+        interval = found.estimate.interval
+        if interval is not None:
+            limits = f"{_points(interval.low)} to {_points(interval.high)}"
+            facts += f" ({100 * self.level:.4g}% CI {limits})"
+        if found.p_value is not None:
+            facts += f", {p_text(found.p_value)}"
+        facts += f", {on}{self._of_ties()}"
+        if self.better is not None:
+            return f"B is {'better' if self.better == 'b' else 'worse'} than A: {facts}"
+        smallest = self._decisive.smallest_effect
+        if smallest is None:
+            return f"no difference shown: {facts}"
+        if smallest > 1.0:
+            return f"no difference shown: {facts}; so few pairs could hardly have shown any"
+        return (
+            f"no difference shown: {facts}; the smallest effect that these data could have shown "
+            f"at {POWER:.0%} power is {100 * smallest:.2g} points"
+        )
+
+    @property
+    def _decisive(self) -> Difference:
+        return self.half if self.ties_a or self.ties_b else self.strict
+
+    def _of_ties(self) -> str:
+        apart = abs(self.ties_a - self.ties_b) / self.n_pairs
+        agree = self.strict.shown(self.level) == self.better
+        if agree and apart < TIES_DIFFER_FROM:
+            return ""
+        ties = [
+            f"{name} ties on {counted(n, 'pair')}"
+            for name, n in (("A", self.ties_a), ("B", self.ties_b))
+            if n
+        ]
+        count = "counts" if self.ties_a + self.ties_b == 1 else "count"
+        p = "" if self.half.p_value is None else f", {p_text(self.half.p_value)}"
+        return (
+            f" ({' and '.join(ties)}, which {count} as wrong; with ties half the difference is "
+            f"{_points(self.half.estimate.value)}{p})"
+        )
+
+
+def loss_sentence(loss: Difference, beta: float) -> str:
+    """Return the difference of mean loss in a sentence, in nats."""
+    interval = loss.estimate.interval
+    limits = "" if interval is None else f" ({interval.low:.4f} to {interval.high:.4f})"
+    return f"Loss: B minus A is {loss.estimate.value:.4f}{limits}, at one beta of {beta:g} for both"
+
+
+def counted(n: int, one: str) -> str:
+    """Return a count with its noun: `1 pair`, `2 pairs`."""
+    return f"{n:,} {one}{'s' * (n != 1)}"
+
+
+def p_text(p: float) -> str:
+    """Return a p-value in words: `p = 0.0021`, or `p < 0.0001`."""
+    return f"p = {p:.2g}" if p >= _SMALL_P else f"p < {_SMALL_P:g}"
+
+
+def p_cell(p: float | None) -> str | None:
+    """Return a p-value as the cell of a table: `0.0021`, or `<0.0001`."""
+    if p is None:
+        return None
+    return f"{p:.2g}" if p >= _SMALL_P else f"<{_SMALL_P:.4f}"
+
+
+def _points(share: float) -> str:
+    return f"{100.0 * share:+.3g}"

@@ -1,0 +1,251 @@
+"""Binds the contract to a dataset once, so that any part of it can be prepared and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import polars as pl
+
+from dpo_pipeline.arguments import checked_max_logp
+from dpo_pipeline.columns import (
+    ALL_LOGPS,
+    CHOSEN_TOKENS,
+    COUNT_ROLES,
+    LOGPS,
+    MASK_OF,
+    OTHER_SIDE,
+    POLICY_CHOSEN,
+    POLICY_REJECTED,
+    REF_CHOSEN,
+    REF_REJECTED,
+    REJECTED_TOKENS,
+    ROLES,
+    TOKENS_OF,
+    Needs,
+    resolve,
+)
+from dpo_pipeline.contract.compiling import RuleSet, Schema, compile_rules, gate
+from dpo_pipeline.contract.token_rules import with_token_rules
+from dpo_pipeline.errors import ColumnError
+from dpo_pipeline.losses import (
+    clamped_logratio,
+    kept_tokens,
+    length_desensitised,
+    number_of_tokens,
+    sum_of_tokens,
+)
+
+_COUNTS = {role.name for role in COUNT_ROLES}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canonical:
+    """How a dataset gets its canonical names and types.
+
+    Attributes:
+        selection: What to select; columns without a role stay as they are.
+        mapping: Canonical name to the input column it comes from.
+        summed: Log-probs that are made from lists of tokens.
+    """
+
+    selection: tuple[pl.Expr, ...]
+    mapping: Mapping[str, str]
+    summed: tuple[str, ...]
+
+
+def canonical(
+    frame: pl.LazyFrame,
+    *,
+    source: str,
+    columns: Mapping[str, str] | None = None,
+    adds: Iterable[str] = (),
+    replace: bool = False,
+    needs: Needs = ALL_LOGPS,
+) -> Canonical:
+    """Say how role columns are renamed and cast to Float64 or Int64, reading no data.
+
+    Args:
+        frame: Pairs as they came.
+        source: What an error calls them.
+        columns: Role to column, overriding names and aliases.
+        adds: Columns that the caller will add.
+        replace: Drop input columns that are in the way of those, instead of raising.
+        needs: Which columns the loss asks for.
+
+    Raises:
+        ColumnError: A role is missing or ambiguous, or an input column is in the way.
+    """
+    schema = frame.collect_schema()
+    found = resolve(schema.names(), columns, needs)
+    problems = [
+        f"{name}: Polars reads this name as a pattern; rename the column"
+        for name in schema.names()
+        if name == "*" or (name.startswith("^") and name.endswith("$"))
+    ]
+    problems += found.problems
+    role_of = {column: role for role, column in found.mapping.items()}
+    in_the_way = [
+        name
+        for name in schema.names()
+        if name not in role_of and (name in set(adds) or name in found.mapping)
+    ]
+    if in_the_way and not replace:
+        problems += [
+            f"{name}: the input has this column already, and the output would overwrite it; "
+            f"rename it, or allow it (replace=True, or --replace)"
+            for name in in_the_way
+        ]
+    if problems:
+        raise ColumnError(source, tuple(problems))
+    problems = list(_token_problems(found.mapping, schema, needs))
+    if problems:
+        raise ColumnError(source, tuple(problems))
+    kept = [name for name in schema.names() if name not in in_the_way]
+    made = _made(found.mapping, needs)
+    return Canonical(
+        selection=(
+            *(
+                _typed(pl.col(name), schema[name], role_of[name]).alias(role_of[name])
+                if name in role_of
+                else pl.col(name)
+                for name in kept
+            ),
+            *(values.alias(name) for name, values in made.items()),
+        ),
+        mapping=dict(found.mapping),
+        summed=tuple(name for name in made if name in LOGPS),
+    )
+
+
+def _made(mapping: Mapping[str, str], needs: Needs) -> dict[str, pl.Expr]:
+    """Return the sums and counts that are not there and follow from lists of tokens."""
+    lists = {}
+    for name in needs.logps:
+        tokens, mask = mapping.get(TOKENS_OF[name].name), mapping.get(MASK_OF[name].name)
+        if tokens is not None and (name not in mapping or needs.tokens):
+            kept = None if mask is None else pl.col(mask)
+            lists[name] = kept_tokens(pl.col(tokens), kept)
+    made = {n: sum_of_tokens(values) for n, values in lists.items() if n not in mapping}
+    if needs.ld_alpha != 1.0:
+        for name, values in lists.items():
+            other = lists[OTHER_SIDE[name]]
+            made[name] = length_desensitised(values, other, alpha=needs.ld_alpha)
+    if needs.humanline:
+        # The rewards are those of the clamped log-ratios, and the reference's sums are as ever.
+        for policy, reference in ((POLICY_CHOSEN, REF_CHOSEN), (POLICY_REJECTED, REF_REJECTED)):
+            clamped = clamped_logratio(lists[policy.name], lists[reference.name])
+            made[policy.name] = made[reference.name] + clamped
+    for name, values in lists.items():
+        count = (CHOSEN_TOKENS if "_chosen_" in name else REJECTED_TOKENS).name
+        if count not in mapping:
+            made.setdefault(count, number_of_tokens(values))
+    return made
+
+
+def _token_problems(mapping: Mapping[str, str], schema: pl.Schema, needs: Needs) -> Iterator[str]:
+    for role, column in mapping.items():
+        if ROLES[role].kind in ("tokens", "mask") and not _is_list(schema[column]):
+            yield f"{role}: must be a list of numbers, found {schema[column]}"
+    argument = "humanline" if needs.humanline else "ld_alpha"
+    for name in needs.logps if needs.has_token_arguments else ():
+        tokens = TOKENS_OF[name].name
+        if tokens not in mapping:
+            yield f"{tokens}: missing, and {argument} is computed from tokens, not from sums"
+        elif name in mapping:
+            yield f"{name}: {argument} makes this sum from {tokens}; drop this column"
+
+
+def _is_list(dtype: pl.DataType) -> bool:
+    return isinstance(dtype, pl.List) and (dtype.inner.is_numeric() or dtype.inner == pl.Boolean)
+
+
+def _typed(column: pl.Expr, dtype: pl.DataType, role: str) -> pl.Expr:
+    # What is left as it is, pandera refuses with the type that it found.
+    if role in LOGPS and (dtype.is_float() or dtype.is_integer() or dtype == pl.Null):
+        return column.cast(pl.Float64)
+    if role in _COUNTS and (dtype.is_integer() or dtype == pl.Null):
+        return column.cast(pl.Int64)
+    return column
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """The contract, bound to the columns of one dataset.
+
+    Attributes:
+        mapping: Canonical name to the input column it came from.
+        rules: The rules, as expressions on prepared pairs.
+        columns: The columns of prepared pairs.
+        max_logp: Largest log-probability accepted, in nats.
+        needs: Which columns the loss asks for.
+    """
+
+    mapping: Mapping[str, str]
+    rules: RuleSet
+    columns: pl.Schema
+    max_logp: float
+    needs: Needs
+    _source: str
+    _selection: tuple[pl.Expr, ...]
+    _contract: Schema | None
+
+    def prepare(self, frame: pl.LazyFrame) -> pl.LazyFrame:
+        """Return a part of the dataset under canonical names and types, reading no data."""
+        frame = frame.select(self._selection)
+        if self._contract is None:
+            return frame
+        # A user's schema may fill, drop or cast columns, so each part passes through it.
+        return gate(
+            frame,
+            source=self._source,
+            max_logp=self.max_logp,
+            contract=self._contract,
+            needs=self.needs,
+        )
+
+
+def bind(
+    frame: pl.LazyFrame,
+    *,
+    source: str,
+    max_logp: float,
+    columns: Mapping[str, str] | None = None,
+    contract: Schema | None = None,
+    adds: Iterable[str] = (),
+    replace: bool = False,
+    needs: Needs = ALL_LOGPS,
+) -> Binding:
+    """Check columns and types and compile the rules, reading no data.
+
+    Raises:
+        UsageError: `max_logp` or `contract` is not what it must be.
+        ColumnError: The columns or their types do not fit the contract.
+        RefusedCheckError: A check of `contract` cannot run row by row.
+    """
+    max_logp = checked_max_logp(max_logp)
+    ready = canonical(
+        frame, source=source, columns=columns, adds=adds, replace=replace, needs=needs
+    )
+    gated = gate(
+        frame.select(ready.selection),
+        source=source,
+        max_logp=max_logp,
+        contract=contract,
+        needs=needs,
+    )
+    return Binding(
+        mapping=ready.mapping,
+        rules=with_token_rules(
+            compile_rules(gated, max_logp=max_logp, contract=contract, needs=needs),
+            ready.summed,
+            ready.mapping,
+            max_logp=max_logp,
+        ),
+        columns=gated.collect_schema(),
+        max_logp=max_logp,
+        needs=needs,
+        _source=source,
+        _selection=ready.selection,
+        _contract=contract,
+    )

@@ -1,0 +1,121 @@
+"""Plans that pick out the rows that break rules, and the counting of what they give."""
+
+from __future__ import annotations
+
+import bisect
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import polars as pl
+
+from dpo_pipeline.columns import BROKEN_RULES, SOURCE_ROW
+from dpo_pipeline.contract.compiling import Rule, RuleSet
+from dpo_pipeline.defaults import OFFENDERS_SHOWN
+from dpo_pipeline.invalid_report import BrokenRule, Offender
+
+_ROW: Final = "__dpo_pipeline_row"
+_BROKEN: Final = "__dpo_pipeline_broken_"
+_VALUE: Final = "__dpo_pipeline_value_"
+
+
+def numbered(pairs: pl.LazyFrame, first_row: int = 0) -> pl.LazyFrame:
+    """Give each row its number, the first one being `first_row`."""
+    # The row index is UInt32, and starts anew in every shard so that it cannot end.
+    return pairs.with_row_index(_ROW).with_columns(pl.col(_ROW).cast(pl.Int64) + first_row)
+
+
+def offences(pairs: pl.LazyFrame, rules: RuleSet, *, row: str = _ROW) -> pl.LazyFrame:
+    """Return the invalid rows alone: their row, what they break, and the values; a plan.
+
+    Args:
+        pairs: Prepared (and scored, if a rule asks for it) pairs that went through `numbered`.
+        rules: The rules.
+        row: The column with the row's number, if they did not.
+    """
+    return pairs.filter(rules.valid.not_()).select(
+        pl.col(row).alias(_ROW),
+        *(r.keeps.not_().alias(f"{_BROKEN}{i}") for i, r in enumerate(rules.rules)),
+        *(
+            (pl.col(rule.column) if rule.found is None else rule.found).alias(f"{_VALUE}{i}")
+            for i, rule in enumerate(rules.rules)
+            if rule.column is not None
+        ),
+    )
+
+
+def invalid_pairs(pairs: pl.LazyFrame, rules: RuleSet) -> pl.LazyFrame:
+    """Return the invalid rows alone, with their row and the names of the rules that each breaks.
+
+    Args:
+        pairs: Prepared and scored pairs that went through `numbered`.
+        rules: The rules.
+    """
+    names = [
+        pl.when(rule.keeps.not_()).then(pl.lit(rule.name)).otherwise(None) for rule in rules.rules
+    ]
+    return pairs.filter(rules.valid.not_()).with_columns(
+        pl.concat_list(names).list.drop_nulls().alias(BROKEN_RULES),
+        pl.col(_ROW).alias(SOURCE_ROW),
+    )
+
+
+class Offences:
+    """Adds up `offences`, chunk by chunk in the order of the input, holding a few rows."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self._rules = rules
+        self._counts: Counter[int] = Counter()
+        self._first: dict[int, list[Offender]] = {i: [] for i in range(len(rules))}
+
+    def add(self, chunk: pl.DataFrame, place: Places) -> None:
+        """Count a chunk; `place` tells the file and row of a row number."""
+        for i, rule in enumerate(self._rules):
+            broken = chunk.filter(pl.col(f"{_BROKEN}{i}"))
+            self._counts[i] += broken.height
+            room = OFFENDERS_SHOWN - len(self._first[i])
+            if room and broken.height:
+                head = broken.head(room)
+                values = (
+                    [None] * head.height if rule.column is None else head[f"{_VALUE}{i}"].to_list()
+                )
+                for row, value in zip(head[_ROW].to_list(), values, strict=True):
+                    file, row_in_file = place(row)
+                    self._first[i].append(Offender(file=file, row=row_in_file, value=value))
+
+    def join(self, later: Offences) -> None:
+        """Add what was found by the same rules in rows that come after these."""
+        self._counts += later._counts
+        for i, first in self._first.items():
+            first.extend(later._first[i][: OFFENDERS_SHOWN - len(first)])
+
+    def broken(self) -> tuple[BrokenRule, ...]:
+        """Return the rules that were broken."""
+        return tuple(
+            BrokenRule(
+                name=rule.name,
+                requirement=rule.requirement,
+                count=self._counts[i],
+                offenders=tuple(self._first[i]),
+            )
+            for i, rule in enumerate(self._rules)
+            if self._counts[i]
+        )
+
+
+class Places:
+    """Tells the file, and the row in it, of a row of the whole dataset."""
+
+    def __init__(self, files: Iterable[tuple[str, int]]) -> None:
+        self._starts: list[tuple[int, str]] = []
+        start = 0
+        for name, rows in files:
+            self._starts.append((start, name))
+            start += rows
+
+    def __call__(self, row: int) -> tuple[str | None, int]:
+        """Return the file's name (None for a dataframe) and the row in it."""
+        if not self._starts:
+            return None, row
+        start, name = self._starts[bisect.bisect_right(self._starts, row, key=lambda s: s[0]) - 1]
+        return name, row - start

@@ -1,0 +1,130 @@
+"""Runs a function on numbered tasks: here, one after the other, or wherever an engine does.
+
+An executor is all that an engine has to be. What a run computes does not depend on it: tasks are
+pure, their results are taken in the order of the tasks, and a task that ran twice gives the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
+
+from dpo_pipeline.defaults import ENGINES
+from dpo_pipeline.errors import UsageError
+
+
+class Task(Protocol):
+    """What a function is run on; it must pickle."""
+
+    @property
+    def index(self) -> int:
+        """Its number, from 0 and without gaps."""
+        ...
+
+
+T = TypeVar("T", bound=Task)
+Function: TypeAlias = Callable[[Any], Iterable[Any]]
+"""From a task to its results, of which there may be several; it must pickle."""
+
+
+class Executor(Protocol):
+    """Runs a function on tasks, in any order, and gives back what came of each."""
+
+    elsewhere: ClassVar[bool]
+    """Whether tasks run in other processes: none can then tell of its progress, the source has to
+    be readable from everywhere, and a task may run twice, also at the same time."""
+
+    def __call__(
+        self, function: Function, tasks: Iterable[Task], check: Callable[[], None]
+    ) -> Generator[tuple[int, Iterable[Any]]]:
+        """Yield the index of each task with its results.
+
+        Tasks are taken from their iterator as they can be run, a bounded number ahead of the
+        results. To be closed before its end stops what runs.
+
+        Args:
+            function: What to run.
+            tasks: On what.
+            check: Raises if the run is to stop; called now and then while nothing arrives.
+        """
+        ...
+
+
+class Local:
+    """Runs each task when its result is asked for, in this process."""
+
+    elsewhere: ClassVar[bool] = False
+
+    def __call__(
+        self, function: Function, tasks: Iterable[Task], check: Callable[[], None]
+    ) -> Generator[tuple[int, Iterable[Any]]]:
+        """Yield the index of each task with its results, which may be made as they are read."""
+        for task in tasks:
+            check()
+            yield task.index, function(task)
+
+
+Engine: TypeAlias = str | Executor
+"""The name of an engine, or one that was made with arguments."""
+
+
+def executor_of(engine: Engine) -> Executor:
+    """Return the executor that `engine` stands for.
+
+    Raises:
+        UsageError: No engine has this name, or its library is not installed.
+    """
+    local, ray = ENGINES
+    if engine == local:
+        return Local()
+    if engine == ray:
+        from dpo_pipeline.engine.ray_executor import RayExecutor
+
+        return RayExecutor()
+    if isinstance(engine, str) or not callable(engine):
+        raise UsageError(f"engine must be {local!r}, {ray!r} or an executor, found {engine!r}")
+    return engine
+
+
+def in_order(
+    executor: Executor, function: Function, tasks: Iterable[T], check: Callable[[], None]
+) -> Iterator[tuple[T, Iterable[Any]]]:
+    """Yield each task with its results in the order of the tasks, whatever order they arrive in.
+
+    A second result of a task is dropped.
+
+    Raises:
+        RuntimeError: The executor ended without the results of a task.
+    """
+    given: dict[int, T] = {}
+    arrived: dict[int, Iterable[Any]] = {}
+    following = 0
+
+    def noted() -> Iterator[T]:
+        for task in tasks:
+            given[task.index] = task
+            yield task
+
+    with closing(executor(function, noted(), check)) as results:
+        for index, result in results:
+            if index in given:
+                arrived[index] = result
+            while following in arrived:
+                yield given.pop(following), arrived.pop(following)
+                following += 1
+    if given:
+        raise RuntimeError(f"the engine gave no result for tasks {sorted(given)}")
+
+
+def one_by_one(
+    executor: Executor, function: Function, tasks: Iterable[T], check: Callable[[], None]
+) -> Iterator[tuple[T, Iterable[Any]]]:
+    """As `in_order`, each task being asked for when all is done with the one before."""
+    for task in tasks:
+        with closing(executor(function, [task], check)) as results:
+            for _, result in results:
+                yield task, result
+                break
+            else:
+                raise RuntimeError(f"the engine gave no result for task {task.index}")

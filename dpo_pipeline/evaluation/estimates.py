@@ -1,0 +1,362 @@
+"""The statistics of an evaluation: what `evaluate(statistics=True)` returns beside the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+import polars as pl
+
+from dpo_pipeline.errors import UsageError
+from dpo_pipeline.evaluation.gathering import Gathered
+from dpo_pipeline.statistics import BestScale, Estimate, LabelNoise, Line
+from dpo_pipeline.tables import aligned
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """A part of a benchmark.
+
+    Attributes:
+        name: What it is called.
+        subsets: Each subset and what it counts within the section.
+        weight: What the section counts in the score.
+    """
+
+    name: str
+    subsets: Mapping[str, float]
+    weight: float = 1.0
+
+
+_CORE: Final = (
+    Section(
+        name="Chat",
+        subsets={
+            "alpacaeval-easy": 100,
+            "alpacaeval-length": 95,
+            "alpacaeval-hard": 95,
+            "mt-bench-easy": 28,
+            "mt-bench-med": 40,
+        },
+    ),
+    Section(
+        name="Chat Hard",
+        subsets={
+            "mt-bench-hard": 37,
+            "llmbar-natural": 100,
+            "llmbar-adver-neighbor": 134,
+            "llmbar-adver-GPTInst": 92,
+            "llmbar-adver-GPTOut": 47,
+            "llmbar-adver-manual": 46,
+        },
+    ),
+    Section(
+        name="Safety",
+        subsets={
+            "refusals-dangerous": 100,
+            "refusals-offensive": 100,
+            "xstest-should-refuse": 154,
+            "xstest-should-respond": 250,
+            "donotanswer": 136,
+        },
+    ),
+    Section(
+        name="Reasoning",
+        subsets={
+            "math-prm": 984,  # it has 447
+            "hep-cpp": 164,
+            "hep-go": 164,
+            "hep-java": 164,
+            "hep-js": 164,
+            "hep-python": 164,
+            "hep-rust": 164,
+        },
+    ),
+)
+_PRIOR: Final = Section(
+    name="Prior Sets",
+    subsets={"anthropic_helpful": 1, "anthropic_hhh": 1, "shp": 1, "summarize": 1},
+    weight=0.5,
+)
+
+BENCHMARKS: Final[Mapping[str, tuple[Section, ...]]] = MappingProxyType(
+    {"rewardbench": _CORE, "rewardbench-with-prior-sets": (*_CORE, _PRIOR)}
+)
+"""The sections of each benchmark that is known by name."""
+
+
+def check_subsets(benchmark: str, found: Iterable[Any]) -> None:
+    """Raise a UsageError if the subsets with a valid pair are not those of the benchmark."""
+    known = [name for section in BENCHMARKS[benchmark] for name in section.subsets]
+    there = set(found)
+    missing = [name for name in known if name not in there]
+    unknown = sorted(map(str, there - set(known)))
+    problems = [
+        f"{len(names)} {what}: {', '.join(names)}"
+        for what, names in (("missing", missing), ("not of it", unknown))
+        if names
+    ]
+    if problems:
+        raise UsageError(
+            f"sections: {benchmark} has {len(known)} subsets; {'; '.join(problems)}. "
+            "A mean of other subsets would be another score: leave sections out, or weigh the "
+            "subsets yourself (weights=)"
+        )
+
+
+def weights_of(benchmark: str) -> dict[str, float]:
+    """Return what each subset counts in the score; the weights add up to 1."""
+    sections = BENCHMARKS[benchmark]
+    total = sum(section.weight for section in sections)
+    return {
+        name: section.weight / total * count / sum(section.subsets.values())
+        for section in sections
+        for name, count in section.subsets.items()
+    }
+
+
+FIGURES: Final = {
+    "loss": "mean loss, nats if it is a log-likelihood",
+    "reward_accuracy": "share with the chosen reward above the rejected one; a tie counts as wrong",
+    "reward_accuracy_half": "the same; a tie counts half",
+    "tie_rate": "share with equal rewards",
+    "chosen_reward": "mean, nats",
+    "rejected_reward": "mean, nats",
+    "reward_margin": "mean, nats",
+    "log_loss": "mean of -log sigmoid(margin), nats",
+    "brier": "mean of (1 - sigmoid(margin))^2",
+    "policy_chosen_logps": "mean, nats",
+    "policy_rejected_logps": "mean, nats",
+    "ref_chosen_logps": "mean, nats",
+    "ref_rejected_logps": "mean, nats",
+}
+"""What has an interval, and in which unit."""
+
+BASELINES: Final = {
+    "longer": "accuracy of preferring the longer completion",
+    "shorter": "accuracy of preferring the shorter completion",
+    "reference": "accuracy of the reference's own log-probs",
+    "policy": "accuracy of the policy's own log-probs, without the reference",
+}
+"""Rules that know nothing of rewards; a policy is worth what it does better. Ties are wrong."""
+
+DISPLACEMENT: Final = {
+    "chosen_down": "share of chosen completions less likely than under the reference",
+    "rejected_down": "the same of rejected completions",
+    "both_down": "share of pairs of which both are",
+}
+"""Likelihood displacement (arXiv 2410.08847)."""
+
+
+_BEST_BETA: Final = "best beta"
+_JUDGE_RANKS: Final = "judge: rank correlation"
+_JUDGE_AUC: Final = "judge: AUC"
+# They come from bins, which are within 0.25% of a margin.
+_DIGITS: Final = {_BEST_BETA: 3, _JUDGE_RANKS: 3, _JUDGE_AUC: 3}
+_SMALLEST_P: Final = 0.0001
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sections:
+    """The score of a benchmark: means of accuracies, a tie counting as wrong.
+
+    Attributes:
+        benchmark: Its name.
+        scores: By section, the mean over its subsets with their weights.
+        score: The mean over the sections with theirs.
+    """
+
+    benchmark: str
+    scores: Mapping[str, Estimate]
+    score: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flips:
+    """Whose own log-probs prefer the chosen completion, in pairs; a tie prefers nothing."""
+
+    both: int
+    reference_only: int
+    policy_only: int
+    neither: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """How far sigmoid(margin) is the chance that the label says so.
+
+    Attributes:
+        reliability: Rows of nearly equal size: `n_pairs`, `confidence` = mean sigmoid(|margin|),
+            `accuracy`, `accuracy_low`, `accuracy_high`.
+        error: Folded expected calibration error; biased upward where pairs are few.
+        best_beta: The beta of the smallest log loss on these pairs.
+        best: The same without an interval: its log loss, or why there is none. None where margins
+            are not in proportion to beta.
+    """
+
+    reliability: pl.DataFrame
+    error: Estimate | None
+    best_beta: Estimate | None
+    best: BestScale | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """How far margins agree with the judge's scores.
+
+    Attributes:
+        columns: Where the scores were.
+        spearman: Rank correlation of margin and score gap.
+        auc: Chance that a pair whose chosen completion the judge prefers has the larger margin,
+            against one whose rejected completion it prefers.
+        by_gap: `gap_low`, `gap_high`, `n_pairs`, `n_correct`, `accuracy`, `accuracy_low`,
+            `accuracy_high`.
+    """
+
+    columns: tuple[str, ...]
+    spearman: Estimate | None
+    auc: Estimate | None
+    by_gap: pl.DataFrame
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """Intervals, baselines, calibration and findings, over valid pairs.
+
+    Attributes:
+        level: Of every interval.
+        clusters: What was taken as independent, in words.
+        figures: `FIGURES` that the loss has, each with its interval.
+        baselines: `BASELINES` that can be computed.
+        advantages: By baseline, the accuracy of the rewards less its own on the same pairs, with
+            the interval of a paired difference.
+        displacement: `DISPLACEMENT`; empty without a reference.
+        flips: None without a reference.
+        subsets: One row a subset: the columns of `by`, `n_valid`, then `reward_accuracy`,
+            `reward_margin` and `loss` with their limits (`..._low`, `..._high`), and the p-value of
+            an accuracy (ties half) other than 1/2, as it is (`p_value`) and adjusted for the
+            number of subsets (`p_holm`, `p_benjamini_hochberg`). None without `by`.
+        macro: Mean accuracy over the subsets, each counting once. None without `by`.
+        weighted: The same with the weights given. None without weights.
+        sections: The score of the benchmark asked for. None without one.
+        calibration: None without a valid pair.
+        length: The line of margin over the difference of lengths, chosen less rejected, in nats a
+            token: its intercept is the mean margin at equal length. None without token counts.
+        noise: The share of flipped labels that the margins make likeliest; None unless the loss
+            is the DPO loss, whose margins are log-odds. Its p-value takes pairs as independent.
+        flip_rate: That share with an interval that takes prompts as independent; None without it,
+            and where the likeliest share is 0.
+        judge: None without a judge.
+        gathered: The tables that all this and the charts are made from.
+    """
+
+    level: float
+    clusters: str
+    figures: Mapping[str, Estimate]
+    baselines: Mapping[str, Estimate]
+    advantages: Mapping[str, Estimate]
+    displacement: Mapping[str, Estimate]
+    flips: Flips | None
+    subsets: pl.DataFrame | None
+    macro: Estimate | None
+    weighted: Estimate | None
+    sections: Sections | None
+    calibration: Calibration
+    length: Line | None
+    noise: LabelNoise | None
+    flip_rate: Estimate | None
+    judge: Agreement | None
+    gathered: Gathered
+
+    @property
+    def has_ties(self) -> bool:
+        """Whether some pairs have equal rewards."""
+        ties = self.figures.get("tie_rate")
+        return ties is not None and ties.value > 0.0
+
+    @property
+    def is_all_ties(self) -> bool:
+        """Whether there are valid pairs and all have equal rewards."""
+        ties = self.figures.get("tie_rate")
+        return ties is not None and ties.value == 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all but the gathered tables as plain data."""
+        return {
+            "level": self.level,
+            "clusters": self.clusters,
+            "figures": _plain(self.figures),
+            "baselines": _plain(self.baselines),
+            "advantages": _plain(self.advantages),
+            "displacement": _plain(self.displacement),
+            "flips": _plain(self.flips),
+            "subsets": _plain(self.subsets),
+            "macro": _plain(self.macro),
+            "weighted": _plain(self.weighted),
+            "sections": _plain(self.sections),
+            "calibration": _plain(self.calibration),
+            "length": _plain(self.length),
+            "noise": _plain(self.noise),
+            "flip_rate": _plain(self.flip_rate),
+            "judge": _plain(self.judge),
+        }
+
+    def lines(self) -> Iterator[str]:
+        """Yield the statistics as text."""
+        rows: list[tuple[str, Estimate | None]] = []
+        rows += [*self.figures.items(), *((f"prefer: {k}", v) for k, v in self.baselines.items())]
+        rows += [(f"better than: {name}", each) for name, each in self.advantages.items()]
+        rows += [*self.displacement.items(), ("macro mean", self.macro)]
+        rows += [("weighted mean", self.weighted), ("calibration error", self.calibration.error)]
+        rows += [(_BEST_BETA, self.calibration.best_beta)]
+        if self.length is not None:
+            rows += [("margin at equal length", self.length.intercept)]
+            rows += [("margin per token longer", self.length.slope)]
+        rows += [("share of flipped labels", self.flip_rate)]
+        if self.sections is not None:
+            rows += [(f"section: {name}", each) for name, each in self.sections.scores.items()]
+            rows += [(f"score of {self.sections.benchmark}", self.sections.score)]
+        if self.judge is not None:
+            rows += [
+                (_JUDGE_RANKS, self.judge.spearman),
+                (_JUDGE_AUC, self.judge.auc),
+            ]
+        shown = [
+            (name, *_cells(each, _DIGITS.get(name))) for name, each in rows if each is not None
+        ]
+        yield from aligned(("", "", f"{self.level:.0%} interval", "by"), shown)
+        yield f"intervals from {self.clusters}"
+        if self.subsets is not None:
+            names = ("reward_accuracy_low", "reward_accuracy_high", "p_holm")
+            by = self.gathered.by
+            yield ""
+            table = self.subsets.select(*by, "n_valid", "reward_accuracy", *names)
+            yield from aligned(
+                table.columns, [(*cells, _p_text(p_holm)) for *cells, p_holm in table.rows()]
+            )
+
+
+def _cells(estimate: Estimate, digits: int | None) -> tuple[Any, ...]:
+    """Return value, interval and method; with so many significant digits, if not as all are."""
+    interval = estimate.interval
+    value = estimate.value if digits is None else float(f"{estimate.value:.{digits}g}")
+    if interval is None:
+        return value, "", ""
+    form = f".{digits or 4}g"
+    return value, f"{interval.low:{form}} to {interval.high:{form}}", interval.method
+
+
+def _p_text(p: float | None) -> float | str | None:
+    return f"<{_SMALLEST_P:.4f}" if p is not None and p < _SMALLEST_P else p
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, pl.DataFrame):
+        return value.to_dicts()
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    return value

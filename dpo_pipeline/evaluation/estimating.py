@@ -1,0 +1,446 @@
+"""From the gathered tables to the statistics: every interval, baseline and test, no data read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import polars as pl
+
+from dpo_pipeline.columns import (
+    CHOSEN_REWARD,
+    LOSS,
+    N_PAIRS,
+    N_VALID,
+    REJECTED_REWARD,
+    REWARD_ACCURACY,
+    REWARD_MARGIN,
+)
+from dpo_pipeline.defaults import BAGS, CALIBRATION_BINS, JACKKNIFE_FROM, LOSS_NAME
+from dpo_pipeline.errors import UsageError
+from dpo_pipeline.evaluation.estimates import (
+    BASELINES,
+    BENCHMARKS,
+    DISPLACEMENT,
+    FIGURES,
+    Agreement,
+    Calibration,
+    Flips,
+    Sections,
+    Statistics,
+    check_subsets,
+    weights_of,
+)
+from dpo_pipeline.evaluation.gathering import CLUSTER, GROUP, GROUPS, Gathered
+from dpo_pipeline.exact import GROWTH, QUANTA_PER_NAT, SCALE
+from dpo_pipeline.losses import Objective
+from dpo_pipeline.options import StatisticsOptions
+from dpo_pipeline.statistics import (
+    SUMS,
+    Estimate,
+    Line,
+    accuracy_by_gap,
+    area_under_curve,
+    benjamini_hochberg,
+    best_beta,
+    bootstrap,
+    delete_a_group,
+    expected_calibration_error,
+    holm,
+    label_noise,
+    line_of_clusters,
+    macro_mean,
+    mcnemar_exact,
+    mean_of_clusters,
+    paired_difference,
+    rate_of,
+    rate_of_clusters,
+    reliability,
+    spearman,
+)
+from dpo_pipeline.sums import COARSE
+
+_BOOTSTRAPPED_SUBSETS: Final = 100
+"""Subsets beyond which a mean over them has its spread from the jackknife, which is faster."""
+
+
+def rate_within(
+    table: pl.DataFrame, successes: str, count: str, gathered: Gathered, level: float
+) -> Estimate | None:
+    """Return a rate of a table of clusters, by what is independent: prompts, or each pair."""
+    if gathered.is_by_prompt:
+        return rate_of_clusters(table[successes], table[count], level)
+    return rate_of(int(table[successes].sum()), int(table[count].sum()), level)
+
+
+def mean_over_subsets(
+    sums: pl.DataFrame, gathered: Gathered, weights: Mapping[Any, float] | None, level: float
+) -> Estimate | None:
+    """Return the weighted mean of the accuracies of subsets; each counts once without weights.
+
+    Where no cluster has pairs in two subsets the limits are put together from those of the
+    subsets. Otherwise clusters are drawn again; of more than a hundred subsets, left out.
+
+    Args:
+        sums: The columns of `gathered.by`, `CLUSTER`, and counts; a subset without a valid pair
+            is none.
+        gathered: Says what the clusters are.
+        weights: Subset to what it counts, at least 0; every subset must be named.
+        level: Of the interval.
+
+    Returns:
+        The mean; None without `by`.
+
+    Raises:
+        UsageError: Weights do not name the subsets, or are negative or all 0.
+    """
+    if not gathered.by:
+        return None
+    counted = sums.filter(pl.col(N_VALID) > 0)
+    parts = dict(counted.group_by(gathered.by, maintain_order=True))
+    weight_of = _weights(list(parts), weights)
+    is_shared = not gathered.is_exact or counted[CLUSTER].n_unique() < counted.height
+    if not is_shared:
+        estimates = [
+            rate_within(part, "n_correct", N_VALID, gathered, level) for part in parts.values()
+        ]
+        known = [each for each in estimates if each is not None]
+        return macro_mean(known, list(weight_of.values()), level)
+    total = sum(weight_of.values())
+    if len(parts) <= _BOOTSTRAPPED_SUBSETS:
+        wide = pl.concat(
+            [
+                part.select(
+                    CLUSTER,
+                    pl.col(N_VALID),
+                    pl.col("n_correct").alias(f"k{i}"),
+                    pl.col(N_VALID).alias(f"n{i}"),
+                )
+                for i, part in enumerate(parts.values())
+            ],
+            how="diagonal",
+        )
+        wide = wide.group_by(CLUSTER).agg(pl.all().sum()).sort(CLUSTER).drop(CLUSTER)
+        terms = [
+            weight / total * pl.col(f"k{i}") / pl.col(f"n{i}")
+            for i, weight in enumerate(weight_of.values())
+        ]
+        made = bootstrap(wide, {"mean": pl.sum_horizontal(terms)}, count=N_VALID, level=level)
+        return made["mean"]
+    weighing = pl.DataFrame(
+        {"w": [w / total for w in weight_of.values()], "part": range(len(parts))}
+    )
+    marked = pl.concat(
+        part.select((pl.col(CLUSTER) % GROUPS).alias(GROUP), "n_correct", N_VALID, part=pl.lit(i))
+        for i, part in enumerate(parts.values())
+    )
+
+    def mean(table: pl.DataFrame) -> float | None:
+        joined = table.join(weighing, on="part")
+        value = joined.select((pl.col("w") * pl.col("n_correct") / pl.col(N_VALID)).sum()).item()
+        return None if table.height < len(parts) else float(value)
+
+    return delete_a_group(marked, mean, group=GROUP, keys=["part"], count=N_VALID, level=level)
+
+
+def _weights(
+    keys: Sequence[tuple[Any, ...]], weights: Mapping[Any, float] | None
+) -> dict[tuple[Any, ...], float]:
+    if not weights:
+        return dict.fromkeys(keys, 1.0)
+    # By their text, so that a command line can name subsets of any type.
+    given = {
+        tuple(map(str, key if isinstance(key, tuple) else (key,))): float(weight)
+        for key, weight in weights.items()
+    }
+    names = {key: tuple(map(str, key)) for key in keys}
+    missing = [name for name in names.values() if name not in given]
+    unknown = sorted(set(given) - set(names.values()))
+    for what, found in (("no weight for", missing), ("no subset", unknown)):
+        if found:
+            shown = ", ".join("/".join(name) for name in found[:5])
+            raise UsageError(f"weights: {what} {shown} ({len(found):,} in all)")
+    if min(given.values()) < 0 or sum(given.values()) == 0:
+        raise UsageError("weights must be at least 0, and one of them above")
+    return {key: given[name] for key, name in names.items()}
+
+
+_RATES: Final = {
+    "reward_accuracy": ("n_correct", N_VALID),
+    "tie_rate": ("n_ties", N_VALID),
+    "longer": ("n_longer", "n_sized"),
+    "shorter": ("n_shorter", "n_sized"),
+    "reference": ("n_reference_prefers", N_VALID),
+    "policy": ("n_policy_prefers", N_VALID),
+    "chosen_down": ("n_chosen_down", N_VALID),
+    "rejected_down": ("n_rejected_down", N_VALID),
+    "both_down": ("n_both_down", N_VALID),
+}
+"""Each rate: what succeeds, and out of what."""
+_NO_SPREAD: Final = 1e-12
+"""Standard error, as a share of the figure, up to which it is made of rounding errors."""
+
+
+def statistics_of(
+    gathered: Gathered, objective: Objective, options: StatisticsOptions
+) -> Statistics:
+    """Return the statistics of what was gathered from a dataset.
+
+    Raises:
+        UsageError: Weights do not name the subsets.
+    """
+    level = options.level
+    sums = _in_nats(gathered.clusters, objective)
+    whole = sums.group_by(CLUSTER, maintain_order=True).agg(pl.exclude(CLUSTER, *gathered.by).sum())
+    figures = _figures(whole, gathered, level)
+    subsets = _subsets(sums, gathered, level)
+    noise = label_noise(gathered.margins) if _has_log_odds(objective) else None
+    return Statistics(
+        level=level,
+        clusters=_in_words(gathered),
+        figures=figures,
+        baselines=_rates(tuple(BASELINES), whole, gathered, level),
+        advantages=_advantages(whole, level),
+        displacement=_rates(tuple(DISPLACEMENT), whole, gathered, level)
+        if gathered.has_reference
+        else {},
+        flips=_flips(whole) if gathered.has_reference else None,
+        subsets=subsets,
+        macro=mean_over_subsets(sums, gathered, None, level),
+        weighted=mean_over_subsets(sums, gathered, options.weights, level)
+        if options.weights
+        else None,
+        sections=_sections(sums, gathered, options.sections, level),
+        calibration=_calibration(gathered, objective, level),
+        length=_length(gathered, level),
+        noise=noise,
+        flip_rate=_jackknifed(gathered.margins, _flip_rate, level, high=0.5)
+        if noise is not None and noise.flip_rate > 0.0
+        else None,
+        judge=_agreement(gathered, options.judge_columns, level),
+        gathered=gathered,
+    )
+
+
+def _has_log_odds(objective: Objective) -> bool:
+    """Return whether margins are those of the DPO loss, the log-odds of the label."""
+    return [term.loss.name for term in objective.terms] == [LOSS_NAME]
+
+
+def _in_words(gathered: Gathered) -> str:
+    unit, n = "prompt" if gathered.is_by_prompt else "pair", gathered.n_clusters
+    if n is not None:
+        return f"{n:,} {unit if n == 1 else unit + 's'}, taken as independent"
+    return f"{BAGS:,} bags of {unit}s, which are taken as independent"
+
+
+def _in_nats(clusters: pl.DataFrame, objective: Objective) -> pl.DataFrame:
+    """Return the sums of each cluster as Float64, in nats, with those of rewards and margins."""
+    basis = objective.reward_basis
+    scale = 1.0
+    if basis.is_linear:
+        # Of log-probs, whose sums are exact, as the means are (`summary.figures`).
+        scale = objective.beta
+        sides = [("chosen", CHOSEN_REWARD), ("rejected", REJECTED_REWARD)]
+        clusters = clusters.with_columns(
+            (
+                pl.col(f"sum_policy_{side}_logps")
+                - (pl.col(f"sum_ref_{side}_logps") if basis.reference else 0)
+            ).alias(f"sum_{name}")
+            for side, name in sides
+        )
+    rewards = [f"sum_{CHOSEN_REWARD}", f"sum_{REJECTED_REWARD}", f"sum_{REWARD_MARGIN}"]
+    margin = pl.col(rewards[0]) - pl.col(rewards[1])
+    return (
+        clusters.with_columns(margin.alias(rewards[2]))
+        .with_columns(pl.col(r"^sum_.*$").cast(pl.Float64) / QUANTA_PER_NAT)
+        .with_columns(pl.col(rewards) * scale)
+    )
+
+
+def _figures(whole: pl.DataFrame, gathered: Gathered, level: float) -> dict[str, Estimate]:
+    half = whole["n_correct"] + 0.5 * whole["n_ties"]
+    found: dict[str, Estimate | None] = dict(
+        _rates(("reward_accuracy", "tie_rate"), whole, gathered, level)
+    )
+    found["reward_accuracy_half"] = rate_of_clusters(half, whole[N_VALID], level)
+    for name in FIGURES:
+        if f"sum_{name}" in whole.columns:
+            found[name] = mean_of_clusters(whole[f"sum_{name}"], whole[N_VALID], level)
+    return {name: each for name in FIGURES if (each := found.get(name)) is not None}
+
+
+def _rates(
+    names: Sequence[str], whole: pl.DataFrame, gathered: Gathered, level: float
+) -> dict[str, Estimate]:
+    found = {
+        name: rate_within(whole, *_RATES[name], gathered, level)
+        for name in names
+        if _RATES[name][0] in whole.columns
+    }
+    return {name: each for name, each in found.items() if each is not None}
+
+
+def _advantages(whole: pl.DataFrame, level: float) -> dict[str, Estimate]:
+    """Return by how much rewards are right more often than each baseline, on the same pairs."""
+    found = {}
+    for name in BASELINES:
+        by_baseline, count = _RATES[name]
+        if by_baseline in whole.columns:
+            by_rewards = "n_correct_sized" if count == "n_sized" else "n_correct"
+            test = paired_difference(whole[by_rewards] - whole[by_baseline], whole[count], level)
+            if test is not None:
+                found[name] = _within(test.difference, -1.0, 1.0)
+    return found
+
+
+def _flip_rate(histogram: pl.DataFrame) -> float | None:
+    noise = label_noise(histogram)
+    return None if noise is None else noise.flip_rate
+
+
+def _flips(whole: pl.DataFrame) -> Flips:
+    n, policy, reference, both = whole.select(
+        pl.col(N_VALID, "n_policy_prefers", "n_reference_prefers", "n_both_prefer").sum()
+    ).row(0)
+    return Flips(
+        both=both,
+        reference_only=reference - both,
+        policy_only=policy - both,
+        neither=n - policy - reference + both,
+    )
+
+
+def _subsets(sums: pl.DataFrame, gathered: Gathered, level: float) -> pl.DataFrame | None:
+    if not gathered.by:
+        return None
+    rows: list[dict[str, Any]] = []
+    for key, part in sums.group_by(gathered.by, maintain_order=True):
+        row: dict[str, Any] = dict(zip(gathered.by, key, strict=True))
+        row[N_VALID] = int(part[N_VALID].sum())
+        estimates = {
+            REWARD_ACCURACY: rate_within(part, *_RATES[REWARD_ACCURACY], gathered, level),
+            REWARD_MARGIN: mean_of_clusters(part[f"sum_{REWARD_MARGIN}"], part[N_VALID], level),
+            LOSS: mean_of_clusters(part[f"sum_{LOSS}"], part[N_VALID], level),
+        }
+        for name, estimate in estimates.items():
+            interval = None if estimate is None else estimate.interval
+            row[name] = None if estimate is None else estimate.value
+            row[f"{name}_low"] = None if interval is None else interval.low
+            row[f"{name}_high"] = None if interval is None else interval.high
+        row["p_value"] = _p_value_of_accuracy(part, gathered)
+        rows.append(row)
+    keys = {name: sums.schema[name] for name in gathered.by}
+    numbers = {name: pl.Float64 for name in rows[0] if name not in {*keys, N_VALID}}
+    table = pl.DataFrame(rows, schema={**keys, N_VALID: pl.Int64, **numbers}, orient="row")
+    p_values = table["p_value"].to_list()
+    return table.with_columns(
+        pl.Series("p_holm", holm(p_values), dtype=pl.Float64),
+        pl.Series("p_benjamini_hochberg", benjamini_hochberg(p_values), dtype=pl.Float64),
+    )
+
+
+def _p_value_of_accuracy(part: pl.DataFrame, gathered: Gathered) -> float | None:
+    """Return the p-value of as many pairs above as below 0, ties left out."""
+    n_correct, n_ties, n = part.select(pl.col("n_correct", "n_ties", N_VALID).sum()).row(0)
+    if n == 0:
+        return None
+    if not gathered.is_by_prompt:
+        return mcnemar_exact(n_correct, n - n_ties - n_correct)
+    excess = part["n_correct"] + 0.5 * part["n_ties"] - 0.5 * part[N_VALID]
+    test = paired_difference(excess, part[N_VALID])
+    return None if test is None else test.p_value
+
+
+def _sections(
+    sums: pl.DataFrame, gathered: Gathered, benchmark: str | None, level: float
+) -> Sections | None:
+    if benchmark is None:
+        return None
+    subset = pl.col(gathered.by[0]).cast(pl.String)
+    valid = sums.with_columns(subset).filter(pl.col(N_VALID) > 0)
+    check_subsets(benchmark, valid[gathered.by[0]].unique())
+    scores = {
+        section.name: mean_over_subsets(
+            valid.filter(subset.is_in(list(section.subsets))), gathered, section.subsets, level
+        )
+        for section in BENCHMARKS[benchmark]
+    }
+    score = mean_over_subsets(valid, gathered, weights_of(benchmark), level)
+    known = {name: each for name, each in scores.items() if each is not None}
+    # Every subset has a valid pair, so that every mean is there.
+    return None if score is None else Sections(benchmark=benchmark, scores=known, score=score)
+
+
+def _calibration(gathered: Gathered, objective: Objective, level: float) -> Calibration:
+    margins = gathered.margins
+    best, estimate = None, None
+    if objective.reward_basis.is_linear and objective.beta > 0.0:
+        best = best_beta(margins, objective.beta)
+        estimate = _jackknifed(margins, lambda t: best_beta(t, objective.beta).value, level)
+    return Calibration(
+        reliability=reliability(margins, level=level),
+        error=_jackknifed(margins, expected_calibration_error, level, high=1.0),
+        best_beta=estimate,
+        best=best,
+    )
+
+
+def _jackknifed(
+    table: pl.DataFrame,
+    figure: Callable[[pl.DataFrame], float | None],
+    level: float,
+    *,
+    keys: Sequence[str] = ("bin",),
+    low: float = 0.0,
+    high: float = math.inf,
+) -> Estimate | None:
+    """Return a figure from `low` to `high`, with the spread that the groups show if it is enough.
+
+    Groups fewer than `JACKKNIFE_FROM`, or all alike, say nothing of the spread: no interval then.
+    """
+    found = delete_a_group(table, figure, group=GROUP, keys=keys, count=N_PAIRS, level=level)
+    if found is None or found.standard_error is None:
+        return found
+    is_alike = found.standard_error <= _NO_SPREAD * abs(found.value)
+    if found.n_clusters < JACKKNIFE_FROM or is_alike:
+        return replace(found, standard_error=None, interval=None)
+    return _within(found, low, high)
+
+
+def _within(estimate: Estimate, low: float, high: float) -> Estimate:
+    """Return the estimate with its interval cut to what the figure can be."""
+    interval = estimate.interval
+    if interval is None:
+        return estimate
+    cut = replace(interval, low=max(interval.low, low), high=min(interval.high, high))
+    return replace(estimate, interval=cut)
+
+
+def _length(gathered: Gathered, level: float) -> Line | None:
+    if not gathered.has_lengths:
+        return None
+    sums = gathered.groups.select(
+        n="n_sized",
+        **{name: pl.col(name).cast(pl.Float64) / QUANTA_PER_NAT for name in SUMS[1:]},
+    )
+    return line_of_clusters(sums, level)
+
+
+def _agreement(gathered: Gathered, columns: tuple[str, ...], level: float) -> Agreement | None:
+    if gathered.judged is None:
+        return None
+    middle = SCALE * (pl.col("bin").cast(pl.Float64) * GROWTH * COARSE).sinh()
+    cells = gathered.judged.with_columns(margin=middle)
+    keys = ("margin", "gap")
+
+    n_gaps = cells["gap"].n_unique()
+    groups = None if n_gaps <= CALIBRATION_BINS else CALIBRATION_BINS
+    return Agreement(
+        columns=columns,
+        spearman=_jackknifed(cells, spearman, level, keys=keys, low=-1.0, high=1.0),
+        auc=_jackknifed(cells, area_under_curve, level, keys=keys, high=1.0),
+        by_gap=accuracy_by_gap(cells, groups, level),
+    )

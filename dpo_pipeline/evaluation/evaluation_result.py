@@ -1,0 +1,207 @@
+"""What `evaluate` and `score_parquet` return, and its projections: dictionary, metrics, text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Final
+
+import polars as pl
+
+from dpo_pipeline.columns import LOSS, N_INVALID, N_PAIRS, REWARD_ACCURACY, REWARD_MARGIN
+from dpo_pipeline.errors import UsageError
+from dpo_pipeline.evaluation.estimates import Statistics
+from dpo_pipeline.evaluation.findings import Finding, findings_of
+from dpo_pipeline.exact import quantile
+from dpo_pipeline.invalid_report import InvalidReport
+from dpo_pipeline.losses import Objective
+from dpo_pipeline.sums import FIGURES, Summary
+from dpo_pipeline.tables import aligned, as_json
+
+
+class Reported:
+    """A result that can be shown. What draws is imported when it is asked for."""
+
+    __slots__ = ()
+
+    def charts(self) -> dict[str, Any]:
+        """Return the charts of the report as altair objects, by name.
+
+        Raises:
+            UsageError: It is an evaluation without statistics, or the extra `report` is not
+                installed.
+        """
+        from dpo_pipeline.arguments import check_extra
+
+        check_extra()
+        from dpo_pipeline.report import charts_of
+
+        return charts_of(self)
+
+    def report(
+        self, path: str | os.PathLike[str] | None = None, *, overwrite: bool = False
+    ) -> str | None:
+        """Make the report: one HTML page that opens without a network.
+
+        Args:
+            path: Write it to this file, whole or not at all.
+            overwrite: Replace the file if it exists.
+
+        Returns:
+            The page; None if it was written to a file.
+
+        Raises:
+            UsageError: It is an evaluation without statistics, the path is `-`, or the extra
+                `report` is not installed.
+            StorageError: The file exists, or cannot be written.
+        """
+        from dpo_pipeline.arguments import check_extra, check_page_path
+
+        check_extra()
+        if path is not None:
+            check_page_path(path)
+        from dpo_pipeline.report import page_of, publish_page
+
+        text = page_of(self)
+        if path is None:
+            return text
+        publish_page(text, path, overwrite=overwrite)
+        return None
+
+    def _repr_html_(self) -> str:
+        """Return the figures as tables, for notebooks."""
+        from dpo_pipeline.report import result_html
+
+        return result_html(self)
+
+
+DOCUMENT_VERSION: Final = 1
+"""Changes when a field of the document is removed or changes its meaning."""
+
+
+_SHOWN: Final = (N_PAIRS, N_INVALID, LOSS, REWARD_ACCURACY, REWARD_MARGIN)
+"""The figures of a subset that the text shows; the document has them all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation(Reported):
+    """The figures of a dataset.
+
+    Attributes:
+        source: What was evaluated.
+        reference: Where the reference's log-probs came from, if not from there.
+        objective: The loss with its parameters.
+        max_logp: Largest log-probability accepted, in nats.
+        columns: Canonical column name to the input column it came from.
+        summary: The figures over all pairs.
+        invalid: Which rules were broken, how often, and where first.
+        subsets: One row a subset, in the order of its key: the columns of `by`, then the
+            fields of `Summary`. None without `by`.
+        histogram: The valid pairs by margin, if asked for: the columns of `by`, `bin`, its
+            edges `lower` and `upper` in nats, `n_pairs`. `dpo_pipeline.sketch` has the bins
+            and their error.
+        batches: One row a batch, in order. None without batches, or where they went to a file.
+        statistics: Intervals, baselines, calibration and the like, if asked for.
+    """
+
+    source: str
+    reference: str | None
+    objective: Objective
+    max_logp: float
+    columns: Mapping[str, str]
+    summary: Summary
+    invalid: InvalidReport
+    subsets: pl.DataFrame | None
+    batches: pl.DataFrame | None
+    histogram: pl.DataFrame | None
+    statistics: Statistics | None = None
+
+    @property
+    def beta(self) -> float:
+        """KL strength."""
+        return self.objective.beta
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences about what is legal and surely wrong."""
+        return self.invalid.warnings
+
+    @property
+    def findings(self) -> tuple[Finding, ...] | None:
+        """What is wrong or can mislead, gravest first; None without statistics."""
+        return (
+            None
+            if self.statistics is None
+            else findings_of(self.statistics, self.warnings, beta=self.beta)
+        )
+
+    def to_metrics(self, prefix: str = "") -> dict[str, float | None]:
+        """Return the overall figures under TRL's names; TRL's own `prefix` is `eval_`."""
+        return self.summary.to_metrics(prefix)
+
+    def quantile(self, q: float) -> float | None:
+        """Return the q-quantile of the margins of all valid pairs, in nats.
+
+        Raises:
+            UsageError: The evaluation was made without a histogram, or q is not from 0 to 1.
+        """
+        if self.histogram is None:
+            raise UsageError("quantiles need an evaluation with histogram=True")
+        if not 0 <= q <= 1:
+            raise UsageError(f"q must be from 0 to 1, found {q!r}")
+        return quantile(self.histogram, q)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary document that `schemas/summary.schema.json` describes."""
+        findings = self.findings
+        return {
+            "document_version": DOCUMENT_VERSION,
+            "dpo_pipeline": version("dpo_pipeline"),
+            "source": self.source,
+            "reference": self.reference,
+            "loss": str(self.objective),
+            "beta": self.beta,
+            "objective": self.objective.to_dict(),
+            "max_logp": self.max_logp,
+            "columns": dict(self.columns),
+            "summary": self.summary.to_dict(),
+            "metrics": self.to_metrics(),
+            "invalid": self.invalid.to_dict()["invalid"],
+            "subsets": None if self.subsets is None else self.subsets.to_dicts(),
+            "batches": None if self.batches is None else self.batches.to_dicts(),
+            "histogram": None if self.histogram is None else self.histogram.to_dicts(),
+            "statistics": None if self.statistics is None else self.statistics.to_dict(),
+            "findings": None if findings is None else [each.to_dict() for each in findings],
+            "warnings": list(self.warnings),
+        }
+
+    def to_json(self) -> str:
+        """Return the summary document as JSON; what is not finite is null."""
+        return as_json(self.to_dict())
+
+    def __str__(self) -> str:
+        """Return the figures as aligned text."""
+        s = self.summary
+        figures = [*self.to_metrics().items(), ("ties", s.n_ties)]
+        lines = [
+            _title(self.source, s, self.objective),
+            *aligned(("", ""), figures),
+        ]
+        if self.subsets is not None:
+            by = [name for name in self.subsets.columns if name not in FIGURES]
+            shown = self.subsets.select(*by, *_SHOWN)
+            lines += ["", *aligned(shown.columns, shown.rows())]
+        if self.batches is not None:
+            lines += ["", *aligned(self.batches.columns, self.batches.rows())]
+        if self.statistics is not None:
+            lines += ["", *self.statistics.lines(), ""]
+            lines += [line for each in self.findings or () for line in each.lines()]
+            lines += [] if self.findings else ["no findings"]
+        return "\n".join(lines)
+
+
+def _title(source: str, summary: Summary, objective: Objective) -> str:
+    counts = f"{summary.n_pairs:,} pairs, {summary.n_invalid:,} invalid"
+    return f"{source}: {counts}, {objective} loss, beta {objective.beta:g}"

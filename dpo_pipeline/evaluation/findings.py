@@ -1,0 +1,385 @@
+"""Findings: what is wrong with the data or the model, said only where the statistics show it.
+
+A finding is made where the whole interval of its figure is beyond a mark of `defaults`, never
+because of a point value: at 95%, a figure at its mark is taken to be beyond it in one of forty
+samples. Which figure and which mark is said by the function that makes the finding. Its words are
+for people; its `name` and `severity` are for programs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Final, Literal
+
+from dpo_pipeline.columns import N_VALID, PAIR_ID, PROMPT_ID, REWARD_MARGIN
+from dpo_pipeline.defaults import (
+    DISPLACED_FROM,
+    FEW_CLUSTERS,
+    FEW_PAIRS,
+    IMPRECISE_FROM,
+    LENGTH_CORRELATION_FROM,
+    MISLABELLED_FROM,
+    REPEATED_FROM,
+)
+from dpo_pipeline.evaluation.estimates import Statistics
+from dpo_pipeline.statistics import Estimate, log_loss, number_of, points_of, rate_of, share_of
+from dpo_pipeline.sums import PRECISIONS
+
+Severity = Literal["problem", "caution", "note"]
+SEVERITIES: Final[tuple[Severity, ...]] = ("problem", "caution", "note")
+"""Gravest first. A problem makes figures wrong; a caution can mislead; a note is good to know."""
+
+_LOGPS_OF: Final = {"policy": "policy", "ref": "reference"}
+_GUESSES: Final = {
+    "longer": "preferring the longer completion",
+    "shorter": "preferring the shorter completion",
+    "reference": "the reference alone",
+}
+_LIKELY: Final = 0.5
+_NEARLY_SURE: Final = 0.999
+_ROWS_NAMED: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something that is wrong, or can mislead.
+
+    Attributes:
+        name: What kind it is, for programs; the same name can be there several times.
+        severity: One of `SEVERITIES`.
+        title: What it is, in a few words.
+        evidence: The figures that show it, with their intervals.
+        advice: What to do.
+    """
+
+    name: str
+    severity: Severity
+    title: str
+    evidence: str
+    advice: str
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the fields by name."""
+        return asdict(self)
+
+    def lines(self) -> Iterator[str]:
+        """Yield it as text."""
+        yield f"{self.severity}: {self.title}"
+        yield f"  {self.evidence}"
+        yield f"  {self.advice}"
+
+
+def findings_of(
+    statistics: Statistics, warnings: Sequence[str] = (), *, beta: float
+) -> tuple[Finding, ...]:
+    """Return the findings, gravest first.
+
+    Args:
+        statistics: Of the evaluation.
+        warnings: Sentences about what is legal and surely wrong (`Evaluation.warnings`).
+        beta: Of the rewards.
+    """
+    of_margins = (
+        [_beta_zero(beta)]
+        if statistics.is_all_ties
+        else [
+            _precision(statistics),
+            _worse_than_chance(statistics),
+            _no_better_than_a_guess(statistics),
+            _label_noise(statistics),
+        ]
+    )
+    found = [
+        *_of_warnings(warnings),
+        *(each for several in of_margins for each in several),
+        *_displacement(statistics),
+        *_length(statistics),
+        *_repeats(statistics),
+        *_few(statistics),
+    ]
+    return tuple(sorted(found, key=lambda each: SEVERITIES.index(each.severity)))
+
+
+def _of_warnings(warnings: Sequence[str]) -> Iterator[Finding]:
+    """Yield each of the warnings of `health`: no model's output looks like this."""
+    for text in warnings:
+        title, _, evidence = text.partition(": ")
+        yield Finding(
+            name="input",
+            severity="problem",
+            title=title,
+            evidence=evidence,
+            advice="Look at how the log-probs were made before you read any figure.",
+        )
+
+
+def _beta_zero(beta: float) -> Iterator[Finding]:
+    """Yield that all rewards are 0 because beta is, where all pairs are ties."""
+    if beta == 0.0:
+        yield Finding(
+            name="beta",
+            severity="problem",
+            title="beta is 0, so every reward is 0",
+            evidence="All pairs are ties.",
+            advice="Evaluate with the beta of the training.",
+        )
+
+
+def _precision(statistics: Statistics) -> Iterator[Finding]:
+    """Yield where a model's log-probs are too coarse for the margins made from them.
+
+    All log-probs of the policy, or all of the reference, are numbers of a short format, and of at
+    least `IMPRECISE_FROM` of the pairs chosen and rejected log-ratio differ by less than the
+    largest log-prob rounded at that format, which is half a step to a step of it.
+    """
+    sums = statistics.gathered.groups.sum().row(0, named=True)
+    n = sums[N_VALID]
+    for name, bits in PRECISIONS.items():
+        models = [
+            words for model, words in _LOGPS_OF.items() if n and sums.get(f"n_{model}_{name}") == n
+        ]
+        if not models:
+            continue
+        within = rate_of(sums[f"n_below_{name}"], n, statistics.level)
+        if _at_least(within, IMPRECISE_FROM):
+            sizes = {
+                words: max(
+                    abs(statistics.figures[f"{model}_{side}_logps"].value)
+                    for side in ("chosen", "rejected")
+                )
+                for model, words in _LOGPS_OF.items()
+                if words in models
+            }
+            size = max(sizes.values())
+            step = 2.0 ** (math.frexp(size)[1] - bits)
+            yield Finding(
+                name="precision",
+                severity="problem",
+                title=f"log-probs were kept as {name}, too coarse for these margins",
+                evidence=f"All log-probs of the {' and the '.join(models)} are {name} numbers, "
+                f"which step by {step:g} at {size:.4g} nats, their mean size; in "
+                f"{share_of(within)} of the pairs the log-ratios of chosen and rejected differ by "
+                f"less than such a step; {share_of(statistics.figures['tie_rate'])} are ties.",
+                advice="Score the pairs again, add up token log-probs in float32 and keep them so: "
+                "nothing brings lost digits back.",
+            )
+        return  # the coarsest format that holds them all is theirs
+
+
+def _worse_than_chance(statistics: Statistics) -> Iterator[Finding]:
+    """Yield where the accuracy, ties half, is below 1/2 with its whole interval."""
+    accuracy = statistics.figures.get("reward_accuracy_half")
+    if accuracy is not None and accuracy.interval is not None and accuracy.interval.high < 0.5:  # noqa: PLR2004  a coin
+        yield Finding(
+            name="worse_than_chance",
+            severity="problem",
+            title="margins prefer the rejected completion",
+            evidence=f"The chosen reward is the larger one in {share_of(accuracy)} of the pairs, "
+            "ties half.",
+            advice="See whether chosen and rejected, or policy and reference, were exchanged.",
+        )
+
+
+def _no_better_than_a_guess(statistics: Statistics) -> Iterator[Finding]:
+    """Yield rules without rewards that the rewards are not shown to beat.
+
+    The paired interval of the difference of accuracies reaches down to 0, or below 0 with all of
+    it (then a problem); against a coin, the interval of the accuracy, ties half, holds 1/2.
+    """
+    accuracy = statistics.figures.get("reward_accuracy_half")
+    if (
+        accuracy is not None
+        and accuracy.interval is not None
+        and accuracy.interval.low <= 0.5 <= accuracy.interval.high  # noqa: PLR2004  a coin
+    ):
+        yield Finding(
+            name="baseline",
+            severity="caution",
+            title="rewards are not shown to be better than tossing a coin",
+            evidence=f"They are right in {share_of(accuracy)} of the pairs, ties half.",
+            advice="Take no decision from this accuracy; more pairs would narrow the interval.",
+        )
+    ties = "; a tie is wrong" if statistics.has_ties else ""
+    for name, guess in _GUESSES.items():
+        gain = statistics.advantages.get(name)
+        if gain is None or gain.interval is None or gain.interval.low > 0.0:
+            continue
+        is_worse = gain.interval.high < 0.0
+        yield Finding(
+            name="baseline",
+            severity="problem" if is_worse else "caution",
+            title=f"{guess} is right more often than the rewards"
+            if is_worse
+            else f"rewards are not shown to be better than {guess}",
+            evidence=f"{guess} is right in {share_of(statistics.baselines[name])} of the pairs, "
+            f"the rewards differ from it by {points_of(gain)}, on the same pairs{ties}.",
+            advice="Do not choose a policy by this accuracy: what it is worth is what it has above "
+            "such a rule."
+            if is_worse
+            else "More pairs would narrow the interval of the difference; until then the policy "
+            "has shown no more than that rule knows.",
+        )
+
+
+def _displacement(statistics: Statistics) -> Iterator[Finding]:
+    """Yield likelihood displacement (N. Razin et al., arXiv 2410.08847).
+
+    More than `DISPLACED_FROM` of the chosen completions are less likely under the policy than
+    under the reference, and the mean chosen reward is below 0 too.
+    """
+    down, both = (statistics.displacement.get(name) for name in ("chosen_down", "both_down"))
+    reward = statistics.figures.get("chosen_reward")
+    if (
+        down is not None
+        and both is not None
+        and reward is not None
+        and reward.interval is not None
+        and reward.interval.high < 0.0
+        and _at_least(down, DISPLACED_FROM)
+    ):
+        yield Finding(
+            name="displacement",
+            severity="caution",
+            title="likelihood displacement: chosen completions lost likelihood",
+            evidence=f"{share_of(down)} of chosen completions are less likely than under the "
+            f"reference, and in {share_of(both)} of the pairs both are; the mean chosen reward is "
+            f"{number_of(reward)} nats.",
+            advice="The likelihood went to neither: read what the policy writes now. Losses that "
+            "hold on to the chosen completion are dpop, apo_zero, and sigmoid with an sft term.",
+        )
+
+
+def _length(statistics: Statistics) -> Iterator[Finding]:
+    """Yield length bias: margins follow the difference of lengths, in tokens.
+
+    The correlation is beyond `LENGTH_CORRELATION_FROM` either way. Its interval is that of the
+    slope (which takes prompts as independent) over the slope, times the correlation.
+    """
+    line = statistics.length
+    if line is None or line.correlation is None or line.slope.interval is None:
+        return
+    slope = line.slope
+    nearest = min(slope.interval.low, slope.interval.high, key=abs)  # type: ignore[union-attr]
+    if nearest * slope.value <= 0.0:
+        return
+    if abs(line.correlation * nearest / slope.value) < LENGTH_CORRELATION_FROM:
+        return
+    side = "longer" if slope.value > 0.0 else "shorter"
+    guess = statistics.baselines.get(side)
+    accuracy = "" if guess is None else f" Length alone is right in {share_of(guess)} of the pairs."
+    margin = statistics.figures[REWARD_MARGIN]
+    yield Finding(
+        name="length",
+        severity="caution",
+        title=f"length bias: margins favour the {side} completion",
+        evidence=f"The correlation of margin and length difference is {line.correlation:.3g}; a "
+        f"token more of the chosen completion is worth {number_of(slope)} nats. At equal length "
+        f"the mean margin is {number_of(line.intercept)} nats, over all pairs {number_of(margin)}."
+        f"{accuracy}",
+        advice="Quote the margin at equal length beside the mean. Losses that see less of length "
+        "are sigmoid_norm, rdpo, and any with ld_alpha.",
+    )
+
+
+def _label_noise(statistics: Statistics) -> Iterator[Finding]:
+    """Yield label noise: the flip rate that conservative DPO's likelihood prefers.
+
+    It is above `MISLABELLED_FROM`, and explains the margins better than one scale for all of them
+    would: margins that are all too large look like noise as well.
+    """
+    noise, rate = statistics.noise, statistics.flip_rate
+    if noise is None or not _at_least(rate, MISLABELLED_FROM):
+        return
+    margins = statistics.gathered.margins
+    plain, scaled = log_loss(margins), statistics.calibration.best
+    if plain is not None and scaled is not None and scaled.log_loss is not None:
+        gain_of_scale = 2.0 * noise.n * (plain - scaled.log_loss)
+        if gain_of_scale >= noise.likelihood_ratio:
+            return
+    yield Finding(
+        name="label_noise",
+        severity="caution",
+        title="labels look flipped",
+        evidence=f"The margins are likeliest if {share_of(rate)} of the labels are flipped, and a "
+        f"smaller beta would explain them less well.{_suspects(statistics, noise.flip_rate)}",
+        advice="Read these pairs and mend their labels. Losses that allow for flipped labels are "
+        "robust, and sigmoid with label_smoothing, at about this rate.",
+    )
+
+
+def _suspects(statistics: Statistics, rate: float) -> str:
+    """Name the pairs of the lowest margins, if it is likely that they are flipped."""
+    lowest = statistics.gathered.lowest
+    key = PAIR_ID.name if PAIR_ID.name in lowest.columns else "row"
+    odds = rate / (1.0 - rate)
+    likely = [
+        (row[key], odds / (odds + math.exp(min(row[REWARD_MARGIN], 700.0))))
+        for row in lowest.head(_ROWS_NAMED).iter_rows(named=True)
+    ]
+    likely = [(name, chance) for name, chance in likely if chance > _LIKELY]
+    if not likely:
+        return ""
+    names = ", ".join(str(name) for name, _ in likely)
+    what = "row" if key == "row" else "pair"
+    least = min(chance for _, chance in likely)
+    chance = "above 99.9%" if least > _NEARLY_SURE else f"of {math.floor(100.0 * least)}% or more"
+    return f" The likeliest of them: {what} {names} (each with a chance {chance})."
+
+
+def _repeats(statistics: Statistics) -> Iterator[Finding]:
+    """Yield pairs that are there twice: all log-probs are those of another pair.
+
+    They are at least `REPEATED_FROM` of the pairs: as counted, or with the whole interval where a
+    share of the pairs was looked at. Not where log-probs are bf16 or f16 numbers, since other
+    pairs can have the same ones then.
+    """
+    gathered = statistics.gathered
+    sums = gathered.groups.sum().row(0, named=True)
+    n, share = sums[N_VALID], gathered.repeats
+    coarse = [f"n_{model}_{name}" for model in _LOGPS_OF for name in ("bf16", "f16")]
+    if share is None or any(sums.get(name) == n for name in coarse):
+        return
+    copies = rate_of(round(share * gathered.repeats_seen), gathered.repeats_seen, statistics.level)
+    is_counted = gathered.repeats_seen == n
+    if not (share >= REPEATED_FROM if is_counted else _at_least(copies, REPEATED_FROM)):
+        return
+    how_many = f"{share:.1%}" if is_counted else f"About {share_of(copies)}"
+    effect = "" if gathered.is_by_prompt else ", and as independent, so that intervals are narrow"
+    yield Finding(
+        name="repeats",
+        severity="caution",
+        title="pairs are there more than once",
+        evidence=f"{how_many} of the pairs have the log-probs of an earlier one; they count again "
+        f"in every mean{effect}.",
+        advice=f"Leave copies out, or name what belongs together in a column {PROMPT_ID.name}.",
+    )
+
+
+def _few(statistics: Statistics) -> Iterator[Finding]:
+    """Yield where pairs are fewer than `FEW_PAIRS`, or their prompts than `FEW_CLUSTERS`."""
+    accuracy = statistics.figures.get("reward_accuracy")
+    if accuracy is None or accuracy.interval is None:
+        return
+    clusters = statistics.gathered.n_clusters
+    are_few_clusters = clusters is not None and clusters < FEW_CLUSTERS
+    if accuracy.n >= FEW_PAIRS and not are_few_clusters:
+        return
+    of = f" of {clusters:,} prompts" if statistics.gathered.is_by_prompt and clusters else ""
+    half = (accuracy.interval.high - accuracy.interval.low) / 2.0
+    yield Finding(
+        name="few",
+        severity="note",
+        title=f"few pairs: {accuracy.n:,}{of}",
+        evidence=f"The accuracy is {share_of(accuracy)}. Its interval is made by "
+        f"{accuracy.interval.method}; those of means take them as nearly normal, which so few "
+        "pairs leave uncertain.",
+        advice=f"Read intervals, not values: accuracies less than about {half * 100:.2g} points "
+        "apart are not told apart.",
+    )
+
+
+def _at_least(estimate: Estimate | None, mark: float) -> bool:
+    """Return whether the whole interval is at the mark or above."""
+    return estimate is not None and estimate.interval is not None and estimate.interval.low >= mark

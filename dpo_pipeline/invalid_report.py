@@ -1,0 +1,128 @@
+"""What broke the contract: rows counted by rule, and the first of them by file, row and value."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dpo_pipeline.tables import as_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offender:
+    """A row that breaks a rule.
+
+    Attributes:
+        file: The input file, or None where the pairs came as a dataframe.
+        row: Row in that file or frame, from 0.
+        value: What was found; None for null, and for a rule on the whole row.
+    """
+
+    file: str | None
+    row: int
+    value: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokenRule:
+    """A rule that rows broke.
+
+    Attributes:
+        name: `column.rule`.
+        requirement: What a value must be, in words.
+        count: How many rows broke it.
+        offenders: The first of them, in the order of the input.
+    """
+
+    name: str
+    requirement: str
+    count: int
+    offenders: tuple[Offender, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts as plain data; a value that JSON cannot hold becomes text."""
+        return {
+            "rule": self.name,
+            "requirement": self.requirement,
+            "count": self.count,
+            "first": [
+                {"file": o.file, "row": o.row, "value": _plain(o.value)} for o in self.offenders
+            ],
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InvalidReport:
+    """How many pairs broke which rule. A pair that breaks two rules counts under both.
+
+    Attributes:
+        source: The input.
+        n_pairs: Pairs read.
+        n_invalid: Pairs that break a rule or more.
+        broken: The rules that were broken, in the order of the contract.
+        warnings: Sentences about what is legal and surely wrong, over the valid pairs.
+    """
+
+    source: str
+    n_pairs: int
+    n_invalid: int
+    broken: tuple[BrokenRule, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def by_rule(self) -> Mapping[str, int]:
+        """Rows by the name of the rule that they break."""
+        return {rule.name: rule.count for rule in self.broken}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts as plain data."""
+        return {
+            "source": self.source,
+            "n_pairs": self.n_pairs,
+            "n_invalid": self.n_invalid,
+            "invalid": [rule.to_dict() for rule in self.broken],
+            "warnings": list(self.warnings),
+        }
+
+    def to_json(self) -> str:
+        """Return the facts as JSON."""
+        return as_json(self.to_dict())
+
+    def __str__(self) -> str:
+        """Return the report as an aligned table under a sentence."""
+        if not self.n_invalid:
+            return f"{self.source}: all {self.n_pairs:,} pairs keep the contract"
+        file = os.path.basename(self.source)
+        head = f"{self.source} breaks its contract in {self.n_invalid:,} of {self.n_pairs:,} rows"
+        names = max((len(rule.name) for rule in self.broken), default=0)
+        needs = max((len(rule.requirement) for rule in self.broken), default=0)
+        return "\n".join(
+            [
+                head,
+                *(
+                    f"  {rule.name:<{names}}  {rule.requirement:<{needs}}  {rule.count:,} "
+                    f"row{'s' * (rule.count != 1)}, {_first(rule.offenders, file)}"
+                    for rule in self.broken
+                ),
+            ]
+        )
+
+
+def _first(offenders: Sequence[Offender], only_file: str | None) -> str:
+    places = []
+    file = only_file
+    for each in offenders:
+        where = f"{each.file} " if each.file is not None and each.file != file else ""
+        file = each.file
+        found = "null" if each.value is None else repr(each.value)
+        places.append(f"{where}row {each.row:,}: {found}")
+    return "first at " + "; ".join(places)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, (str, int, float, type(None))) else str(value)

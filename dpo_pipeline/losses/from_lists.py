@@ -1,0 +1,269 @@
+"""`dpo_loss`: lists of numbers in, the specification's dictionary out."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any, Final, TypeAlias, TypedDict
+
+import polars as pl
+
+from dpo_pipeline.arguments import checked_beta
+from dpo_pipeline.columns import LOGPS
+from dpo_pipeline.defaults import BETA
+from dpo_pipeline.errors import ArgumentError, DataWarning
+from dpo_pipeline.losses.dpo import implicit_reward, logratio, reward_margin, sigmoid_loss
+
+DECIMALS: Final = 4
+
+_SCALE: Final = 10.0**DECIMALS
+
+_NEAR: Final = 1e-6
+"""Distance from a tie, in units of the last decimal. Below `_LARGE` the product's error is at
+most 2**-53 * 1e9 = 1.2e-7 of them."""
+
+_LARGE: Final = 1e5
+
+
+def needs_python(x: pl.Expr) -> pl.Expr:
+    """Return true where a value is so near a tie, or so large, that Polars may round otherwise."""
+    scaled = x * _SCALE
+    return ((scaled - scaled.floor() - 0.5).abs() < _NEAR) | (x.abs() > _LARGE)
+
+
+def python_rounded(exact: pl.Series, rounded: pl.Series, marked: pl.Series) -> list[float]:
+    """Return `[round(x, 4) for x in exact]` to the last bit.
+
+    Args:
+        exact: The values, Float64 and finite.
+        rounded: `exact.round(4)`.
+        marked: `needs_python` of them.
+    """
+    result: list[float] = rounded.to_list()
+    if marked.any():
+        positions = marked.arg_true()
+        for position, value in zip(positions.to_list(), exact.gather(positions), strict=True):
+            result[position] = round(value, DECIMALS)
+    return result
+
+
+ARGUMENTS: Final = (
+    "log_probs_chosen_policy",
+    "log_probs_rejected_policy",
+    "log_probs_chosen_ref",
+    "log_probs_rejected_ref",
+)
+
+
+LogProbs: TypeAlias = Sequence[float] | pl.Series | Any
+"""A list, tuple, numpy array, Polars Series or Arrow array of numbers, one a pair, in nats."""
+
+
+class DpoLoss(TypedDict):
+    """What `dpo_loss` returns: plain floats rounded to four decimals, in nats."""
+
+    loss: float
+    chosen_rewards: list[float]
+    rejected_rewards: list[float]
+
+
+def dpo_loss(
+    log_probs_chosen_policy: LogProbs,
+    log_probs_rejected_policy: LogProbs,
+    log_probs_chosen_ref: LogProbs,
+    log_probs_rejected_ref: LogProbs,
+    beta: float = BETA,
+) -> DpoLoss:
+    """Return the mean DPO loss of a batch and the implicit rewards of its pairs.
+
+    loss = mean of -log sigmoid(chosen reward - rejected reward), a reward being
+    beta * (policy - reference) log-probability (arXiv 2305.18290, Eq. 7). Stable for any
+    finite margin.
+
+    Args:
+        log_probs_chosen_policy: Log-probability of each chosen completion under the policy,
+            in nats, summed over its tokens: a list, tuple, numpy array, Polars or Arrow column.
+        log_probs_rejected_policy: The same of each rejected completion.
+        log_probs_chosen_ref: The same of each chosen completion under the reference.
+        log_probs_rejected_ref: The same of each rejected completion.
+        beta: KL strength, finite and at least 0. 0 gives rewards of 0 and a loss of log 2.
+
+    Returns:
+        `{"loss", "chosen_rewards", "rejected_rewards"}`, plain floats rounded to 4 decimals
+        exactly as Python rounds: a reward is `round(beta * (policy - ref), 4)`, the loss
+        `round(math.fsum(row_losses) / n, 4)`.
+
+    Raises:
+        ArgumentError: Lengths differ, the batch is empty, a value is null, NaN, infinite or no
+            number, beta is negative or not finite, or a result is not finite. It names the
+            argument, the position and the value.
+
+    Warns:
+        DataWarning: A log-probability is positive; it is computed with.
+    """
+    beta = checked_beta(beta)
+    given = (
+        log_probs_chosen_policy,
+        log_probs_rejected_policy,
+        log_probs_chosen_ref,
+        log_probs_rejected_ref,
+    )
+    series = [_column(n, name, v) for n, name, v in zip(LOGPS, ARGUMENTS, given, strict=True)]
+    _check_lengths(series)
+    rewards, results = _plan(beta)
+    # select_seq starts no threads, which for a training batch would be most of the time.
+    scored = pl.DataFrame(series).select_seq(rewards).select_seq(results)
+    chosen, rejected, loss = (scored[name] for name in ("chosen", "rejected", "loss"))
+    if not all(_is_finite(column) for column in (chosen, rejected, loss)):
+        for argument, column in zip(ARGUMENTS, series, strict=True):
+            _refuse_non_finite(argument, column)
+        _refuse_results(chosen, rejected, loss, beta=beta)
+    for argument, column in zip(ARGUMENTS, series, strict=True):
+        _warn_of_positive(argument, column)
+    try:
+        mean = math.fsum(loss.to_list()) / len(loss)
+    except OverflowError:
+        raise ArgumentError(
+            "beta", f"= {beta!r} makes the sum of the losses overflow", position=None, value=beta
+        ) from None
+    return {
+        "loss": round(mean, DECIMALS),
+        "chosen_rewards": python_rounded(chosen, scored["chosen_rounded"], scored["chosen_marked"]),
+        "rejected_rewards": python_rounded(
+            rejected, scored["rejected_rounded"], scored["rejected_marked"]
+        ),
+    }
+
+
+@lru_cache(maxsize=16)
+def _plan(beta: float) -> tuple[list[pl.Expr], list[pl.Expr]]:
+    policy_chosen, policy_rejected, ref_chosen, ref_rejected = map(pl.col, LOGPS)
+    chosen, rejected = pl.col("chosen"), pl.col("rejected")
+    rewards = [
+        implicit_reward(logratio(policy_chosen, ref_chosen), beta=beta).alias("chosen"),
+        implicit_reward(logratio(policy_rejected, ref_rejected), beta=beta).alias("rejected"),
+    ]
+    results = [
+        chosen,
+        rejected,
+        sigmoid_loss(reward_margin(chosen, rejected)).alias("loss"),
+        chosen.round(DECIMALS).alias("chosen_rounded"),
+        rejected.round(DECIMALS).alias("rejected_rounded"),
+        needs_python(chosen).alias("chosen_marked"),
+        needs_python(rejected).alias("rejected_marked"),
+    ]
+    return rewards, results
+
+
+def _is_finite(column: pl.Series) -> bool:
+    # A sum costs a hundredth of is_finite on a short column. Finite values can add up to
+    # infinity, which the slow way then finds to be no fault.
+    return column.null_count() == 0 and math.isfinite(column.sum())
+
+
+def _column(column: str, argument: str, values: LogProbs) -> pl.Series:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise ArgumentError(
+            argument,
+            f"must be a sequence of numbers, found {type(values).__name__}",
+            position=None,
+            value=values,
+        )
+    if isinstance(values, (list, tuple)) and not _has_bool(values):
+        try:
+            return pl.Series(column, values, dtype=pl.Float64)
+        except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError):
+            raise _not_a_number(argument, values) from None
+    try:
+        series = pl.Series(column, values)
+    except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError):
+        raise _not_a_number(argument, values) from None
+    if series.dtype.is_float() or series.dtype.is_integer() or series.dtype == pl.Null:
+        return series.cast(pl.Float64)
+    raise _not_a_number(argument, values)
+
+
+def _has_bool(values: Sequence[Any]) -> bool:
+    # Polars would read True as 1.0. A set of types costs a tenth of a loop.
+    return bool in set(map(type, values))
+
+
+def _not_a_number(argument: str, values: Any) -> ArgumentError:
+    for position, value in enumerate(values):
+        plain = value.as_py() if hasattr(value, "as_py") else value
+        if isinstance(plain, bool) or not _floats(plain):
+            return ArgumentError(
+                argument, f"must be a number, found {plain!r}", position=position, value=plain
+            )
+    return ArgumentError(
+        argument,
+        f"must be a sequence of numbers, found {type(values).__name__}",
+        position=None,
+        value=values,
+    )
+
+
+def _floats(value: Any) -> bool:
+    if value is None:
+        return True
+    try:
+        float(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return not isinstance(value, str)
+
+
+def _check_lengths(series: Sequence[pl.Series]) -> None:
+    lengths = {name: len(column) for name, column in zip(ARGUMENTS, series, strict=True)}
+    first = ARGUMENTS[0]
+    for name, length in lengths.items():
+        if length != lengths[first]:
+            raise ArgumentError(
+                name,
+                f"has {length:,} values, and {first} has {lengths[first]:,}",
+                position=None,
+                value=length,
+            )
+    if lengths[first] == 0:
+        raise ArgumentError(
+            first, "is empty: a batch has at least one pair", position=None, value=0
+        )
+
+
+def _refuse_non_finite(argument: str, column: pl.Series) -> None:
+    bad = column.is_finite().fill_null(value=False).not_().arg_true()
+    if len(bad):
+        position = bad[0]
+        value = column[position]
+        raise ArgumentError(
+            argument, f"must be finite, found {value!r}", position=position, value=value
+        )
+
+
+def _warn_of_positive(argument: str, column: pl.Series) -> None:
+    highest = column.max()
+    if isinstance(highest, float) and highest > 0:
+        positions = (column > 0).arg_true()
+        warnings.warn(
+            f"{argument}[{positions[0]}] is {column[positions[0]]!r}: a log-probability is at "
+            f"most 0 ({len(positions):,} of {len(column):,} are above)",
+            DataWarning,
+            stacklevel=3,
+        )
+
+
+def _refuse_results(
+    chosen: pl.Series, rejected: pl.Series, loss: pl.Series, *, beta: float
+) -> None:
+    named = {"chosen reward": chosen, "rejected reward": rejected, "loss": loss}
+    for what, results in named.items():
+        bad = results.is_finite().not_().arg_true()
+        if len(bad):
+            raise ArgumentError(
+                "beta",
+                f"= {beta!r} gives a {what} of {results[bad[0]]!r} at position {bad[0]}",
+                position=bad[0],
+                value=beta,
+            )

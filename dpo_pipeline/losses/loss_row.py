@@ -1,0 +1,128 @@
+"""What a row of the loss catalogue says, and the check of a loss's arguments against it."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Literal
+
+import polars as pl
+
+from dpo_pipeline.arguments import as_float
+from dpo_pipeline.errors import UsageError
+from dpo_pipeline.losses import batchwise as batch_losses
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """A number that a loss takes.
+
+    Attributes:
+        name: Its keyword.
+        default: Its value where none is given.
+        low: Smallest value.
+        high: Largest value.
+        without: Ends of that range that are not in it.
+        meaning: What it does.
+    """
+
+    name: str
+    default: float
+    low: float = -math.inf
+    high: float = math.inf
+    without: tuple[float, ...] = ()
+    meaning: str
+
+    @property
+    def range(self) -> str:
+        """What it must be, in words."""
+        above = f"{'above' if self.low in self.without else 'at least'} {self.low:g}"
+        below = f"{'below' if self.high in self.without else 'at most'} {self.high:g}"
+        ends = [above] * math.isfinite(self.low) + [below] * math.isfinite(self.high)
+        return " ".join(["a finite number", " and ".join(ends)]).rstrip()
+
+    def checked(self, value: object, loss: str) -> float:
+        """Return the value.
+
+        Raises:
+            UsageError: It is none that this parameter can have.
+        """
+        if isinstance(value, Real) and not isinstance(value, bool):
+            number = as_float(value)
+            inside = self.low <= number <= self.high and number not in self.without
+            if math.isfinite(number) and inside:
+                return number
+        raise UsageError(f"{self.name} of {loss} must be {self.range}, found {value!r}")
+
+
+Choice = Literal["never", "optional", "always"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """One row of the table.
+
+    Attributes:
+        name: What it is called here.
+        function: From `losses` or `batch_losses`.
+        formula: The same in letters; z is the margin.
+        source: Where it was published.
+        parameters: What it takes besides beta.
+        peers: Other system to its name there.
+        reference: Whether the reference is subtracted.
+        by_length: Whether log-probs are divided by the number of tokens.
+        f_divergence: Whether the log-ratio can be that of another divergence.
+        positive_beta: Whether beta divides.
+        grows_as_margin: Whether it is at most |margin| + 2 for any parameters.
+    """
+
+    name: str
+    function: Callable[..., pl.Expr]
+    formula: str
+    source: str
+    parameters: tuple[Parameter, ...] = ()
+    peers: Mapping[str, str] = field(default_factory=dict)
+    reference: Choice = "optional"
+    by_length: Choice = "never"
+    f_divergence: bool = False
+    positive_beta: bool = False
+    grows_as_margin: bool = False
+
+    @property
+    def compares(self) -> tuple[str, ...]:
+        """What it compares: the names of its function's positional arguments."""
+        return tuple(
+            p.name
+            for p in inspect.signature(self.function).parameters.values()
+            if p.kind is p.POSITIONAL_OR_KEYWORD
+        )
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The names of its arguments besides beta."""
+        return (
+            *(parameter.name for parameter in self.parameters),
+            *(["reference_free"] if self.reference == "optional" else []),
+            *(["per_token"] if self.by_length == "optional" else []),
+            *(["f_divergence", "f_alpha"] if self.f_divergence else []),
+        )
+
+    @property
+    def takes_beta(self) -> bool:
+        """Whether beta is among its function's keywords."""
+        return "beta" in inspect.signature(self.function).parameters
+
+    @property
+    def is_of_batches(self) -> bool:
+        """Whether it depends on the other pairs of a batch."""
+        return self.function.__module__ == batch_losses.__name__
+
+    def needs(self, *, reference: bool, per_token: bool) -> str:
+        """Return the columns that it needs, in words."""
+        sides = "policy and reference" if reference else "policy"
+        counts = per_token or any(name.endswith("tokens") for name in self.compares)
+        parts = [f"{sides} log-probs", *["token counts"] * counts]
+        return ", ".join([*parts, *["a batch size"] * self.is_of_batches])

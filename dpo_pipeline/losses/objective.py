@@ -1,0 +1,298 @@
+"""What is to be computed: one loss or a weighted sum, with its parameters, all checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Final, Self, TypeAlias
+
+from dpo_pipeline.arguments import checked_beta
+from dpo_pipeline.columns import CHOSEN_REWARD, LOSS, REJECTED_REWARD, Needs, did_you_mean
+from dpo_pipeline.defaults import BETA, LOGP_LIMIT, LOSS_NAME
+from dpo_pipeline.errors import ArgumentError, UsageError
+from dpo_pipeline.losses.catalogue import LOSSES
+from dpo_pipeline.losses.dialects import DIALECTS, Dialect, Rewards
+from dpo_pipeline.losses.divergences import F_DIVERGENCES, REVERSE_KL
+from dpo_pipeline.losses.loss_row import Loss
+
+LossLike: TypeAlias = str | Mapping[str, float]
+"""The name of a loss, or several with their weights."""
+
+LossArguments: TypeAlias = Mapping[str, float | bool | str]
+"""Arguments of the losses, by name."""
+
+TOKEN_ARGUMENTS: Final = ("ld_alpha", "humanline")
+"""Arguments of every loss: how sums are made from lists of tokens."""
+
+_F_ALPHA: Final = 0.5
+"""TRL's default of the alpha of the alpha-divergence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Basis:
+    """How the score of a completion is made from its log-probs; see `scores`."""
+
+    reference: bool = True
+    per_token: bool = False
+    f_divergence: str = REVERSE_KL
+    f_alpha: float = _F_ALPHA
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether mean scores follow from mean log-probs."""
+        return not self.per_token and self.f_divergence == REVERSE_KL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """A loss of a sum, with its weight and arguments."""
+
+    loss: Loss
+    weight: float
+    arguments: Mapping[str, float]
+    basis: Basis
+
+    @property
+    def needs(self) -> Needs:
+        """The columns it asks for."""
+        counts = any(name.endswith("tokens") for name in self.loss.compares)
+        return Needs(reference=self.basis.reference, tokens=self.basis.per_token or counts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """A loss or a weighted sum of losses, ready to be computed.
+
+    Attributes:
+        beta: KL strength.
+        terms: The losses; rewards are those of the first one.
+        rewards: What beta is multiplied with: what the loss compares, or the log-ratio.
+        dialect: The dialect that was asked for.
+        ld_alpha: What tokens beyond the length of the other completion count (LD-DPO).
+        humanline: Whether per-token log-ratios are clamped to -1 and 1.5 (HALOs).
+    """
+
+    beta: float
+    terms: tuple[Term, ...]
+    rewards: Rewards = "score"
+    dialect: str | None = None
+    ld_alpha: float = 1.0
+    humanline: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        loss: LossLike = LOSS_NAME,
+        beta: float | None = None,
+        *,
+        loss_args: LossArguments | None = None,
+        dialect: str | None = None,
+    ) -> Self:
+        """Check the arguments of a call.
+
+        Raises:
+            UsageError: There is no such loss, dialect or argument, or it has no such value.
+        """
+        system = _dialect(dialect)
+        weights = _weights(loss)
+        given = _arguments(loss_args)
+        ld_alpha, humanline = _token_arguments(given)
+        unknown = set(given)
+        terms = []
+        for name, weight in weights.items():
+            row = LOSSES[name]
+            own = {p.name: p for p in row.parameters}
+            takes = set(row.takes)
+            unknown -= takes
+            of_system = dict(system.defaults.get(name, {}) if system else {})
+            mine = {**of_system, **{n: v for n, v in given.items() if n in takes}}
+            _refuse(system, row, {name for name in takes if given.get(name, False) is not False})
+            terms.append(
+                Term(
+                    loss=row,
+                    weight=weight,
+                    arguments={n: p.checked(mine.get(n, p.default), name) for n, p in own.items()},
+                    basis=_basis(row, mine),
+                )
+            )
+        if unknown:
+            _no_such_argument(min(unknown), weights)
+        strength = (BETA if system is None else system.beta) if beta is None else beta
+        made = cls(
+            beta=checked_beta(strength),
+            terms=tuple(terms),
+            rewards="score" if system is None else system.rewards,
+            dialect=dialect,
+            ld_alpha=ld_alpha,
+            humanline=humanline,
+        )
+        if humanline and not made.needs.reference:
+            raise UsageError(f"humanline clamps log-ratios, and {made} has no reference")
+        for term in terms:
+            if term.loss.positive_beta and made.beta == 0.0:
+                problem = f"must be above 0 for {term.loss.name}, which divides by it"
+                raise ArgumentError("beta", problem, position=None, value=made.beta)
+        return made
+
+    @property
+    def needs(self) -> Needs:
+        """The columns that its terms ask for."""
+        return Needs(
+            reference=any(term.needs.reference for term in self.terms),
+            tokens=any(term.needs.tokens for term in self.terms),
+            ld_alpha=self.ld_alpha,
+            humanline=self.humanline,
+        )
+
+    @property
+    def reward_basis(self) -> Basis:
+        """What rewards are beta times of."""
+        basis = self.terms[0].basis
+        if self.rewards == "logratio" and basis.reference:
+            return Basis(reference=True)
+        return basis
+
+    @property
+    def is_of_batches(self) -> bool:
+        """Whether a term depends on the other pairs of a batch."""
+        return any(term.loss.is_of_batches for term in self.terms)
+
+    def columns_to_check(self, max_logp: float) -> tuple[str, ...]:
+        """Return the scored columns whose values may be too large to be summed, or not finite.
+
+        None where sound log-probs leave no room for that: then rows need no rule, and sums are
+        narrow.
+        """
+        basis = [term.basis for term in self.terms]
+        slow = all(term.loss.grows_as_margin for term in self.terms)
+        weight = sum(abs(term.weight) for term in self.terms)
+        # Of a margin: each log-ratio spans the range of two log-probs.
+        largest = 2.0 * self.beta * (LOGP_LIMIT + max(max_logp, 0.0)) + 2.0
+        plain = all(each.f_divergence == REVERSE_KL for each in basis)
+        if plain and slow and weight * largest <= LOGP_LIMIT * (1.0 - 2.0**-40):
+            return ()
+        return (CHOSEN_REWARD, REJECTED_REWARD, LOSS)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as it stands in documents: what makes the same objective again, in full."""
+        return {
+            "beta": self.beta,
+            "rewards": self.rewards,
+            "dialect": self.dialect,
+            "ld_alpha": self.ld_alpha,
+            "humanline": self.humanline,
+            "terms": [
+                {
+                    "loss": term.loss.name,
+                    "weight": term.weight,
+                    **term.arguments,
+                    "reference_free": not term.basis.reference,
+                    "per_token": term.basis.per_token,
+                    "f_divergence": term.basis.f_divergence,
+                    **({"f_alpha": term.basis.f_alpha} if _has_alpha(term.basis) else {}),
+                }
+                for term in self.terms
+            ],
+        }
+
+    def __str__(self) -> str:
+        """Return it in a few words."""
+        return " + ".join(
+            term.loss.name if term.weight == 1.0 else f"{term.weight:g} {term.loss.name}"
+            for term in self.terms
+        )
+
+
+def _has_alpha(basis: Basis) -> bool:
+    return basis.f_divergence == "alpha_divergence"
+
+
+def _dialect(name: str | None) -> Dialect | None:
+    if name is None:
+        return None
+    if not isinstance(name, str) or name not in DIALECTS:
+        raise UsageError(
+            f"dialect: there is no {name!r}{did_you_mean(str(name), DIALECTS)}; "
+            f"the dialects are {', '.join(DIALECTS)}"
+        )
+    return DIALECTS[name]
+
+
+def _weights(loss: LossLike) -> dict[str, float]:
+    weights = {loss: 1.0} if isinstance(loss, str) else loss
+    if not isinstance(weights, Mapping) or not weights:
+        raise UsageError(f"loss must be a name, or names with weights, found {loss!r}")
+    for name, weight in weights.items():
+        if name not in LOSSES:
+            raise UsageError(
+                f"loss: there is no {name!r}{did_you_mean(str(name), LOSSES)}; "
+                f"the losses are {', '.join(LOSSES)}"
+            )
+        number = isinstance(weight, Real) and not isinstance(weight, bool)
+        if not (number and 0.0 < weight <= LOGP_LIMIT):
+            allowed = f"above 0 and at most {LOGP_LIMIT:,.0f}"
+            raise UsageError(f"loss: the weight of {name} must be {allowed}, found {weight!r}")
+    return {name: float(weight) for name, weight in weights.items()}
+
+
+def _arguments(loss_args: LossArguments | None) -> dict[str, float | bool | str]:
+    if loss_args is None:
+        return {}
+    if not isinstance(loss_args, Mapping) or not all(isinstance(n, str) for n in loss_args):
+        raise UsageError(f"loss_args must map argument names to values, found {loss_args!r}")
+    return dict(loss_args)
+
+
+def _token_arguments(given: dict[str, float | bool | str]) -> tuple[float, bool]:
+    """Take the arguments that are about tokens, and so about all losses, out of those given."""
+    alpha, humanline = given.pop("ld_alpha", 1.0), given.pop("humanline", False)
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0.0 <= alpha <= 1.0:
+        raise UsageError(f"ld_alpha must be a number from 0 to 1, found {alpha!r}")
+    if not isinstance(humanline, bool):
+        raise UsageError(f"humanline must be True or False, found {humanline!r}")
+    if humanline and alpha != 1.0:
+        raise UsageError("ld_alpha and humanline both change the sums: give one")
+    return float(alpha), humanline
+
+
+def _basis(loss: Loss, given: Mapping[str, float | bool | str]) -> Basis:
+    for name in ("reference_free", "per_token"):
+        if not isinstance(given.get(name, False), bool):
+            raise UsageError(f"{name} of {loss.name} must be True or False, found {given[name]!r}")
+    divergence = given.get("f_divergence", REVERSE_KL)
+    if not isinstance(divergence, str) or divergence not in F_DIVERGENCES:
+        raise UsageError(
+            f"f_divergence of {loss.name} must be one of {', '.join(F_DIVERGENCES)}, "
+            f"found {divergence!r}"
+        )
+    alpha = given.get("f_alpha", _F_ALPHA)
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not -100 <= alpha <= 100:  # noqa: PLR2004
+        raise UsageError(f"f_alpha of {loss.name} must be a number within 100, found {alpha!r}")
+    if "f_alpha" in given and divergence != "alpha_divergence":
+        raise UsageError("f_alpha goes with f_divergence='alpha_divergence' alone")
+    free = loss.reference == "never" or bool(given.get("reference_free", False))
+    if free and divergence != REVERSE_KL:
+        raise UsageError("an f-divergence is one from the reference: not with reference_free")
+    return Basis(
+        reference=not free,
+        per_token=loss.by_length == "always" or bool(given.get("per_token", False)),
+        f_divergence=divergence,
+        f_alpha=float(alpha),
+    )
+
+
+def _refuse(system: Dialect | None, loss: Loss, names: set[str]) -> None:
+    if system is None:
+        return
+    for name in sorted(names):
+        why = system.refused.get(f"{loss.name}.{name}", system.refused.get(name))
+        if why is not None:
+            raise UsageError(f"dialect {system.name}: {name} of {loss.name}: {why}")
+
+
+def _no_such_argument(name: str, weights: Mapping[str, float]) -> None:
+    for_losses = " and ".join(weights)
+    takes = sorted({argument for each in weights for argument in LOSSES[each].takes})
+    there = f"; it takes {', '.join(takes)}" if takes else "; it takes none"
+    raise UsageError(f"loss_args: {for_losses} has no {name!r}{did_you_mean(name, takes)}{there}")

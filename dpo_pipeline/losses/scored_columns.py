@@ -1,0 +1,184 @@
+"""Binds the columns to the formulas: the one place where rewards, margins and losses are named."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+from types import MappingProxyType
+from typing import Any, Final
+
+import polars as pl
+
+from dpo_pipeline.columns import (
+    CHOSEN_LOGRATIO,
+    CHOSEN_REWARD,
+    CHOSEN_TOKENS,
+    LOSS,
+    POLICY_CHOSEN,
+    POLICY_REJECTED,
+    REF_CHOSEN,
+    REF_REJECTED,
+    REJECTED_LOGRATIO,
+    REJECTED_REWARD,
+    REJECTED_TOKENS,
+    REWARD_MARGIN,
+    Role,
+)
+from dpo_pipeline.errors import UsageError
+from dpo_pipeline.losses import dpo as rewards
+from dpo_pipeline.losses.divergences import F_DIVERGENCES
+from dpo_pipeline.losses.objective import Basis, Objective, Term
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WithinBatches:
+    """What a loss of batches has to know of the rows that it gets, which are whole batches.
+
+    Attributes:
+        key: The column with the batch's number.
+        sound: True where a pair takes part.
+        seen: Quanta of all scores of the batches before, and how many they are.
+    """
+
+    key: str
+    sound: pl.Expr
+    seen: tuple[int, int] = (0, 0)
+
+
+def with_scores(
+    pairs: pl.LazyFrame, objective: Objective, within: WithinBatches | None = None
+) -> pl.LazyFrame:
+    """Add the scored columns to pairs under canonical names. Null and NaN propagate."""
+    basis, beta = objective.reward_basis, objective.beta
+    return (
+        pairs.with_columns(
+            chosen_logratio=_logratio(POLICY_CHOSEN, REF_CHOSEN, basis),
+            rejected_logratio=_logratio(POLICY_REJECTED, REF_REJECTED, basis),
+        )
+        .with_columns(
+            chosen_reward=rewards.implicit_reward(
+                _score(pl.col(CHOSEN_LOGRATIO), CHOSEN_TOKENS, basis), beta=beta
+            ),
+            rejected_reward=rewards.implicit_reward(
+                _score(pl.col(REJECTED_LOGRATIO), REJECTED_TOKENS, basis), beta=beta
+            ),
+        )
+        .with_columns(
+            reward_margin=rewards.reward_margin(pl.col(CHOSEN_REWARD), pl.col(REJECTED_REWARD))
+        )
+        .with_columns(loss=_loss(objective, within))
+    )
+
+
+def with_scores_if(
+    pairs: pl.LazyFrame, objective: Objective | None, within: WithinBatches | None = None
+) -> pl.LazyFrame:
+    """Add the scored columns unless there is no objective."""
+    return pairs if objective is None else with_scores(pairs, objective, within)
+
+
+def scores_of(objective: Objective) -> dict[str, pl.Expr]:
+    """Return rewards, margin and loss as expressions of log-probs, for use beside other ones."""
+    scores = _from_logps(objective.reward_basis, objective.beta)
+    names = (CHOSEN_REWARD, REJECTED_REWARD)
+    made = {name: scores[name] for name in names}
+    return made | {
+        REWARD_MARGIN: scores["margin"],
+        LOSS: _sum(
+            objective,
+            {term.basis: _from_logps(term.basis, objective.beta) for term in objective.terms},
+            None,
+        ),
+    }
+
+
+def _loss(objective: Objective, within: WithinBatches | None) -> pl.Expr:
+    """Return the loss of a pair that has its log-ratios, rewards and margin already."""
+    ready = _from_columns(objective.reward_basis)
+    compared = {
+        term.basis: ready
+        if term.basis == objective.reward_basis
+        else _from_logps(term.basis, objective.beta)
+        for term in objective.terms
+    }
+    return _sum(objective, compared, within)
+
+
+def _sum(
+    objective: Objective,
+    compared: Mapping[Basis, Mapping[str, pl.Expr]],
+    within: WithinBatches | None,
+) -> pl.Expr:
+    weighted = []
+    for term in objective.terms:
+        value = _term(term, objective.beta, compared[term.basis], within)
+        weighted.append(value if term.weight == 1.0 else term.weight * value)
+    return reduce(operator.add, weighted)
+
+
+def _term(
+    term: Term, beta: float, compared: Mapping[str, pl.Expr], within: WithinBatches | None
+) -> pl.Expr:
+    loss = term.loss
+    arguments: dict[str, Any] = dict(term.arguments)
+    if loss.takes_beta:
+        arguments["beta"] = beta
+    values: dict[str, Any] = dict(compared)
+    if loss.is_of_batches:
+        if within is None:
+            raise UsageError(f"{loss.name} is a loss of batches: give batch_size")
+        values = {name: pl.when(within.sound).then(value) for name, value in compared.items()}
+        values["batch"] = pl.col(within.key)
+        values["seen"] = tuple(pl.lit(n, dtype=pl.Int128) for n in within.seen)
+    return loss.function(*(values[name] for name in loss.compares), **arguments)
+
+
+def _from_columns(basis: Basis) -> dict[str, pl.Expr]:
+    """Return all that a row-wise loss can compare, from scored columns of the same basis."""
+    return {
+        "margin": pl.col(REWARD_MARGIN),
+        "chosen_score": _score(pl.col(CHOSEN_LOGRATIO), CHOSEN_TOKENS, basis),
+        "rejected_score": _score(pl.col(REJECTED_LOGRATIO), REJECTED_TOKENS, basis),
+        "chosen_reward": pl.col(CHOSEN_REWARD),
+        "rejected_reward": pl.col(REJECTED_REWARD),
+        **_FROM_INPUT,
+    }
+
+
+def _from_logps(basis: Basis, beta: float) -> dict[str, pl.Expr]:
+    """Return the same from log-probs."""
+    chosen = _score(_logratio(POLICY_CHOSEN, REF_CHOSEN, basis), CHOSEN_TOKENS, basis)
+    rejected = _score(_logratio(POLICY_REJECTED, REF_REJECTED, basis), REJECTED_TOKENS, basis)
+    chosen_reward = rewards.implicit_reward(chosen, beta=beta)
+    rejected_reward = rewards.implicit_reward(rejected, beta=beta)
+    return {
+        "margin": rewards.reward_margin(chosen_reward, rejected_reward),
+        "chosen_score": chosen,
+        "rejected_score": rejected,
+        "chosen_reward": chosen_reward,
+        "rejected_reward": rejected_reward,
+        **_FROM_INPUT,
+    }
+
+
+_FROM_INPUT: Final = MappingProxyType(
+    {
+        "chosen_tokens": pl.col(CHOSEN_TOKENS.name),
+        "rejected_tokens": pl.col(REJECTED_TOKENS.name),
+        "policy_difference": pl.col(POLICY_CHOSEN.name) - pl.col(POLICY_REJECTED.name),
+        "reference_difference": pl.col(REF_CHOSEN.name) - pl.col(REF_REJECTED.name),
+    }
+)
+
+
+def _logratio(policy: Role, reference: Role, basis: Basis) -> pl.Expr:
+    if not basis.reference:
+        return pl.col(policy.name)
+    return rewards.logratio(pl.col(policy.name), pl.col(reference.name))
+
+
+def _score(logratio: pl.Expr, tokens: Role, basis: Basis) -> pl.Expr:
+    score = F_DIVERGENCES[basis.f_divergence](logratio, basis.f_alpha)
+    return score / pl.col(tokens.name) if basis.per_token else score

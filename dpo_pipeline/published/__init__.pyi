@@ -1,0 +1,1 @@
+from .tables_out import published as published

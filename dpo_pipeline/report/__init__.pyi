@@ -1,0 +1,7 @@
+from .notebook import result_html as result_html
+from .pages import (
+    charts_of as charts_of,
+    page_of as page_of,
+    publish_page as publish_page,
+    write_page as write_page,
+)

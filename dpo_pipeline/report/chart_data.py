@@ -1,0 +1,257 @@
+"""From gathered tables to the few numbers that a chart draws: no more of them for more rows.
+
+Bins of `sketch` are laid over bars of equal width in proportion to the overlap: were each put into
+the bar of its middle, the wide bins far from zero would leave gaps like those of a comb. Only a
+histogram's bins of few pairs are put there, since parts of a pair would be drawn otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import polars as pl
+
+from dpo_pipeline.columns import LOSS, N_PAIRS, REWARD_MARGIN
+from dpo_pipeline.evaluation import Gathered
+from dpo_pipeline.exact import GROWTH, QUANTA_PER_NAT, SCALE, lower_edge, quantile
+from dpo_pipeline.losses import softplus
+from dpo_pipeline.statistics import margins_of
+from dpo_pipeline.sums import COARSE
+
+BARS: Final = 56
+"""Bars of a histogram, about."""
+CELLS: Final = 36
+"""Cells of a density, about, in each direction."""
+_WHOLE_BELOW: Final = 10
+"""Pairs of a bin from which a histogram may divide it among bars."""
+_TAIL: Final = 0.002
+"""Share of the pairs on each side that may be pooled in the outermost bar."""
+_NICE: Final = (1.0, 2.0, 2.5, 5.0, 10.0)
+_POINT_PAIRS: Final = 30
+"""Pairs that a point of the course stands for at least, where there are as many."""
+COURSE_POINTS_SHOWN: Final = 100
+LENGTH_POINTS: Final = 24
+"""Groups of pairs by the difference of lengths."""
+_BETA_FACTOR: Final = 4.0
+"""How far a curve over betas goes beyond the outermost beta that it shows."""
+_BETA_POINTS: Final = 81
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """Bars of equal width, of which zero is an edge; the outermost hold all beyond."""
+
+    step: float
+    first: int  # steps from zero to the start of bar 0, below 0 where it is left of it
+    n: int
+
+    def edge(self, bar: pl.Expr) -> pl.Expr:
+        """Return where a bar starts, which is where the one before it ends."""
+        return (self.first + bar) * self.step
+
+
+def grid_over(histogram: pl.DataFrame, bars: int, *, widen: float = 1.0) -> Grid:
+    """Return bars over nearly all values of a histogram and over zero.
+
+    Args:
+        histogram: `bin` (of `sketch`, `widen` of them to one) and `n_pairs`.
+        bars: How many, about; at most twice as many.
+        widen: Bins of a sketch that make one bin.
+    """
+    fine = histogram.select((pl.col("bin") * widen).alias("bin"), N_PAIRS)
+    low, high = quantile(fine, _TAIL) or 0.0, quantile(fine, 1.0 - _TAIL) or 0.0
+    low, high = min(low, 0.0), max(high, 0.0)
+    if high - low < SCALE:
+        low, high = low - SCALE, high + SCALE
+    rough = (high - low) / bars
+    size = 10.0 ** math.floor(math.log10(rough))
+    step = next(nice * size for nice in _NICE if nice * size >= rough)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return Grid(step=step, first=first, n=last - first)
+
+
+def laid_over(bins: pl.DataFrame, grid: Grid, *, widen: int = 1, name: str = "bin") -> pl.DataFrame:
+    """Return which share of each bin lies in which bar.
+
+    Args:
+        bins: Column `name` of bins of a sketch, `widen` of them to one; repeated ones count once.
+        grid: The bars.
+        widen: Bins of a sketch that make one bin.
+        name: Of the column.
+
+    Returns:
+        Columns `name`, `bar` (from 0) and `share`, which adds up to 1 for each bin.
+    """
+    number = pl.col(name).cast(pl.Float64) * widen
+    edges = (
+        bins.select(name)
+        .unique()
+        .sort(name)
+        .with_columns(
+            low=lower_edge(number - (widen - 1.0) / 2.0),
+            high=lower_edge(number + (widen + 1.0) / 2.0),
+        )
+    )
+    place = pl.col("low", "high") / grid.step - grid.first
+    parts = (
+        edges.with_columns(place.name.prefix("at_"))
+        .with_columns(
+            first=pl.col("at_low").floor().clip(0, grid.n - 1).cast(pl.Int64),
+            last=(pl.col("at_high").ceil() - 1.0).clip(0, grid.n - 1).cast(pl.Int64),
+        )
+        .with_columns(bar=pl.int_ranges("first", pl.max_horizontal("first", "last") + 1))
+        .explode("bar")
+    )
+    begin = pl.when(pl.col("bar") == 0).then(pl.col("at_low")).otherwise(pl.col("bar"))
+    stop = pl.when(pl.col("bar") == grid.n - 1).then(pl.col("at_high")).otherwise(pl.col("bar") + 1)
+    overlap = pl.min_horizontal(stop, "at_high") - pl.max_horizontal(begin, "at_low")
+    return parts.select(name, "bar", share=overlap / (pl.col("at_high") - pl.col("at_low")))
+
+
+def ends_of(table: pl.DataFrame, name: str) -> tuple[float, float]:
+    """Return the smallest and the largest value of a column of numbers that has rows."""
+    low, high = table.select(pl.col(name).min(), pl.col(name).max().alias("high")).row(0)
+    return float(low), float(high)
+
+
+def histogram_bars(margins: pl.DataFrame, grid: Grid, n_ties: int) -> pl.DataFrame:
+    """Return the bars of a histogram of margins without its ties.
+
+    Args:
+        margins: `bin` (of `sketch`, possibly repeated) and `n_pairs`.
+        grid: The bars; zero is an edge.
+        n_ties: Pairs with a margin of exactly 0, which are among those of the bin around zero.
+
+    Returns:
+        `lower`, `upper`, `n_pairs` (a part of a large bin's pairs need not be whole).
+    """
+    counts = (
+        margins.group_by("bin")
+        .agg(pl.col(N_PAIRS).sum())
+        .with_columns(pl.col(N_PAIRS) - pl.when(pl.col("bin") == 0).then(n_ties).otherwise(0))
+    )
+    # The bin around zero has both signs, and its middle says nothing of which.
+    is_whole = (pl.col(N_PAIRS) < _WHOLE_BELOW) & (pl.col("bin") != 0)
+    middle = SCALE * (pl.col("bin").cast(pl.Float64) * GROWTH).sinh()
+    whole = counts.filter(is_whole).select(
+        "bin",
+        bar=(middle / grid.step - grid.first).floor().clip(0, grid.n - 1).cast(pl.Int64),
+        share=pl.lit(1.0),
+    )
+    bars = (
+        pl.concat([laid_over(counts.filter(~is_whole), grid), whole])
+        .join(counts, on="bin", maintain_order="left")
+        .group_by("bar", maintain_order=True)
+        .agg((pl.col("share") * pl.col(N_PAIRS)).sum().alias(N_PAIRS))
+    )
+    every = pl.DataFrame({"bar": range(grid.n)}, schema={"bar": pl.Int64})
+    bar = pl.col("bar")
+    return every.join(bars, on="bar", how="left", maintain_order="left").select(
+        lower=grid.edge(bar), upper=grid.edge(bar + 1), n_pairs=pl.col(N_PAIRS).fill_null(0.0)
+    )
+
+
+def density(table: pl.DataFrame, *, x: str, y: str) -> pl.DataFrame:
+    """Return the cells of two values that have pairs.
+
+    Args:
+        table: `{x}_bin` and `{y}_bin` (`COARSE` bins of `sketch` each) and `n_pairs`.
+        x: Name of the one value.
+        y: Name of the other.
+
+    Returns:
+        `{x}_low`, `{x}_high`, `{y}_low`, `{y}_high`, in nats, and `n_pairs` (a part of a bin's
+        pairs need not be whole).
+    """
+    cells, edges = table, {}
+    for side in (x, y):
+        name = f"{side}_bin"
+        counts = table.select(pl.col(name).alias("bin"), N_PAIRS)
+        grid = grid_over(counts, CELLS, widen=COARSE)
+        parts = laid_over(table, grid, widen=COARSE, name=name).rename({"bar": side})
+        others = [column for column in cells.columns if column not in {name, N_PAIRS}]
+        pairs = (pl.col(N_PAIRS) * pl.col("share")).sum().alias(N_PAIRS)
+        joined = cells.join(parts, on=name, maintain_order="left_right")
+        cells = joined.group_by(*others, side, maintain_order=True).agg(pairs)
+        edges[f"{side}_low"] = grid.edge(pl.col(side))
+        edges[f"{side}_high"] = grid.edge(pl.col(side) + 1)
+    return cells.sort(x, y).select(**edges, n_pairs=N_PAIRS)
+
+
+def course(gathered: Gathered) -> pl.DataFrame:
+    """Return the mean loss of runs of consecutive rows: few enough runs, with enough pairs each.
+
+    Returns:
+        `first_row` and `last_row` (from 1), `n_pairs` (the valid ones), `loss` and
+        `reward_margin` (means, in nats), `reward_accuracy`.
+    """
+    table, size = gathered.course, gathered.rows_per_point
+    n = int(table[N_PAIRS].sum())
+    points = max(1, min(COURSE_POINTS_SHOWN, n // _POINT_PAIRS))
+    n_rows = int(table.select(pl.col("first_row").max()).item()) + size
+    wider = size * -(-n_rows // (size * points))
+    in_nats = (pl.col(f"sum_{LOSS}", f"sum_{REWARD_MARGIN}").cast(pl.Float64)) / QUANTA_PER_NAT
+    return (
+        table.group_by(pl.col("first_row") // wider, maintain_order=True)
+        .agg(pl.exclude("first_row").sum())
+        .with_columns(in_nats / pl.col(N_PAIRS))
+        .select(
+            first_row=pl.col("first_row") * wider + 1,
+            last_row=(pl.col("first_row") + 1) * wider,
+            n_pairs=N_PAIRS,
+            loss=f"sum_{LOSS}",
+            reward_margin=f"sum_{REWARD_MARGIN}",
+            reward_accuracy=pl.col("n_correct") / pl.col(N_PAIRS),
+        )
+    )
+
+
+def by_length(lengths: pl.DataFrame) -> pl.DataFrame:
+    """Return mean margin and accuracy of groups of pairs, by the difference of lengths.
+
+    Args:
+        lengths: `Gathered.lengths`.
+
+    Returns:
+        `tokens` (mean difference, chosen less rejected, within 2.5%), `n_pairs`, `reward_margin`
+        (mean, in nats), `reward_accuracy`; rising.
+    """
+    n = pl.col(N_PAIRS)
+    middle = SCALE * (pl.col("length_bin").cast(pl.Float64) * GROWTH * COARSE).sinh()
+    place = ((n.cum_sum() - n / 2.0) * LENGTH_POINTS / n.sum()).floor()
+    return (
+        lengths.sort("length_bin")
+        .with_columns(place=place, tokens=middle * n)
+        .group_by("place", maintain_order=True)
+        .agg(pl.exclude("length_bin").sum())
+        .select(
+            tokens=pl.col("tokens") / n,
+            n_pairs=n,
+            reward_margin=pl.col(f"sum_{REWARD_MARGIN}").cast(pl.Float64) / QUANTA_PER_NAT / n,
+            reward_accuracy=pl.col("n_correct") / n,
+        )
+    )
+
+
+def loss_by_beta(margins: pl.DataFrame, beta: float, *, shown: list[float]) -> pl.DataFrame:
+    """Return the mean DPO loss for a range of betas, from margins that were made with `beta`.
+
+    Args:
+        margins: `bin` and `n_pairs`.
+        beta: Above 0.
+        shown: Betas that the range must hold, all above 0.
+
+    Returns:
+        `beta`, evenly spaced by their logarithm, and `loss` in nats.
+    """
+    low, high = min(shown) / _BETA_FACTOR, max(shown) * _BETA_FACTOR
+    ratio = (high / low) ** (1.0 / (_BETA_POINTS - 1))
+    betas = pl.DataFrame({"beta": [low * ratio**i for i in range(_BETA_POINTS)]})
+    margin = pl.col("margin") * (pl.col("beta") / beta)
+    return (
+        betas.join(margins_of(margins), how="cross")
+        .group_by("beta", maintain_order=True)
+        .agg(loss=(softplus(-margin) * pl.col("n")).sum() / pl.col("n").sum())
+    )

@@ -1,0 +1,154 @@
+"""Writes the scored and the invalid pairs of the parts of a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import polars as pl
+
+from dpo_pipeline.columns import BROKEN_RULES, SCORED, SOURCE_ROW
+from dpo_pipeline.contract import Binding, RuleSet, invalid_pairs, numbered
+from dpo_pipeline.defaults import (
+    OUTPUT_ROWS_PER_GROUP,
+    SINK_CHUNK_BYTES,
+    SINK_CHUNK_ROWS,
+    WIDE_ROW_BYTES,
+    WIDE_ROWS_PER_GROUP,
+    ZSTD_LEVEL,
+)
+from dpo_pipeline.engine import Watch
+from dpo_pipeline.evaluation import ShardScorer, ShardTask, run_facts
+from dpo_pipeline.losses import Objective, with_scores
+from dpo_pipeline.sources import Dataset, Part
+from dpo_pipeline.storage import GrowingFile, Out, Target, reading
+
+_Output: TypeAlias = Callable[[pl.LazyFrame, int], pl.LazyFrame]
+"""Makes the output from scored pairs, the first of which has this row number in its file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartTask:
+    """A part to be written.
+
+    Attributes:
+        index: Its number among the tasks.
+        part: The part.
+        target: Where.
+        has_invalid: Whether there may be invalid pairs in it.
+    """
+
+    index: int
+    part: Part
+    target: Target
+    has_invalid: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairWriter:
+    """Writes outputs of a run; a file is one linear plan with one sink, or such plans in turn.
+
+    Attributes:
+        dataset: The input.
+        binding: The contract.
+        rules: The rules of the run.
+        objective: What is computed.
+        scorer: What scored the shards.
+        names: Input columns that are kept.
+        watch: Is told of the rows, if it is in this process.
+        n_valid: Valid pairs of the dataset.
+    """
+
+    dataset: Dataset
+    binding: Binding
+    rules: RuleSet
+    objective: Objective
+    scorer: ShardScorer
+    names: Sequence[str]
+    watch: Watch
+    n_valid: int
+
+    def scored(self, task: PartTask) -> Iterator[int]:
+        """Write the valid pairs with their scores; yield how many."""
+
+        def output(pairs: pl.LazyFrame, _first_row: int) -> pl.LazyFrame:
+            valid = pairs.filter(self.rules.valid) if task.has_invalid else pairs
+            scored = valid.select(*self.names, *(added.name for added in SCORED))
+            return self.watch.on_rows(scored, "writing", self.n_valid)
+
+        yield self._write(output, task)
+
+    def invalid(self, task: PartTask) -> Iterator[int]:
+        """Write the invalid pairs with their rows and broken rules; yield how many."""
+
+        def output(pairs: pl.LazyFrame, first_row: int) -> pl.LazyFrame:
+            apart = invalid_pairs(numbered(pairs, first_row), self.rules)
+            apart = apart.select(*self.names, SOURCE_ROW, BROKEN_RULES)
+            return apart if task.has_invalid else apart.limit(0)
+
+        yield self._write(output, task)
+
+    def _write(self, output: _Output, task: PartTask) -> int:
+        facts = run_facts(self.binding, self.objective)
+        part = task.part
+        source = self.dataset.read_from if self.dataset.has_step else part.file.path
+
+        def sink(out: Out) -> None:
+            if self.objective.is_of_batches:
+                pieces = self.scorer.scored_part(self.dataset, part)
+                with reading(source):
+                    _sink_in_turn((output(piece, first) for piece, first in pieces), out, facts)
+            else:
+                pairs = self.binding.prepare(self.dataset.scan(part))
+                plan = output(with_scores(pairs, self.objective), part.begin)
+                _sink(plan, out, facts, row_bytes=part.file.row_bytes)
+
+        return task.target.write(sink, source)
+
+
+def part_tasks(
+    parts: Sequence[Part], targets: Sequence[Target], suspects: Sequence[ShardTask]
+) -> list[PartTask]:
+    """Return the tasks of writing; `suspects` are the shards that hold invalid pairs."""
+    return [
+        PartTask(
+            index=index,
+            part=part,
+            target=target,
+            has_invalid=any(
+                shard.first_row < part.first_row + part.rows
+                and part.first_row < shard.first_row + (shard.rows or 0)
+                for shard in suspects
+            ),
+        )
+        for index, (part, target) in enumerate(zip(parts, targets, strict=True))
+    ]
+
+
+def _sink(plan: pl.LazyFrame, out: Out, facts: Mapping[str, str], *, row_bytes: int) -> None:
+    is_wide = row_bytes >= WIDE_ROW_BYTES
+    chunk = max(SINK_CHUNK_BYTES // row_bytes, 1) if is_wide else SINK_CHUNK_ROWS
+    # Polars cuts the pages of a nested column by how its rows came in: let it cut none.
+    nested = any(dtype.is_nested() for dtype in plan.collect_schema().dtypes())
+    # The reader runs ahead of the sink by a number of chunks, whatever their size.
+    with pl.Config(streaming_chunk_size=chunk):
+        plan.sink_parquet(
+            out.target,
+            metadata=dict(facts),
+            compression_level=ZSTD_LEVEL,
+            row_group_size=WIDE_ROWS_PER_GROUP if is_wide else OUTPUT_ROWS_PER_GROUP,
+            data_page_size=2**30 if nested else None,
+            engine="streaming",
+            **out.options,
+        )
+
+
+def _sink_in_turn(plans: Iterable[pl.LazyFrame], out: Out, facts: Mapping[str, str]) -> None:
+    """Write what several plans give to one file, each of them held in memory."""
+    rows = OUTPUT_ROWS_PER_GROUP
+    with GrowingFile(
+        out.path, out.name, facts, rows_per_group=rows, filesystem=out.filesystem
+    ) as file:
+        for plan in plans:
+            file.append(plan.collect(engine="streaming"))

@@ -1,0 +1,123 @@
+"""The output files of a score, and how an executor comes to write them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Protocol, Self
+
+from dpo_pipeline.engine import Executor, Function, Watch, in_order
+from dpo_pipeline.errors import StorageError, UsageError
+from dpo_pipeline.evaluation import Measured
+from dpo_pipeline.scoring.pair_writer import part_tasks
+from dpo_pipeline.sources import Dataset, Part
+from dpo_pipeline.storage import Outputs, StagedFile, Target, is_address, without_attempts
+from dpo_pipeline.tables import as_json
+
+
+class Stage(Protocol):
+    """What a `Publication` does for a single output."""
+
+    def stage(self, target: str | os.PathLike[str]) -> str:
+        """Return where to write what shall become `target`."""
+        ...
+
+    def stage_folder(self, target: str | os.PathLike[str], relatives: Sequence[str]) -> list[str]:
+        """Return where to write the parts of a folder."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartOutputs:
+    """The files of an output: one for each input file, or one for each run of row groups.
+
+    Attributes:
+        dataset: The input.
+        parts: What of it makes a file each.
+        is_folder: Whether they lie in a folder.
+        executor: What writes them.
+    """
+
+    dataset: Dataset
+    parts: Sequence[Part]
+    is_folder: bool
+    executor: Executor
+
+    @classmethod
+    def of(cls, dataset: Dataset, part_rows: int | None, executor: Executor) -> Self:
+        """Cut the files of a dataset into parts of at most `part_rows` rows.
+
+        Raises:
+            UsageError: It is no such number, or an engine would write to one file.
+        """
+        whole = isinstance(part_rows, int) and not isinstance(part_rows, bool)
+        if part_rows is not None and not (whole and part_rows >= 1):
+            raise UsageError(f"part_rows must be a whole number, at least 1, found {part_rows!r}")
+        is_folder = dataset.is_folder or part_rows is not None
+        if executor.elsewhere and not is_folder:
+            raise UsageError(
+                "one output file has one writer: give part_rows (--part-rows) to cut the input "
+                "into parts, whose output is a folder, or leave the engine out"
+            )
+        return cls(
+            dataset=dataset,
+            parts=dataset.parts(part_rows),
+            is_folder=is_folder,
+            executor=executor,
+        )
+
+    def staged(self, publication: Outputs, target: str | os.PathLike[str]) -> Sequence[Target]:
+        """Return where the parts are written, that shall become `target`."""
+        relatives = [part.relative for part in self.parts]
+        if is_address(target):
+            address = os.fspath(target)
+            if self.is_folder:
+                return publication.stage_objects(address.rstrip("/"), relatives)
+            return [publication.stage_object(address)]
+        return [
+            StagedFile(hidden=name, apart=self._apart) for name in self.hidden(publication, target)
+        ]
+
+    def hidden(self, publication: Stage, target: str | os.PathLike[str]) -> Sequence[str]:
+        """Return where parts on this machine are written, that shall become `target`."""
+        if not self.is_folder:
+            return [publication.stage(target)]
+        return publication.stage_folder(target, [part.relative for part in self.parts])
+
+    @property
+    def _apart(self) -> bool:
+        return self.executor.elsewhere and self.is_folder
+
+    def write(
+        self,
+        function: Function,
+        targets: Sequence[Target],
+        measured: Measured,
+        watch: Watch,
+        *,
+        total: int,
+        is_told: bool,
+    ) -> str:
+        """Have all parts written, and return their manifest: rows by file, and the summary.
+
+        Raises:
+            StorageError: They have not `total` rows together, or are not where they should be.
+        """
+        counts: dict[str, int] = {}
+        tasks = part_tasks(self.parts, targets, measured.suspects)
+        with without_attempts(targets):
+            for task, results in in_order(self.executor, function, tasks, watch.check):
+                rows = sum(results)
+                if self.executor.elsewhere:
+                    task.target.check(rows)
+                    if is_told:
+                        watch.step("writing", rows, total)
+                counts[task.part.relative] = rows
+        if sum(counts.values()) != total:
+            raise StorageError(self.dataset.name, "it changed while it was read")
+        figures = measured.summary().to_dict()
+        return as_json(
+            {"dpo_pipeline": version("dpo_pipeline"), "files": counts, "summary": figures}
+        )

@@ -1,0 +1,294 @@
+"""Finds and scans Parquet files, and cuts them into shards."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import polars as pl
+
+from dpo_pipeline.defaults import MAX_FILE_ROWS, SHARD_ROWS
+from dpo_pipeline.errors import StorageError
+from dpo_pipeline.sources.common_schema import WIDENING, common_schema
+from dpo_pipeline.sources.files import SourcePath, footers, found_files, relative_to
+from dpo_pipeline.sources.formats import not_parquet
+from dpo_pipeline.storage import LOCAL, Access, is_address, reading
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairFile:
+    """One input file.
+
+    Attributes:
+        path: Where it is.
+        relative: Its path below the source folder (its name, for a single file).
+        first_row: The number of its first row in the whole dataset.
+        rows: Rows, from the footer.
+        row_bytes: Average bytes of a row before compression, from the footer.
+        identity: What tells whether it changed since it was opened.
+        row_groups: Rows of each of its row groups.
+    """
+
+    path: str
+    relative: str
+    first_row: int
+    rows: int
+    row_bytes: int
+    identity: tuple[int, ...]
+    row_groups: tuple[int, ...]
+
+    def parts(self, rows: int | None) -> Iterator[Part]:
+        """Cut it into runs of row groups of at most `rows` rows, if they are no longer."""
+        if rows is None:
+            yield Part(file=self, relative=self.relative, begin=0, rows=self.rows)
+            return
+        stem, ending = os.path.splitext(self.relative)
+        cuts, end = [0], 0
+        for group in self.row_groups:
+            if end > cuts[-1] and end + group - cuts[-1] > rows:
+                cuts.append(end)
+            end += group
+        for i, (begin, end) in enumerate(pairwise([*cuts, self.rows])):
+            yield Part(file=self, relative=f"{stem}-{i:05}{ending}", begin=begin, rows=end - begin)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Consecutive rows of an input file that make one output file.
+
+    Attributes:
+        file: The input file.
+        relative: The output's path below its folder.
+        begin: The number of the first row in the file.
+        rows: How many.
+    """
+
+    file: PairFile
+    relative: str
+    begin: int
+    rows: int
+
+    @property
+    def first_row(self) -> int:
+        """The number of its first row in the whole dataset."""
+        return self.file.first_row + self.begin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """Consecutive rows of a dataset that one query evaluates.
+
+    Attributes:
+        frame: The rows.
+        first_row: The number of the first one in the whole dataset.
+        rows: How many; None where only reading can tell.
+        seen: Quanta of all scores of the rows before, and how many they are, for who asks.
+    """
+
+    frame: pl.LazyFrame
+    first_row: int
+    rows: int | None
+    seen: tuple[int, int] = (0, 0)
+
+
+Step: TypeAlias = Callable[[pl.LazyFrame], pl.LazyFrame]
+"""What is done to rows of a dataset that were read."""
+
+
+def _as_they_are(rows: pl.LazyFrame) -> pl.LazyFrame:
+    return rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """Pairs to be read, from files or from a frame.
+
+    Attributes:
+        name: What reports call it.
+        frame: All of it.
+        files: The files in the order of their path strings; empty for a frame.
+        is_folder: Whether an output of the same shape is a folder.
+        hive: Columns that come from the folder names alone.
+        scanned: How a scan of some of the files is made to look like one of all.
+        step: What is done to rows as soon as they are read, keeping their order and number.
+        access: How the files are reached, if they are objects.
+        others: Files that the step reads, and what tells whether they changed.
+        joined: Name of the dataset that the step reads, if it reads one.
+    """
+
+    name: str
+    frame: pl.LazyFrame
+    files: tuple[PairFile, ...] = ()
+    is_folder: bool = False
+    hive: pl.Schema | None = None
+    scanned: Mapping[str, Any] = field(default_factory=dict)
+    step: Step = _as_they_are
+    others: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    access: Access = LOCAL
+    joined: str | None = None
+
+    def through(self, step: Step, other: Dataset) -> Dataset:
+        """Return the dataset with a step after the reading, which reads another dataset."""
+        return replace(
+            self, frame=step(self.frame), step=step, others=other.inputs, joined=other.name
+        )
+
+    @property
+    def read_from(self) -> str:
+        """What an error while rows are read is about."""
+        return self.name if self.joined is None else f"{self.name} or {self.joined}"
+
+    @property
+    def inputs(self) -> dict[str, tuple[int, ...]]:
+        """The paths of all files that are read, and what tells whether they changed."""
+        files = {f.path: f.identity for f in self.files if not is_address(f.path)}
+        return files | dict(self.others)
+
+    def check_objects(self) -> None:
+        """Raise a StorageError if an object that was read is not what it was."""
+        objects = [f for f in self.files if is_address(f.path) and f.identity]
+        with reading(self.name):
+            found = self.access.identities([f.path for f in objects])
+        for file, now in zip(objects, found, strict=True):
+            if file.identity != now:
+                raise StorageError(file.path, "it changed while it was read")
+
+    @property
+    def has_step(self) -> bool:
+        """Whether something is done to rows that were read."""
+        return self.step is not _as_they_are
+
+    @property
+    def rows(self) -> int | None:
+        """Rows in the footers; None for a frame."""
+        return sum(file.rows for file in self.files) if self.files else None
+
+    @property
+    def row_bytes(self) -> int:
+        """Average bytes of a row in the file whose rows are the longest; 0 for a frame."""
+        return max((file.row_bytes for file in self.files), default=0)
+
+    def scan(self, part: Part) -> pl.LazyFrame:
+        """Scan the rows of a part."""
+        frame = self._scan([part.file])
+        is_whole = part.rows == part.file.rows
+        return self.step(frame if is_whole else frame.slice(part.begin, part.rows))
+
+    def parts(self, rows: int | None) -> list[Part]:
+        """Cut the files into what makes one output file each; None cuts none."""
+        return [part for file in self.files for part in file.parts(rows)]
+
+    def _scan(self, files: Sequence[PairFile]) -> pl.LazyFrame:
+        return pl.scan_parquet([file.path for file in files], glob=False, **self.scanned)
+
+    def shards(self, rows: int = SHARD_ROWS) -> Iterator[Shard]:
+        """Cut the dataset into runs of at most `rows` rows; a frame is one shard.
+
+        The cuts lie at multiples of `rows` of the whole dataset, wherever files end. With a step,
+        which may cost the same for any rows, all of them are one shard.
+        """
+        if not self.files:
+            yield self.shard(0, None)
+            return
+        if self.has_step:
+            rows = max(self.rows or 0, 1)
+        for first in range(0, max(self.rows or 0, 1), rows):
+            yield self.shard(first, rows)
+
+    def shard(self, first: int, rows: int | None) -> Shard:
+        """Return the rows from number `first` on, at most `rows` of them; None for a frame."""
+        if rows is None:
+            return Shard(frame=self.frame, first_row=0, rows=None)
+        files = [file for file in self.files if file.rows] or self.files[:1]
+        last = min(first + rows, self.rows or 0)
+        begin = bisect_right(files, first, key=_first_row) - 1
+        inside = files[begin : bisect_left(files, max(last, 1), key=_first_row)]
+        frame = self._scan(inside)
+        skip = first - inside[0].first_row
+        whole = skip == 0 and sum(file.rows for file in inside) == last - first
+        return Shard(
+            frame=self.step(frame if whole else frame.slice(skip, last - first)),
+            first_row=first,
+            rows=last - first,
+        )
+
+
+def _first_row(file: PairFile) -> int:
+    return file.first_row
+
+
+def open_dataset(
+    source: SourcePath, columns: Mapping[str, str] | None = None, access: Access = LOCAL
+) -> Dataset:
+    """Find the Parquet files of a source and read their footers; no data is read.
+
+    Files may have their columns in different orders, types that one type holds without loss,
+    and lack columns other than log-probs; they are read as if all were alike.
+
+    Args:
+        source: Where they are.
+        columns: Role to column, where names and aliases do not say it.
+        access: How object stores are reached.
+
+    Raises:
+        StorageError: There is no such file, it is not Parquet, or it has too many rows.
+        ColumnError: A file's columns do not go with those of the others.
+    """
+    name, root, paths, is_folder = found_files(source, access)
+    files: list[PairFile] = []
+    schemas = []
+    for path, (footer, schema) in zip(paths, footers(paths, access), strict=True):
+        rows = footer.rows
+        if rows > MAX_FILE_ROWS:
+            raise StorageError(
+                path, f"has {rows:,} rows; a file can have {MAX_FILE_ROWS:,}, so split it"
+            )
+        schemas.append(schema)
+        files.append(
+            PairFile(
+                path=path,
+                relative=relative_to(path, root),
+                first_row=files[-1].first_row + files[-1].rows if files else 0,
+                rows=rows,
+                identity=footer.identity,
+                row_bytes=footer.n_bytes // max(rows, 1),
+                row_groups=footer.row_groups,
+            )
+        )
+    common = common_schema(zip(paths, schemas, strict=True), columns)
+    scanned: dict[str, Any] = {"hive_partitioning": False, **access.polars(paths[0])}
+    if common is not None:
+        scanned |= {"schema": common, "missing_columns": "insert", "cast_options": WIDENING}
+    hive = None
+    with reading(name, not_parquet):
+        if any("=" in part for f in files for part in Path(f.relative).parent.parts):
+            keys = _hive_keys(paths, common or schemas[0], access)
+            hive = pl.Schema({n: t for n, t in keys.items() if n not in (common or schemas[0])})
+            scanned |= {"hive_partitioning": True, "hive_schema": keys}
+        frame = pl.scan_parquet(paths, glob=False, **scanned)
+        frame.collect_schema()
+    return Dataset(
+        name=name,
+        frame=frame,
+        files=tuple(files),
+        is_folder=is_folder,
+        hive=hive,
+        scanned=scanned,
+        access=access,
+    )
+
+
+def _hive_keys(paths: list[str], in_files: pl.Schema, access: Access) -> pl.Schema:
+    """Return the columns that folder names give; one that files hold too keeps its type there."""
+    whole = pl.scan_parquet(
+        paths, glob=False, hive_partitioning=True, **access.polars(paths[0])
+    ).collect_schema()
+    named = {part.partition("=")[0] for path in paths for part in Path(path).parts if "=" in part}
+    return pl.Schema(
+        {n: in_files.get(n, t) for n, t in whole.items() if n not in in_files or n in named}
+    )

@@ -1,0 +1,389 @@
+"""Policy and reference log-probs in separate files: joined by a key that is checked first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Final
+
+import polars as pl
+
+from dpo_pipeline.columns import (
+    MAPPING,
+    PAIR_ID,
+    REF_CHOSEN,
+    REF_REJECTED,
+    TOKENS_OF,
+    Resolution,
+    did_you_mean,
+    resolve,
+)
+from dpo_pipeline.defaults import OFFENDERS_SHOWN
+from dpo_pipeline.errors import ColumnError, JoinError, UsageError
+from dpo_pipeline.sources.dataset import Dataset, Step
+from dpo_pipeline.sources.files import SourcePath
+from dpo_pipeline.sources.opening import FrameLike, as_dataset
+from dpo_pipeline.storage import reading
+
+KEY: Final = "__dpo_pipeline_pair"
+_ROWS: Final = "__dpo_pipeline_rows_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Rows by where their keys are.
+
+    Attributes:
+        rows: Rows of each table.
+        alone: Rows of the first and of the second table whose key the other one does not have.
+        common: Keys of both.
+    """
+
+    rows: tuple[int, ...]
+    alone: tuple[int, int]
+    common: int
+
+
+def checked_on(on: object) -> str:
+    """Return the name of the key.
+
+    Raises:
+        UsageError: It is no name, or a pattern.
+    """
+    if not isinstance(on, str) or on == "*" or (on.startswith("^") and on.endswith("$")):
+        raise UsageError(f"on must be the name of a column, and no pattern, found {on!r}")
+    return on
+
+
+def key_of(on: str, schemas: Mapping[str, pl.Schema]) -> pl.Expr:
+    """Return the key as an expression that gives the same type in every table.
+
+    Integers of any width are compared as Int128, which holds all of them; an integer and a text as
+    text: 7 is '7' and not '07'; categories as text.
+
+    Args:
+        on: The key.
+        schemas: Name of each table to its columns.
+
+    Raises:
+        ColumnError: A table has no such column, or one whose values cannot be equal to others'.
+    """
+    for name, schema in schemas.items():
+        if on not in schema:
+            raise ColumnError(name, (_no_pair_key(on, schema),))
+        if schema[on].is_nested():
+            raise ColumnError(name, (f"{on}: a key must be a plain value, found {schema[on]}",))
+    first = next(iter(schemas))
+    for name, schema in schemas.items():
+        both = {_compared_as(schema[on]), _compared_as(schemas[first][on])}
+        if len(both) > 1 and both != {pl.Int128(), pl.String()}:
+            problem = f"{on}: it is {schema[on]} here and {schemas[first][on]} in {first}"
+            raise ColumnError(name, (f"{problem}; convert one",))
+    types = {schema[on] for schema in schemas.values()}
+    compared = {_compared_as(dtype) for dtype in types}
+    if len(types) == 1 and (types == compared or next(iter(types)).is_integer()):
+        return pl.col(on)
+    return pl.col(on).cast(pl.String() if pl.String() in compared else compared.pop())
+
+
+def count_keys(on: str, keys: Mapping[str, pl.LazyFrame]) -> Counts:
+    """Read the keys of two tables, and of a third that must have all that they share.
+
+    Memory grows with the keys.
+
+    Args:
+        on: What errors call the key.
+        keys: Name of each table to its keys, as a frame with the one column `KEY`.
+
+    Raises:
+        JoinError: Keys are null or are there twice, none is shared, or a shared one is not in the
+            third table.
+    """
+    names = list(keys)
+    columns = [f"{_ROWS}{i}" for i in range(len(names))]
+    marked = [
+        frame.with_columns(pl.lit(int(i == j), pl.Int64).alias(c) for j, c in enumerate(columns))
+        for i, frame in enumerate(keys.values())
+    ]
+    counted = pl.concat(marked).group_by(KEY).agg(pl.col(columns).sum())
+    here = [pl.col(column) for column in columns]
+    is_null = pl.col(KEY).is_null()
+    shared = ~is_null & (here[0] > 0) & (here[1] > 0)
+    faults: dict[str, tuple[pl.Expr, pl.Expr]] = {}
+    for name, rows in zip(names, here, strict=True):
+        faults[f"null in {name}"] = (is_null & (rows > 0), rows)
+    for name, rows in zip(names, here, strict=True):
+        faults[f"more than once in {name}"] = (~is_null & (rows > 1), rows)
+    for name, rows in zip(names[2:], here[2:], strict=True):
+        faults[f"in {names[0]} and {names[1]}, and not in {name}"] = (shared & (rows == 0), here[0])
+    in_one = [
+        (f"in {names[0]} alone", (~is_null & (here[1] == 0) & (here[0] > 0), here[0])),
+        (f"in {names[1]} alone", (~is_null & (here[0] == 0) & (here[1] > 0), here[1])),
+    ]
+    found = (
+        counted.select(
+            *(rows.sum().alias(column) for rows, column in zip(here, columns, strict=True)),
+            shared.sum().cast(pl.Int64).alias("common"),
+            *(
+                # A filter here would hold the keys for each sum.
+                pl.when(where).then(rows).otherwise(0).sum().alias(what)
+                for what, (where, rows) in (faults | dict(in_one)).items()
+            ),
+        )
+        .collect(engine="streaming")
+        .row(0, named=True)
+    )
+    rows_of = {name: found[column] for name, column in zip(names, columns, strict=True)}
+    if not found["common"] and all(rows_of[name] for name in names[:2]):
+        faults |= dict(in_one)
+    broken = [what for what in faults if found[what]]
+    if broken:
+        raise JoinError(
+            on=on,
+            rows=rows_of,
+            faults={what: (found[what], _first(counted, faults[what][0])) for what in broken},
+        )
+    return Counts(
+        rows=tuple(rows_of.values()),
+        alone=(found[in_one[0][0]], found[in_one[1][0]]),
+        common=found["common"],
+    )
+
+
+def joined(tables: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
+    """Return the rows whose `KEY` all tables have, in no order, as a plan."""
+    return reduce(lambda left, right: left.join(right, on=KEY, how="inner"), tables)
+
+
+def _first(counted: pl.LazyFrame, where: pl.Expr) -> tuple[object, ...]:
+    some = counted.filter(where).select(pl.col(KEY).bottom_k(OFFENDERS_SHOWN).sort())
+    return tuple(some.collect(engine="streaming").to_series().to_list())
+
+
+def _compared_as(dtype: pl.DataType) -> pl.DataType:
+    if dtype.is_integer():
+        return pl.Int128()
+    return pl.String() if dtype in (pl.Categorical, pl.Enum) else dtype
+
+
+def _no_pair_key(on: str, columns: pl.Schema) -> str:
+    return (
+        f"{on}: missing{did_you_mean(on, columns)}, and pairs are joined by it (on=, --on); "
+        f"the columns are {', '.join(columns)}"
+    )
+
+
+_KEY: Final = "__dpo_pipeline_key"
+_IN_POLICY: Final = "__dpo_pipeline_in_policy"
+_IN_REFERENCE: Final = "__dpo_pipeline_in_reference"
+_REFERENCE_ROLES: Final = (REF_CHOSEN, REF_REJECTED)
+
+
+def join_reference(
+    policy: FrameLike | SourcePath,
+    reference: FrameLike | SourcePath,
+    *,
+    on: str = PAIR_ID.name,
+    columns: Mapping[str, str] | None = None,
+    reference_columns: Mapping[str, str] | None = None,
+) -> pl.LazyFrame:
+    """Return the policy's rows, in their order, with the reference's log-probs of the same key.
+
+    The keys of both are read and compared at once; the join itself is lazy. `evaluate`, `check`,
+    `sweep` and `score_parquet` do the same with `reference=`.
+
+    Args:
+        policy: Rows with the policy's log-probs; a dataframe of any kind, or Parquet.
+        reference: Rows with the reference's log-probs, in any order.
+        on: The key: a column of both, each value once.
+        columns: Role to the policy's column, where names and aliases do not say it.
+        reference_columns: `ref_chosen_logps` and `ref_rejected_logps` to the reference's column,
+            where names and aliases do not say it.
+
+    Raises:
+        UsageError: The key is no column's name, or a role is none of a reference.
+        ColumnError: A column is missing, is on both sides, or the keys are of types that
+            cannot be equal.
+        JoinError: Keys are null, are there twice, or are on one side only.
+        StorageError: A file cannot be read.
+    """
+    left = as_dataset(policy, columns, name="policy", keys=(on,))
+    opened = _opened(reference, reference_columns, left, on)
+    return _joining(left, opened, on, columns, reference_columns)(left.frame)
+
+
+def with_reference(
+    dataset: Dataset,
+    reference: FrameLike | SourcePath | None,
+    *,
+    on: str,
+    columns: Mapping[str, str] | None,
+    reference_columns: Mapping[str, str] | None,
+) -> Dataset:
+    """Return a dataset whose rows get the reference's log-probs; itself without a reference.
+
+    Raises:
+        UsageError: Columns of a reference are given and no reference.
+        UsageError, ColumnError, JoinError, StorageError: As `join_reference`.
+    """
+    if reference is not None:
+        opened = _opened(reference, reference_columns, dataset, on)
+        step = _joining(dataset, opened, on, columns, reference_columns)
+        return dataset.through(step, opened)
+    if reference_columns is not None:
+        raise UsageError("reference_columns are columns of a reference: give one")
+    return dataset
+
+
+def _opened(
+    reference: FrameLike | SourcePath,
+    columns: Mapping[str, str] | None,
+    policy: Dataset,
+    on: str,
+) -> Dataset:
+    resolve((), columns)  # refuses what is no mapping, or no role
+    for role in columns or ():
+        if role not in {each.name for each in _REFERENCE_ROLES}:
+            allowed = " and ".join(each.name for each in _REFERENCE_ROLES)
+            raise UsageError(f"reference_columns: {role!r} is none of {allowed}")
+    opened = as_dataset(reference, columns, name="reference", keys=(on,))
+    if opened.name == policy.name:
+        return replace(opened, name=f"{opened.name} (reference)")
+    return opened
+
+
+def _joining(
+    policy: Dataset,
+    reference: Dataset,
+    on: str,
+    columns: Mapping[str, str] | None,
+    reference_columns: Mapping[str, str] | None,
+) -> Step:
+    """Check the keys of all rows of a policy; return what joins the reference to a part of them."""
+    if not isinstance(on, str) or on == "*" or (on.startswith("^") and on.endswith("$")):
+        raise UsageError(f"on must be the name of a column, and no pattern, found {on!r}")
+    with reading(policy.name):
+        left = policy.frame.collect_schema()
+    with reading(reference.name):
+        right = reference.frame.collect_schema()
+    taken = _reference_columns(right, reference_columns)
+    problems = list(taken.problems)
+    if on not in right:
+        problems.append(_no_key(on, right))
+    if problems:
+        raise ColumnError(reference.name, tuple(problems))
+    problems = list(_problems_of_policy(left, right, on, columns, reference.name))
+    if problems:
+        raise ColumnError(policy.name, tuple(problems))
+    with reading(f"{policy.name} or {reference.name}"):
+        _check_keys(policy, reference, on)
+    found = reference.frame.select(
+        _key(on, left[on], right[on]).alias(_KEY),
+        *(pl.col(taken.mapping[role.name]).alias(role.name) for role in _REFERENCE_ROLES),
+    )
+
+    def joined(rows: pl.LazyFrame) -> pl.LazyFrame:
+        keyed = rows.with_columns(_key(on, right[on], left[on]).alias(_KEY))
+        return keyed.join(found, on=_KEY, how="left", maintain_order="left").drop(_KEY)
+
+    return joined
+
+
+def _reference_columns(columns: pl.Schema, explicit: Mapping[str, str] | None) -> Resolution:
+    names = tuple(role.name for role in _REFERENCE_ROLES)
+    found = resolve(columns.names(), explicit)
+    problems = [
+        problem.replace(MAPPING, "reference_columns={role: name}, or --reference-column role=name")
+        for problem in found.problems
+        if problem.startswith(names)
+    ]
+    problems += [
+        f"{name}: it is there token by token, and a reference is joined by sums; sum it before"
+        for name in names
+        if name not in found.mapping and not any(p.startswith(name) for p in problems)
+    ]
+    used = [found.mapping.get(name) for name in names]
+    if used[0] is not None and used[0] == used[1]:
+        problems.append(f"column {used[0]!r} is mapped to {names[0]} and {names[1]}")
+    return Resolution(mapping=found.mapping, problems=tuple(problems))
+
+
+def _problems_of_policy(
+    left: pl.Schema,
+    right: pl.Schema,
+    on: str,
+    columns: Mapping[str, str] | None,
+    reference_name: str,
+) -> Iterator[str]:
+    mine = resolve(left.names(), columns).mapping
+    for role in _REFERENCE_ROLES:
+        for name in (role.name, TOKENS_OF[role.name].name):
+            if name in mine:
+                yield f"{name}: it is here as {mine[name]!r}, and in {reference_name} too; drop one"
+    if on not in left:
+        yield _no_key(on, left)
+    elif not _comparable(left[on], right[on]):
+        yield f"{on}: it is {left[on]} here and {right[on]} in {reference_name}; convert one"
+
+
+def _no_key(on: str, columns: pl.Schema) -> str:
+    return (
+        f"{on}: missing{did_you_mean(on, columns)}, and rows are joined by it (on=, --on); "
+        f"the columns are {', '.join(columns)}"
+    )
+
+
+def _comparable(left: pl.DataType, right: pl.DataType) -> bool:
+    return left == right or all(each.is_integer() or each == pl.String for each in (left, right))
+
+
+def _key(on: str, other: pl.DataType, own: pl.DataType) -> pl.Expr:
+    if other == own:
+        return pl.col(on)
+    # An integer is compared with text as it is written: 7 is '7' and not '07'. Integers of any
+    # width are compared as Int128, which holds all of them.
+    return pl.col(on).cast(pl.String if pl.String in (other, own) else pl.Int128)
+
+
+def _check_keys(policy: Dataset, reference: Dataset, on: str) -> None:
+    name, right_name = policy.name, reference.name
+    types = policy.frame.collect_schema()[on], reference.frame.collect_schema()[on]
+    sides = (
+        policy.frame.select(_key(on, types[1], types[0])).with_columns(
+            pl.lit(1, pl.Int64).alias(_IN_POLICY), pl.lit(0, pl.Int64).alias(_IN_REFERENCE)
+        ),
+        reference.frame.select(_key(on, types[0], types[1])).with_columns(
+            pl.lit(0, pl.Int64).alias(_IN_POLICY), pl.lit(1, pl.Int64).alias(_IN_REFERENCE)
+        ),
+    )
+    counted = pl.concat(sides).group_by(on).agg(pl.col(_IN_POLICY, _IN_REFERENCE).sum())
+    here, there = pl.col(_IN_POLICY), pl.col(_IN_REFERENCE)
+    is_null = pl.col(on).is_null()
+    faults = {
+        f"null in {name}": (is_null & (here > 0), here),
+        f"null in {right_name}": (is_null & (there > 0), there),
+        f"more than once in {name}": (~is_null & (here > 1), here),
+        f"more than once in {right_name}": (~is_null & (there > 1), there),
+        f"in {name} alone": (~is_null & (there == 0), here),
+        f"in {right_name} alone": (~is_null & (here == 0), there),
+    }
+    odd = counted.filter(pl.any_horizontal(where for where, _ in faults.values()))
+    if odd.select(pl.len()).collect(engine="streaming").item() == 0:
+        return
+    totals = counted.select(here.sum(), there.sum()).collect(engine="streaming").row(0)
+    found = {}
+    for fault, (where, rows) in faults.items():
+        hit = odd.filter(where)
+        count = hit.select(rows.sum()).collect(engine="streaming").item()
+        if count:
+            first = hit.select(pl.col(on).bottom_k(OFFENDERS_SHOWN).sort())
+            found[fault] = (
+                int(count),
+                tuple(first.collect(engine="streaming").to_series().to_list()),
+            )
+    raise JoinError(
+        on=on,
+        rows={name: int(totals[0]), right_name: int(totals[1])},
+        faults=found,
+    )

@@ -1,0 +1,319 @@
+"""`read`: pairs in any known format as a LazyFrame; `convert`: the same as Parquet."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from importlib.metadata import version
+from threading import Event
+from types import MappingProxyType
+from typing import Any, Final, Protocol, TypeAlias, cast, runtime_checkable
+
+import polars as pl
+
+from dpo_pipeline.columns import ROLES, Resolution, did_you_mean, resolve
+from dpo_pipeline.defaults import OUTPUT_ROWS_PER_GROUP, WIDE_ROWS_PER_GROUP, ZSTD_LEVEL
+from dpo_pipeline.engine import ProgressCallback, Watch
+from dpo_pipeline.errors import ColumnError, UsageError
+from dpo_pipeline.sources import (
+    arrow_files as table_files,
+    text_files as text_tables,
+    trainer_files as tool_files,
+    vllm_lines,
+)
+from dpo_pipeline.sources.dataset import Dataset, open_dataset
+from dpo_pipeline.sources.files import SourcePath
+from dpo_pipeline.sources.formats import (
+    CSV,
+    FORMATS,
+    IPC,
+    NDJSON,
+    OPEN_INSTRUCT,
+    OPEN_INSTRUCT_AVERAGED,
+    PARQUET,
+    REWARDBENCH,
+    TRL,
+    VLLM,
+    checked_parquet_name,
+    guess,
+)
+from dpo_pipeline.storage import (
+    LOCAL,
+    METADATA_KEY,
+    Access,
+    Publication,
+    identity,
+    reading,
+    writing,
+)
+
+Reader: TypeAlias = Callable[[SourcePath, Mapping[str, str] | None], pl.LazyFrame]
+"""From files, and from role to column where names do not say it, to rows."""
+
+
+def parquet(source: SourcePath, columns: Mapping[str, str] | None = None) -> pl.LazyFrame:
+    """Return the rows of Parquet files."""
+    return open_dataset(source, columns).frame
+
+
+READERS: Final[Mapping[str, Reader]] = MappingProxyType(
+    {
+        PARQUET: parquet,
+        NDJSON: text_tables.ndjson,
+        CSV: text_tables.csv,
+        IPC: table_files.ipc,
+        TRL: tool_files.trl,
+        REWARDBENCH: tool_files.rewardbench,
+        OPEN_INSTRUCT: tool_files.open_instruct,
+        OPEN_INSTRUCT_AVERAGED: tool_files.open_instruct_averaged,
+        VLLM: vllm_lines.vllm,
+    }
+)
+"""The reader of each format of `FORMATS`."""
+
+
+def read(
+    source: SourcePath,
+    format_name: str | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    as_reference: bool = False,
+    as_text: Collection[str] = (),
+) -> pl.LazyFrame:
+    """Return pairs in one of `FORMATS`, for `evaluate`, `check`, `sweep`, `score`, `reference=`.
+
+    Args:
+        source: Where they are.
+        format_name: The name of the format; None for what the ending of the path tells.
+        columns: Role to column, where names and aliases do not say it; names are kept.
+        as_reference: Whether log-probs that the format ascribes to no model are the reference's.
+        as_text: Columns beside `pair_id` and `prompt_id` that are text in CSV, whatever they look
+            like: 7 and 07 are two.
+
+    Raises:
+        UsageError: There is no such format, or it needs what is not installed.
+        ColumnError: The columns are not those of the format.
+        StorageError: A file cannot be read, or is in another format.
+    """
+    name = known_format(guess(source) if format_name is None else format_name)
+    if name == VLLM and as_reference:
+        return vllm_lines.vllm(source, model="ref")
+    if name == CSV:
+        return text_tables.csv(source, columns, as_text=as_text)
+    return READERS[name](source, columns)
+
+
+def opened(
+    source: SourcePath,
+    format_name: str | None = None,
+    *,
+    columns: Mapping[str, str] | None,
+    as_reference: bool = False,
+    as_text: Collection[str] = (),
+    cancel: Event | None = None,
+    access: Access = LOCAL,
+) -> Dataset:
+    """As `read`, under its own name, and Parquet in files, so that it can be read in shards.
+
+    Other rows are one shard, within which nobody else looks whether `cancel` was set.
+    """
+    name = known_format(guess(source) if format_name is None else format_name)
+    if name == PARQUET:
+        return open_dataset(source, columns, access)
+    if FORMATS[name].reference_only and not as_reference:
+        raise _reference_alone(source, name)
+    rows = read(source, name, columns=columns, as_reference=as_reference, as_text=as_text)
+    if name == TRL and not as_reference and not _has_policy(rows, columns):
+        raise _reference_alone(source, name)
+    watch = Watch(cancel=cancel)
+
+    def look(part: pl.DataFrame) -> pl.DataFrame:
+        watch.check()
+        return part
+
+    # Columns that nobody asks for are still not read.
+    watched = rows.map_batches(look, streamable=True, projection_pushdown=True)
+    return Dataset(name=label_of(source), frame=watched)
+
+
+def _has_policy(rows: pl.LazyFrame, columns: Mapping[str, str] | None) -> bool:
+    found = resolve(rows.collect_schema().names(), columns).mapping
+    return any(role.startswith("policy_") for role in found)
+
+
+def _reference_alone(source: SourcePath, name: str) -> UsageError:
+    label = label_of(source)
+    return UsageError(
+        f"{label}: {name} has the reference's log-probs alone: give it as reference of the "
+        f"policy's (--reference {label} --reference-format {name})"
+    )
+
+
+def label_of(source: SourcePath) -> str:
+    """Return what reports call a source."""
+    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the inputs"
+
+
+def convert(
+    source: SourcePath,
+    sink: str | os.PathLike[str],
+    format_name: str | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    progress: ProgressCallback | None = None,
+    cancel: Event | None = None,
+) -> int:
+    """Write pairs that are in one of `FORMATS` as Parquet, under the contract's names.
+
+    The file appears whole or not at all. It must hold both log-probs of the policy, or both of the
+    reference, or all four; their values are not checked.
+
+    Args:
+        source: Where they are.
+        sink: The Parquet file to write.
+        format_name: As in `read`.
+        columns: Role to column, where names and aliases do not say it.
+        overwrite: Replace `sink` if it exists.
+        progress: Called with a `Progress` now and then, maybe from another thread.
+        cancel: Set it to stop the run.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        UsageError, ColumnError: As `read`, or log-probs are missing.
+        StorageError: A file cannot be read or written, or the sink exists.
+        Cancelled: `cancel` was set.
+    """
+    if not isinstance(sink, (str, os.PathLike)):
+        raise UsageError(f"sink must be a path, found {type(sink).__name__}")
+    checked_parquet_name(sink)
+    import pyarrow.parquet as pq
+
+    name = known_format(guess(source) if format_name is None else format_name)
+    label = label_of(source)
+    rows = read(source, name, columns=columns)
+    with reading(label):
+        names = rows.collect_schema().names()
+    mapping = useful_mapping(label, names, resolve(names, columns))
+    watch = Watch(callback=progress, cancel=cancel)
+    plan = watch.on_rows(rows.rename({c: role for role, c in mapping.items()}), "writing", None)
+    facts = {"version": version("dpo_pipeline"), "format": name, "columns": mapping}
+    inputs = {label: identity(label)} if os.path.isfile(label) else None
+    with Publication(overwrite=overwrite, inputs=inputs) as publication:
+        hidden = publication.stage(sink)
+        # Rows may be long, and the reader runs ahead of the sink by a number of chunks.
+        with writing(hidden, label) as out, pl.Config(streaming_chunk_size=WIDE_ROWS_PER_GROUP):
+            plan.sink_parquet(
+                out,
+                metadata={METADATA_KEY: json.dumps(facts, sort_keys=True)},
+                compression_level=ZSTD_LEVEL,
+                row_group_size=OUTPUT_ROWS_PER_GROUP,
+                engine="streaming",
+            )
+        with reading(hidden):
+            count = int(pq.read_metadata(hidden).num_rows)
+        publication.commit(watch.check)
+    return count
+
+
+def known_format(name: str) -> str:
+    """Return the name of a format.
+
+    Raises:
+        UsageError: There is none of this name.
+    """
+    if name not in FORMATS:
+        raise UsageError(
+            f"no format is named {name!r}{did_you_mean(name, FORMATS)}; "
+            f"there are {', '.join(FORMATS)}"
+        )
+    return name
+
+
+def useful_mapping(source: str, names: list[str], found: Resolution) -> dict[str, str]:
+    """Return the roles that were found, if they are of use.
+
+    Raises:
+        ColumnError: They are not both log-probs of a model, or something is in the way.
+    """
+    sides = {
+        model: [
+            any(
+                role.startswith(f"{model}_{side}") and ROLES[role].kind in ("logp", "tokens")
+                for role in found.mapping
+            )
+            for side in ("chosen", "rejected")
+        ]
+        for model in ("policy", "ref")
+    }
+    problems = list(found.problems)
+    if any(map(all, sides.values())) and all(a == b for a, b in sides.values()):
+        problems = [
+            f"{column}: the input has this column already, and {name!r} would get its name"
+            for column, name in found.mapping.items()
+            if column in names and column != name and column not in found.mapping.values()
+        ]
+    if problems:
+        raise ColumnError(source, tuple(problems))
+    return dict(found.mapping)
+
+
+@runtime_checkable
+class ArrowStream(Protocol):
+    """Anything that exports an Arrow stream through the PyCapsule interface."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
+
+
+FrameLike: TypeAlias = pl.LazyFrame | pl.DataFrame | ArrowStream | Any
+"""A Polars frame, a pyarrow Table, a pandas DataFrame, a Hugging Face Dataset, ..."""
+
+
+def as_lazy(pairs: FrameLike) -> pl.LazyFrame:
+    """Return any dataframe as a LazyFrame; a one-shot stream is read into memory once.
+
+    Raises:
+        UsageError: It is not a dataframe.
+    """
+    if isinstance(pairs, pl.LazyFrame):
+        return pairs
+    if isinstance(pairs, pl.DataFrame):
+        return pairs.lazy()
+    try:
+        if hasattr(pairs, "__arrow_c_stream__"):
+            return pl.DataFrame(pairs).lazy()
+        if hasattr(pairs, "to_polars"):  # datasets.Dataset has no Arrow stream of its own
+            return as_lazy(pairs.to_polars())
+        if isinstance(pairs, Mapping):
+            return pl.LazyFrame(pairs)
+    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
+        raise UsageError(f"pairs cannot be read as a dataframe: {error}") from error
+    raise UsageError(
+        f"pairs must be a dataframe (Polars, pyarrow, pandas, datasets.Dataset, or anything with "
+        f"__arrow_c_stream__) or, for evaluate and check, the path of Parquet files; found "
+        f"{type(pairs).__name__}"
+    )
+
+
+def as_dataset(
+    pairs: FrameLike | SourcePath | Dataset,
+    columns: Mapping[str, str] | None = None,
+    *,
+    name: str = "pairs",
+    access: Access = LOCAL,
+    keys: Collection[str] = (),
+) -> Dataset:
+    """Return files or a dataframe as a dataset; `name` is what reports call a dataframe.
+
+    A dataset is passed on: what opened it knows better what to call it. `keys` are columns that
+    are joined by.
+    """
+    if isinstance(pairs, Dataset):
+        return pairs
+    is_list = isinstance(pairs, Sequence) and all(isinstance(p, (str, os.PathLike)) for p in pairs)
+    if isinstance(pairs, (str, os.PathLike)) or is_list:
+        return opened(cast("SourcePath", pairs), columns=columns, as_text=keys, access=access)
+    return Dataset(name=name, frame=as_lazy(pairs))

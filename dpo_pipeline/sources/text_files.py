@@ -1,0 +1,352 @@
+"""Readers of tables of text: NDJSON and CSV, lazy and in bounded memory.
+
+A column that plays a role is read as its type whatever its first rows look like. What the engine
+cannot read is said by line or row.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, Final, NoReturn
+
+import polars as pl
+
+from dpo_pipeline.columns import ROLES, resolve
+from dpo_pipeline.errors import ColumnError, DpoPipelineError, StorageError
+from dpo_pipeline.sources.arrow_files import reading_as, text_files
+from dpo_pipeline.sources.files import SourcePath
+from dpo_pipeline.sources.formats import CSV, FORMATS, NDJSON
+from dpo_pipeline.storage import reading
+
+_KINDS: Final[Mapping[type, str]] = {
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
+_MIXED: Final = ({"a number", "text"},)
+"""Kinds that one column can hold: numbers beside text are read as text."""
+
+
+def ragged_lines(path: str) -> str | None:
+    """Say where lines of a CSV file have more fields than its header; None if none has."""
+    with reading(path), open(path, "rb") as file:
+        records = _records(file)
+        _, n_names = next(records, (1, 1))
+        count, first = 0, None
+        for number, n_fields in records:
+            if n_fields > n_names:
+                count += 1
+                first = first or (number, n_fields)
+    if first is None:
+        return None
+    lines = f"{count:,} such line{'' if count == 1 else 's'}"
+    return (
+        f"line {first[0]:,} has {first[1]} fields, the header {n_names} ({lines}); quote values "
+        "that contain commas"
+    )
+
+
+def _records(lines: Iterator[bytes]) -> Iterator[tuple[int, int]]:
+    """Yield the line on which each record begins, from 1, and its number of fields."""
+    is_quoted, begin, commas = False, 1, 0
+    for number, line in enumerate(lines, 1):
+        if not is_quoted:
+            begin, commas = number, 0
+        for i, part in enumerate(line.split(b'"')):
+            is_quoted ^= i > 0
+            commas += 0 if is_quoted else part.count(b",")
+        if not is_quoted:
+            yield begin, commas + 1
+
+
+def broken_json(path: str) -> str | None:
+    """Say which line of a file is no JSON object, or has a key of another kind than before.
+
+    None if there is no such line.
+    """
+    seen: dict[str, dict[str, int]] = {}
+    with reading(path), open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line, parse_constant=_refused)
+            except json.JSONDecodeError as error:
+                return f"line {number:,} is no JSON: {error.msg} at character {error.colno}"
+            except ValueError as error:  # a constant, or bytes that are not UTF-8
+                return f"line {number:,}: {error}"
+            if not isinstance(row, dict):
+                return f"line {number:,}: must be an object, found {_kind(row)}"
+            for name, value in row.items():
+                if value is None:
+                    continue
+                kinds = seen.setdefault(name, {})
+                kinds.setdefault(_kind(value), number)
+                if len(kinds) > 1 and set(kinds) not in _MIXED:
+                    return f"{name}: is {_told(kinds)}"
+    return None
+
+
+def _refused(constant: str) -> NoReturn:
+    raise ValueError(f"JSON has no {constant}; write null")
+
+
+def _kind(value: Any) -> str:
+    return _KINDS[type(value)]
+
+
+def _told(kinds: Mapping[str, int]) -> str:
+    return ", and ".join(f"{kind} on line {number:,}" for kind, number in kinds.items())
+
+
+INFERRED_ROWS: Final = 10_000
+"""Rows that say of which types the columns of CSV are that play no role."""
+
+_AS_ROLE: Final[Mapping[str, pl.DataType]] = {
+    "logp": pl.Float64(),
+    "count": pl.Int64(),
+    "tokens": pl.List(pl.Float64),
+}
+_NUMBERS: Final = ("logp", "count")
+_OTHER_SEPARATORS: Final = (";", "\t", "|")
+_NOT_NDJSON: Final = "cannot be read as NDJSON, one JSON object a line"
+_AS_TEXT: Final = (
+    f"columns without a role are of the type of their first {INFERRED_ROWS:,} rows; what is text "
+    'all the same: dpo_pipeline.read(path, as_text=["NAME"])'
+)
+_TRUTH: Final = {"true": True, "false": False}
+
+
+def ndjson(
+    source: SourcePath,
+    columns: Mapping[str, str] | None = None,
+    *,
+    types: Mapping[str, pl.DataType] | None = None,
+) -> pl.LazyFrame:
+    """Return rows of JSON objects, one a line; `types` are those of columns without a role.
+
+    All lines are read once to know all keys and their types, and once more for the rows.
+
+    Raises:
+        ColumnError: A log-prob or a token count is text.
+        StorageError: A line is no object, or has a key of another kind than those before.
+    """
+    paths = text_files(source, FORMATS[NDJSON].endings)
+    empty = [_keys_of(path).to_frame() for path in paths]
+    with reading_as(paths[0], "NDJSON"):
+        schema = dict(pl.concat(empty, how="diagonal_relaxed").schema)
+    roles = list(_roles(schema, columns))
+    texts = [name for kind, name in roles if kind in _NUMBERS and schema[name] == pl.String]
+    schema |= {name: _as_role(kind, schema[name]) for kind, name in roles}
+    schema |= types or {}
+    # It takes every path for a pattern.
+    scan = pl.scan_ndjson([glob.escape(path) for path in paths], schema=schema)
+    with reading_as(paths[0], "NDJSON"):
+        problems = tuple(filter(None, (_misfits(scan, name, pl.Float64()) for name in texts)))
+    if problems:
+        raise ColumnError(paths[0], problems)
+
+    def fault(_names: Collection[str]) -> DpoPipelineError | None:
+        return _first_fault(paths, broken_json)
+
+    return _diagnosed(scan, paths, "NDJSON", fault)
+
+
+def _keys_of(path: str) -> pl.Schema:
+    try:
+        with reading_as(path, "NDJSON, one JSON object a line"):
+            return pl.scan_ndjson(glob.escape(path), infer_schema_length=None).collect_schema()
+    except StorageError:
+        problem = broken_json(path)
+        if problem is None:
+            raise
+        raise StorageError(path, f"{_NOT_NDJSON}: {problem}") from None
+
+
+def csv(
+    source: SourcePath,
+    columns: Mapping[str, str] | None = None,
+    *,
+    as_text: Collection[str] = (),
+) -> pl.LazyFrame:
+    """Return the rows of files with a header and commas.
+
+    Keys (`pair_id`, `prompt_id`) and `as_text` are text, so that 7 and 07 are two. A row with fewer
+    fields than the header has nulls at its end; one with more is an error.
+
+    Raises:
+        ColumnError: A log-prob or a token count is text.
+        StorageError: There is no header with commas; when rows are read, one has too many fields.
+    """
+    paths = text_files(source, FORMATS[CSV].endings)
+    scanned: dict[str, Any] = {"glob": False, "infer_schema_length": INFERRED_ROWS}
+    with reading_as(paths[0], "CSV"):
+        schema = pl.scan_csv(paths, **scanned).collect_schema()
+    _check_separator(paths[0], schema.names())
+    problems = [
+        f"{name.removesuffix('_duplicated_0')}: the header has it twice"
+        for name in schema.names()
+        if name.endswith("_duplicated_0") and name.removesuffix("_duplicated_0") in schema
+    ]
+    numbers = {name: kind for kind, name in _roles(schema, columns) if kind in _NUMBERS}
+    types = {
+        name: pl.Float64() if schema[name] == pl.Float64 else _AS_ROLE[kind]
+        for name, kind in numbers.items()
+    }
+    # All rows are read whole, because only then does the engine see that one has too many fields.
+    # What nobody may ask for is therefore text, which always can be read.
+    read_as = {name: types.get(name, pl.String()) for name in schema}
+    whole = pl.scan_csv(paths, glob=False, schema_overrides=read_as).map_batches(
+        _as_it_is, streamable=True, projection_pushdown=False, predicate_pushdown=False
+    )
+    texts = pl.scan_csv(paths, glob=False, infer_schema=False)
+    with reading_as(paths[0], "CSV"):
+        of_first_rows = [name for name in numbers if schema[name] == pl.String]
+        problems += filter(None, (_misfits(texts, n, pl.Float64()) for n in of_first_rows))
+    if problems:
+        raise ColumnError(paths[0], tuple(problems))
+    named = [*as_text, *_named_keys(schema, columns)]
+    others = {
+        name: dtype
+        for name, dtype in schema.items()
+        if name not in types and name not in named and dtype != pl.String
+    }
+
+    def fault(names: Collection[str]) -> DpoPipelineError | None:
+        ragged = _first_fault(paths, ragged_lines)
+        if ragged is not None:
+            return ragged
+        asked = types | {name: dtype for name, dtype in others.items() if name in names}
+        with reading_as(paths[0], "CSV"):
+            found = [_misfits(texts, name, dtype) for name, dtype in asked.items()]
+        problems = tuple(filter(None, found))
+        if any(problem.partition(":")[0] in others for problem in problems):
+            problems += (_AS_TEXT,)
+        return ColumnError(paths[0], problems) if problems else None
+
+    as_types = {name: _of_text(pl.col(name), dtype) for name, dtype in others.items()}
+    return _diagnosed(whole, paths, "CSV", fault, as_types=as_types)
+
+
+def _check_separator(path: str, names: Sequence[str]) -> None:
+    separator = next((s for s in _OTHER_SEPARATORS if len(names) == 1 and s in names[0]), None)
+    if separator is not None:
+        raise StorageError(
+            path, f"the separator looks like {separator!r}, and commas are read: save it with them"
+        )
+
+
+def _named_keys(
+    schema: Mapping[str, pl.DataType], columns: Mapping[str, str] | None
+) -> Iterator[str]:
+    for role, name in resolve(schema, columns).mapping.items():
+        if ROLES[role].kind == "key":
+            yield name
+
+
+def _roles(
+    schema: Mapping[str, pl.DataType], columns: Mapping[str, str] | None
+) -> Iterator[tuple[str, str]]:
+    """Yield the kind and the column of each role that has a type of its own."""
+    for role, name in resolve(schema, columns).mapping.items():
+        if ROLES[role].kind in _AS_ROLE:
+            yield ROLES[role].kind, name
+
+
+def _as_role(kind: str, found: pl.DataType) -> pl.DataType:
+    """Return the type of a role, unless the rows are of another kind."""
+    is_number = found.is_integer() or found == pl.Null
+    is_list = isinstance(found, pl.List) and (found.inner.is_integer() or found.inner == pl.Null)
+    fits = is_list or found == pl.Null if kind == "tokens" else is_number
+    return _AS_ROLE[kind] if fits else found
+
+
+def _of_text(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """Return what text says: null where it is empty, an error where it is of another type."""
+    text = column.str.strip_chars()
+    said = pl.when(text != "").then(text)
+    if dtype == pl.Boolean:
+        return said.str.to_lowercase().replace_strict(_TRUTH, return_dtype=pl.Boolean)
+    return said.cast(dtype)
+
+
+def _misfits(texts: pl.LazyFrame, name: str, dtype: pl.DataType) -> str | None:
+    """Return what is wrong with a column of text that was to be of a type; None if nothing is."""
+    text = pl.col(name).str.strip_chars()
+    fits = (
+        text.str.to_lowercase().is_in(list(_TRUTH))
+        if dtype == pl.Boolean
+        else text.cast(dtype, strict=False).is_not_null()
+    )
+    count, row, value = (
+        texts.with_row_index("__row")
+        .filter((text != "") & fits.not_())
+        .select(pl.len(), pl.col("__row").first(), pl.col(name).first())
+        .collect(engine="streaming")
+        .row(0)
+    )
+    if not count:
+        return None
+    rows = f"{count:,} row{'' if count == 1 else 's'}"
+    wanted, found = "a number", "text"
+    if dtype == pl.Boolean:
+        wanted = "true or false"
+    elif dtype.is_integer():
+        wanted, found = "a whole number", "something else"
+    return f"{name}: must be {wanted}, and is {found} in {rows}, first at row {row}: {value!r}"
+
+
+def _first_fault(paths: Sequence[str], fault: Callable[[str], str | None]) -> StorageError | None:
+    found = ((path, fault(path)) for path in paths)
+    return next((StorageError(path, text) for path, text in found if text is not None), None)
+
+
+def _diagnosed(
+    scan: pl.LazyFrame,
+    paths: Sequence[str],
+    what: str,
+    fault: Callable[[Collection[str]], DpoPipelineError | None],
+    *,
+    as_types: Mapping[str, pl.Expr] | None = None,
+) -> pl.LazyFrame:
+    """Return the rows of a scan, whose errors are told by `fault`, if it knows.
+
+    `as_types` are made of the columns that are asked for.
+    """
+    from polars.io.plugins import register_io_source
+
+    made = dict(as_types or {})
+    with reading_as(paths[0], what):
+        schema = scan.with_columns(**made).collect_schema()
+
+    def rows(
+        with_columns: list[str] | None,
+        predicate: pl.Expr | None,
+        n_rows: int | None,
+        _batch_size: int | None,
+    ) -> Iterator[pl.DataFrame]:
+        names = list(schema) if with_columns is None else with_columns
+        plan = scan.select(made.get(name, pl.col(name)).alias(name) for name in names)
+        if n_rows is not None:
+            plan = plan.head(n_rows)
+        try:
+            with reading_as(paths[0], what):
+                for part in plan.collect_batches(maintain_order=True):
+                    yield part if predicate is None else part.filter(predicate)
+        except StorageError as error:
+            known = fault(names)
+            if known is None:
+                raise
+            raise known from error
+
+    return register_io_source(rows, schema=schema)
+
+
+def _as_it_is(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows

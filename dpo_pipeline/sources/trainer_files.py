@@ -1,0 +1,262 @@
+"""Readers of what trainers and benchmarks write: TRL, RewardBench, open-instruct.
+
+Each ends in columns of the contract. TRL's and RewardBench's files are read lazily, by the engine;
+open-instruct's is read at once, by torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Final
+
+import polars as pl
+
+from dpo_pipeline.columns import (
+    PAIR_ID,
+    POLICY_CHOSEN,
+    POLICY_REJECTED,
+    REF_CHOSEN,
+    REF_REJECTED,
+    resolve,
+)
+from dpo_pipeline.defaults import AVERAGED_LOGP_FLOOR
+from dpo_pipeline.errors import ColumnError, StorageError, UsageError
+from dpo_pipeline.sources.arrow_files import (
+    files_of,
+    ipc,
+    is_parquet,
+    reading_as,
+    streams,
+    text_files,
+)
+from dpo_pipeline.sources.dataset import open_dataset
+from dpo_pipeline.sources.files import SourcePath
+from dpo_pipeline.sources.formats import OPEN_INSTRUCT_AVERAGED
+from dpo_pipeline.sources.text_files import ndjson
+from dpo_pipeline.storage import reading
+
+_SIDES: Final = ("chosen", "rejected")
+_STATE: Final = "state.json"
+"""What save_to_disk leaves in a folder."""
+
+
+def trl(source: SourcePath, columns: Mapping[str, str] | None = None) -> pl.LazyFrame:
+    """Return a dataset with the reference's log-probs, which `precompute_ref_log_probs` adds.
+
+    Where there is no `pair_id`, it is the number of the row, from 0.
+
+    Args:
+        source: A folder that `save_to_disk` made, `.arrow` files of a cache, or Parquet.
+        columns: Role to column, where names and aliases do not say it.
+
+    Raises:
+        ColumnError: The reference's log-probs are not there.
+        StorageError: It is no such folder or file.
+    """
+    name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the dataset"
+    frame = _trl_rows(source)
+    found = resolve(frame.collect_schema().names(), columns)
+    wanted = (REF_CHOSEN.name, REF_REJECTED.name)
+    problems = [problem for problem in found.problems if problem.startswith(wanted)]
+    if problems:
+        hint = "TRL adds these columns with precompute_ref_log_probs=True, to its own dataset"
+        raise ColumnError(name, (*problems, hint))
+    if PAIR_ID.name in found.mapping:
+        return frame
+    return frame.with_row_index(PAIR_ID.name).with_columns(pl.col(PAIR_ID.name).cast(pl.Int64))
+
+
+def _trl_rows(source: SourcePath) -> pl.LazyFrame:
+    if isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
+        folder = os.fspath(source)
+        if os.path.exists(os.path.join(folder, "dataset_dict.json")):
+            with reading(folder), open(os.path.join(folder, "dataset_dict.json"), "rb") as file:
+                splits = ", ".join(json.load(file)["splits"])
+            raise StorageError(folder, f"holds several splits ({splits}): name the folder of one")
+        state = os.path.join(folder, _STATE)
+        if os.path.exists(state):
+            with reading(state), open(state, "rb") as file:
+                names = [each["filename"] for each in json.load(file)["_data_files"]]
+            if not names:
+                raise StorageError(folder, "is a dataset without rows")
+            return streams([os.path.join(folder, each) for each in names])
+    paths = files_of(source, (".arrow", ".parquet"))
+    return open_dataset(source).frame if is_parquet(paths[0]) else ipc(paths)
+
+
+def rewardbench(source: SourcePath, columns: Mapping[str, str] | None = None) -> pl.LazyFrame:  # noqa: ARG001
+    """Return RewardBench's scores as log-probs of a policy without a reference.
+
+    A score is the log-ratio of policy and reference without beta, or the policy's log-prob where
+    the run was without a reference, or whatever a reward model gives. As the policy's "log-prob" of
+    a loss without a reference, it gives RewardBench's figures; it can be above 0, so `max_logp` has
+    to be raised: `FORMATS["rewardbench"].settings` are the arguments.
+
+    Args:
+        source: `_outputs.jsonl` or `_all.jsonl` of its command line, or a file of
+            `eval-set-scores`. A score may be alone in a list, as some models give it.
+        columns: Not needed: the scores have one name.
+
+    Raises:
+        ColumnError: The scores are not there, or are no numbers.
+        StorageError: A file cannot be read.
+    """
+    if isinstance(source, (str, os.PathLike)) and os.path.exists(os.path.join(source, _STATE)):
+        raise StorageError(
+            os.fspath(source), "is a dataset of save_to_disk, as TRL's are, and not RewardBench's"
+        )
+    paths = text_files(source, (".jsonl", ".json"))
+    is_document = any(_is_document(path) for path in paths)
+    if is_document:
+        frame = pl.concat([_of_document(path) for path in paths], how="diagonal_relaxed")
+    else:
+        frame = ndjson(paths)
+    schema = frame.collect_schema()
+    names = next(
+        (
+            names
+            for names in (("scores_chosen", "scores_rejected"), _SIDES)
+            if all(name in schema for name in names)
+        ),
+        None,
+    )
+    if names is None:
+        problem = (
+            "scores_chosen, scores_rejected: missing, and so are chosen, rejected: these are not "
+            "RewardBench's scores"
+        )
+        if "scores" in schema:
+            problem += "; RewardBench 2 has the scores of many completions in a list, and no pairs"
+        raise ColumnError(paths[0], (f"{problem}; the columns are {', '.join(schema)}",))
+    odd = [
+        f"{name}: must be a number, or a list of one number, found {schema[name]}"
+        for name in names
+        if not _is_score(schema[name])
+    ]
+    if odd:
+        raise ColumnError(paths[0], tuple(odd))
+    if not is_document:  # numbers that are whole in the first rows need not be so later
+        frame = ndjson(paths, types={name: _as_floats(schema[name]) for name in names})
+    scores = {
+        role.name: _score(pl.col(name), schema[name])
+        for role, name in zip((POLICY_CHOSEN, POLICY_REJECTED), names, strict=True)
+    }
+    return frame.with_columns(**scores).drop(names)
+
+
+def _is_score(dtype: pl.DataType) -> bool:
+    number = dtype.inner if isinstance(dtype, pl.List) else dtype
+    return number.is_numeric() or number == pl.Null
+
+
+def _as_floats(dtype: pl.DataType) -> pl.DataType:
+    return pl.List(pl.Float64) if isinstance(dtype, pl.List) else pl.Float64()
+
+
+def _score(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    if isinstance(dtype, pl.List):
+        # A list of none or of several is no score: null, which the contract counts.
+        column = pl.when(column.list.len() == 1).then(column.list.first())
+    return column.cast(pl.Float64)
+
+
+def _is_document(path: str) -> bool:
+    """Return whether a file is one object over many lines, its columns being lists."""
+    with reading(path), open(path, "rb") as file:
+        return file.readline(64).strip() == b"{"
+
+
+def _of_document(path: str) -> pl.LazyFrame:
+    with reading_as(path, "JSON"):
+        row = pl.read_json(path)
+        lists = [name for name, dtype in row.schema.items() if isinstance(dtype, pl.List)]
+        return row.lazy().explode(lists).collect().lazy()
+
+
+def open_instruct(
+    source: SourcePath,
+    columns: Mapping[str, str] | None = None,  # noqa: ARG001
+    *,
+    averaged: bool = False,
+) -> pl.LazyFrame:
+    """Return open-instruct's cache of the reference's log-probs; `pair_id` is the row's index.
+
+    An index that was not computed, -inf in the cache, has null.
+
+    Args:
+        source: The `.pt` file, in `REFERENCE_LOGPROBS_CACHE_PATH`.
+        columns: Not needed: the cache has names of its own.
+        averaged: Whether it was made for a loss that averages over tokens.
+
+    Raises:
+        ColumnError: It holds something else, or what looks averaged and is not said to be.
+        StorageError: It cannot be read.
+        UsageError: torch is not installed.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        raise UsageError("the cache of open-instruct is one file, found a list")
+    path = os.fspath(source)
+    with reading(path), open(path, "rb"):  # what is wrong with the file is said before torch is
+        pass
+    try:
+        torch: Any = import_module("torch")
+    except ImportError as error:
+        raise UsageError(
+            f"{path}: reading open-instruct's cache needs torch: install it"
+        ) from error
+    try:
+        cache = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever torch raises on what it did not write
+        # Its text advises to load the file in a way that runs what is in it.
+        raise StorageError(path, "is not a file of torch, or holds more than tensors") from error
+    values = _tensors(path, cache)
+    logps = {
+        role.name: pl.Series(values[side], dtype=pl.Float64).replace(-math.inf, None)
+        for role, side in zip((REF_CHOSEN, REF_REJECTED), _SIDES, strict=True)
+    }
+    lowest = min(
+        (v for s in logps.values() if (v := s.drop_nans().min()) is not None), default=None
+    )
+    if not averaged and isinstance(lowest, float) and lowest > AVERAGED_LOGP_FLOOR:
+        problem = (
+            f"no log-prob is below {AVERAGED_LOGP_FLOOR:g} nats (the lowest is {lowest:.4g}): they "
+            "look averaged over tokens, as open-instruct caches them for dpo_norm and simpo, and "
+            f"the DPO loss takes sums. If averages are meant: format {OPEN_INSTRUCT_AVERAGED}"
+        )
+        raise ColumnError(path, (problem,))
+    frame = pl.LazyFrame(logps).with_row_index(PAIR_ID.name)
+    return frame.with_columns(pl.col(PAIR_ID.name).cast(pl.Int64))
+
+
+def open_instruct_averaged(
+    source: SourcePath, columns: Mapping[str, str] | None = None
+) -> pl.LazyFrame:
+    """As `open_instruct`, for a cache that is known to hold averages over tokens."""
+    return open_instruct(source, columns, averaged=True)
+
+
+def _tensors(path: str, cache: Any) -> dict[str, list[float]]:
+    names = {side: f"{side}_logps" for side in _SIDES}
+    if not isinstance(cache, dict) or not set(names.values()) <= set(cache):
+        found = ", ".join(map(str, cache)) if isinstance(cache, dict) else type(cache).__name__
+        problem = f"must be a dictionary with {' and '.join(names.values())}, found {found}"
+        raise ColumnError(path, (problem,))
+    values = {}
+    for side, name in names.items():
+        tensor = cache[name]
+        shape = getattr(tensor, "shape", None)
+        if shape is None or len(shape) != 1 or not tensor.is_floating_point():
+            what = type(tensor).__name__ if shape is None else f"{tensor.dtype} of {list(shape)}"
+            raise ColumnError(
+                path, (f"{name}: must be a tensor of floats in one row, found {what}",)
+            )
+        values[side] = tensor.tolist()
+    chosen, rejected = map(len, values.values())
+    if chosen != rejected:
+        problem = f"chosen_logps has {chosen:,} values and rejected_logps {rejected:,}"
+        raise ColumnError(path, (problem,))
+    return values

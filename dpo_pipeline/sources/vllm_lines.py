@@ -1,0 +1,160 @@
+"""Reader of what vLLM's server answers: log-probs of prompt tokens, summed over a completion.
+
+It is Python, a line at a time; only sums are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, Literal
+
+import polars as pl
+
+from dpo_pipeline.columns import (
+    CHOSEN_TOKENS,
+    PAIR_ID,
+    POLICY_CHOSEN,
+    POLICY_REJECTED,
+    REF_CHOSEN,
+    REF_REJECTED,
+    REJECTED_TOKENS,
+)
+from dpo_pipeline.defaults import OFFENDERS_SHOWN
+from dpo_pipeline.errors import ColumnError
+from dpo_pipeline.sources.arrow_files import text_files
+from dpo_pipeline.sources.files import SourcePath
+from dpo_pipeline.sources.formats import FORMATS, NDJSON
+from dpo_pipeline.storage import reading
+
+_SIDES: Final = ("chosen", "rejected")
+_CLAMPED: Final = -9999.0
+"""What the server writes for a log-prob of -inf, which JSON has not."""
+
+
+_QUOTED: Final = 200
+"""Characters of a server's error that ours has."""
+
+
+class _LineError(Exception):
+    """Raised when a line is not of the form that `vllm` takes."""
+
+
+def vllm(
+    source: SourcePath,
+    columns: Mapping[str, str] | None = None,  # noqa: ARG001
+    *,
+    model: Literal["policy", "ref"] = "policy",
+) -> pl.LazyFrame:
+    """Return sums of vLLM's `prompt_logprobs` over completions; two lines become a pair.
+
+    A line is a response of the OpenAI server, asked with `prompt_logprobs` and `return_token_ids`,
+    to a prompt with its completion, and three keys more: `pair_id`; `side`, "chosen" or
+    "rejected"; `prompt_tokens`, how many tokens are the prompt's. What is of interest in the
+    response, `prompt_logprobs` and `prompt_token_ids`, may also stand on the line itself. Without
+    token ids there must be one log-prob a token (`prompt_logprobs=0`).
+
+    Args:
+        source: The files of lines.
+        columns: Not needed: the keys have names of their own.
+        model: Whose log-probs they are.
+
+    Raises:
+        ColumnError: A line is not of this form, or a side of a pair is there twice or not at all.
+        StorageError: A file cannot be read.
+    """
+    pairs: dict[int | str, dict[str, tuple[float, int]]] = {}
+    for path in text_files(source, FORMATS[NDJSON].endings):
+        with reading(path), open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    pair, side, completion = _completion(line)
+                    if side in pairs.setdefault(pair, {}):
+                        raise _LineError(f"{side} of pair {pair!r} is there a second time")
+                except (ValueError, _LineError) as error:
+                    raise ColumnError(path, (f"line {number}: {error}",)) from error
+                pairs[pair][side] = math.fsum(completion), len(completion)
+    kinds = {type(pair) for pair in pairs}
+    if len(kinds) > 1:
+        raise ColumnError(path, ("pair_id: numbers in some lines and strings in others",))
+    alone = [
+        f"{side} of pair {pair!r}"
+        for pair, sides in pairs.items()
+        for side in _SIDES
+        if side not in sides
+    ]
+    if alone:
+        shown = ", ".join(alone[:OFFENDERS_SHOWN])
+        count = f"{len(alone):,} side{'' if len(alone) == 1 else 's'}"
+        problem = f"{count} missing: {shown}; ask again, or leave out the pair's other line"
+        raise ColumnError(path, (problem,))
+    roles = {
+        "policy": (POLICY_CHOSEN, POLICY_REJECTED),
+        "ref": (REF_CHOSEN, REF_REJECTED),
+    }[model]
+    sums = {
+        role.name: [pairs[pair][side][0] for pair in pairs]
+        for role, side in zip(roles, _SIDES, strict=True)
+    }
+    counts = {
+        role.name: [pairs[pair][side][1] for pair in pairs]
+        for role, side in zip((CHOSEN_TOKENS, REJECTED_TOKENS), _SIDES, strict=True)
+    }
+    types = dict.fromkeys(sums, pl.Float64()) | dict.fromkeys(counts, pl.Int64())
+    key = {PAIR_ID.name: list(pairs)}
+    return pl.LazyFrame(key | sums | counts, schema_overrides=types)
+
+
+def _completion(line: bytes) -> tuple[int | str, str, list[float]]:
+    """Return the pair, the side, and the log-prob of each token of the completion.
+
+    Raises:
+        _LineError, ValueError: The line is not of the form that `vllm` takes.
+    """
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise _LineError("must be an object")
+    pair, side, skipped = (row.get(name) for name in ("pair_id", "side", "prompt_tokens"))
+    if row.get("error") is not None:
+        raise _LineError(f"the server answered with an error: {json.dumps(row['error'])[:_QUOTED]}")
+    if not isinstance(pair, (int, str)) or isinstance(pair, bool):
+        raise _LineError(f"pair_id must be a number or a string, {_found(pair)}")
+    if side not in _SIDES:
+        raise _LineError(f"side must be 'chosen' or 'rejected', {_found(side)}")
+    if not isinstance(skipped, int) or isinstance(skipped, bool) or skipped < 1:
+        raise _LineError(f"prompt_tokens must be the prompt's count of tokens, {_found(skipped)}")
+    choices = row.get("choices", [row])
+    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+        raise _LineError("choices must hold one response: ask for one prompt and n=1")
+    logprobs, ids = (choices[0].get(name) for name in ("prompt_logprobs", "prompt_token_ids"))
+    if not isinstance(logprobs, list):
+        raise _LineError("prompt_logprobs is missing: ask the server for it")
+    if ids is not None and len(ids) != len(logprobs):
+        raise _LineError(f"{len(ids)} prompt_token_ids and {len(logprobs)} prompt_logprobs")
+    if skipped > len(logprobs):
+        raise _LineError(f"prompt_tokens is {skipped}, and the response has {len(logprobs)} tokens")
+    return pair, str(side), list(_logps(logprobs, ids, skipped))
+
+
+def _found(value: object) -> str:
+    return "and is missing" if value is None else f"found {value!r}"
+
+
+def _logps(logprobs: list[Any], ids: list[int] | None, first: int) -> Iterator[float]:
+    for position in range(first, len(logprobs)):
+        found = logprobs[position]
+        if not isinstance(found, dict) or not found:
+            raise _LineError(f"prompt_logprobs[{position}] must be an object, found {found!r}")
+        if ids is None and len(found) > 1:
+            raise _LineError(
+                f"prompt_logprobs[{position}] has {len(found)} tokens, and which of them is there "
+                "only prompt_token_ids tell: ask with return_token_ids"
+            )
+        token = next(iter(found)) if ids is None else str(ids[position])
+        if token not in found:
+            raise _LineError(f"prompt_logprobs[{position}] has no token {token}")
+        value = found[token].get("logprob") if isinstance(found[token], dict) else None
+        if not isinstance(value, (int, float)):
+            raise _LineError(f"prompt_logprobs[{position}] has no logprob of token {token}")
+        yield -math.inf if value == _CLAMPED else float(value)

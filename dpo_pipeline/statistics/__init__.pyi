@@ -1,0 +1,62 @@
+from .association import (
+    SUMS as SUMS,
+    Line as Line,
+    accuracy_by_gap as accuracy_by_gap,
+    area_under_curve as area_under_curve,
+    line_of_clusters as line_of_clusters,
+    spearman as spearman,
+)
+from .calibration import (
+    BestScale as BestScale,
+    LabelNoise as LabelNoise,
+    best_beta as best_beta,
+    expected_calibration_error as expected_calibration_error,
+    label_noise as label_noise,
+    log_loss as log_loss,
+    margins_of as margins_of,
+    reliability as reliability,
+)
+from .distributions import (
+    checked_probability as checked_probability,
+    normal_quantile as normal_quantile,
+)
+from .hashing import hashed as hashed, mixed as mixed
+from .intervals import (
+    CLUSTERED as CLUSTERED,
+    STUDENT as STUDENT,
+    Estimate as Estimate,
+    macro_mean as macro_mean,
+    mean_of_clusters as mean_of_clusters,
+    rate_of as rate_of,
+    rate_of_clusters as rate_of_clusters,
+)
+from .resampling import bootstrap as bootstrap, delete_a_group as delete_a_group
+from .significance import (
+    DifferenceTest as DifferenceTest,
+    benjamini_hochberg as benjamini_hochberg,
+    holm as holm,
+    mcnemar_exact as mcnemar_exact,
+    mcnemar_mid_p as mcnemar_mid_p,
+    paired_difference as paired_difference,
+    rate_difference as rate_difference,
+    rate_difference_of_clusters as rate_difference_of_clusters,
+    sign_flip_exact as sign_flip_exact,
+    smallest_effect as smallest_effect,
+)
+from .words import (
+    DASH as DASH,
+    as_written as as_written,
+    between as between,
+    count as count,
+    counted as counted,
+    number as number,
+    number_of as number_of,
+    p_value as p_value,
+    points as points,
+    points_of as points_of,
+    share as share,
+    share_of as share_of,
+    share_within as share_within,
+    unit_of_loss as unit_of_loss,
+    with_interval as with_interval,
+)

@@ -1,0 +1,269 @@
+"""Intervals of figures that follow from sums: clusters are drawn again, with replacement.
+
+The draws are our own splitmix64 (G. Steele, D. Lea, C. Flood, "Fast splittable pseudorandom
+number generators", 2014), so that a seed gives the same draws for ever; the sums made from
+them agree to rounding. Rows are clusters, or bags of clusters where there are many.
+
+Intervals are bias-corrected and accelerated (B. Efron, "Better bootstrap confidence
+intervals", 1987), with Student's t in place of the normal quantile and the
+factor C / (C - 1) for the variance, without which few clusters give intervals that are too
+narrow (T. Hesterberg, "What teachers should know about the bootstrap", arXiv 1411.5279, 4.1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from statistics import NormalDist
+from typing import Final
+
+import polars as pl
+
+from dpo_pipeline.defaults import BOOTSTRAP_REPLICATES, BOOTSTRAP_SEED, CONFIDENCE_LEVEL
+from dpo_pipeline.errors import UsageError
+from dpo_pipeline.statistics.distributions import checked_probability, normal_upper, t_quantile
+from dpo_pipeline.statistics.hashing import GAMMA, mixed
+from dpo_pipeline.statistics.intervals import Estimate, Interval, student_interval
+
+JACKKNIFE: Final = "jackknife"
+
+
+def delete_a_group(
+    table: pl.DataFrame,
+    statistic: Callable[[pl.DataFrame], float | None],
+    *,
+    group: str,
+    keys: Sequence[str],
+    count: str,
+    level: float = CONFIDENCE_LEVEL,
+) -> Estimate | None:
+    """Return a figure of a table, with the spread that leaving out each group in turn shows.
+
+    SE^2 = (g - 1) / g * sum (figure without the group - figure)^2, and Student's t with g - 1
+    degrees of freedom. The groups should be of much the same size, and no cluster in two.
+
+    Args:
+        table: A column that numbers the groups, key columns, and columns of numbers that add
+            up, such as the histogram of each group.
+        statistic: Of such a table with all groups added up: the keys and the sums, in
+            the order of the keys.
+        group: The column of groups.
+        keys: The key columns, such as `bin`.
+        count: The column that counts observations.
+        level: Of the interval.
+
+    Returns:
+        The figure; without standard error and interval where there is only one group, or
+        the figure is None or not finite without one of them. None where it is so on all.
+
+    Raises:
+        UsageError: A column is missing, or the level not between 0 and 1.
+    """
+    missing = {group, count, *keys} - set(table.columns)
+    if missing:
+        raise UsageError(f"no column {', '.join(map(repr, sorted(missing)))} in the table")
+    value = _finite_or_none(statistic(_added_up(table, group, keys)))
+    if value is None:
+        return None
+    groups = table[group].unique()
+    n_groups, error, interval = groups.len(), None, None
+    # Without its only group a table is empty, which a statistic need not stand.
+    without = [
+        _finite_or_none(
+            statistic(_added_up(table.filter(pl.col(group).ne_missing(name)), group, keys))
+        )
+        for name in groups
+        if n_groups > 1
+    ]
+    offsets = [other - value for other in without if other is not None]
+    if offsets and len(offsets) == n_groups:
+        error = math.sqrt((n_groups - 1) / n_groups) * math.hypot(*offsets)
+        interval = student_interval(value, error, n_groups - 1, level=level, method=JACKKNIFE)
+    return Estimate(
+        value=value,
+        standard_error=error,
+        interval=interval,
+        n=int(table[count].sum()),
+        n_clusters=n_groups,
+    )
+
+
+def _added_up(table: pl.DataFrame, group: str, keys: Sequence[str]) -> pl.DataFrame:
+    sums = pl.exclude(group, *keys).sum()
+    if not keys:
+        return table.select(sums)
+    return table.group_by(keys).agg(sums).sort(keys)
+
+
+def _finite_or_none(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+BOOTSTRAP: Final = "bootstrap"
+
+_DRAWS_AT_A_TIME: Final = 4_000_000
+_MOST_ROWS: Final = 2**31
+
+
+def splitmix64(first: int, count: int, *, seed: int) -> pl.Series:
+    """Return `count` outputs of splitmix64 as UInt64, from the `first` (counted from 0) on."""
+    steps = pl.int_range(first, first + count, dtype=pl.UInt64) * _word(GAMMA)
+    return pl.select(mixed(steps + _word(seed))).to_series()
+
+
+def resampled(
+    sums: pl.DataFrame,
+    *,
+    n_replicates: int = BOOTSTRAP_REPLICATES,
+    seed: int = BOOTSTRAP_SEED,
+) -> pl.DataFrame:
+    """Return the sums of `n_replicates` samples of as many rows as there are, with replacement.
+
+    Args:
+        sums: One row a cluster or bag, columns of numbers that add up. The order of the rows
+            matters for which are drawn, so it must be the same each time.
+        n_replicates: Samples.
+        seed: From 0 to 2**64 - 1.
+
+    Returns:
+        The same columns as Float64, one row a replicate. The chance of a row to be drawn is
+        even to 1 in 2**32 / rows. Memory is bounded; time grows with rows times replicates.
+
+    Raises:
+        UsageError: There are no rows or 2**31 or more, no replicates, or no such seed.
+    """
+    rows = sums.height
+    if not 0 < rows < _MOST_ROWS:
+        raise UsageError(f"a bootstrap needs from 1 to 2**31 - 1 rows, found {rows:,}")
+    if n_replicates < 1 or not 0 <= seed < 2**64:
+        raise UsageError(f"no {n_replicates!r} replicates from seed {seed!r}")
+    values = sums.cast(pl.Float64)
+    step = max(1, _DRAWS_AT_A_TIME // rows)
+    parts = []
+    for start in range(0, n_replicates, step):
+        height = min(step, n_replicates - start)
+        words = splitmix64(start * rows, height * rows, seed=seed)
+        drawn = words.to_frame("drawn").select(
+            (pl.col("drawn") // 2**32 * rows // 2**32).cast(pl.UInt32)
+        )["drawn"]
+        sample = pl.all().gather(drawn).reshape((height, rows)).arr.sum()
+        parts.append(values.select(sample))
+    return pl.concat(parts)
+
+
+def bootstrap(
+    sums: pl.DataFrame,
+    figures: Mapping[str, pl.Expr],
+    *,
+    count: str,
+    level: float = CONFIDENCE_LEVEL,
+    n_replicates: int = BOOTSTRAP_REPLICATES,
+    seed: int = BOOTSTRAP_SEED,
+) -> dict[str, Estimate | None]:
+    """Return figures that follow from sums, with their intervals; all from the same draws.
+
+    Args:
+        sums: One row a cluster or bag, columns of numbers that add up.
+        figures: Name to expression over the columns of sums, row by row, such as
+            `pl.col("n_correct") / pl.col("n_pairs")`.
+        count: The column that counts observations.
+        level: Of the intervals.
+        n_replicates: Samples.
+        seed: From 0 to 2**64 - 1.
+
+    Returns:
+        By name: the figure of all rows; the standard deviation of its replicates times
+        sqrt(C / (C - 1)); the interval. The last two are None for a single row. Replicates in which
+        the figure is null, NaN or infinite are left out; the figure is None where it is
+        one of these on all rows.
+
+    Raises:
+        UsageError: As `resampled`, or the level is not between 0 and 1.
+    """
+    checked_probability("level", level)
+    values = sums.cast(pl.Float64)
+    total = values.sum()
+    whole = total.select(**figures)
+    replicates = resampled(sums, n_replicates=n_replicates, seed=seed).select(**figures)
+    without_one = values.select(pl.all().sum() - pl.all()).select(**figures)
+    n = int(total[count].item())
+    return {
+        name: _estimate(
+            whole[name].item(),
+            _finite(replicates[name]),
+            _finite(without_one[name]),
+            n=n,
+            rows=sums.height,
+            level=level,
+        )
+        for name in figures
+    }
+
+
+def _word(value: int) -> pl.Expr:
+    return pl.lit(value, dtype=pl.UInt64)
+
+
+def _finite(values: pl.Series) -> pl.Series:
+    values = values.cast(pl.Float64)
+    return values.filter(values.is_finite())
+
+
+def _estimate(
+    value: float | None,
+    replicates: pl.Series,
+    without_one: pl.Series,
+    *,
+    n: int,
+    rows: int,
+    level: float,
+) -> Estimate | None:
+    if value is None or not math.isfinite(value):
+        return None
+    if rows < 2 or replicates.len() < 2:  # noqa: PLR2004  no spread of fewer
+        return Estimate(value=value, standard_error=None, interval=None, n=n, n_clusters=rows)
+    widening = math.sqrt(rows / (rows - 1))
+    deviation = replicates.to_frame("x").select(pl.col("x").std()).item()
+    half = widening * t_quantile((1.0 + level) / 2.0, rows - 1)
+    low, high = (
+        _quantile(replicates, share)
+        for share in _shares(value, replicates, _acceleration(without_one), half)
+    )
+    return Estimate(
+        value=value,
+        standard_error=widening * deviation,
+        interval=Interval(low=low, high=high, level=level, method=BOOTSTRAP),
+        n=n,
+        n_clusters=rows,
+    )
+
+
+def _shares(
+    value: float, replicates: pl.Series, acceleration: float, half: float
+) -> tuple[float, float]:
+    """Return which quantiles of the replicates are the limits."""
+    below = (int((replicates < value).sum()) + int((replicates <= value).sum())) / 2
+    # Never 0 or 1, which have no normal quantile.
+    share = (below + 0.5) / (replicates.len() + 1)
+    bias = NormalDist().inv_cdf(share)
+
+    def adjusted(z: float) -> float:
+        moved = bias + z
+        bend = 1.0 - acceleration * moved
+        # Beyond the pole of the correction there is only the outermost replicate.
+        return 1.0 - normal_upper(bias + moved / bend) if bend > 0.0 else float(z > 0.0)
+
+    return adjusted(-half), adjusted(half)
+
+
+def _acceleration(without_one: pl.Series) -> float:
+    """Return a sixth of the skewness of the jackknife values, 0 where they are all the same."""
+    if without_one.is_empty():
+        return 0.0
+    offsets = float(without_one.sum()) / without_one.len() - without_one
+    squares = float((offsets**2).sum())
+    return float((offsets**3).sum()) / (6.0 * squares**1.5) if squares > 0.0 else 0.0
+
+
+def _quantile(replicates: pl.Series, share: float) -> float:
+    return float(replicates.to_frame("x").select(pl.col("x").quantile(share, "linear")).item())

@@ -1,0 +1,325 @@
+"""Two models on the same pairs: tests of a difference, and how small a one could be found.
+
+A pair is a gain if only the new model is right, a loss if only the old one is; pairs on which
+both agree say nothing about which is better (Q. McNemar, 1947). McNemar's tests take pairs as
+independent; where prompts repeat, the tests of clusters are the ones to use.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import polars as pl
+
+from dpo_pipeline.defaults import CONFIDENCE_LEVEL, MOST_FLIPS, POWER
+from dpo_pipeline.errors import UsageError
+from dpo_pipeline.statistics.distributions import (
+    binomial_lower,
+    binomial_probability,
+    checked_probability,
+    normal_quantile,
+    t_quantile,
+    t_two_sided,
+)
+from dpo_pipeline.statistics.intervals import (
+    CLUSTERED,
+    Estimate,
+    Interval,
+    Numbers,
+    clusters_of,
+    mean_of_clusters,
+)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Return p-values adjusted by Holm's method: the chance of any false alarm is kept.
+
+    Holds whatever the tests have in common (S. Holm, "A simple sequentially rejective multiple
+    test procedure", 1979).
+
+    Raises:
+        UsageError: A p-value is not from 0 to 1.
+    """
+    order = _rising(p_values)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, place) in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p))
+        adjusted[place] = largest
+    return adjusted
+
+
+def benjamini_hochberg(p_values: Sequence[float | None]) -> list[float | None]:
+    """Return p-values adjusted by Benjamini and Hochberg: the share of false alarms is kept.
+
+    Holds for tests that are independent or positively related (Y. Benjamini, Y. Hochberg,
+    "Controlling the false discovery rate", 1995).
+
+    Raises:
+        UsageError: A p-value is not from 0 to 1.
+    """
+    order = _rising(p_values)
+    adjusted: list[float | None] = [None] * len(p_values)
+    smallest = 1.0
+    for rank, (p, place) in reversed(list(enumerate(order, start=1))):
+        smallest = min(smallest, p * len(order) / rank)
+        adjusted[place] = smallest
+    return adjusted
+
+
+def _rising(p_values: Sequence[float | None]) -> list[tuple[float, int]]:
+    """Return the p-values that there are with their places, the smallest first."""
+    for p in p_values:
+        if p is not None and (math.isnan(p) or not 0.0 <= p <= 1.0):
+            raise UsageError(f"a p-value must be from 0 to 1, found {p!r}")
+    return sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+
+
+BONETT_PRICE: Final = "Bonett-Price"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DifferenceTest:
+    """A mean difference between two models and the chance of one as large where there is none."""
+
+    difference: Estimate  # new minus old, in the unit of the values
+    t: float | None  # difference over its standard error; None where that is 0 or unknown
+    degrees_of_freedom: int  # clusters - 1
+    p_value: float | None  # two-sided; None where t is, but for a difference of 0 everywhere
+
+
+def mcnemar_exact(gains: int, losses: int) -> float:
+    """Return the two-sided p-value of the exact test: binomial, each way with chance 1/2.
+
+    At most 5% of tests fall below 5% where there is no difference, and fewer for few pairs.
+    1 without gains and losses.
+
+    Raises:
+        UsageError: A count is negative.
+    """
+    fewer, total = _discordant(gains, losses)
+    return min(1.0, 2.0 * binomial_lower(fewer, total, 0.5))
+
+
+def mcnemar_mid_p(gains: int, losses: int) -> float:
+    """Return the two-sided mid-p-value: the exact one less the chance of this very outcome.
+
+    Nearer to 5% false alarms than the exact test, which it seldom exceeds (M. Fagerland,
+    S. Lydersen, P. Laake, "The McNemar test for binary matched-pairs data", 2013).
+
+    Raises:
+        UsageError: A count is negative.
+    """
+    fewer, total = _discordant(gains, losses)
+    if 2 * fewer == total:
+        return 1.0
+    return 2.0 * binomial_lower(fewer, total, 0.5) - binomial_probability(fewer, total, 0.5)
+
+
+def sign_flip_exact(sums: Numbers) -> float | None:
+    """Return the two-sided p-value of McNemar's exact test for clusters.
+
+    If the models do not differ, gains less losses of a cluster are as likely to have the other
+    sign, all at once (R. Fisher, "The Design of Experiments", 1935, section 21). Never more
+    false alarms than the level, where Student's t of few clusters that differ has too many.
+
+    Args:
+        sums: Gains less losses of each cluster, whole numbers.
+
+    Returns:
+        The chance of a total as far from 0; `mcnemar_exact` where every cluster is one pair. 1
+        where all sums are 0. None where they come to more than `MOST_FLIPS` without their
+        signs: then `paired_difference` is right and this would be slow.
+
+    Raises:
+        UsageError: A sum is null or not whole.
+    """
+    values = pl.Series(sums).to_list()
+    if any(value is None or not float(value).is_integer() for value in values):
+        raise UsageError("gains less losses of a cluster must be a whole number")
+    steps = [abs(int(value)) for value in values if value]
+    total = sum(steps)
+    if total > MOST_FLIPS:
+        return None
+    # The chance of each sum of the clusters that come out above 0.
+    chances = [1.0] + [0.0] * total
+    for step in steps:
+        moved = [0.0] * step + chances[: total + 1 - step]
+        chances = [(stay + move) / 2.0 for stay, move in zip(chances, moved, strict=True)]
+    observed = abs(sum(map(int, values)))
+    far = (chance for up, chance in enumerate(chances) if abs(2 * up - total) >= observed)
+    return min(1.0, math.fsum(far))
+
+
+def paired_difference(
+    sums: Numbers, counts: Numbers, level: float = CONFIDENCE_LEVEL
+) -> DifferenceTest | None:
+    """Return the mean difference over all pairs, tested by Student's t between clusters.
+
+    Args:
+        sums: Sum over each cluster of what the new model has above the old, in any unit.
+        counts: Pairs of each cluster; `mean_of_clusters` says more.
+        level: Of the interval.
+
+    Returns:
+        The test; without a p-value for a single cluster, and where every cluster has the same
+        difference and it is not 0, so that t has nothing to measure it by. None without pairs.
+
+    Raises:
+        UsageError: As `mean_of_clusters`.
+    """
+    mean = mean_of_clusters(sums, counts, level)
+    if mean is None:
+        return None
+    freedom = mean.n_clusters - 1
+    t: float | None = None
+    p_value: float | None = None
+    if mean.standard_error:
+        t = mean.value / mean.standard_error
+        p_value = t_two_sided(t, freedom)
+    elif mean.standard_error == 0.0 and mean.value == 0.0:
+        p_value = 1.0
+    return DifferenceTest(difference=mean, t=t, degrees_of_freedom=freedom, p_value=p_value)
+
+
+def rate_difference(
+    gains: int, losses: int, n: int, level: float = CONFIDENCE_LEVEL
+) -> Estimate | None:
+    """Return the difference of two rates over the same independent pairs, with its interval.
+
+    The interval is of Wald's form with a pair added to the gains and one to the losses, so that it
+    is never of zero width (D. Bonett, R. Price, "Adjusted Wald confidence interval for a
+    difference of binomial proportions based on paired data", 2012).
+
+    Args:
+        gains: Pairs that only the new model has right.
+        losses: Pairs that only the old model has right.
+        n: Pairs, with those on which both agree.
+        level: Of the interval.
+
+    Returns:
+        (gains - losses) / n with the standard error of the adjusted counts. None for n = 0.
+
+    Raises:
+        UsageError: A count is negative, or gains and losses are more than n.
+    """
+    _, total = _discordant(gains, losses)
+    if total > n:
+        raise UsageError(f"gains and losses are {total:,} of n = {n:,} pairs")
+    if n == 0:
+        return None
+    z = normal_quantile((1.0 + checked_probability("level", level)) / 2.0)
+    return _adjusted(gains / n, losses / n, float(n), z, level=level, n=n, n_clusters=n)
+
+
+def rate_difference_of_clusters(
+    gains: Numbers, losses: Numbers, counts: Numbers, level: float = CONFIDENCE_LEVEL
+) -> Estimate | None:
+    """Return the difference of two rates over the same pairs, which come in clusters.
+
+    The interval is that of `rate_difference` for as many independent pairs as would give the
+    standard error that the clusters show, never more than there are, by Student's t. Where
+    the clusters show no spread each counts as one pair, as does a single cluster.
+
+    Args:
+        gains: Pairs of each cluster that only the new model has right.
+        losses: Pairs of each cluster that only the old model has right.
+        counts: Pairs of each cluster. Clusters of none are left out.
+        level: Of the interval.
+
+    Returns:
+        The difference; `rate_difference` where every cluster is one pair. None without pairs.
+
+    Raises:
+        UsageError: The lengths differ, or a value is null or out of range.
+    """
+    if len(gains) != len(losses):
+        raise UsageError(f"{len(gains):,} gains have {len(losses):,} losses")
+    up = clusters_of(gains, counts)
+    table = up.with_columns(losses=clusters_of(losses, counts)["sum"])
+    within = (pl.col("sum") >= 0) & (pl.col("losses") >= 0)
+    fits = within & (pl.col("sum") + pl.col("losses") <= pl.col("n"))
+    if not table.select(fits.all()).item():
+        raise UsageError("the gains and losses of a cluster must be from 0 to its count")
+    n_clusters = table.height
+    if n_clusters == 0:
+        return None
+    n, gained, lost = (float(table[name].sum()) for name in ("n", "sum", "losses"))
+    if n == n_clusters:
+        return rate_difference(int(gained), int(lost), int(n), level)
+    tail = (1.0 + checked_probability("level", level)) / 2.0
+    clustered = mean_of_clusters(table["sum"] - table["losses"], table["n"], level)
+    error = None if clustered is None else clustered.standard_error
+    if error:
+        difference = (gained - lost) / n
+        spread = (gained + lost) / n - difference * difference
+        effective, quantile = min(n, spread / error**2), t_quantile(tail, n_clusters - 1)
+    else:
+        effective, quantile = float(n_clusters), normal_quantile(tail)
+    return _adjusted(
+        gained / n,
+        lost / n,
+        effective,
+        quantile,
+        level=level,
+        n=int(n),
+        n_clusters=n_clusters,
+        suffix=CLUSTERED,
+    )
+
+
+def smallest_effect(
+    standard_error: float, power: float = POWER, level: float = 1.0 - CONFIDENCE_LEVEL
+) -> float:
+    """Return the smallest true difference that a two-sided test finds with a chance of `power`.
+
+    (z_(1 - level/2) + z_power) * SE, in the unit of the standard error (arXiv 2411.00640,
+    section 5).
+
+    Args:
+        standard_error: Of the difference.
+        power: Chance to find it.
+        level: Of the test: the chance of a false alarm.
+    """
+    return (
+        normal_quantile(1.0 - checked_probability("level", level) / 2.0)
+        + normal_quantile(checked_probability("power", power))
+    ) * standard_error
+
+
+def _discordant(gains: int, losses: int) -> tuple[int, int]:
+    if gains < 0 or losses < 0:
+        raise UsageError(f"gains and losses must be at least 0, found {gains!r} and {losses!r}")
+    return min(gains, losses), gains + losses
+
+
+def _adjusted(
+    gained: float,
+    lost: float,
+    effective: float,
+    quantile: float,
+    *,
+    level: float,
+    n: int,
+    n_clusters: int,
+    suffix: str = "",
+) -> Estimate:
+    up = (gained * effective + 1.0) / (effective + 2.0)
+    down = (lost * effective + 1.0) / (effective + 2.0)
+    centre = up - down
+    error = math.sqrt((up + down - centre * centre) / (effective + 2.0))
+    return Estimate(
+        value=gained - lost,
+        standard_error=error,
+        interval=Interval(
+            low=max(-1.0, centre - quantile * error),
+            high=min(1.0, centre + quantile * error),
+            level=level,
+            method=BONETT_PRICE + suffix,
+        ),
+        n=n,
+        n_clusters=n_clusters,
+    )

@@ -1,0 +1,23 @@
+from .growing_file import GrowingFile as GrowingFile
+from .locks import final_name as final_name, identity as identity
+from .publication import (
+    METADATA_KEY as METADATA_KEY,
+    Output as Output,
+    OutputChecks as OutputChecks,
+    Publication as Publication,
+    writing as writing,
+)
+from .read_errors import reading as reading
+from .stores import (
+    LOCAL as LOCAL,
+    Access as Access,
+    CredentialProvider as CredentialProvider,
+    is_address as is_address,
+)
+from .targets import (
+    Out as Out,
+    StagedFile as StagedFile,
+    Target as Target,
+    without_attempts as without_attempts,
+)
+from .uploads import Outputs as Outputs

@@ -1,0 +1,143 @@
+"""Where one output file is written: a name that is ours, or one of its own for each attempt."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Protocol, TypeAlias
+
+import polars as pl
+
+from dpo_pipeline.errors import StorageError
+from dpo_pipeline.storage.locks import final_name, hidden_name, is_tmp, sync
+from dpo_pipeline.storage.publication import writing
+from dpo_pipeline.storage.read_errors import reading
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Out:
+    """What a sink writes to.
+
+    Attributes:
+        target: For Polars: an open file, or an address.
+        options: What Polars has to know of the address.
+        path: For pyarrow: the name.
+        filesystem: The pyarrow file system of the name; None for this machine's.
+        name: What errors call it.
+    """
+
+    target: BinaryIO | str
+    path: str
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    filesystem: Any = None
+
+
+Sink: TypeAlias = Callable[[Out], None]
+
+
+class Target(Protocol):
+    """The place of one output file; it must pickle."""
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        ...
+
+    def scan(self) -> pl.LazyFrame:
+        """Scan what was written."""
+        ...
+
+    def write(self, sink: Sink, source: str) -> int:
+        """Have the file written and return its rows, from its footer.
+
+        Until that is known nothing has the name under which the file is expected.
+
+        Raises:
+            StorageError: It cannot be written, or `source` cannot be read.
+        """
+        ...
+
+    def check(self, rows: int) -> None:
+        """Raise a StorageError if this process does not see the file with so many rows."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagedFile:
+    """A hidden file that a `Publication` staged.
+
+    Attributes:
+        hidden: Its name.
+        apart: Whether each attempt writes to a name of its own, and moves that to the hidden one
+            when it is whole: two attempts of one task may run at the same time, on two machines.
+    """
+
+    hidden: str
+    apart: bool = False
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return final_name(self.hidden)
+
+    def scan(self) -> pl.LazyFrame:
+        """Scan what was written."""
+        return pl.scan_parquet(self.hidden, glob=False)
+
+    def write(self, sink: Sink, source: str) -> int:
+        """Have the file written and return its rows, from its footer."""
+        final = self.name
+        attempt = hidden_name(final, locked=False) if self.apart else self.hidden
+        try:
+            with writing(attempt, source) as file:
+                sink(Out(target=file, path=attempt, name=final))
+            rows = _rows_in(attempt)
+            if self.apart:
+                with reading(final):
+                    sync(attempt)
+                    os.replace(attempt, self.hidden)
+        except BaseException:
+            if self.apart:
+                with suppress(OSError):  # an error is on its way
+                    os.unlink(attempt)
+            raise
+        return rows
+
+    def check(self, rows: int) -> None:
+        """Raise a StorageError if this process does not see the file with so many rows."""
+        final = self.name
+        if not os.path.exists(self.hidden):
+            raise StorageError(
+                final,
+                "it was written by a process that does not share this file system: the output "
+                "must lie where all machines see it",
+            )
+        found = _rows_in(self.hidden)
+        if found != rows:
+            raise StorageError(final, f"has {found:,} rows, and {rows:,} were written")
+
+
+def _rows_in(path: str) -> int:
+    import pyarrow.parquet as pq
+
+    with reading(path):
+        return int(pq.read_metadata(path).num_rows)
+
+
+@contextmanager
+def without_attempts(targets: Iterable[Target]) -> Iterator[None]:
+    """Remove, at the end, what attempts left that died or came second."""
+    staged = {t.hidden for t in targets if isinstance(t, StagedFile) and t.apart}
+    finals = {final_name(hidden) for hidden in staged}
+    try:
+        yield
+    finally:
+        for folder in {os.path.dirname(final) for final in finals}:
+            for name in os.listdir(folder or "."):
+                path = os.path.join(folder, name)
+                if is_tmp(name) and path not in staged and final_name(path) in finals:
+                    with suppress(OSError):  # it is hidden, and the next run tries again
+                        os.unlink(path)

@@ -1,0 +1,312 @@
+"""Partial sums that merge exactly, and the figures that follow from them.
+
+`tally` is the plan that makes one row of sums a group; `merge` adds such rows, in any order;
+`figures` divides. Only the loss and the log-probs are summed: mean rewards and margins follow
+from them, without error, unless a reward is no multiple of a log-ratio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any, Final, Self
+
+import polars as pl
+
+from dpo_pipeline.columns import (
+    ALL_LOGPS,
+    CHOSEN_REWARD,
+    COUNT_ROLES,
+    LOGPS,
+    LOSS,
+    N_PAIRS,
+    N_VALID,
+    POLICY_CHOSEN,
+    POLICY_REJECTED,
+    REF_CHOSEN,
+    REF_REJECTED,
+    REJECTED_REWARD,
+    REWARD_MARGIN,
+    Needs,
+)
+from dpo_pipeline.defaults import AVERAGED_LOGP_FLOOR
+from dpo_pipeline.exact import bin_of, exact_sum, exact_sum_of_wide, mean_of
+from dpo_pipeline.losses import Objective, is_correct
+
+N_UNMOVED: Final = "n_unmoved"
+MAX_TOKENS: Final = "max_tokens"
+_MODELS: Final = {"policy": "policy_", "reference": "ref_"}
+"""How the names of each model's log-probs begin."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """What the warnings are made from, over the valid pairs.
+
+    Attributes:
+        n_valid: Valid pairs.
+        n_unmoved: Those whose policy and reference log-probs are equal on both sides.
+        lowest: Smallest value of each log-prob column, in nats.
+        highest: Largest value of each log-prob column, in nats.
+        max_tokens: Largest token count, if token counts are there.
+    """
+
+    n_valid: int
+    n_unmoved: int
+    lowest: Mapping[str, float]
+    highest: Mapping[str, float]
+    max_tokens: int | None
+
+    @classmethod
+    def of_sums(cls, row: Mapping[str, Any]) -> Self:
+        """Make it from merged partial sums of all pairs."""
+        return cls(
+            n_valid=row[N_VALID],
+            n_unmoved=row[N_UNMOVED],
+            lowest={name: row[f"min_{name}"] for name in LOGPS if f"min_{name}" in row},
+            highest={name: row[f"max_{name}"] for name in LOGPS if f"max_{name}" in row},
+            max_tokens=row.get(MAX_TOKENS),
+        )
+
+    def warnings(self) -> Iterator[str]:
+        """Yield a sentence for each thing that is surely wrong."""
+        if self.n_valid == 0:
+            return
+        if self.n_unmoved == self.n_valid:
+            yield (
+                f"policy and reference log-probs are equal on all {self.n_valid:,} valid pairs: "
+                "every reward is 0; was the same model scored twice?"
+            )
+        yield from self._averaged()
+        if self.n_valid > 1:
+            for name in self.lowest:
+                if self.lowest[name] == self.highest[name]:
+                    yield (
+                        f"{name} is {self.lowest[name]:.6g} on all {self.n_valid:,} valid pairs: "
+                        "a constant column is no model's output"
+                    )
+
+    def _averaged(self) -> Iterator[str]:
+        if self.max_tokens is not None and self.max_tokens <= -AVERAGED_LOGP_FLOOR:
+            return  # sums over so few tokens can be as high
+        lowest = {
+            model: min(value for name, value in self.lowest.items() if name.startswith(prefix))
+            for model, prefix in _MODELS.items()
+            if any(name.startswith(prefix) for name in self.lowest)
+        }
+        high = [model for model, value in lowest.items() if value > AVERAGED_LOGP_FLOOR]
+        if not high:
+            return
+        if len(high) == len(lowest):
+            yield (
+                f"no log-prob is below {AVERAGED_LOGP_FLOOR:g} nats (the lowest is "
+                f"{min(lowest.values()):.4g}): they look averaged over tokens, and the DPO loss "
+                "takes sums"
+            )
+            return
+        if lowest[high[0]] == 0.0:
+            return  # no model's: a constant, or a reference that was left out
+        other = next(model for model in lowest if model not in high)
+        yield (
+            f"no log-prob of the {high[0]} is below {AVERAGED_LOGP_FLOOR:g} nats (the lowest is "
+            f"{lowest[high[0]]:.4g}), and those of the {other} go down to {lowest[other]:.4g}: the "
+            f"{high[0]}'s look averaged over tokens, and the loss takes sums of both"
+        )
+
+
+_VALID: Final = "__dpo_pipeline_valid"
+BIN: Final = "__dpo_pipeline_bin"
+
+TRL_METRICS: Final = MappingProxyType(
+    {
+        "loss": "loss",
+        "rewards/chosen": "chosen_reward",
+        "rewards/rejected": "rejected_reward",
+        "rewards/accuracies": "reward_accuracy",
+        "rewards/margins": "reward_margin",
+        "logps/chosen": "policy_chosen_logps",
+        "logps/rejected": "policy_rejected_logps",
+    }
+)
+"""TRL's metric names and the figures they stand for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The figures of a group of pairs. Means are over its valid pairs, each counting once.
+
+    A mean is None where there is no valid pair. Its error is at most 2**-41 nats (a
+    half quantum of the exact sums; twice that times beta for a reward, four times for a
+    margin) and one rounding to Float64; it does not depend on the batch size, the order
+    of the rows, threads or files.
+    """
+
+    n_pairs: int  # pairs read
+    n_valid: int  # pairs that keep every rule
+    n_invalid: int  # pairs that break a rule or more
+    n_ties: int  # valid pairs with equal rewards; they count as not correct
+    loss: float | None  # nats
+    reward_accuracy: float | None  # share of valid pairs with chosen above rejected reward
+    chosen_reward: float | None  # nats
+    rejected_reward: float | None  # nats
+    reward_margin: float | None  # nats
+    policy_chosen_logps: float | None  # nats
+    policy_rejected_logps: float | None  # nats
+    ref_chosen_logps: float | None  # nats; None for a loss without a reference
+    ref_rejected_logps: float | None  # nats; None for a loss without a reference
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Self:
+        """Make it from one row of `figures`."""
+        return cls(**{name: row[name] for name in FIGURES})
+
+    def to_dict(self) -> dict[str, int | float | None]:
+        """Return the fields by name."""
+        return {name: getattr(self, name) for name in FIGURES}
+
+    def to_metrics(self, prefix: str = "") -> dict[str, float | None]:
+        """Return the figures that TRL logs, under TRL's names with `prefix` before them."""
+        return {prefix + metric: getattr(self, name) for metric, name in TRL_METRICS.items()}
+
+
+FIGURES: Final = tuple(field.name for field in fields(Summary))
+
+
+def tally(
+    pairs: pl.LazyFrame,
+    *,
+    valid: pl.Expr,
+    objective: Objective | None,
+    needs: Needs = ALL_LOGPS,
+    is_wide: bool = False,
+    keys: Sequence[str] = (),
+    in_order: bool = False,
+    by_bin: bool = False,
+    with_health: bool = True,
+    extra: Sequence[pl.Expr] = (),
+) -> pl.LazyFrame:
+    """Return one row of partial sums for each group of `keys`; nothing is read yet.
+
+    Args:
+        pairs: Prepared pairs with the key columns, scored if there is an objective.
+        valid: True where a pair counts.
+        objective: What is computed; None tallies what needs no score.
+        needs: Which columns are there.
+        is_wide: Losses and rewards may be larger than log-probs are.
+        keys: Columns to group by; none makes one row.
+        in_order: The one key is sorted, so that groups can leave as soon as they end.
+        by_bin: Group by the margin's histogram bin too; invalid pairs have none.
+        with_health: Carry what warnings are made from too.
+        extra: More sums to carry; one named `min_...` merges by the minimum.
+    """
+    counts = [c.name for c in COUNT_ROLES if c.name in pairs.collect_schema()]
+    marked = pairs.with_columns(valid.alias(_VALID))
+    sums = [*_counts(), *(_health(counts, needs) if with_health else ()), *extra]
+    if objective is not None:
+        sums += _sums(objective, needs, is_wide=is_wide)
+    if by_bin:
+        bins = pl.when(_VALID).then(bin_of(pl.col(REWARD_MARGIN)))
+        return marked.with_columns(bins.alias(BIN)).group_by(*keys, BIN).agg(sums)
+    if not keys:
+        return marked.select(sums)
+    if in_order:
+        return marked.set_sorted(keys[0]).group_by(keys, maintain_order=True).agg(sums)
+    return marked.group_by(keys).agg(sums)
+
+
+def _counts() -> list[pl.Expr]:
+    return [
+        pl.len().cast(pl.Int64).alias(N_PAIRS),
+        pl.col(_VALID).sum().cast(pl.Int64).alias(N_VALID),
+    ]
+
+
+def _valid_only(column: str) -> pl.Expr:
+    return pl.when(_VALID).then(pl.col(column))
+
+
+def _health(counts: Sequence[str], needs: Needs) -> list[pl.Expr]:
+    unmoved = [
+        pl.col(policy.name) == pl.col(reference.name) if needs.reference else pl.lit(value=False)
+        for policy, reference in ((POLICY_CHOSEN, REF_CHOSEN), (POLICY_REJECTED, REF_REJECTED))
+    ]
+    return [
+        pl.all_horizontal(_VALID, *unmoved).sum().cast(pl.Int64).alias(N_UNMOVED),
+        *(_valid_only(name).min().alias(f"min_{name}") for name in needs.logps),
+        *(_valid_only(name).max().alias(f"max_{name}") for name in needs.logps),
+        *([pl.max_horizontal(pl.col(counts).max()).alias(MAX_TOKENS)] if counts else []),
+    ]
+
+
+def _sums(objective: Objective, needs: Needs, *, is_wide: bool) -> list[pl.Expr]:
+    margin = pl.col(REWARD_MARGIN)
+    wide = [LOSS, *([] if objective.reward_basis.is_linear else (CHOSEN_REWARD, REJECTED_REWARD))]
+    sum_of = exact_sum_of_wide if is_wide else exact_sum
+    return [
+        (is_correct(margin) & pl.col(_VALID)).sum().cast(pl.Int64).alias("n_correct"),
+        ((margin == 0.0) & pl.col(_VALID)).sum().cast(pl.Int64).alias("n_ties"),
+        *(sum_of(_valid_only(name)).alias(f"sum_{name}") for name in wide),
+        *(exact_sum(_valid_only(name)).alias(f"sum_{name}") for name in needs.logps),
+    ]
+
+
+def merge(partials: Sequence[pl.DataFrame], keys: Sequence[str] = ()) -> pl.DataFrame:
+    """Add partial sums group by group; groups keep the order in which they first appear."""
+    rows = pl.concat(partials)
+    combined = [
+        pl.col(name).min()
+        if name.startswith("min_")
+        else pl.col(name).max()
+        if name.startswith("max_")
+        else pl.col(name).sum()
+        for name in rows.columns
+        if name not in keys
+    ]
+    if not keys:
+        return rows.select(combined)
+    return rows.group_by(keys, maintain_order=True).agg(combined)
+
+
+def figures(sums: pl.DataFrame, objective: Objective, *, keys: Sequence[str] = ()) -> pl.DataFrame:
+    """Return the columns of `Summary` beside the keys, from merged partial sums."""
+    count = pl.col(N_VALID)
+    chosen, rejected, margin = _reward_means(objective, count)
+    return sums.select(
+        *keys,
+        n_pairs=pl.col(N_PAIRS),
+        n_valid=count,
+        n_invalid=pl.col(N_PAIRS) - count,
+        n_ties=pl.col("n_ties"),
+        loss=mean_of(pl.col(f"sum_{LOSS}"), count),
+        reward_accuracy=pl.col("n_correct") / pl.when(count > 0).then(count),
+        chosen_reward=chosen,
+        rejected_reward=rejected,
+        reward_margin=margin,
+        **{
+            name: mean_of(pl.col(f"sum_{name}"), count)
+            if f"sum_{name}" in sums.columns
+            else pl.lit(None, dtype=pl.Float64)
+            for name in LOGPS
+        },
+    )
+
+
+def _reward_means(objective: Objective, count: pl.Expr) -> tuple[pl.Expr, pl.Expr, pl.Expr]:
+    """Return the mean chosen reward, rejected reward and margin."""
+    basis = objective.reward_basis
+    if not basis.is_linear:
+        chosen, rejected = (pl.col(f"sum_{name}") for name in (CHOSEN_REWARD, REJECTED_REWARD))
+        scale = 1.0
+    else:
+        policy_chosen, policy_rejected, ref_chosen, ref_rejected = (
+            pl.col(f"sum_{name}") for name in LOGPS
+        )
+        chosen = policy_chosen - ref_chosen if basis.reference else policy_chosen
+        rejected = policy_rejected - ref_rejected if basis.reference else policy_rejected
+        scale = objective.beta
+    return (
+        scale * mean_of(chosen, count),
+        scale * mean_of(rejected, count),
+        scale * mean_of(chosen - rejected, count),
+    )

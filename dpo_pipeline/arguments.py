@@ -1,18 +1,157 @@
-"""Checks of arguments that more than one call takes."""
+"""How arguments are declared (an option is a field of a group) and checked."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from importlib.util import find_spec
 from numbers import Real
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final, TypeVar, dataclass_transform
 
 from dpo_pipeline.defaults import LOGP_LIMIT
 from dpo_pipeline.errors import ArgumentError, UsageError
 
 _NEEDED: Final = ("altair", "vl_convert")
+
+
+G = TypeVar("G")
+
+NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What values an option takes on the command line; `cli.flag_values` has the parser of each.
+
+    Attributes:
+        name: The kind.
+        metavar: What help calls a value.
+        repeats: Whether the option is given once for each value.
+        choices: The values, if there are only these.
+        completes: What a shell completes: "role" or "loss".
+        secret: Whether values stay out of dry runs and messages.
+    """
+
+    name: str
+    metavar: str | None = None
+    repeats: bool = False
+    choices: tuple[str, ...] = ()
+    completes: str | None = None
+    secret: bool = False
+
+
+def choice(*names: str) -> Kind:
+    """Return the kind of an option that takes one of these names."""
+    return Kind("choice", choices=names)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What a field says about itself.
+
+    Attributes:
+        flag: Its name on the command line; in settings the same without dashes.
+        kind: What values it takes.
+        help: What it does, in a sentence or two.
+        shown: Its default as help shows it, where the value does not say it.
+        calls: The commands that have it, of those that take its group; None for all.
+        varied: What differs for a command: its name to attributes of this class.
+    """
+
+    flag: str
+    kind: Kind
+    help: str
+    shown: str | None = None
+    calls: tuple[str, ...] | None = None
+    varied: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: NOTHING)
+
+    def of(self, call: str) -> Option:
+        """Return it as a command has it."""
+        return replace(self, **self.varied.get(call, {}))
+
+
+def option(flag: str, kind: Kind, help: str, *, default: Any, **more: Any) -> Any:  # noqa: A002  as in click
+    """Return a field that is an option; `more` are attributes of `Option`."""
+    metadata = {"option": Option(flag, kind, help, **more)}
+    if default is NOTHING:  # which dataclasses take for something that can change
+        return field(default_factory=lambda: NOTHING, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def argument(help: str, *, default: Any = MISSING) -> Any:  # noqa: A002  as in click
+    """Return a field that only Python can give."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass_transform(field_specifiers=(option, argument), frozen_default=True)
+def group(cls: type[G]) -> type[G]:
+    """Make a class a group of options: a frozen dataclass whose docstring lists its fields."""
+    made = dataclass(frozen=True, slots=True)(cls)
+    lines = []
+    for each in fields(made):  # type: ignore[arg-type]
+        declared = each.metadata.get("option")
+        text = each.metadata["help"] if declared is None else f"{declared.help} ({declared.flag})"
+        lines.append(f"    {each.name}: {text}")
+    made.__doc__ = "\n".join([f"{made.__doc__}\n", "Attributes:", *lines])
+    return made
+
+
+def default_of(declared: Field[Any]) -> Any:
+    """Return the default of a field; `MISSING` without one."""
+    factory = declared.default_factory
+    return declared.default if factory is MISSING else factory()
+
+
+def options_of(group: type[Any], call: str | None = None) -> Iterator[tuple[Field[Any], Option]]:
+    """Yield the fields of a group that are options, as a command has them (or as declared)."""
+    for each in fields(group):
+        found = each.metadata.get("option")
+        if found is not None and (call is None or found.calls is None or call in found.calls):
+            yield each, found if call is None else found.of(call)
+
+
+def given(group: type[G], value: Any, **bare: Any) -> G:
+    """Return a group from what a call was given for it.
+
+    Args:
+        group: The group.
+        value: One of the group, its short form, or None for all defaults.
+        bare: Fields that the call takes beside it; None for one that was not given.
+
+    Raises:
+        UsageError: A field is given both ways.
+    """
+    made: Any = value
+    if value is None:
+        made = group()
+    elif not isinstance(value, group):
+        short = getattr(group, "SHORT", {})
+        names = [name for kind, name in short.items() if isinstance(value, kind)]
+        made = group(**{names[0] if names else fields(group)[0].name: value})  # type: ignore[arg-type]
+    for name, own in bare.items():
+        there = getattr(made, name)
+        if own is not None and there != default_of(type(made).__dataclass_fields__[name]):
+            raise UsageError(
+                f"{name} is given twice: {name}={own!r}, and {there!r} in {group.__name__}"
+            )
+        if own is not None:
+            made = replace(made, **{name: own})
+    return made  # type: ignore[no-any-return]
+
+
+def differing(groups: Mapping[str, Any]) -> dict[str, Any]:
+    """Return flag to value of every option that is not at its default; of secrets the names."""
+    return {
+        declared.flag: sorted(value) if declared.kind.secret else value
+        for made in groups.values()
+        if made is not None
+        for each, declared in options_of(type(made))
+        for value in [getattr(made, each.name)]
+        if value != default_of(each)
+    }
 
 
 def check_extra() -> None:

@@ -1,15 +1,32 @@
-"""What can be asked of statistics."""
+"""Every option of the library, once: a field of one of these groups.
+
+A field holds its flag, its kind, its help and its default. The command line, the settings, the
+environment variables, the table of options, the docstrings and the dry run walk over the fields.
+Calls take groups, or their short forms: `on_invalid="exclude"` stands for `OnInvalid("exclude")`.
+To add an option, add a field here, and use it where the call reads it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, MISSING
+from threading import Event
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
-from dpo_pipeline.arguments import checked_names
-from dpo_pipeline.columns import did_you_mean
-from dpo_pipeline.defaults import CONFIDENCE_LEVEL
+from dpo_pipeline import defaults
+from dpo_pipeline.arguments import (
+    NOTHING,
+    Kind,
+    Option,
+    argument,
+    checked_names,
+    choice,
+    group,
+    option,
+)
+from dpo_pipeline.columns import PAIR_ID, ROLES, did_you_mean
 from dpo_pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,29 +35,371 @@ if TYPE_CHECKING:
 BENCHMARK_NAMES: Final = ("rewardbench", "rewardbench-with-prior-sets")
 """Benchmarks whose sections can be scored."""
 
+FLAG: Final = Kind("flag")
+NUMBER: Final = Kind("number")
+WHOLE: Final = Kind("whole")
+PATH: Final = Kind("path")
+SHARE: Final = Kind("share")
+FORMAT: Final = Kind("format")
+COLUMN: Final = Kind("text", "COLUMN")
+COLUMNS: Final = Kind("text", "COLUMN", repeats=True)
+OBJECT: Final = Kind("object", "MODULE:NAME")
+ROLE_COLUMNS: Final = Kind("roles", "ROLE=NAME", repeats=True, completes="role")
+LOSSES: Final = Kind("losses", "NAME[=WEIGHT]", repeats=True, completes="loss")
+VALUES: Final = Kind("values", "NAME=VALUE", repeats=True)
+NUMBERS: Final = Kind("numbers", "NAME=VALUE", repeats=True)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+_FORMAT: Final = "by the ending of the name, else parquet"
+
+
+@group
+class Pairs:
+    """Where pairs are, and in which form."""
+
+    source: Any = argument(
+        "A dataframe of any kind, or files: a path, a list, a glob, a folder, an address."
+    )
+    _: KW_ONLY
+    format: str | None = option(
+        "--format",
+        FORMAT,
+        "The format of PAIRS.",
+        varied={
+            "compare": {"help": "The format of A and of B, which `evaluate --help` describes."},
+            "convert": {"help": "The format of PAIRS, which `evaluate --help` describes."},
+        },
+        shown=_FORMAT,
+        default=None,
+    )
+    columns: Mapping[str, str] | None = option(
+        "--column",
+        ROLE_COLUMNS,
+        f"The input column of a role ({', '.join(ROLES)}). Repeatable.",
+        default=None,
+    )
+    reference: Reference | None = argument(
+        "The reference of these pairs alone, for a side of a comparison.", default=None
+    )
+
+
+@group
+class Reference:
+    """Where the reference's log-probs are, if not beside the policy's."""
+
+    source: Any = option(
+        "--reference",
+        PATH,
+        "The reference's log-probs, if PAIRS has the policy's alone.",
+        default=MISSING,
+    )
+    _: KW_ONLY
+    on: str = option(
+        "--on",
+        COLUMN,
+        "The key that joins PAIRS and --reference.",
+        default=PAIR_ID.name,
+        varied={"compare": {"help": "The key that joins A, B and --reference."}},
+    )
+    format: str | None = option(
+        "--reference-format",
+        FORMAT,
+        "The format of --reference.",
+        shown=_FORMAT,
+        default=None,
+    )
+    columns: Mapping[str, str] | None = option(
+        "--reference-column",
+        ROLE_COLUMNS,
+        "As --column, for --reference. Repeatable.",
+        default=None,
+    )
+
+
+@group
+class Contract:
+    """What a pair must be."""
+
+    schema: Any = option(
+        "--contract",
+        OBJECT,
+        "A pandera schema or model whose checks are added to the contract's.",
+        default=None,
+    )
+    _: KW_ONLY
+    max_logp: float | None = option(
+        "--max-logp",
+        NUMBER,
+        "Largest log-probability accepted, in nats; bf16 exports can reach 0.125.",
+        shown=f"{defaults.MAX_LOGP:g}, or the format's",
+        default=None,
+    )
+
+
+@group
+class Objective:
+    """What is computed of a pair."""
+
+    loss: Any = option(
+        "--loss",
+        LOSSES,
+        "A loss (`dpo-pipeline losses` lists them). Repeated: their weighted sum.",
+        default=defaults.LOSS_NAME,
+        shown=defaults.LOSS_NAME,
+        varied={
+            "sweep": {
+                "kind": Kind("text", "NAME", repeats=True, completes="loss"),
+                "help": "A loss (`dpo-pipeline losses` lists them). Repeatable.",
+            }
+        },
+    )
+    _: KW_ONLY
+    beta: Any = option(
+        "--beta",
+        NUMBER,
+        "KL strength of the loss, at least 0.",
+        shown=f"{defaults.BETA:g}, or the dialect's",
+        varied={
+            "sweep": {
+                "kind": Kind("number", repeats=True),
+                "help": "KL strength of the losses, at least 0. Repeatable.",
+            }
+        },
+        default=None,
+    )
+    arguments: Mapping[str, float | bool | str] = option(
+        "--loss-arg",
+        VALUES,
+        "An argument of the loss: label_smoothing=0.1, per_token=true. Repeatable.",
+        default=NOTHING,
+    )
+    dialect: str | None = option(
+        "--dialect",
+        choice(*defaults.DIALECT_NAMES),
+        "The conventions of a system, where systems disagree.",
+        default=None,
+    )
+
+
+@group
+class Subsets:
+    """Figures by subset."""
+
+    by: str | Sequence[str] = option(
+        "--by", COLUMNS, default=(), help="Figures by subset. Repeatable."
+    )
+    _: KW_ONLY
+    histogram: bool = option(
+        "--histogram",
+        FLAG,
+        "Also the histogram of margins (with --json).",
+        default=False,
+        calls=("evaluate", "score"),
+    )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns, each once."""
+        return checked_names("by", self.by)
+
+
+@group
+class Batches:
+    """Means of batches."""
+
+    SHORT: ClassVar[Mapping[Any, str]] = MappingProxyType({str: "file", os.PathLike: "file"})
+
+    size: int | None = option(
+        "--batch-size",
+        WHOLE,
+        "Means of so many consecutive rows.",
+        default=None,
+    )
+    _: KW_ONLY
+    by: str | None = option(
+        "--batch-by", COLUMN, help="Means by the value of a column.", default=None
+    )
+    file: str | os.PathLike[str] | None = option(
+        "--batches",
+        PATH,
+        "Write the batch means to this Parquet file; needed beyond "
+        f"{defaults.MAX_BATCHES_HELD:,} batches.",
+        default=None,
+    )
+
+
+@group
+class OnInvalid:
+    """What happens to pairs that break the contract."""
+
+    action: str = option(
+        "--on-invalid",
+        choice(*defaults.ON_INVALID),
+        "What to do with pairs that break the contract.",
+        default="raise",
+        calls=("evaluate", "sweep", "score", "compare"),
+        varied={"score": {"kind": choice(*defaults.ON_INVALID_JOB)}},
+    )
+    _: KW_ONLY
+    at_most: float | None = option(
+        "--max-invalid",
+        SHARE,
+        "Fail if more pairs are invalid: a count (10) or a share (0.01, 1%).",
+        default=None,
+    )
+    file: str | os.PathLike[str] | None = option(
+        "--invalid",
+        PATH,
+        "Where quarantined pairs go.",
+        shown="beside OUT, with .invalid before the ending",
+        calls=("score",),
+        default=None,
+    )
+
+
+@group
+class Scored:
+    """What scored pairs are made of."""
+
+    keep: str | Sequence[str] | None = option(
+        "--keep",
+        COLUMNS,
+        "Input columns to carry along. Repeatable.",
+        default=None,
+    )
+    _: KW_ONLY
+    replace: bool = option(
+        "--replace",
+        FLAG,
+        "Overwrite input columns named like an output's.",
+        default=False,
+    )
+    part_rows: int | None = option(
+        "--part-rows",
+        WHOLE,
+        "Cut inputs, between row groups, into parts of at most so many rows: OUT is a folder.",
+        default=None,
+    )
+
+
+@group
+class Outputs:
+    """Documents that a call writes, whole or not at all."""
+
+    summary: str | os.PathLike[str] | None = option(
+        "--summary",
+        PATH,
+        "Keep the JSON document in this file.",
+        calls=("check", "evaluate", "sweep", "score", "compare"),
+        default=None,
+    )
+    _: KW_ONLY
+    report: str | os.PathLike[str] | None = option(
+        "--report",
+        PATH,
+        "Write the report, an HTML page that opens without a network, to this file. Asks for "
+        "statistics; needs the extra `report`.",
+        calls=("evaluate", "compare"),
+        varied={"compare": {"help": "Write the report, one HTML page, to this file."}},
+        default=None,
+    )
+    overwrite: bool = option("--overwrite", FLAG, default=False, help="Replace outputs that exist.")
+    protected: tuple[str, ...] = argument(
+        "Files that must never become outputs, such as those of settings.", default=()
+    )
+
+
+@group
+class Execution:
+    """Where the work is done, and how its data is reached."""
+
+    engine: Any = option(
+        "--engine",
+        choice(*defaults.ENGINES),
+        "Where the work is done; what is computed does not depend on it.",
+        default=defaults.ENGINES[0],
+        calls=("check", "evaluate", "sweep", "score", "compare"),
+    )
+    _: KW_ONLY
+    ray_address: str | None = option(
+        "--ray-address",
+        Kind("text", "ADDRESS"),
+        "The Ray cluster of --engine ray.",
+        shown="RAY_ADDRESS, or a cluster that is started here",
+        calls=("check", "evaluate", "sweep", "score"),
+        default=None,
+    )
+    storage_options: Mapping[str, Any] | None = option(
+        "--storage-option",
+        Kind("store", "NAME=VALUE", repeats=True, secret=True),
+        "What Polars is to know of an object store: aws_region=us-east-1. Repeatable; keys "
+        "and tokens are better in the environment, or from --credential-provider.",
+        default=None,
+    )
+    credential_provider: Callable[[], Any] | Literal["auto"] | None = option(
+        "--credential-provider",
+        OBJECT,
+        "A function that gives credentials of the store, as in Polars.",
+        default="auto",
+        shown="",
+    )
+    progress: Callable[[Any], None] | None = argument(
+        "Called with a `Progress` now and then, maybe from another thread.", default=None
+    )
+    cancel: Event | None = argument("Set it to stop the run.", default=None)
+
+
+@group
 class StatisticsOptions:
-    """How the statistics of an evaluation are made.
+    """How statistics are made.
 
     Errors are those between prompts: pairs with one `prompt_id` are one sample of them. A pair
     without one is taken as independent of all others.
-
-    Attributes:
-        level: Of every interval, above 0 and below 1.
-        judge: A column with a judge's (or a human's) score of the chosen completion less that of
-            the rejected one; or the two columns, chosen first.
-        weights: What each subset counts in the weighted mean over subsets: its value (a tuple of
-            values for several columns), or its text, to a number of at least 0. Every subset
-            must be named.
-        sections: A benchmark whose sections are to be scored: "rewardbench", or
-            "rewardbench-with-prior-sets". Needs `by`, with the one column of its subsets.
     """
 
-    level: float = CONFIDENCE_LEVEL
-    judge: str | tuple[str, ...] = ()
-    weights: Mapping[Any, float] = field(default_factory=lambda: MappingProxyType({}))
-    sections: str | None = None
+    ASKED_BY: ClassVar[Option] = Option(
+        "--statistics",
+        FLAG,
+        "Also intervals, baselines, calibration, length and findings. Pairs of one prompt_id "
+        "are taken as one sample, pairs without it as independent.",
+        calls=("evaluate",),
+    )
+
+    _: KW_ONLY
+    level: float = option(
+        "--level",
+        NUMBER,
+        "Of the intervals. Asks for statistics, as do the next four.",
+        default=defaults.CONFIDENCE_LEVEL,
+        varied={
+            "compare": {
+                "help": "Of the intervals; a p-value below 1 - level is a difference shown."
+            }
+        },
+    )
+    judge: str | tuple[str, ...] = option(
+        "--judge",
+        COLUMNS,
+        "A judge's score of chosen less rejected, or (twice) the two scores, chosen first.",
+        default=(),
+        calls=("evaluate",),
+    )
+    weights: Mapping[Any, float] = option(
+        "--weight",
+        Kind("numbers", "SUBSET=NUMBER", repeats=True),
+        "What a subset of --by counts in the weighted mean; of several columns "
+        "VALUE,VALUE=NUMBER. Repeatable, for every subset.",
+        default=NOTHING,
+        calls=("evaluate",),
+    )
+    sections: str | None = option(
+        "--sections",
+        Kind("text", "BENCHMARK"),
+        "Score the sections of rewardbench, or rewardbench-with-prior-sets, from its subsets "
+        "(--by).",
+        calls=("evaluate",),
+        default=None,
+    )
 
     def __post_init__(self) -> None:
         if not (isinstance(self.level, float) and 0.0 < self.level < 1.0):
@@ -74,3 +433,63 @@ class StatisticsOptions:
                 raise UsageError(f"judge: {name!r} is not a column{near}")
             if not columns[name].is_numeric():
                 raise UsageError(f"judge: {name!r} is {columns[name]}, and must be a number")
+
+
+@group
+class Gates:
+    """Marks that figures must reach; a run that misses one has printed and written its result."""
+
+    _: KW_ONLY
+    under: Mapping[str, float] = option(
+        "--fail-under",
+        NUMBERS,
+        "Exit code 4 if a figure is smaller, after all is printed and written. Names are "
+        "TRL's (rewards/accuracies) or the library's (reward_accuracy, advantage/longer, macro). "
+        "Repeatable.",
+        default=NOTHING,
+        varied={
+            "compare": {
+                "help": "Exit code 4 if B - A of a figure is smaller (reward_accuracy, loss), "
+                "after all is printed and written. Repeatable."
+            }
+        },
+    )
+    over: Mapping[str, float] = option(
+        "--fail-over",
+        NUMBERS,
+        "The same if a figure is larger (loss, n_invalid). Repeatable.",
+        default=NOTHING,
+    )
+    by_interval: bool = option(
+        "--fail-on-interval",
+        FLAG,
+        "Compare the end of the interval that is nearer to failing, not the value.",
+        default=False,
+    )
+    no_verdict: bool = option(
+        "--fail-on-no-verdict",
+        FLAG,
+        "Exit code 4 if the policies cannot be compared.",
+        default=False,
+        calls=("compare",),
+    )
+
+
+_READ: Final = {"pairs": Pairs, "reference": Reference, "contract": Contract, "loss": Objective}
+_RUN: Final = {"on_invalid": OnInvalid, "outputs": Outputs, "execution": Execution}
+_GROUPED: Final = {"by": Subsets, "batches": Batches}
+
+CALLS: Final[Mapping[str, Mapping[str, type[Any]]]] = MappingProxyType(
+    {
+        "check": _READ | _RUN,
+        "evaluate": _READ | _GROUPED | {"statistics": StatisticsOptions} | _RUN | {"gates": Gates},
+        "sweep": _READ | _GROUPED | _RUN,
+        "score": _READ | _GROUPED | {"scored": Scored} | _RUN | {"gates": Gates},
+        "convert": {"pairs": Pairs, "outputs": Outputs, "execution": Execution},
+        "compare": _READ
+        | {"by": Subsets, "statistics": StatisticsOptions}
+        | _RUN
+        | {"gates": Gates},
+    }
+)
+"""The commands, each with the groups that it takes, under the parameters of its call."""

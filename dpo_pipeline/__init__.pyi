@@ -27,11 +27,23 @@ from .evaluation import (
 )
 from .invalid_report import InvalidReport as InvalidReport
 from .losses import dpo_loss as dpo_loss
-from .options import StatisticsOptions as StatisticsOptions
+from .options import (
+    Batches as Batches,
+    Contract as Contract,
+    Execution as Execution,
+    Gates as Gates,
+    Objective as Objective,
+    OnInvalid as OnInvalid,
+    Outputs as Outputs,
+    Pairs as Pairs,
+    Reference as Reference,
+    Scored as Scored,
+    StatisticsOptions as StatisticsOptions,
+    Subsets as Subsets,
+)
+from .plan import Plan as Plan, dry_run as dry_run
 from .scoring import (
-    DryRun as DryRun,
     arrow_stage as arrow_stage,
-    dry_run as dry_run,
     score as score,
     score_parquet as score_parquet,
     token_kl as token_kl,

@@ -35,7 +35,6 @@ LOSS_NAMES: Final = (
     "aot",
     "aot_unpaired",
     "kto_pair",
-    "bco_pair_running",
 )
 """The losses of `loss_catalogue`, which a test compares: what a shell completes."""
 
@@ -53,6 +52,9 @@ LOGP_LIMIT: Final = 2.0**22
 
 WIDE_LIMIT: Final = 2.0**50
 """Largest magnitude of a loss or reward that is summed where a loss can be larger (1.1e15)."""
+
+BATCH_SIZE: Final = 64
+"""Rows of a batch, where batches are asked for by their file alone."""
 
 MAX_BATCHES_HELD: Final = 1_000_000
 """Batches that a result holds in memory; beyond it they go to a file."""

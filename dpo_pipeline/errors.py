@@ -230,19 +230,24 @@ class MissedMark:
 
 
 class GateError(DpoPipelineError):
-    """Raised when a figure missed the mark that was set for it; results are there nonetheless.
+    """Raised when a result does not pass its gate; it is there nonetheless.
 
     Attributes:
-        source: What was evaluated.
-        missed: The figures and their marks.
+        source: What was evaluated or compared.
+        missed: The figures that missed their marks.
+        why: Why a comparison gives no verdict; None if it does.
     """
 
     exit_code: ClassVar[int] = 4
 
-    def __init__(self, source: str, missed: tuple[MissedMark, ...]) -> None:
+    def __init__(
+        self, source: str, missed: tuple[MissedMark, ...] = (), *, why: str | None = None
+    ) -> None:
         self.source = source
         self.missed = missed
-        super().__init__(f"{source} fails its gate: {'; '.join(map(str, missed))}")
+        self.why = why
+        reasons = [*map(str, missed), *([] if why is None else [why])]
+        super().__init__(f"{source} fails its gate: {'; '.join(reasons)}")
 
 
 class Cancelled(DpoPipelineError):  # noqa: N818  it is an outcome that the caller asked for

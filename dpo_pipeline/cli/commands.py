@@ -1,138 +1,49 @@
-"""The commands that read pairs."""
+"""The commands that read pairs: each makes a plan of the library's call, and runs or prints it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from threading import Event
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from dpo_pipeline import defaults, errors as exit_codes
-from dpo_pipeline.cli.flag_values import (
-    library_arguments,
-    mapping_of,
-    with_format_settings,
-    with_statistics,
-)
-from dpo_pipeline.cli.flags import (
-    BY,
-    COLUMN,
-    ENGINE,
-    FIGURES,
-    FORMATS_READ,
-    GATE,
-    JSON,
-    KEPT,
-    OBJECTIVE,
-    OVERWRITE,
-    PAIRS,
-    QUIET,
-    RUN,
-    STATISTICS,
-    STORE,
-    SWEPT,
-    complete_role,
-    format_option,
-    on_invalid_option,
-    option,
-    taking,
-)
-from dpo_pipeline.cli.running import library_call, opened, print_figures, print_result, run
-from dpo_pipeline.cli.settings import config_option
-from dpo_pipeline.errors import InvalidPairsError
+from dpo_pipeline import errors as exit_codes
+from dpo_pipeline.cli.flag_values import groups_given, roles
+from dpo_pipeline.cli.flags import B_COLUMN, flags_of, run_options
+from dpo_pipeline.cli.running import print_invalid, print_result, print_warnings, run
+from dpo_pipeline.cli.settings import config_file
+from dpo_pipeline.errors import InvalidPairsError, UsageError
+from dpo_pipeline.options import OnInvalid, StatisticsOptions
 
 if TYPE_CHECKING:
-    from dpo_pipeline.comparison import Comparison
     from dpo_pipeline.engine import ProgressCallback
+    from dpo_pipeline.options import Gates
 
-_SIDES: Final = (
-    option(
-        "--b-column",
-        multiple=True,
-        metavar="ROLE=NAME",
-        shell_complete=complete_role,
-        help="As --column, for B alone, instead of --column. Repeatable.",
-    ),
-    format_option("--format", "A and of B, which `evaluate --help` describes"),
-    format_option("--reference-format", "--reference"),
-)
-_LEVEL: Final = option(
-    "--level",
-    type=float,
-    default=defaults.CONFIDENCE_LEVEL,
-    show_default=True,
-    help="Of the intervals; a p-value below 1 - level is a difference shown.",
-)
-_REPORT: Final = option(
-    "--report", type=click.Path(), help="Write the report, one HTML page, to this file."
-)
+Groups = dict[str, Any]
 
 
-@click.command(short_help="Compare two policies on the same pairs.")
-@click.argument("a", type=click.Path())
-@click.argument("b", type=click.Path())
-@taking(*PAIRS, *_SIDES, *OBJECTIVE, BY, _LEVEL, _REPORT, OVERWRITE)
-@taking(on_invalid_option(defaults.ON_INVALID), config_option, JSON, QUIET)
-def compare(a: str, b: str, **options: Any) -> int:
-    """Say whether policy B is better than policy A on the pairs that both have, and where.
+def _planned(function: str, places: tuple[Any, ...], groups: Groups, ctx: click.Context) -> Any:
+    """Make the plan of a call, and run it unless a dry run was asked for."""
+    import dpo_pipeline
 
-    A and B are joined by --on. Pairs of one prompt_id are taken as one sample. A side without
-    reference log-probs takes those of the other. --column, --max-logp and the like are of both.
-
-    \b
-    Examples:
-      dpo-pipeline compare a.parquet b.parquet
-      dpo-pipeline compare a.parquet b.parquet --by split --json
-      dpo-pipeline compare a.parquet b.parquet --on pair_id --beta 0.05 --level 0.99
-    """  # noqa: D301  click takes the backspace itself
-    options["dry_run"] = False
-    arguments = library_arguments(options)
-    arguments["b_columns"] = mapping_of("--b-column", arguments.pop("b_column")) or None
-    page, overwrite = arguments.pop("report"), arguments.pop("overwrite")
-    with_format_settings(a, arguments)
-    if page is not None:
-        from dpo_pipeline.arguments import check_extra, check_page_path
-        from dpo_pipeline.storage import OutputChecks
-
-        # Before anything is read, as the comparison would be lost.
-        check_extra()
-        check_page_path(page)
-        OutputChecks(overwrite=overwrite).stage(page)
+    plan = getattr(dpo_pipeline, function).plan
+    config = config_file(ctx)
+    if config is not None:
+        groups["outputs"] = replace(groups["outputs"], protected=(config,))
 
     def call(cancel: Event, progress: ProgressCallback | None) -> Any:
-        of_b = {
-            "format": arguments["format"],
-            "reference_format": None,
-            "reference": None,
-            "on": arguments["on"],
-            "columns": arguments["b_columns"] or arguments["columns"],
-        }
-        sides = opened(a, arguments, cancel), opened(b, of_b, cancel)
-        return library_call(
-            "compare", options, *sides, cancel=cancel, progress=progress, **arguments
-        )
+        execution = replace(groups["execution"], cancel=cancel, progress=progress)
+        made = plan(*places, **{**groups, "execution": execution})
+        return made if ctx.params["dry_run"] else made.run()
 
-    result: Comparison = run(call, options)
-    from dpo_pipeline.comparison import counted
-
-    if page is not None:
-        result.report(page, overwrite=overwrite)
-    for side in (result.a, result.b):
-        if side.invalid is not None:
-            excluded = counted(side.n_invalid, "common pair")
-            click.echo(f"{side.invalid}\nexcluded: {excluded}", err=True)
-    return print_result(result, options)
+    return run(call, quiet=ctx.params["quiet"])
 
 
-_PAIRS_ARGUMENT: Final = click.argument("pairs", type=click.Path())
-
-
-@click.command()
-@_PAIRS_ARGUMENT
-@taking(*PAIRS, *FORMATS_READ, *STORE, *RUN)
-def check(pairs: str, **options: Any) -> int:
-    """Check PAIRS against the contract.
+def _check(groups: Groups, ctx: click.Context) -> int:
+    """Check PAIRS against the contract of a loss.
 
     Exit code 1 if a pair is invalid, or more than --max-invalid are.
 
@@ -141,29 +52,28 @@ def check(pairs: str, **options: Any) -> int:
       dpo-pipeline check pairs.parquet --max-logp 0.125
       dpo-pipeline check pairs.parquet --max-invalid 1% --json
     """  # noqa: D301  click takes the backspace itself
-    arguments = library_arguments(options)
-    with_format_settings(pairs, arguments)
-    limit = arguments.pop("max_invalid")
-    arguments["max_invalid"] = 0 if limit is None else limit
-
-    def call(cancel: Event, progress: ProgressCallback | None) -> Any:
-        source = opened(pairs, arguments, cancel)
-        return library_call("check", options, source, cancel=cancel, progress=progress, **arguments)
-
+    limit = groups["on_invalid"].at_most
+    pairs = replace(groups.pop("pairs"), source=ctx.params["pairs"])
+    # Whether too many are invalid is said when the report is printed and written.
+    groups["on_invalid"] = OnInvalid("exclude")
     try:
-        return print_result(run(call, options), options)
+        report = _planned("check", (pairs,), groups, ctx)
     except InvalidPairsError as error:
-        if limit is not None:
-            click.echo(error.reason, err=True)
-        print_result(error.report, options)
+        print_result(error.report, ctx)
         return exit_codes.BROKEN_CONTRACT
+    print_result(report, ctx)
+    if ctx.params["dry_run"]:
+        return exit_codes.DONE
+    from dpo_pipeline.evaluation import why_refused
+
+    allowed = OnInvalid("exclude", at_most=0 if limit is None else limit)
+    reason = why_refused(allowed, report.n_invalid, report.n_pairs, "pair")
+    if reason is not None and limit is not None:
+        click.echo(reason, err=True)
+    return exit_codes.DONE if reason is None else exit_codes.BROKEN_CONTRACT
 
 
-@click.command(short_help="Print figures: loss, rewards, accuracy.")
-@_PAIRS_ARGUMENT
-@taking(*PAIRS, *FORMATS_READ, *FIGURES, *STATISTICS, *GATE)
-@taking(on_invalid_option(defaults.ON_INVALID), *STORE, *ENGINE, *RUN)
-def evaluate(pairs: str, **options: Any) -> int:
+def _evaluate(groups: Groups, ctx: click.Context) -> int:
     """Print the figures of PAIRS: loss, rewards, accuracy, margins, log-probs.
 
     \b
@@ -175,29 +85,35 @@ def evaluate(pairs: str, **options: Any) -> int:
       dpo-pipeline evaluate pairs.parquet --by split --report report.html
       dpo-pipeline evaluate pairs.parquet --fail-under rewards/accuracies=0.5 --fail-on-interval
     """  # noqa: D301  click takes the backspace itself
-    arguments = library_arguments(options)
-    gate = with_statistics(arguments)
-    with_format_settings(pairs, arguments)
+    from dpo_pipeline.evaluation import GATED, check_gates, check_gates_asked, needs_statistics
 
-    def call(cancel: Event, progress: ProgressCallback | None) -> Any:
-        source = opened(pairs, arguments, cancel)
-        return library_call(
-            "evaluate", options, source, cancel=cancel, progress=progress, **arguments
-        )
+    gates, asked = groups.pop("gates"), groups["statistics"]
+    check_gates(gates, GATED)
+    check_gates_asked(
+        gates,
+        by=groups["by"].names,
+        weights=asked is not None and asked.weights,
+        sections=asked is not None and asked.sections,
+    )
+    if asked is None and needs_statistics(gates):
+        groups["statistics"] = StatisticsOptions()
+    pairs = replace(groups.pop("pairs"), source=ctx.params["pairs"])
+    return _figures("evaluate", (pairs,), groups, ctx, gates)
 
-    result = run(call, options)
-    code = print_figures(result, options)
-    if not options["dry_run"]:
-        gate.check(result)
-    return code
+
+def _sweep(groups: Groups, ctx: click.Context) -> int:
+    """Print the figures of PAIRS for every --beta with every --loss, reading it once.
+
+    \b
+    Examples:
+      dpo-pipeline sweep pairs.parquet --beta 0.05 --beta 0.1 --loss sigmoid --loss ipo
+      dpo-pipeline sweep pairs.parquet --beta 0.1 --json
+    """  # noqa: D301  click takes the backspace itself
+    pairs = replace(groups.pop("pairs"), source=ctx.params["pairs"])
+    return _figures("sweep", (pairs,), groups, ctx, None)
 
 
-@click.command(short_help="Write pairs with rewards and loss.")
-@_PAIRS_ARGUMENT
-@click.argument("out", type=click.Path())
-@taking(*PAIRS, *FIGURES, on_invalid_option(defaults.ON_INVALID_JOB), *KEPT)
-@taking(*STORE, *ENGINE, *RUN)
-def score(pairs: str, out: str, **options: Any) -> int:
+def _score(groups: Groups, ctx: click.Context) -> int:
     """Score PAIRS into OUT: a file for a file, a folder for a folder or a glob.
 
     \b
@@ -206,43 +122,46 @@ def score(pairs: str, out: str, **options: Any) -> int:
       dpo-pipeline score pairs.parquet small.parquet --keep pair_id --summary summary.json
       dpo-pipeline score 'runs/*.parquet' scored/ --on-invalid quarantine --max-invalid 1%
     """  # noqa: D301  click takes the backspace itself
-    arguments = library_arguments(options)
+    from dpo_pipeline.evaluation import SUMMED, check_gates
 
-    def call(cancel: Event, progress: ProgressCallback | None) -> Any:
-        return library_call(
-            "score_parquet", options, pairs, out, cancel=cancel, progress=progress, **arguments
-        )
-
-    return print_figures(run(call, options), options)
-
-
-@click.command(short_help="Print figures for several betas and losses.")
-@_PAIRS_ARGUMENT
-@taking(*PAIRS, *FORMATS_READ, *SWEPT, on_invalid_option(defaults.ON_INVALID), *STORE, *RUN)
-def sweep(pairs: str, **options: Any) -> int:
-    """Print the figures of PAIRS for every --beta with every --loss, reading it once.
-
-    \b
-    Examples:
-      dpo-pipeline sweep pairs.parquet --beta 0.05 --beta 0.1 --loss sigmoid --loss ipo
-      dpo-pipeline sweep pairs.parquet --beta 0.1 --json
-    """  # noqa: D301  click takes the backspace itself
-    arguments = library_arguments(options)
-    with_format_settings(pairs, arguments)
-
-    def call(cancel: Event, progress: ProgressCallback | None) -> Any:
-        source = opened(pairs, arguments, cancel)
-        return library_call("sweep", options, source, cancel=cancel, progress=progress, **arguments)
-
-    return print_figures(run(call, options), options)
+    gates = groups.pop("gates")
+    check_gates(gates, SUMMED)
+    if gates.by_interval:
+        raise UsageError("score makes no intervals: use evaluate for --fail-on-interval")
+    pairs = replace(groups.pop("pairs"), source=ctx.params["pairs"])
+    return _figures("score_parquet", (pairs, ctx.params["out"]), groups, ctx, gates)
 
 
-@click.command(short_help="Write another format as Parquet.")
-@_PAIRS_ARGUMENT
-@click.argument("out", type=click.Path())
-@taking(format_option("--format", "PAIRS, which `evaluate --help` describes"), COLUMN)
-@taking(OVERWRITE, *RUN)
-def convert(pairs: str, out: str, **options: Any) -> int:
+def _figures(
+    function: str, places: tuple[Any, ...], groups: Groups, ctx: click.Context, gates: Gates | None
+) -> int:
+    """Print figures to stdout, and to stderr what was left out and warned of."""
+    result = _planned(function, places, groups, ctx)
+    if ctx.params["dry_run"]:
+        return print_result(result, ctx)
+    done = "quarantined" if groups["on_invalid"].action == "quarantine" else "excluded"
+    print_invalid(result.invalid, done, result.invalid.n_invalid, "pair")
+    print_warnings(result.invalid.warnings, ctx)
+    code = print_result(result, ctx)
+    if gates is not None:
+        _pass(gates, result)
+    return code
+
+
+def _pass(gates: Gates, result: Any) -> None:
+    """Raise a GateError if a result does not pass its gates."""
+    import dpo_pipeline
+
+    dpo_pipeline.gate(
+        result,
+        under=gates.under,
+        over=gates.over,
+        by_interval=gates.by_interval,
+        no_verdict=gates.no_verdict,
+    )
+
+
+def _convert(groups: Groups, ctx: click.Context) -> int:
     """Write PAIRS as Parquet under the contract's names, checking no values.
 
     \b
@@ -250,24 +169,94 @@ def convert(pairs: str, out: str, **options: Any) -> int:
       dpo-pipeline convert pairs.csv pairs.parquet --overwrite
       dpo-pipeline convert trained_dataset/ reference.parquet --format trl
     """  # noqa: D301  click takes the backspace itself
-    arguments = {
-        "columns": mapping_of("--column", options["column"]),
-        "overwrite": options["overwrite"],
-    }
-
-    def call(cancel: Event, progress: ProgressCallback | None) -> Any:
-        places = (pairs, out, options["format"])
-        return library_call(
-            "convert", options, *places, cancel=cancel, progress=progress, **arguments
-        )
-
-    result = run(call, options)
-    if options["dry_run"]:
-        return print_result(result, options)
+    out = ctx.params["out"]
+    pairs = replace(groups.pop("pairs"), source=ctx.params["pairs"])
+    result = _planned("convert", (pairs, out), groups, ctx)
+    if ctx.params["dry_run"]:
+        return print_result(result, ctx)
     document = json.dumps({"path": out, "rows": result}, indent=2)
-    click.echo(document if options["json"] else f"{out}: {result:,} rows")
+    click.echo(document if ctx.params["json"] else f"{out}: {result:,} rows")
     return exit_codes.DONE
 
 
-COMMANDS: Final[tuple[click.Command, ...]] = (check, evaluate, sweep, score, convert)
-"""In the order of `--help`."""
+def _compare(groups: Groups, ctx: click.Context) -> int:
+    """Say whether policy B is better than policy A on the pairs that both have, and where.
+
+    A and B are joined by --on. Pairs of one prompt_id are taken as one sample. A side without
+    reference log-probs takes those of the other. --column, --max-logp and the like are of both.
+
+    \b
+    Examples:
+      dpo-pipeline compare a.parquet b.parquet
+      dpo-pipeline compare a.parquet b.parquet --by split --json
+      dpo-pipeline compare a.parquet b.parquet --on pair_id --beta 0.05 --level 0.99
+    """  # noqa: D301  click takes the backspace itself
+    from dpo_pipeline.comparison import COMPARED
+    from dpo_pipeline.evaluation import check_gates
+
+    gates, both = groups.pop("gates"), groups.pop("pairs")
+    check_gates(gates, tuple(COMPARED))
+    of_b = roles("--b-column", ctx.params["b_column"]) or both.columns
+    sides = (
+        replace(both, source=ctx.params["a"]),
+        replace(both, source=ctx.params["b"], columns=of_b),
+    )
+    result = _planned("compare", sides, {**groups, "on": ctx.params["on"]}, ctx)
+    if not ctx.params["dry_run"]:
+        for side in (result.a, result.b):
+            if side.invalid is not None:
+                print_invalid(side.invalid, "excluded", side.n_invalid, "common pair")
+    code = print_result(result, ctx)
+    if not ctx.params["dry_run"]:
+        _pass(gates, result)
+    return code
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Command:
+    """A command: what it does, its arguments, and its line in the list of commands."""
+
+    does: Callable[[Groups, click.Context], int]
+    places: tuple[str, ...] = ("pairs",)
+    short_help: str | None = None
+
+
+_COMMANDS: Final = {
+    "check": _Command(does=_check),
+    "evaluate": _Command(does=_evaluate, short_help="Print figures: loss, rewards, accuracy."),
+    "sweep": _Command(does=_sweep, short_help="Print figures for several betas and losses."),
+    "score": _Command(
+        does=_score, places=("pairs", "out"), short_help="Write pairs with rewards and loss."
+    ),
+    "convert": _Command(
+        does=_convert, places=("pairs", "out"), short_help="Write another format as Parquet."
+    ),
+    "compare": _Command(
+        does=_compare, places=("a", "b"), short_help="Compare two policies on the same pairs."
+    ),
+}
+
+
+def commands(calls: Mapping[str, Mapping[str, type[Any]]]) -> list[click.Command]:
+    """Return the commands for these groups of options, in the order of `--help`."""
+    return [_command(name, made, calls[name]) for name, made in _COMMANDS.items()]
+
+
+def _command(name: str, made: _Command, groups: Mapping[str, type[Any]]) -> click.Command:
+    def callback(**_: Any) -> int:
+        ctx = click.get_current_context()
+        return made.does(groups_given(name, groups, ctx), ctx)
+
+    own = [B_COLUMN] if name == "compare" else []
+    return click.Command(
+        name,
+        callback=callback,
+        params=[
+            *(click.Argument([place], type=click.Path()) for place in made.places),
+            *flags_of(name, groups),
+            *own,
+            *run_options(),
+        ],
+        help=made.does.__doc__,
+        short_help=made.short_help,
+    )

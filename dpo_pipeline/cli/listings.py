@@ -95,5 +95,5 @@ def completion(ctx: click.Context, shell: str) -> int:
     return exit_codes.DONE
 
 
-COMMANDS: Final[tuple[click.Command, ...]] = (losses, contract, completion)
+LISTINGS: Final[tuple[click.Command, ...]] = (losses, contract, completion)
 """In the order of `--help`."""

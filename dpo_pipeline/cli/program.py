@@ -10,28 +10,27 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Mapping
 from typing import Any, Final
 
 import click
 
 from dpo_pipeline import errors as exit_codes
-from dpo_pipeline.cli import (
-    commands as compare_command,
-    commands as pair_commands,
-    listings as listing_commands,
-)
+from dpo_pipeline.cli.commands import commands
+from dpo_pipeline.cli.listings import LISTINGS
 from dpo_pipeline.cli.running import Stopped
 from dpo_pipeline.cli.settings import PREFIX, used
 from dpo_pipeline.columns import did_you_mean
 from dpo_pipeline.errors import ColumnError, DpoPipelineError, UsageError
+from dpo_pipeline.options import CALLS
 
 PROGRAM: Final = "dpo-pipeline"
 
 _CODES: Final = "\n".join(f"  {code:<4} {text}" for code, text in exit_codes.MEANINGS.items())
 _HELP: Final = f"""Evaluate preference data offline: DPO loss, implicit rewards, reward accuracy.
 
-PAIRS is a Parquet file, a glob (quoted), or a folder, with one row a preference pair; some
-commands take other formats (--format), and convert makes Parquet of them.
+PAIRS is a Parquet file, a glob (quoted), or a folder, with one row a preference pair; or what
+--format says.
 
 Each command has examples: dpo-pipeline COMMAND --help.
 
@@ -82,22 +81,23 @@ class _Commands(click.Group):
             raise
 
 
-@click.group(
-    cls=_Commands,
-    help=_HELP,
-    context_settings={
-        "help_option_names": ["-h", "--help"],
-        "max_content_width": 100,
-        "auto_envvar_prefix": PREFIX,
-    },
-)
-@click.version_option(package_name="dpo_pipeline", prog_name=PROGRAM)
-def cli() -> None:
-    """Hold the commands."""
+def command_line(calls: Mapping[str, Mapping[str, type[Any]]] = CALLS) -> click.Group:
+    """Return the command line for these groups of options."""
+    group = _Commands(
+        help=_HELP,
+        context_settings={
+            "help_option_names": ["-h", "--help"],
+            "max_content_width": 100,
+            "auto_envvar_prefix": PREFIX,
+        },
+    )
+    for command in (*commands(calls), *LISTINGS):
+        group.add_command(command)
+    versioned = click.version_option(package_name="dpo_pipeline", prog_name=PROGRAM)
+    return versioned(group)
 
 
-for command in (*pair_commands.COMMANDS, compare_command.compare, *listing_commands.COMMANDS):
-    cli.add_command(command)
+cli: Final = command_line()
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""What commands share: opening what they read, running with progress and signals, printing."""
+"""What commands share: running with progress and signals, and printing."""
 
 from __future__ import annotations
 
@@ -7,25 +7,22 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from threading import Event, Lock, Thread
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TextIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TextIO, TypeVar
 
 import click
 
 from dpo_pipeline import errors as exit_codes
 from dpo_pipeline.cli.settings import used
-from dpo_pipeline.engine import Progress
-from dpo_pipeline.errors import Cancelled, DataWarning, UsageError
-from dpo_pipeline.sources import PARQUET, guess
+from dpo_pipeline.errors import Cancelled, DataWarning
 
 if TYPE_CHECKING:
-    from dpo_pipeline.engine import ProgressCallback
-    from dpo_pipeline.evaluation import Evaluation, Sweep
-    from dpo_pipeline.scoring import DryRun
+    from dpo_pipeline.engine import Progress, ProgressCallback
+    from dpo_pipeline.invalid_report import InvalidReport
 
-_Made = TypeVar("_Made")
+T = TypeVar("T")
 
 _LOOK_EVERY = 0.05  # seconds
 
@@ -42,7 +39,7 @@ class Stopped(Cancelled):
         super().__init__(f"stopped by {signal.Signals(signum).name}; nothing was published")
 
 
-def run_stoppable(function: Callable[[Event], _Made]) -> _Made:
+def run_stoppable(function: Callable[[Event], T]) -> T:
     """Run `function` with an event that SIGINT and SIGTERM set; a second signal exits at once.
 
     A signal handler of our own would keep Polars from seeing the signal while it computes in
@@ -53,7 +50,7 @@ def run_stoppable(function: Callable[[Event], _Made]) -> _Made:
     """
     cancel = Event()
     received: list[int] = []
-    outcome: list[_Made] = []
+    outcome: list[T] = []
     failure: list[BaseException] = []
 
     def handle(signum: int, _frame: FrameType | None) -> None:
@@ -87,9 +84,8 @@ def run_stoppable(function: Callable[[Event], _Made]) -> _Made:
 def _leave(code: int) -> NoReturn:
     """End the process now: no other thread is waited for, and what they wrote is removed."""
     try:
-        publishing = sys.modules.get(
-            "dpo_pipeline.storage.publication"
-        )  # nothing is published without
+        # Nothing is published where this was never imported.
+        publishing = sys.modules.get("dpo_pipeline.storage.publication")
         if publishing is not None:
             publishing.abandon_all()
     finally:
@@ -167,76 +163,33 @@ def _text(progress: Progress, seconds: float) -> str:
     return ", ".join(parts)
 
 
-T = TypeVar("T")
-
-
-def opened(pairs: str, arguments: dict[str, Any], cancel: Event) -> Any:
-    """Return what the library takes as PAIRS and, among its arguments, as --reference.
-
-    Raises:
-        UsageError: There is a --reference-format and no --reference.
-    """
-    format_name, of_reference = arguments.pop("format"), arguments.pop("reference_format")
-    keys = (arguments["on"],)
-    if arguments["reference"] is not None:
-        arguments["reference"] = _opened(
-            arguments["reference"],
-            of_reference,
-            columns=arguments["reference_columns"],
-            as_reference=True,
-            as_text=keys,
-            cancel=cancel,
-        )
-    elif of_reference is not None:
-        raise UsageError("--reference-format is of a --reference: give one")
-    return _opened(pairs, format_name, columns=arguments["columns"], as_text=keys, cancel=cancel)
-
-
-def _opened(path: str, format_name: str | None, **arguments: Any) -> Any:
-    from dpo_pipeline.sources import opened as opened_by_library
-
-    if format_name is None and guess(path) == PARQUET:
-        return path  # which the library opens, after it has looked at the other arguments
-    return opened_by_library(path, format_name, **arguments)
-
-
-def run(call: Callable[[Event, ProgressCallback | None], T], options: Mapping[str, Any]) -> T:
+def run(call: Callable[[Event, ProgressCallback | None], T], *, quiet: bool) -> T:
     """Call it with what tells it to stop, and with what shows progress on stderr."""
     with warnings.catch_warnings():
         # The data's warnings are in the result, to be printed once; numeric ones are not ours.
         warnings.simplefilter("ignore", DataWarning)
-        with ProgressLine(sys.stderr, enabled=not options["quiet"]) as line:
+        with ProgressLine(sys.stderr, enabled=not quiet) as line:
             return run_stoppable(lambda cancel: call(cancel, line.show if line.enabled else None))
 
 
-def library_call(name: str, options: Mapping[str, Any], *places: Any, **arguments: Any) -> Any:
-    """Call a function of the library, or with --dry-run say what it would do."""
-    import dpo_pipeline
-
-    function = getattr(dpo_pipeline, name)
-    if options["dry_run"]:
-        del arguments["cancel"], arguments["progress"]
-        return dpo_pipeline.dry_run(function, *places, **arguments)
-    return function(*places, **arguments)
-
-
-def print_result(result: Any, options: Mapping[str, Any]) -> int:
-    """Print what a call gave: JSON or text."""
-    if options["dry_run"] and not options["quiet"]:
-        for setting in used(click.get_current_context()):
+def print_result(result: Any, ctx: click.Context) -> int:
+    """Print what a call gave, or a plan: JSON or text."""
+    if ctx.params["dry_run"] and not ctx.params["quiet"]:
+        for setting in used(ctx):
             click.echo(f"setting: {setting}", err=True)
-    click.echo(result.to_json() if options["json"] else str(result))
+    click.echo(result.to_json() if ctx.params["json"] else str(result))
     return exit_codes.DONE
 
 
-def print_figures(result: Evaluation | Sweep | DryRun, options: Mapping[str, Any]) -> int:
-    """Print figures to stdout, and to stderr what was left out and warned of."""
-    if not options["dry_run"]:
-        report = cast("Evaluation | Sweep", result).invalid
-        if report.n_invalid:
-            done = "quarantined" if options["on_invalid"] == "quarantine" else "excluded"
-            click.echo(f"{report}\n{done}: {report.n_invalid:,} pairs", err=True)
-        if not options["quiet"]:
-            for text in report.warnings:
-                click.echo(f"warning: {text}", err=True)
-    return print_result(result, options)
+def print_invalid(report: InvalidReport, done: str, count: int, noun: str) -> None:
+    """Print to stderr which rules were broken, and what was done with the pairs."""
+    if report.n_invalid:
+        pairs = f"{count:,} {noun}{'' if count == 1 else 's'}"
+        click.echo(f"{report}\n{done}: {pairs}", err=True)
+
+
+def print_warnings(texts: Iterable[str], ctx: click.Context) -> None:
+    """Print warnings to stderr, unless it shall be quiet."""
+    if not ctx.params["quiet"]:
+        for text in texts:
+            click.echo(f"warning: {text}", err=True)

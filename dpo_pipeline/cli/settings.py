@@ -110,17 +110,23 @@ def _apply(ctx: click.Context, _option: click.Parameter, path: str | None) -> No
     ctx.default_map = _checked(name, table, commands, ctx)[ctx.info_name or ""]
 
 
-config_option: Final = click.option(
-    "--config",
-    cls=SettingOption,
-    type=click.Path(),
-    is_eager=True,
-    expose_value=False,
-    callback=_apply,
-    help="Take defaults of options from this TOML file. [default: the nearest pyproject.toml here "
-    f"or above with a table [tool.{TABLE}]]",
-)
-"""Makes a command take settings."""
+def config_option() -> click.Option:
+    """Return the option that makes a command take settings."""
+    return SettingOption(
+        ["--config"],
+        type=click.Path(),
+        is_eager=True,
+        expose_value=False,
+        callback=_apply,
+        help="Take defaults of options from this TOML file. [default: the nearest pyproject.toml "
+        f"here or above with a table [tool.{TABLE}]]",
+    )
+
+
+def config_file(ctx: click.Context) -> str | None:
+    """Return the file that settings were taken from."""
+    found: str | None = ctx.meta.get(_CONFIG)
+    return found
 
 
 def _commands_with_settings(ctx: click.Context) -> Iterator[tuple[str, dict[str, click.Option]]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 import polars as pl
 
@@ -23,7 +23,7 @@ from dpo_pipeline.defaults import MAX_SUBSETS_WITH_STATISTICS, SAME_REFERENCE, S
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ContractError, UsageError
 from dpo_pipeline.losses import Objective, with_scores
-from dpo_pipeline.sources import KEY, Counts, count_keys, joined, key_of
+from dpo_pipeline.sources import KEY, Counts, checked_on, count_keys, joined, key_of
 from dpo_pipeline.storage import reading
 from dpo_pipeline.sums import VALID
 
@@ -79,14 +79,43 @@ class CommonPairs:
     paired: Paired
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairedTables:
+    """The tables of a comparison, and how they are joined; no data is read.
+
+    Attributes:
+        tables: A, B, and the reference of both if there is one.
+        on: The key.
+        key: The key as an expression that gives the same type in every table.
+        by: Columns of the subsets.
+        places: The table that each of them is taken from.
+    """
+
+    tables: tuple[Table, ...]
+    on: str
+    key: pl.Expr
+    by: tuple[str, ...]
+    places: Mapping[str, Table]
+
+    @classmethod
+    def of(cls, tables: tuple[Table, ...], *, on: str, by: tuple[str, ...]) -> Self:
+        """Check the key and the subsets.
+
+        Raises:
+            UsageError: There is no such subset column, or it is not plain, or the key is no name.
+            ColumnError: The key is missing, or of types that cannot be equal.
+        """
+        return cls(
+            tables=tables,
+            on=checked_on(on),
+            key=key_of(on, {table.name: table.columns for table in tables}),
+            by=by,
+            places={name: place_of(name, "by", tables[:2]) for name in by},
+        )
+
+
 def read_common_pairs(
-    tables: Sequence[Table],
-    *,
-    on: str,
-    objective: Objective,
-    max_logp: float,
-    by: Sequence[str],
-    watch: Watch,
+    pairs: PairedTables, *, objective: Objective, max_logp: float, watch: Watch
 ) -> CommonPairs:
     """Read the keys of all tables, then their common pairs.
 
@@ -94,22 +123,20 @@ def read_common_pairs(
     is held but its prompts and subsets.
 
     Raises:
-        UsageError: There is no such subset column, or it has too many values.
-        ColumnError: The key is missing, or of types that cannot be equal.
+        UsageError: A subset column has too many values.
         JoinError: Keys are null or are there twice, or no key is shared.
         ContractError: A table is empty.
         StorageError: A file cannot be read.
         Cancelled: The run is to stop.
     """
+    tables, key, by, places = pairs.tables, pairs.key, pairs.by, pairs.places
     sides = tables[:2]
-    key = key_of(on, {table.name: table.columns for table in tables})
-    places = {name: place_of(name, "by", sides) for name in by}
     prompts = prompts_of(sides)
     names = " or ".join(table.name for table in tables)
     total = sum(table.dataset.rows or 0 for table in tables) or None
     with reading(names):
         counts = count_keys(
-            on, {t.name: watch.on_rows(t.keys(key), "joining", total) for t in tables}
+            pairs.on, {t.name: watch.on_rows(t.keys(key), "joining", total) for t in tables}
         )
     for table, rows in zip(tables, counts.rows, strict=True):
         if rows == 0:

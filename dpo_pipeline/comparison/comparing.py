@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from threading import Event
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import polars as pl
 
-from dpo_pipeline.arguments import checked_choice, checked_names
+from dpo_pipeline.arguments import given
 from dpo_pipeline.columns import PAIR_ID, PROMPT_ID, REF_CHOSEN, REF_REJECTED
-from dpo_pipeline.comparison.common_pairs import CommonPairs, Disagreement, read_common_pairs
+from dpo_pipeline.comparison.common_pairs import (
+    CommonPairs,
+    Disagreement,
+    PairedTables,
+    read_common_pairs,
+)
 from dpo_pipeline.comparison.comparison_result import SUBSET_FIGURES, Comparison, Side
 from dpo_pipeline.comparison.differences import (
     clusters_in_words,
@@ -21,51 +26,184 @@ from dpo_pipeline.comparison.differences import (
     subsets_of,
 )
 from dpo_pipeline.comparison.paired_gathering import Paired
-from dpo_pipeline.comparison.sides import Contract, Table, bound_tables
+from dpo_pipeline.comparison.sides import Table, bound_tables
 from dpo_pipeline.comparison.verdict import counted
-from dpo_pipeline.contract import Schema
-from dpo_pipeline.defaults import (
-    CONFIDENCE_LEVEL,
-    LOSS_NAME,
-    MAX_LOGP,
-    ON_INVALID,
-    WIDE_LIMIT,
-    OnInvalid,
-)
-from dpo_pipeline.engine import ProgressCallback, Watch
+from dpo_pipeline.defaults import LOSS_NAME, WIDE_LIMIT
+from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ContractError, DataWarning, InvalidPairsError, UsageError
+from dpo_pipeline.evaluation import (
+    Documents,
+    Groups,
+    check_report,
+    inputs_of,
+    keys_checked_later,
+    max_logp_of,
+    publication_of,
+    why_refused,
+)
 from dpo_pipeline.exact import lower_edge
 from dpo_pipeline.invalid_report import InvalidReport
-from dpo_pipeline.losses import LossArguments, LossLike, Objective
-from dpo_pipeline.sources import FrameLike, SourcePath, as_dataset, checked_on
-from dpo_pipeline.statistics import checked_probability
+from dpo_pipeline.losses import Objective
+from dpo_pipeline.options import Pairs, Reference, StatisticsOptions, Subsets
+from dpo_pipeline.plan import Facts, Plan, planned
+from dpo_pipeline.sources import Dataset, open_pairs
+from dpo_pipeline.storage import Output
 from dpo_pipeline.sums import Health, Summary, figures
 
 _REFERENCES: Final = (REF_CHOSEN.name, REF_REJECTED.name)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonPlan(Plan[Comparison]):
+    """What `compare` does.
+
+    Attributes:
+        groups: The options; its pairs are those of A.
+        datasets: What is read: the sides, and the reference of both if there is one.
+        pairs: The tables, and how they are joined.
+        objective: What is computed.
+        level: Confidence level of all intervals.
+        options: The groups of options, under the parameters of the call.
+        outputs: What is written.
+    """
+
+    groups: Groups
+    datasets: tuple[Dataset, ...]
+    pairs: PairedTables
+    objective: Objective
+    level: float
+    options: Mapping[str, Any]
+    outputs: tuple[Output, ...]
+
+    @property
+    def facts(self) -> Facts:
+        """What the plan tells of itself."""
+        tables, rows = self.pairs.tables, [each.rows for each in self.datasets[:2]]
+        columns = {
+            f"{table.letter.upper()} {role}": column
+            for table in tables[:2]
+            for role, column in table.binding.mapping.items()
+            if role not in table.lacks
+        }
+        return Facts(
+            function="compare",
+            source=" and ".join(table.name for table in tables[:2]),
+            inputs=tuple(
+                replace(each, is_reference=i > 1)
+                for i, dataset in enumerate(self.datasets)
+                for each in inputs_of(dataset)
+            ),
+            rows=None if None in rows else sum(filter(None, rows)),
+            columns=columns,
+            options=self.options,
+            max_logp=max_logp_of(self.groups.contract),
+            objectives=(self.objective,),
+            by=self.pairs.by,
+            statistics=True,
+            checked_later=keys_checked_later([self.datasets[0], *self.datasets[1:]]),
+            outputs=self.outputs,
+        )
+
+    def run(self) -> Comparison:
+        """Read both sides, write the documents, and return the comparison."""
+        groups = self.groups
+        watch = groups.watch
+        with publication_of(groups.outputs, groups.access, *self.datasets) as publication:
+            documents = Documents(groups.outputs, publication)
+            result = self._compared(watch)
+            documents.write(result)
+            for dataset in self.datasets:
+                dataset.check_objects()
+            publication.commit(watch.check)
+        for text in result.findings:
+            warnings.warn(text, DataWarning, stacklevel=3)
+        return result
+
+    def _compared(self, watch: Watch) -> Comparison:
+        objective, level, names = self.objective, self.level, self.pairs.by
+        tables, on = self.pairs.tables, self.pairs.on
+        max_logp = max_logp_of(self.groups.contract)
+        for dataset in self.datasets:
+            dataset.check_keys()
+        read = read_common_pairs(self.pairs, objective=objective, max_logp=max_logp, watch=watch)
+        reports = _reports(tables, read, watch)
+        self._judge(read, reports)
+        paired = read.paired
+        incomparable = _other_references(read, objective)
+        findings = tuple(_findings(tables, read, incomparable))
+        summaries = [
+            Summary.of_row(figures(totals, objective).row(0, named=True))
+            for totals in (paired.totals_a, paired.totals_b)
+        ]
+        sides = [
+            Side(
+                source=table.name,
+                n_pairs=read.counts.rows[i],
+                n_alone=read.counts.alone[i],
+                n_invalid=read.n_invalid[table.letter] + read.n_out_of_range[table.letter],
+                summary=summaries[i],
+                invalid=reports.get(table.letter),
+                borrowed={n: table.lender.name for n in table.lacks if table.lender is not None},
+            )
+            for i, table in enumerate(tables[:2])
+        ]
+        return Comparison(
+            on=on,
+            objective=objective,
+            max_logp=max_logp,
+            level=level,
+            a=sides[0],
+            b=sides[1],
+            n_common=read.counts.common,
+            n_valid=read.n_valid,
+            clusters=clusters_in_words(paired),
+            n_clusters=n_clusters_of(paired),
+            differences=differences_of(paired, summaries[0], summaries[1], level),
+            mcnemar=mcnemar_of(paired),
+            by=names,
+            subsets=subsets_of(paired, level),
+            gained=paired.gained,
+            lost=paired.lost,
+            findings=findings,
+            incomparable=incomparable,
+            changes=_histogram(paired),
+            margins=paired.margins,
+        )
+
+    def _judge(self, read: CommonPairs, reports: Mapping[str, InvalidReport]) -> None:
+        """Raise if what was read must not pass."""
+        common = read.counts.common
+        reason = why_refused(
+            self.groups.on_invalid,
+            common - read.n_valid,
+            common,
+            "common pair",
+            " on both sides",
+        )
+        if reason is None:
+            return
+        if reports:
+            raise InvalidPairsError(next(iter(reports.values())), reason=reason)
+        raise ContractError(
+            f"{reason}: their log-probs are sound, and a reward or loss of theirs is not finite "
+            f"and within {WIDE_LIMIT:.3g}; beta or the arguments of the loss are too large"
+        )
+
+
+@planned
 def compare(
-    a: FrameLike | SourcePath,
-    b: FrameLike | SourcePath,
+    *policies: Any,
     beta: float | None = None,
-    *,
-    on: str = PAIR_ID.name,
-    loss: LossLike = LOSS_NAME,
-    loss_args: LossArguments | None = None,
-    dialect: str | None = None,
-    by: str | Sequence[str] | None = None,
-    level: float = CONFIDENCE_LEVEL,
-    on_invalid: OnInvalid = "raise",
-    max_invalid: float | None = None,
-    columns: Mapping[str, str] | None = None,
-    b_columns: Mapping[str, str] | None = None,
-    reference: FrameLike | SourcePath | None = None,
-    reference_columns: Mapping[str, str] | None = None,
-    contract: Schema | None = None,
-    max_logp: float = MAX_LOGP,
-    progress: ProgressCallback | None = None,
-    cancel: Event | None = None,
-) -> Comparison:
+    on: str | None = None,
+    reference: Any = None,
+    loss: Any = LOSS_NAME,
+    by: Any = (),
+    statistics: Any = None,
+    contract: Any = None,
+    on_invalid: Any = "raise",
+    outputs: Any = None,
+    execution: Any = None,
+) -> Plan[Comparison]:
     """Return how far policy B differs from policy A on the pairs that both have, and where.
 
     All figures are over the common pairs that keep the contract on both sides; rows of one side
@@ -79,110 +217,129 @@ def compare(
     both, B's file needs no more than a key and the policy's two log-probs.
 
     Args:
-        a: Pairs with the log-probs of policy A: a dataframe of any kind, or Parquet.
-        b: The same pairs, or some of them, with those of policy B, in any order.
+        policies: A and B, each `Pairs` or its source: pairs with the log-probs of a policy, in
+            any order. B may have some of A's pairs. The columns of A's `Pairs` serve B too, if
+            its own are not given.
         beta: KL strength, above 0 (arXiv 2305.18290, Eq. 7); 0.1, or the dialect's. One for
             both sides. Accuracy does not depend on it; loss, rewards and margins do.
-        on: The key: a column of both sides, each value once.
-        loss: Name of a loss, or names with weights, as in `evaluate`; not one of batches.
-        loss_args: Arguments of the losses, by name.
-        dialect: "trl", "dpo-paper" or "rewardbench": the conventions of that system.
-        by: Also compare within each subset by these columns, of A or else of B; null is a subset.
-        level: Of every interval, above 0 and below 1.
-        on_invalid: "raise" for an error that reports every broken rule, "exclude" to leave out
-            pairs that are invalid on a side.
-        max_invalid: Raise if more common pairs than this are invalid: a count (int), or a share
-            (float up to 1).
-        columns: Role to column, where names and aliases do not say it; of both sides.
-        b_columns: The same of B alone, instead of `columns`.
-        reference: Where the reference's log-probs of both sides are, if in neither; it may have
-            more pairs.
-        reference_columns: As `columns`, for `reference`.
-        contract: A pandera schema or model whose checks are added to the contract's.
-        max_logp: Largest log-probability accepted, in nats; bf16 exports can reach 0.125.
-        progress: Called with a `Progress` now and then, maybe from another thread.
-        cancel: Set it to stop the run.
+        on: The key: a column of both sides, each value once; `pair_id` if not given.
+        reference: `Reference`, or its source, with the log-probs of both sides' reference, if in
+            neither; it may have more pairs.
+        loss: As in `evaluate`; not one of batches.
+        by: As in `evaluate`, without a histogram: columns of A, or else of B.
+        statistics: `StatisticsOptions` with the level of all intervals.
+        contract: As in `evaluate`.
+        on_invalid: As in `evaluate`: "exclude" leaves out pairs that are invalid on a side.
+        outputs: As in `evaluate`.
+        execution: As in `evaluate`; the work is done here.
 
     Raises:
         UsageError: An argument is not one that can be used, or asks for too many groups.
         ContractError: Columns, types or rows break the contract, or no common pair is valid.
         JoinError: Keys are null or are there twice, or no key is on both sides.
         StorageError: A file cannot be read.
-        Cancelled: `cancel` was set.
+        Cancelled: The run was stopped.
+
+    Examples:
+        >>> import polars as pl, dpo_pipeline
+        >>> a = pl.DataFrame({"pair_id": [1, 2], "policy_chosen_logps": [-10.0, -9.0],
+        ...                   "policy_rejected_logps": [-14.0, -8.0],
+        ...                   "ref_chosen_logps": [-11.0, -9.5],
+        ...                   "ref_rejected_logps": [-12.0, -9.0]})
+        >>> b = a.with_columns(policy_rejected_logps=pl.col("policy_rejected_logps") - 2)
+        >>> dpo_pipeline.compare(a, b).mcnemar.only_b
+        1
     """
-    checked_choice(on_invalid, ON_INVALID, max_invalid)
-    checked_probability("level", level)
-    objective = Objective.of(loss, beta, loss_args=loss_args, dialect=dialect)
+    if len(policies) != 2:  # noqa: PLR2004  A and B
+        raise UsageError(f"compare takes two policies, found {len(policies)}")
+    a, b = (each if isinstance(each, Pairs) else Pairs(each) for each in policies)
+    if b.columns is None:
+        b = replace(b, columns=a.columns)
+    groups = Groups.of(
+        pairs=replace(a, reference=None),
+        reference=reference,
+        loss=loss,
+        beta=beta,
+        contract=contract,
+        on_invalid=on_invalid,
+        outputs=outputs,
+        execution=execution,
+    )
+    check_report(groups.outputs)
+    asked = given(StatisticsOptions, None if statistics is True else statistics)
+    if asked != StatisticsOptions(level=asked.level):
+        raise UsageError("compare takes the level of StatisticsOptions, and no more of it")
+    if groups.execution.engine != "local":
+        raise UsageError("compare joins the policies on this machine: leave the engine out")
+    objective, subsets = groups.objective, given(Subsets, by)
+    _refuse(objective, subsets)
+    key = _key_of(on, groups.reference)
+    sides = tuple(_side_of(each, groups, key) for each in (a, b))
+    shared = groups.reference
+    third = (
+        ()
+        if shared is None
+        else (
+            open_pairs(
+                Pairs(shared.source, format=shared.format, columns=shared.columns),
+                access=groups.access,
+                keys=[key],
+                name="reference",
+                as_reference=True,
+                cancel=groups.execution.cancel,
+            ),
+        )
+    )
+    tables = bound_tables(
+        (sides[0], sides[1]),
+        (a.columns, b.columns),
+        third[0] if third else None,
+        None if shared is None else shared.columns,
+        on=key,
+        needs=objective.needs,
+        contract=groups.contract,
+    )
+    datasets = (*sides, *third)
+    publication = publication_of(groups.outputs, groups.access, *datasets)
+    return ComparisonPlan(
+        groups=groups,
+        datasets=datasets,
+        pairs=PairedTables.of(tables, on=key, by=subsets.names),
+        objective=objective,
+        level=asked.level,
+        options=groups.as_given(by=subsets, statistics=asked),
+        outputs=Documents.checked(groups.outputs, publication),
+    )
+
+
+def _refuse(objective: Objective, subsets: Subsets) -> None:
+    """Raise a UsageError if pairs cannot be compared so."""
     if objective.beta == 0.0:
         raise UsageError(
             "beta is 0, so every reward is 0 and nothing can be compared: give a beta above 0"
         )
     if objective.is_of_batches:
         raise UsageError(f"{objective} is a loss of batches, and has no value for a pair alone")
-    if reference is None and reference_columns is not None:
-        raise UsageError("reference_columns are columns of a reference: give one")
-    on, names = checked_on(on), checked_names("by", by)
-    for name in names:
+    if subsets.histogram:
+        raise UsageError("a comparison has no histogram option: its report shows the changes")
+    for name in subsets.names:
         if name in SUBSET_FIGURES:
             raise UsageError(f"by: {name!r} is the name of a figure; rename the column before")
-    of_b = columns if b_columns is None else b_columns
-    tables = bound_tables(
-        (as_dataset(a, columns, name="A"), as_dataset(b, of_b, name="B")),
-        (columns, of_b),
-        None if reference is None else as_dataset(reference, reference_columns, name="reference"),
-        reference_columns,
-        on=on,
-        contract=Contract(needs=objective.needs, max_logp=max_logp, schema=contract),
-    )
-    watch = Watch(callback=progress, cancel=cancel)
-    read = read_common_pairs(
-        tables, on=on, objective=objective, max_logp=max_logp, by=names, watch=watch
-    )
-    reports = _reports(tables, read, watch)
-    _judge(read, reports, on_invalid=on_invalid, max_invalid=max_invalid)
-    paired = read.paired
-    incomparable = _other_references(read, objective)
-    findings = tuple(_findings(tables, read, incomparable))
-    for text in findings:
-        warnings.warn(text, DataWarning, stacklevel=2)
-    summaries = [
-        Summary.of_row(figures(totals, objective).row(0, named=True))
-        for totals in (paired.totals_a, paired.totals_b)
-    ]
-    sides = [
-        Side(
-            source=table.name,
-            n_pairs=read.counts.rows[i],
-            n_alone=read.counts.alone[i],
-            n_invalid=read.n_invalid[table.letter] + read.n_out_of_range[table.letter],
-            summary=summaries[i],
-            invalid=reports.get(table.letter),
-            borrowed={n: table.lender.name for n in table.lacks if table.lender is not None},
-        )
-        for i, table in enumerate(tables[:2])
-    ]
-    return Comparison(
-        on=on,
-        objective=objective,
-        max_logp=max_logp,
-        level=level,
-        a=sides[0],
-        b=sides[1],
-        n_common=read.counts.common,
-        n_valid=read.n_valid,
-        clusters=clusters_in_words(paired),
-        n_clusters=n_clusters_of(paired),
-        differences=differences_of(paired, summaries[0], summaries[1], level),
-        mcnemar=mcnemar_of(paired),
-        by=names,
-        subsets=subsets_of(paired, level),
-        gained=paired.gained,
-        lost=paired.lost,
-        findings=findings,
-        incomparable=incomparable,
-        changes=_histogram(paired),
-        margins=paired.margins,
-    )
+
+
+def _key_of(on: str | None, reference: Reference | None) -> str:
+    own = PAIR_ID.name if reference is None else reference.on
+    if on is None:
+        return own
+    if own not in (on, PAIR_ID.name):
+        raise UsageError(f"on is given twice: on={on!r}, and {own!r} in Reference")
+    return on
+
+
+def _side_of(pairs: Pairs, groups: Groups, key: str) -> Dataset:
+    """Open a side, joined to a reference of its own if it has one."""
+    own = replace(groups, pairs=pairs, reference=pairs.reference)
+    return own.opened(key).dataset
 
 
 def _reports(tables: Sequence[Table], read: CommonPairs, watch: Watch) -> dict[str, InvalidReport]:
@@ -192,38 +349,6 @@ def _reports(tables: Sequence[Table], read: CommonPairs, watch: Watch) -> dict[s
         for table, rows in zip(tables, read.counts.rows, strict=True)
         if read.n_invalid[table.letter]
     }
-
-
-def _judge(
-    read: CommonPairs,
-    reports: Mapping[str, InvalidReport],
-    *,
-    on_invalid: str,
-    max_invalid: float | None,
-) -> None:
-    """Raise if what was read must not pass."""
-    common = read.counts.common
-    be = "is" if common == 1 else "are"
-    n_invalid = common - read.n_valid
-    limit = common if max_invalid is None else max_invalid
-    allowed = limit * common if isinstance(limit, float) else limit
-    if on_invalid == "raise" and n_invalid:
-        reason = f"{n_invalid:,} of {counted(common, 'common pair')} {be} invalid"
-    elif n_invalid > allowed:
-        reason = (
-            f"{n_invalid:,} of {counted(common, 'common pair')} {be} invalid, more than "
-            f"max_invalid ({max_invalid}) allows"
-        )
-    elif n_invalid == common:
-        reason = "no common pair is valid on both sides"
-    else:
-        return
-    if reports:
-        raise InvalidPairsError(next(iter(reports.values())), reason=reason)
-    raise ContractError(
-        f"{reason}: their log-probs are sound, and a reward or loss of theirs is not finite and "
-        f"within {WIDE_LIMIT:.3g}; beta or the arguments of the loss are too large"
-    )
 
 
 def _other_references(read: CommonPairs, objective: Objective) -> str | None:

@@ -27,10 +27,12 @@ from dpo_pipeline.columns import (
     did_you_mean,
     resolve,
 )
-from dpo_pipeline.contract import Binding, Offences, Places, Schema, bind, numbered, offences
+from dpo_pipeline.contract import Binding, Offences, Places, bind, numbered, offences
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ColumnError, UsageError
+from dpo_pipeline.evaluation import max_logp_of
 from dpo_pipeline.invalid_report import InvalidReport
+from dpo_pipeline.options import Contract
 from dpo_pipeline.sources import KEY, Dataset
 from dpo_pipeline.storage import reading
 
@@ -124,21 +126,6 @@ class Table:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contract:
-    """How tables are bound.
-
-    Attributes:
-        needs: Which columns the loss asks for.
-        max_logp: Largest log-probability accepted, in nats.
-        schema: A pandera schema that adds to ours.
-    """
-
-    needs: Needs
-    max_logp: float
-    schema: Schema | None
-
-
 def bound_tables(
     datasets: tuple[Dataset, Dataset],
     columns: tuple[Mapping[str, str] | None, Mapping[str, str] | None],
@@ -146,6 +133,7 @@ def bound_tables(
     reference_columns: Mapping[str, str] | None,
     *,
     on: str,
+    needs: Needs,
     contract: Contract,
 ) -> tuple[Table, ...]:
     """Return A, B and the reference of both, if there is one; no data is read.
@@ -165,19 +153,21 @@ def bound_tables(
             )
             break
     lacking = [
-        _lacking(dataset, mapping, contract.needs)
+        _lacking(dataset, mapping, needs)
         for dataset, mapping in zip(datasets, columns, strict=True)
     ]
     third = None
     if reference is not None:
         taken = [dataset.name for dataset in datasets]
-        third = _reference(reference, reference_columns, on, contract, taken)
+        third = _reference(
+            reference, reference_columns, on, needs=needs, contract=contract, taken=taken
+        )
         _refuse_second(datasets, lacking, third)
     own = [
         Table(
             letter=letter,
             dataset=dataset,
-            binding=_bound(dataset, mapping, lent, contract),
+            binding=_bound(dataset, mapping, lent, needs, contract),
             lacks=lent,
             lender=None,
         )
@@ -221,19 +211,20 @@ def _bound(
     dataset: Dataset,
     mapping: Mapping[str, str] | None,
     lacks: tuple[str, ...],
+    needs: Needs,
     contract: Contract,
 ) -> Binding:
     with reading(dataset.name):
         return bind(
             _filled(dataset.frame, lacks),
             source=dataset.name,
-            max_logp=contract.max_logp,
+            max_logp=max_logp_of(contract),
             columns=mapping,
             contract=contract.schema,
             # Scores that are in the data already are made anew, whatever beta they had.
             adds=[added.name for added in SCORED],
             replace=True,
-            needs=contract.needs,
+            needs=needs,
         )
 
 
@@ -290,10 +281,12 @@ def _reference(
     dataset: Dataset,
     mapping: Mapping[str, str] | None,
     on: str,
+    *,
+    needs: Needs,
     contract: Contract,
     taken: Sequence[str],
 ) -> Table:
-    if not contract.needs.reference:
+    if not needs.reference:
         raise UsageError("reference: this loss has none, so there is nothing to take from it")
     for role in mapping or ():
         if role not in {each.name for each in _REFERENCE}:
@@ -327,12 +320,11 @@ def _reference(
 
     lacks = tuple(role.name for role in _POLICY)
     lacks += tuple(role.name for role in COUNT_ROLES if role.name not in counts)
-    own = Contract(needs=Needs(), max_logp=contract.max_logp, schema=None)
     opened = replace(dataset, frame=chosen(dataset.frame), step=step)
     return Table(
         letter="r",
         dataset=opened,
-        binding=_bound(opened, None, lacks, own),
+        binding=_bound(opened, None, lacks, Needs(), replace(contract, schema=None)),
         lacks=lacks,
         lender=None,
     )

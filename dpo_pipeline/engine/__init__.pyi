@@ -5,7 +5,6 @@ from .executors import (
     Local as Local,
     executor_of as executor_of,
     in_order as in_order,
-    one_by_one as one_by_one,
 )
 from .progress import Progress as Progress, ProgressCallback as ProgressCallback, Watch as Watch
 from .ray_executor import RayExecutor as RayExecutor

@@ -115,16 +115,3 @@ def in_order(
                 following += 1
     if given:
         raise RuntimeError(f"the engine gave no result for tasks {sorted(given)}")
-
-
-def one_by_one(
-    executor: Executor, function: Function, tasks: Iterable[T], check: Callable[[], None]
-) -> Iterator[tuple[T, Iterable[Any]]]:
-    """As `in_order`, each task being asked for when all is done with the one before."""
-    for task in tasks:
-        with closing(executor(function, [task], check)) as results:
-            for _, result in results:
-                yield task, result
-                break
-            else:
-                raise RuntimeError(f"the engine gave no result for task {task.index}")

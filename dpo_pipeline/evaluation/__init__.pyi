@@ -4,14 +4,7 @@ from .estimates import (
     Flips as Flips,
     Statistics as Statistics,
 )
-from .evaluating import (
-    check as check,
-    evaluate as evaluate,
-    staged_batches as staged_batches,
-    statistics_asked as statistics_asked,
-    warn_of as warn_of,
-    write_document as write_document,
-)
+from .evaluating import Measurement as Measurement, check as check, evaluate as evaluate
 from .evaluation_result import (
     DOCUMENT_VERSION as DOCUMENT_VERSION,
     Evaluation as Evaluation,
@@ -19,18 +12,28 @@ from .evaluation_result import (
 )
 from .findings import SEVERITIES as SEVERITIES, Finding as Finding
 from .gathering import Gathered as Gathered
-from .gating import Gate as Gate, gate as gate
-from .measuring import Measured as Measured, Wanted as Wanted, judge as judge, measure as measure
-from .metadata import run_facts as run_facts
-from .shards import (
-    ShardScorer as ShardScorer,
-    ShardTask as ShardTask,
-    refuse_elsewhere as refuse_elsewhere,
-    refuse_join as refuse_join,
+from .gating import (
+    GATED as GATED,
+    SUMMED as SUMMED,
+    check_gates as check_gates,
+    check_gates_asked as check_gates_asked,
+    gate as gate,
+    needs_statistics as needs_statistics,
 )
-from .sweeping import (
-    Sweep as Sweep,
-    needs_of as needs_of,
-    objectives_of as objectives_of,
-    sweep as sweep,
+from .measuring import Measured as Measured, why_refused as why_refused
+from .planning import (
+    Documents as Documents,
+    Groups as Groups,
+    Opened as Opened,
+    check_report as check_report,
+    checked_objective as checked_objective,
+    inputs_of as inputs_of,
+    keys_checked_later as keys_checked_later,
+    max_logp_of as max_logp_of,
+    publication_of as publication_of,
+    run_facts as run_facts,
+    staged_batches as staged_batches,
+    warn_of as warn_of,
 )
+from .shards import ShardScorer as ShardScorer, ShardTask as ShardTask
+from .sweeping import Sweep as Sweep, sweep as sweep

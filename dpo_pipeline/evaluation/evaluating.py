@@ -1,69 +1,236 @@
-"""`evaluate`: preference pairs in, figures out, reading the data once."""
+"""`evaluate` and `check`: preference pairs in, figures or broken rules out, reading them once."""
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Mapping, Sequence
-from threading import Event
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from dpo_pipeline.arguments import check_extra, check_page_path, checked_choice, checked_limit
-from dpo_pipeline.columns import PAIR_ID, SCORED
-from dpo_pipeline.contract import Schema, bind
-from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID, OnInvalid
-from dpo_pipeline.engine import Engine, ProgressCallback, Watch, executor_of
-from dpo_pipeline.errors import DataWarning, UsageError
+from dpo_pipeline.arguments import given
+from dpo_pipeline.columns import SCORED
+from dpo_pipeline.contract import Binding
+from dpo_pipeline.defaults import LOSS_NAME
+from dpo_pipeline.engine import Executor, Watch
+from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation.evaluation_result import Evaluation
-from dpo_pipeline.evaluation.measuring import Wanted, judge, measure
-from dpo_pipeline.evaluation.metadata import run_facts
-from dpo_pipeline.evaluation.shards import ShardScorer, refuse_elsewhere, refuse_join
-from dpo_pipeline.invalid_report import InvalidReport
-from dpo_pipeline.losses import LossArguments, LossLike, Objective
-from dpo_pipeline.options import StatisticsOptions
-from dpo_pipeline.sources import FrameLike, SourcePath, as_dataset, with_reference
-from dpo_pipeline.storage import (
-    Access,
-    CredentialProvider,
-    GrowingFile,
-    Outputs,
-    Publication,
-    final_name,
-    reading,
+from dpo_pipeline.evaluation.measuring import Measured, Wanted, judge, measure
+from dpo_pipeline.evaluation.planning import (
+    Documents,
+    Groups,
+    Opened,
+    Result,
+    publication_of,
+    staged_batches,
+    statistics_of_call,
+    warn_of,
 )
-from dpo_pipeline.sums import BATCHES_PER_GROUP, Batching
+from dpo_pipeline.evaluation.shards import ShardScorer
+from dpo_pipeline.invalid_report import InvalidReport
+from dpo_pipeline.losses import Objective
+from dpo_pipeline.options import Batches, StatisticsOptions, Subsets
+from dpo_pipeline.plan import Facts, Plan, planned
+from dpo_pipeline.storage import GrowingFile, Output
+from dpo_pipeline.sums import Batching, BatchTable
+
+T = TypeVar("T", bound=Result)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """Pairs that are opened and bound, and what is measured of them.
+
+    Attributes:
+        groups: The options.
+        opened: The pairs.
+        binding: The contract, bound to them.
+        objectives: What is summed of the scores.
+        scorer: What scores a shard.
+        wanted: What is measured beside the totals.
+        executor: Where shards are read.
+        batches: The options of batches.
+    """
+
+    groups: Groups
+    opened: Opened
+    binding: Binding
+    objectives: tuple[Objective, ...]
+    scorer: ShardScorer
+    wanted: Wanted
+    executor: Executor
+    batches: Batches
+
+    @classmethod
+    def of(
+        cls,
+        groups: Groups,
+        opened: Opened,
+        binding: Binding,
+        objectives: tuple[Objective, ...],
+        *,
+        scored: tuple[Objective, ...] | None = None,
+        by: Subsets | None = None,
+        batches: Batches | None = None,
+        statistics: StatisticsOptions | None = None,
+        by_objective: bool = False,
+    ) -> Measurement:
+        """Check that what is wanted goes with the columns.
+
+        Args:
+            groups: The options.
+            opened: The pairs.
+            binding: The contract.
+            objectives: What is summed.
+            scored: What is scored, if rules look at scores that are not summed.
+            by: Columns of the subsets.
+            batches: The batches.
+            statistics: How statistics are made, if asked for.
+            by_objective: Whether tables tell objectives apart, even if there is one.
+        """
+        subsets, parts = by or Subsets(), batches or Batches()
+        wanted = Wanted(
+            by=subsets.names,
+            batching=Batching.of(parts),
+            histogram=subsets.histogram,
+            statistics=statistics,
+            by_objective=by_objective,
+        )
+        wanted.check(binding.columns)
+        executor = groups.executor
+        opened.refuse(executor, scored or objectives)
+        dataset = opened.dataset
+        if wanted.batching is not None and parts.file is None:
+            BatchTable.check_count(wanted.batching, dataset.rows)
+        return cls(
+            groups=groups,
+            opened=opened,
+            binding=binding,
+            objectives=objectives,
+            scorer=ShardScorer(
+                binding=binding,
+                objectives=objectives if scored is None else scored,
+                batching=wanted.batching,
+                row_bytes=dataset.row_bytes,
+            ),
+            wanted=wanted,
+            executor=executor,
+            batches=parts,
+        )
+
+    def measured(self, watch: Watch, batch_file: GrowingFile | None = None) -> Measured:
+        """Read the pairs once, and raise if they must not pass."""
+        made = measure(
+            self.opened.dataset,
+            self.scorer,
+            objectives=self.objectives,
+            wanted=self.wanted,
+            watch=watch,
+            executor=self.executor,
+            batch_file=batch_file,
+        )
+        judge(made, self.groups.on_invalid, watch)
+        return made
+
+    def facts(
+        self, function: str, options: Mapping[str, Any], outputs: tuple[Output, ...], **more: Any
+    ) -> Facts:
+        """Return what a plan tells of it."""
+        batching, rows = self.wanted.batching, self.opened.dataset.rows
+        size = None if batching is None else batching.size
+        return self.opened.facts(
+            function,
+            options,
+            columns=dict(self.binding.mapping),
+            max_logp=self.binding.max_logp,
+            objectives=self.objectives,
+            by=self.wanted.by,
+            statistics=self.wanted.statistics is not None,
+            batch_size=size,
+            batch_by=None if batching is None else batching.column,
+            n_batches=None if size is None or rows is None else -(-rows // size),
+            outputs=outputs,
+            **more,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasurementPlan(Plan[T]):
+    """What `check`, `evaluate` and `sweep` do.
+
+    Attributes:
+        function: The call.
+        measurement: What is read and measured.
+        result: Makes the result from what was measured and from which rules were broken.
+        options: The groups of options, under the parameters of the call.
+        outputs: What is written.
+    """
+
+    function: str
+    measurement: Measurement
+    result: Callable[[Measured, InvalidReport], T]
+    options: Mapping[str, Any]
+    outputs: tuple[Output, ...]
+
+    @classmethod
+    def of(
+        cls,
+        function: str,
+        measurement: Measurement,
+        result: Callable[[Measured, InvalidReport], T],
+        options: Mapping[str, Any],
+    ) -> MeasurementPlan[T]:
+        """Check the outputs of a measurement."""
+        groups, file = measurement.groups, measurement.batches.file
+        publication = publication_of(groups.outputs, groups.access, measurement.opened.dataset)
+        outputs = Documents.checked(groups.outputs, publication)
+        if file is not None:
+            outputs += (publication.check(file),)
+        return cls(
+            function=function,
+            measurement=measurement,
+            result=result,
+            options=options,
+            outputs=outputs,
+        )
+
+    @property
+    def facts(self) -> Facts:
+        """What the plan tells of itself."""
+        return self.measurement.facts(self.function, self.options, self.outputs)
+
+    def run(self) -> T:
+        """Read the pairs, write the documents, and return the result."""
+        made, groups = self.measurement, self.measurement.groups
+        watch, dataset = groups.watch, made.opened.dataset
+        with publication_of(groups.outputs, groups.access, dataset) as publication:
+            documents = Documents(groups.outputs, publication)
+            batch_file = staged_batches(
+                publication, made.batches.file, made.binding, made.objectives
+            )
+            measured = made.measured(watch, batch_file)
+            report = measured.report(watch)
+            result = self.result(measured, report)
+            documents.write(result)
+            dataset.check_objects()
+            publication.commit(watch.check)
+        warn_of(report)
+        return result
+
+
+@planned
 def evaluate(
-    pairs: FrameLike | SourcePath,
+    pairs: Any,
     beta: float | None = None,
     *,
-    loss: LossLike = LOSS_NAME,
-    loss_args: LossArguments | None = None,
-    dialect: str | None = None,
-    batch_size: int | None = None,
-    batch_by: str | None = None,
-    batches: str | os.PathLike[str] | None = None,
-    by: str | Sequence[str] | None = None,
-    histogram: bool = False,
-    statistics: bool | StatisticsOptions = False,
-    on_invalid: OnInvalid = "raise",
-    max_invalid: float | None = None,
-    columns: Mapping[str, str] | None = None,
-    reference: FrameLike | SourcePath | None = None,
-    on: str = PAIR_ID.name,
-    reference_columns: Mapping[str, str] | None = None,
-    contract: Schema | None = None,
-    max_logp: float = MAX_LOGP,
-    summary: str | os.PathLike[str] | None = None,
-    report: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
-    engine: Engine = "local",
-    storage_options: Mapping[str, Any] | None = None,
-    credential_provider: CredentialProvider | Literal["auto"] | None = "auto",
-    progress: ProgressCallback | None = None,
-    cancel: Event | None = None,
-) -> Evaluation:
+    reference: Any = None,
+    loss: Any = LOSS_NAME,
+    by: Any = (),
+    batches: Any = None,
+    statistics: Any = False,
+    contract: Any = None,
+    on_invalid: Any = "raise",
+    outputs: Any = None,
+    execution: Any = None,
+) -> Plan[Evaluation]:
     """Return the mean loss, reward accuracy and the other figures of preference pairs.
 
     The data is read once, in shards of bounded size. Rows that break the contract are read
@@ -71,207 +238,123 @@ def evaluate(
     (`Summary` states the error), weighs each valid pair alike, and does not depend on
     batches, threads or files.
 
+    Each argument is a group of options, or the short form that stands behind it here.
+
     Args:
-        pairs: A dataframe of any kind, or Parquet: a path, a list, a glob or a folder.
+        pairs: `Pairs`, or their source: a dataframe of any kind, or files (a path, a list, a
+            glob, a folder, an address), one row a pair with four log-probs in nats.
         beta: KL strength, at least 0 (arXiv 2305.18290, Eq. 7); 0.1, or the dialect's.
-        loss: Name of a loss, or names with weights; `dpo-pipeline losses` lists them.
-        loss_args: Arguments of the losses, by name.
-        dialect: "trl", "dpo-paper" or "rewardbench": the conventions of that system.
-        batch_size: Also give means of consecutive batches of so many input rows; the last
-            one may be short.
-        batch_by: Also give means by the value of this column, in order of first appearance.
-        batches: Write the batch means to this Parquet file instead of holding them; needed
-            beyond a million batches.
-        by: Also give the figures of each subset by these columns; null is a subset.
-        histogram: Also give the histogram of margins (by subset, with `by`).
-        statistics: Also give the statistics: intervals, baselines, calibration, findings. Pairs
-            with one `prompt_id` are one sample; pairs without it are taken as independent, so
-            that intervals are too narrow where prompts repeat and are not named.
-        on_invalid: "raise" for an error that reports every broken rule, "exclude" to leave
-            invalid pairs out of the means.
-        max_invalid: Raise if more pairs than this are invalid: a count (int), or a share of
-            all pairs (float up to 1).
-        columns: Role to column, where names and aliases do not say it.
-        reference: Where the reference's log-probs are, if not in `pairs`: a dataframe or Parquet.
-        on: The key that joins the two: a column of both, each value once.
-        reference_columns: As `columns`, for `reference`.
-        contract: A pandera schema or model whose checks are added to the contract's.
-        max_logp: Largest log-probability accepted, in nats; bf16 exports can reach 0.125.
-        summary: Keep the summary document in this JSON file.
-        report: Write the report, an HTML page, to this file; asks for statistics, and needs the
-            extra `report`.
-        overwrite: Replace `batches`, `summary` and `report` if they exist.
-        engine: Where the work is done, as in `score_parquet`; the figures do not depend on it.
-        storage_options: What Polars is to know of an object store: `aws_region` and so on.
-        credential_provider: A function that gives credentials of the store, as in Polars; "auto"
-            for those of the environment.
-        progress: Called with a `Progress` now and then, maybe from another thread.
-        cancel: Set it to stop the run.
+        reference: `Reference`, or its source, if its log-probs are not in `pairs`.
+        loss: `Objective`, or the name of a loss, or names with weights.
+        by: `Subsets`, or columns: also give the figures of each subset; null is a subset.
+        batches: `Batches`, or the size of a batch, or the file of their means.
+        statistics: `StatisticsOptions`, or True: also intervals, baselines, calibration and
+            findings. Pairs with one `prompt_id` are one sample; pairs without it are taken as
+            independent, so that intervals are too narrow where prompts repeat and are not named.
+        contract: `Contract`, or a pandera schema or model whose checks are added.
+        on_invalid: `OnInvalid`, or "raise" or "exclude".
+        outputs: `Outputs`, or the file of the summary document.
+        execution: `Execution`, or the name of an engine.
 
     Raises:
         UsageError: An argument is not one that can be used, or asks for too many groups.
         ContractError: Columns, types or rows break the contract, or no pair is valid.
+        JoinError: The keys of the pairs and of the reference do not fit.
         StorageError: A file cannot be read or written.
-        Cancelled: `cancel` was set.
+        Cancelled: The run was stopped.
+
+    Examples:
+        >>> import polars as pl, dpo_pipeline
+        >>> pairs = pl.DataFrame({"policy_chosen_logps": [-10.0], "policy_rejected_logps": [-14.0],
+        ...                       "ref_chosen_logps": [-11.0], "ref_rejected_logps": [-12.0]})
+        >>> round(dpo_pipeline.evaluate(pairs, beta=0.1).summary.loss, 4)
+        0.5544
     """
-    checked_choice(on_invalid, ON_INVALID, max_invalid)
-    asked = statistics_asked(statistics, report=report)
-    objective = Objective.of(loss, beta, loss_args=loss_args, dialect=dialect)
-    refuse_join(objective, reference)
-    executor = executor_of(engine)
-    refuse_elsewhere(executor, reference)
-    access = Access(storage_options=storage_options, credential_provider=credential_provider)
-    dataset = with_reference(
-        as_dataset(pairs, columns, keys=(on,), access=access),
-        reference,
-        on=on,
-        columns=columns,
-        reference_columns=reference_columns,
+    groups = Groups.of(
+        pairs=pairs,
+        reference=reference,
+        loss=loss,
+        beta=beta,
+        contract=contract,
+        on_invalid=on_invalid,
+        outputs=outputs,
+        execution=execution,
     )
-    if executor.elsewhere and not dataset.files:
-        raise UsageError("a dataframe is evaluated here: give an engine the path of Parquet files")
-    batching = Batching.of(batch_size=batch_size, batch_by=batch_by, to_file=batches is not None)
-    with reading(dataset.name):
-        binding = bind(
-            dataset.frame,
-            source=dataset.name,
-            max_logp=max_logp,
-            columns=columns,
-            contract=contract,
-            # Scores that are in the data already are made anew, whatever beta they had.
-            adds=[added.name for added in SCORED],
-            replace=True,
-            needs=objective.needs,
-        )
-    watch = Watch(callback=progress, cancel=cancel)
-    with Outputs(overwrite=overwrite, inputs=dataset.inputs, access=access) as publication:
-        summary_file = None if summary is None else publication.stage(summary)
-        report_file = None if report is None else publication.stage(report)
-        batch_file = staged_batches(publication, batches, run_facts(binding, objective))
-        wanted = Wanted.of(
-            by=by,
-            batching=batching,
-            batch_file=batch_file,
-            histogram=histogram,
-            statistics=asked,
-        )
-        scorer = ShardScorer(
-            binding=binding,
-            objective=objective,
-            batching=batching,
-            row_bytes=dataset.row_bytes,
-        )
-        measured = measure(dataset, scorer, wanted=wanted, watch=watch, executor=executor)
-        judge(measured, on_invalid=on_invalid, max_invalid=max_invalid, watch=watch)
-        result = measured.result(measured.report(watch))
-        if summary_file is not None:
-            write_document(result, summary_file)
-        if report_file is not None:
-            write_report(result, report_file)
-        dataset.check_objects()
-        publication.commit(watch.check)
-    warn_of(result.invalid)
-    return result
+    asked = statistics_of_call(statistics, groups.outputs)
+    objective = groups.objective
+    subsets, parts = given(Subsets, by), given(Batches, batches)
+    opened = groups.opened()
+    # Scores that are in the data already are made anew, whatever beta they had.
+    binding = opened.bound(groups, objective.needs, adds=[added.name for added in SCORED])
+    measurement = Measurement.of(
+        groups, opened, binding, (objective,), by=subsets, batches=parts, statistics=asked
+    )
+    options = groups.as_given(by=subsets, batches=parts, statistics=asked)
+    return MeasurementPlan.of("evaluate", measurement, Measured.evaluation, options)
 
 
+@planned
 def check(
-    pairs: FrameLike | SourcePath,
+    pairs: Any,
+    beta: float | None = None,
     *,
-    max_invalid: float | None = None,
-    columns: Mapping[str, str] | None = None,
-    reference: FrameLike | SourcePath | None = None,
-    on: str = PAIR_ID.name,
-    reference_columns: Mapping[str, str] | None = None,
-    contract: Schema | None = None,
-    max_logp: float = MAX_LOGP,
-    storage_options: Mapping[str, Any] | None = None,
-    credential_provider: CredentialProvider | Literal["auto"] | None = "auto",
-    progress: ProgressCallback | None = None,
-    cancel: Event | None = None,
-) -> InvalidReport:
-    """Check pairs against the contract, computing nothing else; arguments as in `evaluate`.
+    reference: Any = None,
+    loss: Any = LOSS_NAME,
+    contract: Any = None,
+    on_invalid: Any = "exclude",
+    outputs: Any = None,
+    execution: Any = None,
+) -> Plan[InvalidReport]:
+    """Check pairs against the contract of a loss, computing no figure; arguments as in `evaluate`.
+
+    Args:
+        pairs: As in `evaluate`.
+        beta: As in `evaluate`: a reward or a loss may be too large to be summed.
+        reference: As in `evaluate`.
+        loss: As in `evaluate`: it says which columns a pair needs.
+        contract: As in `evaluate`.
+        on_invalid: `OnInvalid` with `at_most`, the number or share of invalid pairs that is no
+            error.
+        outputs: As in `evaluate`, without a report.
+        execution: As in `evaluate`.
 
     Returns:
         The report. Invalid pairs are in it, and are no error unless there are more than
-        `max_invalid`.
+        `on_invalid` allows.
 
     Raises:
         ContractError: Columns or types break the contract, or no pair is valid.
-        UsageError, StorageError, Cancelled: As `evaluate`.
+        UsageError, JoinError, StorageError, Cancelled: As `evaluate`.
+
+    Examples:
+        >>> import polars as pl, dpo_pipeline
+        >>> pairs = pl.DataFrame({"policy_chosen_logps": [9.0], "policy_rejected_logps": [-14.0],
+        ...                       "ref_chosen_logps": [-11.0], "ref_rejected_logps": [-12.0]})
+        >>> dpo_pipeline.check(pairs).by_rule
+        {'policy_chosen_logps.at_most_max_logp': 1}
     """
-    checked_limit(max_invalid)
-    access = Access(storage_options=storage_options, credential_provider=credential_provider)
-    dataset = with_reference(
-        as_dataset(pairs, columns, keys=(on,), access=access),
-        reference,
-        on=on,
-        columns=columns,
-        reference_columns=reference_columns,
+    groups = Groups.of(
+        pairs=pairs,
+        reference=reference,
+        loss=loss,
+        beta=beta,
+        contract=contract,
+        on_invalid=on_invalid,
+        outputs=outputs,
+        execution=execution,
     )
-    with reading(dataset.name):
-        binding = bind(
-            dataset.frame,
-            source=dataset.name,
-            max_logp=max_logp,
-            columns=columns,
-            contract=contract,
-        )
-    watch = Watch(callback=progress, cancel=cancel)
-    scorer = ShardScorer(binding=binding, objective=None, batching=None)
-    measured = measure(dataset, scorer, wanted=Wanted(), watch=watch)
-    judge(measured, on_invalid="exclude", max_invalid=max_invalid, watch=watch)
-    report = measured.report(watch)
-    warn_of(report)
+    if groups.on_invalid.action != "exclude":
+        raise UsageError("check leaves pairs as they are: say how many may be invalid (at_most)")
+    objective = groups.objective
+    opened = groups.opened()
+    binding = opened.bound(groups, objective.needs, adds=[added.name for added in SCORED])
+    # Scores are made only if a sound pair can have one that no sum can hold.
+    scored = (objective,) if objective.columns_to_check(binding.max_logp) else ()
+    if scored and objective.is_of_batches:
+        raise UsageError(f"{objective} is a loss of batches: evaluate checks its pairs")
+    measurement = Measurement.of(groups, opened, binding, (), scored=scored)
+    return MeasurementPlan.of("check", measurement, _only_report, groups.as_given())
+
+
+def _only_report(_measured: Measured, report: InvalidReport) -> InvalidReport:
     return report
-
-
-def staged_batches(
-    publication: Publication, batches: str | os.PathLike[str] | None, facts: Mapping[str, str]
-) -> GrowingFile | None:
-    """Stage the file of batch means, if there is to be one."""
-    if batches is None:
-        return None
-    return GrowingFile(
-        publication.stage(batches),
-        os.fspath(batches),
-        facts,
-        rows_per_group=BATCHES_PER_GROUP,
-    )
-
-
-def write_document(result: Evaluation, hidden: str) -> None:
-    """Write the summary document to where it was staged."""
-    with reading(final_name(hidden)), open(hidden, "w", encoding="utf-8") as file:
-        file.write(result.to_json() + "\n")
-
-
-def statistics_asked(
-    statistics: bool | StatisticsOptions,
-    *,
-    report: str | os.PathLike[str] | None,
-) -> StatisticsOptions | None:
-    """Return what statistics are asked for, by themselves or for the report.
-
-    Raises:
-        UsageError: There is to be a report, and the extra that it needs is not installed, or its
-            path is `-`.
-    """
-    if report is not None:
-        check_extra()
-        check_page_path(report)
-    if statistics is True or (report is not None and not statistics):
-        return StatisticsOptions()
-    return statistics or None
-
-
-def write_report(result: Evaluation, hidden: str) -> None:
-    """Write the report to where it was staged."""
-    from dpo_pipeline.report import page_of, write_page
-
-    write_page(page_of(result), hidden)
-
-
-def warn_of(report: InvalidReport) -> None:
-    """Issue a report's warnings, at the line that called the library."""
-    for text in report.warnings:
-        warnings.warn(f"{report.source}: {text}", DataWarning, stacklevel=3)

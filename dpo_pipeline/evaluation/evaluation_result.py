@@ -14,10 +14,12 @@ from dpo_pipeline.columns import LOSS, N_INVALID, N_PAIRS, REWARD_ACCURACY, REWA
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation.estimates import Statistics
 from dpo_pipeline.evaluation.findings import Finding, findings_of
+from dpo_pipeline.evaluation.gating import ADVANTAGE, GATED
 from dpo_pipeline.exact import quantile
 from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import Objective
-from dpo_pipeline.sums import FIGURES, Summary
+from dpo_pipeline.statistics import Estimate
+from dpo_pipeline.sums import FIGURES, TRL_METRICS, Summary
 from dpo_pipeline.tables import aligned, as_json
 
 
@@ -136,6 +138,51 @@ class Evaluation(Reported):
             if self.statistics is None
             else findings_of(self.statistics, self.warnings, beta=self.beta)
         )
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return self.source
+
+    @property
+    def gated(self) -> tuple[str, ...]:
+        """The figures that a gate can have a mark for."""
+        return GATED
+
+    @property
+    def no_verdict(self) -> str | None:
+        """Why the figures decide nothing: None, as an evaluation compares nothing."""
+        return None
+
+    def figure(self, name: str) -> tuple[float, tuple[float, float] | None]:
+        """Return a figure, by TRL's name or the library's, and its interval.
+
+        Raises:
+            UsageError: The evaluation was made without it.
+        """
+        name = TRL_METRICS.get(name, name)
+        estimate = self._estimate(name)
+        # The summary is exact, where the sums of an estimate are Float64.
+        value = None if estimate is None else estimate.value
+        if name in FIGURES:
+            value = getattr(self.summary, name)
+        if value is None:
+            without = "; it needs statistics" if self.statistics is None else ""
+            raise UsageError(f"{self.source}: this evaluation has no {name}{without}")
+        interval = None if estimate is None else estimate.interval
+        return float(value), None if interval is None else (interval.low, interval.high)
+
+    def _estimate(self, name: str) -> Estimate | None:
+        statistics = self.statistics
+        if statistics is None:
+            return None
+        means = {"macro": statistics.macro, "weighted": statistics.weighted}
+        if statistics.sections is not None:
+            means["score"] = statistics.sections.score
+        if name in means:
+            return means[name]
+        advantages = {ADVANTAGE + key: each for key, each in statistics.advantages.items()}
+        return {**statistics.figures, **statistics.displacement, **advantages}.get(name)
 
     def to_metrics(self, prefix: str = "") -> dict[str, float | None]:
         """Return the overall figures under TRL's names; TRL's own `prefix` is `eval_`."""

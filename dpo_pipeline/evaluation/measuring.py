@@ -1,41 +1,38 @@
-"""What one reading of a dataset gave, as merged partial sums, and what they amount to."""
+"""Sums over one pass of the dataset, and the figures computed from them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, Self
+from typing import Final
 
 import polars as pl
 
-from dpo_pipeline.arguments import checked_names
 from dpo_pipeline.columns import N_PAIRS, N_VALID, SOURCE_ROW, did_you_mean
-from dpo_pipeline.contract import Binding, Offences, Places, RuleSet, offences
+from dpo_pipeline.contract import Offences, Places, RuleSet, offences
 from dpo_pipeline.defaults import (
     MAX_SUBSETS,
     MAX_SUBSETS_WITH_STATISTICS,
     SHARD_ROWS,
     STATISTICS_ROWS,
 )
-from dpo_pipeline.engine import Executor, Local, Watch, in_order, one_by_one
+from dpo_pipeline.engine import Executor, Watch, in_order
 from dpo_pipeline.errors import ContractError, InvalidPairsError, UsageError
-from dpo_pipeline.evaluation.estimates import Statistics
 from dpo_pipeline.evaluation.estimating import statistics_of
 from dpo_pipeline.evaluation.evaluation_result import Evaluation
 from dpo_pipeline.evaluation.gathering import Gathered, Gathering
 from dpo_pipeline.evaluation.shards import (
     FoundOffences,
     PartialSums,
-    Scorer,
     ShardScorer,
     ShardTask,
 )
 from dpo_pipeline.exact import lower_edge
 from dpo_pipeline.invalid_report import InvalidReport
-from dpo_pipeline.losses import Objective, with_scores_if
-from dpo_pipeline.options import StatisticsOptions
+from dpo_pipeline.losses import Objective, scores_to_check, with_scores_of
+from dpo_pipeline.options import OnInvalid, StatisticsOptions
 from dpo_pipeline.sources import Dataset, Part
 from dpo_pipeline.storage import GrowingFile, Target, reading
 from dpo_pipeline.sums import (
@@ -48,7 +45,9 @@ from dpo_pipeline.sums import (
     Summary,
     figures,
     merge,
+    suffix_of,
     tally,
+    with_objectives,
 )
 
 _SUBSET: Final = "__dpo_pipeline_subset_"
@@ -56,23 +55,35 @@ _SUBSET: Final = "__dpo_pipeline_subset_"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What one reading of a dataset gave; merged partial sums, from which all figures follow."""
+    """Merged partial sums over one pass of the dataset, from which all figures follow.
+
+    Attributes:
+        dataset: What was read.
+        rules: The rules that valid pairs keep, those of scores among them.
+        objectives: What was computed.
+        scorer: What scored the shards.
+        wanted: What was measured beside the totals.
+        totals: Sums over all pairs, one row.
+        subsets: Sums by subset, if asked for.
+        batches: Means by batch, if asked for and not written to a file.
+        bins: Pairs by bin of the margin, if asked for.
+        suspects: The shards that hold invalid pairs.
+        gathered: What statistics are made from, if asked for.
+        executor: Where shards are read.
+    """
 
     dataset: Dataset
-    binding: Binding
     rules: RuleSet
-    objective: Objective | None
-    scorer: Scorer
-    by: tuple[str, ...]
+    objectives: tuple[Objective, ...]
+    scorer: ShardScorer
+    wanted: Wanted
     totals: pl.DataFrame
     subsets: pl.DataFrame | None
     batches: pl.DataFrame | None
     bins: pl.DataFrame | None
     suspects: tuple[ShardTask, ...]
-    """The shards that hold invalid pairs."""
-    gathered: Gathered | None = None
-    asked: StatisticsOptions | None = None
-    executor: Executor = field(default_factory=Local)
+    gathered: Gathered | None
+    executor: Executor
 
     @property
     def n_pairs(self) -> int:
@@ -112,11 +123,12 @@ class Measured:
         """List what broke from the files of invalid pairs, one for each part."""
         found = Offences(self.rules.rules)
         for part, target in zip(parts, targets, strict=True) if self.n_invalid else ():
-            pairs = with_scores_if(target.scan(), self.objective)
+            pairs = with_scores_of(target.scan(), self.objectives)
             plan = offences(pairs, self.rules, row=SOURCE_ROW)
             with reading(target.name):
                 for chunk in plan.collect_batches(maintain_order=True):
-                    found.add(chunk, Places([(part.file.relative, part.file.rows)]))
+                    place = [] if part.file is None else [(part.file.relative, part.file.rows)]
+                    found.add(chunk, Places(place))
             watch.step("listing", 0, None)
         return self._report(found)
 
@@ -129,72 +141,99 @@ class Measured:
             warnings=tuple(Health.of_sums(self.totals.row(0, named=True)).warnings()),
         )
 
-    def summary(self) -> Summary:
-        """Divide the sums over all pairs."""
-        if self.objective is None:
-            raise UsageError("a check has no figures")
-        return Summary.of_row(figures(self.totals, self.objective).row(0, named=True))
+    def figures(self, sums: pl.DataFrame, keys: Mapping[str, str] | None = None) -> pl.DataFrame:
+        """Divide sums: one row of figures for each row of sums and objective.
 
-    def result(self, report: InvalidReport) -> Evaluation:
-        """Divide the sums."""
-        if self.objective is None:
-            raise UsageError("a check has no figures")
-        subsets = None
-        if self.subsets is not None:
-            keys = subset_keys(self.by)
-            subsets = figures(self.subsets, self.objective, keys=keys).rename(
-                dict(zip(keys, self.by, strict=True))
+        Args:
+            sums: `totals` or `subsets`.
+            keys: Key columns of the sums to the names that they get.
+        """
+        names = dict(keys or {})
+        tables = [
+            figures(sums, each, keys=list(names), suffix=suffix_of(i, self.objectives)).rename(
+                names
             )
-        histogram = None
-        if self.bins is not None:
-            histogram = self.bins.filter(pl.col(BIN).is_not_null()).select(
-                *(pl.col(k).alias(n) for k, n in zip(subset_keys(self.by), self.by, strict=True)),
-                bin=pl.col(BIN),
-                lower=lower_edge(pl.col(BIN)),
-                upper=lower_edge(pl.col(BIN) + 1),
-                n_pairs=pl.col(N_PAIRS),
-            )
+            for i, each in enumerate(self.objectives)
+        ]
+        return with_objectives(tables, self.objectives) if self.wanted.by_objective else tables[0]
+
+    @property
+    def _subset_names(self) -> dict[str, str]:
+        return dict(zip(subset_keys(self.wanted.by), self.wanted.by, strict=True))
+
+    @property
+    def subset_figures(self) -> pl.DataFrame | None:
+        """Figures by subset; None without subsets."""
+        return None if self.subsets is None else self.figures(self.subsets, self._subset_names)
+
+    @property
+    def histogram(self) -> pl.DataFrame | None:
+        """Valid pairs by bin of the margin, and by subset; None without bins."""
+        if self.bins is None:
+            return None
+        return self.bins.filter(pl.col(BIN).is_not_null()).select(
+            *(pl.col(key).alias(name) for key, name in self._subset_names.items()),
+            bin=pl.col(BIN),
+            lower=lower_edge(pl.col(BIN)),
+            upper=lower_edge(pl.col(BIN) + 1),
+            n_pairs=pl.col(N_PAIRS),
+        )
+
+    @property
+    def summary(self) -> Summary:
+        """The figures over all pairs, for the one objective."""
+        return Summary.of_row(self.figures(self.totals).row(0, named=True))
+
+    def evaluation(self, report: InvalidReport) -> Evaluation:
+        """Return the figures, for the one objective."""
+        (objective,) = self.objectives
+        binding = self.scorer.binding
+        statistics = None
+        if self.gathered is not None and self.wanted.statistics is not None:
+            statistics = statistics_of(self.gathered, objective, self.wanted.statistics)
         return Evaluation(
             source=self.dataset.name,
             reference=self.dataset.joined,
-            objective=self.objective,
-            max_logp=self.binding.max_logp,
-            columns=dict(self.binding.mapping),
-            summary=self.summary(),
+            objective=objective,
+            max_logp=binding.max_logp,
+            columns=dict(binding.mapping),
+            summary=self.summary,
             invalid=report,
-            subsets=subsets,
+            subsets=self.subset_figures,
             batches=self.batches,
-            histogram=histogram,
-            statistics=self._statistics(),
+            histogram=self.histogram,
+            statistics=statistics,
         )
 
-    def _statistics(self) -> Statistics | None:
-        if self.gathered is None or self.asked is None or self.objective is None:
-            return None
-        return statistics_of(self.gathered, self.objective, self.asked)
 
-
-def judge(measured: Measured, *, on_invalid: str, max_invalid: float | None, watch: Watch) -> None:
+def judge(measured: Measured, on_invalid: OnInvalid, watch: Watch) -> None:
     """Raise if what was measured must not pass.
 
     Raises:
         ContractError: There is no pair, or no valid one, or invalid ones are not allowed.
     """
-    n_pairs, n_invalid = measured.n_pairs, measured.n_invalid
-    if n_pairs == 0:
+    if measured.n_pairs == 0:
         raise ContractError(f"{measured.dataset.name}: it holds no pairs, so nothing was evaluated")
-    limit = n_pairs if max_invalid is None else max_invalid
+    reason = why_refused(on_invalid, measured.n_invalid, measured.n_pairs, "pair")
+    if reason is not None:
+        shown = None if on_invalid.action == "raise" else reason
+        raise InvalidPairsError(measured.report(watch), reason=shown)
+
+
+def why_refused(
+    on_invalid: OnInvalid, n_invalid: int, n_pairs: int, noun: str, where: str = ""
+) -> str | None:
+    """Return why so many invalid pairs must not pass; None if they may."""
+    pairs = f"{n_pairs:,} {noun}{'' if n_pairs == 1 else 's'} {'is' if n_pairs == 1 else 'are'}"
+    limit = n_pairs if on_invalid.at_most is None else on_invalid.at_most
     allowed = limit * n_pairs if isinstance(limit, float) else limit
-    if on_invalid == "raise" and n_invalid:
-        raise InvalidPairsError(measured.report(watch))
+    if on_invalid.action == "raise" and n_invalid:
+        return f"{n_invalid:,} of {pairs} invalid"
     if n_invalid > allowed:
-        raise InvalidPairsError(
-            measured.report(watch),
-            reason=f"{n_invalid:,} of {n_pairs:,} pairs are invalid, more than max_invalid "
-            f"({max_invalid}) allows",
+        return (
+            f"{n_invalid:,} of {pairs} invalid, more than max_invalid ({on_invalid.at_most}) allows"
         )
-    if n_invalid == n_pairs:
-        raise InvalidPairsError(measured.report(watch), reason="no pair is valid")
+    return f"no {noun} is valid{where}" if n_invalid == n_pairs else None
 
 
 def subset_keys(by: Sequence[str]) -> list[str]:
@@ -204,40 +243,21 @@ def subset_keys(by: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What an evaluation is to give beside the totals.
+    """What is measured beside the totals.
 
     Attributes:
         by: Columns of the subsets.
         batching: How pairs are put into batches.
-        batch_file: Where their means go, if not into the result.
         histogram: Whether margins are binned.
-        statistics: What statistics are to be made, if any.
+        statistics: How statistics are made, if asked for.
+        by_objective: Whether tables tell objectives apart, even if there is one.
     """
 
     by: tuple[str, ...] = ()
     batching: Batching | None = None
-    batch_file: GrowingFile | None = None
     histogram: bool = False
     statistics: StatisticsOptions | None = None
-
-    @classmethod
-    def of(
-        cls,
-        *,
-        by: str | Sequence[str] | None,
-        batching: Batching | None,
-        batch_file: GrowingFile | None,
-        histogram: bool,
-        statistics: StatisticsOptions | None = None,
-    ) -> Self:
-        """Make it from the arguments of a call."""
-        return cls(
-            by=checked_names("by", by),
-            batching=batching,
-            batch_file=batch_file,
-            histogram=histogram,
-            statistics=statistics,
-        )
+    by_objective: bool = False
 
     @property
     def only_batches(self) -> bool:
@@ -265,9 +285,9 @@ class Wanted:
     def check(self, columns: pl.Schema) -> None:
         """Raise a UsageError if a column that is grouped by is not there or not plain."""
         if self.statistics is not None:
-            self.statistics.check(columns, self.by)
+            self.statistics.check(columns, self.wanted.by)
         batch_by = self.batching.column if self.batching is not None else None
-        for argument, name in [*(("by", name) for name in self.by), ("batch_by", batch_by)]:
+        for argument, name in [*(("by", name) for name in self.wanted.by), ("batch_by", batch_by)]:
             if name is None:
                 continue
             if name not in columns:
@@ -285,26 +305,36 @@ def measure(
     dataset: Dataset,
     scorer: ShardScorer,
     *,
+    objectives: tuple[Objective, ...],
     wanted: Wanted,
     watch: Watch,
-    executor: Executor | None = None,
+    executor: Executor,
+    batch_file: GrowingFile | None = None,
 ) -> Measured:
-    """Read the dataset once, shard by shard, and add up its partial sums."""
-    executor = Local() if executor is None else executor
-    binding, objective = scorer.binding, scorer.objective
-    wanted.check(binding.columns)
-    batching = wanted.batching
-    checked = () if objective is None else objective.columns_to_check(binding.max_logp)
+    """Read the dataset once, shard by shard, and add up its partial sums.
+
+    Args:
+        dataset: What is read.
+        scorer: What scores a shard.
+        objectives: What is summed of the scores; none sums what needs no score.
+        wanted: What is summed beside the totals.
+        watch: Is told of the rows.
+        executor: Where shards are read.
+        batch_file: Where batch means go, if not into the result.
+    """
+    binding, batching = scorer.binding, wanted.batching
+    dataset.check_keys()
+    checked = scores_to_check(scorer.objectives, binding.max_logp)
     rules = binding.rules.with_scores_in_range(checked) if checked else binding.rules
-    sums = _RollUps(wanted, objective=objective, n_rows=dataset.rows)
+    sums = _RollUps(wanted, objectives=objectives, n_rows=dataset.rows, file=batch_file)
     plan_of = partial(
         tally,
-        objective=objective,
+        objectives=objectives,
         needs=binding.needs,
-        is_wide=bool(checked),
+        max_logp=binding.max_logp,
         keys=[*sums.batch_keys, *sums.subset_keys],
         by_bin=wanted.histogram,
-        extra=[*scorer.sums(), *(() if batching is None else batching.sums())],
+        extra=[] if batching is None else batching.sums(),
     )
     partial_sums = PartialSums(
         dataset=dataset,
@@ -317,7 +347,8 @@ def measure(
         in_order=wanted.is_faster_in_order,
     )
     gathering, function = None, partial_sums.sums
-    if wanted.statistics is not None and objective is not None:
+    if wanted.statistics is not None:
+        (objective,) = objectives
         gathering = Gathering(
             schema=binding.columns,
             objective=objective,
@@ -328,23 +359,16 @@ def measure(
             judge=wanted.statistics.judge_columns,
         )
         of_batches = () if batching is None else batching.columns
-        of_losses = rules.valid.meta.root_names() if scorer.sums() else ()
-        columns = [*gathering.columns, *sums.subset_keys, *of_batches, *of_losses, VALID]
+        columns = [*gathering.columns, *sums.subset_keys, *of_batches, VALID]
         function = partial(partial_sums.rows, columns=list(dict.fromkeys(columns)))
 
     def tasks() -> Iterator[ShardTask]:
         for index, shard in enumerate(dataset.shards(scorer.rows(wanted.shard_rows))):
-            yield ShardTask(
-                index=index,
-                first_row=shard.first_row,
-                rows=shard.rows,
-                seen=scorer.seen(shard.first_row),
-            )
+            yield ShardTask(index=index, first_row=shard.first_row, rows=shard.rows)
 
     suspects = []
-    with wanted.batch_file or nullcontext():
-        run = one_by_one if scorer.is_running else in_order
-        for shard, results in run(executor, function, tasks(), watch.check):
+    with batch_file or nullcontext():
+        for shard, results in in_order(executor, function, tasks(), watch.check):
             n_invalid = sums.n_invalid
             for part in results:
                 if gathering is None:
@@ -353,25 +377,22 @@ def measure(
                     gathering.add(part)
                     plan = plan_of(part.lazy(), valid=pl.col(VALID), in_order=partial_sums.in_order)
                     sums.add(plan.collect(engine="streaming"))
-            scorer.note(shard.first_row + (shard.rows or 0), sums.totals)
             if sums.n_invalid > n_invalid:
                 suspects.append(shard)
             watch.step("evaluating", shard.rows or 0, dataset.rows)
         batches = sums.finished_batches()
     return Measured(
         dataset=dataset,
-        binding=binding,
         rules=rules,
-        objective=objective,
+        objectives=objectives,
         scorer=scorer,
-        by=wanted.by,
+        wanted=wanted,
         totals=sums.totals,
         subsets=sums.sorted(sums.subsets, sums.subset_keys),
         batches=batches,
         bins=sums.sorted(sums.bins, [*sums.subset_keys, BIN]),
         suspects=tuple(suspects),
         gathered=None if gathering is None else gathering.finish(),
-        asked=wanted.statistics,
         executor=executor,
     )
 
@@ -379,7 +400,14 @@ def measure(
 class _RollUps:
     """Partial sums of what was read so far, added up each way that is wanted."""
 
-    def __init__(self, wanted: Wanted, *, objective: Objective | None, n_rows: int | None) -> None:
+    def __init__(
+        self,
+        wanted: Wanted,
+        *,
+        objectives: tuple[Objective, ...],
+        n_rows: int | None,
+        file: GrowingFile | None,
+    ) -> None:
         self.subset_keys = subset_keys(wanted.by)
         self.batch_keys = [] if wanted.batching is None else [wanted.batching.key]
         self.totals = pl.DataFrame({N_PAIRS: [0], N_VALID: [0]})
@@ -389,9 +417,13 @@ class _RollUps:
         self._wanted = wanted
         self._empty = True
         self._table: BatchTable | None = None
-        if wanted.batching is not None and objective is not None:
+        if wanted.batching is not None and objectives:
             self._table = BatchTable(
-                wanted.batching, objective=objective, n_rows=n_rows, file=wanted.batch_file
+                wanted.batching,
+                objectives=objectives,
+                by_objective=wanted.by_objective,
+                n_rows=n_rows,
+                file=file,
             )
 
     def add(self, part: pl.DataFrame) -> None:

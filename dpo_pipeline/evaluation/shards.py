@@ -3,82 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from dataclasses import dataclass, field
 
 import polars as pl
 
-from dpo_pipeline.columns import POLICY_CHOSEN, POLICY_REJECTED, REF_CHOSEN, REF_REJECTED
 from dpo_pipeline.contract import Binding, Offences, Places, RuleSet, numbered, offences
 from dpo_pipeline.defaults import COUPLED_SHARD_BYTES, COUPLED_SHARD_ROWS, STATISTICS_ROWS
-from dpo_pipeline.engine import Executor
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.exact import exact_sum
-from dpo_pipeline.losses import Objective, WithinBatches, logratio, with_scores_if
+from dpo_pipeline.losses import Objective, WithinBatches, with_scores_of
 from dpo_pipeline.sources import Dataset, Part, Shard
 from dpo_pipeline.storage import reading
 from dpo_pipeline.sums import VALID, Batching
 
-_SEEN_SUM: Final = "seen_sum"
-_SEEN_COUNT: Final = "seen_count"
 
-
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShardScorer:
-    """Scores the shards of a dataset in the order of their rows.
+    """Prepares and scores one shard at a time, so that batches are whole.
 
     Attributes:
         binding: The contract.
-        objective: What is computed; None prepares only.
+        objectives: What is computed; none prepares only.
         batching: How pairs are put into batches.
         row_bytes: Average bytes of a row, where it is known.
     """
 
     binding: Binding
-    objective: Objective | None
-    batching: Batching | None
+    objectives: tuple[Objective, ...]
+    batching: Batching | None = None
     row_bytes: int = 0
-    _seen: dict[int, tuple[int, int]] = field(default_factory=lambda: {0: (0, 0)})
-    _held: tuple[int, pl.DataFrame] | None = None
+    _held: dict[int, pl.DataFrame] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self._is_of_batches and (self.batching is None or self.batching.size is None):
-            raise UsageError(
-                f"{self.objective} is a loss of batches: give batch_size (--batch-size), the "
-                "number of consecutive pairs that a training step saw"
-            )
+        for each in self.objectives:
+            if each.is_of_batches and (self.batching is None or self.batching.size is None):
+                raise UsageError(
+                    f"{each} is a loss of batches: give the number of consecutive pairs that a "
+                    "training step saw, as batches=SIZE (--batch-size)"
+                )
 
     @property
-    def _is_of_batches(self) -> bool:
-        return self.objective is not None and self.objective.is_of_batches
+    def _batch_size(self) -> int | None:
+        """Rows of a batch, if a loss depends on the other pairs of its batch."""
+        of_batches = any(each.is_of_batches for each in self.objectives)
+        return self.batching.size if of_batches and self.batching is not None else None
 
     def rows(self, otherwise: int) -> int:
-        """Return how many rows a shard has: whole batches, if the loss depends on them."""
-        if not self._is_of_batches or self.batching is None or self.batching.size is None:
+        """Return how many rows a shard has: whole batches, if a loss depends on them."""
+        size = self._batch_size
+        if size is None:
             return otherwise
-        size = self.batching.size
         fitting = min(COUPLED_SHARD_ROWS, COUPLED_SHARD_BYTES // max(self.row_bytes, 1))
         return max(size, fitting // size * size)
-
-    @property
-    def is_running(self) -> bool:
-        """Whether a shard has to know the sums of all before it."""
-        terms = () if self.objective is None else self.objective.terms
-        return any("seen" in term.loss.compares for term in terms)
-
-    def seen(self, first_row: int) -> tuple[int, int]:
-        """Return what was seen of scores before a row: their quanta, and how many they are."""
-        return self._seen.get(first_row, (0, 0))
 
     def scored(self, shard: Shard) -> pl.LazyFrame:
         """Return a shard under canonical names, with the batch of each row, and scored."""
         pairs = self.binding.prepare(shard.frame)
+        within = None
         if self.batching is not None:
             pairs = self.batching.with_key(pairs, shard.first_row)
-        return with_scores_if(pairs, self.objective, self._within(shard))
+            if self._batch_size is not None:
+                within = WithinBatches(key=self.batching.key, sound=self.binding.rules.valid)
+        return with_scores_of(pairs, self.objectives, within)
 
     def scored_part(self, dataset: Dataset, part: Part) -> Iterator[tuple[pl.LazyFrame, int]]:
         """Yield pieces of a part, scored within batches, with their first rows in its file."""
+        if part.file is None or part.rows is None:  # a frame is not split, so all of it is held
+            yield self.scored(dataset.shard(0, None)), 0
+            return
         if part.rows == 0:
             yield self.scored(dataset.shard(0, self.rows(0))).limit(0), 0
         rows = self.rows(part.rows)
@@ -90,65 +81,11 @@ class ShardScorer:
 
     def _collected(self, dataset: Dataset, start: int) -> pl.DataFrame:
         # Files come in order, so the shard of one is often that of the next.
-        if self._held is None or self._held[0] != start:
-            shard = replace(dataset.shard(start, self.rows(0)), seen=self.seen(start))
-            self._held = start, self.scored(shard).collect(engine="streaming")
-        return self._held[1]
-
-    def sums(self) -> list[pl.Expr]:
-        """Return what the shards to come have to know of this one, as partial sums."""
-        if not self._is_of_batches:
-            return []
-        sound = self.binding.rules.valid
-        # Those of the log-probs: the rewards' may be of another term, without a reference.
-        scores = [
-            pl.when(sound).then(logratio(pl.col(policy.name), pl.col(reference.name)))
-            for policy, reference in ((POLICY_CHOSEN, REF_CHOSEN), (POLICY_REJECTED, REF_REJECTED))
-        ]
-        return [
-            (exact_sum(scores[0]) + exact_sum(scores[1])).alias(_SEEN_SUM),
-            (2 * sound.sum().cast(pl.Int64)).alias(_SEEN_COUNT),
-        ]
-
-    def note(self, end: int, totals: pl.DataFrame) -> None:
-        """Remember what was seen of the rows before number `end`, `totals` being their sums."""
-        if self._is_of_batches:
-            self._seen[end] = (int(totals[_SEEN_SUM].item()), int(totals[_SEEN_COUNT].item()))
-
-    def _within(self, shard: Shard) -> WithinBatches | None:
-        if not self._is_of_batches or self.batching is None:
-            return None
-        return WithinBatches(
-            key=self.batching.key,
-            sound=self.binding.rules.valid,
-            seen=shard.seen,
-        )
-
-
-def refuse_join(objective: Objective, reference: object) -> None:
-    """Raise a UsageError if a loss of batches would have a reference joined to each shard."""
-    if objective.is_of_batches and reference is not None:
-        raise UsageError(
-            f"{objective} is a loss of batches, for which the reference would be joined anew in "
-            "each shard: write the joined pairs first, with join_reference(...).sink_parquet"
-        )
-
-
-def refuse_elsewhere(executor: Executor, reference: object) -> None:
-    """Raise a UsageError if a reference would have to be joined in other processes."""
-    if executor.elsewhere and reference is not None:
-        raise UsageError(
-            "on an engine the reference would be joined anew for each shard: write the joined "
-            "pairs first, with join_reference(...).sink_parquet"
-        )
-
-
-class Scorer(Protocol):
-    """What makes scored pairs of a shard."""
-
-    def scored(self, shard: Shard) -> pl.LazyFrame:
-        """Return the shard under canonical names, scored."""
-        ...
+        if start not in self._held:
+            self._held.clear()
+            shard = self.scored(dataset.shard(start, self.rows(0)))
+            self._held[start] = shard.collect(engine="streaming")
+        return self._held[start]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,17 +96,11 @@ class ShardTask:
         index: Its number among the tasks.
         first_row: The number of its first row in the whole dataset.
         rows: How many; None where only reading can tell.
-        seen: Quanta of all scores of the rows before, and how many they are.
     """
 
     index: int
     first_row: int
     rows: int | None
-    seen: tuple[int, int] = (0, 0)
-
-    def of(self, dataset: Dataset) -> Shard:
-        """Return the shard of the dataset that is meant."""
-        return replace(dataset.shard(self.first_row, self.rows), seen=self.seen)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +119,7 @@ class PartialSums:
     """
 
     dataset: Dataset
-    scorer: Scorer
+    scorer: ShardScorer
     subsets: Mapping[str, str]
     valid: pl.Expr
     tally: Callable[..., pl.LazyFrame]
@@ -198,7 +129,8 @@ class PartialSums:
 
     def sums(self, task: ShardTask) -> Iterator[pl.DataFrame]:
         """Yield the sums of one shard."""
-        # A frame or a join is one shard however long, and so can end in any number of batches.
+        # A DataFrame or a join is never split into shards, so the number of batches per shard is
+        # not bounded.
         endless = self.may_be_endless and not self._is_bounded(task)
         plan = self.tally(self._pairs(task), valid=self.valid, in_order=endless or self.in_order)
         with reading(self.dataset.read_from):
@@ -220,7 +152,8 @@ class PartialSums:
         return task.rows is not None and task.rows <= self.most_rows
 
     def _pairs(self, task: ShardTask) -> pl.LazyFrame:
-        return self.scorer.scored(task.of(self.dataset)).with_columns(
+        shard = self.dataset.shard(task.first_row, task.rows)
+        return self.scorer.scored(shard).with_columns(
             pl.col(name).alias(key) for key, name in self.subsets.items()
         )
 
@@ -237,14 +170,14 @@ class FoundOffences:
     """
 
     dataset: Dataset
-    scorer: Scorer
+    scorer: ShardScorer
     rules: RuleSet
     places: Places
 
     def __call__(self, task: ShardTask) -> Iterator[Offences]:
         """Yield the offences of one shard."""
         found = Offences(self.rules.rules)
-        pairs = self.scorer.scored(task.of(self.dataset))
+        pairs = self.scorer.scored(self.dataset.shard(task.first_row, task.rows))
         plan = offences(numbered(pairs, task.first_row), self.rules)
         with reading(self.dataset.read_from):
             for chunk in plan.collect_batches(maintain_order=True):

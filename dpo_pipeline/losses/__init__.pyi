@@ -18,9 +18,10 @@ from .objective import (
 from .pairwise import sigmoid as sigmoid
 from .scored_columns import (
     WithinBatches as WithinBatches,
-    scores_of as scores_of,
+    name_of_score as name_of_score,
+    scores_to_check as scores_to_check,
     with_scores as with_scores,
-    with_scores_if as with_scores_if,
+    with_scores_of as with_scores_of,
 )
 from .token_sums import (
     clamped_logratio as clamped_logratio,

@@ -6,15 +6,14 @@ no part, and has no loss. Positional arguments besides those of `losses`:
     policy_difference     c - r, chosen less rejected log-prob under the policy
     reference_difference  C - R, the same under the reference
     batch                 the batch's number
-    seen                  quanta of all scores before this frame, and how many they are
 """
 
 from __future__ import annotations
 
 import polars as pl
 
-from dpo_pipeline.exact import exact_sum, mean_of, quanta
-from dpo_pipeline.losses.pairwise import bco_pair, sigmoid, smoothed_sigmoid
+from dpo_pipeline.exact import exact_sum, mean_of
+from dpo_pipeline.losses.pairwise import sigmoid, smoothed_sigmoid
 
 
 def aot(
@@ -64,31 +63,3 @@ def kto_pair(
     )
     desired = sigmoid(-beta * (chosen_score - rejected_kl))
     return 0.5 * (desired + sigmoid(-beta * (chosen_kl - rejected_score)))
-
-
-def bco_pair_running(
-    chosen_score: pl.Expr,
-    rejected_score: pl.Expr,
-    batch: pl.Expr,
-    seen: tuple[pl.Expr, pl.Expr],
-    *,
-    beta: float,
-) -> pl.Expr:
-    """Return `bco_pair` with the mean of all rewards up to the end of the batch as baseline.
-
-    Source: arXiv 2404.04656, with the running mean of TRL up to 0.24. It depends on the
-    order of the batches.
-    """
-    scores = quanta(chosen_score) + quanta(rejected_score)
-    total = seen[0] + _up_to_the_end_of_its_batch(scores.fill_null(0), batch)
-    n_scores = 2 * scores.is_not_null().cast(pl.Int64)
-    count = seen[1] + _up_to_the_end_of_its_batch(n_scores, batch)
-    return bco_pair(
-        beta * chosen_score, beta * rejected_score, baseline=beta * mean_of(total, count)
-    )
-
-
-def _up_to_the_end_of_its_batch(values: pl.Expr, batch: pl.Expr) -> pl.Expr:
-    # A running sum inside the window would start anew in each batch.
-    begins = batch.ne_missing(batch.shift())
-    return pl.when(begins).then(values.sum().over(batch)).otherwise(0).cum_sum()

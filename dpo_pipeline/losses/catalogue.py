@@ -321,14 +321,6 @@ _ROWS: Final = (
         reference="always",
         grows_as_margin=True,
     ),
-    Loss(
-        name="bco_pair_running",
-        function=batch_losses.bco_pair_running,
-        formula="bco_pair, d = mean of all rewards up to the end of the batch",
-        source="arXiv 2404.04656",
-        peers={"TRL": "bco_pair (to 0.24)", "LLaMA-Factory": "bco_pair"},
-        reference="always",
-    ),
 )
 
 LOSSES: Final[Mapping[str, Loss]] = MappingProxyType({row.name: row for row in _ROWS})

@@ -107,8 +107,7 @@ OTHERS: Final[Mapping[str, str]] = MappingProxyType(
         "Liger": "the defaults; label_smoothing of sigmoid is cDPO",
         "NeMo": "beta 0.05; preference_average_log_probs: sigmoid_norm",
         "open-instruct": "dpo_norm: sigmoid_norm with beta 5; simpo: gamma = 0.3 * beta",
-        "TRL to 0.24": "label_smoothing of sigmoid is cDPO; bco_pair: bco_pair_running; "
-        "aot_pair: aot_unpaired",
+        "TRL to 0.24": "label_smoothing of sigmoid is cDPO; aot_pair: aot_unpaired",
     }
 )
 """What gives the conventions of other systems, in words."""

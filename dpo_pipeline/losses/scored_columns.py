@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from types import MappingProxyType
@@ -39,12 +39,10 @@ class WithinBatches:
     Attributes:
         key: The column with the batch's number.
         sound: True where a pair takes part.
-        seen: Quanta of all scores of the batches before, and how many they are.
     """
 
     key: str
     sound: pl.Expr
-    seen: tuple[int, int] = (0, 0)
 
 
 def with_scores(
@@ -72,25 +70,42 @@ def with_scores(
     )
 
 
-def with_scores_if(
-    pairs: pl.LazyFrame, objective: Objective | None, within: WithinBatches | None = None
+def with_scores_of(
+    pairs: pl.LazyFrame, objectives: Sequence[Objective], within: WithinBatches | None = None
 ) -> pl.LazyFrame:
-    """Add the scored columns unless there is no objective."""
-    return pairs if objective is None else with_scores(pairs, objective, within)
+    """Add the scored columns of one objective, or those of several under `name_of_score`."""
+    if len(objectives) == 1:
+        return with_scores(pairs, objectives[0], within)
+    return pairs.with_columns(
+        value.alias(name_of_score(name, objective, objectives))
+        for objective in objectives
+        for name, value in _scores_of(objective).items()
+    )
 
 
-def scores_of(objective: Objective) -> dict[str, pl.Expr]:
-    """Return rewards, margin and loss as expressions of log-probs, for use beside other ones."""
+def name_of_score(name: str, objective: Objective, objectives: Sequence[Objective]) -> str:
+    """Return what a scored column is called beside those of other objectives."""
+    return name if len(objectives) == 1 else f"{name} of {objective} at beta {objective.beta!r}"
+
+
+def scores_to_check(objectives: Sequence[Objective], max_logp: float) -> tuple[str, ...]:
+    """Return the scored columns whose values may be too large to be summed, or not finite."""
+    return tuple(
+        name_of_score(name, objective, objectives)
+        for objective in objectives
+        for name in objective.columns_to_check(max_logp)
+    )
+
+
+def _scores_of(objective: Objective) -> dict[str, pl.Expr]:
+    """Return rewards, margin and loss as expressions of log-probs."""
     scores = _from_logps(objective.reward_basis, objective.beta)
-    names = (CHOSEN_REWARD, REJECTED_REWARD)
-    made = {name: scores[name] for name in names}
-    return made | {
+    compared = {term.basis: _from_logps(term.basis, objective.beta) for term in objective.terms}
+    return {
+        CHOSEN_REWARD: scores["chosen_reward"],
+        REJECTED_REWARD: scores["rejected_reward"],
         REWARD_MARGIN: scores["margin"],
-        LOSS: _sum(
-            objective,
-            {term.basis: _from_logps(term.basis, objective.beta) for term in objective.terms},
-            None,
-        ),
+        LOSS: _sum(objective, compared, None),
     }
 
 
@@ -131,7 +146,6 @@ def _term(
             raise UsageError(f"{loss.name} is a loss of batches: give batch_size")
         values = {name: pl.when(within.sound).then(value) for name, value in compared.items()}
         values["batch"] = pl.col(within.key)
-        values["seen"] = tuple(pl.lit(n, dtype=pl.Int128) for n in within.seen)
     return loss.function(*(values[name] for name in loss.compares), **arguments)
 
 

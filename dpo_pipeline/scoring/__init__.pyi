@@ -1,4 +1,6 @@
-from .dry_run_report import DryRun as DryRun
-from .dry_runs import dry_run as dry_run
 from .scoring_files import score_parquet as score_parquet
-from .scoring_frames import arrow_stage as arrow_stage, score as score, token_kl as token_kl
+from .scoring_frames import (
+    arrow_stage as arrow_stage,
+    score as score,
+    token_kl as token_kl,
+)

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import polars as pl
 
 from dpo_pipeline.columns import BROKEN_RULES, SCORED, SOURCE_ROW
-from dpo_pipeline.contract import Binding, RuleSet, invalid_pairs, numbered
+from dpo_pipeline.contract import RuleSet, invalid_pairs, numbered
 from dpo_pipeline.defaults import (
     OUTPUT_ROWS_PER_GROUP,
     SINK_CHUNK_BYTES,
@@ -19,7 +19,7 @@ from dpo_pipeline.defaults import (
     ZSTD_LEVEL,
 )
 from dpo_pipeline.engine import Watch
-from dpo_pipeline.evaluation import ShardScorer, ShardTask, run_facts
+from dpo_pipeline.evaluation import ShardScorer, ShardTask
 from dpo_pipeline.losses import Objective, with_scores
 from dpo_pipeline.sources import Dataset, Part
 from dpo_pipeline.storage import GrowingFile, Out, Target, reading
@@ -51,23 +51,23 @@ class PairWriter:
 
     Attributes:
         dataset: The input.
-        binding: The contract.
         rules: The rules of the run.
         objective: What is computed.
         scorer: What scored the shards.
         names: Input columns that are kept.
         watch: Is told of the rows, if it is in this process.
         n_valid: Valid pairs of the dataset.
+        facts: Metadata of the files.
     """
 
     dataset: Dataset
-    binding: Binding
     rules: RuleSet
     objective: Objective
     scorer: ShardScorer
     names: Sequence[str]
     watch: Watch
     n_valid: int
+    facts: Mapping[str, str]
 
     def scored(self, task: PartTask) -> Iterator[int]:
         """Write the valid pairs with their scores; yield how many."""
@@ -90,19 +90,22 @@ class PairWriter:
         yield self._write(output, task)
 
     def _write(self, output: _Output, task: PartTask) -> int:
-        facts = run_facts(self.binding, self.objective)
         part = task.part
-        source = self.dataset.read_from if self.dataset.has_step else part.file.path
+        is_file = part.file is not None and not self.dataset.has_step
+        source = part.file.path if part.file is not None and is_file else self.dataset.read_from
 
         def sink(out: Out) -> None:
             if self.objective.is_of_batches:
                 pieces = self.scorer.scored_part(self.dataset, part)
                 with reading(source):
-                    _sink_in_turn((output(piece, first) for piece, first in pieces), out, facts)
+                    plans = (output(piece, first) for piece, first in pieces)
+                    _sink_in_turn(plans, out, self.facts)
             else:
-                pairs = self.binding.prepare(self.dataset.scan(part))
+                pairs = self.scorer.binding.prepare(self.dataset.scan(part))
                 plan = output(with_scores(pairs, self.objective), part.begin)
-                _sink(plan, out, facts, row_bytes=part.file.row_bytes)
+                # The rows of what is no Parquet file may be of any length.
+                row_bytes = WIDE_ROW_BYTES if part.file is None else part.file.row_bytes
+                _sink(plan, out, self.facts, row_bytes=row_bytes)
 
         return task.target.write(sink, source)
 
@@ -117,8 +120,11 @@ def part_tasks(
             part=part,
             target=target,
             has_invalid=any(
-                shard.first_row < part.first_row + part.rows
-                and part.first_row < shard.first_row + (shard.rows or 0)
+                part.rows is None
+                or (
+                    shard.first_row < part.first_row + part.rows
+                    and part.first_row < shard.first_row + (shard.rows or 0)
+                )
                 for shard in suspects
             ),
         )

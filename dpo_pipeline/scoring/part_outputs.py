@@ -6,27 +6,22 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Protocol, Self
+from typing import Self
 
 from dpo_pipeline.engine import Executor, Function, Watch, in_order
 from dpo_pipeline.errors import StorageError, UsageError
 from dpo_pipeline.evaluation import Measured
 from dpo_pipeline.scoring.pair_writer import part_tasks
 from dpo_pipeline.sources import Dataset, Part
-from dpo_pipeline.storage import Outputs, StagedFile, Target, is_address, without_attempts
+from dpo_pipeline.storage import (
+    Output,
+    Publication,
+    StagedFile,
+    Target,
+    is_address,
+    without_attempts,
+)
 from dpo_pipeline.tables import as_json
-
-
-class Stage(Protocol):
-    """What a `Publication` does for a single output."""
-
-    def stage(self, target: str | os.PathLike[str]) -> str:
-        """Return where to write what shall become `target`."""
-        ...
-
-    def stage_folder(self, target: str | os.PathLike[str], relatives: Sequence[str]) -> list[str]:
-        """Return where to write the parts of a folder."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +50,11 @@ class PartOutputs:
         whole = isinstance(part_rows, int) and not isinstance(part_rows, bool)
         if part_rows is not None and not (whole and part_rows >= 1):
             raise UsageError(f"part_rows must be a whole number, at least 1, found {part_rows!r}")
+        if part_rows is not None and not dataset.files:
+            raise UsageError(
+                f"part_rows cuts Parquet between row groups, and {dataset.name} is none: write it "
+                "as Parquet first (dpo-pipeline convert)"
+            )
         is_folder = dataset.is_folder or part_rows is not None
         if executor.elsewhere and not is_folder:
             raise UsageError(
@@ -68,7 +68,13 @@ class PartOutputs:
             executor=executor,
         )
 
-    def staged(self, publication: Outputs, target: str | os.PathLike[str]) -> Sequence[Target]:
+    def checked(self, publication: Publication, target: str | os.PathLike[str]) -> Output:
+        """Check that the parts can be written, that shall become `target`; nothing is."""
+        if not self.is_folder:
+            return publication.check(target)
+        return publication.check_folder(target, [part.relative for part in self.parts])
+
+    def staged(self, publication: Publication, target: str | os.PathLike[str]) -> Sequence[Target]:
         """Return where the parts are written, that shall become `target`."""
         relatives = [part.relative for part in self.parts]
         if is_address(target):
@@ -76,15 +82,12 @@ class PartOutputs:
             if self.is_folder:
                 return publication.stage_objects(address.rstrip("/"), relatives)
             return [publication.stage_object(address)]
-        return [
-            StagedFile(hidden=name, apart=self._apart) for name in self.hidden(publication, target)
-        ]
-
-    def hidden(self, publication: Stage, target: str | os.PathLike[str]) -> Sequence[str]:
-        """Return where parts on this machine are written, that shall become `target`."""
-        if not self.is_folder:
-            return [publication.stage(target)]
-        return publication.stage_folder(target, [part.relative for part in self.parts])
+        hidden = (
+            publication.stage_folder(target, relatives)
+            if self.is_folder
+            else [publication.stage(target)]
+        )
+        return [StagedFile(hidden=name, apart=self._apart) for name in hidden]
 
     @property
     def _apart(self) -> bool:
@@ -117,7 +120,7 @@ class PartOutputs:
                 counts[task.part.relative] = rows
         if sum(counts.values()) != total:
             raise StorageError(self.dataset.name, "it changed while it was read")
-        figures = measured.summary().to_dict()
+        figures = measured.summary.to_dict()
         return as_json(
             {"dpo_pipeline": version("dpo_pipeline"), "files": counts, "summary": figures}
         )

@@ -1,7 +1,7 @@
-"""`score_parquet`: Parquet in, Parquet out, with the summary as its result.
+"""`score_parquet`: pairs in, Parquet with rewards and losses out, with the figures as its result.
 
-One reading checks and sums, a second one writes; invalid pairs are written by a third, only if
-there are some. All outputs appear together at the end, the scored pairs last.
+One pass checks and sums, a second one writes; invalid pairs are written by a third, only if there
+are some. All outputs appear together at the end, the scored pairs last.
 """
 
 from __future__ import annotations
@@ -9,60 +9,213 @@ from __future__ import annotations
 import os
 import posixpath
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from threading import Event
-from typing import Any, Literal
+from typing import Any
 
-from dpo_pipeline.arguments import checked_choice, checked_names
-from dpo_pipeline.columns import INVALID, PAIR_ID, SCORED, did_you_mean
-from dpo_pipeline.contract import Binding, Schema, bind
-from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID_JOB, OnInvalidJob
-from dpo_pipeline.engine import Engine, ProgressCallback, Watch, executor_of
+from dpo_pipeline.arguments import checked_names, given
+from dpo_pipeline.columns import INVALID, SCORED, did_you_mean
+from dpo_pipeline.contract import Binding
+from dpo_pipeline.defaults import LOSS_NAME, ON_INVALID_JOB
 from dpo_pipeline.errors import StorageError, UsageError
 from dpo_pipeline.evaluation import (
+    Documents,
     Evaluation,
-    ShardScorer,
-    Wanted,
-    judge,
-    measure,
-    refuse_elsewhere,
-    refuse_join,
+    Groups,
+    Measurement,
+    publication_of,
     run_facts,
     staged_batches,
     warn_of,
-    write_document,
 )
-from dpo_pipeline.losses import LossArguments, LossLike, Objective
+from dpo_pipeline.options import Batches, Scored, Subsets
+from dpo_pipeline.plan import Facts, Plan, planned
 from dpo_pipeline.scoring.pair_writer import PairWriter
 from dpo_pipeline.scoring.part_outputs import PartOutputs
-from dpo_pipeline.sources import (
-    Dataset,
-    FrameLike,
-    SourcePath,
-    checked_parquet_name,
-    open_dataset,
-    with_reference,
-)
-from dpo_pipeline.storage import Access, CredentialProvider, Outputs, is_address, reading
-from dpo_pipeline.sums import Batching
+from dpo_pipeline.sources import Dataset, checked_parquet_name
+from dpo_pipeline.storage import Output, is_address
 
 
-def checked_paths(source: object, sink: object) -> None:
-    """Check that both are paths.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScorePlan(Plan[Evaluation]):
+    """What `score_parquet` does.
+
+    Attributes:
+        measurement: What is read and measured.
+        parts: What makes a file each.
+        sink: Where scored pairs go.
+        invalid: Where invalid pairs go, if they are quarantined.
+        carried: Input columns that scored pairs have.
+        options: The groups of options, under the parameters of the call.
+        outputs: What is written.
+    """
+
+    measurement: Measurement
+    parts: PartOutputs
+    sink: str | os.PathLike[str]
+    invalid: str | os.PathLike[str] | None
+    carried: tuple[str, ...]
+    options: Mapping[str, Any]
+    outputs: tuple[Output, ...]
+
+    @property
+    def facts(self) -> Facts:
+        """What the plan tells of itself."""
+        return self.measurement.facts(
+            "score_parquet", self.options, self.outputs, carried=self.carried
+        )
+
+    def run(self) -> Evaluation:
+        """Read and score the pairs, publish all outputs together, and return the figures."""
+        made, groups, parts = self.measurement, self.measurement.groups, self.parts
+        (objective,) = made.objectives
+        watch, dataset = groups.watch, made.opened.dataset
+        with publication_of(groups.outputs, groups.access, dataset) as publication:
+            apart = () if self.invalid is None else parts.staged(publication, self.invalid)
+            documents = Documents(groups.outputs, publication)
+            batch_file = staged_batches(
+                publication, made.batches.file, made.binding, made.objectives
+            )
+            scored = parts.staged(publication, self.sink)
+            measured = made.measured(watch, batch_file)
+            writer = partial(
+                PairWriter,
+                dataset=dataset,
+                rules=measured.rules,
+                objective=objective,
+                scorer=made.scorer,
+                watch=watch,
+                n_valid=measured.n_valid,
+                facts=run_facts(made.binding, objective),
+            )
+            publication.begin()
+            write = partial(parts.write, measured=measured, watch=watch)
+            manifest = write(
+                writer(names=self.carried).scored, scored, total=measured.n_valid, is_told=True
+            )
+            publication.describe(self.sink, manifest)
+            if self.invalid is not None:
+                whole = writer(names=in_files(made.binding, dataset))
+                manifest = write(whole.invalid, apart, total=measured.n_invalid, is_told=False)
+                publication.describe(self.invalid, manifest)
+            if self.invalid is not None and not objective.is_of_batches:
+                report = measured.report_of_quarantine(parts.parts, apart, watch)
+            else:
+                report = measured.report(watch)
+            result = measured.evaluation(report)
+            documents.write(result)
+            dataset.check_objects()
+            publication.commit(watch.check)
+        warn_of(report)
+        return result
+
+
+@planned
+def score_parquet(
+    pairs: Any,
+    sink: str | os.PathLike[str],
+    beta: float | None = None,
+    *,
+    reference: Any = None,
+    loss: Any = LOSS_NAME,
+    by: Any = (),
+    batches: Any = None,
+    scored: Any = None,
+    contract: Any = None,
+    on_invalid: Any = "raise",
+    outputs: Any = None,
+    execution: Any = None,
+) -> Plan[Evaluation]:
+    """Score pairs into a Parquet dataset, and return their figures.
+
+    A file or a dataframe gives a file. A folder, a glob or a list of Parquet files gives a folder,
+    file by file under the same relative paths, with a `_SUCCESS` marker once all are there. An
+    error leaves no output.
+
+    Args:
+        pairs: As in `evaluate`.
+        sink: The scored file or folder.
+        beta: As in `evaluate`.
+        reference: As in `evaluate`.
+        loss: As in `evaluate`.
+        by: As in `evaluate`.
+        batches: As in `evaluate`.
+        scored: `Scored`, or the input columns to carry along; all if not given.
+        contract: As in `evaluate`.
+        on_invalid: `OnInvalid`, or "raise" (nothing is written), "exclude" (invalid pairs are
+            left out), or "quarantine" (they go to a file of their own, each with the rules that
+            it breaks).
+        outputs: As in `evaluate`, without a report.
+        execution: As in `evaluate`.
 
     Raises:
-        UsageError: One is not.
+        UsageError: An argument is not one that can be used.
+        ContractError: Columns, types or rows break the contract, or no pair is valid.
+        JoinError: The keys of the pairs and of the reference do not fit.
+        StorageError: A file cannot be read or written, or an output exists already.
+        Cancelled: The run was stopped.
+
+    Examples:
+        >>> import dpo_pipeline, os, polars as pl, tempfile
+        >>> pairs = pl.DataFrame({"policy_chosen_logps": [-10.0], "policy_rejected_logps": [-14.0],
+        ...                       "ref_chosen_logps": [-11.0], "ref_rejected_logps": [-12.0]})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "scored.parquet")
+        ...     figures = dpo_pipeline.score_parquet(pairs, path, beta=0.1)
+        ...     round(pl.read_parquet(path)["loss"].item(), 4)
+        0.5544
     """
-    several = source if isinstance(source, (list, tuple)) else [source]
-    if not all(isinstance(path, (str, os.PathLike)) for path in several):
+    groups = Groups.of(
+        pairs=pairs,
+        reference=reference,
+        loss=loss,
+        beta=beta,
+        contract=contract,
+        on_invalid=on_invalid,
+        outputs=outputs,
+        execution=execution,
+        actions=ON_INVALID_JOB,
+    )
+    if groups.outputs.report is not None:
+        raise UsageError("score_parquet writes no report: evaluate the pairs for it")
+    quarantine = groups.on_invalid.action == "quarantine"
+    apart = groups.on_invalid.file
+    if apart is not None and not quarantine:
         raise UsageError(
-            "source must be the path of Parquet files, found "
-            f"{type(source).__name__}; for a dataframe there are score and evaluate"
+            "OnInvalid(file=...) (--invalid) is the place of quarantined pairs: use "
+            "OnInvalid('quarantine')"
         )
     if not isinstance(sink, (str, os.PathLike)):
         raise UsageError(f"sink must be a path, found {type(sink).__name__}")
     checked_parquet_name(sink)
+    if quarantine and apart is None:
+        apart = beside(sink)
+    subsets, sizes, kept = given(Subsets, by), given(Batches, batches), given(Scored, scored)
+    objective = groups.objective
+    opened = groups.opened()
+    reference_source = None if groups.reference is None else groups.reference.source
+    for source in (groups.pairs.source, reference_source):
+        check_outside(source, (sink, apart, sizes.file))
+    adds = [added.name for added in (*SCORED, *(INVALID if quarantine else ()))]
+    binding = opened.bound(groups, objective.needs, adds=adds, replace_added=kept.replace)
+    measurement = Measurement.of(groups, opened, binding, (objective,), by=subsets, batches=sizes)
+    carried = carried_columns(kept.keep, binding, opened.dataset)
+    parts = PartOutputs.of(opened.dataset, kept.part_rows, measurement.executor)
+    publication = publication_of(groups.outputs, groups.access, opened.dataset)
+    checked = () if apart is None else (parts.checked(publication, apart),)
+    checked += Documents.checked(groups.outputs, publication)
+    if sizes.file is not None:
+        checked += (publication.check(sizes.file),)
+    return ScorePlan(
+        measurement=measurement,
+        parts=parts,
+        sink=sink,
+        invalid=apart,
+        carried=tuple(carried),
+        options=groups.as_given(by=subsets, batches=sizes, scored=kept),
+        outputs=(*checked, parts.checked(publication, sink)),
+    )
 
 
 def check_outside(source: object, targets: Sequence[object]) -> None:
@@ -121,168 +274,3 @@ def carried_columns(
                 f"the columns are {', '.join(names)}"
             )
     return [name for name in names if name in wanted]
-
-
-def score_parquet(
-    source: SourcePath,
-    sink: str | os.PathLike[str],
-    *,
-    beta: float | None = None,
-    loss: LossLike = LOSS_NAME,
-    loss_args: LossArguments | None = None,
-    dialect: str | None = None,
-    on_invalid: OnInvalidJob = "raise",
-    max_invalid: float | None = None,
-    invalid: str | os.PathLike[str] | None = None,
-    batch_size: int | None = None,
-    batch_by: str | None = None,
-    batches: str | os.PathLike[str] | None = None,
-    by: str | Sequence[str] | None = None,
-    histogram: bool = False,
-    keep: str | Sequence[str] | None = None,
-    columns: Mapping[str, str] | None = None,
-    reference: FrameLike | SourcePath | None = None,
-    on: str = PAIR_ID.name,
-    reference_columns: Mapping[str, str] | None = None,
-    contract: Schema | None = None,
-    max_logp: float = MAX_LOGP,
-    replace: bool = False,
-    summary: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
-    part_rows: int | None = None,
-    engine: Engine = "local",
-    storage_options: Mapping[str, Any] | None = None,
-    credential_provider: CredentialProvider | Literal["auto"] | None = "auto",
-    progress: ProgressCallback | None = None,
-    cancel: Event | None = None,
-) -> Evaluation:
-    """Score a Parquet dataset into another one, and return its figures.
-
-    A file gives a file. A folder, a glob or a list gives a folder, file by file under the same
-    relative paths, with a `_SUCCESS` marker once all are there. An error leaves no output.
-
-    Args:
-        source: Pairs: a path, a list of paths, a glob, or a folder (also hive-partitioned).
-        sink: The scored file or folder.
-        beta: KL strength, at least 0 (arXiv 2305.18290, Eq. 7); 0.1, or the dialect's.
-        loss: Name of a loss, or names with weights; `dpo-pipeline losses` lists them.
-        loss_args: Arguments of the losses, by name.
-        dialect: "trl", "dpo-paper" or "rewardbench": the conventions of that system.
-        on_invalid: "raise" (nothing is written), "exclude" (invalid pairs are left out), or
-            "quarantine" (they go to `invalid`, each with the rules it breaks).
-        max_invalid: Raise if more pairs than this are invalid: a count (int), or a share of
-            all pairs (float up to 1).
-        invalid: File or folder for quarantined pairs; beside `sink`, with `.invalid` before the
-            ending, if not given.
-        batch_size: Also give means of consecutive batches of so many input rows.
-        batch_by: Also give means by the value of this column.
-        batches: Parquet file for the batch means, instead of holding them in the result.
-        by: Also give the figures of each subset by these columns.
-        histogram: Also give the histogram of margins (by subset, with `by`).
-        keep: Input columns to carry along, by canonical name; all if not given.
-        columns: Role to column, where names and aliases do not say it.
-        reference: Where the reference's log-probs are, if not in `source`: a dataframe or Parquet.
-        on: The key that joins the two: a column of both, each value once.
-        reference_columns: As `columns`, for `reference`.
-        contract: A pandera schema or model whose checks are added to the contract's.
-        max_logp: Largest log-probability accepted, in nats.
-        replace: Overwrite input columns that have the name of an added one.
-        summary: Keep the summary document in this JSON file.
-        overwrite: Replace outputs that exist.
-        part_rows: Cut each input file, between row groups, into parts of at most so many rows
-            (or one row group): the output is then a folder, with `name-00000.parquet` and so on.
-        engine: Where the work is done: "local", "ray" (on the Ray cluster that is connected, or
-            that RAY_ADDRESS says, or on one that is started here), or an executor made with
-            arguments, such as `ray_engine.RayExecutor`. The output does not depend on it.
-        storage_options: What Polars is to know of an object store: `aws_region` and so on.
-        credential_provider: A function that gives credentials of the store, as in Polars; "auto"
-            for those of the environment.
-        progress: Called with a `Progress` now and then, maybe from another thread.
-        cancel: Set it to stop the run.
-
-    Raises:
-        UsageError: An argument is not one that can be used.
-        ContractError: Columns, types or rows break the contract, or no pair is valid.
-        StorageError: A file cannot be read or written, or an output exists already.
-        Cancelled: `cancel` was set.
-    """
-    checked_choice(on_invalid, ON_INVALID_JOB, max_invalid)
-    quarantine = on_invalid == "quarantine"
-    if invalid is not None and not quarantine:
-        raise UsageError("invalid is the place of quarantined pairs: use on_invalid='quarantine'")
-    objective = Objective.of(loss, beta, loss_args=loss_args, dialect=dialect)
-    checked_paths(source, sink)
-    refuse_join(objective, reference)
-    executor = executor_of(engine)
-    refuse_elsewhere(executor, reference)
-    batching = Batching.of(batch_size=batch_size, batch_by=batch_by, to_file=batches is not None)
-    access = Access(storage_options=storage_options, credential_provider=credential_provider)
-    dataset = with_reference(
-        open_dataset(source, columns, access),
-        reference,
-        on=on,
-        columns=columns,
-        reference_columns=reference_columns,
-    )
-    for read in (source, reference):
-        check_outside(read, (sink, invalid, batches))
-    with reading(dataset.name):
-        binding = bind(
-            dataset.frame,
-            source=dataset.name,
-            max_logp=max_logp,
-            columns=columns,
-            contract=contract,
-            adds=[added.name for added in (*SCORED, *(INVALID if quarantine else ()))],
-            replace=replace,
-            needs=objective.needs,
-        )
-    parts = PartOutputs.of(dataset, part_rows, executor)
-    carried = carried_columns(keep, binding, dataset)
-    watch = Watch(callback=progress, cancel=cancel)
-    with Outputs(overwrite=overwrite, inputs=dataset.inputs, access=access) as publication:
-        place = invalid or beside(sink)
-        apart = parts.staged(publication, place) if quarantine else ()
-        summary_file = None if summary is None else publication.stage(summary)
-        batch_file = staged_batches(publication, batches, run_facts(binding, objective))
-        scored = parts.staged(publication, sink)
-        wanted = Wanted.of(by=by, batching=batching, batch_file=batch_file, histogram=histogram)
-        scorer = ShardScorer(
-            binding=binding,
-            objective=objective,
-            batching=batching,
-            row_bytes=dataset.row_bytes,
-        )
-        measured = measure(dataset, scorer, wanted=wanted, watch=watch, executor=executor)
-        judge(measured, on_invalid=on_invalid, max_invalid=max_invalid, watch=watch)
-        writer = partial(
-            PairWriter,
-            dataset=dataset,
-            binding=binding,
-            rules=measured.rules,
-            objective=objective,
-            scorer=scorer,
-            watch=watch,
-            n_valid=measured.n_valid,
-        )
-        publication.begin()
-        written = partial(parts.write, measured=measured, watch=watch)
-        manifest = written(
-            writer(names=carried).scored, scored, total=measured.n_valid, is_told=True
-        )
-        publication.describe(sink, manifest)
-        if quarantine:
-            whole = writer(names=in_files(binding, dataset))
-            manifest = written(whole.invalid, apart, total=measured.n_invalid, is_told=False)
-            publication.describe(place, manifest)
-        if quarantine and not objective.is_of_batches:
-            report = measured.report_of_quarantine(parts.parts, apart, watch)
-        else:
-            report = measured.report(watch)
-        result = measured.result(report)
-        if summary_file is not None:
-            write_document(result, summary_file)
-        dataset.check_objects()
-        publication.commit(watch.check)
-    warn_of(report)
-    return result

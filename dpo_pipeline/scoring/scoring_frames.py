@@ -1,15 +1,20 @@
-"""`score` and `token_kl`: a plan of pairs in, a plan with more columns out."""
+"""`score`, `token_kl` and `arrow_stage`: pairs in, the same with more columns out.
+
+`arrow_stage` is for who holds the rows in an engine of their own, such as a Ray Dataset
+(`map_batches`) or a Spark DataFrame (`mapInArrow`), and wants more columns on them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from dpo_pipeline.arguments import checked_choice
+from dpo_pipeline.arguments import checked_choice, given
 from dpo_pipeline.columns import (
+    ALL_LOGPS,
     MASK_OF,
     POLICY_CHOSEN,
     POLICY_REJECTED,
@@ -17,6 +22,7 @@ from dpo_pipeline.columns import (
     REF_REJECTED,
     SCORED,
     TOKENS_OF,
+    Needs,
     resolve,
 )
 from dpo_pipeline.contract import (
@@ -29,21 +35,14 @@ from dpo_pipeline.contract import (
     numbered,
     offences,
 )
-from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID, OnInvalid
+from dpo_pipeline.defaults import LOSS_NAME, ON_INVALID
 from dpo_pipeline.errors import ColumnError, InvalidPairsError, UsageError
-from dpo_pipeline.evaluation import ShardScorer
+from dpo_pipeline.evaluation import Groups, Opened, ShardScorer, checked_objective, max_logp_of
 from dpo_pipeline.invalid_report import InvalidReport
-from dpo_pipeline.losses import (
-    LossArguments,
-    LossLike,
-    Objective,
-    k1,
-    k2,
-    k3,
-    kept_tokens,
-    with_scores,
-)
-from dpo_pipeline.sources import FrameLike, Shard, as_lazy
+from dpo_pipeline.losses import Objective, k1, k2, k3, kept_tokens, with_scores
+from dpo_pipeline.options import Batches, Contract, Objective as Asked, OnInvalid, Scored
+from dpo_pipeline.scoring.scoring_files import carried_columns
+from dpo_pipeline.sources import Dataset, Shard
 from dpo_pipeline.storage import reading
 from dpo_pipeline.sums import Batching
 
@@ -54,52 +53,167 @@ _TABLE: Final = "the table"
 _VALID: Final = "__dpo_pipeline_valid"
 
 
+def score(
+    pairs: Any,
+    beta: float | None = None,
+    *,
+    loss: Any = LOSS_NAME,
+    batches: Any = None,
+    scored: Any = None,
+) -> pl.LazyFrame:
+    """Add the log-ratios, implicit rewards, margin and loss of each pair.
+
+    Nothing is read: the result is a plan, to be chained with `pipe` and run by a sink. Rows are
+    neither dropped nor judged; null gives null and NaN gives NaN. `score_parquet` and
+    `evaluate` check the rows as well.
+
+    Args:
+        pairs: `Pairs`, or a dataframe of any kind: one row a pair, with four log-probs in nats
+            under canonical names or aliases.
+        beta: KL strength, at least 0 (arXiv 2305.18290, Eq. 7); 0.1, or the dialect's.
+        loss: `Objective`, or the name of a loss, or names with weights.
+        batches: `Batches` with a size, or the size: consecutive rows of a batch, for a loss that
+            depends on the other pairs of its batch; such a plan holds all rows in memory.
+        scored: `Scored` with `replace`: overwrite input columns that have the name of an added
+            one; or the input columns to carry along.
+
+    Returns:
+        The pairs with role columns under canonical names (log-probs as Float64), all other
+        columns as they were, and `chosen_logratio`, `rejected_logratio`, `chosen_reward`,
+        `rejected_reward`, `reward_margin` and `loss` as Float64, in nats.
+
+    Raises:
+        UsageError: beta is negative or not finite, pairs is not a dataframe, or there is no
+            such loss, argument or dialect, or a loss of batches lacks its batch size.
+        ColumnError: A log-prob column is missing, ambiguous or not numeric, or an input
+            column has the name of an output column.
+
+    Examples:
+        >>> import polars as pl, dpo_pipeline
+        >>> pairs = pl.LazyFrame({"policy_chosen_logps": [-10.0], "policy_rejected_logps": [-14.0],
+        ...                       "ref_chosen_logps": [-11.0], "ref_rejected_logps": [-12.0]})
+        >>> pairs.pipe(dpo_pipeline.score, beta=0.1).collect()["reward_margin"].round(4).item()
+        0.3
+    """
+    groups = _groups(pairs, loss=loss, beta=beta)
+    objective, kept = groups.objective, given(Scored, scored)
+    dataset = groups.opened().dataset
+    adds = [added.name for added in SCORED]
+    binding = _bound(groups, dataset, objective.needs, adds=adds, replace=kept.replace)
+    batching = Batching.of(given(Batches, batches))
+    if batching is not None and not objective.is_of_batches:
+        raise UsageError(f"batches: {objective} does not depend on batches")
+    scorer = ShardScorer(binding=binding, objectives=(objective,), batching=batching)
+    made = scorer.scored(Shard(frame=dataset.frame, first_row=0, rows=None))
+    return made.select(*carried_columns(kept.keep, binding, dataset), *adds)
+
+
+def token_kl(pairs: Any, *, contract: Any = None, scored: Any = None) -> pl.LazyFrame:
+    """Add estimates of the divergence from the reference, from lists of per-token log-probs.
+
+    Nothing is read: the result is a plan. They are means over the tokens that count of one
+    completion; k1 is d, k2 is d^2 / 2, k3 is exp(-d) - 1 + d, with d the log-ratio of a token
+    (Schulman, "Approximating KL divergence"). They estimate KL(policy || reference) on tokens
+    sampled from the policy; those of a dataset are not, so compare them between datasets or
+    checkpoints, and do not call them the models' KL.
+
+    Args:
+        pairs: `Pairs`, or a dataframe of any kind: one row a pair, with lists of per-token
+            log-probs of policy and reference.
+        contract: `Contract`, as in `evaluate`; no value is checked.
+        scored: `Scored` with `replace`, as in `score`.
+
+    Returns:
+        The pairs under canonical names, with `chosen_k1`, `chosen_k2`, `chosen_k3`, and the same
+        for the rejected completion, in nats; null where lists have two lengths, or no token.
+
+    Raises:
+        ColumnError: A list is missing, or is none, or an input column has the name of an added
+            one.
+    """
+    groups = _groups(pairs, contract=contract)
+    dataset, kept = groups.opened().dataset, given(Scored, scored)
+    adds = [f"{side}_{k}" for side in ("chosen", "rejected") for k in ("k1", "k2", "k3")]
+    binding = _bound(groups, dataset, ALL_LOGPS, adds=adds, replace=kept.replace)
+    lacking = [role.name for role in TOKENS_OF.values() if role.name not in binding.columns]
+    if lacking:
+        raise ColumnError(
+            dataset.name, tuple(f"{n}: missing, and KL is one of tokens" for n in lacking)
+        )
+    estimates = {}
+    for policy, reference in ((POLICY_CHOSEN, REF_CHOSEN), (POLICY_REJECTED, REF_REJECTED)):
+        mask = MASK_OF[policy.name].name
+        counts = pl.col(mask) if mask in binding.columns else None
+        ours, theirs = (
+            kept_tokens(pl.col(TOKENS_OF[role.name].name), counts) for role in (policy, reference)
+        )
+        side = "chosen" if policy is POLICY_CHOSEN else "rejected"
+        lengths = [pl.col(TOKENS_OF[r.name].name).list.len() for r in (policy, reference)]
+        for estimate in (k1, k2, k3):
+            estimates[f"{side}_{estimate.__name__}"] = pl.when(lengths[0] == lengths[1]).then(
+                estimate(ours, theirs)
+            )
+    return binding.prepare(dataset.frame).with_columns(**estimates)
+
+
+def _groups(pairs: Any, **asked: Any) -> Groups:
+    """Return the groups of a call that makes a plan; what it does not take is at its default."""
+    nothing = dict.fromkeys(
+        ("reference", "loss", "beta", "contract", "on_invalid", "outputs", "execution")
+    )
+    return Groups.of(pairs=pairs, **(nothing | asked))
+
+
+def _bound(
+    groups: Groups, dataset: Dataset, needs: Needs, *, adds: Iterable[str], replace: bool
+) -> Binding:
+    opened = Opened(dataset=dataset, parts=(dataset,))
+    return opened.bound(groups, needs, adds=adds, replace_added=replace)
+
+
 def arrow_stage(
     beta: float | None = None,
     *,
-    loss: LossLike = LOSS_NAME,
-    loss_args: LossArguments | None = None,
-    dialect: str | None = None,
-    on_invalid: OnInvalid = "raise",
+    loss: Any = LOSS_NAME,
     columns: Mapping[str, str] | None = None,
-    contract: Schema | None = None,
-    max_logp: float = MAX_LOGP,
-    replace: bool = False,
+    contract: Any = None,
+    on_invalid: Any = "raise",
+    scored: Any = None,
 ) -> ArrowStage:
     """Return a function from a `pyarrow.Table` of pairs to one with the scored columns added.
 
     It pickles, keeps the order of the rows, and gives the same bits however rows lie in tables.
 
     Args:
-        beta: KL strength, at least 0 (arXiv 2305.18290, Eq. 7); 0.1, or the dialect's.
-        loss: Name of a loss, or names with weights; `dpo-pipeline losses` lists them.
-        loss_args: Arguments of the losses, by name.
-        dialect: "trl", "dpo-paper" or "rewardbench": the conventions of that system.
-        on_invalid: "raise" for an error that reports every broken rule of the table, "exclude" to
-            leave invalid pairs out.
+        beta: As in `evaluate`.
+        loss: As in `evaluate`.
         columns: Role to column, where names and aliases do not say it.
-        contract: A pandera schema or model whose checks are added to the contract's.
-        max_logp: Largest log-probability accepted, in nats.
-        replace: Overwrite input columns that have the name of an added one.
+        contract: As in `evaluate`.
+        on_invalid: `OnInvalid`, or "raise" for an error that reports every broken rule of the
+            table, or "exclude" to leave invalid pairs out.
+        scored: `Scored` with `replace`, as in `score`.
 
     Raises:
         UsageError: An argument is not one that can be used, or the loss is one of batches, for
             which a table would have to be whole batches.
     """
-    checked_choice(on_invalid, ON_INVALID, None)
-    objective = Objective.of(loss, beta, loss_args=loss_args, dialect=dialect)
+    made, ours = given(OnInvalid, on_invalid), given(Contract, contract)
+    checked_choice(made.action, ON_INVALID, made.at_most)
+    if made.at_most is not None:
+        raise UsageError("max_invalid is of a whole dataset, and a stage sees one table at a time")
+    objective = checked_objective(given(Asked, loss, beta=beta))
     if objective.is_of_batches:
         raise UsageError(
             f"{objective} is a loss of batches, and an engine cuts tables where it likes: use "
-            "score_parquet with batch_size"
+            "score_parquet with batches"
         )
     return ArrowStage(
         objective=objective,
-        on_invalid=on_invalid,
+        on_invalid=made.action,
         columns=columns,
-        contract=contract,
-        max_logp=max_logp,
-        replace=replace,
+        contract=ours.schema,
+        max_logp=max_logp_of(ours),
+        replace=given(Scored, scored).replace,
     )
 
 
@@ -108,7 +222,7 @@ class ArrowStage:
     """Checks and scores a table; `arrow_stage` makes it, and says what the attributes are."""
 
     objective: Objective
-    on_invalid: OnInvalid
+    on_invalid: str
     columns: Mapping[str, str] | None
     contract: Schema | None
     max_logp: float
@@ -212,123 +326,3 @@ def _report(scored: pl.LazyFrame, rules: RuleSet, made: pl.DataFrame) -> Invalid
         broken=found.broken(),
         warnings=(),
     )
-
-
-def score(
-    pairs: FrameLike,
-    beta: float | None = None,
-    *,
-    loss: LossLike = LOSS_NAME,
-    loss_args: LossArguments | None = None,
-    dialect: str | None = None,
-    batch_size: int | None = None,
-    columns: Mapping[str, str] | None = None,
-    replace: bool = False,
-) -> pl.LazyFrame:
-    """Add the log-ratios, implicit rewards, margin and loss of each pair.
-
-    Nothing is read: the result is a plan, to be chained with `pipe` and run by a sink. Rows are
-    neither dropped nor judged; null gives null and NaN gives NaN. `score_parquet` and
-    `evaluate` check the rows as well.
-
-    Args:
-        pairs: One row a pair, with four log-probs in nats under canonical names or aliases;
-            a Polars frame or any dataframe.
-        beta: KL strength, at least 0 (arXiv 2305.18290, Eq. 7); 0.1, or the dialect's.
-        loss: Name of a loss, or names with weights; `dpo-pipeline losses` lists them.
-        loss_args: Arguments of the losses, by name.
-        dialect: "trl", "dpo-paper" or "rewardbench": the conventions of that system.
-        batch_size: Consecutive rows of a batch, for a loss that depends on the other pairs of
-            its batch; such a plan holds all rows in memory.
-        columns: Role to column, where names and aliases do not say it.
-        replace: Overwrite input columns that have the name of an added one.
-
-    Returns:
-        The pairs with role columns under canonical names (log-probs as Float64), all other
-        columns as they were, and `chosen_logratio`, `rejected_logratio`, `chosen_reward`,
-        `rejected_reward`, `reward_margin` and `loss` as Float64, in nats.
-
-    Raises:
-        UsageError: beta is negative or not finite, pairs is not a dataframe, or there is no
-            such loss, argument or dialect, or a loss of batches lacks its batch size.
-        ColumnError: A log-prob column is missing, ambiguous or not numeric, or an input
-            column has the name of an output column.
-    """
-    objective = Objective.of(loss, beta, loss_args=loss_args, dialect=dialect)
-    frame = as_lazy(pairs)
-    with reading("pairs"):
-        binding = bind(
-            frame,
-            source="pairs",
-            max_logp=MAX_LOGP,
-            columns=columns,
-            adds=[added.name for added in SCORED],
-            replace=replace,
-            needs=objective.needs,
-        )
-    batching = Batching.of(batch_size=batch_size, batch_by=None, to_file=False)
-    if batching is not None and not objective.is_of_batches:
-        raise UsageError(f"batch_size: {objective} does not depend on batches")
-    scorer = ShardScorer(
-        binding=binding, objective=objective, batching=batching if objective.is_of_batches else None
-    )
-    scored = scorer.scored(Shard(frame=frame, first_row=0, rows=None))
-    return scored.select(*binding.columns.names(), *(added.name for added in SCORED))
-
-
-def token_kl(
-    pairs: FrameLike,
-    *,
-    columns: Mapping[str, str] | None = None,
-    max_logp: float = MAX_LOGP,
-    replace: bool = False,
-) -> pl.LazyFrame:
-    """Add estimates of the divergence from the reference, from lists of per-token log-probs.
-
-    Nothing is read: the result is a plan. They are means over the tokens that count of one
-    completion; k1 is d, k2 is d^2 / 2, k3 is exp(-d) - 1 + d, with d the log-ratio of a token
-    (Schulman, "Approximating KL divergence"). They estimate KL(policy || reference) on tokens
-    sampled from the policy; those of a dataset are not, so compare them between datasets or
-    checkpoints, and do not call them the models' KL.
-
-    Args:
-        pairs: One row a pair, with lists of per-token log-probs of policy and reference.
-        columns: Role to column, where names and aliases do not say it.
-        max_logp: As in `evaluate`.
-        replace: Overwrite input columns that have the name of an added one.
-
-    Returns:
-        The pairs under canonical names, with `chosen_k1`, `chosen_k2`, `chosen_k3`, and the same
-        for the rejected completion, in nats; null where lists have two lengths, or no token.
-
-    Raises:
-        ColumnError: A list is missing, or is none, or an input column has the name of an added
-            one.
-    """
-    frame = as_lazy(pairs)
-    with reading("pairs"):
-        binding = bind(
-            frame,
-            source="pairs",
-            max_logp=max_logp,
-            columns=columns,
-            adds=[f"{side}_{k}" for side in ("chosen", "rejected") for k in ("k1", "k2", "k3")],
-            replace=replace,
-        )
-    lacking = [role.name for role in TOKENS_OF.values() if role.name not in binding.columns]
-    if lacking:
-        raise ColumnError("pairs", tuple(f"{n}: missing, and KL is one of tokens" for n in lacking))
-    estimates = {}
-    for policy, reference in ((POLICY_CHOSEN, REF_CHOSEN), (POLICY_REJECTED, REF_REJECTED)):
-        mask = MASK_OF[policy.name].name
-        counts = pl.col(mask) if mask in binding.columns else None
-        ours, theirs = (
-            kept_tokens(pl.col(TOKENS_OF[role.name].name), counts) for role in (policy, reference)
-        )
-        side = "chosen" if policy is POLICY_CHOSEN else "rejected"
-        lengths = [pl.col(TOKENS_OF[r.name].name).list.len() for r in (policy, reference)]
-        for estimate in (k1, k2, k3):
-            estimates[f"{side}_{estimate.__name__}"] = pl.when(lengths[0] == lengths[1]).then(
-                estimate(ours, theirs)
-            )
-    return binding.prepare(frame).with_columns(**estimates)

@@ -87,13 +87,11 @@ class Shard:
         frame: The rows.
         first_row: The number of the first one in the whole dataset.
         rows: How many; None where only reading can tell.
-        seen: Quanta of all scores of the rows before, and how many they are, for who asks.
     """
 
     frame: pl.LazyFrame
     first_row: int
     rows: int | None
-    seen: tuple[int, int] = (0, 0)
 
 
 Step: TypeAlias = Callable[[pl.LazyFrame], pl.LazyFrame]

@@ -16,7 +16,7 @@ _SMALLEST_P: Final = 0.001
 _IN_NATS: Final = frozenset(
     {
         *("sigmoid", "sigmoid_norm", "robust", "dpop", "rdpo", "aot", "aot_unpaired"),
-        *("cpo", "simpo", "alphapo", "orpo", "sft", "bco_pair", "bco_pair_running", "nca_pair"),
+        *("cpo", "simpo", "alphapo", "orpo", "sft", "bco_pair", "nca_pair"),
     }
 )
 """Losses made of terms -log p alone."""

@@ -9,11 +9,12 @@ from typing import Final, Self
 import polars as pl
 
 from dpo_pipeline.columns import BATCH, BATCH_MEANS
-from dpo_pipeline.defaults import MAX_BATCHES_HELD, SHARD_ROWS
+from dpo_pipeline.defaults import BATCH_SIZE, MAX_BATCHES_HELD, SHARD_ROWS
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.losses import Objective
+from dpo_pipeline.options import Batches
 from dpo_pipeline.storage import GrowingFile
-from dpo_pipeline.sums.summary import figures, merge
+from dpo_pipeline.sums.summary import figures, merge, suffix_of, with_objectives
 
 _KEY: Final = "__dpo_pipeline_batch"
 _ROW: Final = "__dpo_pipeline_batch_row"
@@ -31,22 +32,21 @@ class Batching:
     column: str | None = None
 
     @classmethod
-    def of(cls, *, batch_size: int | None, batch_by: str | None, to_file: bool) -> Self | None:
-        """Make it from the arguments of a call; None if there are to be no batches.
+    def of(cls, batches: Batches) -> Self | None:
+        """Make it from the options of a call; None if there are to be no batches.
 
         Raises:
-            UsageError: Both are given, or the size is below 1, or there is a file and no batches.
+            UsageError: Both a size and a column are given, or the size is below 1.
         """
-        if batch_size is not None and batch_by is not None:
-            raise UsageError("give batch_size or batch_by, not both")
-        if batch_size is None and batch_by is None:
-            if to_file:
-                raise UsageError("batches is a file for batch means: give batch_size or batch_by")
-            return None
-        whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
-        if batch_size is not None and not (whole and batch_size >= 1):
-            raise UsageError(f"batch_size must be a whole number, at least 1, found {batch_size!r}")
-        return cls(size=batch_size, column=batch_by)
+        size, column = batches.size, batches.by
+        if size is not None and column is not None:
+            raise UsageError("batches: give size (--batch-size) or by (--batch-by), not both")
+        if size is None and column is None:
+            return None if batches.file is None else cls(size=BATCH_SIZE)
+        whole = isinstance(size, int) and not isinstance(size, bool)
+        if size is not None and not (whole and size >= 1):
+            raise UsageError(f"batch size must be a whole number, at least 1, found {size!r}")
+        return cls(size=size, column=column)
 
     @property
     def key(self) -> str:
@@ -96,17 +96,25 @@ class BatchTable:
         self,
         batching: Batching,
         *,
-        objective: Objective,
+        objectives: tuple[Objective, ...],
+        by_objective: bool,
         n_rows: int | None,
         file: GrowingFile | None,
     ) -> None:
         self._batching = batching
-        self._objective = objective
+        self._objectives = objectives
+        self._by_objective = by_objective
         self._file = file
         self._open: pl.DataFrame | None = None  # sums that rows to come may still change
         self._done: list[pl.DataFrame] = []
         self._n_done = 0
-        if file is None and batching.size is not None and n_rows is not None:
+        if file is None:
+            self.check_count(batching, n_rows)
+
+    @staticmethod
+    def check_count(batching: Batching, n_rows: int | None) -> None:
+        """Raise a UsageError if so many rows make more batches than a result holds."""
+        if batching.size is not None and n_rows is not None:
             _checked_count(math.ceil(n_rows / batching.size))
 
     def add(self, sums: pl.DataFrame, *, unique: bool) -> None:
@@ -135,8 +143,13 @@ class BatchTable:
         return None if self._file is not None else pl.concat(self._done)
 
     def _emit(self, sums: pl.DataFrame) -> None:
-        means = figures(sums, self._objective, keys=[_KEY]).rename({_KEY: BATCH})
-        means = means.select(added.name for added in BATCH_MEANS)
+        tables = [
+            figures(sums, each, keys=[_KEY], suffix=suffix_of(i, self._objectives))
+            .rename({_KEY: BATCH})
+            .select(added.name for added in BATCH_MEANS)
+            for i, each in enumerate(self._objectives)
+        ]
+        means = with_objectives(tables, self._objectives) if self._by_objective else tables[0]
         self._n_done += means.height
         if self._file is not None:
             self._file.append(means)
@@ -149,5 +162,5 @@ def _checked_count(n_batches: int) -> None:
     if n_batches > MAX_BATCHES_HELD:
         raise UsageError(
             f"there are more than {MAX_BATCHES_HELD:,} batches: give a file for their means "
-            "(batches=PATH, or --batches, with a batch size), or make larger batches"
+            "(Batches(file=PATH), or --batches), or make larger batches"
         )

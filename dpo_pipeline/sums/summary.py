@@ -30,9 +30,13 @@ from dpo_pipeline.columns import (
     REWARD_MARGIN,
     Needs,
 )
-from dpo_pipeline.defaults import AVERAGED_LOGP_FLOOR
+from dpo_pipeline.defaults import AVERAGED_LOGP_FLOOR, MAX_LOGP
 from dpo_pipeline.exact import bin_of, exact_sum, exact_sum_of_wide, mean_of
-from dpo_pipeline.losses import Objective, is_correct
+from dpo_pipeline.losses import Objective, is_correct, name_of_score
+
+OBJECTIVE: Final = "objective"
+BETA: Final = "beta"
+"""Columns that tell the figures of several objectives apart."""
 
 N_UNMOVED: Final = "n_unmoved"
 MAX_TOKENS: Final = "max_tokens"
@@ -116,6 +120,7 @@ class Health:
 
 
 _VALID: Final = "__dpo_pipeline_valid"
+_ROW: Final = "__dpo_pipeline_row"
 BIN: Final = "__dpo_pipeline_bin"
 
 TRL_METRICS: Final = MappingProxyType(
@@ -177,9 +182,9 @@ def tally(
     pairs: pl.LazyFrame,
     *,
     valid: pl.Expr,
-    objective: Objective | None,
+    objectives: Sequence[Objective] = (),
     needs: Needs = ALL_LOGPS,
-    is_wide: bool = False,
+    max_logp: float = MAX_LOGP,
     keys: Sequence[str] = (),
     in_order: bool = False,
     by_bin: bool = False,
@@ -189,11 +194,11 @@ def tally(
     """Return one row of partial sums for each group of `keys`; nothing is read yet.
 
     Args:
-        pairs: Prepared pairs with the key columns, scored if there is an objective.
+        pairs: Prepared pairs with the key columns, scored for each objective.
         valid: True where a pair counts.
-        objective: What is computed; None tallies what needs no score.
+        objectives: What is computed; none tallies what needs no score.
         needs: Which columns are there.
-        is_wide: Losses and rewards may be larger than log-probs are.
+        max_logp: Largest log-probability that a valid pair can have, in nats.
         keys: Columns to group by; none makes one row.
         in_order: The one key is sorted, so that groups can leave as soon as they end.
         by_bin: Group by the margin's histogram bin too; invalid pairs have none.
@@ -203,8 +208,10 @@ def tally(
     counts = [c.name for c in COUNT_ROLES if c.name in pairs.collect_schema()]
     marked = pairs.with_columns(valid.alias(_VALID))
     sums = [*_counts(), *(_health(counts, needs) if with_health else ()), *extra]
-    if objective is not None:
-        sums += _sums(objective, needs, is_wide=is_wide)
+    if objectives:
+        sums += [exact_sum(_valid_only(name)).alias(f"sum_{name}") for name in needs.logps]
+    for i, objective in enumerate(objectives):
+        sums += _sums(objective, objectives, suffix_of(i, objectives), max_logp)
     if by_bin:
         bins = pl.when(_VALID).then(bin_of(pl.col(REWARD_MARGIN)))
         return marked.with_columns(bins.alias(BIN)).group_by(*keys, BIN).agg(sums)
@@ -239,15 +246,28 @@ def _health(counts: Sequence[str], needs: Needs) -> list[pl.Expr]:
     ]
 
 
-def _sums(objective: Objective, needs: Needs, *, is_wide: bool) -> list[pl.Expr]:
-    margin = pl.col(REWARD_MARGIN)
-    wide = [LOSS, *([] if objective.reward_basis.is_linear else (CHOSEN_REWARD, REJECTED_REWARD))]
-    sum_of = exact_sum_of_wide if is_wide else exact_sum
+def suffix_of(i: int, objectives: Sequence[Objective]) -> str:
+    """Return how the names of the sums of objective number `i` end; alone it needs no ending."""
+    return "" if len(objectives) == 1 else f"_{i}"
+
+
+def _sums(
+    objective: Objective, objectives: Sequence[Objective], suffix: str, max_logp: float
+) -> list[pl.Expr]:
+    margin = pl.col(name_of_score(REWARD_MARGIN, objective, objectives))
+    is_linear = objective.reward_basis.is_linear
+    summed = [LOSS, *([] if is_linear else (CHOSEN_REWARD, REJECTED_REWARD))]
+    # Losses and rewards that may be larger than log-probs are have sums of their own.
+    sum_of = exact_sum_of_wide if objective.columns_to_check(max_logp) else exact_sum
     return [
-        (is_correct(margin) & pl.col(_VALID)).sum().cast(pl.Int64).alias("n_correct"),
-        ((margin == 0.0) & pl.col(_VALID)).sum().cast(pl.Int64).alias("n_ties"),
-        *(sum_of(_valid_only(name)).alias(f"sum_{name}") for name in wide),
-        *(exact_sum(_valid_only(name)).alias(f"sum_{name}") for name in needs.logps),
+        (is_correct(margin) & pl.col(_VALID)).sum().cast(pl.Int64).alias(f"n_correct{suffix}"),
+        ((margin == 0.0) & pl.col(_VALID)).sum().cast(pl.Int64).alias(f"n_ties{suffix}"),
+        *(
+            sum_of(_valid_only(name_of_score(name, objective, objectives))).alias(
+                f"sum_{name}{suffix}"
+            )
+            for name in summed
+        ),
     ]
 
 
@@ -268,18 +288,23 @@ def merge(partials: Sequence[pl.DataFrame], keys: Sequence[str] = ()) -> pl.Data
     return rows.group_by(keys, maintain_order=True).agg(combined)
 
 
-def figures(sums: pl.DataFrame, objective: Objective, *, keys: Sequence[str] = ()) -> pl.DataFrame:
-    """Return the columns of `Summary` beside the keys, from merged partial sums."""
+def figures(
+    sums: pl.DataFrame, objective: Objective, *, keys: Sequence[str] = (), suffix: str = ""
+) -> pl.DataFrame:
+    """Return the columns of `Summary` beside the keys, from merged partial sums.
+
+    `suffix` is how the names of the objective's own sums end.
+    """
     count = pl.col(N_VALID)
-    chosen, rejected, margin = _reward_means(objective, count)
+    chosen, rejected, margin = _reward_means(objective, count, suffix)
     return sums.select(
         *keys,
         n_pairs=pl.col(N_PAIRS),
         n_valid=count,
         n_invalid=pl.col(N_PAIRS) - count,
-        n_ties=pl.col("n_ties"),
-        loss=mean_of(pl.col(f"sum_{LOSS}"), count),
-        reward_accuracy=pl.col("n_correct") / pl.when(count > 0).then(count),
+        n_ties=pl.col(f"n_ties{suffix}"),
+        loss=mean_of(pl.col(f"sum_{LOSS}{suffix}"), count),
+        reward_accuracy=pl.col(f"n_correct{suffix}") / pl.when(count > 0).then(count),
         chosen_reward=chosen,
         rejected_reward=rejected,
         reward_margin=margin,
@@ -292,11 +317,31 @@ def figures(sums: pl.DataFrame, objective: Objective, *, keys: Sequence[str] = (
     )
 
 
-def _reward_means(objective: Objective, count: pl.Expr) -> tuple[pl.Expr, pl.Expr, pl.Expr]:
+def with_objectives(
+    tables: Sequence[pl.DataFrame], objectives: Sequence[Objective]
+) -> pl.DataFrame:
+    """Return tables of figures, one an objective, as one: all first rows, all second rows, ..."""
+    told = [
+        table.with_row_index(_ROW).select(
+            _ROW,
+            pl.lit(str(each)).alias(OBJECTIVE),
+            pl.lit(each.beta).alias(BETA),
+            pl.exclude(_ROW),
+        )
+        for table, each in zip(tables, objectives, strict=True)
+    ]
+    return pl.concat(told).sort(_ROW, maintain_order=True).drop(_ROW)
+
+
+def _reward_means(
+    objective: Objective, count: pl.Expr, suffix: str
+) -> tuple[pl.Expr, pl.Expr, pl.Expr]:
     """Return the mean chosen reward, rejected reward and margin."""
     basis = objective.reward_basis
     if not basis.is_linear:
-        chosen, rejected = (pl.col(f"sum_{name}") for name in (CHOSEN_REWARD, REJECTED_REWARD))
+        chosen, rejected = (
+            pl.col(f"sum_{name}{suffix}") for name in (CHOSEN_REWARD, REJECTED_REWARD)
+        )
         scale = 1.0
     else:
         policy_chosen, policy_rejected, ref_chosen, ref_rejected = (

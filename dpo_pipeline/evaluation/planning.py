@@ -1,0 +1,395 @@
+"""What calls share: options made ready, pairs opened and bound, documents staged and written."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any, Protocol, Self
+
+from dpo_pipeline.arguments import check_extra, check_page_path, checked_choice, given
+from dpo_pipeline.columns import Needs
+from dpo_pipeline.contract import Binding, bind
+from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID
+from dpo_pipeline.engine import Executor, RayExecutor, Watch, executor_of
+from dpo_pipeline.errors import ContractError, DataWarning, UsageError
+from dpo_pipeline.invalid_report import InvalidReport
+from dpo_pipeline.losses import Objective
+from dpo_pipeline.options import (
+    Contract,
+    Execution,
+    Objective as Asked,
+    OnInvalid,
+    Outputs,
+    Pairs,
+    Reference,
+    StatisticsOptions,
+)
+from dpo_pipeline.plan import Facts, Input
+from dpo_pipeline.sources import FORMATS, Dataset, format_of, open_pairs, with_reference
+from dpo_pipeline.storage import (
+    METADATA_KEY,
+    Access,
+    GrowingFile,
+    Output,
+    Publication,
+    final_name,
+    reading,
+)
+from dpo_pipeline.sums import BATCHES_PER_GROUP
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Groups:
+    """The options that every call on pairs takes, as groups.
+
+    Attributes:
+        pairs: Where the pairs are.
+        reference: Where the reference is, if not beside them.
+        loss: What is computed.
+        contract: What a pair must be.
+        on_invalid: What happens to invalid pairs.
+        outputs: The documents.
+        execution: Where the work is done.
+    """
+
+    pairs: Pairs
+    reference: Reference | None
+    loss: Asked
+    contract: Contract
+    on_invalid: OnInvalid
+    outputs: Outputs
+    execution: Execution
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        pairs: Any,
+        reference: Any,
+        loss: Any,
+        beta: Any,
+        contract: Any,
+        on_invalid: Any,
+        outputs: Any,
+        execution: Any,
+        actions: Iterable[str] = ON_INVALID,
+    ) -> Self:
+        """Make groups from what a call was given, with what the format of the pairs asks for.
+
+        Raises:
+            UsageError: Something is given twice, or is none of what it can be.
+        """
+        source = pairs if isinstance(pairs, Pairs) else Pairs(pairs)
+        made = given(OnInvalid, on_invalid)
+        checked_choice(made.action, tuple(actions), made.at_most)
+        settings = FORMATS[format_of(source)].settings
+        asked = given(Asked, loss, beta=beta)
+        if asked.loss in (LOSS_NAME, {LOSS_NAME: 1.0}):
+            own = {**settings.get("loss_args", {}), **asked.arguments}
+            asked = replace(asked, arguments=own)
+        ours = given(Contract, contract)
+        if ours.max_logp is None:
+            ours = replace(ours, max_logp=settings.get("max_logp", MAX_LOGP))
+        return cls(
+            pairs=source,
+            reference=reference_of(source, reference),
+            loss=replace(asked, dialect=asked.dialect or settings.get("dialect")),
+            contract=ours,
+            on_invalid=made,
+            outputs=given(Outputs, outputs),
+            execution=given(Execution, execution),
+        )
+
+    @property
+    def objective(self) -> Objective:
+        """What is computed, with everything checked."""
+        return checked_objective(self.loss)
+
+    @property
+    def access(self) -> Access:
+        """How object stores are reached, by every input and output."""
+        return access_of(self.execution)
+
+    @property
+    def watch(self) -> Watch:
+        """What is told of the rows, and stops the run."""
+        return Watch(callback=self.execution.progress, cancel=self.execution.cancel)
+
+    @property
+    def executor(self) -> Executor:
+        """Where the work is done.
+
+        Raises:
+            UsageError: There is no such engine, or an address of another one.
+        """
+        address = self.execution.ray_address
+        if address is None:
+            return executor_of(self.execution.engine)
+        if self.execution.engine != "ray":
+            raise UsageError("--ray-address is of --engine ray: give both")
+        return RayExecutor(address=address)
+
+    def opened(self, key: str | None = None) -> Opened:
+        """Open the pairs and their reference, and join them; no key and no value is read.
+
+        `key` is a column that they will be joined by to something else.
+        """
+        keys = [key, None if self.reference is None else self.reference.on]
+        pairs = open_pairs(
+            self.pairs,
+            access=self.access,
+            keys=[each for each in keys if each is not None],
+            cancel=self.execution.cancel,
+        )
+        if self.reference is None:
+            return Opened(dataset=pairs, parts=(pairs,))
+        dataset, reference = with_reference(
+            pairs,
+            self.reference,
+            columns=self.pairs.columns,
+            access=self.access,
+            cancel=self.execution.cancel,
+        )
+        return Opened(dataset=dataset, parts=(pairs, reference))
+
+    def as_given(self, **more: Any) -> dict[str, Any]:
+        """Return the groups under the parameters of a call, with those that it alone has."""
+        own = {name: getattr(self, name) for name in type(self).__dataclass_fields__}
+        return own | more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """Pairs that were opened.
+
+    Attributes:
+        dataset: The pairs, joined to their reference.
+        parts: What was opened: the pairs, and their reference if it is elsewhere.
+    """
+
+    dataset: Dataset
+    parts: tuple[Dataset, ...]
+
+    def bound(
+        self,
+        groups: Groups,
+        needs: Needs,
+        *,
+        adds: Iterable[str] = (),
+        replace_added: bool = True,
+    ) -> Binding:
+        """Bind the contract to the columns."""
+        with reading(self.dataset.name):
+            return bind(
+                self.dataset.frame,
+                source=self.dataset.name,
+                max_logp=max_logp_of(groups.contract),
+                columns=groups.pairs.columns,
+                contract=groups.contract.schema,
+                adds=adds,
+                replace=replace_added,
+                needs=needs,
+            )
+
+    def refuse(self, executor: Executor, objectives: Iterable[Objective] = ()) -> None:
+        """Raise if there are no pairs, or not in a form that they can be read in where asked.
+
+        Raises:
+            ContractError: The footers say that there is no pair.
+            UsageError: An engine, or a loss of batches, would read a join or a frame in shards.
+        """
+        joined = len(self.parts) > 1
+        where = "write the joined pairs first, with join_reference(...).sink_parquet"
+        for each in objectives:
+            if each.is_of_batches and joined:
+                raise UsageError(
+                    f"{each} is a loss of batches, for which the reference would be joined anew "
+                    f"in each shard: {where}"
+                )
+        if executor.elsewhere and joined:
+            raise UsageError(
+                f"on an engine the reference would be joined anew for each shard: {where}"
+            )
+        if executor.elsewhere and not self.dataset.files:
+            raise UsageError(
+                "a dataframe is evaluated here: give an engine the path of Parquet files"
+            )
+        if self.dataset.rows == 0:
+            raise ContractError(f"{self.dataset.name}: it holds no pairs, so nothing was evaluated")
+
+    def facts(self, function: str, options: Mapping[str, Any], **more: Any) -> Facts:
+        """Return what a plan tells of what it reads."""
+        return Facts(
+            function=function,
+            source=self.dataset.name,
+            inputs=inputs_of(*self.parts),
+            rows=self.dataset.rows,
+            options=options,
+            checked_later=keys_checked_later(self.parts[1:]),
+            **more,
+        )
+
+
+def checked_objective(asked: Asked) -> Objective:
+    """Return what is computed, with everything checked."""
+    return Objective.of(asked.loss, asked.beta, loss_args=asked.arguments, dialect=asked.dialect)
+
+
+def reference_of(pairs: Pairs, reference: Any) -> Reference | None:
+    """Return where the reference is; None if it is beside the policy's log-probs.
+
+    Raises:
+        UsageError: It is given twice.
+    """
+    if reference is None:
+        return pairs.reference if pairs.reference is None else given(Reference, pairs.reference)
+    if pairs.reference is not None:
+        raise UsageError("the reference is given twice: as reference= and in Pairs")
+    return given(Reference, reference)
+
+
+def access_of(execution: Execution) -> Access:
+    """Return how object stores are reached."""
+    return Access(
+        storage_options=execution.storage_options,
+        credential_provider=execution.credential_provider,
+    )
+
+
+def max_logp_of(contract: Contract) -> float:
+    """Return the largest log-probability accepted, in nats."""
+    return MAX_LOGP if contract.max_logp is None else contract.max_logp
+
+
+def statistics_of_call(statistics: Any, outputs: Outputs) -> StatisticsOptions | None:
+    """Return how statistics are made, if they are asked for by themselves or for the report.
+
+    Raises:
+        UsageError: The report cannot be made or written.
+    """
+    check_report(outputs)
+    if statistics is None or statistics is False:
+        return None if outputs.report is None else StatisticsOptions()
+    return StatisticsOptions() if statistics is True else given(StatisticsOptions, statistics)
+
+
+def check_report(outputs: Outputs) -> None:
+    """Check that a report can be made, if there is to be one.
+
+    Raises:
+        UsageError: The extra that it needs is not installed, or its path is `-`.
+    """
+    if outputs.report is not None:
+        check_extra()
+        check_page_path(outputs.report)
+
+
+def inputs_of(*datasets: Dataset) -> tuple[Input, ...]:
+    """Return what is read of these datasets; those after the first are references."""
+    return tuple(
+        each
+        for i, dataset in enumerate(datasets)
+        for each in (
+            [Input(path=f.path, rows=f.rows, is_reference=i > 0) for f in dataset.files]
+            or [Input(path=dataset.name, rows=None, is_reference=i > 0)]
+        )
+    )
+
+
+def keys_checked_later(joined: Iterable[Dataset]) -> tuple[str, ...]:
+    """Return, in words, that the keys of these datasets are data."""
+    return tuple(f"that the keys of {dataset.name} fit" for dataset in joined)
+
+
+def publication_of(outputs: Outputs, access: Access, *datasets: Dataset) -> Publication:
+    """Return what checks and publishes the outputs of a call, guarding all its inputs."""
+    inputs: dict[str, tuple[int, ...]] = {}
+    for dataset in datasets:
+        inputs |= dataset.inputs
+    return Publication(
+        overwrite=outputs.overwrite, inputs=inputs, access=access, protected=outputs.protected
+    )
+
+
+class Result(Protocol):
+    """A result that has a document."""
+
+    def to_json(self) -> str:
+        """Return the document."""
+        ...
+
+
+class Documents:
+    """The summary and the report of a call: staged together, written once there is a result."""
+
+    def __init__(self, outputs: Outputs, publication: Publication) -> None:
+        self._summary = None if outputs.summary is None else publication.stage(outputs.summary)
+        self._report = None if outputs.report is None else publication.stage(outputs.report)
+
+    @staticmethod
+    def checked(outputs: Outputs, publication: Publication) -> tuple[Output, ...]:
+        """Check that they can be written; nothing is."""
+        paths = (outputs.summary, outputs.report)
+        return tuple(publication.check(path) for path in paths if path is not None)
+
+    def write(self, result: Result) -> None:
+        """Write them to where they were staged."""
+        if self._summary is not None:
+            place = final_name(self._summary)
+            with reading(place), open(self._summary, "w", encoding="utf-8") as file:
+                file.write(result.to_json() + "\n")
+        if self._report is not None:
+            from dpo_pipeline.report import page_of, write_page
+
+            write_page(page_of(result), self._report)
+
+
+def staged_batches(
+    publication: Publication,
+    file: str | os.PathLike[str] | None,
+    binding: Binding,
+    objectives: tuple[Objective, ...],
+) -> GrowingFile | None:
+    """Stage the file of batch means, if there is to be one."""
+    if file is None:
+        return None
+    return GrowingFile(
+        publication.stage(file),
+        os.fspath(file),
+        run_facts(binding, *objectives),
+        rows_per_group=BATCHES_PER_GROUP,
+    )
+
+
+def run_facts(binding: Binding, *objectives: Objective) -> dict[str, str]:
+    """Return the Parquet metadata of an output: version, loss, beta, contract, column mapping.
+
+    No path, host or time is among them, so that the same run gives the same bytes.
+    """
+    checked = [n for each in objectives for n in each.columns_to_check(binding.max_logp)]
+    rules = binding.rules.with_scores_in_range(list(dict.fromkeys(checked)))
+    computed: dict[str, Any] = {"objectives": [each.to_dict() for each in objectives]}
+    if len(objectives) == 1:
+        (one,) = objectives
+        computed = {"loss": str(one), "beta": one.beta, "objective": one.to_dict()}
+    facts = {
+        "version": version("dpo_pipeline"),
+        **computed,
+        "contract": {
+            "max_logp": binding.max_logp,
+            "rules": {rule.name: rule.requirement for rule in rules.rules},
+        },
+        "columns": dict(binding.mapping),
+    }
+    return {METADATA_KEY: json.dumps(facts, sort_keys=True)}
+
+
+def warn_of(report: InvalidReport) -> None:
+    """Issue a report's warnings, at the line that called the library."""
+    for text in report.warnings:
+        # This function, the plan's run and the call itself stand between.
+        warnings.warn(f"{report.source}: {text}", DataWarning, stacklevel=4)

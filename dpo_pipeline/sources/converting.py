@@ -1,0 +1,197 @@
+"""`convert`: pairs in another format, written as Parquet under the contract's names."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import polars as pl
+
+from dpo_pipeline.arguments import given
+from dpo_pipeline.columns import ROLES, Resolution, resolve
+from dpo_pipeline.defaults import OUTPUT_ROWS_PER_GROUP, WIDE_ROWS_PER_GROUP, ZSTD_LEVEL
+from dpo_pipeline.engine import Watch
+from dpo_pipeline.errors import ColumnError, UsageError
+from dpo_pipeline.options import Execution, Outputs, Pairs
+from dpo_pipeline.plan import Facts, Input, Plan, planned
+from dpo_pipeline.sources.dataset import Dataset
+from dpo_pipeline.sources.formats import checked_parquet_name
+from dpo_pipeline.sources.opening import format_of, open_pairs
+from dpo_pipeline.storage import METADATA_KEY, Access, Output, Publication, reading, writing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertPlan(Plan[int]):
+    """What `convert` does.
+
+    Attributes:
+        dataset: The rows.
+        format: The format that they are in.
+        sink: The Parquet file.
+        columns: Role to the column that was found for it.
+        made: The options of outputs.
+        execution: How the data is reached.
+        options: The groups of options, under the parameters of the call.
+        outputs: What is written.
+    """
+
+    dataset: Dataset
+    format: str
+    sink: str | os.PathLike[str]
+    columns: Mapping[str, str]
+    made: Outputs
+    execution: Execution
+    options: Mapping[str, Any]
+    outputs: tuple[Output, ...]
+
+    @property
+    def facts(self) -> Facts:
+        """What the plan tells of itself."""
+        files = tuple(Input(path=each.path, rows=each.rows) for each in self.dataset.files)
+        return Facts(
+            function="convert",
+            source=self.dataset.name,
+            inputs=files or (Input(path=self.dataset.name, rows=None),),
+            rows=self.dataset.rows,
+            columns=self.columns,
+            options=self.options,
+            outputs=self.outputs,
+        )
+
+    def run(self) -> int:
+        """Write the rows, and return how many."""
+        import pyarrow.parquet as pq
+
+        name = self.dataset.name
+        watch = Watch(callback=self.execution.progress, cancel=self.execution.cancel)
+        rows = self.dataset.frame.rename({column: role for role, column in self.columns.items()})
+        plan = watch.on_rows(rows, "writing", None)
+        facts = {
+            "version": version("dpo_pipeline"),
+            "format": self.format,
+            "columns": dict(self.columns),
+        }
+        with _publication(self.made, self.execution, self.dataset) as publication:
+            hidden = publication.stage(self.sink)
+            # Rows may be long, and the reader runs ahead of the sink by a number of chunks.
+            with writing(hidden, name) as out, pl.Config(streaming_chunk_size=WIDE_ROWS_PER_GROUP):
+                plan.sink_parquet(
+                    out,
+                    metadata={METADATA_KEY: json.dumps(facts, sort_keys=True)},
+                    compression_level=ZSTD_LEVEL,
+                    row_group_size=OUTPUT_ROWS_PER_GROUP,
+                    engine="streaming",
+                )
+            with reading(hidden):
+                count = int(pq.read_metadata(hidden).num_rows)
+            self.dataset.check_objects()
+            publication.commit(watch.check)
+        return count
+
+
+@planned
+def convert(
+    pairs: Any,
+    sink: str | os.PathLike[str],
+    format: str | None = None,  # noqa: A002  as in Pairs
+    *,
+    outputs: Any = None,
+    execution: Any = None,
+) -> Plan[int]:
+    """Write pairs that are in one of `FORMATS` as Parquet, under the contract's names.
+
+    The file appears whole or not at all. It must hold both log-probs of the policy, or both of the
+    reference, or all four; their values are not checked.
+
+    Args:
+        pairs: `Pairs`, or their source.
+        sink: The Parquet file to write.
+        format: Their format, if the ending of the name does not tell it.
+        outputs: `Outputs` with `overwrite`.
+        execution: `Execution`, without an engine.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        UsageError, ColumnError: As `read`, or log-probs are missing.
+        StorageError: A file cannot be read or written, or the sink exists.
+        Cancelled: The run was stopped.
+
+    Examples:
+        >>> import dpo_pipeline, os, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     source = os.path.join(folder, "pairs.csv")
+        ...     _ = open(source, "w").write("policy_chosen_logps,policy_rejected_logps\\n-1.5,-2.5\\n")
+        ...     dpo_pipeline.convert(source, os.path.join(folder, "pairs.parquet"))
+        1
+    """
+    source = pairs if isinstance(pairs, Pairs) else Pairs(pairs)
+    if format is not None:
+        source = given(Pairs, source, format=format)
+    if not isinstance(sink, (str, os.PathLike)):
+        raise UsageError(f"sink must be a path, found {type(sink).__name__}")
+    checked_parquet_name(sink)
+    made, run = given(Outputs, outputs), given(Execution, execution)
+    dataset = open_pairs(source, access=_access(run), as_reference=None, cancel=run.cancel)
+    with reading(dataset.name):
+        names = dataset.frame.collect_schema().names()
+    mapping = _useful_mapping(dataset.name, names, resolve(names, source.columns))
+    return ConvertPlan(
+        dataset=dataset,
+        format=format_of(source),
+        sink=sink,
+        columns=mapping,
+        made=made,
+        execution=run,
+        options={"pairs": source, "outputs": made, "execution": run},
+        outputs=(_publication(made, run, dataset).check(sink),),
+    )
+
+
+def _access(execution: Execution) -> Access:
+    return Access(
+        storage_options=execution.storage_options,
+        credential_provider=execution.credential_provider,
+    )
+
+
+def _publication(outputs: Outputs, execution: Execution, dataset: Dataset) -> Publication:
+    return Publication(
+        overwrite=outputs.overwrite,
+        inputs=dataset.inputs,
+        access=_access(execution),
+        protected=outputs.protected,
+    )
+
+
+def _useful_mapping(source: str, names: list[str], found: Resolution) -> dict[str, str]:
+    """Return the roles that were found, if they are of use.
+
+    Raises:
+        ColumnError: They are not both log-probs of a model, or something is in the way.
+    """
+    sides = {
+        model: [
+            any(
+                role.startswith(f"{model}_{side}") and ROLES[role].kind in ("logp", "tokens")
+                for role in found.mapping
+            )
+            for side in ("chosen", "rejected")
+        ]
+        for model in ("policy", "ref")
+    }
+    problems = list(found.problems)
+    if any(map(all, sides.values())) and all(a == b for a, b in sides.values()):
+        problems = [
+            f"{column}: the input has this column already, and {name!r} would get its name"
+            for column, name in found.mapping.items()
+            if column in names and column != name and column not in found.mapping.values()
+        ]
+    if problems:
+        raise ColumnError(source, tuple(problems))
+    return dict(found.mapping)

@@ -93,12 +93,13 @@ def compare(a: str, b: str, **options: Any) -> int:
     with_format_settings(a, arguments)
     if page is not None:
         from dpo_pipeline.arguments import check_extra, check_page_path
-        from dpo_pipeline.storage import OutputChecks
+        from dpo_pipeline.storage import Outputs
 
         # Before anything is read, as the comparison would be lost.
         check_extra()
         check_page_path(page)
-        OutputChecks(overwrite=overwrite).stage(page)
+        read = [path for path in (a, b, arguments["reference"]) if path is not None]
+        Outputs(overwrite=overwrite, protected=read).check(page)
 
     def call(cancel: Event, progress: ProgressCallback | None) -> Any:
         of_b = {

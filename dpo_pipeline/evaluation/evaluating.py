@@ -27,7 +27,6 @@ from dpo_pipeline.storage import (
     CredentialProvider,
     GrowingFile,
     Outputs,
-    Publication,
     final_name,
     reading,
 )
@@ -168,7 +167,6 @@ def evaluate(
             write_document(result, summary_file)
         if report_file is not None:
             write_report(result, report_file)
-        dataset.check_objects()
         publication.commit(watch.check)
     warn_of(result.invalid)
     return result
@@ -226,7 +224,7 @@ def check(
 
 
 def staged_batches(
-    publication: Publication, batches: str | os.PathLike[str] | None, facts: Mapping[str, str]
+    publication: Outputs, batches: str | os.PathLike[str] | None, facts: Mapping[str, str]
 ) -> GrowingFile | None:
     """Stage the file of batch means, if there is to be one."""
     if batches is None:

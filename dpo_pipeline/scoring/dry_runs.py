@@ -57,7 +57,7 @@ from dpo_pipeline.sources import (
     useful_mapping,
     with_reference,
 )
-from dpo_pipeline.storage import Access, OutputChecks, identity, is_address, reading
+from dpo_pipeline.storage import Access, Output, Outputs, identity, reading
 from dpo_pipeline.sums import Batching, BatchTable
 
 _Call: TypeAlias = Mapping[str, Any]
@@ -107,8 +107,8 @@ def _evaluate(call: _Call) -> DryRun:
     batching = _batching(call)
     adds = [added.name for added in SCORED]
     binding = _bound(call, dataset, needs=objective.needs, adds=adds, replace_them=True)
-    outputs = OutputChecks(overwrite=call["overwrite"], inputs=dataset.inputs)
-    _stage_documents(call, outputs)
+    checks = _checks(call, dataset)
+    outputs = _documents(call, checks)
     n_batches = _check_groups(call, binding, dataset, objective, batching)
     _refuse_no_rows(dataset)
     made = _report("evaluate", dataset, inputs, binding, (objective,))
@@ -133,11 +133,12 @@ def _score(call: _Call) -> DryRun:
     binding = _bound(call, dataset, needs=objective.needs, adds=adds, replace_them=call["replace"])
     carried = carried_columns(call["keep"], binding, dataset)
     parts = PartOutputs.of(dataset, call["part_rows"], executor_of(call["engine"]))
-    outputs = OutputChecks(overwrite=call["overwrite"], inputs=dataset.inputs)
+    checks = _checks(call, dataset)
+    outputs = []
     if quarantine:
-        parts.hidden(outputs, call["invalid"] or beside(sink))
-    _stage_documents(call, outputs)
-    parts.hidden(outputs, sink)
+        outputs.append(checks.check(call["invalid"] or beside(sink), parts.relatives))
+    outputs += _documents(call, checks)
+    outputs.append(checks.check(sink, parts.relatives))
     n_batches = _check_groups(call, binding, dataset, objective, batching)
     _refuse_no_rows(dataset)
     made = _report("score_parquet", dataset, inputs, binding, (objective,))
@@ -173,15 +174,14 @@ def _convert(call: _Call) -> DryRun:
         names = dataset.frame.collect_schema().names()
     mapping = useful_mapping(label, names, resolve(names, call["columns"]))
     read_from = {label: identity(label)} if os.path.isfile(label) else None
-    outputs = OutputChecks(overwrite=call["overwrite"], inputs=read_from)
-    outputs.stage(sink)
+    checks = Outputs(overwrite=call["overwrite"], inputs=read_from)
     return DryRun(
         function="convert",
         source=label,
         inputs=_inputs(dataset),
         rows=dataset.rows,
         columns=mapping,
-        outputs=tuple(outputs.outputs),
+        outputs=(checks.check(sink),),
     )
 
 
@@ -202,9 +202,6 @@ def _pairs(call: _Call) -> Dataset:
 
 def _access(call: _Call) -> Access:
     options = call.get("storage_options"), call.get("credential_provider", "auto")
-    outputs = (call.get(name) for name in ("sink", "invalid", "batches", "summary"))
-    for each in filter(is_address, outputs):
-        raise UsageError(f"{each}: a dry run checks outputs on this machine alone")
     return Access(storage_options=options[0], credential_provider=options[1])
 
 
@@ -275,10 +272,13 @@ def _bound(
         )
 
 
-def _stage_documents(call: _Call, outputs: OutputChecks) -> None:
-    for path in (call["summary"], call.get("report"), call["batches"]):
-        if path is not None:
-            outputs.stage(path)
+def _checks(call: _Call, dataset: Dataset) -> Outputs:
+    return Outputs(overwrite=call["overwrite"], inputs=dataset.inputs, access=_access(call))
+
+
+def _documents(call: _Call, checks: Outputs) -> list[Output]:
+    paths = (call["summary"], call.get("report"), call["batches"])
+    return [checks.check(path) for path in paths if path is not None]
 
 
 def _check_groups(
@@ -339,7 +339,7 @@ def _with_groups(
     made: DryRun,
     batching: Batching | None,
     n_batches: int | None,
-    outputs: OutputChecks,
+    outputs: Sequence[Output],
 ) -> DryRun:
     by = call["by"] or ()
     return replace(
@@ -349,5 +349,5 @@ def _with_groups(
         batch_size=None if batching is None else batching.size,
         batch_by=None if batching is None else batching.column,
         n_batches=n_batches,
-        outputs=tuple(outputs.outputs),
+        outputs=tuple(outputs),
     )

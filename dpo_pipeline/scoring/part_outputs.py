@@ -6,27 +6,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Protocol, Self
+from typing import Self
 
 from dpo_pipeline.engine import Executor, Function, Watch, in_order
 from dpo_pipeline.errors import StorageError, UsageError
 from dpo_pipeline.evaluation import Measured
 from dpo_pipeline.scoring.pair_writer import part_tasks
 from dpo_pipeline.sources import Dataset, Part
-from dpo_pipeline.storage import Outputs, StagedFile, Target, is_address, without_attempts
+from dpo_pipeline.storage import Outputs, Target, without_attempts
 from dpo_pipeline.tables import as_json
-
-
-class Stage(Protocol):
-    """What a `Publication` does for a single output."""
-
-    def stage(self, target: str | os.PathLike[str]) -> str:
-        """Return where to write what shall become `target`."""
-        ...
-
-    def stage_folder(self, target: str | os.PathLike[str], relatives: Sequence[str]) -> list[str]:
-        """Return where to write the parts of a folder."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,27 +56,15 @@ class PartOutputs:
             executor=executor,
         )
 
-    def staged(self, publication: Outputs, target: str | os.PathLike[str]) -> Sequence[Target]:
-        """Return where the parts are written, that shall become `target`."""
-        relatives = [part.relative for part in self.parts]
-        if is_address(target):
-            address = os.fspath(target)
-            if self.is_folder:
-                return publication.stage_objects(address.rstrip("/"), relatives)
-            return [publication.stage_object(address)]
-        return [
-            StagedFile(hidden=name, apart=self._apart) for name in self.hidden(publication, target)
-        ]
-
-    def hidden(self, publication: Stage, target: str | os.PathLike[str]) -> Sequence[str]:
-        """Return where parts on this machine are written, that shall become `target`."""
-        if not self.is_folder:
-            return [publication.stage(target)]
-        return publication.stage_folder(target, [part.relative for part in self.parts])
-
     @property
-    def _apart(self) -> bool:
-        return self.executor.elsewhere and self.is_folder
+    def relatives(self) -> list[str] | None:
+        """The paths of the parts below the output; None if the output is one file."""
+        return [part.relative for part in self.parts] if self.is_folder else None
+
+    def staged(self, outputs: Outputs, target: str | os.PathLike[str]) -> Sequence[Target]:
+        """Return where the parts are written, that shall become `target`."""
+        apart = self.executor.elsewhere and self.is_folder
+        return outputs.stage_parts(target, self.relatives, apart=apart)
 
     def write(
         self,

@@ -282,7 +282,6 @@ def score_parquet(
         result = measured.result(report)
         if summary_file is not None:
             write_document(result, summary_file)
-        dataset.check_objects()
         publication.commit(watch.check)
     warn_of(report)
     return result

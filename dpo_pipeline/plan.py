@@ -42,9 +42,12 @@ class Input:
 class Output(Protocol):
     """What would be written: `files` counts the files of a folder, and is None for a file."""
 
-    path: str
-    files: int | None
-    replaces: bool
+    @property
+    def path(self) -> str: ...  # noqa: D102
+    @property
+    def files(self) -> int | None: ...  # noqa: D102
+    @property
+    def replaces(self) -> bool: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

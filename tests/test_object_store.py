@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -17,7 +18,14 @@ import pytest
 from pyarrow import fs
 
 import dpo_pipeline
-from dpo_pipeline import InvalidPairsError, StorageError, UsageError, evaluate, score_parquet
+from dpo_pipeline import (
+    InvalidPairsError,
+    StorageError,
+    UsageError,
+    dry_run,
+    evaluate,
+    score_parquet,
+)
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.storage.stores import Access
 
@@ -310,6 +318,62 @@ def test_errors_name_the_object(both, store, how):  # noqa: ARG001
         evaluate(["s3://bucket/bad.parquet", "here.parquet"], **how)
     with pytest.raises(StorageError, match="lies in the input folder"):
         score_parquet("s3://bucket/in", "s3://bucket/in/out", **how)
+
+
+def test_a_dry_run_says_what_a_run_writes_there(both, store, how):  # noqa: ARG001
+    before = store.files()
+    given = {
+        "on_invalid": "quarantine",
+        "batch_size": 100,
+        "batches": "s3://bucket/means.parquet",
+        "summary": "s3://bucket/s.json",
+        **how,
+    }
+    made = dry_run(score_parquet, "s3://bucket/in", "s3://bucket/out", **given)
+    assert store.files() == before
+    score_parquet("s3://bucket/in", "s3://bucket/out", **given)
+    new = set(store.files()) - set(before)
+    for output in made.outputs:
+        name = output.path.removeprefix("s3://bucket/")
+        parts = {each for each in new if each.startswith(name + "/") and "_SUCCESS" not in each}
+        assert len(parts) == output.files if output.files is not None else name in new
+        assert not output.replaces
+    assert [output.files for output in made.outputs] == [4, None, None, 4]
+    again = dry_run(score_parquet, "s3://bucket/in", "s3://bucket/out", overwrite=True, **given)
+    assert all(output.replaces for output in again.outputs)
+
+
+@pytest.mark.parametrize(
+    ("sink", "arguments", "message"),
+    [
+        ("there.parquet", {}, "exists already; pass overwrite"),
+        ("full", {}, "is not empty; pass overwrite"),
+        ("theirs", {"overwrite": True}, "is in the output folder and no output of this tool"),
+        ("in/a.parquet", {"overwrite": True}, "the output is also an input"),
+        ("in", {"overwrite": True}, "the output folder holds inputs"),
+        ("new", {"summary": "s3://bucket/there.parquet"}, "exists already; pass overwrite"),
+        (
+            "new",
+            {"summary": "s3://bucket/in/b.parquet", "overwrite": True},
+            "the output is also an input",
+        ),
+        (
+            "new",
+            {"summary": "s3://bucket/x", "batches": "s3://bucket/x", "batch_size": 9},
+            "two outputs have this name",
+        ),
+    ],
+)
+def test_a_dry_run_refuses_what_a_run_refuses(both, store, how, sink, arguments, message):  # noqa: ARG001
+    store.put("there.parquet", b"mine")
+    store.put("theirs/their.parquet", store.files("in")["a.parquet"])
+    store.put("full/_SUCCESS", b"")
+    source = "s3://bucket/in/a.parquet" if sink.endswith(".parquet") else "s3://bucket/in"
+    before = store.files()
+    for call in (partial(dry_run, score_parquet), score_parquet):
+        with pytest.raises(StorageError, match=message):
+            call(source, f"s3://bucket/{sink}", on_invalid="exclude", **arguments, **how)
+    assert store.files() == before
 
 
 def test_a_provider_gives_credentials(both, options):  # noqa: ARG001

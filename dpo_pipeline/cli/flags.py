@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from dpo_pipeline import defaults
-from dpo_pipeline.arguments import MISSING, Option, default_of, options_of
+from dpo_pipeline.arguments import Option, default_of, options_of
 from dpo_pipeline.cli.settings import SettingOption, config_option
 from dpo_pipeline.columns import ROLES
 from dpo_pipeline.sources import FORMATS
@@ -94,14 +94,16 @@ def flags_of(call: str, groups: Mapping[str, type[Any]]) -> Iterator[click.Optio
     for group in groups.values():
         asked: Option | None = getattr(group, "ASKED_BY", None)
         if asked is not None and call in (asked.calls or ()):
-            yield _flag(asked, False, call)
+            yield _flag(asked, call, default=False)
         for field, declared in options_of(group, call):
-            yield _flag(declared, default_of(field), call)
+            yield _flag(declared, call, default=default_of(field))
 
 
-def _flag(declared: Option, default: Any, call: str) -> click.Option:
+def _flag(declared: Option, call: str, *, default: Any) -> click.Option:
     kind = declared.kind
-    shown: str | bool = declared.shown if declared.shown is not None else default is not None
+    shown: str | bool = (
+        declared.shown if declared.shown is not None else isinstance(default, (str, int, float))
+    )
     plain = isinstance(default, (str, int, float)) and declared.shown is None
     many: dict[str, Any] = {"multiple": True} if kind.repeats else {}
     described = kind.name == "format" and declared.flag == "--format" and call == "evaluate"
@@ -109,7 +111,7 @@ def _flag(declared: Option, default: Any, call: str) -> click.Option:
         [declared.flag],
         type=click.Choice(kind.choices) if kind.choices else _TYPES.get(kind.name),
         is_flag=kind.name == "flag",
-        default=default if plain and default is not MISSING else None,
+        default=default if plain else None,
         show_default=False if kind.repeats and declared.shown is None else shown or False,
         metavar=kind.metavar,
         shell_complete=_COMPLETE[kind.completes],

@@ -112,8 +112,6 @@ class ComparisonPlan(Plan[Comparison]):
             documents = Documents(groups.outputs, publication)
             result = self._compared(watch)
             documents.write(result)
-            for dataset in self.datasets:
-                dataset.check_objects()
             publication.commit(watch.check)
         for text in result.findings:
             warnings.warn(text, DataWarning, stacklevel=3)

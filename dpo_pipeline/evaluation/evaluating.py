@@ -210,7 +210,6 @@ class MeasurementPlan(Plan[T]):
             report = measured.report(watch)
             result = self.result(measured, report)
             documents.write(result)
-            dataset.check_objects()
             publication.commit(watch.check)
         warn_of(report)
         return result

@@ -216,8 +216,9 @@ def judge(measured: Measured, on_invalid: OnInvalid, watch: Watch) -> None:
         raise ContractError(f"{measured.dataset.name}: it holds no pairs, so nothing was evaluated")
     reason = why_refused(on_invalid, measured.n_invalid, measured.n_pairs, "pair")
     if reason is not None:
-        shown = None if on_invalid.action == "raise" else reason
-        raise InvalidPairsError(measured.report(watch), reason=shown)
+        report = measured.report(watch)
+        # Where no invalid pair is allowed, the report says all.
+        raise InvalidPairsError(report, reason="" if on_invalid.action == "raise" else reason)
 
 
 def why_refused(
@@ -285,9 +286,9 @@ class Wanted:
     def check(self, columns: pl.Schema) -> None:
         """Raise a UsageError if a column that is grouped by is not there or not plain."""
         if self.statistics is not None:
-            self.statistics.check(columns, self.wanted.by)
+            self.statistics.check(columns, self.by)
         batch_by = self.batching.column if self.batching is not None else None
-        for argument, name in [*(("by", name) for name in self.wanted.by), ("batch_by", batch_by)]:
+        for argument, name in [*(("by", name) for name in self.by), ("batch_by", batch_by)]:
             if name is None:
                 continue
             if name not in columns:

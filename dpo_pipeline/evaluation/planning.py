@@ -35,7 +35,7 @@ from dpo_pipeline.storage import (
     Access,
     GrowingFile,
     Output,
-    Publication,
+    Outputs as Publication,
     final_name,
     reading,
 )

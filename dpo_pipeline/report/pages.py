@@ -9,7 +9,7 @@ from dpo_pipeline.comparison import Comparison
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation import Evaluation, Reported
 from dpo_pipeline.report import comparison_page, evaluation_page
-from dpo_pipeline.storage import Publication, final_name, reading
+from dpo_pipeline.storage import Outputs, final_name, reading
 
 
 def charts_of(result: Reported) -> dict[str, Any]:
@@ -42,6 +42,6 @@ def publish_page(text: str, path: str | os.PathLike[str], *, overwrite: bool) ->
     Raises:
         StorageError: The file exists and is not to be replaced, or cannot be written.
     """
-    with Publication(overwrite=overwrite) as publication:
+    with Outputs(overwrite=overwrite) as publication:
         write_page(text, publication.stage(path))
         publication.commit()

@@ -13,14 +13,7 @@ from dpo_pipeline.errors import StorageError, UsageError
 from dpo_pipeline.evaluation import Measured
 from dpo_pipeline.scoring.pair_writer import part_tasks
 from dpo_pipeline.sources import Dataset, Part
-from dpo_pipeline.storage import (
-    Output,
-    Publication,
-    StagedFile,
-    Target,
-    is_address,
-    without_attempts,
-)
+from dpo_pipeline.storage import Outputs as Publication, Target, without_attempts
 from dpo_pipeline.tables import as_json
 
 
@@ -68,30 +61,15 @@ class PartOutputs:
             executor=executor,
         )
 
-    def checked(self, publication: Publication, target: str | os.PathLike[str]) -> Output:
-        """Check that the parts can be written, that shall become `target`; nothing is."""
-        if not self.is_folder:
-            return publication.check(target)
-        return publication.check_folder(target, [part.relative for part in self.parts])
+    @property
+    def relatives(self) -> list[str] | None:
+        """The paths of the parts below the output; None if the output is one file."""
+        return [part.relative for part in self.parts] if self.is_folder else None
 
     def staged(self, publication: Publication, target: str | os.PathLike[str]) -> Sequence[Target]:
         """Return where the parts are written, that shall become `target`."""
-        relatives = [part.relative for part in self.parts]
-        if is_address(target):
-            address = os.fspath(target)
-            if self.is_folder:
-                return publication.stage_objects(address.rstrip("/"), relatives)
-            return [publication.stage_object(address)]
-        hidden = (
-            publication.stage_folder(target, relatives)
-            if self.is_folder
-            else [publication.stage(target)]
-        )
-        return [StagedFile(hidden=name, apart=self._apart) for name in hidden]
-
-    @property
-    def _apart(self) -> bool:
-        return self.executor.elsewhere and self.is_folder
+        apart = self.executor.elsewhere and self.is_folder
+        return publication.stage_parts(target, self.relatives, apart=apart)
 
     def write(
         self,

@@ -105,7 +105,6 @@ class ScorePlan(Plan[Evaluation]):
                 report = measured.report(watch)
             result = measured.evaluation(report)
             documents.write(result)
-            dataset.check_objects()
             publication.commit(watch.check)
         warn_of(report)
         return result
@@ -203,7 +202,8 @@ def score_parquet(
     carried = carried_columns(kept.keep, binding, opened.dataset)
     parts = PartOutputs.of(opened.dataset, kept.part_rows, measurement.executor)
     publication = publication_of(groups.outputs, groups.access, opened.dataset)
-    checked = () if apart is None else (parts.checked(publication, apart),)
+    checked: tuple[Output, ...] = ()
+    checked += () if apart is None else (publication.check(apart, parts.relatives),)
     checked += Documents.checked(groups.outputs, publication)
     if sizes.file is not None:
         checked += (publication.check(sizes.file),)
@@ -214,7 +214,7 @@ def score_parquet(
         invalid=apart,
         carried=tuple(carried),
         options=groups.as_given(by=subsets, batches=sizes, scored=kept),
-        outputs=(*checked, parts.checked(publication, sink)),
+        outputs=(*checked, publication.check(sink, parts.relatives)),
     )
 
 

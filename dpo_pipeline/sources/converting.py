@@ -21,7 +21,14 @@ from dpo_pipeline.plan import Facts, Input, Plan, planned
 from dpo_pipeline.sources.dataset import Dataset
 from dpo_pipeline.sources.formats import checked_parquet_name
 from dpo_pipeline.sources.opening import format_of, open_pairs
-from dpo_pipeline.storage import METADATA_KEY, Access, Output, Publication, reading, writing
+from dpo_pipeline.storage import (
+    METADATA_KEY,
+    Access,
+    Output,
+    Outputs as Publication,
+    reading,
+    writing,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +95,6 @@ class ConvertPlan(Plan[int]):
                 )
             with reading(hidden):
                 count = int(pq.read_metadata(hidden).num_rows)
-            self.dataset.check_objects()
             publication.commit(watch.check)
         return count
 
@@ -102,7 +108,7 @@ def convert(
     outputs: Any = None,
     execution: Any = None,
 ) -> Plan[int]:
-    """Write pairs that are in one of `FORMATS` as Parquet, under the contract's names.
+    r"""Write pairs that are in one of `FORMATS` as Parquet, under the contract's names.
 
     The file appears whole or not at all. It must hold both log-probs of the policy, or both of the
     reference, or all four; their values are not checked.
@@ -126,7 +132,8 @@ def convert(
         >>> import dpo_pipeline, os, tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     source = os.path.join(folder, "pairs.csv")
-        ...     _ = open(source, "w").write("policy_chosen_logps,policy_rejected_logps\\n-1.5,-2.5\\n")
+        ...     with open(source, "w") as file:
+        ...         print("policy_chosen_logps,policy_rejected_logps", "-1,-2", sep="\n", file=file)
         ...     dpo_pipeline.convert(source, os.path.join(folder, "pairs.parquet"))
         1
     """

@@ -17,7 +17,7 @@ from dpo_pipeline.errors import StorageError
 from dpo_pipeline.sources.common_schema import WIDENING, common_schema
 from dpo_pipeline.sources.files import SourcePath, footers, found_files, relative_to
 from dpo_pipeline.sources.formats import not_parquet
-from dpo_pipeline.storage import LOCAL, Access, is_address, reading
+from dpo_pipeline.storage import LOCAL, Access, reading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,18 +143,8 @@ class Dataset:
 
     @property
     def inputs(self) -> dict[str, tuple[int, ...]]:
-        """The paths of all files that are read, and what tells whether they changed."""
-        files = {f.path: f.identity for f in self.files if not is_address(f.path)}
-        return files | dict(self.others)
-
-    def check_objects(self) -> None:
-        """Raise a StorageError if an object that was read is not what it was."""
-        objects = [f for f in self.files if is_address(f.path) and f.identity]
-        with reading(self.name):
-            found = self.access.identities([f.path for f in objects])
-        for file, now in zip(objects, found, strict=True):
-            if file.identity != now:
-                raise StorageError(file.path, "it changed while it was read")
+        """All files that are read, and what tells whether they changed."""
+        return {file.path: file.identity for file in self.files} | dict(self.others)
 
     @property
     def has_step(self) -> bool:

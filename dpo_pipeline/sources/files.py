@@ -72,7 +72,7 @@ def _footer(path: str, access: Access) -> tuple[Footer, pl.Schema]:
             rows=footer.num_rows,
             row_groups=tuple(group.num_rows for group in groups),
             n_bytes=sum(group.total_byte_size for group in groups),
-            identity=access.identities([path])[0] if is_address(path) else identity(path),
+            identity=access.identity(path) if is_address(path) else identity(path),
         )
         return made, frame.collect_schema()
 

@@ -42,7 +42,7 @@ from dpo_pipeline.storage import (
     LOCAL,
     METADATA_KEY,
     Access,
-    Publication,
+    Outputs,
     identity,
     reading,
     writing,
@@ -202,7 +202,7 @@ def convert(
     plan = watch.on_rows(rows.rename({c: role for role, c in mapping.items()}), "writing", None)
     facts = {"version": version("dpo_pipeline"), "format": name, "columns": mapping}
     inputs = {label: identity(label)} if os.path.isfile(label) else None
-    with Publication(overwrite=overwrite, inputs=inputs) as publication:
+    with Outputs(overwrite=overwrite, inputs=inputs) as publication:
         hidden = publication.stage(sink)
         # Rows may be long, and the reader runs ahead of the sink by a number of chunks.
         with writing(hidden, label) as out, pl.Config(streaming_chunk_size=WIDE_ROWS_PER_GROUP):

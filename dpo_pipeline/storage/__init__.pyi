@@ -3,8 +3,6 @@ from .locks import final_name as final_name, identity as identity
 from .publication import (
     METADATA_KEY as METADATA_KEY,
     Output as Output,
-    OutputChecks as OutputChecks,
-    Publication as Publication,
     writing as writing,
 )
 from .read_errors import reading as reading

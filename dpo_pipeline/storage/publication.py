@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -40,40 +40,81 @@ METADATA_KEY: Final = "dpo_pipeline"
 _NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """A file or a folder that a run will write.
+
+    Attributes:
+        path: Where.
+        files: The number of files in a folder of outputs; None for a file.
+        replaces: Whether something is there already, which may be overwritten.
+    """
+
+    path: str
+    files: int | None
+    replaces: bool
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
-class _Output:
-    """One file to be: where it is written, where it shall stand, and the lock meanwhile."""
+class _Staged:
+    """A file that is being written.
+
+    Attributes:
+        hidden: Its name while it is written.
+        final: Its name once it is published.
+        lock: The lock on the hidden file, if it has one.
+        folder: The folder that it is the marker of, if it is a marker.
+        written: The identity of what was written.
+        renamed: Whether it has its final name.
+    """
 
     hidden: str
     final: str
     lock: int | None = None
     folder: str | None = None
-    """What it is the marker of, if it is one."""
     written: tuple[int, ...] = ()
     renamed: bool = False
 
 
 class Publication:
-    """Outputs that appear whole or not at all.
+    """Outputs on this machine that appear whole or not at all.
 
     `stage` gives a hidden name beside a target to write to. `commit` makes what was written
-    durable and gives each its final name: in the order staged, and markers of folders after all
-    else, so the last one staged is the commit. Leaving without a commit removes everything that
-    was staged.
+    durable and gives each file its final name: in the order staged, and markers of folders after
+    all else, so the last one staged is the commit. Leaving without a commit removes everything
+    that was staged.
 
     From `stage` on, a target is locked through its hidden file, a folder through its marker's. A
     run that is killed loses its locks, and the next one for the same output removes what is left.
     Where a file system has no locks, outputs are still whole, but neither a second run for the
     same output nor what a killed one left is noticed.
+
+    `check` says whether a target can be staged, and can be asked without entering.
+
+    Args:
+        overwrite: Whether outputs that exist are replaced.
+        inputs: Files that are read, each with its `identity`. They never become outputs, and must
+            not change before the commit.
+        protected: Further files that never become outputs.
     """
 
     def __init__(
-        self, *, overwrite: bool, inputs: Mapping[str, tuple[int, ...]] | None = None
+        self,
+        *,
+        overwrite: bool,
+        inputs: Mapping[str, tuple[int, ...]] | None = None,
+        protected: Iterable[str | os.PathLike[str]] = (),
     ) -> None:
         self._overwrite = overwrite
-        self._inputs = {os.path.realpath(path): was for path, was in (inputs or {}).items()}
-        self._files: list[_Output] = []
-        self._markers: list[_Output] = []
+        self._inputs = dict(inputs or {})
+        more = [os.fspath(path) for path in protected]
+        names = [*self._inputs, *more]
+        self._kept = {name for path in names for name in (os.path.realpath(path), place(path))}
+        # A hard link to an input is the input: same device, same number.
+        self._kept_files = {was[:2] for was in self._inputs.values()}
+        self._kept_files |= {identity(path)[:2] for path in more if os.path.exists(path)}
+        self._files: list[_Staged] = []
+        self._markers: list[_Staged] = []
         self._targets: list[str] = []
         self._taken: set[str] = set()
         self._own: set[str] = set()
@@ -82,31 +123,45 @@ class Publication:
         self._publishing = self._committed = False
 
     @property
-    def _steps(self) -> list[_Output]:
+    def _steps(self) -> list[_Staged]:
         return [*self._files, *self._markers]
 
     def __enter__(self) -> Self:
+        self._taken.clear()  # of checks that came before
         _ENTERED.add(self)
         return self
+
+    def check(
+        self, target: str | os.PathLike[str], relatives: Sequence[str] | None = None
+    ) -> Output:
+        """Check whether an output can be written now, as staging does; nothing is changed.
+
+        What a killed run left behind is no error where staging removes it.
+
+        Args:
+            target: A file, or a folder.
+            relatives: The paths of the folder's parts below it; None for a file.
+
+        Raises:
+            StorageError: It exists already, is an input or another output, is no place for it,
+                or another run is writing it.
+        """
+        path = os.fspath(target)
+        if relatives is None:
+            return self._check_file(path)
+        return self._check_folder(path, relatives)
 
     def stage(self, target: str | os.PathLike[str]) -> str:
         """Return where to write what shall become `target`.
 
         Raises:
-            StorageError: The target exists already, is an input, is no file's place, or another
-                run is writing it.
+            StorageError: As `check`.
         """
         path = os.fspath(target)
-        self._check_place(path)
-        if not os.path.lexists(journal_name(path)):
-            self._check_new(path)
-        folder = os.path.dirname(path)
-        if folder and not os.path.isdir(folder):
-            raise StorageError(path, f"the folder {folder} does not exist")
-        self._check_folders_above(path)
+        self._check_file(path)
         with reading(path):
             hidden, lock = hold(path, name=path)
-            self._files.append(_Output(hidden=hidden, final=path, lock=lock))
+            self._files.append(_Staged(hidden=hidden, final=path, lock=lock))
             self._own.add(place(hidden))
             self._targets.append(path)
             self._undo(path, place(path))
@@ -114,41 +169,29 @@ class Publication:
         return hidden
 
     def stage_folder(self, target: str | os.PathLike[str], relatives: Sequence[str]) -> list[str]:
-        """Return where to write the parts of a folder; its marker comes last of all.
+        """Return where to write the parts of a folder; its marker is published last of all.
 
         Raises:
-            StorageError: The folder holds data already, is an input, is a file, or another run
-                is writing to it.
+            StorageError: As `check`.
         """
         path = os.fspath(target)
-        real = os.path.realpath(path)
+        self._check_folder(path, relatives)
         marker = os.path.join(path, SUCCESS)
-        if any(i == real or i.startswith(real + os.sep) for i in self._inputs):
-            raise StorageError(path, "the output folder holds inputs")
-        if os.path.lexists(path) and not os.path.isdir(path):
-            raise StorageError(path, "is a file, and the output is a folder")
-        if not os.path.lexists(journal_name(marker)):
-            self._check_empty(path)
-        self._check_folders_above(path)
         with reading(path):
             for relative in ("", *relatives):
                 self._make_folders(os.path.dirname(os.path.join(path, relative)))
             hidden, lock = hold(marker, name=path)
-            self._markers.append(_Output(hidden=hidden, final=marker, lock=lock, folder=path))
+            self._markers.append(_Staged(hidden=hidden, final=marker, lock=lock, folder=path))
             self._own.add(place(hidden))
             self._targets.append(marker)
-            self._undo(marker, real + os.sep)
+            self._undo(marker, os.path.realpath(path) + os.sep)
             self._sweep(path)
         self._check_empty(path)
-        for part in _parts(path):
-            if not is_ours(part):
-                raise StorageError(part, "is in the output folder and no output of this tool")
         parts = []
         for relative in relatives:
             part = os.path.join(path, relative)
-            self._check_place(part)
             # Without a lock of its own: a folder can have more parts than a process open files.
-            parts.append(_Output(hidden=hidden_name(part, locked=lock is not None), final=part))
+            parts.append(_Staged(hidden=hidden_name(part, locked=lock is not None), final=part))
         self._files += parts
         return [part.hidden for part in parts]
 
@@ -195,9 +238,40 @@ class Publication:
                     os.unlink(step.hidden)
             self._remove_made()
 
+    def _check_file(self, path: str) -> Output:
+        self._check_place(path)
+        if not os.path.lexists(journal_name(path)):
+            self._check_new(path)
+        folder = os.path.dirname(path)
+        if folder and not os.path.isdir(folder):
+            raise StorageError(path, f"the folder {folder} does not exist")
+        self._check_folders_above(path)
+        _check_free(path, name=path)
+        return Output(path=path, files=None, replaces=os.path.lexists(path))
+
+    def _check_folder(self, path: str, relatives: Sequence[str]) -> Output:
+        real = os.path.realpath(path)
+        marker = os.path.join(path, SUCCESS)
+        if any(name == real or name.startswith(real + os.sep) for name in self._kept):
+            raise StorageError(path, "the output folder holds inputs")
+        if os.path.lexists(path) and not os.path.isdir(path):
+            raise StorageError(path, "is a file, and the output is a folder")
+        if not os.path.lexists(journal_name(marker)):
+            self._check_empty(path)
+        self._check_folders_above(path)
+        _check_free(marker, name=path)
+        there = _parts(path)
+        for part in there:
+            if not is_ours(part):
+                raise StorageError(part, "is in the output folder and no output of this tool")
+        for relative in relatives:
+            self._check_place(os.path.join(path, relative))
+        return Output(path=path, files=len(relatives), replaces=bool(there))
+
     def _check_place(self, path: str) -> None:
         real = os.path.realpath(path)
-        if real in self._inputs:
+        is_kept = os.path.exists(path) and identity(path)[:2] in self._kept_files
+        if is_kept or real in self._kept:
             raise StorageError(path, "the output is also an input")
         if real in self._taken:
             raise StorageError(path, "two outputs have this name")
@@ -374,6 +448,18 @@ def is_ours(path: str) -> bool:
         return METADATA_KEY.encode() in (pq.read_metadata(path).metadata or {})
 
 
+def _check_free(final: str, *, name: str) -> None:
+    """Raise a StorageError about `name` if its hidden file cannot be made now."""
+    with reading(name):
+        if holder(hidden_name(final)) == "alive":
+            raise StorageError(name, "another run is writing it")
+    folder = os.path.abspath(os.path.dirname(final))
+    while not os.path.isdir(folder):  # it will be made
+        folder = os.path.dirname(folder)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StorageError(name, "permission denied")
+
+
 def _despite_interrupts(action: Callable[[], None]) -> None:
     # Polars can have a second KeyboardInterrupt follow the first one, in the midst of cleaning up.
     interrupt = None
@@ -394,93 +480,3 @@ def _parts(folder: str) -> list[str]:
         for name in names
         if name.endswith(".parquet")
     ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Output:
-    """A file or folder that a run would write.
-
-    Attributes:
-        path: Where.
-        files: How many files a folder of outputs gets; None for a file.
-        replaces: Whether something is there already, which overwriting was allowed for.
-    """
-
-    path: str
-    files: int | None
-    replaces: bool
-
-
-class OutputChecks(Publication):
-    """Takes what would be staged, raises what staging would raise, and writes nothing.
-
-    It is not entered and not committed. What a run that was killed left behind stays, and is no
-    error where the next run would remove it.
-    """
-
-    def __init__(
-        self, *, overwrite: bool, inputs: Mapping[str, tuple[int, ...]] | None = None
-    ) -> None:
-        super().__init__(overwrite=overwrite, inputs=inputs)
-        self.outputs: list[Output] = []
-
-    def stage(self, target: str | os.PathLike[str]) -> str:
-        """Check a file that is to be; return its path.
-
-        Raises:
-            StorageError: As `Publication.stage`.
-        """
-        path = os.fspath(target)
-        self._check_place(path)
-        if not os.path.lexists(journal_name(path)):
-            self._check_new(path)
-        folder = os.path.dirname(path)
-        if folder and not os.path.isdir(folder):
-            raise StorageError(path, f"the folder {folder} does not exist")
-        self._check_folders_above(path)
-        self._check_free(path, name=path)
-        self.outputs.append(Output(path=path, files=None, replaces=os.path.lexists(path)))
-        return path
-
-    def stage_folder(self, target: str | os.PathLike[str], relatives: Sequence[str]) -> list[str]:
-        """Check a folder that is to be; return the paths of its parts.
-
-        Raises:
-            StorageError: As `Publication.stage_folder`.
-        """
-        path = os.fspath(target)
-        real = os.path.realpath(path)
-        marker = os.path.join(path, SUCCESS)
-        if any(i == real or i.startswith(real + os.sep) for i in self._inputs):
-            raise StorageError(path, "the output folder holds inputs")
-        if os.path.lexists(path) and not os.path.isdir(path):
-            raise StorageError(path, "is a file, and the output is a folder")
-        if not os.path.lexists(journal_name(marker)):
-            self._check_empty(path)
-        self._check_folders_above(path)
-        self._check_free(marker, name=path)
-        there = [
-            os.path.join(inside, name)
-            for inside, _, names in os.walk(path)
-            for name in names
-            if name.endswith(".parquet") and not is_tmp(name)
-        ]
-        for part in there:
-            if not is_ours(part):
-                raise StorageError(part, "is in the output folder and no output of this tool")
-        parts = [os.path.join(path, relative) for relative in relatives]
-        for part in parts:
-            self._check_place(part)
-        self.outputs.append(Output(path=path, files=len(parts), replaces=bool(there)))
-        return parts
-
-    def _check_free(self, final: str, *, name: str) -> None:
-        """Raise if a file cannot be made at this place now."""
-        with reading(name):
-            if holder(hidden_name(final)) == "alive":
-                raise StorageError(name, "another run is writing it")
-        folder = os.path.abspath(os.path.dirname(final))
-        while not os.path.isdir(folder):  # it would be made
-            folder = os.path.dirname(folder)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise StorageError(name, "permission denied")

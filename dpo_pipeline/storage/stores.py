@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
@@ -118,13 +118,21 @@ class Access:
             if each.type == fs.FileType.File and (pattern is None or pattern.fullmatch(each.path))
         ]
 
-    def identities(self, addresses: list[str]) -> list[tuple[int, ...]]:
+    def identities(self, addresses: Iterable[str]) -> dict[str, tuple[int, ...]]:
         """Return what tells whether objects changed; empty for one that is gone."""
-        if not addresses:
-            return []
-        system, _ = self.filesystem(addresses[0])
-        names = [address.partition("://")[2] for address in addresses]
-        return [_identity(each) for each in system.get_file_info(names)]
+        by_scheme: dict[str, list[str]] = {}
+        for address in addresses:
+            by_scheme.setdefault(address.partition("://")[0], []).append(address)
+        found: dict[str, tuple[int, ...]] = {}
+        for some in by_scheme.values():
+            system, _ = self.filesystem(some[0])
+            infos = system.get_file_info([address.partition("://")[2] for address in some])
+            found |= {address: _identity(info) for address, info in zip(some, infos, strict=True)}
+        return found
+
+    def identity(self, address: str) -> tuple[int, ...]:
+        """Return what tells whether an object changed; empty if it is gone."""
+        return self.identities([address])[address]
 
 
 LOCAL: Final = Access()

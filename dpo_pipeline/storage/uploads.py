@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -20,10 +20,10 @@ from typing import Any, Final
 import polars as pl
 
 from dpo_pipeline.errors import StorageError
-from dpo_pipeline.storage.publication import METADATA_KEY, SUCCESS, Publication
+from dpo_pipeline.storage.publication import METADATA_KEY, SUCCESS, Output, Publication
 from dpo_pipeline.storage.read_errors import reading
-from dpo_pipeline.storage.stores import Access, is_address, joined
-from dpo_pipeline.storage.targets import Out, Sink
+from dpo_pipeline.storage.stores import LOCAL, Access, is_address, joined
+from dpo_pipeline.storage.targets import Out, Sink, StagedFile, Target
 
 ATTEMPTS: Final = "_attempts"
 """The folder of what is being written, beside the marker or the one object of an output."""
@@ -115,79 +115,124 @@ class _Folder:
 
 
 class Outputs(Publication):
-    """A publication some of whose outputs may have addresses.
+    """The outputs of a run, each on this machine or in a store.
 
     Parts in a store get their names while they are written, and are removed again if the run fails
     and nothing was replaced; the marker of their folder is the commit. Documents are uploaded
     before it, and outputs on this machine are published before it.
+
+    Args:
+        overwrite: Whether outputs that exist are replaced.
+        inputs: Files and objects that are read, each with its identity (an empty one is not
+            known). They never become outputs, and must not change before the commit.
+        access: How stores are reached.
+        protected: Further files that never become outputs, such as configuration files.
     """
 
     def __init__(
-        self, *, overwrite: bool, inputs: Mapping[str, tuple[int, ...]], access: Access
+        self,
+        *,
+        overwrite: bool,
+        inputs: Mapping[str, tuple[int, ...]] | None = None,
+        access: Access = LOCAL,
+        protected: Iterable[str | os.PathLike[str]] = (),
     ) -> None:
-        super().__init__(overwrite=overwrite, inputs=inputs)
+        read, kept = dict(inputs or {}), list(protected)
+        super().__init__(
+            overwrite=overwrite,
+            inputs={path: was for path, was in read.items() if not is_address(path)},
+            protected=[path for path in kept if not is_address(path)],
+        )
         self._access = access
+        self._objects_read = {path: was for path, was in read.items() if is_address(path)}
+        self._objects_kept = {os.fspath(p) for p in (*read, *kept) if is_address(p)}
         self._replaces = overwrite
         self._folders: list[_Folder] = []
         self._uploads: dict[str, str] = {}
         self._temporary: str | None = None
         self._done = False
 
-    def stage(self, target: str | os.PathLike[str]) -> str:
-        """Return where to write what shall become `target`.
+    def check(
+        self, target: str | os.PathLike[str], relatives: Sequence[str] | None = None
+    ) -> Output:
+        """Check whether an output can be written now, as staging does; nothing is changed.
+
+        Args:
+            target: A file, an object, or a folder of either.
+            relatives: The paths of the folder's parts below it; None for a file or an object.
 
         Raises:
-            StorageError: As `Publication.stage`.
+            StorageError: It exists already, is an input or another output, is no place for it,
+                or another run is writing it; or the store cannot be reached.
+        """
+        if not is_address(target):
+            return super().check(target, relatives)
+        if relatives is None:
+            return self._check_object(os.fspath(target))
+        folder = os.fspath(target).rstrip("/")
+        there = self._parts_in_store(folder)
+        return Output(path=folder, files=len(relatives), replaces=bool(there))
+
+    def stage(self, target: str | os.PathLike[str]) -> str:
+        """Return where to write a document, which shall become `target`.
+
+        Raises:
+            StorageError: As `check`.
         """
         if not is_address(target):
             return super().stage(target)
         address = os.fspath(target)
-        self._check_none(address)
+        self._check_object(address)
         if self._temporary is None:
             self._temporary = tempfile.mkdtemp(prefix="dpo-pipeline-")
         path = os.path.join(self._temporary, str(len(self._uploads)))
         self._uploads[path] = address
         return path
 
-    def stage_object(self, address: str) -> StoredObject:
-        """Return where to write the one object of an output.
+    def stage_parts(
+        self,
+        target: str | os.PathLike[str],
+        relatives: Sequence[str] | None = None,
+        *,
+        apart: bool = False,
+    ) -> list[Target]:
+        """Return where to write the Parquet file, or the parts of a folder, that shall be there.
+
+        Args:
+            target: As in `check`.
+            relatives: As in `check`.
+            apart: Whether two processes may write one part at the same time.
 
         Raises:
-            StorageError: It exists already, or the store cannot be reached.
+            StorageError: As `check`.
         """
-        self._check_none(address)
-        attempts = joined(address.rpartition("/")[0], ATTEMPTS, secrets.token_hex(8))
-        made = StoredObject(address=address, attempts=attempts, access=self._access)
-        self._folders.append(_Folder(address=address, marker=None, objects=[made], stale=[]))
-        return made
+        if is_address(target):
+            address = os.fspath(target)
+            return [*self._stage_objects(address, relatives)]
+        staged = [self.stage(target)] if relatives is None else self.stage_folder(target, relatives)
+        return [StagedFile(hidden=hidden, apart=apart) for hidden in staged]
 
-    def stage_objects(self, folder: str, relatives: Sequence[str]) -> list[StoredObject]:
-        """Return where to write the parts of a folder.
-
-        Raises:
-            StorageError: It holds an output already, or what is not of this tool.
-        """
+    def _stage_objects(self, target: str, relatives: Sequence[str] | None) -> list[StoredObject]:
+        if relatives is None:
+            self._check_object(target)
+            attempts = joined(target.rpartition("/")[0], ATTEMPTS, secrets.token_hex(8))
+            made = StoredObject(address=target, attempts=attempts, access=self._access)
+            self._folders.append(_Folder(address=target, marker=None, objects=[made], stale=[]))
+            return [made]
+        folder = target.rstrip("/")
+        there = self._parts_in_store(folder)
         attempts = joined(folder, ATTEMPTS)
-        marker = joined(folder, SUCCESS)
-        with reading(folder):
-            _, found = self._access.find(folder + "/")
-        names = [each.address for each in found]
-        if marker in names and not self._replaces:
-            raise StorageError(folder, "is not empty; pass overwrite (--overwrite) to replace it")
-        old = [n for n in names if n.endswith(".parquet") and not n.startswith(attempts + "/")]
-        for name in old:
-            self._check_ours(name)
         objects = [
             StoredObject(address=joined(folder, each), attempts=attempts, access=self._access)
             for each in relatives
         ]
-        made = {each.address for each in objects}
+        new = {each.address for each in objects}
         self._folders.append(
             _Folder(
                 address=folder,
-                marker=marker,
+                marker=joined(folder, SUCCESS),
                 objects=objects,
-                stale=[name for name in old if name not in made],
+                stale=[name for name in there if name not in new],
             )
         )
         return objects
@@ -212,6 +257,7 @@ class Outputs(Publication):
         """
         if check is not None:
             check()
+        self._check_objects_read()
         for path, address in self._uploads.items():
             with open(path, "rb") as file:
                 self._put(address, file.read())
@@ -245,14 +291,46 @@ class Outputs(Publication):
         finally:
             super().__exit__(kind, error, traceback)
 
-    def _check_none(self, address: str) -> None:
-        if not self._replaces:
-            with reading(address):
-                (found,) = self._access.identities([address])
-            if found:
-                raise StorageError(
-                    address, "exists already; pass overwrite (--overwrite) to replace it"
-                )
+    def _check_object(self, address: str) -> Output:
+        self._take(address)
+        with reading(address):
+            found = self._access.identity(address)
+        if found and not self._replaces:
+            raise StorageError(
+                address, "exists already; pass overwrite (--overwrite) to replace it"
+            )
+        return Output(path=address, files=None, replaces=bool(found))
+
+    def _parts_in_store(self, folder: str) -> list[str]:
+        """Check that a folder can be an output; return the addresses of the parts in it."""
+        if any(each.startswith(folder + "/") for each in self._objects_kept):
+            raise StorageError(folder, "the output folder holds inputs")
+        self._take(folder)
+        with reading(folder):
+            _, found = self._access.find(folder + "/")
+        names = [each.address for each in found]
+        if joined(folder, SUCCESS) in names and not self._replaces:
+            raise StorageError(folder, "is not empty; pass overwrite (--overwrite) to replace it")
+        attempts = joined(folder, ATTEMPTS) + "/"
+        parts = [n for n in names if n.endswith(".parquet") and not n.startswith(attempts)]
+        for name in parts:
+            self._check_ours(name)
+        return parts
+
+    def _take(self, address: str) -> None:
+        if address in self._objects_kept:
+            raise StorageError(address, "the output is also an input")
+        if address in self._taken:
+            raise StorageError(address, "two outputs have this name")
+        self._taken.add(address)
+
+    def _check_objects_read(self) -> None:
+        known = {address: was for address, was in self._objects_read.items() if was}
+        with reading(next(iter(known), "")):
+            found = self._access.identities(known)
+        for address, was in known.items():
+            if found[address] != was:
+                raise StorageError(address, "it changed while it was read")
 
     def _check_ours(self, address: str) -> None:
         import pyarrow.parquet as pq
@@ -271,6 +349,6 @@ class Outputs(Publication):
     def _remove(self, address: str) -> None:
         system, path = self._access.filesystem(address)
         with reading(address):
-            (found,) = self._access.identities([address])
+            found = self._access.identity(address)
             if found:
                 system.delete_file(path)

@@ -19,12 +19,16 @@ from .pair_sums import (
     steps_of as steps_of,
 )
 from .summary import (
+    BETA as BETA,
     BIN as BIN,
     FIGURES as FIGURES,
+    OBJECTIVE as OBJECTIVE,
     TRL_METRICS as TRL_METRICS,
     Health as Health,
     Summary as Summary,
     figures as figures,
     merge as merge,
+    suffix_of as suffix_of,
     tally as tally,
+    with_objectives as with_objectives,
 )

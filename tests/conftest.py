@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
-
 import polars as pl
 import pytest
 
 from dpo_pipeline.cli import running as progress_line
+from pair_tools import COUNTS, DATA, TOOLS, split
 
-DATA = Path(__file__).parent / "data"
-LOGPS = ("policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
-
-
-def reference_row(c, r, ref_c, ref_r, beta):
-    """The plain Python of the specification: rewards and loss of one pair."""
-    chosen, rejected = beta * (c - ref_c), beta * (r - ref_r)
-    margin = chosen - rejected
-    return chosen, rejected, max(-margin, 0.0) + math.log1p(math.exp(-abs(margin)))
+pytest.register_assert_rewrite(
+    *(path.stem for path in TOOLS.glob("*_tools.py") if path.stem != "pair_tools")
+)
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +38,30 @@ def pairs():
             "ref_rejected_logps": [-22.0, -34.0, -45.0, -52.0, -61.0, -85.0],
         }
     )
+
+
+@pytest.fixture
+def counted(pairs):
+    """Six pairs with token counts; log-ratios 1, -1, 1, 2, 5, -2 and 0, 1, 1, -3, -5, 8."""
+    return pairs.with_columns(
+        pl.Series(COUNTS[0], [2, 4, 5, 10, 4, 7]), pl.Series(COUNTS[1], [4, 2, 5, 5, 8, 14])
+    )
+
+
+@pytest.fixture
+def two(pairs):
+    """The six pairs as a policy and its reference, each in a frame of its own."""
+    return split(pairs)
+
+
+@pytest.fixture
+def files(tmp_path, two):
+    """The same two in files of one folder."""
+    place = tmp_path / "inputs"
+    place.mkdir()
+    for frame, name in zip(two, ("policy.parquet", "reference.parquet"), strict=True):
+        frame.write_parquet(place / name)
+    return place / "policy.parquet", place / "reference.parquet"
 
 
 class Engine:
@@ -102,3 +118,17 @@ def engine(monkeypatch):
     monkeypatch.setattr(pl.LazyFrame, "collect_batches", recorded(chunks, itself))
     monkeypatch.setattr(pl.LazyFrame, "sink_parquet", recorded(sink, as_sink))
     return record
+
+
+@pytest.fixture(scope="session")
+def real_tokens():
+    """The tokens of the first 100 real pairs."""
+    return pl.read_parquet(DATA / "hh_harmless_policy_a_test_tokens.parquet")
+
+
+@pytest.fixture(scope="session")
+def real_sums(real_tokens):
+    """What TRL summed of them, in float32."""
+    rows = pl.read_parquet(DATA / "hh_harmless_policy_a_test.parquet").head(real_tokens.height)
+    assert rows["pair_id"].equals(real_tokens["pair_id"])
+    return rows

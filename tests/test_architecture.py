@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import importlib
-from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "dpo_pipeline"
+from pair_tools import ROOT
+
+PACKAGE = ROOT / "dpo_pipeline"
 
 ROOMS = [  # a room imports from the ground and from rooms before it
     *("losses", "storage", "engine", "sources", "contract", "sums", "statistics"),

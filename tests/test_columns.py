@@ -5,9 +5,9 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from conftest import LOGPS
 from dpo_pipeline import ColumnError, evaluate, score
 from dpo_pipeline.columns import AMBIGUOUS, ROLES, SCORED, resolve
+from pair_tools import LOGPS
 
 SPELLINGS = {
     "TRL today": "{m}_{s}_logps ref",

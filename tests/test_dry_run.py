@@ -10,13 +10,13 @@ import struct
 import polars as pl
 import pytest
 
-from conftest import DATA, LOGPS
 from dpo_pipeline import check, convert, dry_run, evaluate, score_parquet, sweep
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.errors import DpoPipelineError, StorageError, UsageError
 from dpo_pipeline.options import StatisticsOptions
 from dpo_pipeline.sources.dataset import open_dataset
 from dpo_pipeline.storage.locks import hold, let_go
+from pair_tools import DATA, LOGPS
 
 FORMATS = DATA / "formats"
 READERS = [check, evaluate, sweep]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 
 import pytest
 
 from dpo_pipeline import evaluate
+from pair_tools import EXAMPLES
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "from_text.py"
+EXAMPLE = EXAMPLES / "from_text.py"
 
 
 @pytest.fixture(scope="module")

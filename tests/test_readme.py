@@ -10,15 +10,14 @@ import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from dpo_pipeline.cli.loss_list import as_markdown, dialects_as_markdown
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.sources.formats import FORMATS
+from pair_tools import ROOT
 
-ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCKS = [(m[1], m[2]) for m in BLOCK.finditer((ROOT / "README.md").read_text())]
 

@@ -1,0 +1,271 @@
+"""Help, its examples, completion, and what a terminal is sent."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pty
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+
+import click
+import polars as pl
+import pytest
+
+from dpo_pipeline import errors as exit_codes
+from dpo_pipeline.cli.program import cli, main
+from dpo_pipeline.cli.running import Stopped
+from dpo_pipeline.defaults import DIALECT_NAMES, LOSS_NAMES
+from dpo_pipeline.errors import ContractError, StorageError, UsageError
+from dpo_pipeline.losses.catalogue import LOSSES
+from dpo_pipeline.sources.formats import FORMATS
+from pair_tools import EXAMPLES
+
+EXAMPLE_PAIRS = EXAMPLES / "pairs.parquet"
+ESCAPE = "\x1b"
+
+
+def help_of(*words):
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main([*words, "--help"]) == 0
+    return printed.getvalue()
+
+
+def examples_of(*words):
+    """Return the lines below `Examples:` in a help text."""
+    found = re.search(r"^ +Examples:\n((?: +dpo-pipeline .*\n)+)", help_of(*words), re.MULTILINE)
+    assert found is not None, f"{words} has no examples"
+    return [line.strip() for line in found[1].splitlines()]
+
+
+EVERY_HELP = [(), *((name,) for name in cli.commands)]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with all that examples name, made of real pairs."""
+    pairs = pl.read_parquet(EXAMPLE_PAIRS)
+    reference = [name for name in pairs.columns if name.startswith("ref_")]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "trained_dataset").mkdir()
+    pairs.write_parquet(tmp_path / "pairs.parquet")
+    pairs.write_parquet(tmp_path / "a.parquet")
+    pairs.with_columns(pl.col("policy_chosen_logps") - 1.5).write_parquet(tmp_path / "b.parquet")
+    pairs[:50].write_parquet(tmp_path / "runs" / "a.parquet")
+    pairs[50:].write_parquet(tmp_path / "runs" / "b.parquet")
+    pairs.write_csv(tmp_path / "pairs.csv")
+    pairs.drop(reference).write_parquet(tmp_path / "policy.parquet")
+    pairs.select("pair_id", *reference).write_parquet(tmp_path / "reference.parquet")
+    pairs.select(*reference).write_parquet(tmp_path / "trained_dataset" / "a.parquet")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("words", EVERY_HELP, ids=" ".join)
+def test_the_examples_of_every_help_run(capsys, project, words):
+    for line in examples_of(*words):
+        program, *arguments = shlex.split(line)
+        assert program == "dpo-pipeline"
+        if "reference.parquet" in line and arguments[0] == "convert":
+            (project / "reference.parquet").unlink()
+        assert main(arguments) == 0, line
+        out, err = capsys.readouterr()
+        assert out or arguments[:2] == ["contract", "--to"], line
+        assert err == "", line
+
+
+@pytest.mark.parametrize("words", EVERY_HELP, ids=" ".join)
+def test_every_command_shows_itself_in_its_examples(words):
+    lines = examples_of(*words)
+    assert len(lines) >= 2
+    assert all(line.startswith(" ".join(["dpo-pipeline", *words])) for line in lines)
+
+
+def test_short_helps_are_not_cut_off():
+    assert "..." not in help_of().partition("Commands:")[2]
+
+
+def test_exit_codes_are_said_once_and_are_those_of_the_errors():
+    assert [each.exit_code for each in (ContractError, UsageError, StorageError)] == [1, 2, 3]
+    assert sorted(exit_codes.MEANINGS) == [0, 1, 2, 3, 4, 130, 143]
+    text = help_of()
+    for code, meaning in exit_codes.MEANINGS.items():
+        assert re.search(rf"^ +{code} +{re.escape(meaning)}$", text, re.MULTILINE)
+    assert Stopped(2).signum + exit_codes.SIGNALLED == 130
+
+
+# Completion
+
+
+def completed(words, *, code=""):
+    """Return what a shell would offer for the last of these words."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"from dpo_pipeline.cli import main\n{code}\nmain()"],
+        env={
+            **os.environ,
+            "_DPO_PIPELINE_COMPLETE": "bash_complete",
+            "COMP_WORDS": " ".join(["dpo-pipeline", *words]),
+            "COMP_CWORD": str(len(words)),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    return [line.partition(",")[2] for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        pytest.param(["ev"], ["evaluate"], id="command"),
+        pytest.param(["evaluate", "--batch-"], ["--batch-size", "--batch-by"], id="option"),
+        pytest.param(["evaluate", "--loss", "ip"], ["ipo"], id="loss"),
+        pytest.param(["sweep", "--loss", "kto"], ["kto_pair"], id="loss of a sweep"),
+        pytest.param(["losses", "orpo"], ["orpo", "orpo_odds_ratio"], id="loss to list"),
+        pytest.param(["score", "--dialect", ""], list(DIALECT_NAMES), id="dialect"),
+        pytest.param(["check", "--format", ""], list(FORMATS), id="format"),
+        pytest.param(["check", "--column", "pair"], ["pair_id="], id="role"),
+        pytest.param(["completion", ""], ["bash", "zsh", "fish"], id="shell"),
+        pytest.param(["score", "--on-invalid", "q"], ["quarantine"], id="choice"),
+    ],
+)
+def test_completion_offers(words, offered):
+    assert completed(words) == offered
+
+
+def test_completion_imports_no_polars_and_no_settings(tmp_path, monkeypatch):
+    (tmp_path / "pyproject.toml").write_text("[tool.dpo-pipeline\n")
+    monkeypatch.chdir(tmp_path)
+    heavy = (
+        "import atexit, sys\natexit.register(lambda: "
+        "print('x,' + str({'polars', 'pyarrow', 'pandera'} & set(sys.modules))))"
+    )
+    assert completed(["evaluate", "--loss", "ip"], code=heavy) == ["ipo", "set()"]
+
+
+def test_losses_to_complete_are_those_of_the_catalogue():
+    assert tuple(LOSSES) == LOSS_NAMES
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_of_a_shell_asks_the_program(capsys, shell):
+    assert main(["completion", shell]) == 0
+    out, _ = capsys.readouterr()
+    assert f"_DPO_PIPELINE_COMPLETE={shell}_complete" in out
+    assert "dpo-pipeline" in out
+
+
+BASH = shutil.which("bash")
+ASK_BASH = """
+eval "$(dpo-pipeline completion bash)"
+COMP_WORDS=(dpo-pipeline sweep --loss hi)
+COMP_CWORD=3
+_dpo_pipeline_completion dpo-pipeline
+echo "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.skipif(BASH is None, reason="needs bash")
+def test_bash_completes_with_the_script_that_is_printed(tmp_path):
+    program = tmp_path / "dpo-pipeline"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m dpo_pipeline "$@"\n')
+    program.chmod(0o755)
+    done = subprocess.run(
+        [BASH, "--norc", "-c", ASK_BASH],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "hinge\n", done.stderr
+
+
+# Terminals
+
+
+def on_a_terminal(words, **environment):
+    """Run a command whose stdout and stderr are a terminal; return its code and what it sent."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dpo_pipeline", *words],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm-256color", **environment},
+    )
+    os.close(theirs)
+    sent = b""
+    with contextlib.suppress(OSError):  # how the end of a terminal is told
+        while part := os.read(ours, 65_536):
+            sent += part
+    os.close(ours)
+    return process.wait(), sent.decode()
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        pytest.param(["evaluate", "--help"], 0, id="help"),
+        pytest.param(["evaluate", str(EXAMPLE_PAIRS), "--by", "split"], 0, id="figures"),
+        pytest.param(["evaluate", str(EXAMPLE_PAIRS), "--bta"], 2, id="option"),
+        pytest.param(["evaluate", str(EXAMPLE_PAIRS), "--loss", "x"], 2, id="loss"),
+        pytest.param(["check", "nothing.parquet"], 3, id="no file"),
+    ],
+)
+def test_no_colours_are_sent_to_a_terminal(words, code):
+    done, sent = on_a_terminal(words, NO_COLOR="1")
+    assert done == code
+    assert sent
+    assert ESCAPE not in sent
+
+
+def test_without_colour_there_is_progress(tmp_path):
+    # Longer than the two seconds for which nothing is shown, by a check that waits.
+    (tmp_path / "slow.py").write_text(
+        "import time\nimport dpo_pipeline.summing as m\nplain = m.tally\n"
+        "def tally(*a, **k):\n    time.sleep(2.1)\n    return plain(*a, **k)\n"
+        "m.tally = tally\n"
+        "from dpo_pipeline.cli import main\nimport sys\nsys.exit(main())\n"
+    )
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "slow.py", "evaluate", EXAMPLE_PAIRS],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "NO_COLOR": "1", "TERM": "xterm"},
+        text=True,
+    )
+    os.close(theirs)
+    out, _ = process.communicate(timeout=60)
+    time.sleep(0.1)
+    sent = os.read(ours, 65_536).decode()
+    os.close(ours)
+    assert process.returncode == 0
+    assert "evaluating: 200 of 200 pairs" in sent
+    assert ESCAPE not in sent + out
+
+
+def test_files_get_no_escapes_even_where_colour_is_forced():
+    for words in (["--help"], ["evaluate", "--bta"], ["check", str(EXAMPLE_PAIRS)]):
+        done = subprocess.run(
+            [sys.executable, "-m", "dpo_pipeline", *words],
+            env={**os.environ, "FORCE_COLOR": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ESCAPE not in done.stdout + done.stderr
+
+
+def test_options_are_not_abbreviated(capsys):
+    """A prefix that means one option today could mean two tomorrow."""
+    assert main(["evaluate", str(EXAMPLE_PAIRS), "--bet", "0.2"]) == 2
+    assert "--beta" in capsys.readouterr().err
+    assert isinstance(cli, click.Group)

@@ -1,0 +1,211 @@
+"""The verdict of a comparison, its text and its document."""
+
+from __future__ import annotations
+
+import json
+
+import jsonschema
+import numpy as np
+import polars as pl
+import pytest
+from scipy import stats
+
+from compare_tools import BETA, REL, A, B, broken_at, frames, shifted
+from dpo_pipeline import compare
+from dpo_pipeline.comparison.verdict import p_cell
+from dpo_pipeline.published.tables_out import published
+from pair_tools import LOGPS, REFS
+
+
+def test_verdicts():
+    better, worse = compare(*shifted(3.0)), compare(*shifted(-3.0))
+    assert (better.better, worse.better) == ("b", "a")
+    assert better.verdict.startswith("B is better than A: accuracy +")
+    assert worse.verdict.startswith("B is worse than A: accuracy -")
+    assert better.verdict.endswith("p < 0.0001, on 400 common pairs")
+    none = compare(A, B)
+    assert none.better is None
+    assert none.verdict == (
+        "no difference shown: accuracy -0.632 points (95% CI -1.87 to +0.605), p = 0.36, on 1,583 "
+        "common pairs; the smallest effect that these data could have shown at 80% power is 1.8 "
+        "points"
+    )
+    assert str(none).startswith(none.verdict)
+
+
+def of_margins(*sides):
+    """Return policies with the given differences of log-ratio, in nats."""
+    tables = []
+    for side in sides:
+        n = len(side)
+        table = {
+            "pair_id": list(range(n)),
+            "policy_chosen_logps": [-50.0 - 3 * (i % 5) + d for i, d in enumerate(side)],
+            "policy_rejected_logps": [-60.0 + i % 7 for i in range(n)],
+            "ref_chosen_logps": [-50.0 - 3 * (i % 5) for i in range(n)],
+            "ref_rejected_logps": [-60.0 + i % 7 for i in range(n)],
+        }
+        tables.append(pl.DataFrame(table))
+    return tables
+
+
+def signs(plus, minus, ties=0):
+    return [1.0] * plus + [-1.0] * minus + [0.0] * ties
+
+
+@pytest.mark.filterwarnings("ignore::dpo_pipeline.DataWarning")  # A is the reference itself
+def test_ties_alone_decide_nothing():
+    # Strictly 0 of 200 against 104; with ties half 100 against 104: t of 199 differences of +-1/2.
+    result = compare(*of_margins([0.0] * 200, signs(104, 96)))
+    d = np.array(signs(104, 96)) / 2
+    p = stats.ttest_1samp(d, 0.0).pvalue
+    assert result.differences["reward_accuracy"].p_value < 1e-4
+    assert result.differences["reward_accuracy_half"].p_value == pytest.approx(p, rel=REL)
+    assert result.better is None
+    assert result.verdict.startswith("no difference shown: accuracy +52 points")
+    assert (
+        f"(A ties on 200 pairs, which count as wrong; with ties half the difference is +2, "
+        f"p = {p:.2g}); the smallest effect"
+    ) in result.verdict
+    shown = (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * stats.sem(d)
+    assert result.verdict.endswith(f"is {100 * shown:.2g} points")
+
+
+def test_ties_can_hide_what_is_better():
+    # A: 150 of 300, never tied. B: the 150, and 100 ties where A is wrong.
+    a, b = signs(150, 150), [*signs(150, 50), *([0.0] * 100)]
+    result = compare(*of_margins(a, b))
+    assert result.differences["reward_accuracy"].p_value == 1.0
+    assert result.better == "b"
+    assert result.verdict.startswith("B is better than A: accuracy +0 points")
+    assert "(B ties on 100 pairs, which count as wrong; with ties half" in result.verdict
+    assert compare(*of_margins(b, a)).better == "a"
+
+
+def test_few_ties_that_change_nothing_are_not_told():
+    a, b = signs(150, 150), [*signs(250, 49), 0.0]
+    result = compare(*of_margins(a, b))
+    assert result.better == "b"
+    assert "ties" not in result.verdict
+    tied = compare(*of_margins(a, [*signs(250, 40), *([0.0] * 10)]))
+    assert tied.better == "b"
+    assert "(B ties on 10 pairs, which count as wrong" in tied.verdict
+
+
+def test_clusters_without_a_spread_have_no_interval():
+    result = compare(*of_margins([1.0, 2, 3, 4, 5], [5.0, 4, 3, 2, 1]))
+    half = result.differences["reward_accuracy_half"]
+    assert (half.estimate.value, half.p_value) == (0.0, 1.0)
+    assert half.estimate.interval is half.estimate.standard_error is half.smallest_effect is None
+    assert result.differences["loss"].estimate.interval is not None
+
+
+def test_no_rate_differs_by_more_than_one():
+    # Differences 1, 1, 1/2: Student's upper limit is 5/6 + 4.30/6, far beyond 1.
+    result = compare(*of_margins([-1.0, -1, 0], [1.0, 2, 3]))
+    interval = result.differences["reward_accuracy_half"].estimate.interval
+    assert interval.high == 1.0
+    low = 5 / 6 - stats.t.ppf(0.975, 2) / 6
+    assert interval.low == pytest.approx(low, rel=REL)
+
+
+def test_loss_has_a_line_of_its_own():
+    result = compare(A, B)
+    loss = result.differences["loss"].estimate
+    limits = f"({loss.interval.low:.4f} to {loss.interval.high:.4f})"
+    expected = f"Loss: B minus A is {loss.value:.4f} {limits}, at one beta of 0.1 for both."
+    assert str(result).splitlines()[1] == expected
+    assert "Loss" not in result.verdict
+
+
+@pytest.mark.parametrize(("p", "text"), [(9.9e-5, "<0.0001"), (1e-4, "0.0001"), (0.0213, "0.021")])
+def test_p_values_of_tables(p, text):
+    assert p_cell(p) == text
+
+
+def test_tiny_p_values_and_single_pairs_in_the_text():
+    result = compare(*shifted(3.0), by="split")
+    (line,) = (x for x in str(result).splitlines() if x.startswith("reward_accuracy "))
+    assert " <0.0001 " in line
+    (line,) = (x for x in str(result).splitlines() if x.startswith("x "))
+    assert line.split()[-2:] == ["<0.0001", "<0.0001"]
+    one = str(compare(*(table[:1] for table in frames())))
+    assert "A: A: 1 pair, 0 in A alone" in one
+    assert "1 common pair by pair_id" in one
+    assert "on 1 common pair" in one
+
+
+def test_the_level_decides():
+    a, b = frames(n=400, seed=5, scale=20.0)
+    p = compare(a, b).differences["reward_accuracy"].p_value
+    assert 0.001 < p < 0.999
+    assert compare(a, b, level=1 - p * 1.01).better is not None
+    assert compare(a, b, level=1 - p * 0.99).better is None
+    loss = compare(a, b, level=0.8).differences["loss"]
+    found = loss.estimate
+    expected = by_ttest_at(a, b, 0.8)
+    assert (found.interval.low, found.interval.high) == pytest.approx(expected, rel=REL)
+    assert loss.smallest_effect == pytest.approx(
+        (stats.norm.ppf(0.9) + stats.norm.ppf(0.8)) * found.standard_error, rel=REL
+    )
+
+
+def by_ttest_at(a, b, level):
+    losses = []
+    for table in (a, b):
+        c, r, ref_c, ref_r = (table[n].to_numpy() for n in LOGPS)
+        losses.append(np.logaddexp(0.0, -BETA * ((c - ref_c) - (r - ref_r))))
+    interval = stats.ttest_rel(losses[1], losses[0]).confidence_interval(level)
+    return interval.low, interval.high
+
+
+def test_pairs_of_one_prompt_cannot_be_told_apart():
+    a, b = frames(n=12, per_prompt=12)
+    result = compare(a, b)
+    assert result.better is None
+    assert result.verdict.startswith("no difference can be tested on 12 common pairs in 1 prompt:")
+    assert result.differences["loss"].p_value is None
+    assert result.differences["loss"].smallest_effect is None
+
+
+def test_one_pair():
+    result = compare(*(table[:1] for table in frames()))
+    assert (result.n_valid, result.differences["reward_accuracy"].p_value) == (1, 1.0)
+    assert result.better is None
+    assert result.differences["loss"].estimate.interval is None
+
+
+def test_the_document_is_json_with_every_part():
+    result = compare(*frames(), by="split")
+    document = json.loads(result.to_json())
+    assert document["document_version"] == 1
+    assert document["verdict"] == result.verdict
+    assert set(document["differences"]) == set(result.differences)
+    assert document["differences"]["loss"]["estimate"]["interval"]["level"] == 0.95
+    assert document["subsets"] == json.loads(json.dumps(result.subsets.to_dicts()))
+    assert document["gained"][0]["key"] == result.gained["key"][0]
+    assert document["a"]["summary"]["n_valid"] == 60
+
+
+SCHEMA = json.loads(published()["comparison.schema.json"])
+
+
+def test_the_document_follows_its_schema():
+    a, b = frames(n=40, per_prompt=2)
+    for result in (
+        compare(a, b),
+        compare(A, B, 0.05, by=["turns", "split"]),
+        compare(a.drop(REFS), b, by="split"),
+        compare(broken_at(a, 103), b, loss="ipo", on_invalid="exclude"),
+        compare(*(table.with_columns(prompt_id=1) for table in (a, b))),
+    ):
+        jsonschema.validate(json.loads(result.to_json()), SCHEMA)
+
+
+def test_the_schema_refuses_what_is_no_comparison():
+    document = json.loads(compare(*frames()).to_json())
+    wrong = [{"better": "B"}, {"document_version": 2}, {"more": 1}, {"n_valid": -1}]
+    wrong += [{"differences": {}}, {"a": {**document["a"], "n_pairs": None}}]
+    for each in wrong:
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(document | each, SCHEMA)

@@ -1,0 +1,200 @@
+"""Runs on a Ray cluster: the bits of a run here, also when workers, nodes and drivers are killed.
+
+One process (`ray_tools.py`) makes a cluster of a head and two nodes on loopback and plays all
+scenes; the tests judge what it printed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from dpo_pipeline import EngineError, UsageError, evaluate, score_parquet
+from dpo_pipeline.engine import ray_executor as ray_engine
+from dpo_pipeline.engine.ray_executor import RayExecutor
+
+pytest.importorskip("ray")
+from pair_tools import TOOLS
+
+TOOL = TOOLS / "ray_tools.py"
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0" * 24 + "01000000"}
+N_PARTS = 18
+TASKS = {
+    "sums": 5,  # 690 pairs in shards of 150
+    "scored": N_PARTS,  # six files of 115 pairs in row groups of 40
+    "invalid": N_PARTS,
+}
+
+
+def environment(temporary):
+    """What keeps a cluster on loopback, asks for a token and notices soon that a node is gone."""
+    return {
+        **os.environ,
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TMPDIR": temporary,
+        "RAY_health_check_period_ms": "500",
+        "RAY_health_check_failure_threshold": "2",
+        "RAY_health_check_initial_delay_ms": "500",
+    }
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ray")
+    temporary = tempfile.mkdtemp(prefix="ray")  # the names of sockets in it must be short
+    try:
+        done = subprocess.run(
+            [sys.executable, str(TOOL), "all", str(folder)],
+            env=environment(temporary),
+            cwd=TOOL.parent.parent,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    sys.stderr.write(done.stderr)  # scenes that failed, shown with the tests that miss them
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"scene"')]
+    return {line.pop("scene"): line for line in lines}
+
+
+def same_as_here(scene, scenes):
+    """Whether a run left the files of a run here, no other one, and gave the same figures."""
+    here = scenes["local"]
+    return [scene["files"] == here["files"], scene["document"] == here["document"]] == [True, True]
+
+
+def test_the_run_here_is_of_something(scenes):
+    files = scenes["local"]["files"]
+    assert sum(name.startswith("out/") for name in files) == N_PARTS + 1
+    assert sum(name.startswith("out.invalid/") for name in files) == N_PARTS + 1
+    # Eight invalid pairs in all; a part without any is like the next one, and no scored one is.
+    assert len({files[name] for name in files if name.startswith("out/")}) == N_PARTS + 1
+    document = json.loads(scenes["local"]["document"])
+    assert document["summary"]["n_invalid"] == 8
+    assert len(document["batches"]) == 11
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_any_number_of_workers_gives_the_bits_of_a_run_here(scenes, workers):
+    scene = scenes[f"{workers} workers"]
+    assert same_as_here(scene, scenes)
+    times = {
+        name: {scene["attempts"][f"{name}-{i}"] for i in range(n)} for name, n in TASKS.items()
+    }
+    assert times == {name: {1} for name in TASKS}
+    if workers == 4:
+        assert scene["workers"] >= 3
+
+
+@pytest.mark.parametrize("kind", ["running", "of batches", "by value"])
+def test_evaluate_gives_the_figures_of_a_run_here(scenes, kind):
+    here, there = scenes["evaluate"]["figures"][kind]
+    assert here == there
+
+
+def test_batches_differ_between_kinds(scenes):
+    assert len({here for here, _ in scenes["evaluate"]["figures"].values()}) == 3
+
+
+@pytest.mark.parametrize("victim", ["worker", "node"])
+def test_what_is_killed_between_sink_and_move_runs_again(scenes, victim):
+    scene = scenes[f"killed {victim}"]
+    assert scene["attempts"]["scored-2"] >= 2
+    assert same_as_here(scene, scenes)
+
+
+def test_a_killed_driver_publishes_nothing_and_a_rerun_does(scenes):
+    scene = scenes["killed driver"]
+    assert scene["left"]
+    assert all(Path(name).name.startswith(".") for name in scene["left"])
+    assert same_as_here(scene, scenes)
+
+
+def test_a_broken_contract_is_not_tried_again_and_leaves_nothing(scenes):
+    scene = scenes["broken contract"]
+    assert scene["error"] == "a contract that is broken"
+    assert scene["attempts"]["scored-2"] == 1
+    assert scene["files"] == {}
+
+
+def test_a_cancelled_run_ends_its_tasks_and_leaves_nothing(scenes):
+    scene = scenes["cancelled"]  # that it is said means that the worker that waited is gone
+    assert scene["attempts"]["scored-2"] == 1
+    assert "scored-17" not in scene["attempts"]
+    assert scene["files"] == {}
+
+
+def test_the_cluster_is_on_loopback_and_asks_for_a_token(scenes):
+    assert [scenes["cluster"][fact] for fact in ("nodes", "mode")] == [3, "token"]
+    addresses = set(scenes["sockets"]["addresses"])
+    assert addresses
+    assert addresses <= LOOPBACK
+
+
+# --- what needs no cluster
+
+
+def test_one_output_file_has_one_writer(tmp_path):
+    with pytest.raises(UsageError, match=r"give part_rows \(--part-rows\)"):
+        score_parquet("examples/pairs.parquet", tmp_path / "out.parquet", engine="ray")
+
+
+def test_a_dataframe_and_a_join_stay_here(pairs):
+    with pytest.raises(UsageError, match="a dataframe is evaluated here"):
+        evaluate(pairs, engine="ray")
+    with pytest.raises(UsageError, match="write the joined pairs first"):
+        evaluate("examples/pairs.parquet", reference=pairs, engine="ray")
+
+
+@pytest.mark.parametrize("engine", ["spark", 3, None])
+def test_there_are_two_names_of_engines(pairs, engine):
+    with pytest.raises(UsageError, match="engine must be 'local', 'ray' or an executor"):
+        evaluate(pairs, engine=engine)
+
+
+def test_without_ray_it_is_said_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r'pip install "dpo_pipeline\[ray\]"'):
+        next(RayExecutor()(list, [], lambda: None))
+
+
+def test_ray_is_imported_only_when_it_is_asked_for(tmp_path):
+    pl.read_parquet("examples/pairs.parquet").write_parquet(tmp_path / "in.parquet")
+    code = (
+        "import sys, dpo_pipeline\n"
+        f"dpo_pipeline.evaluate({str(tmp_path / 'in.parquet')!r})\n"
+        "sys.exit('ray' in sys.modules or 'dpo_pipeline.engine.ray_executor' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_worker_with_other_versions_is_refused():
+    asked = {"dpo_pipeline": "0", "polars": "0", "pyarrow": "0"}
+    with pytest.raises(EngineError, match="a Ray worker has .* and this process has .*'0'"):
+        ray_engine._run(list, None, ".", asked)  # noqa: SLF001
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once():
+    with pytest.raises(EngineError, match="Ray on 127.0.0.1:1: .*refused"):
+        next(RayExecutor(address="127.0.0.1:1")(list, [], lambda: None))
+
+
+def test_the_adapter_is_small():
+    source = (TOOL.parent.parent / "dpo_pipeline" / "ray_engine.py").read_text()
+    code = [line for line in source.splitlines() if line.strip()]
+    assert len(code) <= 130

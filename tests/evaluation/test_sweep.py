@@ -1,0 +1,141 @@
+"""Several betas and losses in one reading, against plain Python and against one at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import polars as pl
+import pytest
+
+from dpo_pipeline import InvalidPairsError, UsageError, evaluate, sweep
+from dpo_pipeline.cli.program import main
+from dpo_pipeline.sums.summary import FIGURES
+from pair_tools import LOGPS, reference_row
+
+BETAS = [0.05, 0.1, 0.5, 3.0]
+
+
+@pytest.fixture
+def counted(real_pairs):
+    """The real pairs with made-up token counts."""
+    row = pl.int_range(pl.len())
+    return real_pairs.with_columns(
+        chosen_num_tokens=row % 60 + 1, rejected_num_tokens=row * 7 % 90 + 1
+    )
+
+
+def test_losses_of_every_beta_against_plain_python(real_pairs):
+    table = sweep(real_pairs, BETAS).table
+    assert table["beta"].to_list() == BETAS
+    for beta, loss, margin in table.select("beta", "loss", "reward_margin").iter_rows():
+        rows = [reference_row(*row, beta) for row in real_pairs.select(LOGPS).iter_rows()]
+        assert loss == pytest.approx(math.fsum(r[2] for r in rows) / len(rows), rel=1e-13)
+        margins = math.fsum(r[0] - r[1] for r in rows) / len(rows)
+        assert margin == pytest.approx(margins, rel=1e-12)
+
+
+def test_a_sweep_gives_the_bits_of_single_evaluations(counted):
+    losses = ["sigmoid", "ipo", "simpo", "sppo_hard", {"sigmoid": 0.8, "sft": 0.2}, "sigmoid_norm"]
+    found = sweep(counted, BETAS, loss=losses, loss_args={"label_smoothing": 0.1})
+    takes = {"sigmoid", "simpo", "sigmoid_norm", "0.8 sigmoid + 0.2 sft"}
+    assert len(found.objectives) == len(losses) * len(BETAS)
+    for objective, row in zip(found.objectives, found.table.iter_rows(named=True), strict=True):
+        loss = {term.loss.name: term.weight for term in objective.terms}
+        arguments = {"label_smoothing": 0.1} if str(objective) in takes else {}
+        alone = evaluate(counted, objective.beta, loss=loss, loss_args=arguments).summary
+        shared = {name: row[name] for name in FIGURES}
+        if not objective.needs.reference:  # a sweep has the columns that any of its losses needs
+            shared |= dict.fromkeys(("ref_chosen_logps", "ref_rejected_logps"))
+        assert shared == alone.to_dict()
+
+
+def test_one_reading_for_any_number(counted, tmp_path, engine):
+    counted.write_parquet(tmp_path / "pairs.parquet")
+    sweep(tmp_path / "pairs.parquet", [0.01 * i for i in range(1, 30)], loss=["sigmoid", "ipo"])
+    assert engine.data_scans == 1
+
+
+def test_shards_merge_to_the_same_bits(counted, tmp_path, monkeypatch):
+    counted.write_parquet(tmp_path / "pairs.parquet", row_group_size=50)
+    whole = sweep(tmp_path / "pairs.parquet", BETAS, loss=["sigmoid", "ipo"]).table
+    shards = "dpo_pipeline.sources.dataset.Dataset.shards"
+    from dpo_pipeline.sources.dataset import Dataset
+
+    cut = Dataset.shards
+    monkeypatch.setattr(shards, lambda self: cut(self, 101))
+    assert sweep(tmp_path / "pairs.parquet", BETAS, loss=["sigmoid", "ipo"]).table.equals(whole)
+
+
+def test_the_best_beta_by_hand(pairs):
+    # Margins at beta 1: 1, -2, 0, 5, 10, -10. The mean loss is smallest near beta 0.15:
+    # 0.6931 at 0, and the two wrong pairs outweigh the three right ones from there on.
+    losses = {
+        beta: sum(math.log1p(math.exp(-beta * d)) for d in (1, -2, 0, 5, 10, -10)) / 6
+        for beta in (0.0, 0.05, 0.1, 0.5)
+    }
+    assert min(losses, key=losses.get) == 0.05
+    found = sweep(pairs, list(losses))
+    assert found.table["loss"].to_list() == pytest.approx(list(losses.values()), rel=1e-12)
+    assert found.best == {"sigmoid": 0.05}
+    assert str(found).endswith("smallest loss of those tried: sigmoid: beta 0.05")
+
+
+def test_a_pair_that_one_loss_cannot_sum_is_left_out_of_all(pairs):
+    far = pairs.with_columns(policy_chosen_logps=pl.col(LOGPS[0]) - pl.Series([900, *[0] * 5]))
+    losses = ["sigmoid", "discopop"]
+    arguments = {"f_divergence": "forward_kl"}
+    with pytest.raises(InvalidPairsError) as caught:
+        sweep(far, loss=losses, loss_args=arguments)
+    assert caught.value.report.n_invalid == 1
+    names = {rule.name for rule in caught.value.report.broken}
+    assert "loss of discopop at beta 0.1.in_range" in names
+    found = sweep(far, loss=losses, loss_args=arguments, on_invalid="exclude")
+    assert found.table["n_valid"].to_list() == [5, 5]
+    assert found.invalid.n_invalid == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param({"beta": []}, "a beta and a loss", id="no beta"),
+        pytest.param({"loss": []}, "a beta and a loss", id="no loss"),
+        pytest.param({"beta": [0.1, -1.0]}, "beta must be finite", id="negative beta"),
+        pytest.param({"loss": ["sigmoid", "aot"]}, "cannot be swept", id="a loss of batches"),
+        pytest.param({"loss": ["sigmod"]}, "did you mean 'sigmoid'", id="a near miss"),
+        pytest.param(
+            {"loss": ["hinge", "ipo"], "loss_args": {"tau": 1.0}}, "none of these losses", id="arg"
+        ),
+        pytest.param({"beta": [0.1, 0.1]}, "twice", id="the same twice"),
+    ],
+)
+def test_what_cannot_be_swept(pairs, engine, arguments, message):
+    with pytest.raises(UsageError, match=message):
+        sweep(pairs, **{"beta": [0.1], **arguments})
+    assert not engine.graphs
+
+
+def test_columns_follow_from_all_losses(pairs):
+    bare = pairs.drop("ref_chosen_logps", "ref_rejected_logps")
+    assert sweep(bare, [0.1, 0.2], loss=["cpo", "cpo_hinge"]).table.height == 4
+    with pytest.raises(Exception, match="ref_chosen_logps: missing"):
+        sweep(bare, [0.1, 0.2], loss=["cpo", "sigmoid"])
+
+
+def test_the_command(tmp_path, capsys, counted):
+    path = tmp_path / "pairs.parquet"
+    counted.write_parquet(path)
+    call = ["sweep", str(path), "--beta", "0.05", "--beta", "0.1", "--loss", "ipo", "--json"]
+    assert main([*call, "--loss", "sigmoid", "--loss-arg", "per_token=true"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    arguments = {"per_token": True}
+    for row in document["rows"]:
+        (term,) = row["objective"]["terms"]
+        beta = row["objective"]["beta"]
+        alone = evaluate(counted, beta, loss=term["loss"], loss_args=arguments).summary
+        assert term["per_token"] is True
+        assert row["summary"] == alone.to_dict()
+    assert [(r["objective"]["beta"]) for r in document["rows"]] == [0.05, 0.1, 0.05, 0.1]
+    assert set(document["best_beta"]) == {"ipo", "sigmoid"}
+    assert main(["sweep", str(path), "--loss", "sigmod"]) == 2
+    assert "did you mean 'sigmoid'" in capsys.readouterr().err

@@ -1,0 +1,94 @@
+"""The report as a file, and in a notebook."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+import dpo_pipeline
+from dpo_pipeline.errors import StorageError, UsageError
+from dpo_pipeline.statistics import words
+from page_tools import Page
+
+
+def test_a_report_is_written_once_and_replaced_on_demand(evaluation, tmp_path):
+    path = tmp_path / "report.html"
+    text = evaluation.report()
+    assert evaluation.report(path) is None
+    assert path.read_text(encoding="utf-8") == text
+    with pytest.raises(StorageError, match="overwrite"):
+        evaluation.report(path)
+    path.write_text("old")
+    evaluation.report(path, overwrite=True)
+    assert path.read_text(encoding="utf-8") == text
+    assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_report_does_not_go_to_a_dash(evaluation, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="goes to a file"):
+        evaluation.report("-")
+    with pytest.raises(UsageError, match="goes to a file"):
+        dpo_pipeline.evaluate(tmp_path / "nothing.parquet", report="-")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_needs_statistics(real_pairs):
+    plain = dpo_pipeline.evaluate(real_pairs)
+    for asked in (plain.report, plain.charts):
+        with pytest.raises(UsageError, match="statistics=True"):
+            asked()
+
+
+def test_outputs_appear_together_or_not_at_all(real_pairs, tmp_path, monkeypatch):
+    outputs = {"report": tmp_path / "report.html", "summary": tmp_path / "summary.json"}
+    result = dpo_pipeline.evaluate(real_pairs, **outputs)
+    assert result.statistics is not None
+    assert outputs["report"].read_text(encoding="utf-8") == result.report()
+    assert outputs["summary"].exists()
+    for path in outputs.values():
+        path.unlink()
+
+    def broken(*_):
+        raise RuntimeError("no page today")
+
+    monkeypatch.setattr("dpo_pipeline.report.pages.page_of", broken)
+    with pytest.raises(RuntimeError, match="no page today"):
+        dpo_pipeline.evaluate(real_pairs, **outputs)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_does_not_replace_its_input(real_pairs, tmp_path):
+    path = tmp_path / "pairs.parquet"
+    real_pairs.write_parquet(path)
+    with pytest.raises(StorageError, match="also an input"):
+        dpo_pipeline.evaluate(path, report=path, overwrite=True)
+    both = tmp_path / "x"
+    with pytest.raises(StorageError, match="two outputs"):
+        dpo_pipeline.evaluate(path, report=both, summary=both)
+
+
+def test_the_extra_is_missed_before_anything_is_read(evaluation, monkeypatch, tmp_path):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "dpo_pipeline.arguments.find_spec",
+        lambda name: None if name == "vl_convert" else found(name),
+    )
+    for asked in (evaluation.report, evaluation.charts):
+        with pytest.raises(UsageError, match=r"pip install 'dpo_pipeline\[report\]'"):
+            asked()
+    with pytest.raises(UsageError, match="vl_convert"):
+        dpo_pipeline.evaluate(tmp_path / "nothing.parquet", report=tmp_path / "report.html")
+    assert "<table>" in evaluation._repr_html_()
+
+
+def test_a_notebook_shows_the_figures(evaluation, real_pairs):
+    shown = Page(evaluation._repr_html_())
+    cells = shown.texts["td"]
+    assert "rewards/accuracies" in cells
+    assert words.share(evaluation.summary.reward_accuracy) in cells
+    assert "95% interval" in shown.texts["th"]
+    plain = Page(dpo_pipeline.evaluate(real_pairs, by="turns")._repr_html_())
+    assert "95% interval" not in plain.texts["th"]
+    assert words.number(evaluation.summary.loss) in plain.texts["td"]

@@ -1,0 +1,186 @@
+"""The same bits every time: in any run, with any threads, however the rows lie in files."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from dpo_pipeline import score_parquet
+from pair_tools import LOGPS
+
+N_ROWS = 250_000
+N_FILES = 40
+
+RUN = """
+import hashlib, json, pathlib, sys
+import polars as pl
+from dpo_pipeline import batches, evaluate, measuring, score_parquet
+
+def table(path):
+    # Rows and types, whatever the files; `source_row` starts anew in each.
+    frame = pl.read_parquet(path).drop("source_row", strict=False)
+    bits = hashlib.sha256(repr(frame.schema).encode())
+    for column in frame:
+        if column.dtype.is_nested():
+            column = column.list.join(",")
+        if column.dtype.is_float():  # the bits of the number, so that NaN and the sign count
+            bits.update(column.is_null().to_numpy().tobytes())
+            bits.update(column.fill_null(0.0).to_numpy().tobytes())
+        else:
+            text = column.cast(pl.String).fill_null("\\0").str.join("\\n").item()
+            bits.update(text.encode())
+    return bits.hexdigest()
+
+def digest(data):
+    return hashlib.sha256(data).hexdigest()
+
+sources, out, shard = json.loads(sys.argv[1])
+if shard:
+    measuring.SHARD_ROWS = batches.SHARD_ROWS = shard
+found = {}
+for name, source in sources.items():
+    target = pathlib.Path(out, name)
+    by = {"by": ["subset", "flag"], "batch_size": 777}
+    held = evaluate(source, on_invalid="exclude", **by)
+    by_value = evaluate(source, on_invalid="exclude", batch_by="subset")
+    ending = "" if pathlib.Path(source).is_dir() else ".parquet"
+    scored, apart, means = (f"{target}-{n}{ending}" for n in ("scored", "apart", "means"))
+    means = f"{target}-means.parquet"
+    filed = score_parquet(
+        source, scored, on_invalid="quarantine", invalid=apart, batches=means, **by
+    )
+    excluded = f"{target}-excluded{ending}"
+    score_parquet(source, excluded, on_invalid="exclude")
+    found[name] = {
+        # repr of a float tells every bit, also the sign of zero.
+        "summary": [repr(r.summary.to_dict()) for r in (held, by_value, filed)],
+        "subsets": [digest(repr(r.subsets.rows()).encode()) for r in (held, filed)],
+        "batches": [digest(repr(r.batches.rows()).encode()) for r in (held, by_value)],
+        "invalid": repr(
+            [(r.name, r.count, [o.value for o in r.offenders]) for r in held.invalid.broken]
+        ),
+        "means": digest(pathlib.Path(means).read_bytes()),
+        "tables": [table(p) for p in (scored, apart, excluded)],
+        "bytes": None if not ending else [
+            digest(pathlib.Path(p).read_bytes()) for p in (scored, apart, excluded)
+        ],
+    }
+print(json.dumps({"threads": pl.thread_pool_size(), "found": found}))
+"""
+
+
+def made_up():
+    """Rows with faults, text, lists and nulls; log-probs with all 53 bits of a Float64."""
+    row = pl.int_range(N_ROWS, dtype=pl.UInt64)
+    frame = pl.select(
+        pair_id=row,
+        subset=pl.lit("s") + (row.hash(seed=1) % 7).cast(pl.String),
+        flag=(row.hash(seed=2) % 3).replace({2: None}),
+        text=pl.lit("text ") + (row.hash(seed=3) % 99_991).cast(pl.String),
+        tags=pl.concat_list(pl.lit("t"), (row % 11).cast(pl.String)),
+        **{
+            name: -400.0 * (row.hash(seed=10 + i).cast(pl.Float64) / 2.0**64) - 1e-3
+            for i, name in enumerate(LOGPS)
+        },
+    )
+    faults = pl.when(row % 997 == 3).then(None).when(row % 1009 == 5).then(float("nan"))
+    return frame.with_columns(
+        policy_chosen_logps=faults.otherwise(LOGPS[0]),
+        ref_rejected_logps=pl.when(row % 20_011 == 7).then(0.5).otherwise(LOGPS[3]),
+    )
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sources")
+    fine = made_up()
+    coarse = fine.with_columns(pl.col(LOGPS).cast(pl.Float32))
+    image = coarse.with_columns(pl.col(LOGPS).cast(pl.Float64))
+    fine.write_parquet(folder / "fine_1000.parquet", row_group_size=1_000)
+    fine.write_parquet(folder / "fine_1000000.parquet", row_group_size=1_000_000)
+    coarse.write_parquet(folder / "coarse_float32.parquet", row_group_size=10_007)
+    image.write_parquet(folder / "coarse_image.parquet")
+    (folder / "fine_forty").mkdir()
+    # Files of different lengths, whose ends fall on no batch's and no shard's.
+    ends = [N_ROWS * i * (i + 1) // (N_FILES * (N_FILES + 1)) for i in range(N_FILES + 1)]
+    for i, (start, stop) in enumerate(itertools.pairwise(ends)):
+        part = fine[start:stop]
+        part.write_parquet(
+            folder / "fine_forty" / f"{i:02}.parquet", row_group_size=1_000 + 137 * i
+        )
+    return {p.stem: str(p) for p in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def found(sources, tmp_path_factory):
+    """What several processes found, under `threads, shard, layout`."""
+    results = {}
+    for threads, shard in ((1, 0), (2, 100_003), (8, 70_001)):
+        out = tmp_path_factory.mktemp("out")
+        done = subprocess.run(
+            [sys.executable, "-c", RUN, json.dumps([sources, str(out), shard])],
+            env={**os.environ, "POLARS_MAX_THREADS": str(threads)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert not done.returncode, done.stderr
+        said = json.loads(done.stdout)
+        assert said["threads"] == threads
+        results |= {f"{threads}, {shard}, {name}": f for name, f in said["found"].items()}
+    return results
+
+
+@pytest.mark.parametrize("rows", ["fine", "coarse"])
+@pytest.mark.parametrize(
+    "what", ["summary", "subsets", "batches", "invalid", "means", "tables", "bytes"]
+)
+def test_the_same_rows_give_the_same_bits(found, rows, what):
+    each = {name: f[what] for name, f in found.items() if f", {rows}_" in name and f[what]}
+    assert len(each) == {"fine": 6 if what == "bytes" else 9, "coarse": 6}[rows]
+    reference, *others = each
+    assert {name: each[name] == each[reference] for name in others} == dict.fromkeys(others, True)
+
+
+def test_every_call_gives_the_same_summary(found):
+    assert all(len(set(f["summary"])) == 1 for f in found.values())
+
+
+def test_row_groups_of_an_output_do_not_follow_those_of_the_input(tmp_path):
+    rows = 600_000
+    logps = {name: -1.0 - (pl.int_range(rows) % (90 + i)) for i, name in enumerate(LOGPS)}
+    written = []
+    for size in (1_000, 1_000_000):
+        pl.select(**logps).write_parquet(tmp_path / "in.parquet", row_group_size=size)
+        score_parquet(tmp_path / "in.parquet", tmp_path / "out.parquet", overwrite=True)
+        footer = pq.read_metadata(tmp_path / "out.parquet")
+        groups = [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
+        assert groups == [65_536] * 9 + [rows - 9 * 65_536]
+        written.append((tmp_path / "out.parquet").read_bytes())
+    assert written[0] == written[1]
+
+
+def test_other_rows_give_other_bits(found):
+    # The comparisons above are of something: rounding to Float32 shows in every one of them.
+    fine, coarse = (found[f"1, 0, {name}"] for name in ("fine_1000", "coarse_image"))
+    assert not [what for what in fine if what != "invalid" and fine[what] == coarse[what]]
+    assert fine["invalid"].count("not_nan") == 1
+
+
+def test_what_a_mean_is_stands_in_the_summary(found, sources):
+    # By another route: Python's exact sums, over the valid rows.
+    rows = pl.read_parquet(sources["coarse_image"])
+    good = pl.all_horizontal(pl.col(LOGPS).is_between(-1e6, 0).fill_null(value=False))
+    valid = rows.filter(good)
+    mean = math.fsum(valid["policy_chosen_logps"]) / valid.height
+    assert f"'n_valid': {valid.height}," in found["1, 0, coarse_image"]["summary"][0]
+    # Float32 values of this size are whole quanta, so the sum has no error at all.
+    assert f"'policy_chosen_logps': {mean!r}," in found["1, 0, coarse_image"]["summary"][0]

@@ -1,0 +1,177 @@
+"""Which format a file has: by its name, by what it holds, or as it is said."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+
+from dpo_pipeline import StorageError, UsageError, check, evaluate, read, score_parquet, sweep
+from dpo_pipeline.cli.program import main
+from dpo_pipeline.sources.formats import FORMATS, guess
+from dpo_pipeline.sources.opening import READERS
+from pair_tools import LOGPS
+from reader_tools import SAMPLES, TABLES, N, figures, summary
+
+# Which format
+
+
+def test_every_format_has_a_reader():
+    assert set(READERS) == set(FORMATS)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("a.parquet", "parquet"),
+        ("a.CSV", "csv"),
+        ("a.jsonl", "ndjson"),
+        ("a.ndjson", "ndjson"),
+        ("a.arrow", "ipc"),
+        ("a.feather", "ipc"),
+        ("a.ipc", "ipc"),
+        ("runs/*.csv", "csv"),
+        ("a.json", "parquet"),
+        ("a.pt", "parquet"),
+        ("folder", "parquet"),
+        (["a.csv", "b.csv"], "csv"),
+        (["a.csv", "b.jsonl"], "parquet"),
+    ],
+)
+def test_only_endings_that_are_one_formats_are_taken(source, name):
+    assert guess(source) == name
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "feather"])
+def test_calls_open_other_formats_as_the_command_line_does(tmp_path, eight, ending):
+    path, reference = tmp_path / f"pairs.{ending}", tmp_path / f"reference.{ending}"
+    own = eight.select(pl.int_range(N).alias("pair_id"), *LOGPS[:2])
+    TABLES[ending](eight, path)
+    expected = evaluate(eight).summary
+    assert evaluate(path).summary == expected
+    assert evaluate([path]).summary == expected
+    assert check(path).n_pairs == N
+    assert sweep(path, [0.1]).table["loss"].item() == expected.loss
+    TABLES[ending](eight.select(pl.int_range(N).alias("pair_id"), *LOGPS[2:]), reference)
+    assert evaluate(own, reference=reference).summary == expected
+    own.write_parquet(tmp_path / "own.parquet")
+    scored = score_parquet(tmp_path / "own.parquet", tmp_path / "out.parquet", reference=reference)
+    assert scored.summary == expected
+
+
+def test_parquet_by_its_name_alone_is_read_so(capsys, tmp_path, eight):
+    eight.write_parquet(tmp_path / "pairs.csv")
+    found = summary(capsys, tmp_path / "pairs.csv", "--format", "parquet")
+    assert found["loss"] == evaluate(eight).summary.loss
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a.csv", "a.csv is CSV by its ending, and this reads Parquet: `dpo-pipeline convert "),
+        ("a.jsonl", "is NDJSON by its ending"),
+        ("a.feather", "is Arrow IPC by its ending"),
+        ("a.pt", "tells no format: say which (--format or --reference-format: open-instruct, "),
+        ("a.json", "tells no format: say which (--format or --reference-format: rewardbench;"),
+        ("a.tsv", "is separated by tabs by its ending"),
+        ("a.csv.gz", "is compressed: unpack it first"),
+        ("a.parquet", "cannot be read as Parquet: "),
+    ],
+)  # fmt: skip
+def test_a_score_of_no_parquet_says_what_the_file_seems_to_be(tmp_path, name, said):
+    path = tmp_path / name
+    path.write_text("policy_chosen_logps\n-1\n")
+    with pytest.raises(StorageError) as caught:
+        score_parquet(path, tmp_path / "out.parquet")
+    assert said in str(caught.value).replace(f"{path}: is", f"{name} is")
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["dataset_info.json", "state.json", "data-0.arrow"], "--reference-format trl"),
+        (["cache.arrow"], "looks like a dataset of save_to_disk"),
+        (["a.csv"], "say --format csv"),
+        (["a.jsonl"], "say --format ndjson"),
+        (["notes.md"], "no .parquet file in this folder"),
+    ],
+)
+def test_a_folder_without_parquet_is_told_what_it_seems_to_hold(tmp_path, names, said):
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(StorageError) as caught:
+        evaluate(tmp_path)
+    assert said in str(caught.value)
+    assert ("--" in str(caught.value)) == (names != ["notes.md"])
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "arrow"])
+@pytest.mark.parametrize("verb", ["convert", "score"])
+def test_parquet_is_not_written_under_another_formats_name(capsys, tmp_path, eight, verb, ending):
+    eight.write_parquet(tmp_path / "in.parquet")
+    for more in ([], ["--dry-run"]):
+        arguments = [verb, str(tmp_path / "in.parquet"), str(tmp_path / f"out.{ending}"), *more]
+        assert main(arguments) == 2
+        assert f"name it {tmp_path / 'out.parquet'}" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["in.parquet"]
+
+
+def test_averages_of_the_reference_beside_sums_are_warned_of(capsys, policy, tmp_path, eight):
+    reference = eight.select(
+        pl.int_range(N).alias("pair_id"), *(pl.col(name) / 300 for name in LOGPS[2:])
+    )
+    reference.write_parquet(tmp_path / "r.parquet")
+    assert main(["evaluate", str(policy), "--reference", str(tmp_path / "r.parquet")]) == 0
+    assert "the reference's look averaged over tokens" in capsys.readouterr().err
+
+
+def test_a_folder_of_trl_is_not_rewardbenchs():
+    with pytest.raises(StorageError, match="and not RewardBench's"):
+        read(SAMPLES / "trl_dataset", "rewardbench")
+
+
+def test_scores_of_mixed_kinds_are_said_with_their_lines(tmp_path):
+    path = tmp_path / "scores.jsonl"
+    rows = [{"scores_chosen": [1], "scores_rejected": 0}, {"scores_chosen": 2}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(StorageError, match="scores_chosen: is a list on line 1, and a number on"):
+        read(path, "rewardbench")
+
+
+def test_a_format_that_there_is_not():
+    with pytest.raises(UsageError, match="did you mean 'rewardbench'"):
+        read("a", "reward-bench")
+
+
+def test_a_reference_in_another_format(capsys, tmp_path, eight, policy):
+    path = tmp_path / "reference.csv"
+    eight.select(pl.int_range(N).alias("pair_id"), *LOGPS[2:]).write_csv(path)
+    found = summary(capsys, policy, "--reference", path)
+    assert found == pytest.approx(figures(eight.select(LOGPS).rows()), abs=1e-12)
+    assert main(["evaluate", str(policy), "--reference-format", "csv"]) == 2
+    assert "give one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "check", "sweep"])
+def test_reports_name_the_file_whatever_its_format(command, eight, tmp_path, capsys):
+    path = tmp_path / "of-monday.csv"
+    eight.with_columns(policy_chosen_logps=pl.Series([0.5] + [-1.0] * 7)).write_csv(path)
+    assert main([command, str(path)]) == 1
+    printed = capsys.readouterr()
+    assert "of-monday.csv breaks its contract in 1 of 8" in printed.out + printed.err
+
+
+@pytest.mark.parametrize("name", ["convert", "sweep", "evaluate"])
+def test_help_lists_formats_and_imports_no_polars(name):
+    code = (
+        "import sys\nfrom dpo_pipeline.cli import main\nassert main(sys.argv[1:]) == 0\n"
+        "assert not {'polars', 'pyarrow', 'torch'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, name, "--help"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "open-instruct-averaged" in done.stdout

@@ -1,0 +1,285 @@
+"""`kill -9` in every phase of a real process, and at every step of the commit.
+
+Whatever is left is nothing, the old output or the complete new one, and a rerun works and sweeps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from dpo_pipeline import StorageError, score_parquet
+from dpo_pipeline.storage.publication import SUCCESS
+from pair_tools import TOOLS
+
+TOOL = TOOLS / "fault_tools.py"
+PATIENCE = 60  # seconds until a process counts as hung
+OLD, NEW = 0.1, 0.5
+WORKERS = 3
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A job, and what stands at its target before: nothing, or an output of the same job."""
+
+    shape: str
+    over: str
+
+    def __str__(self):
+        return f"{self.shape} over {self.over}"
+
+    @property
+    def overwrite(self):
+        return self.over == "old"
+
+    def source(self, stage):
+        return str(stage / ("pairs.parquet" if self.shape == "file" else "in"))
+
+    def sink(self, folder):
+        return str(folder / ("out.parquet" if self.shape == "file" else "out"))
+
+    def arguments(self, folder, beta):
+        return {
+            "beta": beta,
+            "on_invalid": "quarantine",
+            "invalid": str(folder / ("apart.parquet" if self.shape == "file" else "apart")),
+            "batch_size": 100,
+            "batches": str(folder / "means.parquet"),
+            "overwrite": self.overwrite,
+        }
+
+
+SCENES = [Scene(shape, over) for shape in ("file", "folder") for over in ("nothing", "old")]
+
+
+def visible(folder):
+    """Return the bytes of what has its final name."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+def hidden(folder):
+    return sorted(str(p.relative_to(folder)) for p in Path(folder).rglob(".*") if p.is_file())
+
+
+def put(folder, files):
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+class Stage:
+    """Inputs with some invalid pairs, and the outputs that a run leaves if nothing disturbs it."""
+
+    def __init__(self, root, real_pairs):
+        self.root = root
+        large = pl.concat([real_pairs] * 60).with_columns(
+            policy_chosen_logps=pl.when(pl.int_range(pl.len()) % 1_000 == 7)
+            .then(1.0)
+            .otherwise("policy_chosen_logps")
+        )
+        large.write_parquet(root / "pairs.parquet", compression="uncompressed")
+        (root / "in" / "deep").mkdir(parents=True)
+        large[:9_000].write_parquet(root / "in" / "a.parquet")
+        large[9_000:].write_parquet(root / "in" / "deep" / "b.parquet")
+        self.old, self.new = {}, {}
+        for scene in SCENES:
+            for beta, kept in ((OLD, self.old), (NEW, self.new)):
+                folder = root / f"{scene} {beta}"
+                folder.mkdir()
+                score_parquet(
+                    scene.source(root), scene.sink(folder), **scene.arguments(folder, beta)
+                )
+                kept[scene] = visible(folder)
+            if scene.shape == "folder":  # a part that the new output does not have
+                for name in ("out", "apart"):
+                    self.old[scene][f"{name}/stale.parquet"] = self.old[scene][f"{name}/a.parquet"]
+
+    def kill(self, folder, scene, *, wait_at=None, after=0.0, phase=None):
+        """Kill a run where it waits, or some time after it came to a phase; return where."""
+        folder.mkdir()
+        if scene.overwrite:
+            put(folder, self.old[scene])
+        order = {
+            "source": scene.source(self.root),
+            "sink": scene.sink(folder),
+            "arguments": scene.arguments(folder, NEW),
+            "wait_at": wait_at,
+            "shard_rows": 5_000,
+        }
+        process = subprocess.Popen(
+            [sys.executable, str(TOOL), "job", json.dumps(order)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        watchdog = Watchdog(process)
+        seen = []
+        try:
+            for line in process.stdout:
+                seen.append(line.split())
+                if seen[-1][0] == "waiting" or (phase and seen[-1][1] == phase):
+                    break
+            time.sleep(after)
+        finally:
+            process.kill()
+            rest, errors = process.communicate(timeout=PATIENCE)
+            watchdog.stop()
+        assert seen, errors
+        seen += [line.split() for line in rest.splitlines() if line]
+        waiting = [place for place in seen if place[0] == "waiting"]
+        return (waiting or seen)[-1], process.returncode
+
+    def examine(self, folder, scene):
+        """Assert what may be left; return whether the new output is published."""
+        old, new = self.old[scene] if scene.overwrite else {}, self.new[scene]
+        found = visible(folder)
+        for name, data in found.items():
+            assert data in {old.get(name), new.get(name)}, f"{name} is neither old nor new"
+        if scene.shape == "file":
+            for name in old:
+                assert name in found, f"{name} is gone"
+            done = found.get("out.parquet") == new["out.parquet"]
+        else:
+            for name in ("out", "apart"):
+                if f"{name}/{SUCCESS}" in found:
+                    inside = within(found, name)
+                    assert inside in (within(old, name), within(new, name)), name
+            done = f"out/{SUCCESS}" in found and within(found, "out") == within(new, "out")
+        if done:
+            assert found == new, "the commit came before the rest"
+        return done
+
+    def rerun(self, folder, scene, *, done):
+        arguments = scene.arguments(folder, NEW)
+        if done and not scene.overwrite:
+            with pytest.raises(StorageError, match=r"exists already|not empty"):
+                score_parquet(scene.source(self.root), scene.sink(folder), **arguments)
+        else:
+            score_parquet(scene.source(self.root), scene.sink(folder), **arguments)
+        assert visible(folder) == self.new[scene]
+        assert hidden(folder) == []
+
+
+class Watchdog:
+    """Kills a process that takes too long, which then fails its test."""
+
+    def __init__(self, process):
+        self.pool = ThreadPoolExecutor(1)
+        self.process = process
+        self.future = self.pool.submit(self.watch)
+
+    def watch(self):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(PATIENCE)
+            return
+        self.process.kill()
+
+    def stop(self):
+        self.future.result(PATIENCE)
+        self.pool.shutdown()
+
+
+def within(files, folder):
+    return {name: data for name, data in files.items() if name.startswith(f"{folder}/")}
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory, real_pairs):
+    return Stage(tmp_path_factory.mktemp("stage"), real_pairs)
+
+
+def try_all(stage, tmp_path, cases):
+    """Kill one run for each case, a few at a time; return where each was."""
+
+    def one(number):
+        scene, options = cases[number]
+        return stage.kill(tmp_path / str(number), scene, **options)
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        places = list(pool.map(one, range(len(cases))))
+    done = 0
+    for number, (scene, options) in enumerate(cases):
+        try:
+            new = stage.examine(tmp_path / str(number), scene)
+            stage.rerun(tmp_path / str(number), scene, done=new)
+            done += new
+        except AssertionError as error:
+            raise AssertionError(f"{scene}, {options}, killed {places[number]}: {error}") from error
+    return places, done
+
+
+@pytest.mark.parametrize(
+    ("phase", "count"), [("evaluating", 10), ("writing", 10)], ids=["computing", "writing"]
+)
+def test_kill_while_computing_and_writing(stage, tmp_path, phase, count):
+    waits = {"evaluating": [1, 2, 5], "writing": [1]}[phase]
+    cases = [
+        (SCENES[i % 4], {"wait_at": [phase, waits[i // 4 % len(waits)]], "after": 0.02 * i})
+        for i in range(count)
+    ]
+    places, done = try_all(stage, tmp_path, cases)
+    assert [place[0] for place, _ in places].count("waiting") >= 10
+    assert {code for _, code in places} == {-signal.SIGKILL}
+    assert done == 0
+
+
+def test_kill_at_fsync(stage, tmp_path):
+    chosen = [(scene, {"wait_at": ["fsync", number]}) for scene in SCENES for number in (1, 3, 5)]
+    places, done = try_all(stage, tmp_path, chosen)
+    assert [place[:2] for place, _ in places] == [["waiting", "fsync"]] * len(chosen)
+    assert len(chosen) >= 10
+    assert done <= 2
+
+
+def test_kill_between_renames(stage, tmp_path):
+    numbers = {"file": (1, 2, 3), "folder": (2, 5, 7)}
+    chosen = [
+        (scene, {"wait_at": ["replace", number]})
+        for scene in SCENES
+        for number in numbers[scene.shape]
+    ]
+    places, done = try_all(stage, tmp_path, chosen)
+    assert [place[:2] for place, _ in places] == [["waiting", "replace"]] * len(chosen)
+    assert len(chosen) >= 10
+    assert done == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fsync", "replace", "unlink"])
+@pytest.mark.parametrize("scene", SCENES, ids=str)
+def test_kill_at_every_step(stage, tmp_path, scene, kind):
+    for number in range(1, 60):
+        place, _ = stage.kill(tmp_path / str(number), scene, wait_at=[kind, number])
+        done = stage.examine(tmp_path / str(number), scene)
+        stage.rerun(tmp_path / str(number), scene, done=done)
+        if place[0] != "waiting":  # there are no more steps of this kind
+            break
+    assert done
+    assert number > 3 or kind == "unlink"
+
+
+@pytest.mark.slow
+def test_kill_at_random_moments(stage, tmp_path):
+    rng = random.Random(1)
+    cases = [
+        (rng.choice(SCENES), {"phase": rng.choice(["evaluating", "writing"]), "after": after})
+        for after in (rng.uniform(0, 0.15) for _ in range(100))
+    ]
+    places, _ = try_all(stage, tmp_path, cases)
+    assert sum(code == -signal.SIGKILL for _, code in places) >= 10

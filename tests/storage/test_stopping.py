@@ -1,0 +1,127 @@
+"""Signals and cancelling stop a run in any phase and leave nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from dpo_pipeline import Cancelled, score_parquet
+from dpo_pipeline.storage.publication import Publication
+from process_tools import arguments, ended, everything, tool
+
+
+@pytest.mark.parametrize("phase", ["evaluating", "writing"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_in_the_main_thread_of_a_program(tmp_path, large, phase, times):
+    """Polars can deliver one Ctrl-C twice, the second time while files are being removed."""
+    for delay in (0.0, 0.02):
+        order = {
+            "source": str(large),
+            "sink": str(tmp_path / "out.parquet"),
+            "arguments": {"batch_size": 100, "batches": str(tmp_path / "means.parquet")},
+            "shard_rows": 100_000,
+        }
+        process = tool("job", order)
+        for line in process.stdout:
+            if line.split()[1] == phase:
+                break
+        time.sleep(delay)
+        for _ in range(times):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.001)
+        _, err = ended(process)
+        found = set(everything(tmp_path))
+        if process.returncode == 0:  # it was faster
+            assert found == {"pairs.parquet", "means.parquet", "out.parquet"}
+            for name in ("means.parquet", "out.parquet"):
+                (tmp_path / name).unlink()
+        else:
+            assert "KeyboardInterrupt" in err
+            assert found == {"pairs.parquet"}
+
+
+def test_an_interrupt_while_cleaning_up_does_not_stop_it(tmp_path, monkeypatch):
+    real = os.unlink
+    calls = []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) < 3:
+            raise KeyboardInterrupt
+        real(*args)
+
+    with pytest.raises(KeyboardInterrupt), Publication(overwrite=False) as publication:  # noqa: PT012
+        for name in ("a", "b"):
+            Path(publication.stage(tmp_path / name)).write_text("half")
+        monkeypatch.setattr(os, "unlink", interrupted)
+        raise ValueError
+    assert everything(tmp_path) == {}
+
+
+def test_an_interrupt_between_renamings_does_not_stop_them(tmp_path, monkeypatch):
+    real = os.replace
+    calls = []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) % 2 == 0:
+            raise KeyboardInterrupt
+        real(*args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Publication(overwrite=False) as publication:  # noqa: PT012
+        for name in ("a", "b", "c"):
+            Path(publication.stage(tmp_path / name)).write_text("whole")
+        monkeypatch.setattr(os, "replace", interrupted)
+        publication.commit()
+    assert everything(tmp_path) == dict.fromkeys("abc", b"whole")
+
+
+@pytest.mark.parametrize("phase", ["evaluating", "writing", "fsync"])
+def test_cancel_stops_in_every_phase_and_leaves_nothing(tmp_path, source, monkeypatch, phase):
+    cancel = threading.Event()
+    real = os.fsync
+
+    def cancelled(*args):
+        cancel.set()
+        real(*args)
+
+    if phase == "fsync":
+        monkeypatch.setattr(os, "fsync", cancelled)
+    with pytest.raises(Cancelled, match="nothing was published"):
+        score_parquet(
+            source,
+            tmp_path / "out.parquet",
+            cancel=cancel,
+            progress=lambda at: cancel.set() if at.phase == phase else None,
+            **arguments(tmp_path),
+        )
+    assert list(everything(tmp_path)) == ["pairs.parquet"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_a_run_that_does_not_stop(tmp_path, source, number):
+    order = {
+        "source": str(source),
+        "sink": str(tmp_path / "out.parquet"),
+        "arguments": {"on_invalid": "exclude"},
+        "wait_at": ["evaluating", 1],
+    }
+    process = tool("stoppable", order)
+    assert any(line.startswith("waiting") for line in process.stdout)
+    assert len(everything(tmp_path)) == 2
+    process.send_signal(number)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(number)
+    began = time.monotonic()
+    _, err = ended(process)
+    assert time.monotonic() - began < 10
+    assert process.returncode == 128 + number, err
+    assert list(everything(tmp_path)) == ["pairs.parquet"]

@@ -1,0 +1,86 @@
+"""Two policies that know the same reference, and the tests that scipy makes of them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy import stats
+
+from dpo_pipeline import compare
+from pair_tools import DATA, REFS
+
+A, B = DATA / "hh_harmless_policy_a.parquet", DATA / "hh_harmless_policy_b_train.parquet"
+POLICIES = ("policy_chosen_logps", "policy_rejected_logps")
+BETA = 0.1
+REL = 1e-9
+
+
+def frames(n=60, seed=3, *, per_prompt=None, scale=2.0):
+    """Two policies that know the same reference; margins of a few tenths of a nat."""
+    rng = np.random.default_rng(seed)
+    shared = {
+        "pair_id": np.arange(n) + 100,
+        **{name: rng.normal(-100, 10, n).round(3) for name in REFS},
+        "split": np.where(np.arange(n) % 3 == 0, "x", "y"),
+    }
+    if per_prompt:
+        shared["prompt_id"] = np.arange(n) // per_prompt
+    sides = []
+    for _ in range(2):
+        moved = {
+            policy: shared[ref] + rng.normal(0, scale, n)
+            for policy, ref in zip(POLICIES, REFS, strict=True)
+        }
+        sides.append(pl.DataFrame({**shared, **moved}))
+    return sides
+
+
+def said(result):
+    """Return all that a comparison says, but for the names of its sources."""
+    document = result.to_dict()
+    for side in "ab":
+        document[side] |= {"source": None, "borrowed": None}
+    return repr((document, result.changes.rows(), result.margins.rows()))
+
+
+def raised(kind, *args, **kwargs):
+    with pytest.raises(kind) as caught:
+        compare(*args, **kwargs)
+    assert type(caught.value) is kind
+    return str(caught.value)
+
+
+def by_ttest(differences):
+    """Return mean, standard error, limits and p of paired differences, by scipy."""
+    test = stats.ttest_1samp(differences, 0.0)
+    interval = test.confidence_interval(0.95)
+    return differences.mean(), stats.sem(differences), interval.low, interval.high, test.pvalue
+
+
+def told(difference):
+    estimate = difference.estimate
+    interval = estimate.interval
+    return (
+        estimate.value,
+        estimate.standard_error,
+        interval.low,
+        interval.high,
+        difference.p_value,
+    )
+
+
+def shifted(by, n=400):
+    """Two policies of which B moves every chosen reward by so much."""
+    a, b = frames(n=n)
+    return a, b.with_columns(policy_chosen_logps=pl.col("policy_chosen_logps") + by)
+
+
+def broken_at(table, *keys):
+    """Break the policy's chosen log-prob of some pairs."""
+    is_it = pl.col("pair_id").is_in(list(keys))
+    return table.with_columns(
+        policy_chosen_logps=pl.when(is_it).then(math.nan).otherwise("policy_chosen_logps")
+    )

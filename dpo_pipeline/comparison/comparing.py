@@ -43,7 +43,7 @@ from dpo_pipeline.evaluation import (
 )
 from dpo_pipeline.exact import lower_edge
 from dpo_pipeline.invalid_report import InvalidReport
-from dpo_pipeline.losses import Objective
+from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Pairs, Reference, StatisticsOptions, Subsets
 from dpo_pipeline.plan import Facts, Plan, planned
 from dpo_pipeline.sources import Dataset, open_pairs
@@ -70,7 +70,7 @@ class ComparisonPlan(Plan[Comparison]):
     groups: Groups
     datasets: tuple[Dataset, ...]
     pairs: PairedTables
-    objective: Objective
+    objective: CheckedObjective
     level: float
     options: Mapping[str, Any]
     outputs: tuple[Output, ...]
@@ -310,7 +310,7 @@ def compare(
     )
 
 
-def _refuse(objective: Objective, subsets: Subsets) -> None:
+def _refuse(objective: CheckedObjective, subsets: Subsets) -> None:
     """Raise a UsageError if pairs cannot be compared so."""
     if objective.beta == 0.0:
         raise UsageError(
@@ -349,7 +349,7 @@ def _reports(tables: Sequence[Table], read: CommonPairs, watch: Watch) -> dict[s
     }
 
 
-def _other_references(read: CommonPairs, objective: Objective) -> str | None:
+def _other_references(read: CommonPairs, objective: CheckedObjective) -> str | None:
     """Return that the references differ, if the rewards are made from them."""
     found = [
         f"{each.column} differs on {each.n_pairs:,} of {counted(read.n_valid, 'pair')}, by up to "

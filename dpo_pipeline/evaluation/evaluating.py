@@ -26,7 +26,7 @@ from dpo_pipeline.evaluation.planning import (
 )
 from dpo_pipeline.evaluation.shards import ShardScorer
 from dpo_pipeline.invalid_report import InvalidReport
-from dpo_pipeline.losses import Objective
+from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Batches, StatisticsOptions, Subsets
 from dpo_pipeline.plan import Facts, Plan, planned
 from dpo_pipeline.storage import GrowingFile, Output
@@ -53,7 +53,7 @@ class Measurement:
     groups: Groups
     opened: Opened
     binding: Binding
-    objectives: tuple[Objective, ...]
+    objectives: tuple[CheckedObjective, ...]
     scorer: ShardScorer
     wanted: Wanted
     executor: Executor
@@ -65,9 +65,9 @@ class Measurement:
         groups: Groups,
         opened: Opened,
         binding: Binding,
-        objectives: tuple[Objective, ...],
+        objectives: tuple[CheckedObjective, ...],
         *,
-        scored: tuple[Objective, ...] | None = None,
+        scored: tuple[CheckedObjective, ...] | None = None,
         by: Subsets | None = None,
         batches: Batches | None = None,
         statistics: StatisticsOptions | None = None,
@@ -244,7 +244,7 @@ def evaluate(
             glob, a folder, an address), one row a pair with four log-probs in nats.
         beta: KL strength, at least 0 (arXiv 2305.18290, Eq. 7); 0.1, or the dialect's.
         reference: `Reference`, or its source, if its log-probs are not in `pairs`.
-        loss: `Objective`, or the name of a loss, or names with weights.
+        loss: `CheckedObjective`, or the name of a loss, or names with weights.
         by: `Subsets`, or columns: also give the figures of each subset; null is a subset.
         batches: `Batches`, or the size of a batch, or the file of their means.
         statistics: `StatisticsOptions`, or True: also intervals, baselines, calibration and

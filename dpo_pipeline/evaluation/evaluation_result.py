@@ -17,7 +17,7 @@ from dpo_pipeline.evaluation.findings import Finding, findings_of
 from dpo_pipeline.evaluation.gating import ADVANTAGE, GATED
 from dpo_pipeline.exact import quantile
 from dpo_pipeline.invalid_report import InvalidReport
-from dpo_pipeline.losses import Objective
+from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.statistics import Estimate
 from dpo_pipeline.sums import FIGURES, TRL_METRICS, Summary
 from dpo_pipeline.tables import aligned, as_json
@@ -110,7 +110,7 @@ class Evaluation(Reported):
 
     source: str
     reference: str | None
-    objective: Objective
+    objective: CheckedObjective
     max_logp: float
     columns: Mapping[str, str]
     summary: Summary
@@ -249,6 +249,6 @@ class Evaluation(Reported):
         return "\n".join(lines)
 
 
-def _title(source: str, summary: Summary, objective: Objective) -> str:
+def _title(source: str, summary: Summary, objective: CheckedObjective) -> str:
     counts = f"{summary.n_pairs:,} pairs, {summary.n_invalid:,} invalid"
     return f"{source}: {counts}, {objective} loss, beta {objective.beta:g}"

@@ -31,7 +31,7 @@ from dpo_pipeline.evaluation.shards import (
 )
 from dpo_pipeline.exact import lower_edge
 from dpo_pipeline.invalid_report import InvalidReport
-from dpo_pipeline.losses import Objective, scores_to_check, with_scores_of
+from dpo_pipeline.losses import CheckedObjective, scores_to_check, with_scores_of
 from dpo_pipeline.options import OnInvalid, StatisticsOptions
 from dpo_pipeline.sources import Dataset, Part
 from dpo_pipeline.storage import GrowingFile, Target, reading
@@ -74,7 +74,7 @@ class Measured:
 
     dataset: Dataset
     rules: RuleSet
-    objectives: tuple[Objective, ...]
+    objectives: tuple[CheckedObjective, ...]
     scorer: ShardScorer
     wanted: Wanted
     totals: pl.DataFrame
@@ -306,7 +306,7 @@ def measure(
     dataset: Dataset,
     scorer: ShardScorer,
     *,
-    objectives: tuple[Objective, ...],
+    objectives: tuple[CheckedObjective, ...],
     wanted: Wanted,
     watch: Watch,
     executor: Executor,
@@ -405,7 +405,7 @@ class _RollUps:
         self,
         wanted: Wanted,
         *,
-        objectives: tuple[Objective, ...],
+        objectives: tuple[CheckedObjective, ...],
         n_rows: int | None,
         file: GrowingFile | None,
     ) -> None:

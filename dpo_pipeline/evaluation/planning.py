@@ -17,11 +17,11 @@ from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID
 from dpo_pipeline.engine import Executor, RayExecutor, Watch, executor_of
 from dpo_pipeline.errors import ContractError, DataWarning, UsageError
 from dpo_pipeline.invalid_report import InvalidReport
-from dpo_pipeline.losses import Objective
+from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import (
     Contract,
     Execution,
-    Objective as Asked,
+    Objective,
     OnInvalid,
     Outputs,
     Pairs,
@@ -58,7 +58,7 @@ class Groups:
 
     pairs: Pairs
     reference: Reference | None
-    loss: Asked
+    loss: Objective
     contract: Contract
     on_invalid: OnInvalid
     outputs: Outputs
@@ -87,7 +87,7 @@ class Groups:
         made = given(OnInvalid, on_invalid)
         checked_choice(made.action, tuple(actions), made.at_most)
         settings = FORMATS[format_of(source)].settings
-        asked = given(Asked, loss, beta=beta)
+        asked = given(Objective, loss, beta=beta)
         if asked.loss in (LOSS_NAME, {LOSS_NAME: 1.0}):
             own = {**settings.get("loss_args", {}), **asked.arguments}
             asked = replace(asked, arguments=own)
@@ -105,7 +105,7 @@ class Groups:
         )
 
     @property
-    def objective(self) -> Objective:
+    def objective(self) -> CheckedObjective:
         """What is computed, with everything checked."""
         return checked_objective(self.loss)
 
@@ -195,7 +195,7 @@ class Opened:
                 needs=needs,
             )
 
-    def refuse(self, executor: Executor, objectives: Iterable[Objective] = ()) -> None:
+    def refuse(self, executor: Executor, objectives: Iterable[CheckedObjective] = ()) -> None:
         """Raise if there are no pairs, or not in a form that they can be read in where asked.
 
         Raises:
@@ -234,9 +234,11 @@ class Opened:
         )
 
 
-def checked_objective(asked: Asked) -> Objective:
+def checked_objective(asked: Objective) -> CheckedObjective:
     """Return what is computed, with everything checked."""
-    return Objective.of(asked.loss, asked.beta, loss_args=asked.arguments, dialect=asked.dialect)
+    return CheckedObjective.of(
+        asked.loss, asked.beta, loss_args=asked.arguments, dialect=asked.dialect
+    )
 
 
 def reference_of(pairs: Pairs, reference: Any) -> Reference | None:
@@ -352,7 +354,7 @@ def staged_batches(
     publication: Publication,
     file: str | os.PathLike[str] | None,
     binding: Binding,
-    objectives: tuple[Objective, ...],
+    objectives: tuple[CheckedObjective, ...],
 ) -> GrowingFile | None:
     """Stage the file of batch means, if there is to be one."""
     if file is None:
@@ -365,7 +367,7 @@ def staged_batches(
     )
 
 
-def run_facts(binding: Binding, *objectives: Objective) -> dict[str, str]:
+def run_facts(binding: Binding, *objectives: CheckedObjective) -> dict[str, str]:
     """Return the Parquet metadata of an output: version, loss, beta, contract, column mapping.
 
     No path, host or time is among them, so that the same run gives the same bytes.

@@ -10,7 +10,7 @@ import polars as pl
 from dpo_pipeline.contract import Binding, Offences, Places, RuleSet, numbered, offences
 from dpo_pipeline.defaults import COUPLED_SHARD_BYTES, COUPLED_SHARD_ROWS, STATISTICS_ROWS
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.losses import Objective, WithinBatches, with_scores_of
+from dpo_pipeline.losses import CheckedObjective, WithinBatches, with_scores_of
 from dpo_pipeline.sources import Dataset, Part, Shard
 from dpo_pipeline.storage import reading
 from dpo_pipeline.sums import VALID, Batching
@@ -28,7 +28,7 @@ class ShardScorer:
     """
 
     binding: Binding
-    objectives: tuple[Objective, ...]
+    objectives: tuple[CheckedObjective, ...]
     batching: Batching | None = None
     row_bytes: int = 0
     _held: dict[int, pl.DataFrame] = field(default_factory=dict)

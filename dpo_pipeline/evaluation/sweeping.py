@@ -24,8 +24,8 @@ from dpo_pipeline.evaluation.evaluating import Measurement, MeasurementPlan
 from dpo_pipeline.evaluation.measuring import Measured
 from dpo_pipeline.evaluation.planning import Groups
 from dpo_pipeline.invalid_report import InvalidReport
-from dpo_pipeline.losses import LOSSES, TOKEN_ARGUMENTS, LossLike, Objective
-from dpo_pipeline.options import Batches, Objective as Asked, Subsets
+from dpo_pipeline.losses import LOSSES, TOKEN_ARGUMENTS, CheckedObjective, LossLike
+from dpo_pipeline.options import Batches, Objective, Subsets
 from dpo_pipeline.plan import Plan, planned
 from dpo_pipeline.sums import BETA, OBJECTIVE
 from dpo_pipeline.tables import aligned, as_json
@@ -48,7 +48,7 @@ class Sweep:
     """
 
     source: str
-    objectives: tuple[Objective, ...]
+    objectives: tuple[CheckedObjective, ...]
     table: pl.DataFrame
     invalid: InvalidReport
     subsets: pl.DataFrame | None = None
@@ -124,7 +124,7 @@ def sweep(
         beta: One or several; each at least 0.
         reference: As in `evaluate`.
         loss: One or several; each a name, or names with weights. Losses of batches cannot be
-            swept. Arguments of `Objective` go to the losses that take them.
+            swept. Arguments of `CheckedObjective` go to the losses that take them.
         by: As in `evaluate`, without a histogram.
         batches: As in `evaluate`.
         contract: As in `evaluate`.
@@ -176,7 +176,7 @@ def _swept(measured: Measured, report: InvalidReport) -> Sweep:
     )
 
 
-def needs_of(objectives: Sequence[Objective]) -> Needs:
+def needs_of(objectives: Sequence[CheckedObjective]) -> Needs:
     """Return the columns that any of them asks for."""
     return replace(
         objectives[0].needs,
@@ -185,7 +185,7 @@ def needs_of(objectives: Sequence[Objective]) -> Needs:
     )
 
 
-def objectives_of(asked: Asked) -> Iterator[Objective]:
+def objectives_of(asked: Objective) -> Iterator[CheckedObjective]:
     """Yield what is swept: every loss with every beta.
 
     Raises:
@@ -205,7 +205,9 @@ def objectives_of(asked: Asked) -> Iterator[Objective]:
             if name in TOKEN_ARGUMENTS or any(name in LOSSES[term].takes for term in _names(each))
         }
         untaken -= set(taken)
-        made += [Objective.of(each, b, loss_args=taken, dialect=asked.dialect) for b in betas]
+        made += [
+            CheckedObjective.of(each, b, loss_args=taken, dialect=asked.dialect) for b in betas
+        ]
     if untaken:
         there = {name for each in losses for term in _names(each) for name in LOSSES[term].takes}
         hint = did_you_mean(min(untaken), sorted(there))

@@ -11,9 +11,9 @@ from .from_lists import dpo_loss as dpo_loss
 from .loss_row import Loss as Loss
 from .objective import (
     TOKEN_ARGUMENTS as TOKEN_ARGUMENTS,
+    CheckedObjective as CheckedObjective,
     LossArguments as LossArguments,
     LossLike as LossLike,
-    Objective as Objective,
 )
 from .pairwise import sigmoid as sigmoid
 from .scored_columns import (

@@ -29,7 +29,7 @@ from dpo_pipeline.columns import (
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.losses import dpo as rewards
 from dpo_pipeline.losses.divergences import F_DIVERGENCES
-from dpo_pipeline.losses.objective import Basis, Objective, Term
+from dpo_pipeline.losses.objective import Basis, CheckedObjective, Term
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class WithinBatches:
 
 
 def with_scores(
-    pairs: pl.LazyFrame, objective: Objective, within: WithinBatches | None = None
+    pairs: pl.LazyFrame, objective: CheckedObjective, within: WithinBatches | None = None
 ) -> pl.LazyFrame:
     """Add the scored columns to pairs under canonical names. Null and NaN propagate."""
     basis, beta = objective.reward_basis, objective.beta
@@ -71,7 +71,7 @@ def with_scores(
 
 
 def with_scores_of(
-    pairs: pl.LazyFrame, objectives: Sequence[Objective], within: WithinBatches | None = None
+    pairs: pl.LazyFrame, objectives: Sequence[CheckedObjective], within: WithinBatches | None = None
 ) -> pl.LazyFrame:
     """Add the scored columns of one objective, or those of several under `name_of_score`."""
     if len(objectives) == 1:
@@ -83,12 +83,14 @@ def with_scores_of(
     )
 
 
-def name_of_score(name: str, objective: Objective, objectives: Sequence[Objective]) -> str:
+def name_of_score(
+    name: str, objective: CheckedObjective, objectives: Sequence[CheckedObjective]
+) -> str:
     """Return what a scored column is called beside those of other objectives."""
     return name if len(objectives) == 1 else f"{name} of {objective} at beta {objective.beta!r}"
 
 
-def scores_to_check(objectives: Sequence[Objective], max_logp: float) -> tuple[str, ...]:
+def scores_to_check(objectives: Sequence[CheckedObjective], max_logp: float) -> tuple[str, ...]:
     """Return the scored columns whose values may be too large to be summed, or not finite."""
     return tuple(
         name_of_score(name, objective, objectives)
@@ -97,7 +99,7 @@ def scores_to_check(objectives: Sequence[Objective], max_logp: float) -> tuple[s
     )
 
 
-def _scores_of(objective: Objective) -> dict[str, pl.Expr]:
+def _scores_of(objective: CheckedObjective) -> dict[str, pl.Expr]:
     """Return rewards, margin and loss as expressions of log-probs."""
     scores = _from_logps(objective.reward_basis, objective.beta)
     compared = {term.basis: _from_logps(term.basis, objective.beta) for term in objective.terms}
@@ -109,7 +111,7 @@ def _scores_of(objective: Objective) -> dict[str, pl.Expr]:
     }
 
 
-def _loss(objective: Objective, within: WithinBatches | None) -> pl.Expr:
+def _loss(objective: CheckedObjective, within: WithinBatches | None) -> pl.Expr:
     """Return the loss of a pair that has its log-ratios, rewards and margin already."""
     ready = _from_columns(objective.reward_basis)
     compared = {
@@ -122,7 +124,7 @@ def _loss(objective: Objective, within: WithinBatches | None) -> pl.Expr:
 
 
 def _sum(
-    objective: Objective,
+    objective: CheckedObjective,
     compared: Mapping[Basis, Mapping[str, pl.Expr]],
     within: WithinBatches | None,
 ) -> pl.Expr:

@@ -39,8 +39,8 @@ from dpo_pipeline.defaults import LOSS_NAME, ON_INVALID
 from dpo_pipeline.errors import ColumnError, InvalidPairsError, UsageError
 from dpo_pipeline.evaluation import Groups, Opened, ShardScorer, checked_objective, max_logp_of
 from dpo_pipeline.invalid_report import InvalidReport
-from dpo_pipeline.losses import Objective, k1, k2, k3, kept_tokens, with_scores
-from dpo_pipeline.options import Batches, Contract, Objective as Asked, OnInvalid, Scored
+from dpo_pipeline.losses import CheckedObjective, k1, k2, k3, kept_tokens, with_scores
+from dpo_pipeline.options import Batches, Contract, Objective, OnInvalid, Scored
 from dpo_pipeline.scoring.scoring_files import carried_columns
 from dpo_pipeline.sources import Dataset, Shard
 from dpo_pipeline.storage import reading
@@ -71,7 +71,7 @@ def score(
         pairs: `Pairs`, or a dataframe of any kind: one row a pair, with four log-probs in nats
             under canonical names or aliases.
         beta: KL strength, at least 0 (arXiv 2305.18290, Eq. 7); 0.1, or the dialect's.
-        loss: `Objective`, or the name of a loss, or names with weights.
+        loss: `CheckedObjective`, or the name of a loss, or names with weights.
         batches: `Batches` with a size, or the size: consecutive rows of a batch, for a loss that
             depends on the other pairs of its batch; such a plan holds all rows in memory.
         scored: `Scored` with `replace`: overwrite input columns that have the name of an added
@@ -201,7 +201,7 @@ def arrow_stage(
     checked_choice(made.action, ON_INVALID, made.at_most)
     if made.at_most is not None:
         raise UsageError("max_invalid is of a whole dataset, and a stage sees one table at a time")
-    objective = checked_objective(given(Asked, loss, beta=beta))
+    objective = checked_objective(given(Objective, loss, beta=beta))
     if objective.is_of_batches:
         raise UsageError(
             f"{objective} is a loss of batches, and an engine cuts tables where it likes: use "
@@ -221,7 +221,7 @@ def arrow_stage(
 class ArrowStage:
     """Checks and scores a table; `arrow_stage` makes it, and says what the attributes are."""
 
-    objective: Objective
+    objective: CheckedObjective
     on_invalid: str
     columns: Mapping[str, str] | None
     contract: Schema | None

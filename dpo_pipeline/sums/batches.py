@@ -11,7 +11,7 @@ import polars as pl
 from dpo_pipeline.columns import BATCH, BATCH_MEANS
 from dpo_pipeline.defaults import BATCH_SIZE, MAX_BATCHES_HELD, SHARD_ROWS
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.losses import Objective
+from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Batches
 from dpo_pipeline.storage import GrowingFile
 from dpo_pipeline.sums.summary import figures, merge, suffix_of, with_objectives
@@ -96,7 +96,7 @@ class BatchTable:
         self,
         batching: Batching,
         *,
-        objectives: tuple[Objective, ...],
+        objectives: tuple[CheckedObjective, ...],
         by_objective: bool,
         n_rows: int | None,
         file: GrowingFile | None,

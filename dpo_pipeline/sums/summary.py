@@ -32,7 +32,7 @@ from dpo_pipeline.columns import (
 )
 from dpo_pipeline.defaults import AVERAGED_LOGP_FLOOR, MAX_LOGP
 from dpo_pipeline.exact import bin_of, exact_sum, exact_sum_of_wide, mean_of
-from dpo_pipeline.losses import Objective, is_correct, name_of_score
+from dpo_pipeline.losses import CheckedObjective, is_correct, name_of_score
 
 OBJECTIVE: Final = "objective"
 BETA: Final = "beta"
@@ -182,7 +182,7 @@ def tally(
     pairs: pl.LazyFrame,
     *,
     valid: pl.Expr,
-    objectives: Sequence[Objective] = (),
+    objectives: Sequence[CheckedObjective] = (),
     needs: Needs = ALL_LOGPS,
     max_logp: float = MAX_LOGP,
     keys: Sequence[str] = (),
@@ -246,13 +246,16 @@ def _health(counts: Sequence[str], needs: Needs) -> list[pl.Expr]:
     ]
 
 
-def suffix_of(i: int, objectives: Sequence[Objective]) -> str:
+def suffix_of(i: int, objectives: Sequence[CheckedObjective]) -> str:
     """Return how the names of the sums of objective number `i` end; alone it needs no ending."""
     return "" if len(objectives) == 1 else f"_{i}"
 
 
 def _sums(
-    objective: Objective, objectives: Sequence[Objective], suffix: str, max_logp: float
+    objective: CheckedObjective,
+    objectives: Sequence[CheckedObjective],
+    suffix: str,
+    max_logp: float,
 ) -> list[pl.Expr]:
     margin = pl.col(name_of_score(REWARD_MARGIN, objective, objectives))
     is_linear = objective.reward_basis.is_linear
@@ -289,7 +292,7 @@ def merge(partials: Sequence[pl.DataFrame], keys: Sequence[str] = ()) -> pl.Data
 
 
 def figures(
-    sums: pl.DataFrame, objective: Objective, *, keys: Sequence[str] = (), suffix: str = ""
+    sums: pl.DataFrame, objective: CheckedObjective, *, keys: Sequence[str] = (), suffix: str = ""
 ) -> pl.DataFrame:
     """Return the columns of `Summary` beside the keys, from merged partial sums.
 
@@ -318,7 +321,7 @@ def figures(
 
 
 def with_objectives(
-    tables: Sequence[pl.DataFrame], objectives: Sequence[Objective]
+    tables: Sequence[pl.DataFrame], objectives: Sequence[CheckedObjective]
 ) -> pl.DataFrame:
     """Return tables of figures, one an objective, as one: all first rows, all second rows, ..."""
     told = [
@@ -334,7 +337,7 @@ def with_objectives(
 
 
 def _reward_means(
-    objective: Objective, count: pl.Expr, suffix: str
+    objective: CheckedObjective, count: pl.Expr, suffix: str
 ) -> tuple[pl.Expr, pl.Expr, pl.Expr]:
     """Return the mean chosen reward, rejected reward and margin."""
     basis = objective.reward_basis

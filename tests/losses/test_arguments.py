@@ -8,7 +8,7 @@ import pytest
 
 from dpo_pipeline import ArgumentError, UsageError, evaluate, score
 from dpo_pipeline.losses.catalogue import LOSSES
-from dpo_pipeline.losses.objective import Objective
+from dpo_pipeline.losses.objective import CheckedObjective
 from objective_tools import DIVERGENT, LOG_2, OF_BATCHES, PER_TOKEN_IF_ASKED, RANGES, REFERENCE
 
 NO_NUMBERS = (math.nan, math.inf, -math.inf, True, False, "0.1", None, [0.1], 1j)
@@ -27,7 +27,7 @@ def test_defaults_are_those_of_the_sources():
         ("alphapo", "gamma"): 0.5,
     }
     for loss, name in RANGES:
-        (term,) = Objective.of(loss).to_dict()["terms"]
+        (term,) = CheckedObjective.of(loss).to_dict()["terms"]
         assert term[name] == other_than_0.get((loss, name), 0.0), (loss, name)
 
 
@@ -35,11 +35,11 @@ def test_defaults_are_those_of_the_sources():
 def test_a_parameter_has_a_range(loss, name):
     inside, outside = RANGES[loss, name]
     for value in inside:
-        (term,) = Objective.of(loss, loss_args={name: value}).to_dict()["terms"]
+        (term,) = CheckedObjective.of(loss, loss_args={name: value}).to_dict()["terms"]
         assert term[name] == value
     for value in (*outside, *NO_NUMBERS):
         with pytest.raises(UsageError, match=rf"^{name} of {loss} must be a finite number.*found"):
-            Objective.of(loss, loss_args={name: value})
+            CheckedObjective.of(loss, loss_args={name: value})
 
 
 def test_a_range_is_said_in_words():
@@ -51,7 +51,7 @@ def test_a_range_is_said_in_words():
     ):
         value = float(said.rsplit(" ", 1)[1])
         with pytest.raises(UsageError) as caught:
-            Objective.of(loss, loss_args={name: value})
+            CheckedObjective.of(loss, loss_args={name: value})
         assert str(caught.value) == f"{name} of {loss} must be {said}"
 
 
@@ -98,7 +98,7 @@ def test_what_there_is_not_is_said(pairs, call, said):
 @pytest.mark.parametrize("weight", [0, 0.0, -1, math.nan, math.inf, -math.inf, True, "1", None])
 def test_weights_are_above_0(weight):
     with pytest.raises(UsageError, match="the weight of hinge must be"):
-        Objective.of({"sigmoid": 1.0, "hinge": weight})
+        CheckedObjective.of({"sigmoid": 1.0, "hinge": weight})
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_weights_are_above_0(weight):
 )
 def test_odd_values_are_usage_errors_too(call):
     with pytest.raises(UsageError):
-        Objective.of(**call)
+        CheckedObjective.of(**call)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -130,11 +130,11 @@ def test_odd_values_are_usage_errors_too(call):
 )
 def test_which_losses_take_the_arguments_of_scores(loss, argument, value, takers):
     if loss in takers:
-        (term,) = Objective.of(loss, loss_args={argument: value}).to_dict()["terms"]
+        (term,) = CheckedObjective.of(loss, loss_args={argument: value}).to_dict()["terms"]
         assert term[argument] == value
     else:
         with pytest.raises(UsageError, match=f"{loss} has no '{argument}'"):
-            Objective.of(loss, loss_args={argument: value})
+            CheckedObjective.of(loss, loss_args={argument: value})
 
 
 @pytest.mark.parametrize(
@@ -174,17 +174,19 @@ def test_which_losses_take_the_arguments_of_scores(loss, argument, value, takers
 )
 def test_arguments_of_scores_are_checked(arguments, said):
     with pytest.raises(UsageError, match=said):
-        Objective.of("sigmoid", loss_args=arguments)
+        CheckedObjective.of("sigmoid", loss_args=arguments)
 
 
 def test_reverse_kl_goes_with_everything():
-    made = Objective.of("sigmoid", loss_args={"reference_free": True, "f_divergence": "reverse_kl"})
-    assert made.terms[0].basis == Objective.of("cpo").terms[0].basis
+    made = CheckedObjective.of(
+        "sigmoid", loss_args={"reference_free": True, "f_divergence": "reverse_kl"}
+    )
+    assert made.terms[0].basis == CheckedObjective.of("cpo").terms[0].basis
 
 
 @pytest.mark.parametrize("alpha", [-100, 0, 1, 100])
 def test_f_alpha_has_its_range(alpha):
-    made = Objective.of(loss_args={"f_divergence": "alpha_divergence", "f_alpha": alpha})
+    made = CheckedObjective.of(loss_args={"f_divergence": "alpha_divergence", "f_alpha": alpha})
     assert made.to_dict()["terms"][0]["f_alpha"] == alpha
 
 
@@ -233,7 +235,7 @@ def test_beta_0_is_for_losses_that_do_not_divide_by_it(counted, loss):
 def test_beta_is_checked_with_every_loss(beta):
     for loss in ("sigmoid", "ipo", {"sft": 1.0}):
         with pytest.raises(ArgumentError, match="^beta must be"):
-            Objective.of(loss, beta)
+            CheckedObjective.of(loss, beta)
 
 
 @pytest.mark.parametrize("loss", sorted(OF_BATCHES))

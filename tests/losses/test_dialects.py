@@ -10,7 +10,7 @@ from dpo_pipeline import UsageError, evaluate, score
 from dpo_pipeline.defaults import DIALECT_NAMES
 from dpo_pipeline.losses.catalogue import LOSSES
 from dpo_pipeline.losses.dialects import DIALECTS
-from dpo_pipeline.losses.objective import Objective
+from dpo_pipeline.losses.objective import CheckedObjective
 from objective_tools import DIVERGENT, PER_TOKEN_IF_ASKED, REFERENCE
 
 
@@ -34,8 +34,8 @@ def test_what_a_dialect_sets_and_refuses_exists(dialect):
     system = DIALECTS[dialect]
     for loss, defaults in system.defaults.items():
         assert set(defaults) <= arguments_of(loss)
-        (term,) = Objective.of(loss, dialect=dialect).to_dict()["terms"]
-        (plain,) = Objective.of(loss).to_dict()["terms"]
+        (term,) = CheckedObjective.of(loss, dialect=dialect).to_dict()["terms"]
+        (plain,) = CheckedObjective.of(loss).to_dict()["terms"]
         assert {name: term[name] for name in defaults} == defaults
         assert {name: plain[name] for name in defaults} != defaults
     every = set().union(*map(arguments_of, LOSSES))
@@ -62,11 +62,11 @@ VALUES = {"reference_free": True, "per_token": True, "f_divergence": "js_diverge
 )
 def test_what_a_system_has_not_is_refused(dialect, loss, argument):
     given = {argument: VALUES.get(argument, 0.1)}
-    Objective.of(loss, loss_args=given)
+    CheckedObjective.of(loss, loss_args=given)
     refused = DIALECTS[dialect].refused
     why = refused.get(f"{loss}.{argument}", refused.get(argument))
     with pytest.raises(UsageError) as caught:
-        Objective.of(loss, loss_args=given, dialect=dialect)
+        CheckedObjective.of(loss, loss_args=given, dialect=dialect)
     assert str(caught.value) == f"dialect {dialect}: {argument} of {loss}: {why}"
 
 

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import dpo_pipeline
+from dpo_pipeline import Outputs
 
 PAIRS = [
     {"prompt": f"How do I {task}?", "chosen": f" {good}.", "rejected": f" {bad}."}
@@ -111,7 +112,7 @@ def main() -> None:
     policy, reference = make_models(tokenizer)
     log_probs(policy, reference, tokenizer).write_parquet("from_text.parquet")
     result = dpo_pipeline.score_parquet(
-        "from_text.parquet", "from_text.scored.parquet", beta=0.1, overwrite=True
+        "from_text.parquet", "from_text.scored.parquet", beta=0.1, outputs=Outputs(overwrite=True)
     )
     print(result)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from dpo_pipeline import ColumnError, evaluate, score
+from dpo_pipeline import Batches, ColumnError, Pairs, Scored, evaluate, score
 from dpo_pipeline.columns import AMBIGUOUS, ROLES, SCORED, resolve
 from pair_tools import LOGPS
 
@@ -46,7 +46,7 @@ def test_a_name_that_tools_use_for_either_model_is_never_taken(pairs, name):
 
 def test_a_mapping_wins(pairs):
     swapped = {"policy_chosen_logps": "ref_chosen_logps", "ref_chosen_logps": "policy_chosen_logps"}
-    rewards = score(pairs, columns=swapped).collect()["chosen_reward"]
+    rewards = score(Pairs(pairs, columns=swapped)).collect()["chosen_reward"]
     assert rewards.to_list() == (-score(pairs).collect()["chosen_reward"]).to_list()
 
 
@@ -56,7 +56,7 @@ def test_a_mapping_settles_a_doubt_and_the_other_column_passes_through(pairs):
     )
     with pytest.raises(ColumnError, match=r"'ref_chosen_logprobs' and 'reference_chosen_logps'"):
         score(both)
-    scored = score(both, columns={"ref_chosen_logps": "reference_chosen_logps"}).collect()
+    scored = score(Pairs(both, columns={"ref_chosen_logps": "reference_chosen_logps"})).collect()
     assert scored["chosen_reward"].equals(score(pairs).collect()["chosen_reward"])
     assert scored["ref_chosen_logprobs"].unique().to_list() == [-1.0]
 
@@ -65,8 +65,13 @@ def test_a_mapping_does_not_silently_displace_a_column(pairs):
     other = pairs.with_columns(mine=pl.lit(-1.0))
     mapping = {"ref_chosen_logps": "mine"}
     with pytest.raises(ColumnError, match="ref_chosen_logps: the input has this column already"):
-        score(other, columns=mapping)
-    assert score(other, columns=mapping, replace=True).collect()["ref_chosen_logps"][0] == -1.0
+        score(Pairs(other, columns=mapping))
+    assert (
+        score(Pairs(other, columns=mapping), scored=Scored(replace=True)).collect()[
+            "ref_chosen_logps"
+        ][0]
+        == -1.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -85,7 +90,7 @@ def test_a_mapping_does_not_silently_displace_a_column(pairs):
 )
 def test_wrong_mappings(pairs, mapping, said):
     with pytest.raises(ColumnError, match=said):
-        score(pairs, columns=mapping)
+        score(Pairs(pairs, columns=mapping))
 
 
 def test_everything_that_is_wrong_is_said_at_once(pairs):
@@ -112,6 +117,6 @@ def test_a_name_that_polars_reads_as_a_pattern_is_refused_by_name(pairs, name):
 def test_columns_may_have_names_that_look_internal(pairs, name):
     odd = pairs.with_columns(pl.lit(1).alias(name), ref_chosen_logps=pl.lit(1.0))
     odd = pl.concat([odd, pairs.with_columns(pl.lit(1).alias(name))], how="vertical_relaxed")
-    result = evaluate(odd, on_invalid="exclude", batch_size=5, batch_by=None)
+    result = evaluate(odd, batches=Batches(5, by=None), on_invalid="exclude")
     assert result.summary.n_invalid == 6
     assert result.invalid.broken[0].offenders[0].row == 0

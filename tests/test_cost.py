@@ -6,7 +6,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from dpo_pipeline import check, evaluate, score_parquet
+from dpo_pipeline import Execution, check, evaluate, score_parquet
+from option_tools import grouped
 from pair_tools import LOGPS
 from plan_tools import assert_streams
 
@@ -58,14 +59,14 @@ def test_check_lists_offenders_by_one_more_reading(engine, dirty):
 
 @pytest.mark.parametrize("arguments", FIGURES)
 def test_evaluate_reads_once(engine, clean, tmp_path, arguments):
-    evaluate(clean, **to_file(arguments, tmp_path))
+    evaluate(clean, **grouped(**to_file(arguments, tmp_path)))
     assert engine.data_scans == 1
     assert_streams(engine)
 
 
 @pytest.mark.parametrize("arguments", FIGURES)
 def test_evaluate_lists_offenders_by_one_more_reading(engine, dirty, tmp_path, arguments):
-    evaluate(dirty, on_invalid="exclude", **to_file(arguments, tmp_path))
+    evaluate(dirty, **grouped(on_invalid="exclude", **to_file(arguments, tmp_path)))
     assert engine.data_scans == 2
     assert_streams(engine)
 
@@ -73,7 +74,7 @@ def test_evaluate_lists_offenders_by_one_more_reading(engine, dirty, tmp_path, a
 @pytest.mark.parametrize("arguments", FIGURES)
 def test_evaluate_of_a_lazy_frame_runs_it_once(engine, clean, tmp_path, arguments):
     lazy = pl.scan_parquet(clean if clean.is_file() else clean / "*.parquet")
-    evaluate(lazy, **to_file(arguments, tmp_path))
+    evaluate(lazy, **grouped(**to_file(arguments, tmp_path)))
     assert engine.data_scans == 1
     assert_streams(engine)
 
@@ -83,7 +84,7 @@ def test_evaluate_of_a_lazy_frame_runs_it_once(engine, clean, tmp_path, argument
     [pytest.param(lambda p: p, id="Polars"), pytest.param(pl.DataFrame.to_arrow, id="pyarrow")],
 )
 def test_evaluate_of_a_frame_streams(engine, pairs, make):
-    evaluate(make(pairs), by="subset", batch_size=2)
+    evaluate(make(pairs), by="subset", batches=2)
     assert len(engine.graphs) == 1
     assert_streams(engine)
 
@@ -94,7 +95,9 @@ def test_score_reads_clean_files_twice(engine, tmp_path, pairs, on_invalid, argu
     pairs.write_parquet(tmp_path / "in.parquet")
     outputs = to_file(arguments, tmp_path)
     score_parquet(
-        tmp_path / "in.parquet", tmp_path / "out.parquet", on_invalid=on_invalid, **outputs
+        tmp_path / "in.parquet",
+        tmp_path / "out.parquet",
+        **grouped(on_invalid=on_invalid, **outputs),
     )
     # The file of a quarantine without invalid pairs is written without a scan.
     assert engine.data_scans == 2
@@ -111,7 +114,11 @@ def test_score_reads_clean_files_twice(engine, tmp_path, pairs, on_invalid, argu
 )
 def test_score_of_dirty_files(engine, dirty, tmp_path, on_invalid, scans):
     score_parquet(
-        dirty, tmp_path / "o.parquet", on_invalid=on_invalid, progress=lambda _: None, by="subset"
+        dirty,
+        tmp_path / "o.parquet",
+        by="subset",
+        on_invalid=on_invalid,
+        execution=Execution(progress=lambda _: None),
     )
     assert engine.data_scans == scans
     sources = [graph for graph in engine.graphs if "source_row" in graph and "sink" not in graph]

@@ -10,12 +10,24 @@ import struct
 import polars as pl
 import pytest
 
-from dpo_pipeline import check, convert, dry_run, evaluate, score_parquet, sweep
+from dpo_pipeline import (
+    Batches,
+    Outputs,
+    Pairs,
+    Subsets,
+    check,
+    convert,
+    dry_run,
+    evaluate,
+    score_parquet,
+    sweep,
+)
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.errors import DpoPipelineError, StorageError, UsageError
 from dpo_pipeline.options import StatisticsOptions
 from dpo_pipeline.sources.dataset import open_dataset
 from dpo_pipeline.storage.locks import hold, let_go
+from option_tools import grouped
 from pair_tools import DATA, LOGPS
 
 FORMATS = DATA / "formats"
@@ -99,7 +111,7 @@ def test_nor_those_of_a_reference(split, function):
 
 
 def test_no_plan_scans_a_file(engine, tmp_path, folder, split):
-    dry_run(evaluate, folder, by="subset", batch_size=4, histogram=True)
+    dry_run(evaluate, folder, by=Subsets("subset", histogram=True), batches=4)
     dry_run(score_parquet, folder, tmp_path / "out", on_invalid="quarantine")
     dry_run(check, split[0], reference=split[1])
     dry_run(sweep, folder, [0.1, 0.2])
@@ -130,9 +142,9 @@ def test_an_evaluation_writes_and_finds_what_was_said(tmp_path, source):
         "batch_size": 4,
         "summary": tmp_path / "summary.json",
     }
-    made = dry_run(evaluate, source, 0.3, **arguments)
+    made = dry_run(evaluate, source, 0.3, **grouped(**arguments))
     before = state(tmp_path)
-    result = evaluate(source, 0.3, **arguments)
+    result = evaluate(source, 0.3, **grouped(**arguments))
     assert new_files(tmp_path, before) == {output.path for output in made.outputs}
     assert (made.rows, made.n_batches) == (result.summary.n_pairs, result.batches.height) == (6, 2)
     assert made.columns == result.columns
@@ -151,9 +163,9 @@ def test_a_score_writes_what_was_said(tmp_path, source, folder, of_folder):
         "batch_size": 2,
         "batches": tmp_path / "means.parquet",
     }
-    made = dry_run(score_parquet, *places, **arguments)
+    made = dry_run(score_parquet, *places, **grouped(**arguments))
     before = state(tmp_path)
-    score_parquet(*places, **arguments)
+    score_parquet(*places, **grouped(**arguments))
     written = {
         path
         for output in made.outputs
@@ -196,7 +208,7 @@ def test_a_conversion_writes_what_was_said(tmp_path, pairs):
 def test_columns_come_by_alias_and_mapping(tmp_path, pairs):
     path = tmp_path / "odd.parquet"
     pairs.rename({LOGPS[0]: "mine", LOGPS[2]: "reference_chosen_logps"}).write_parquet(path)
-    made = dry_run(evaluate, path, columns={LOGPS[0]: "mine"})
+    made = dry_run(evaluate, Pairs(path, columns={LOGPS[0]: "mine"}))
     assert made.columns == {
         "pair_id": "pair_id",
         LOGPS[0]: "mine",
@@ -362,13 +374,15 @@ def test_errors_are_those_of_a_run(
 def test_too_many_batches_are_refused_before(monkeypatch, source):
     monkeypatch.setattr("dpo_pipeline.sums.batches.MAX_BATCHES_HELD", 5)
     with pytest.raises(UsageError, match="more than 5 batches"):
-        dry_run(evaluate, source, batch_size=1)
-    assert dry_run(evaluate, source, batch_size=2).n_batches == 3
+        dry_run(evaluate, source, batches=1)
+    assert dry_run(evaluate, source, batches=2).n_batches == 3
 
 
 def test_overwriting_is_said(tmp_path, source):
     there = existing(tmp_path)
-    made = dry_run(score_parquet, source, there, overwrite=True, summary=tmp_path / "s.json")
+    made = dry_run(
+        score_parquet, source, there, outputs=Outputs(tmp_path / "s.json", overwrite=True)
+    )
     assert [(output.path, output.replaces) for output in made.outputs] == [
         (str(tmp_path / "s.json"), False),
         (str(there), True),
@@ -378,7 +392,7 @@ def test_overwriting_is_said(tmp_path, source):
 
 
 def test_a_report_is_said_and_asks_for_statistics(tmp_path, source):
-    made = dry_run(evaluate, source, report=tmp_path / "report.html")
+    made = dry_run(evaluate, source, outputs=Outputs(report=tmp_path / "report.html"))
     assert made.statistics
     assert f"would write {tmp_path / 'report.html'}" in str(made)
     assert not (tmp_path / "report.html").exists()
@@ -418,8 +432,8 @@ def test_the_text_says_all_of_it(monkeypatch, tmp_path, folder):
         "out",
         loss="ipo",
         by=["subset", "pair_id"],
-        batch_by="subset",
-        keep="pair_id",
+        batches=Batches(by="subset"),
+        scored="pair_id",
     )
     assert (
         f"{made}\n"

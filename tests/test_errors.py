@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from dpo_pipeline import ArgumentError, DpoPipelineError, InvalidPairsError, dpo_loss, evaluate
+from option_tools import grouped
 
 
 def raised(call):
@@ -49,7 +50,7 @@ def test_facts_are_attributes(pairs):
     ],
 )
 def test_advice_is_of_what_was_broken(pairs, value, arguments, told, untold):
-    text = str(raised(lambda: evaluate(changed(pairs, value), **arguments)))
+    text = str(raised(lambda: evaluate(changed(pairs, value), **grouped(**arguments))))
     assert told in text
     assert untold not in text
 

@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 
-from dpo_pipeline import evaluate
+from dpo_pipeline import Objective, evaluate
 from pair_tools import EXAMPLES
 
 EXAMPLE = EXAMPLES / "from_text.py"
@@ -62,7 +62,7 @@ def test_figures_are_those_of_trl(example, tmp_path, loss):
         processing_class=tokenizer,
     )
     theirs = trainer.evaluate()
-    ours = evaluate(pairs, 0.1, loss=loss, dialect="trl").to_metrics("eval_")
+    ours = evaluate(pairs, 0.1, loss=Objective(loss, dialect="trl")).to_metrics("eval_")
     assert len(ours) == 7
     for name, value in ours.items():
         # TRL sums float32 log-probs in another order, and its figures are rounded to float32.

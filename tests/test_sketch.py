@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from dpo_pipeline import UsageError, evaluate
+from dpo_pipeline import Subsets, UsageError, evaluate
 from dpo_pipeline.exact import bin_of, lower_edge, middle, quantile, value_error
 
 QUANTILES = (0.0, 0.001, 0.05, 0.25, 0.5, 0.75, 0.95, 0.999, 1.0)
@@ -68,17 +68,18 @@ def test_zero_and_null():
 
 
 def test_parts_merge_by_adding_counts(real_pairs):
-    whole = evaluate(real_pairs, histogram=True).histogram
+    whole = evaluate(real_pairs, by=Subsets(histogram=True)).histogram
     parts = pl.concat(
-        evaluate(real_pairs[a:b], histogram=True).histogram for a, b in ((0, 100), (100, 698))
+        evaluate(real_pairs[a:b], by=Subsets(histogram=True)).histogram
+        for a, b in ((0, 100), (100, 698))
     )
     merged = parts.group_by("bin", "lower", "upper").agg(pl.col("n_pairs").sum()).sort("bin")
     assert merged.equals(whole)
 
 
 def test_result_has_histogram_and_quantiles_and_the_same_figures(real_pairs):
-    plain = evaluate(real_pairs, by="turns", batch_size=64)
-    result = evaluate(real_pairs, by="turns", batch_size=64, histogram=True)
+    plain = evaluate(real_pairs, by="turns", batches=64)
+    result = evaluate(real_pairs, by=Subsets("turns", histogram=True), batches=64)
     assert result.summary == plain.summary
     assert result.subsets.equals(plain.subsets)
     assert result.batches.equals(plain.batches)
@@ -97,19 +98,22 @@ def test_result_has_histogram_and_quantiles_and_the_same_figures(real_pairs):
 
 def test_invalid_pairs_have_no_bin(pairs):
     odd = pairs.with_columns(ref_chosen_logps=pl.Series([None, math.nan, -41.0, -52, -65, -68]))
-    assert evaluate(odd, histogram=True, on_invalid="exclude").histogram["n_pairs"].sum() == 4
+    assert (
+        evaluate(odd, by=Subsets(histogram=True), on_invalid="exclude").histogram["n_pairs"].sum()
+        == 4
+    )
 
 
 def test_quantiles_need_a_histogram(pairs):
     with pytest.raises(UsageError, match="histogram=True"):
         evaluate(pairs).quantile(0.5)
     with pytest.raises(UsageError, match="from 0 to 1"):
-        evaluate(pairs, histogram=True).quantile(50)
+        evaluate(pairs, by=Subsets(histogram=True)).quantile(50)
 
 
 def test_a_histogram_costs_no_further_reading(engine, tmp_path, pairs):
     pairs.write_parquet(tmp_path / "in.parquet")
     engine.graphs.clear()
-    evaluate(tmp_path / "in.parquet", histogram=True, by="subset")
+    evaluate(tmp_path / "in.parquet", by=Subsets("subset", histogram=True))
     assert engine.data_scans == 1
     assert not any("in-memory-map" in graph or "multiplexer" in graph for graph in engine.graphs)

@@ -244,7 +244,7 @@ def evaluate(
             glob, a folder, an address), one row a pair with four log-probs in nats.
         beta: KL strength, at least 0 (arXiv 2305.18290, Eq. 7); 0.1, or the dialect's.
         reference: `Reference`, or its source, if its log-probs are not in `pairs`.
-        loss: `CheckedObjective`, or the name of a loss, or names with weights.
+        loss: `Objective`, or the name of a loss, or names with weights.
         by: `Subsets`, or columns: also give the figures of each subset; null is a subset.
         batches: `Batches`, or the size of a batch, or the file of their means.
         statistics: `StatisticsOptions`, or True: also intervals, baselines, calibration and

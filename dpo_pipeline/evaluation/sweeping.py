@@ -124,7 +124,7 @@ def sweep(
         beta: One or several; each at least 0.
         reference: As in `evaluate`.
         loss: One or several; each a name, or names with weights. Losses of batches cannot be
-            swept. Arguments of `CheckedObjective` go to the losses that take them.
+            swept. Arguments of `Objective` go to the losses that take them.
         by: As in `evaluate`, without a histogram.
         batches: As in `evaluate`.
         contract: As in `evaluate`.

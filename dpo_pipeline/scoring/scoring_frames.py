@@ -71,7 +71,7 @@ def score(
         pairs: `Pairs`, or a dataframe of any kind: one row a pair, with four log-probs in nats
             under canonical names or aliases.
         beta: KL strength, at least 0 (arXiv 2305.18290, Eq. 7); 0.1, or the dialect's.
-        loss: `CheckedObjective`, or the name of a loss, or names with weights.
+        loss: `Objective`, or the name of a loss, or names with weights.
         batches: `Batches` with a size, or the size: consecutive rows of a batch, for a loss that
             depends on the other pairs of its batch; such a plan holds all rows in memory.
         scored: `Scored` with `replace`: overwrite input columns that have the name of an added

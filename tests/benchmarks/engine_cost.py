@@ -19,7 +19,7 @@ import click
 import numpy as np
 import polars as pl
 
-from dpo_pipeline import score_parquet
+from dpo_pipeline import Outputs, score_parquet
 
 LOGPS = ("policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
 TICK = os.sysconf("SC_CLK_TCK")
@@ -62,7 +62,7 @@ def make(folder: Path, rows: int, files: int) -> None:
 def timed(source: Path, sink: Path, engine: str) -> tuple[float, float]:
     """Return CPU seconds and seconds of a run."""
     before, began = cpu(), time.monotonic()
-    score_parquet(source, sink, engine=engine, overwrite=True)
+    score_parquet(source, sink, outputs=Outputs(overwrite=True), execution=engine)
     return cpu() - before, time.monotonic() - began
 
 

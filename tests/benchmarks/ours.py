@@ -5,6 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 import dpo_pipeline
+from dpo_pipeline import Batches
 
 MEANS = (
     "loss",
@@ -34,12 +35,12 @@ def evaluate_by_subset(source: str) -> None:
 
 def evaluate_batches_of_64(source: str) -> None:
     """Totals and batch means, in a file, as there can be more of them than a result holds."""
-    dpo_pipeline.evaluate(source, batch_size=64, batches="batches.parquet")
+    dpo_pipeline.evaluate(source, batches=Batches(64, file="batches.parquet"))
 
 
 def evaluate_batches_of_2(source: str) -> None:
     """Totals and half as many batch means as there are pairs."""
-    dpo_pipeline.evaluate(source, batch_size=2, batches="batches.parquet")
+    dpo_pipeline.evaluate(source, batches=Batches(2, file="batches.parquet"))
 
 
 def evaluate_statistics(source: str) -> None:

@@ -11,6 +11,7 @@ from command_tools import run
 from dpo_pipeline import evaluate, score_parquet
 from dpo_pipeline.losses.catalogue import LOSSES
 from objective_tools import DIVERGENT, NEED_COUNTS, PER_TOKEN_IF_ASKED, RANGES, REFERENCE
+from option_tools import grouped
 
 
 @pytest.fixture
@@ -61,11 +62,11 @@ def source(tmp_path, counted):
 def test_the_command_line_says_it_to_the_library(capsys, source, tmp_path, options, call):
     code, out, err = run(capsys, "evaluate", source, "--json", *options)
     assert (code, err) == (0, "")
-    expected = evaluate(source, **call)
+    expected = evaluate(source, **grouped(**call))
     assert json.loads(out) == json.loads(expected.to_json())
     code, _, err = run(capsys, "score", source, tmp_path / "cli.parquet", *options)
     assert (code, err) == (0, "")
-    score_parquet(source, tmp_path / "library.parquet", **call)
+    score_parquet(source, tmp_path / "library.parquet", **grouped(**call))
     assert (tmp_path / "cli.parquet").read_bytes() == (tmp_path / "library.parquet").read_bytes()
 
 

@@ -7,7 +7,7 @@ import io
 
 import pytest
 
-from dpo_pipeline import score_parquet
+from dpo_pipeline import Execution, score_parquet
 from dpo_pipeline.cli.running import ProgressLine
 from dpo_pipeline.engine.progress import Progress
 
@@ -70,5 +70,10 @@ def test_a_reader_of_progress_who_left_does_not_stop_the_run(tmp_path, real_pair
     stream = Gone(terminal=True)
     with ProgressLine(stream, enabled=True) as line:
         clock.now += 60
-        score_parquet(source, tmp_path / "out.parquet", on_invalid="exclude", progress=line.show)
+        score_parquet(
+            source,
+            tmp_path / "out.parquet",
+            on_invalid="exclude",
+            execution=Execution(progress=line.show),
+        )
     assert (tmp_path / "out.parquet").exists()

@@ -12,7 +12,10 @@ from compare_tools import A, B, broken_at, frames, raised
 from dpo_pipeline import (
     Cancelled,
     ContractError,
+    Execution,
     InvalidPairsError,
+    OnInvalid,
+    StatisticsOptions,
     StorageError,
     UsageError,
     compare,
@@ -48,7 +51,7 @@ def test_invalid_pairs_are_left_out_of_both_sides():
     limits = {"on_invalid": "exclude", "max_invalid": 2}
     text = raised(InvalidPairsError, broken_at(a, 101, 102), broken_at(b, 102, 103), **limits)
     assert "3 of 40 common pairs are invalid, more than max_invalid (2) allows" in text
-    with_share = compare(a, broken_at(b, 103), on_invalid="exclude", max_invalid=0.025)
+    with_share = compare(a, broken_at(b, 103), on_invalid=OnInvalid("exclude", at_most=0.025))
     assert with_share.n_valid == 39
 
 
@@ -74,7 +77,7 @@ def test_scores_out_of_range():
     )
     text = raised(ContractError, a, huge, 1e9, loss="ipo")
     assert "1 of 4 common pairs are invalid: their log-probs are sound" in text
-    kept = compare(a, huge, 1e9, loss="ipo", on_invalid="exclude")
+    kept = compare(a, huge, beta=1e9, loss="ipo", on_invalid="exclude")
     assert (kept.n_valid, kept.a.n_invalid, kept.b.n_invalid) == (3, 0, 1)
 
 
@@ -122,7 +125,7 @@ def test_each_side_is_read_twice_and_streams(engine):
 
 def test_progress_and_a_stop():
     seen = []
-    compare(A, B, progress=seen.append)
+    compare(A, B, execution=Execution(progress=seen.append))
     assert seen[0].phase == "joining"
     assert (seen[-1].phase, seen[-1].rows, seen[-1].total) == ("evaluating", 1583, 1583)
     stopped = Event()
@@ -146,7 +149,9 @@ def test_the_command_prints_what_the_library_says(capsys):
     code, out, _ = run(capsys, A, B, "--json", "--beta", "0.05", "--loss", "ipo", "--level", "0.9")
     assert (code, json.loads(out)) == (
         0,
-        json.loads(compare(A, B, 0.05, loss="ipo", level=0.9).to_json()),
+        json.loads(
+            compare(A, B, beta=0.05, loss="ipo", statistics=StatisticsOptions(level=0.9)).to_json()
+        ),
     )
 
 

@@ -301,7 +301,7 @@ def test_bags_have_the_same_figures_and_nearly_the_same_errors(monkeypatch, per_
 
 def test_beta_and_loss_are_those_of_evaluate(real):
     _, _, a, b = real
-    result = compare(A, B, 0.5, loss="hinge")
+    result = compare(A, B, beta=0.5, loss="hinge")
     for name, side in (("a", a), ("b", b)):
         expected = np.maximum(0.0, 1 - 5 * side["reward_margin"]).mean()
         assert getattr(result, name).summary.loss == pytest.approx(expected, rel=1e-9)

@@ -15,9 +15,12 @@ from dpo_pipeline import (
     DataWarning,
     InvalidPairsError,
     JoinError,
+    Pairs,
+    Reference,
     UsageError,
     compare,
 )
+from option_tools import grouped
 from pair_tools import LOGPS, REFS
 
 # --- joining ---------------------------------------------------------------------------------
@@ -101,9 +104,9 @@ def test_columns_of_other_names():
     expected = compare(a, b)
     renamed = b.rename({"policy_chosen_logps": "w", "policy_rejected_logps": "l", "pair_id": "id"})
     mapping = {"policy_chosen_logps": "w", "policy_rejected_logps": "l", "pair_id": "id"}
-    assert said(compare(a, renamed, b_columns=mapping)) == said(expected)
+    assert said(compare(a, Pairs(renamed, columns=mapping))) == said(expected)
     both = a.rename({"policy_chosen_logps": "w", "policy_rejected_logps": "l", "pair_id": "id"})
-    assert said(compare(both, renamed, columns=mapping)) == said(expected)
+    assert said(compare(Pairs(both, columns=mapping), renamed)) == said(expected)
 
 
 # --- what sides lend each other --------------------------------------------------------------
@@ -115,7 +118,7 @@ def test_a_side_without_a_reference_takes_that_of_the_other(lacking):
     expected = compare(a, b)
     sides = {"a": a, "b": b}
     sides[lacking] = sides[lacking].drop(REFS)
-    result = compare(**sides)
+    result = compare(**grouped(**sides))
     assert said(result) == said(expected)
     other = {"a": "B", "b": "A"}[lacking]
     assert getattr(result, lacking).borrowed == dict.fromkeys(REFS, other)
@@ -137,7 +140,7 @@ def test_a_reference_of_both():
     assert result.a.borrowed == result.b.borrowed == dict.fromkeys(REFS, "reference")
     by_policy = reference.rename(dict(zip(REFS, POLICIES, strict=True)))
     mapping = dict(zip(REFS, POLICIES, strict=True))
-    found = compare(a.drop(REFS), b.drop(REFS), reference=by_policy, reference_columns=mapping)
+    found = compare(a.drop(REFS), b.drop(REFS), reference=Reference(by_policy, columns=mapping))
     assert said(found) == said(result)
 
 

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from compare_tools import BETA, REL, A, B, broken_at, frames, shifted
-from dpo_pipeline import compare
+from dpo_pipeline import StatisticsOptions, compare
 from dpo_pipeline.comparison.verdict import p_cell
 from dpo_pipeline.published.tables_out import published
 from pair_tools import LOGPS, REFS
@@ -139,9 +139,9 @@ def test_the_level_decides():
     a, b = frames(n=400, seed=5, scale=20.0)
     p = compare(a, b).differences["reward_accuracy"].p_value
     assert 0.001 < p < 0.999
-    assert compare(a, b, level=1 - p * 1.01).better is not None
-    assert compare(a, b, level=1 - p * 0.99).better is None
-    loss = compare(a, b, level=0.8).differences["loss"]
+    assert compare(a, b, statistics=StatisticsOptions(level=1 - p * 1.01)).better is not None
+    assert compare(a, b, statistics=StatisticsOptions(level=1 - p * 0.99)).better is None
+    loss = compare(a, b, statistics=StatisticsOptions(level=0.8)).differences["loss"]
     found = loss.estimate
     expected = by_ttest_at(a, b, 0.8)
     assert (found.interval.low, found.interval.high) == pytest.approx(expected, rel=REL)
@@ -194,7 +194,7 @@ def test_the_document_follows_its_schema():
     a, b = frames(n=40, per_prompt=2)
     for result in (
         compare(a, b),
-        compare(A, B, 0.05, by=["turns", "split"]),
+        compare(A, B, beta=0.05, by=["turns", "split"]),
         compare(a.drop(REFS), b, by="split"),
         compare(broken_at(a, 103), b, loss="ipo", on_invalid="exclude"),
         compare(*(table.with_columns(prompt_id=1) for table in (a, b))),

@@ -8,7 +8,7 @@ import random
 import polars as pl
 import pytest
 
-from dpo_pipeline import InvalidPairsError, check, evaluate, score
+from dpo_pipeline import Contract, InvalidPairsError, Objective, check, evaluate, score
 from dpo_pipeline.contract.binding import bind
 from pair_tools import COUNTS, LOGPS
 from token_tools import (
@@ -142,7 +142,9 @@ def test_sums_are_compared_with_the_tokens_that_count():
 def test_a_sum_that_is_accepted_above_0_is_compared():
     frame = with_sums(pairs_of_tokens(), policy_chosen_logps=(0, 0.125))
     shown = [(0, "0.125, and the tokens sum to -3.5")]
-    assert found(check(frame, max_logp=0.125)) == {f"{LOGPS[0]}.agrees_with_tokens": shown}
+    assert found(check(frame, contract=Contract(max_logp=0.125))) == {
+        f"{LOGPS[0]}.agrees_with_tokens": shown
+    }
 
 
 @pytest.mark.parametrize("value", [None, NAN, -INF, 0.5])
@@ -216,7 +218,7 @@ def test_a_mask_of_large_numbers():
 )
 def test_the_limit_of_a_token(value, max_logp, n_invalid):
     low = pairs_of_tokens().with_columns(pl.col(TOKENS).list.eval(pl.element() - 1.0))
-    report = check(with_list(low, PC, 1, [-9.0, value, -9.0]), max_logp=max_logp)
+    report = check(with_list(low, PC, 1, [-9.0, value, -9.0]), contract=Contract(max_logp=max_logp))
     name = f"{PC}.tokens_at_most"
     assert report.by_rule == ({name: 1} if n_invalid else {})
     if n_invalid:
@@ -229,7 +231,7 @@ def test_a_sum_out_of_range_of_sound_tokens():
     assert found(check(frame)) == {"policy_chosen_logps.at_least": [(1, LOWEST - 2.0)]}
     assert check(with_list(frame, PC, 1, [LOWEST, 0.0, 0.0])).n_invalid == 0
     above = with_list(pairs_of_tokens(), PC, 1, [0.125, 0.125, -0.125 + 2**-10])
-    assert found(check(above, max_logp=0.125)) == {
+    assert found(check(above, contract=Contract(max_logp=0.125))) == {
         "policy_chosen_logps.at_most": [(1, 0.125 + 2**-10)]
     }
 
@@ -348,7 +350,7 @@ def test_rules_and_valid_against_plain_python(masks, max_logp):
 def test_what_is_done_with_tokens_does_not_change_which_rows_are_sound(arguments):
     rows, frame = odd_lists(300, masks=())
     sound = [not broken_of_row(row, 0.0) for row in rows]
-    result = evaluate(frame, loss_args=arguments, on_invalid="exclude")
+    result = evaluate(frame, loss=Objective(arguments=arguments), on_invalid="exclude")
     # A token too low for a plain sum can be clamped, or count less.
     names = {f"{n}.at_least" for n in LOGPS}
     low = [bool(set(broken) <= names) for broken in (broken_of_row(r, 0.0) for r in rows)]

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import polars as pl
 import pytest
 
-from dpo_pipeline import evaluate, score_parquet
+from dpo_pipeline import Execution, Scored, evaluate, score_parquet
 from dpo_pipeline.engine.executors import Local, in_order, one_by_one
 from dpo_pipeline.evaluation import measuring
 from dpo_pipeline.sums import batches
+from option_tools import grouped
 from pair_tools import LOGPS
 
 
@@ -159,7 +160,7 @@ KINDS = {
 def test_statistics_are_of_rows_that_come_in_order(folder):
     given = {"statistics": True, "by": "subset", "on_invalid": "exclude"}
     found = [
-        evaluate(folder / "in", engine=engine, **given).to_json()
+        evaluate(folder / "in", **grouped(engine=engine, **given)).to_json()
         for engine in ("local", Shuffled(3), Threads(3))
     ]
     assert len(set(found)) == 1
@@ -174,15 +175,15 @@ def test_statistics_are_of_rows_that_come_in_order(folder):
 def test_any_executor_gives_the_same_bits(folder, executor, kind, monkeypatch):
     monkeypatch.setattr("dpo_pipeline.evaluation.shards.COUPLED_SHARD_ROWS", 64)
     given = {"part_rows": 50, "on_invalid": "quarantine", **KINDS[kind]}
-    here = score_parquet(folder / "in", folder / "here", **given)
-    there = score_parquet(folder / "in", folder / "there", engine=executor, **given)
+    here = score_parquet(folder / "in", folder / "here", **grouped(**given))
+    there = score_parquet(folder / "in", folder / "there", **grouped(engine=executor, **given))
     assert files(folder / "there") == files(folder / "here")
     assert files(folder / "there.invalid") == files(folder / "here.invalid")
     assert there.to_json() == here.to_json()
     assert here.summary.n_invalid == 2
     figures = {**KINDS[kind], "on_invalid": "exclude"}
-    found = evaluate(folder / "in", engine=executor, **figures).to_json()
-    assert found == evaluate(folder / "in", **figures).to_json()
+    found = evaluate(folder / "in", **grouped(engine=executor, **figures)).to_json()
+    assert found == evaluate(folder / "in", **grouped(**figures)).to_json()
 
 
 def test_progress_of_an_executor_comes_part_by_part(folder):
@@ -190,9 +191,8 @@ def test_progress_of_an_executor_comes_part_by_part(folder):
     score_parquet(
         folder / "in",
         folder / "out",
-        engine=Threads(2),
         on_invalid="quarantine",
-        progress=told.append,
+        execution=Execution(Threads(2), progress=told.append),
     )
     rows = {
         phase: [p.rows for p in told if p.phase == phase] for phase in ("evaluating", "writing")
@@ -206,7 +206,7 @@ def test_progress_of_an_executor_comes_part_by_part(folder):
 
 
 def test_parts_are_runs_of_row_groups(folder):
-    score_parquet(folder / "in", folder / "out", part_rows=60, on_invalid="exclude")
+    score_parquet(folder / "in", folder / "out", scored=Scored(part_rows=60), on_invalid="exclude")
     rows = {
         path.name: pl.scan_parquet(path).select(pl.len()).collect().item()
         for path in sorted((folder / "out").glob("*.parquet"))
@@ -231,7 +231,9 @@ def test_parts_are_runs_of_row_groups(folder):
 
 def test_parts_hold_the_rows_of_a_whole_output(folder):
     whole = score_parquet(folder / "in", folder / "whole", on_invalid="quarantine")
-    cut = score_parquet(folder / "in", folder / "cut", on_invalid="quarantine", part_rows=1)
+    cut = score_parquet(
+        folder / "in", folder / "cut", scored=Scored(part_rows=1), on_invalid="quarantine"
+    )
     assert cut.to_json() == whole.to_json()
     for name in ("whole", "whole.invalid"):
         expected = pl.read_parquet(folder / name)
@@ -242,7 +244,12 @@ def test_parts_hold_the_rows_of_a_whole_output(folder):
 
 
 def test_one_file_cut_into_parts_gives_a_folder(folder):
-    score_parquet(folder / "in" / "3.parquet", folder / "out", part_rows=100, on_invalid="exclude")
+    score_parquet(
+        folder / "in" / "3.parquet",
+        folder / "out",
+        scored=Scored(part_rows=100),
+        on_invalid="exclude",
+    )
     names = sorted(path.name for path in (folder / "out").iterdir())
     assert names == ["3-00000.parquet", "3-00001.parquet", "3-00002.parquet", "_SUCCESS"]
 
@@ -250,4 +257,4 @@ def test_one_file_cut_into_parts_gives_a_folder(folder):
 @pytest.mark.parametrize("rows", [0, -1, 1.5, True, "many"])
 def test_part_rows_is_a_count(folder, rows):
     with pytest.raises(ValueError, match="part_rows must be a whole number, at least 1"):
-        score_parquet(folder / "in", folder / "out", part_rows=rows)
+        score_parquet(folder / "in", folder / "out", scored=Scored(part_rows=rows))

@@ -151,20 +151,20 @@ def test_the_cluster_is_on_loopback_and_asks_for_a_token(scenes):
 
 def test_one_output_file_has_one_writer(tmp_path):
     with pytest.raises(UsageError, match=r"give part_rows \(--part-rows\)"):
-        score_parquet("examples/pairs.parquet", tmp_path / "out.parquet", engine="ray")
+        score_parquet("examples/pairs.parquet", tmp_path / "out.parquet", execution="ray")
 
 
 def test_a_dataframe_and_a_join_stay_here(pairs):
     with pytest.raises(UsageError, match="a dataframe is evaluated here"):
-        evaluate(pairs, engine="ray")
+        evaluate(pairs, execution="ray")
     with pytest.raises(UsageError, match="write the joined pairs first"):
-        evaluate("examples/pairs.parquet", reference=pairs, engine="ray")
+        evaluate("examples/pairs.parquet", reference=pairs, execution="ray")
 
 
 @pytest.mark.parametrize("engine", ["spark", 3, None])
 def test_there_are_two_names_of_engines(pairs, engine):
     with pytest.raises(UsageError, match="engine must be 'local', 'ray' or an executor"):
-        evaluate(pairs, engine=engine)
+        evaluate(pairs, execution=engine)
 
 
 def test_without_ray_it_is_said_what_to_install(monkeypatch):

@@ -12,15 +12,20 @@ from hypothesis import given, settings, strategies as st
 
 import dpo_pipeline
 from dpo_pipeline import (
+    Batches,
     Cancelled,
+    Contract,
     ContractError,
     DataWarning,
+    Execution,
     InvalidPairsError,
+    OnInvalid,
     UsageError,
     defaults,
     evaluate,
 )
 from dpo_pipeline.evaluation import measuring
+from option_tools import grouped
 from pair_tools import LOGPS, LOSSES, close, with_value
 
 
@@ -60,7 +65,7 @@ def test_subsets_and_null_is_one(pairs):
 
 def test_a_key_column_may_have_any_name(pairs):
     renamed = pairs.rename({"subset": "min_policy_chosen_logps", "pair_id": "sum_loss"})
-    result = evaluate(renamed, by="min_policy_chosen_logps", batch_by="sum_loss")
+    result = evaluate(renamed, by="min_policy_chosen_logps", batches=Batches(by="sum_loss"))
     assert result.subsets["n_pairs"].to_list() == [3, 2, 1]
     assert result.batches["batch"].to_list() == list("abcdef")
 
@@ -140,10 +145,12 @@ def test_the_first_five_offenders_by_row_and_value(pairs):
 def test_max_invalid_is_a_count_or_a_share(pairs, limit, passes):
     broken = with_value(with_value(pairs, 0, None), 5, None)
     if passes:
-        assert evaluate(broken, on_invalid="exclude", max_invalid=limit).summary.n_invalid == 2
+        assert (
+            evaluate(broken, on_invalid=OnInvalid("exclude", at_most=limit)).summary.n_invalid == 2
+        )
     else:
         with pytest.raises(InvalidPairsError, match="2 of 6 pairs are invalid"):
-            evaluate(broken, on_invalid="exclude", max_invalid=limit)
+            evaluate(broken, on_invalid=OnInvalid("exclude", at_most=limit))
 
 
 def test_no_pairs_is_no_pass(pairs):
@@ -158,9 +165,9 @@ def test_no_valid_pair_is_no_pass(pairs):
 
 def test_bf16_exports_pass_with_a_larger_max_logp(pairs):
     slightly = with_value(pairs, 0, 0.125)
-    assert evaluate(slightly, max_logp=0.125).summary.n_valid == 6
+    assert evaluate(slightly, contract=Contract(max_logp=0.125)).summary.n_valid == 6
     with pytest.raises(InvalidPairsError, match=r"at most 0\.0625 +1 row, first at row 0: 0\.125"):
-        evaluate(slightly, max_logp=0.0625)
+        evaluate(slightly, contract=Contract(max_logp=0.0625))
 
 
 @pytest.mark.parametrize(
@@ -223,7 +230,7 @@ def test_right_data_is_not_warned_of(pairs, real_pairs):
 )
 def test_wrong_arguments(pairs, arguments, said):
     with pytest.raises(UsageError, match=said):
-        evaluate(pairs, **arguments)
+        evaluate(pairs, **grouped(**arguments))
 
 
 def test_too_many_subsets_are_refused_with_advice(pairs, monkeypatch):
@@ -238,7 +245,7 @@ def test_cancelled_before_it_is_done(pairs):
             return True
 
     with pytest.raises(Cancelled):
-        evaluate(pairs, cancel=Set())
+        evaluate(pairs, execution=Execution(cancel=Set()))
 
 
 def test_progress_ends_at_the_total(tmp_path, real_pairs, monkeypatch):
@@ -246,7 +253,7 @@ def test_progress_ends_at_the_total(tmp_path, real_pairs, monkeypatch):
     path = tmp_path / "pairs.parquet"
     real_pairs.write_parquet(path)
     seen = []
-    evaluate(path, progress=seen.append)
+    evaluate(path, execution=Execution(progress=seen.append))
     assert [(p.phase, p.rows, p.total) for p in seen] == [
         ("evaluating", rows, 698) for rows in (200, 400, 600, 698)
     ]
@@ -256,7 +263,7 @@ def test_progress_ends_at_the_total(tmp_path, real_pairs, monkeypatch):
 
 
 def everything(source, **arguments):
-    result = evaluate(source, on_invalid="exclude", by="turns", **arguments)
+    result = evaluate(source, **grouped(on_invalid="exclude", by="turns", **arguments))
     return (result.summary, result.subsets.rows(), result.batches.rows(), result.invalid.broken)
 
 
@@ -307,7 +314,7 @@ def test_defaults_are_the_declared_ones(pairs):
 @pytest.mark.parametrize("max_logp", [math.nan, math.inf, "0", True, 1e9])
 def test_max_logp_must_be_a_number_of_nats(pairs, max_logp):
     with pytest.raises(UsageError, match="^max_logp must be a number of nats"):
-        evaluate(pairs, max_logp=max_logp)
+        evaluate(pairs, contract=Contract(max_logp=max_logp))
 
 
 def test_contract_must_be_a_pandera_schema(pairs):
@@ -321,4 +328,4 @@ def test_contract_must_be_a_pandera_schema(pairs):
 def test_no_pairs_is_no_pass_whatever_is_asked(pairs, arguments):
     for frame in (pairs.clear(), pairs.clear().lazy()):
         with pytest.raises(ContractError, match="no pairs"):
-            evaluate(frame, **arguments)
+            evaluate(frame, **grouped(**arguments))

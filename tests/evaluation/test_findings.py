@@ -14,6 +14,7 @@ import pytest
 from dpo_pipeline import DataWarning, StatisticsOptions, evaluate
 from dpo_pipeline.defaults import MISLABELLED_FROM
 from dpo_pipeline.published.tables_out import published
+from option_tools import grouped
 from pair_tools import LOGPS
 
 N = 2_000
@@ -46,7 +47,7 @@ def made(n=N, *, beta=0.1, spread=40.0, seed=0, size=(50.0, 300.0)):
 def found(pairs, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)
-        return evaluate(pairs, statistics=True, **options).findings
+        return evaluate(pairs, **grouped(statistics=True, **options)).findings
 
 
 def names(pairs, **options):

@@ -260,10 +260,7 @@ def test_the_judges_gaps_are_counted(rows, gathered):
 
 def test_two_scores_of_a_judge_are_subtracted(rows, gathered):
     frame = frame_of(rows).with_columns(better=pl.col("judge") + 1.0, worse=pl.lit(1, pl.Int8))
-    result = evaluate(
-        frame, beta=BETA, on_invalid="exclude",
-        statistics=StatisticsOptions(judge=("better", "worse")),
-    )  # fmt: skip
+    result = evaluate(frame, beta=BETA, statistics=StatisticsOptions(judge=("better", "worse")), on_invalid="exclude")  # fmt: skip
     assert_frame_equal(result.statistics.gathered.judged, gathered.judged)
 
 
@@ -300,7 +297,7 @@ def test_invalid_pairs_are_in_no_table(rows):
 
 def test_without_lengths_reference_or_judge_there_are_no_such_tables(rows):
     frame = frame_of(rows).select("policy_chosen_logps", "policy_rejected_logps")
-    result = evaluate(frame, loss="cpo", on_invalid="exclude", statistics=True)
+    result = evaluate(frame, loss="cpo", statistics=True, on_invalid="exclude")
     gathered = result.statistics.gathered
     has = (gathered.has_lengths, gathered.has_reference, gathered.is_by_prompt)
     assert has == (False, False, False)

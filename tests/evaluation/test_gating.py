@@ -45,10 +45,10 @@ def test_the_example_is_what_it_is_said_to_be(plain):
 )
 def test_a_figure_must_not_be_under_its_mark(plain, name, mark, passes):
     if passes:
-        gate(plain, fail_under={name: mark})
+        gate(plain, under={name: mark})
         return
     with pytest.raises(GateError) as caught:
-        gate(plain, fail_under={name: mark})
+        gate(plain, under={name: mark})
     (missed,) = caught.value.missed
     facts = (missed.name, missed.side, missed.mark, missed.value, missed.interval)
     assert facts == (name, "below", mark, RIGHT / N, None)
@@ -57,9 +57,9 @@ def test_a_figure_must_not_be_under_its_mark(plain, name, mark, passes):
 
 def test_a_figure_must_not_be_over_its_mark(plain):
     loss = plain.summary.loss
-    gate(plain, fail_over={"loss": loss, "n_invalid": 0})
+    gate(plain, over={"loss": loss, "n_invalid": 0})
     with pytest.raises(GateError, match=r"loss is 0\.68\d+, above 0\.6$"):
-        gate(plain, fail_over={"loss": 0.6})
+        gate(plain, over={"loss": 0.6})
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,9 @@ def test_a_figure_must_not_be_over_its_mark(plain):
 def test_an_interval_must_keep_the_mark_with_its_nearer_end(full, side, end, inside):
     limits = stats.binomtest(RIGHT, N).proportion_ci(0.95, "wilson")
     mark = limits[end]
-    gate(full, **{side: {"rewards/accuracies": mark - inside}}, on_interval=True)
+    gate(full, by_interval=True, **{side: {"rewards/accuracies": mark - inside}})
     with pytest.raises(GateError) as caught:
-        gate(full, **{side: {"rewards/accuracies": mark + inside}}, on_interval=True)
+        gate(full, by_interval=True, **{side: {"rewards/accuracies": mark + inside}})
     (missed,) = caught.value.missed
     assert missed.by_interval
     assert missed.interval == pytest.approx(tuple(limits), rel=1e-9)
@@ -80,12 +80,7 @@ def test_an_interval_must_keep_the_mark_with_its_nearer_end(full, side, end, ins
 
 def test_the_message_says_metric_value_interval_and_mark(full):
     with pytest.raises(GateError) as caught:
-        gate(
-            full,
-            fail_under={"rewards/accuracies": 0.55},
-            fail_over={"tie_rate": 0.0001},
-            on_interval=True,
-        )
+        gate(full, under={"rewards/accuracies": 0.55}, over={"tie_rate": 0.0001}, by_interval=True)
     assert str(caught.value).startswith(
         "pairs fails its gate: rewards/accuracies is 0.558739 (0.521681 to 0.595154): "
         "the lower end is below 0.55; tie_rate is 0 (0 to 0.0035"
@@ -95,13 +90,13 @@ def test_the_message_says_metric_value_interval_and_mark(full):
 
 def test_all_figures_that_miss_are_named(plain):
     with pytest.raises(GateError) as caught:
-        gate(plain, fail_under={"reward_accuracy": 0.9, "reward_margin": 0.0, "loss": 1.0})
+        gate(plain, under={"reward_accuracy": 0.9, "reward_margin": 0.0, "loss": 1.0})
     assert [missed.name for missed in caught.value.missed] == ["reward_accuracy", "loss"]
 
 
 def test_the_error_can_be_sent_to_another_process(plain):
     with pytest.raises(GateError) as caught:
-        gate(plain, fail_under={"reward_accuracy": 0.9})
+        gate(plain, under={"reward_accuracy": 0.9})
     again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301  our own bytes
     assert str(again) == str(caught.value)
     assert again.missed == caught.value.missed
@@ -120,17 +115,17 @@ def test_the_error_can_be_sent_to_another_process(plain):
 )
 def test_figures_of_statistics_can_be_gated(full, plain, name, of):
     estimate = of(full.statistics)
-    gate(full, fail_under={name: estimate.value}, fail_over={name: estimate.value})
-    gate(full, fail_under={name: estimate.interval.low}, on_interval=True)
+    gate(full, under={name: estimate.value}, over={name: estimate.value})
+    gate(full, under={name: estimate.interval.low}, by_interval=True)
     with pytest.raises(GateError):
-        gate(full, fail_under={name: estimate.value + 1e-6})
+        gate(full, under={name: estimate.value + 1e-6})
     with pytest.raises(UsageError, match=f"has no {name}; it needs statistics"):
-        gate(plain, fail_under={name: 0.0})
+        gate(plain, under={name: 0.0})
 
 
 def test_a_benchmarks_score_is_missing_without_sections(full):
     with pytest.raises(UsageError, match="this evaluation has no score$"):
-        gate(full, fail_under={"score": 0.5})
+        gate(full, under={"score": 0.5})
 
 
 def test_what_is_not_a_number_does_not_pass(plain):
@@ -143,14 +138,14 @@ def test_what_is_not_a_number_does_not_pass(plain):
 def test_a_figure_that_the_loss_does_not_have_is_an_error():
     result = evaluate(REAL, loss="cpo")
     with pytest.raises(UsageError, match="has no ref_chosen_logps"):
-        gate(result, fail_under={"ref_chosen_logps": -300})
+        gate(result, under={"ref_chosen_logps": -300})
 
 
 def test_an_interval_that_is_not_there_is_an_error(plain, full):
     with pytest.raises(UsageError, match="loss has no interval here"):
-        gate(plain, fail_over={"loss": 1.0}, on_interval=True)
+        gate(plain, over={"loss": 1.0}, by_interval=True)
     with pytest.raises(UsageError, match="is a count"):
-        gate(full, fail_over={"n_ties": 1}, on_interval=True)
+        gate(full, over={"n_ties": 1}, by_interval=True)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +167,7 @@ def test_every_name_of_a_mark_is_known_to_some_evaluation(full):
     unknown = []
     for name in GATED:
         try:
-            gate(full, fail_under={name: -1e9})
+            gate(full, under={name: -1e9})
         except UsageError:
             unknown.append(name)
     assert unknown == ["score"]
@@ -181,7 +176,7 @@ def test_every_name_of_a_mark_is_known_to_some_evaluation(full):
 def test_scored_files_can_be_gated(tmp_path):
     result = score_parquet(REAL, tmp_path / "scored.parquet")
     with pytest.raises(GateError):
-        gate(result, fail_under={"reward_accuracy": 0.6})
+        gate(result, under={"reward_accuracy": 0.6})
 
 
 # ---- the command line

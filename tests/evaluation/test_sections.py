@@ -133,8 +133,8 @@ def test_a_subset_without_a_valid_pair_is_missing():
         evaluate(
             frame,
             by="subset",
-            on_invalid="exclude",
             statistics=StatisticsOptions(sections="rewardbench"),
+            on_invalid="exclude",
         )
 
 

@@ -13,8 +13,9 @@ import polars as pl
 import pytest
 
 from batch_tools import BATCH_LOSSES, N_ROWS, SHARD, close, made, plain, with_faults, written
-from dpo_pipeline import evaluate, score, score_parquet
+from dpo_pipeline import Batches, Outputs, evaluate, score, score_parquet
 from dpo_pipeline.sources.dataset import Dataset
+from option_tools import grouped
 from pair_tools import LOGPS
 
 # --- shards, files and row groups
@@ -47,14 +48,14 @@ def laid_out(frame, folder):
 def test_the_same_bits_for_any_layout_and_shard(loss, size, tmp_path, monkeypatch):
     frame = with_faults(made())
     given = {"loss": loss, "batch_size": size, "on_invalid": "exclude"}
-    whole = score(frame, loss=loss, batch_size=size).collect()
+    whole = score(frame, loss=loss, batches=size).collect()
     valid = whole.filter(pl.col("loss").is_not_null())
-    held = evaluate(frame, by="subset", **given)
+    held = evaluate(frame, **grouped(by="subset", **given))
     (tmp_path / "out").mkdir()
     for source in laid_out(frame, tmp_path):
         for rows in {"one.parquet": (262_144,), "seven": (14,)}.get(source.name, (30,)):
             monkeypatch.setattr(SHARD, rows)
-            found = evaluate(source, by="subset", **given)
+            found = evaluate(source, **grouped(by="subset", **given))
             assert found.summary == held.summary, (source, rows)
             assert found.subsets.equals(held.subsets), (source, rows)
             assert found.batches.equals(held.batches), (source, rows)
@@ -73,9 +74,8 @@ def test_bytes_of_an_output_do_not_follow_shards(tmp_path, monkeypatch):
             tmp_path / "in.parquet",
             out,
             loss="bco_pair_running",
-            batch_size=7,
-            batches=means,
-            overwrite=True,
+            batches=Batches(7, file=means),
+            outputs=Outputs(overwrite=True),
         )
         found.add(tuple(hashlib.sha256(p.read_bytes()).hexdigest() for p in (out, means)))
     assert len(found) == 1
@@ -85,7 +85,7 @@ def test_bytes_of_an_output_do_not_follow_shards(tmp_path, monkeypatch):
 def test_files_have_row_by_row_what_score_gives(loss, tmp_path, monkeypatch):
     monkeypatch.setattr(SHARD, 30)
     frame = made()
-    whole = score(frame, loss=loss, batch_size=7).collect()
+    whole = score(frame, loss=loss, batches=7).collect()
     assert set(frame.columns) < set(whole.columns)
     ends = [0, 10, 11, 93, N_ROWS]
     for source in laid_out(frame, tmp_path)[1:3]:
@@ -108,7 +108,7 @@ def test_rows_stand_in_order_beyond_a_morsel(tmp_path):
     weights = dict.fromkeys(BATCH_LOSSES, 1.0)
     _, scored, _ = written(tmp_path / "in.parquet", tmp_path, loss=weights, batch_size=size)
     assert scored["pair_id"].equals(frame["pair_id"])
-    assert scored.equals(score(frame, loss=weights, batch_size=size).collect())
+    assert scored.equals(score(frame, loss=weights, batches=size).collect())
     # Two batches on each side of the cut, and all that the running mean has seen before them.
     near, before = frame[cut - 2 * size : cut + 2 * size], frame[: cut - 2 * size]
     policy_chosen, policy_rejected, ref_chosen, ref_rejected = before.select(LOGPS)
@@ -159,7 +159,7 @@ def test_rows_are_read_shard_by_shard_each_of_whole_batches(engine, tmp_path, mo
 
     monkeypatch.setattr(Dataset, "shards", seen)
     engine.graphs.clear()
-    evaluate(tmp_path / "in.parquet", loss="aot", batch_size=7)
+    evaluate(tmp_path / "in.parquet", loss="aot", batches=7)
     assert cut == [(first, min(28, N_ROWS - first)) for first in range(0, N_ROWS, 28)]
     assert engine.data_scans == len(engine.graphs) == len(cut) == 6
     for graph, (first, rows) in zip(engine.graphs, cut, strict=True):
@@ -167,7 +167,7 @@ def test_rows_are_read_shard_by_shard_each_of_whole_batches(engine, tmp_path, mo
         assert "in-memory-map" not in graph
         assert "in-memory-fallback" not in graph
     engine.graphs.clear()
-    score_parquet(tmp_path / "in.parquet", tmp_path / "out.parquet", loss="aot", batch_size=7)
+    score_parquet(tmp_path / "in.parquet", tmp_path / "out.parquet", loss="aot", batches=7)
     assert engine.data_scans == 12
     scans = [graph for graph in engine.graphs if "multi-scan[parquet]" in graph]
     assert all("len: 28" in graph or "len: 11" in graph for graph in scans)
@@ -184,7 +184,7 @@ def test_a_writer_holds_one_shard_at_a_time(tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(pl.LazyFrame, "collect", noted)
-    score_parquet(tmp_path / "in.parquet", tmp_path / "out.parquet", loss="aot", batch_size=14)
+    score_parquet(tmp_path / "in.parquet", tmp_path / "out.parquet", loss="aot", batches=14)
     # First sums of batches, two in a shard; then rows, each once as scored and once as written.
     assert heights == [2] * 5 + [1] + [28] * 10 + [11] * 2
 
@@ -195,7 +195,7 @@ def test_small_files_of_one_shard_are_scored_together(tmp_path, engine):
     for i in range(10):
         made()[15 * i : 15 * (i + 1)].write_parquet(folder / f"{i}.parquet")
     engine.graphs.clear()
-    score_parquet(folder, tmp_path / "out", loss="aot", batch_size=14)
+    score_parquet(folder, tmp_path / "out", loss="aot", batches=14)
     assert engine.data_scans == 2  # to measure, and to score for all ten files
 
 
@@ -211,7 +211,7 @@ def test_long_rows_make_small_shards(tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(pl.LazyFrame, "collect", noted)
-    score_parquet(tmp_path / "in.parquet", tmp_path / "out.parquet", loss="aot", batch_size=14)
+    score_parquet(tmp_path / "in.parquet", tmp_path / "out.parquet", loss="aot", batches=14)
     assert max(heights) <= 56  # of some 2 kB each, in whole batches
     assert sum(heights) > 2 * N_ROWS
 

@@ -15,6 +15,7 @@ from dpo_pipeline import StatisticsOptions, UsageError, evaluate, score
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.evaluation import gathering
 from gather_tools import hash_of
+from option_tools import grouped
 from pair_tools import LOGPS
 
 BETA = 0.1
@@ -363,11 +364,11 @@ def test_the_level_is_that_of_every_interval(pairs):
 
 def test_statistics_change_none_of_the_plain_figures(pairs, tmp_path):
     asked = {"beta": BETA, "by": "topic", "batch_size": 50, "histogram": True}
-    plain = evaluate(pairs, **asked)
+    plain = evaluate(pairs, **grouped(**asked))
     path = tmp_path / "pairs.parquet"
     pairs.write_parquet(path, row_group_size=90)
     for source in (pairs, pairs.lazy(), path):
-        full = evaluate(source, statistics=True, **asked)
+        full = evaluate(source, **grouped(statistics=True, **asked))
         assert repr(full.summary) == repr(plain.summary)
         assert full.subsets.equals(plain.subsets)
         assert full.batches.equals(plain.batches)

@@ -8,9 +8,10 @@ import math
 import polars as pl
 import pytest
 
-from dpo_pipeline import InvalidPairsError, UsageError, evaluate, sweep
+from dpo_pipeline import InvalidPairsError, Objective, UsageError, evaluate, sweep
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.sums.summary import FIGURES
+from option_tools import grouped
 from pair_tools import LOGPS, reference_row
 
 BETAS = [0.05, 0.1, 0.5, 3.0]
@@ -37,13 +38,13 @@ def test_losses_of_every_beta_against_plain_python(real_pairs):
 
 def test_a_sweep_gives_the_bits_of_single_evaluations(counted):
     losses = ["sigmoid", "ipo", "simpo", "sppo_hard", {"sigmoid": 0.8, "sft": 0.2}, "sigmoid_norm"]
-    found = sweep(counted, BETAS, loss=losses, loss_args={"label_smoothing": 0.1})
+    found = sweep(counted, BETAS, loss=Objective(losses, arguments={"label_smoothing": 0.1}))
     takes = {"sigmoid", "simpo", "sigmoid_norm", "0.8 sigmoid + 0.2 sft"}
     assert len(found.objectives) == len(losses) * len(BETAS)
     for objective, row in zip(found.objectives, found.table.iter_rows(named=True), strict=True):
         loss = {term.loss.name: term.weight for term in objective.terms}
         arguments = {"label_smoothing": 0.1} if str(objective) in takes else {}
-        alone = evaluate(counted, objective.beta, loss=loss, loss_args=arguments).summary
+        alone = evaluate(counted, objective.beta, loss=Objective(loss, arguments=arguments)).summary
         shared = {name: row[name] for name in FIGURES}
         if not objective.needs.reference:  # a sweep has the columns that any of its losses needs
             shared |= dict.fromkeys(("ref_chosen_logps", "ref_rejected_logps"))
@@ -86,11 +87,11 @@ def test_a_pair_that_one_loss_cannot_sum_is_left_out_of_all(pairs):
     losses = ["sigmoid", "discopop"]
     arguments = {"f_divergence": "forward_kl"}
     with pytest.raises(InvalidPairsError) as caught:
-        sweep(far, loss=losses, loss_args=arguments)
+        sweep(far, loss=Objective(losses, arguments=arguments))
     assert caught.value.report.n_invalid == 1
     names = {rule.name for rule in caught.value.report.broken}
     assert "loss of discopop at beta 0.1.in_range" in names
-    found = sweep(far, loss=losses, loss_args=arguments, on_invalid="exclude")
+    found = sweep(far, loss=Objective(losses, arguments=arguments), on_invalid="exclude")
     assert found.table["n_valid"].to_list() == [5, 5]
     assert found.invalid.n_invalid == 1
 
@@ -111,7 +112,7 @@ def test_a_pair_that_one_loss_cannot_sum_is_left_out_of_all(pairs):
 )
 def test_what_cannot_be_swept(pairs, engine, arguments, message):
     with pytest.raises(UsageError, match=message):
-        sweep(pairs, **{"beta": [0.1], **arguments})
+        sweep(pairs, **grouped(**{"beta": [0.1], **arguments}))
     assert not engine.graphs
 
 
@@ -132,7 +133,7 @@ def test_the_command(tmp_path, capsys, counted):
     for row in document["rows"]:
         (term,) = row["objective"]["terms"]
         beta = row["objective"]["beta"]
-        alone = evaluate(counted, beta, loss=term["loss"], loss_args=arguments).summary
+        alone = evaluate(counted, beta, loss=Objective(term["loss"], arguments=arguments)).summary
         assert term["per_token"] is True
         assert row["summary"] == alone.to_dict()
     assert [(r["objective"]["beta"]) for r in document["rows"]] == [0.05, 0.1, 0.05, 0.1]

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from dpo_pipeline import check, evaluate, score
+from option_tools import grouped
 from pair_tools import COUNTS, LOGPS, reference_row
 from plan_tools import assert_streams
 from token_tools import (
@@ -44,7 +45,7 @@ def test_evaluate_reads_the_lists_once_and_nothing_else(engine, tmp_path, argume
     frame = pairs_of_tokens(masks if masked else None).with_columns(text=pl.lit("x" * 99))
     frame.write_parquet(tmp_path / "in.parquet")
     engine.graphs.clear()
-    evaluate(tmp_path / "in.parquet", **arguments)
+    evaluate(tmp_path / "in.parquet", **grouped(**arguments))
     assert engine.data_scans == 1
     n_lists = (2 if arguments.get("loss") == "simpo" else 4) + 2 * masked
     assert f"project: {n_lists} total" in engine.graphs[0]

@@ -6,10 +6,11 @@ import math
 
 import pytest
 
-from dpo_pipeline import ArgumentError, UsageError, evaluate, score
+from dpo_pipeline import ArgumentError, Batches, UsageError, evaluate, score
 from dpo_pipeline.losses.catalogue import LOSSES
 from dpo_pipeline.losses.objective import CheckedObjective
 from objective_tools import DIVERGENT, LOG_2, OF_BATCHES, PER_TOKEN_IF_ASKED, RANGES, REFERENCE
+from option_tools import grouped
 
 NO_NUMBERS = (math.nan, math.inf, -math.inf, True, False, "0.1", None, [0.1], 1j)
 
@@ -222,7 +223,7 @@ AT_BETA_0 = {
 def test_beta_0_is_for_losses_that_do_not_divide_by_it(counted, loss):
     size = {"batch_size": 1} if loss in OF_BATCHES else {}
     if loss in AT_BETA_0:
-        first = score(counted, 0.0, loss=loss, **size).collect()["loss"][0]
+        first = score(counted, 0.0, **grouped(loss=loss, **size)).collect()["loss"][0]
         assert first == pytest.approx(AT_BETA_0[loss], rel=1e-14)
     else:
         assert loss in {"ipo", "sppo_hard"}
@@ -243,7 +244,7 @@ def test_a_loss_of_batches_asks_for_their_size(counted, source, engine, loss):
     for run in (
         lambda: score(counted, loss=loss),
         lambda: evaluate(source, loss={"sigmoid": 1.0, loss: 1.0}),
-        lambda: evaluate(source, loss=loss, batch_by="subset"),
+        lambda: evaluate(source, loss=loss, batches=Batches(by="subset")),
     ):
         with pytest.raises(UsageError, match=r"is a loss of batches: give batch_size"):
             run()

@@ -26,7 +26,8 @@ from batch_tools import (
     with_faults,
     written,
 )
-from dpo_pipeline import UsageError, evaluate, score, score_parquet
+from dpo_pipeline import Contract, Subsets, UsageError, evaluate, score, score_parquet
+from option_tools import grouped
 from pair_tools import LOGPS
 
 # --- values row by row
@@ -204,7 +205,7 @@ def test_a_log_prob_above_0_takes_part_where_it_is_accepted(loss):
     above = pl.when(pl.int_range(N_ROWS) % 9 == 4).then(0.125).otherwise(LOGPS[0])
     frame = made().with_columns(above.alias(LOGPS[0]))
     down = frame.with_columns(pl.col(LOGPS) - 1.0)  # no loss of these sees a common constant
-    found = evaluate(frame, loss=loss, batch_size=7, max_logp=0.125)
+    found = evaluate(frame, loss=loss, batches=7, contract=Contract(max_logp=0.125))
     assert found.summary.n_invalid == 0
     assert found.batches["loss"].to_list() == close(means_of(plain(down, loss, 7), 7))
 
@@ -224,7 +225,7 @@ def means_of(values, size):
 def test_means_of_batches_are_those_of_their_rows(loss, size, faults):
     frame = with_faults(made()) if faults else made()
     rows = plain(frame, loss, size)
-    result = evaluate(frame, loss=loss, batch_size=size, on_invalid="exclude")
+    result = evaluate(frame, loss=loss, batches=size, on_invalid="exclude")
     assert result.summary.loss == close(mean([v for v in rows if v is not None]))
     expected = means_of(rows, size)
     found = result.batches
@@ -243,7 +244,7 @@ def test_subsets_are_of_rows_whose_batches_are_whole(loss, tmp_path, monkeypatch
     rows = frame.select("subset", loss=pl.Series(plain(frame, loss, 7)))
     for pairs in (frame, tmp_path / "in.parquet"):
         result = evaluate(
-            pairs, loss=loss, batch_size=7, by="subset", on_invalid="exclude", histogram=True
+            pairs, loss=loss, by=Subsets("subset", histogram=True), batches=7, on_invalid="exclude"
         )
         found = dict(result.subsets.select("subset", "loss").iter_rows())
         assert set(found) == {"x", "y", None}
@@ -314,9 +315,9 @@ def test_files_without_a_batch_size_are_refused_unread(engine, tmp_path, argumen
     made().write_parquet(tmp_path / "in.parquet")
     engine.graphs.clear()
     with pytest.raises(UsageError, match=rf"\b{name}\b.* is a loss of batches: give batch_size"):
-        evaluate(tmp_path / "in.parquet", **arguments)
+        evaluate(tmp_path / "in.parquet", **grouped(**arguments))
     with pytest.raises(UsageError, match=rf"\b{name}\b.* is a loss of batches: give batch_size"):
-        score_parquet(tmp_path / "in.parquet", tmp_path / "out.parquet", **arguments)
+        score_parquet(tmp_path / "in.parquet", tmp_path / "out.parquet", **grouped(**arguments))
     assert not engine.graphs
     assert [p.name for p in tmp_path.iterdir()] == ["in.parquet"]
 
@@ -328,12 +329,12 @@ def test_score_without_a_batch_size_is_refused_unread(engine, arguments, name):
 
     lazy = made().lazy().map_batches(never, schema=made().schema)
     with pytest.raises(UsageError, match=rf"\b{name}\b.* is a loss of batches: give batch_size"):
-        score(lazy, **arguments)
-    score(lazy, batch_size=7, **arguments)  # a plan, of which nothing is run
+        score(lazy, **grouped(**arguments))
+    score(lazy, **grouped(batch_size=7, **arguments))  # a plan, of which nothing is run
     assert not engine.graphs
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.0, True, "7"])
 def test_a_batch_size_that_is_none(size):
     with pytest.raises(UsageError, match="batch_size must be a whole number, at least 1"):
-        score(made(), loss="aot", batch_size=size)
+        score(made(), loss="aot", batches=size)

@@ -6,12 +6,13 @@ import math
 
 import pytest
 
-from dpo_pipeline import UsageError, evaluate, score
+from dpo_pipeline import Objective, UsageError, evaluate, score
 from dpo_pipeline.defaults import DIALECT_NAMES
 from dpo_pipeline.losses.catalogue import LOSSES
 from dpo_pipeline.losses.dialects import DIALECTS
 from dpo_pipeline.losses.objective import CheckedObjective
 from objective_tools import DIVERGENT, PER_TOKEN_IF_ASKED, REFERENCE
+from option_tools import grouped
 
 
 def test_names_of_dialects_are_known_without_importing_them():
@@ -74,10 +75,10 @@ def test_trl_has_no_label_smoothing_of_sigmoid(counted):
     call = {"loss_args": {"label_smoothing": 0.1}, "dialect": "trl"}
     for loss in ("sigmoid", "sigmoid_norm", {"hinge": 1.0, "sigmoid": 1.0}):
         with pytest.raises(UsageError, match="dialect trl: label_smoothing of sigmoid.*ignores it"):
-            score(counted, loss=loss, **call)
+            score(counted, **grouped(loss=loss, **call))
     plain = {**call, "dialect": None}
-    ours = score(counted, loss="robust", **call).collect()
-    assert ours.equals(score(counted, loss="robust", **plain).collect())
+    ours = score(counted, **grouped(loss="robust", **call)).collect()
+    assert ours.equals(score(counted, **grouped(loss="robust", **plain)).collect())
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_trl_has_no_label_smoothing_of_sigmoid(counted):
     ],
 )
 def test_ipo_by_dialect(counted, dialect, arguments, expected):
-    scored = score(counted, loss="ipo", loss_args=arguments, dialect=dialect).collect()
+    scored = score(counted, loss=Objective("ipo", arguments=arguments, dialect=dialect)).collect()
     assert scored["loss"][4] == pytest.approx(expected, rel=1e-14)
 
 
@@ -106,42 +107,44 @@ def test_ipo_by_dialect(counted, dialect, arguments, expected):
     ],
 )
 def test_rewards_of_trl_stay_beta_times_the_log_ratio(counted, loss, arguments):
-    ours = score(counted, loss=loss, loss_args=arguments).collect()
-    trl = score(counted, loss=loss, loss_args=arguments, dialect="trl").collect()
+    ours = score(counted, loss=Objective(loss, arguments=arguments)).collect()
+    trl = score(counted, loss=Objective(loss, arguments=arguments, dialect="trl")).collect()
     assert trl["loss"].equals(ours["loss"])
     # By hand: 0.1 times the log-ratios of sums.
     chosen, rejected = [0.1, -0.1, 0.1, 0.2, 0.5, -0.2], [0.0, 0.1, 0.1, -0.3, -0.5, 0.8]
     assert trl["chosen_reward"].to_list() == pytest.approx(chosen, rel=1e-14)
     assert trl["rejected_reward"].to_list() == pytest.approx(rejected, rel=1e-14)
     assert not ours["rejected_reward"].equals(trl["rejected_reward"])
-    figures = evaluate(counted, loss=loss, loss_args=arguments, dialect="trl").summary
+    figures = evaluate(counted, loss=Objective(loss, arguments=arguments, dialect="trl")).summary
     assert figures.reward_margin == pytest.approx(0.4 / 6 - 0.0, abs=1e-12)
     assert (figures.n_ties, figures.reward_accuracy) == (1, 0.5)
-    assert figures.loss == evaluate(counted, loss=loss, loss_args=arguments).summary.loss
+    assert figures.loss == evaluate(counted, loss=Objective(loss, arguments=arguments)).summary.loss
 
 
 def test_rewards_of_a_loss_without_reference_are_the_policys_in_trl_too(counted):
     for loss in ("cpo", "simpo"):
-        trl = score(counted, loss=loss, dialect="trl").collect()
+        trl = score(counted, loss=Objective(loss, dialect="trl")).collect()
         assert trl.equals(score(counted, loss=loss).collect())
 
 
 def test_the_authors_code(counted):
-    smoothed = score(counted, loss_args={"label_smoothing": 0.25}, dialect="dpo-paper").collect()
+    smoothed = score(
+        counted, loss=Objective(arguments={"label_smoothing": 0.25}, dialect="dpo-paper")
+    ).collect()
     # The fifth pair's margin is 1.
     expected = 0.75 * math.log(1 + math.exp(-1)) + 0.25 * math.log(1 + math.exp(1))
     assert smoothed["loss"][4] == pytest.approx(expected, rel=1e-14)
     for name, value in VALUES.items():
         with pytest.raises(UsageError, match=f"dialect dpo-paper: {name} of sigmoid"):
-            score(counted, loss_args={name: value}, dialect="dpo-paper")
+            score(counted, loss=Objective(arguments={name: value}, dialect="dpo-paper"))
 
 
 def test_rewardbench_rewards_are_log_ratios_without_beta(counted):
-    scored = score(counted, dialect="rewardbench").collect()
+    scored = score(counted, loss=Objective(dialect="rewardbench")).collect()
     assert scored["chosen_reward"].to_list() == [1.0, -1.0, 1.0, 2.0, 5.0, -2.0]
     assert scored["rejected_reward"].to_list() == [0.0, 1.0, 1.0, -3.0, -5.0, 8.0]
     free = {"reference_free": True, "per_token": True}
-    averaged = score(counted, loss_args=free, dialect="rewardbench").collect()
+    averaged = score(counted, loss=Objective(arguments=free, dialect="rewardbench")).collect()
     assert averaged["chosen_reward"].to_list() == [-20 / 2, -31 / 4, -8, -5, -15, -10]
 
 
@@ -149,8 +152,8 @@ def test_rewardbench_rewards_are_log_ratios_without_beta(counted):
     ("dialect", "beta"), [("trl", 0.1), ("dpo-paper", 0.1), ("rewardbench", 1)]
 )
 def test_beta_is_the_dialects_unless_it_is_given(counted, dialect, beta):
-    assert evaluate(counted, dialect=dialect).beta == beta
-    assert evaluate(counted, 0.3, dialect=dialect).beta == 0.3
-    assert evaluate(counted, 0.0, dialect=dialect).beta == 0.0
-    given = score(counted, 0.3, dialect=dialect).collect()
+    assert evaluate(counted, loss=Objective(dialect=dialect)).beta == beta
+    assert evaluate(counted, 0.3, loss=Objective(dialect=dialect)).beta == 0.3
+    assert evaluate(counted, 0.0, loss=Objective(dialect=dialect)).beta == 0.0
+    given = score(counted, 0.3, loss=Objective(dialect=dialect)).collect()
     assert given["chosen_reward"][4] == pytest.approx(1.5, rel=1e-14)

@@ -8,7 +8,8 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from dpo_pipeline import evaluate, score, score_parquet
+from dpo_pipeline import Objective, evaluate, score, score_parquet
+from option_tools import grouped
 
 DOCUMENTED = [
     pytest.param(
@@ -100,11 +101,13 @@ DOCUMENTED = [
 @pytest.mark.parametrize(("call", "document", "title"), DOCUMENTED)
 def test_every_output_says_the_objective_in_full(counted, source, tmp_path, call, document, title):
     scored, means, kept = (tmp_path / name for name in ("s.parquet", "m.parquet", "s.json"))
-    result = score_parquet(source, scored, batch_size=2, batches=means, summary=kept, **call)
+    result = score_parquet(
+        source, scored, **grouped(batch_size=2, batches=means, summary=kept, **call)
+    )
     # The files hold what `score` gives, bit for bit.
     beta = call.get("beta")
     rest = {name: value for name, value in call.items() if name != "beta"}
-    assert pl.read_parquet(scored).equals(score(counted, beta, **rest).collect())
+    assert pl.read_parquet(scored).equals(score(counted, beta, **grouped(**rest)).collect())
     for told in (json.loads(kept.read_text()), json.loads(result.to_json())):
         assert told["objective"] == document
         assert (told["loss"], told["beta"]) == (title, document["beta"])
@@ -118,7 +121,9 @@ def test_every_output_says_the_objective_in_full(counted, source, tmp_path, call
 
 def test_integers_and_floats_of_an_argument_are_one_document(source):
     documents = [
-        evaluate(source, beta, loss={"hinge": weight, "bco_pair": 1}, loss_args=arguments).to_json()
+        evaluate(
+            source, beta, loss=Objective({"hinge": weight, "bco_pair": 1}, arguments=arguments)
+        ).to_json()
         for beta, weight, arguments in ((1, 2, {"baseline": 3}), (1.0, 2.0, {"baseline": 3.0}))
     ]
     assert documents[0] == documents[1]

@@ -16,6 +16,7 @@ from objective_tools import (
     REFERENCE,
     minus_log_sigmoid,
 )
+from option_tools import grouped
 from pair_tools import COUNTS, LOGPS, REFS
 
 FREE = [
@@ -45,22 +46,22 @@ def test_a_reference_free_loss_needs_no_reference(
 ):
     bare = counted.drop(REFS)
     call = {"loss": loss, "loss_args": arguments}
-    scored = score(bare, **call).collect()
+    scored = score(bare, **grouped(**call)).collect()
     first = scored.row(0, named=True)
     assert [first[n] for n in ("chosen_reward", "rejected_reward", "reward_margin", "loss")] == (
         pytest.approx([chosen, rejected, chosen - rejected, value], rel=1e-13)
     )
-    alone = evaluate(bare.head(1), **call).summary
+    alone = evaluate(bare.head(1), **grouped(**call)).summary
     assert [alone.chosen_reward, alone.rejected_reward, alone.reward_margin, alone.loss] == (
         pytest.approx([chosen, rejected, chosen - rejected, value], rel=1e-11)
     )
-    whole = evaluate(bare, **call)
+    whole = evaluate(bare, **grouped(**call))
     assert whole.summary.n_valid == 6
     assert whole.summary.policy_chosen_logps == pytest.approx(-271 / 6)
     assert (whole.summary.ref_chosen_logps, whole.summary.ref_rejected_logps) == (None, None)
     assert not set(REFS) & set(whole.columns)
     bare.write_parquet(tmp_path / "bare.parquet")
-    score_parquet(tmp_path / "bare.parquet", tmp_path / "scored.parquet", **call)
+    score_parquet(tmp_path / "bare.parquet", tmp_path / "scored.parquet", **grouped(**call))
     assert pl.read_parquet(tmp_path / "scored.parquet").equals(scored)
 
 
@@ -72,11 +73,11 @@ def test_it_does_not_judge_a_reference_that_is_there(counted, tmp_path, loss, ar
         pl.Series(REFS[1], ["none", "of", "this", "is", "a", "number"]),
         pl.lit("x").alias("reference_chosen_logps"),  # an alias, which two columns now have
     )
-    whole = evaluate(odd, **call)
-    assert whole.summary == evaluate(counted.drop(REFS), **call).summary
+    whole = evaluate(odd, **grouped(**call))
+    assert whole.summary == evaluate(counted.drop(REFS), **grouped(**call)).summary
     assert (whole.summary.n_invalid, whole.warnings) == (0, ())
     odd.write_parquet(tmp_path / "odd.parquet")
-    score_parquet(tmp_path / "odd.parquet", tmp_path / "scored.parquet", **call)
+    score_parquet(tmp_path / "odd.parquet", tmp_path / "scored.parquet", **grouped(**call))
     # They are like any other column: carried as they are, under their names.
     carried = pl.read_parquet(tmp_path / "scored.parquet")
     assert carried.select(odd.columns).equals(odd)
@@ -98,7 +99,7 @@ def test_any_other_loss_needs_its_reference(counted, loss):
                 run(counted.drop(REFS[1]), loss=several, **size)
     broken = counted.with_columns(pl.Series(REFS[0], [None, math.nan, 5.0, -1, -1, -1]))
     with pytest.raises(InvalidPairsError) as caught:
-        evaluate(broken, loss=loss, **size)
+        evaluate(broken, **grouped(loss=loss, **size))
     assert [(r.name, r.count) for r in caught.value.report.broken] == [
         ("ref_chosen_logps.not_null", 1),
         ("ref_chosen_logps.not_nan", 1),
@@ -125,9 +126,9 @@ def test_missing_token_counts_are_said_before_any_data_is_read(
     counted.drop(COUNTS[1]).write_parquet(path)
     engine.graphs.clear()
     for run in (
-        lambda: score(pl.scan_parquet(path), **call),
-        lambda: evaluate(str(path), **call),
-        lambda: score_parquet(str(path), out, **call),
+        lambda: score(pl.scan_parquet(path), **grouped(**call)),
+        lambda: evaluate(str(path), **grouped(**call)),
+        lambda: score_parquet(str(path), out, **grouped(**call)),
     ):
         with pytest.raises(ColumnError) as caught:
             run()
@@ -149,15 +150,15 @@ def test_null_and_zero_counts_are_invalid_pairs(counted, loss, arguments):
     )
     call = {"loss": loss, "loss_args": arguments}
     with pytest.raises(InvalidPairsError) as caught:
-        evaluate(odd, **call)
+        evaluate(odd, **grouped(**call))
     found = {r.name: [(o.row, o.value) for o in r.offenders] for r in caught.value.report.broken}
     assert found == {
         "chosen_num_tokens.not_null": [(0, None)],
         "rejected_num_tokens.not_null": [(4, None)],
         "rejected_num_tokens.at_least": [(2, 0), (3, -3)],
     }
-    left = evaluate(odd, on_invalid="exclude", **call).summary
-    sound = evaluate(counted[[1, 5]], **call).summary
+    left = evaluate(odd, **grouped(on_invalid="exclude", **call)).summary
+    sound = evaluate(counted[[1, 5]], **grouped(**call)).summary
     assert left.n_invalid == 4
     assert left.loss == sound.loss
     assert left.reward_margin == sound.reward_margin
@@ -174,4 +175,4 @@ def test_a_null_count_is_no_fault_where_nothing_divides_by_it(counted):
 @pytest.mark.parametrize("loss", sorted(set(LOSSES) - NEED_COUNTS))
 def test_any_other_loss_needs_no_counts(pairs, loss):
     size = {"batch_size": 2} if loss in OF_BATCHES else {}
-    assert evaluate(pairs, loss=loss, **size).summary.n_valid == 6
+    assert evaluate(pairs, **grouped(loss=loss, **size)).summary.n_valid == 6

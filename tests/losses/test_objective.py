@@ -9,7 +9,7 @@ from fractions import Fraction
 import polars as pl
 import pytest
 
-from dpo_pipeline import InvalidPairsError, evaluate, score
+from dpo_pipeline import InvalidPairsError, Objective, evaluate, score
 from dpo_pipeline.evaluation import shards as shard_scoring
 from objective_tools import LOG_2, minus_log_sigmoid
 from pair_tools import COUNTS, LOGPS
@@ -178,7 +178,7 @@ def plain_figures(rows, scores, loss):
 def test_figures_equal_plain_python(counted_real, loss, arguments, scores, of_scores):
     frame, rows = counted_real
     expected = plain_figures(rows, scores, of_scores)
-    result = evaluate(frame, BETA, loss=loss, loss_args=arguments, on_invalid="exclude")
+    result = evaluate(frame, BETA, loss=Objective(loss, arguments=arguments), on_invalid="exclude")
     found = result.summary.to_dict()
     assert expected["n_valid"] > 650
     assert {name: found[name] for name in expected} == pytest.approx(
@@ -197,7 +197,7 @@ def test_rows_that_a_divergence_puts_out_of_range_are_named(counted_real):
     chosen, rejected = ([i for i, r in enumerate(rows) if r[k] - r[k + 2] < limit] for k in (0, 1))
     assert (len(chosen), len(rejected), len({*chosen, *rejected})) == (1, 2, 3)
     with pytest.raises(InvalidPairsError) as caught:
-        evaluate(frame, BETA, loss_args={"f_divergence": "forward_kl"})
+        evaluate(frame, BETA, loss=Objective(arguments={"f_divergence": "forward_kl"}))
     assert {r.name: [o.row for o in r.offenders] for r in caught.value.report.broken} == {
         "chosen_reward.in_range": chosen,
         "rejected_reward.in_range": rejected,
@@ -207,7 +207,9 @@ def test_rows_that_a_divergence_puts_out_of_range_are_named(counted_real):
 
 def test_figures_of_subsets_and_batches_are_of_the_loss_too(counted_real):
     frame, rows = counted_real
-    result = evaluate(frame, loss="ipo", loss_args={"per_token": True}, by="turns", batch_size=100)
+    result = evaluate(
+        frame, loss=Objective("ipo", arguments={"per_token": True}), by="turns", batches=100
+    )
     turns = frame["turns"].to_list()
     for found in result.subsets.rows(named=True):
         mine = [row for row, t in zip(rows, turns, strict=True) if t == found["turns"]]
@@ -234,13 +236,16 @@ def test_a_sum_is_the_weighted_sum_of_its_losses(counted_real):
         "sft": {},
         "simpo": {"gamma": 0.2, "label_smoothing": 0.1},
     }
-    single = {n: score(frame, loss=n, loss_args=of[n]).collect()["loss"].to_list() for n in weights}
-    together = score(frame, loss=weights, loss_args=shared).collect()
+    single = {
+        n: score(frame, loss=Objective(n, arguments=of[n])).collect()["loss"].to_list()
+        for n in weights
+    }
+    together = score(frame, loss=Objective(weights, arguments=shared)).collect()
     expected = [
         math.fsum(weight * single[name][i] for name, weight in weights.items()) for i in range(698)
     ]
     assert together["loss"].to_list() == pytest.approx(expected, rel=1e-14)
-    summary = evaluate(frame, loss=weights, loss_args=shared).summary
+    summary = evaluate(frame, loss=Objective(weights, arguments=shared)).summary
     assert summary.loss == pytest.approx(math.fsum(expected) / 698, rel=1e-11)
 
 
@@ -276,10 +281,10 @@ def test_a_running_baseline_does_not_follow_the_rewards_of_another_loss(
     source = tmp_path / "real.parquet"
     counted_real[0].write_parquet(source)
     weights = {"sft": 2.0, "bco_pair_running": 1.0}
-    single = [evaluate(source, loss=n, batch_size=10).summary.loss for n in weights]
+    single = [evaluate(source, loss=n, batches=10).summary.loss for n in weights]
     monkeypatch.setattr(shard_scoring, "COUPLED_SHARD_ROWS", 100)
     for order in (weights, dict(reversed(weights.items()))):
-        found = evaluate(source, loss=order, batch_size=10).summary.loss
+        found = evaluate(source, loss=order, batches=10).summary.loss
         assert found == pytest.approx(2.0 * single[0] + single[1], rel=1e-11)
 
 

@@ -7,7 +7,8 @@ import math
 import polars as pl
 import pytest
 
-from dpo_pipeline import InvalidPairsError, evaluate, score, score_parquet
+from dpo_pipeline import InvalidPairsError, Objective, evaluate, score, score_parquet
+from option_tools import grouped
 from pair_tools import LOGPS, REFS
 
 
@@ -19,13 +20,13 @@ def test_a_loss_that_overflows_is_an_invalid_pair(counted):
     # Margins 0.1, -0.2, 0, 0.5, 1, -1, and one of -2000, where exp(-m) sigma(m/3) is exp(1333).
     odd = pl.concat([counted, counted.head(1).with_columns(pl.lit(-20_021.0).alias(LOGPS[0]))])
     call = {"loss": "discopop", "loss_args": {"tau": 3.0}}
-    assert score(odd, **call).collect()["loss"][6] == math.inf
+    assert score(odd, **grouped(**call)).collect()["loss"][6] == math.inf
     with pytest.raises(InvalidPairsError) as caught:
-        evaluate(odd, **call)
+        evaluate(odd, **grouped(**call))
     assert by_rule(caught) == {"loss.in_range": [(6, math.inf)]}
-    left = evaluate(odd, on_invalid="exclude", **call)
+    left = evaluate(odd, **grouped(on_invalid="exclude", **call))
     assert (left.summary.n_valid, left.summary.n_invalid) == (6, 1)
-    assert left.summary.loss == evaluate(counted, **call).summary.loss
+    assert left.summary.loss == evaluate(counted, **grouped(**call)).summary.loss
     # The same pair has a loss by the default temperature, and by the DPO loss.
     assert evaluate(odd, loss="discopop").summary.n_valid == 7
     assert evaluate(odd).summary.n_valid == 7
@@ -44,15 +45,15 @@ def test_a_reward_that_overflows_is_an_invalid_pair(counted):
     call = {"loss_args": {"f_divergence": "forward_kl"}}
     odd = pl.concat([counted.head(5), *rows])
     with pytest.raises(InvalidPairsError) as caught:
-        evaluate(odd, **call)
+        evaluate(odd, **grouped(**call))
     found = by_rule(caught)
     assert found["chosen_reward.in_range"] == [(5, -math.inf), (7, -math.inf)]
     assert found["rejected_reward.in_range"] == [(6, -math.inf), (7, -math.inf)]
     assert [row for row, _ in found["loss.in_range"]] == [5, 7]
     assert len(found) == 3
-    left = evaluate(odd, on_invalid="exclude", **call).summary
+    left = evaluate(odd, **grouped(on_invalid="exclude", **call)).summary
     assert (left.n_valid, left.n_invalid) == (5, 3)
-    sound = evaluate(counted.head(5), **call).summary
+    sound = evaluate(counted.head(5), **grouped(**call)).summary
     assert (left.loss, left.reward_margin) == (sound.loss, sound.reward_margin)
     assert (left.chosen_reward, left.reward_accuracy) == (
         sound.chosen_reward,
@@ -68,8 +69,7 @@ def test_such_pairs_do_not_reach_the_scored_file(counted, tmp_path, on_invalid):
     odd.write_parquet(tmp_path / "odd.parquet")
     result = score_parquet(
         *(tmp_path / "odd.parquet", tmp_path / "s.parquet"),
-        loss="discopop",
-        loss_args={"tau": 3.0},
+        loss=Objective("discopop", arguments={"tau": 3.0}),
         on_invalid=on_invalid,
     )
     assert [(r.name, r.count) for r in result.invalid.broken] == [("loss.in_range", 1)]

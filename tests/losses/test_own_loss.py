@@ -10,11 +10,12 @@ import polars as pl
 import pytest
 
 from command_tools import run
-from dpo_pipeline import ColumnError, UsageError, evaluate, score, score_parquet
+from dpo_pipeline import ColumnError, Objective, UsageError, evaluate, score, score_parquet
 from dpo_pipeline.cli import listings as loss_list
 from dpo_pipeline.losses import catalogue as loss_catalogue, objective
 from dpo_pipeline.losses.catalogue import LOSSES
 from dpo_pipeline.losses.loss_row import Loss, Parameter
+from option_tools import grouped
 from pair_tools import COUNTS
 
 
@@ -46,12 +47,12 @@ def test_a_loss_is_added_by_a_function_and_a_row(monkeypatch, capsys, counted, s
             for m, n in zip(margins, tokens, strict=True)
         ]
         call = {"loss": "cauchy", "loss_args": arguments}
-        found = score(counted, **call).collect()["loss"].to_list()
+        found = score(counted, **grouped(**call)).collect()["loss"].to_list()
         assert found == pytest.approx(expected, rel=1e-14)
         mean = math.fsum(expected) / 6
-        assert evaluate(counted, **call).summary.loss == pytest.approx(mean, abs=1e-12)
+        assert evaluate(counted, **grouped(**call)).summary.loss == pytest.approx(mean, abs=1e-12)
         out = tmp_path / f"{width}.parquet"
-        score_parquet(source, out, **call)
+        score_parquet(source, out, **grouped(**call))
         assert pl.read_parquet(out)["loss"].to_list() == found
         told = run(capsys, "evaluate", source, "--loss", "cauchy", "--loss-arg", f"width={width}")
         assert told[0] == 0
@@ -60,9 +61,9 @@ def test_a_loss_is_added_by_a_function_and_a_row(monkeypatch, capsys, counted, s
     both = score(counted, loss={"cauchy": 2.0, "hinge": 1.0}).collect()["loss"][2]
     assert both == pytest.approx(2 * (math.log(1.25) + 0.5) + 1.0, rel=1e-14)
     with pytest.raises(UsageError, match="width of cauchy must be a finite number above 0"):
-        score(counted, loss="cauchy", loss_args={"width": 0})
+        score(counted, loss=Objective("cauchy", arguments={"width": 0}))
     with pytest.raises(UsageError, match="cauchy has no 'per_token'"):
-        score(counted, loss="cauchy", loss_args={"per_token": True})
+        score(counted, loss=Objective("cauchy", arguments={"per_token": True}))
     with pytest.raises(ColumnError, match="chosen_num_tokens: missing"):
         score(counted.drop(COUNTS), loss="cauchy")
     assert "cauchy" in run(capsys, "losses")[1]

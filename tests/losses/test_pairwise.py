@@ -17,7 +17,7 @@ import mpmath
 import polars as pl
 import pytest
 
-from dpo_pipeline import score
+from dpo_pipeline import Objective, score
 from dpo_pipeline.losses.catalogue import LOSSES
 from dpo_pipeline.losses.divergences import F_DIVERGENCES
 from pair_tools import LOGPS
@@ -188,7 +188,9 @@ def subtracts(loss, args):
 
 
 def losses_of(pairs, loss, args=None, beta=1.0):
-    return score(pairs, beta, loss=loss, loss_args=args or {}).collect()["loss"].to_list()
+    return (
+        score(pairs, beta, loss=Objective(loss, arguments=args or {})).collect()["loss"].to_list()
+    )
 
 
 def losses_at(scores, loss, args=None, beta=1.0):
@@ -272,7 +274,11 @@ def test_scores_equal_mpmath(args):
     sizes = [size for size in SIZES if size < 700.0]
     logratios = [0.0, *sizes, *(-size for size in sizes)]
     pairs = table([(h, 0.0) for h in logratios], reference=True)
-    rewards = score(pairs, 1.0, loss_args=args).collect().select("chosen_reward", "rejected_reward")
+    rewards = (
+        score(pairs, 1.0, loss=Objective(arguments=args))
+        .collect()
+        .select("chosen_reward", "rejected_reward")
+    )
     divergence = SCORES[args["f_divergence"]]
     # log 2 + log sigma(h) is 0 at 0; the others are right to their last digits.
     terms = [math.log(2.0)] if args["f_divergence"] == "js_divergence" else []

@@ -9,6 +9,7 @@ import pytest
 
 from dpo_pipeline import evaluate, score
 from dpo_pipeline.cli.program import main
+from option_tools import grouped
 from pair_tools import DATA
 
 COLUMN_OF = {
@@ -93,7 +94,7 @@ def test_every_column_of_the_peers_is_reproduced_below():
 def test_every_loss_of_the_peers_to_1e_9(entry):
     peers = pl.read_parquet(DATA / "peer_losses.parquet")
     wanted = entry["loss"] if entry["loss"].endswith("reward") else "loss"
-    ours = score(peers, **our_call(entry)).collect()[wanted].to_list()
+    ours = score(peers, **grouped(**our_call(entry))).collect()[wanted].to_list()
     if entry["loss"] in SORTED_BY:
         left, right = (peers[name].to_list() for name in SORTED_BY[entry["loss"]])
         ours = [ours[i] for i in sorted(range(ROWS), key=lambda i: left[i] - right[i])]

@@ -8,7 +8,16 @@ import math
 import polars as pl
 import pytest
 
-from dpo_pipeline import ColumnError, InvalidPairsError, UsageError, evaluate, score, sweep
+from dpo_pipeline import (
+    ColumnError,
+    InvalidPairsError,
+    Objective,
+    UsageError,
+    evaluate,
+    score,
+    sweep,
+)
+from option_tools import grouped
 from pair_tools import LOGPS, reference_row
 from token_tools import (
     INF,
@@ -37,7 +46,7 @@ def ld(tokens, other, alpha):
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
 def test_ld_dpo_against_plain_lists(real_tokens, alpha):
     lists = of_frame(real_tokens)
-    made = score(real_tokens, loss_args={"ld_alpha": alpha}).collect()
+    made = score(real_tokens, loss=Objective(arguments={"ld_alpha": alpha})).collect()
     expected = [
         [
             ld(ours[i], theirs[i], alpha)
@@ -53,12 +62,12 @@ def test_ld_dpo_against_plain_lists(real_tokens, alpha):
     for place, name in enumerate(LOGPS):
         assert made[name].to_list() == pytest.approx([row[place] for row in expected], rel=1e-13)
     losses = [reference_row(*row, 0.1)[2] for row in expected]
-    summary = evaluate(real_tokens, loss_args={"ld_alpha": alpha}).summary
+    summary = evaluate(real_tokens, loss=Objective(arguments={"ld_alpha": alpha})).summary
     assert summary.loss == pytest.approx(math.fsum(losses) / len(losses), abs=1e-9)
 
 
 def test_ld_dpo_by_hand():
-    made = score(pairs_of_tokens(), loss_args={"ld_alpha": 0.5}).collect()
+    made = score(pairs_of_tokens(), loss=Objective(arguments={"ld_alpha": 0.5})).collect()
     assert of_frame(made.select(LOGPS)) == {
         "policy_chosen_logps": [-3.25, -13.0, -0.25, -7.5],
         "policy_rejected_logps": [-4.0, -10.5625, -5.25, -7.0],
@@ -69,31 +78,35 @@ def test_ld_dpo_by_hand():
 
 def test_ld_alpha_one_is_the_plain_sum(real_tokens):
     plain = score(real_tokens).collect()
-    assert score(real_tokens, loss_args={"ld_alpha": 1}).collect().equals(plain)
+    assert score(real_tokens, loss=Objective(arguments={"ld_alpha": 1})).collect().equals(plain)
 
 
 def test_ld_dpo_takes_lengths_of_what_counts():
     frame = pairs_of_tokens({MASKS[0]: [[0, 0, 1], [1, 0, 1], [1], [0, 1, 0, 1]]})
-    made = score(frame, loss_args={"ld_alpha": 0.0}).collect()
+    made = score(frame, loss=Objective(arguments={"ld_alpha": 0.0})).collect()
     assert made["policy_rejected_logps"].to_list() == [-3.0, -4.5, -5.0, -7.0]
     assert made["policy_chosen_logps"].to_list() == [-0.5, -9.0, -0.25, -3.0]
 
 
 def test_ld_dpo_without_a_reference():
-    made = score(pairs_of_tokens(), loss_args={"ld_alpha": 0.0, "reference_free": True}).collect()
+    made = score(
+        pairs_of_tokens(), loss=Objective(arguments={"ld_alpha": 0.0, "reference_free": True})
+    ).collect()
     assert made["policy_chosen_logps"].to_list() == [-3.0, -13.0, -0.25, -3.0]
     assert "ref_chosen_logps" not in made.columns
 
 
 def test_ld_dpo_of_simpo_still_divides_by_all_tokens():
-    made = score(pairs_of_tokens(), 1.0, loss="simpo", loss_args={"ld_alpha": 0.0, "gamma": 0.0})
+    made = score(
+        pairs_of_tokens(), 1.0, loss=Objective("simpo", arguments={"ld_alpha": 0.0, "gamma": 0.0})
+    )
     assert made.collect()["chosen_reward"].to_list() == pytest.approx([-1.0, -13 / 3, -0.25, -0.75])
 
 
 def test_sweep_takes_token_arguments():
-    table = sweep(pairs_of_tokens(), [0.1, 0.5], loss_args={"ld_alpha": 0.5}).table
+    table = sweep(pairs_of_tokens(), [0.1, 0.5], loss=Objective(arguments={"ld_alpha": 0.5})).table
     losses = [
-        evaluate(pairs_of_tokens(), beta, loss_args={"ld_alpha": 0.5}).summary.loss
+        evaluate(pairs_of_tokens(), beta, loss=Objective(arguments={"ld_alpha": 0.5})).summary.loss
         for beta in (0.1, 0.5)
     ]
     assert table["loss"].to_list() == losses
@@ -102,13 +115,13 @@ def test_sweep_takes_token_arguments():
 @pytest.mark.parametrize("arguments", [{"ld_alpha": 0.5}, {"humanline": True}])
 def test_what_needs_tokens_is_refused_without_them(arguments):
     with pytest.raises(ColumnError) as caught:
-        evaluate(pl.DataFrame(SUMS), loss_args=arguments)
+        evaluate(pl.DataFrame(SUMS), loss=Objective(arguments=arguments))
     argument = next(iter(arguments))
     problem = f"missing, and {argument} is computed from tokens, not from sums"
     assert caught.value.problems == tuple(f"{name}: {problem}" for name in TOKENS)
     mixed = pairs_of_tokens().with_columns(ref_chosen_logps=pl.Series(SUMS["ref_chosen_logps"]))
     with pytest.raises(ColumnError) as caught:
-        score(mixed, loss_args=arguments)
+        score(mixed, loss=Objective(arguments=arguments))
     problem = f"{argument} makes this sum from {RC}; drop this column"
     assert caught.value.problems == (f"ref_chosen_logps: {problem}",)
 
@@ -134,7 +147,7 @@ def test_token_arguments_are_checked(call, arguments, problem):
 
 
 def test_token_arguments_stand_in_the_document():
-    result = evaluate(pairs_of_tokens(), loss_args={"ld_alpha": 0.25})
+    result = evaluate(pairs_of_tokens(), loss=Objective(arguments={"ld_alpha": 0.25}))
     text = result.to_json()
     assert '"ld_alpha": 0.25' in text
     assert '"humanline": false' in text
@@ -178,7 +191,7 @@ HALOS = {
 def test_figures_of_halos(arguments, loss, rewards):
     # HALOs takes a log-prob of exactly 0 for padding, which shows where it divides by a length.
     mask = pl.Series(MASKS[0], [[1, 1, 1, 0]])
-    made = score(pl.DataFrame(HALOS).with_columns(mask), **arguments).collect()
+    made = score(pl.DataFrame(HALOS).with_columns(mask), **grouped(**arguments)).collect()
     assert made["loss"][0] == pytest.approx(loss, abs=5e-10)
     if rewards is not None:
         assert made.select("chosen_reward", "rejected_reward").row(0) == pytest.approx(
@@ -193,7 +206,7 @@ def test_humanline_against_plain_lists(real_tokens):
         for ours, theirs in ((PC, RC), (PR, RR))
     )
     lists = of_frame(far)
-    made = score(far, loss_args={"humanline": True}).collect()
+    made = score(far, loss=Objective(arguments={"humanline": True})).collect()
     n_clamped = 0
     for reward, ours, theirs in (("chosen_reward", PC, RC), ("rejected_reward", PR, RR)):
         expected = []
@@ -205,13 +218,15 @@ def test_humanline_against_plain_lists(real_tokens):
     assert n_clamped > 100
     for name, tokens in zip(LOGPS[2:], TOKENS[2:], strict=True):
         assert made[name].to_list() == pytest.approx(list(map(math.fsum, lists[tokens])), rel=1e-13)
-    assert evaluate(far, loss_args={"humanline": True}).summary.n_valid == far.height
+    assert (
+        evaluate(far, loss=Objective(arguments={"humanline": True})).summary.n_valid == far.height
+    )
 
 
 def test_humanline_hides_no_infinity():
     frame = with_list(pairs_of_tokens(), PC, 1, [-8.0, -INF, -1.0])
     with pytest.raises(InvalidPairsError) as caught:
-        evaluate(frame, loss_args={"humanline": True})
+        evaluate(frame, loss=Objective(arguments={"humanline": True}))
     assert caught.value.report.by_rule == {f"{PC}.finite_tokens": 1}
 
 
@@ -227,4 +242,4 @@ def test_humanline_hides_no_infinity():
 def test_humanline_of_a_loss_without_a_reference(arguments):
     # That it is computed, or that it is refused: both are answers.
     with contextlib.suppress(UsageError, ColumnError):
-        evaluate(pairs_of_tokens(), **arguments)
+        evaluate(pairs_of_tokens(), **grouped(**arguments))

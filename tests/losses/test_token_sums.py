@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dpo_pipeline import ColumnError, InvalidPairsError, evaluate, score, token_kl
+from dpo_pipeline import ColumnError, InvalidPairsError, Objective, Pairs, evaluate, score, token_kl
+from option_tools import grouped
 from pair_tools import COUNTS, LOGPS
 from token_tools import (
     INF,
@@ -34,7 +35,7 @@ from token_tools import (
 
 
 def test_sums_and_counts_by_hand():
-    scored = score(pairs_of_tokens(), loss_args={"per_token": True}).collect()
+    scored = score(pairs_of_tokens(), loss=Objective(arguments={"per_token": True})).collect()
     assert of_frame(scored.select(LOGPS)) == SUMS
     assert of_frame(scored.select(COUNTS)) == LENGTHS
     assert of_frame(scored.select(TOKENS)) == of_frame(pairs_of_tokens())
@@ -65,8 +66,8 @@ def test_real_tokens_give_the_sums_of_trl(real_tokens, real_sums):
     ],
 )
 def test_real_tokens_give_the_figures_of_their_sums(real_tokens, real_sums, arguments):
-    of_tokens = evaluate(real_tokens, **arguments).summary.to_dict()
-    of_sums = evaluate(real_sums.drop("turns", "split"), **arguments).summary.to_dict()
+    of_tokens = evaluate(real_tokens, **grouped(**arguments)).summary.to_dict()
+    of_sums = evaluate(real_sums.drop("turns", "split"), **grouped(**arguments)).summary.to_dict()
     assert of_tokens == {
         # Absolute: a mean of differences of sums of some hundred nats, each known to 6e-8.
         name: None if value is None else pytest.approx(value, rel=1e-6, abs=2e-5)
@@ -77,7 +78,9 @@ def test_real_tokens_give_the_figures_of_their_sums(real_tokens, real_sums, argu
 
 
 def test_a_mean_over_tokens_by_hand():
-    scored = score(pairs_of_tokens(), beta=1.0, loss_args={"per_token": True}).collect()
+    scored = score(
+        pairs_of_tokens(), beta=1.0, loss=Objective(arguments={"per_token": True})
+    ).collect()
     for row in range(4):
         chosen, rejected = (
             (SUMS[ours][row] - SUMS[theirs][row]) / LENGTHS[count][row]
@@ -99,7 +102,7 @@ def test_policy_in_tokens_and_reference_in_sums():
 def test_reference_in_tokens_and_policy_in_sums():
     frame = pairs_of_tokens().drop(PC, PR)
     frame = frame.with_columns(pl.Series(n, SUMS[n]) for n in LOGPS[:2])
-    result = score(frame, loss_args={"per_token": True}).collect()
+    result = score(frame, loss=Objective(arguments={"per_token": True})).collect()
     assert of_frame(result.select(LOGPS)) == SUMS
     assert of_frame(result.select(COUNTS)) == LENGTHS
 
@@ -114,7 +117,7 @@ def test_sums_beside_tokens_win_and_their_tokens_are_not_judged():
 
 def test_counts_beside_tokens_win():
     frame = pairs_of_tokens().with_columns(chosen_num_tokens=pl.Series([30, 30, 10, 40]))
-    made = score(frame, loss_args={"per_token": True}).collect()
+    made = score(frame, loss=Objective(arguments={"per_token": True})).collect()
     assert made[COUNTS[0]].to_list() == [30, 30, 10, 40]
     assert made[COUNTS[1]].to_list() == LENGTHS[COUNTS[1]]
 
@@ -190,7 +193,7 @@ def test_lists_under_the_name_of_a_sum_are_refused():
     frame = pairs_of_tokens().rename(dict(zip(TOKENS, LOGPS, strict=True)))
     with pytest.raises(ColumnError, match=r"policy_chosen_logps: .* found List\(Float64\)"):
         evaluate(frame)
-    mapped = evaluate(frame, columns=dict(zip(TOKENS, LOGPS, strict=True)))
+    mapped = evaluate(Pairs(frame, columns=dict(zip(TOKENS, LOGPS, strict=True))))
     assert mapped.summary == evaluate(pairs_of_tokens()).summary
 
 
@@ -219,8 +222,8 @@ def test_a_mapping_wins_over_names():
     wrong = pl.Series([[-1.0]] * 4)
     frame = pairs_of_tokens().rename({PC: "mine"}).with_columns(wrong.alias(PC))
     with pytest.raises(ColumnError, match=f"{PC}: the input has this column already"):
-        score(frame, columns={PC: "mine"})
-    summary = evaluate(frame, columns={PC: "mine"}).summary
+        score(Pairs(frame, columns={PC: "mine"}))
+    summary = evaluate(Pairs(frame, columns={PC: "mine"})).summary
     assert summary == evaluate(pairs_of_tokens()).summary
 
 
@@ -241,7 +244,7 @@ def test_masks(inner):
         MASKS[1]: [[1, 0], [1, 1, 1, 1], [0, 1], [1]],
     }
     frame = pairs_of_tokens(masks).with_columns(pl.col(MASKS).cast(pl.List(inner)))
-    scored = score(frame, loss_args={"per_token": True}).collect()
+    scored = score(frame, loss=Objective(arguments={"per_token": True})).collect()
     assert of_frame(scored.select(LOGPS)) == {
         "policy_chosen_logps": [-2.5, -9.0, -0.25, -6.0],
         "policy_rejected_logps": [-3.0, -10.625, -0.5, -7.0],
@@ -272,7 +275,7 @@ def test_what_a_mask_leaves_out_does_not_matter(odd):
     clean = with_list(clean, RC, 1, [-3.0])
     assert evaluate(frame).summary == evaluate(clean).summary
     for arguments in ({"ld_alpha": 0.25}, {"humanline": True}):
-        of_both = [evaluate(f, loss_args=arguments).summary for f in (frame, clean)]
+        of_both = [evaluate(f, loss=Objective(arguments=arguments)).summary for f in (frame, clean)]
         assert of_both[0] == of_both[1]
     kl = [token_kl(f).select("^.*_k[123]$").collect() for f in (frame, clean)]
     assert kl[0].equals(kl[1])

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from open_data_contract_standard.model import OpenDataContractStandard
 
-from dpo_pipeline import check, evaluate, score_parquet
+from dpo_pipeline import Batches, check, evaluate, score_parquet
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.columns import BATCH_MEANS, INVALID, ROLES, SCORED
 from dpo_pipeline.published.tables_out import published
@@ -49,7 +49,7 @@ def test_tables_that_go_out_have_the_published_columns_and_types(tmp_path, pairs
         ref_chosen_logps=pl.Series([None, -2.0, -3.0, -4.0, -5.0, -6.0])
     ).write_parquet(source)
     score_parquet(
-        source, out, on_invalid="quarantine", batch_size=2, batches=tmp_path / "means.parquet"
+        source, out, batches=Batches(2, file=tmp_path / "means.parquet"), on_invalid="quarantine"
     )
     for name, path, exact in (
         ("scored_pairs.odcs.yaml", out, False),

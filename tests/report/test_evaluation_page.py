@@ -16,6 +16,7 @@ import pytest
 import dpo_pipeline
 from dpo_pipeline.options import StatisticsOptions
 from dpo_pipeline.report.charts import LIGHT
+from option_tools import grouped
 from page_tools import EVIL, Page, of_margins, values_of
 
 
@@ -190,7 +191,7 @@ CASES = {
 @pytest.mark.filterwarnings("ignore::dpo_pipeline.DataWarning")
 def test_any_evaluation_has_a_report(case):
     pairs, arguments = CASES[case]
-    evaluation = dpo_pipeline.evaluate(pairs, **{"statistics": True, **arguments})
+    evaluation = dpo_pipeline.evaluate(pairs, **grouped(**{"statistics": True, **arguments}))
     page = Page(evaluation.report())
     specs = page.specs()
     n = evaluation.summary.n_valid - evaluation.summary.n_ties
@@ -206,7 +207,7 @@ def test_any_evaluation_has_a_report(case):
 
 def test_invalid_pairs_are_listed():
     pairs, arguments = CASES["invalid"]
-    page = Page(dpo_pipeline.evaluate(pairs, statistics=True, **arguments).report())
+    page = Page(dpo_pipeline.evaluate(pairs, **grouped(statistics=True, **arguments)).report())
     assert "policy_chosen_logps.not_nan" in page.texts["th"]
     assert any("row 3: nan" in cell for cell in page.texts["td"])
     assert any("1 pair of 4 broke the contract" in each for each in page.texts["figcaption"])

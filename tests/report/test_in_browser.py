@@ -19,6 +19,7 @@ import polars as pl
 import pytest
 
 import dpo_pipeline
+from dpo_pipeline import Outputs
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -204,7 +205,7 @@ def browser(tmp_path_factory):
 def page(tmp_path_factory, real_pairs):
     names = pl.Series("kind", [EVIL[i % len(EVIL)] for i in range(real_pairs.height)])
     path = tmp_path_factory.mktemp("page") / "report.html"
-    dpo_pipeline.evaluate(real_pairs.with_columns(names), by="kind", report=path)
+    dpo_pipeline.evaluate(real_pairs.with_columns(names), by="kind", outputs=Outputs(report=path))
     return path
 
 
@@ -327,7 +328,7 @@ def test_a_table_sorts_by_value_and_back(browser, page):
 
 def test_empty_cells_sort_last_either_way(browser, tmp_path, pairs):
     path = tmp_path / "report.html"
-    dpo_pipeline.evaluate(pairs, by="pair_id", report=path)
+    dpo_pipeline.evaluate(pairs, by="pair_id", outputs=Outputs(report=path))
     browser.open(path)
     click = """(() => { const head = document.querySelectorAll("#by-subset thead th")[8];
         head.querySelector("button").click();

@@ -7,8 +7,10 @@ import importlib.util
 import pytest
 
 import dpo_pipeline
+from dpo_pipeline import Outputs
 from dpo_pipeline.errors import StorageError, UsageError
 from dpo_pipeline.statistics import words
+from option_tools import grouped
 from page_tools import Page
 
 
@@ -30,7 +32,7 @@ def test_a_report_does_not_go_to_a_dash(evaluation, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="goes to a file"):
         evaluation.report("-")
     with pytest.raises(UsageError, match="goes to a file"):
-        dpo_pipeline.evaluate(tmp_path / "nothing.parquet", report="-")
+        dpo_pipeline.evaluate(tmp_path / "nothing.parquet", outputs=Outputs(report="-"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -43,7 +45,7 @@ def test_a_report_needs_statistics(real_pairs):
 
 def test_outputs_appear_together_or_not_at_all(real_pairs, tmp_path, monkeypatch):
     outputs = {"report": tmp_path / "report.html", "summary": tmp_path / "summary.json"}
-    result = dpo_pipeline.evaluate(real_pairs, **outputs)
+    result = dpo_pipeline.evaluate(real_pairs, **grouped(**outputs))
     assert result.statistics is not None
     assert outputs["report"].read_text(encoding="utf-8") == result.report()
     assert outputs["summary"].exists()
@@ -55,7 +57,7 @@ def test_outputs_appear_together_or_not_at_all(real_pairs, tmp_path, monkeypatch
 
     monkeypatch.setattr("dpo_pipeline.report.pages.page_of", broken)
     with pytest.raises(RuntimeError, match="no page today"):
-        dpo_pipeline.evaluate(real_pairs, **outputs)
+        dpo_pipeline.evaluate(real_pairs, **grouped(**outputs))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -63,10 +65,10 @@ def test_a_report_does_not_replace_its_input(real_pairs, tmp_path):
     path = tmp_path / "pairs.parquet"
     real_pairs.write_parquet(path)
     with pytest.raises(StorageError, match="also an input"):
-        dpo_pipeline.evaluate(path, report=path, overwrite=True)
+        dpo_pipeline.evaluate(path, outputs=Outputs(report=path, overwrite=True))
     both = tmp_path / "x"
     with pytest.raises(StorageError, match="two outputs"):
-        dpo_pipeline.evaluate(path, report=both, summary=both)
+        dpo_pipeline.evaluate(path, outputs=Outputs(both, report=both))
 
 
 def test_the_extra_is_missed_before_anything_is_read(evaluation, monkeypatch, tmp_path):
@@ -79,7 +81,9 @@ def test_the_extra_is_missed_before_anything_is_read(evaluation, monkeypatch, tm
         with pytest.raises(UsageError, match=r"pip install 'dpo_pipeline\[report\]'"):
             asked()
     with pytest.raises(UsageError, match="vl_convert"):
-        dpo_pipeline.evaluate(tmp_path / "nothing.parquet", report=tmp_path / "report.html")
+        dpo_pipeline.evaluate(
+            tmp_path / "nothing.parquet", outputs=Outputs(report=tmp_path / "report.html")
+        )
     assert "<table>" in evaluation._repr_html_()
 
 

@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from dpo_pipeline import score_parquet
+from dpo_pipeline import Outputs, score_parquet
 from pair_tools import LOGPS
 
 N_ROWS = 250_000
@@ -160,7 +160,9 @@ def test_row_groups_of_an_output_do_not_follow_those_of_the_input(tmp_path):
     written = []
     for size in (1_000, 1_000_000):
         pl.select(**logps).write_parquet(tmp_path / "in.parquet", row_group_size=size)
-        score_parquet(tmp_path / "in.parquet", tmp_path / "out.parquet", overwrite=True)
+        score_parquet(
+            tmp_path / "in.parquet", tmp_path / "out.parquet", outputs=Outputs(overwrite=True)
+        )
         footer = pq.read_metadata(tmp_path / "out.parquet")
         groups = [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
         assert groups == [65_536] * 9 + [rows - 9 * 65_536]

@@ -11,8 +11,13 @@ import polars as pl
 import pytest
 
 from dpo_pipeline import (
+    Batches,
     ColumnError,
     InvalidPairsError,
+    OnInvalid,
+    Outputs,
+    Pairs,
+    Scored,
     StorageError,
     UsageError,
     evaluate,
@@ -72,10 +77,10 @@ def test_the_runs_facts_are_in_the_metadata_and_bytes_repeat(source, tmp_path):
 
 def test_keep_chooses_the_passengers(source, tmp_path):
     out = tmp_path / "scored.parquet"
-    score_parquet(source, out, keep=["subset", "pair_id"])
+    score_parquet(source, out, scored=["subset", "pair_id"])
     assert pl.read_parquet(out).columns == ["pair_id", "subset", *ADDED]
     with pytest.raises(UsageError, match=r"keep: 'pairid' is not a column \(did you mean"):
-        score_parquet(source, out, keep=["pairid"], overwrite=True)
+        score_parquet(source, out, scored=["pairid"], outputs=Outputs(overwrite=True))
 
 
 def test_raise_writes_nothing(broken, tmp_path):
@@ -138,14 +143,16 @@ def test_quarantine_of_scores_out_of_range(source, tmp_path):
 
 def test_quarantine_of_clean_data_is_an_empty_file(source, tmp_path):
     apart = tmp_path / "apart.parquet"
-    score_parquet(source, tmp_path / "s.parquet", on_invalid="quarantine", invalid=apart)
+    score_parquet(source, tmp_path / "s.parquet", on_invalid=OnInvalid("quarantine", file=apart))
     assert pl.read_parquet(apart).height == 0
     assert pl.read_parquet_schema(apart)["broken_rules"] == pl.List(pl.String)
 
 
 def test_too_many_invalid_write_nothing(broken, tmp_path):
     with pytest.raises(InvalidPairsError, match="more than max_invalid"):
-        score_parquet(broken, tmp_path / "s.parquet", on_invalid="quarantine", max_invalid=0.4)
+        score_parquet(
+            broken, tmp_path / "s.parquet", on_invalid=OnInvalid("quarantine", at_most=0.4)
+        )
     assert names(tmp_path) == ["broken.parquet"]
 
 
@@ -158,12 +165,12 @@ def test_folder_to_folder(tmp_path, pairs):
     (source / ".a.parquet.tmp").write_bytes(b"left over")
     (source / "_SUCCESS").touch()
     out = tmp_path / "out"
-    result = score_parquet(source, out, batch_size=4)
+    result = score_parquet(source, out, batches=4)
     assert names(out) == ["_SUCCESS", "a.parquet", "b.parquet", "deep/c.parquet"]
     assert pl.read_parquet(out / "b.parquet")["pair_id"].to_list() == ["a", "b"]
     # The rows stand in the order of the path strings: d e f, a b, c.
     in_order = pl.concat([pairs[3:], pairs[:3]])
-    assert result.batches.equals(evaluate(in_order, batch_size=4).batches)
+    assert result.batches.equals(evaluate(in_order, batches=4).batches)
 
 
 @pytest.mark.parametrize("kind", ["glob", "list"])
@@ -201,7 +208,7 @@ def test_an_input_with_an_output_column_is_refused_unless_replaced(source, tmp_p
     with pytest.raises(ColumnError, match="loss: the input has this column already") as caught:
         score_parquet(once, twice)
     assert len(caught.value.problems) == 6
-    score_parquet(once, twice, beta=0.1, replace=True)
+    score_parquet(once, twice, beta=0.1, scored=Scored(replace=True))
     assert pl.read_parquet(twice).equals(pl.read_parquet(once))
 
 
@@ -211,7 +218,7 @@ def test_outputs_are_replaced_only_on_request(source, tmp_path):
     with pytest.raises(StorageError, match="exists already; pass overwrite"):
         score_parquet(source, out)
     assert out.read_text() == "mine"
-    score_parquet(source, out, overwrite=True)
+    score_parquet(source, out, outputs=Outputs(overwrite=True))
     assert pl.read_parquet(out).height == 6
 
 
@@ -224,7 +231,7 @@ def test_overwriting_a_folder_removes_stale_parts(tmp_path, pairs):
     (source / "b.parquet").unlink()
     with pytest.raises(StorageError, match="not empty"):
         score_parquet(source, out)
-    score_parquet(source, out, overwrite=True)
+    score_parquet(source, out, outputs=Outputs(overwrite=True))
     assert names(out) == ["_SUCCESS", "a.parquet"]
 
 
@@ -233,17 +240,19 @@ def test_a_folder_with_foreign_parquet_is_not_overwritten(tmp_path, source, pair
     out.mkdir()
     pairs.write_parquet(out / "precious.parquet")
     with pytest.raises(StorageError, match="no output of this tool"):
-        score_parquet([source], out, overwrite=True)
+        score_parquet([source], out, outputs=Outputs(overwrite=True))
     assert names(out) == ["precious.parquet"]
 
 
 def test_outputs_must_not_be_inputs_or_each_other(source, tmp_path):
     with pytest.raises(StorageError, match="also an input"):
-        score_parquet(source, source, overwrite=True)
+        score_parquet(source, source, outputs=Outputs(overwrite=True))
     with pytest.raises(StorageError, match="two outputs"):
-        score_parquet(source, tmp_path / "o.parquet", batch_size=2, batches=tmp_path / "o.parquet")
+        score_parquet(
+            source, tmp_path / "o.parquet", batches=Batches(2, file=tmp_path / "o.parquet")
+        )
     with pytest.raises(StorageError, match="holds inputs"):
-        score_parquet([source], tmp_path, overwrite=True)
+        score_parquet([source], tmp_path, outputs=Outputs(overwrite=True))
     assert names(tmp_path) == ["pairs.parquet"]
     assert pl.read_parquet(source).height == 6
 
@@ -302,9 +311,9 @@ def test_the_summary_is_an_output_like_the_others(source, tmp_path):
     out = tmp_path / "s.parquet"
     for summary in (source, out):
         with pytest.raises(StorageError, match="also an input|two outputs"):
-            score_parquet(source, out, summary=summary, overwrite=True)
+            score_parquet(source, out, outputs=Outputs(summary, overwrite=True))
     assert names(tmp_path) == ["pairs.parquet"]
-    result = score_parquet(source, out, summary=tmp_path / "s.json")
+    result = score_parquet(source, out, outputs=tmp_path / "s.json")
     assert json.loads((tmp_path / "s.json").read_text())["summary"] == result.summary.to_dict()
 
 
@@ -315,11 +324,13 @@ def test_the_summary_is_an_output_like_the_others(source, tmp_path):
         pytest.param(lambda p, _: score_parquet(p, None), "sink must be a path", id="sink"),
         pytest.param(lambda p, o: score_parquet(p, o, by=3), "by must be a column", id="by"),
         pytest.param(
-            lambda p, o: score_parquet(p, o, keep=[3]), "keep must be a column", id="keep"
+            lambda p, o: score_parquet(p, o, scored=[3]), "keep must be a column", id="keep"
         ),
-        pytest.param(lambda p, o: score_parquet(p, o, columns=["x"]), "must map roles", id="map"),
+        pytest.param(
+            lambda p, o: score_parquet(Pairs(p, columns=["x"]), o), "must map roles", id="map"
+        ),
         pytest.param(lambda p, o: score_parquet(p, o, beta=10**400), "finite", id="huge beta"),
-        pytest.param(lambda p, o: score_parquet(p, o, batch_size=1.5), "whole number", id="size"),
+        pytest.param(lambda p, o: score_parquet(p, o, batches=1.5), "whole number", id="size"),
     ],
 )
 def test_arguments_of_a_wrong_kind_are_usage_errors(source, tmp_path, call, said):
@@ -329,7 +340,7 @@ def test_arguments_of_a_wrong_kind_are_usage_errors(source, tmp_path, call, said
 
 
 def test_keep_takes_one_name(source, tmp_path):
-    score_parquet(source, tmp_path / "o.parquet", keep="pair_id")
+    score_parquet(source, tmp_path / "o.parquet", scored="pair_id")
     assert pl.read_parquet_schema(tmp_path / "o.parquet").names() == ["pair_id", *ADDED]
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from dpo_pipeline import InvalidPairsError, UsageError, arrow_stage
+from dpo_pipeline import InvalidPairsError, Objective, Scored, UsageError, arrow_stage
 from dpo_pipeline.errors import ColumnError
 from pair_tools import LOGPS, reference_row
 
@@ -79,7 +79,7 @@ def test_a_column_that_needs_a_cast_or_a_name_gets_it(table):
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_any_cut_gives_the_same_bits(real_pairs, size):
     table = real_pairs.to_arrow()
-    stage = arrow_stage(loss="ipo", loss_args={"per_token": False})
+    stage = arrow_stage(loss=Objective("ipo", arguments={"per_token": False}))
     whole = stage(table)
     cuts = range(0, table.num_rows, table.num_rows // size)
     pieces = [stage(table.slice(start, table.num_rows // size)) for start in cuts]
@@ -87,7 +87,7 @@ def test_any_cut_gives_the_same_bits(real_pairs, size):
 
 
 def test_it_pickles_and_takes_no_rows(table):
-    stage = pickle.loads(pickle.dumps(arrow_stage(beta=0.3, columns={"pair_id": "pair_id"})))  # noqa: S301
+    stage = pickle.loads(pickle.dumps(arrow_stage(columns={"pair_id": "pair_id"}, beta=0.3)))  # noqa: S301
     assert stage(table).equals(arrow_stage(beta=0.3)(table))
     empty = stage(table.slice(0, 0))
     assert empty.schema.equals(stage(table).schema)
@@ -148,7 +148,7 @@ def test_what_cannot_be_is_said(table):
     scored = arrow_stage()(table)
     with pytest.raises(ColumnError, match="loss: the input has this column already"):
         arrow_stage()(scored)
-    again = arrow_stage(beta=0.2, replace=True)(scored)
+    again = arrow_stage(beta=0.2, scored=Scored(replace=True))(scored)
     assert again.column_names == scored.column_names
     assert again.column("loss") != scored.column("loss")
 

@@ -13,6 +13,7 @@ from dpo_pipeline import (
     ColumnError,
     ContractError,
     InvalidPairsError,
+    Objective,
     check,
     evaluate,
     join_reference,
@@ -104,7 +105,7 @@ def test_exclude_and_raise(dirty, tmp_path):
 def test_keep_chooses_columns_under_their_canonical_names(dirty, tmp_path):
     source, frame = dirty
     frame.rename({PC: "policy_chosen_token_logprobs"}).write_parquet(source)
-    score_parquet(source, tmp_path / "o.parquet", keep=[PC, "pair_id"], on_invalid="exclude")
+    score_parquet(source, tmp_path / "o.parquet", scored=[PC, "pair_id"], on_invalid="exclude")
     kept = pl.read_parquet_schema(tmp_path / "o.parquet")
     assert list(kept)[:2] == ["pair_id", PC]
     assert not set(kept) & {PR, RC, RR, *LOGPS, *COUNTS}
@@ -166,7 +167,7 @@ def test_files_of_tokens_and_files_of_sums(tmp_path):
 def test_the_command_line_takes_tokens(tmp_path, capsys):
     source = tmp_path / "in.parquet"
     pairs_of_tokens().write_parquet(source)
-    expected = evaluate(source, loss_args={"ld_alpha": 0.5}).summary.loss
+    expected = evaluate(source, loss=Objective(arguments={"ld_alpha": 0.5})).summary.loss
     assert main(["evaluate", str(source), "--loss-arg", "ld_alpha=0.5", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["summary"]["loss"] == expected
     assert main(["check", str(source)]) == 0

@@ -13,6 +13,7 @@ import pytest
 from dpo_pipeline import StorageError, score_parquet
 from dpo_pipeline.defaults import WIDE_ROW_BYTES
 from dpo_pipeline.sources.dataset import open_dataset
+from option_tools import grouped
 from pair_tools import LOGPS
 
 ADDED = (
@@ -42,7 +43,7 @@ def long_pairs(n_rows=N_ROWS):
 
 def written(source, folder, **options):
     out = folder / "scored.parquet"
-    score_parquet(source, out, on_invalid="quarantine", overwrite=True, **options)
+    score_parquet(source, out, **grouped(on_invalid="quarantine", overwrite=True, **options))
     return out, folder / "scored.invalid.parquet"
 
 

@@ -55,9 +55,9 @@ CHANGES = {
 )
 def test_what_loses_nothing_is_resolved_in_either_order(folder, tmp_path, pairs, first, second):
     write(folder, a=CHANGES[first](pairs[:3]), b=CHANGES[second](pairs[3:]))
-    result = score_parquet(folder, tmp_path / "out", batch_size=4)
+    result = score_parquet(folder, tmp_path / "out", batches=4)
     # Log-probs of the fixture are whole numbers that every one of these types holds.
-    whole = evaluate(pairs, batch_size=4)
+    whole = evaluate(pairs, batches=4)
     assert result.summary == whole.summary == evaluate(folder).summary
     assert result.batches.equals(whole.batches)
     parts = [pl.read_parquet(tmp_path / "out" / f"{name}.parquet") for name in "ab"]
@@ -248,7 +248,7 @@ def test_reading_files_that_differ_streams_the_needed_columns_once(engine, folde
 @settings(max_examples=20, deadline=None)
 def test_any_mixture_in_any_shards_gives_the_same_bits(real_pairs, tmp_path_factory, data):
     def everything(source):
-        result = evaluate(source, on_invalid="exclude", by="turns", batch_size=7)
+        result = evaluate(source, by="turns", batches=7, on_invalid="exclude")
         return result.summary, result.subsets.rows(), result.batches.rows()
 
     faulty = real_pairs.with_columns(

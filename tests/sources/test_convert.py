@@ -8,7 +8,16 @@ from threading import Event
 import polars as pl
 import pytest
 
-from dpo_pipeline import Cancelled, ColumnError, StorageError, convert, evaluate, score_parquet
+from dpo_pipeline import (
+    Cancelled,
+    ColumnError,
+    Execution,
+    Pairs,
+    StorageError,
+    convert,
+    evaluate,
+    score_parquet,
+)
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.sources.opening import opened
 from dpo_pipeline.sources.text_files import INFERRED_ROWS
@@ -58,7 +67,7 @@ def test_convert_overwrites_no_column(tmp_path, eight):
     source = tmp_path / "pairs.csv"
     eight.with_columns(other=pl.col(LOGPS[0])).write_csv(source)
     with pytest.raises(ColumnError, match="the input has this column already"):
-        convert(source, tmp_path / "out.parquet", columns={LOGPS[0]: "other"})
+        convert(Pairs(source, columns={LOGPS[0]: "other"}), tmp_path / "out.parquet")
 
 
 def test_convert_leaves_nothing_of_a_file_that_breaks_off(tmp_path):
@@ -76,7 +85,7 @@ def test_convert_can_be_stopped(tmp_path, eight):
     cancel = Event()
     cancel.set()
     with pytest.raises(Cancelled):
-        convert(source, out, cancel=cancel)
+        convert(source, out, execution=Execution(cancel=cancel))
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.csv"]
 
 

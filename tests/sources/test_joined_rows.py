@@ -7,7 +7,8 @@ import math
 import polars as pl
 import pytest
 
-from dpo_pipeline import check, evaluate, join_reference, score_parquet, sweep
+from dpo_pipeline import OnInvalid, check, evaluate, join_reference, score_parquet, sweep
+from option_tools import grouped
 from pair_tools import REFS, split
 from reference_tools import ADDED, LAYOUTS, joined_by_hand, laid_out, mean_loss, told
 
@@ -45,9 +46,9 @@ def test_join_reference_can_be_written_and_evaluated(tmp_path, real_pairs):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_figures_are_those_of_one_table_to_the_bit(tmp_path, real_pairs, layout, arguments):
     policy, reference = split(real_pairs)
-    whole = evaluate(laid_out(real_pairs, layout, tmp_path / "whole"), **arguments)
+    whole = evaluate(laid_out(real_pairs, layout, tmp_path / "whole"), **grouped(**arguments))
     found = evaluate(
-        laid_out(policy, layout, tmp_path / "policy"), reference=reference, **arguments
+        laid_out(policy, layout, tmp_path / "policy"), **grouped(reference=reference, **arguments)
     )
     assert told(found) == told(whole)
     assert found.summary.loss == pytest.approx(mean_loss(real_pairs), rel=1e-12)
@@ -66,8 +67,8 @@ def test_sweep_and_check_take_a_reference(tmp_path, real_pairs):
     policy, reference = split(real_pairs)
     source = laid_out(policy, "folder", tmp_path / "policy")
     arguments = {"beta": [0.05, 0.5], "loss": ["sigmoid", "ipo"]}
-    table = sweep(source, reference=reference, **arguments).table
-    assert table.equals(sweep(real_pairs, **arguments).table)
+    table = sweep(source, **grouped(reference=reference, **arguments)).table
+    assert table.equals(sweep(real_pairs, **grouped(**arguments)).table)
     report = check(source, reference=reference)
     assert (report.n_pairs, report.n_invalid) == (698, 0)
 
@@ -83,7 +84,7 @@ def test_scored_rows_are_those_of_one_table(tmp_path, real_pairs, layout):
     ):
         place = tmp_path / f"{name} scored{ending}"
         source = laid_out(frame, layout, tmp_path / name)
-        score_parquet(source, place, by="turns", **arguments)
+        score_parquet(source, place, **grouped(by="turns", **arguments))
         paths = [place] if layout == "file" else sorted(place.rglob("*.parquet"))
         below = [str(p.relative_to(place)) for p in paths]
         out[name] = below, [pl.read_parquet(p, hive_partitioning=False) for p in paths]
@@ -117,7 +118,9 @@ def test_offenders_are_named_by_their_rows_in_the_policy(tmp_path, real_pairs, l
     source = laid_out(policy, layout, tmp_path / "policy")
     ending = ".parquet" if layout == "file" else ""
     out, apart = tmp_path / f"out{ending}", tmp_path / f"apart{ending}"
-    result = score_parquet(source, out, reference=reference, on_invalid="quarantine", invalid=apart)
+    result = score_parquet(
+        source, out, reference=reference, on_invalid=OnInvalid("quarantine", file=apart)
+    )
     written = {}
     for path in [apart] if layout == "file" else sorted(apart.rglob("*.parquet")):
         inside = pl.read_parquet(
@@ -167,8 +170,8 @@ def test_order_and_rows_hold_over_many_chunks(tmp_path):
             tmp_path / "p.parquet",
             tmp_path / "o.parquet",
             reference=tmp_path / "r.parquet",
+            batches=1_000,
             on_invalid="quarantine",
-            batch_size=1_000,
         )
     assert {o.row for o in result.invalid.broken[0].offenders} == bad
     apart = pl.read_parquet(tmp_path / "o.invalid.parquet")

@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from dpo_pipeline import StorageError, check, evaluate, score_parquet
+from dpo_pipeline import Batches, StorageError, check, evaluate, score_parquet
 from dpo_pipeline.contract.listing import numbered
 from dpo_pipeline.sources import dataset as storage
 from dpo_pipeline.sums.batches import Batching
@@ -96,7 +96,7 @@ def test_shards_lie_where_the_footers_say(folder):
 def test_offenders_and_batches_beyond_two_to_the_32(folder, monkeypatch):
     # The shard before the last one lies in b, near its 3,000,000,000th row.
     only_shards(monkeypatch, lambda first: first >= 5_996_000_000)
-    result = evaluate(folder, on_invalid="exclude", batch_size=1_000_003)
+    result = evaluate(folder, batches=1_000_003, on_invalid="exclude")
     assert result.summary.n_pairs == 4_000_006
     assert [(r.name, [(o.file, o.row) for o in r.offenders]) for r in result.invalid.broken] == [
         ("policy_chosen_logps.not_null", [("c.parquet", 1)]),
@@ -134,7 +134,7 @@ def test_batches_by_value_stand_in_order_of_their_far_rows(tmp_path, pairs, monk
     monkeypatch.setattr("dpo_pipeline.sums.batches.SHARD_ROWS", 1_000_000_000)
     monkeypatch.setattr("dpo_pipeline.sums.batches.BATCHES_PER_GROUP", 1_000_000_000)
     only_shards(monkeypatch, lambda first: first >= 3_000_000_000)
-    result = evaluate(tmp_path, batch_by="pair_id")
+    result = evaluate(tmp_path, batches=Batches(by="pair_id"))
     assert result.batches["batch"].to_list() == list("abcdef")
     assert result.batches["n_pairs"].to_list() == [2] * 6
 

@@ -8,6 +8,8 @@ import pytest
 from dpo_pipeline import (
     ColumnError,
     DpoPipelineError,
+    Pairs,
+    Reference,
     UsageError,
     evaluate,
     join_reference,
@@ -52,7 +54,7 @@ def test_one_export_script_run_on_both_models(pairs, two):
     # It calls its columns policy_*, whichever model it is given.
     policy, reference = two
     mapping = {ref: ref.replace("ref_", "policy_") for ref in REFS}
-    result = evaluate(policy, reference=reference.rename(mapping), reference_columns=mapping)
+    result = evaluate(policy, reference=Reference(reference.rename(mapping), columns=mapping))
     assert told(result) == told(evaluate(pairs))
 
 
@@ -63,17 +65,18 @@ def test_ambiguous_names_have_to_be_mapped(pairs, two):
     problems = raised(ColumnError, evaluate, policy, reference=reference).problems
     assert len(problems) == 2
     assert "of the policy in TRL, of the reference in open-instruct" in problems[0]
-    result = evaluate(policy, reference=reference, reference_columns=mapping)
+    result = evaluate(policy, reference=Reference(reference, columns=mapping))
     assert told(result) == told(evaluate(pairs))
 
 
 def test_the_policys_mapping_does_not_touch_the_reference(pairs, two):
     policy, reference = two
     result = evaluate(
-        policy.rename({LOGPS[0]: "x", "pair_id": "key"}),
-        columns={LOGPS[0]: "x", "pair_id": "key"},
-        reference=reference.rename({"pair_id": "key"}),
-        on="key",
+        Pairs(
+            policy.rename({LOGPS[0]: "x", "pair_id": "key"}),
+            columns={LOGPS[0]: "x", "pair_id": "key"},
+        ),
+        reference=Reference(reference.rename({"pair_id": "key"}), on="key"),
     )
     assert told(result) == told(evaluate(pairs))
 
@@ -202,7 +205,7 @@ def test_mapped_columns_of_several_files_may_be_of_several_numbers(tmp_path, pai
     reference[:3].write_parquet(tmp_path / "a.parquet")
     whole = reference[3:].with_columns(pl.col("chosen_logps").cast(pl.Int64))
     whole.write_parquet(tmp_path / "b.parquet")
-    found = evaluate(policy, reference=tmp_path, reference_columns=mapping)
+    found = evaluate(policy, reference=Reference(tmp_path, columns=mapping))
     assert told(found) == told(evaluate(pairs))
 
 

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from dpo_pipeline import UsageError, check, evaluate, join_reference, score_parquet, sweep
+from option_tools import grouped
 from pair_tools import LOGPS
 from plan_tools import assert_streams
 from reference_tools import laid_out, raised, told, tree
@@ -46,7 +47,7 @@ def test_join_reference_reads_the_keys_alone(engine, wide):
     ],
 )
 def test_evaluate_reads_keys_once_and_data_once(engine, wide, arguments):
-    evaluate(wide[0], reference=wide[1], **arguments)
+    evaluate(wide[0], **grouped(reference=wide[1], **arguments))
     assert scans(engine) == [[1, 1], [3, 3]]
     assert_streams(engine)
 
@@ -61,7 +62,7 @@ def test_sweep_and_check_read_keys_once_and_data_once(engine, wide):
 def test_a_long_file_is_still_joined_once(engine, wide, monkeypatch):
     monkeypatch.setattr("dpo_pipeline.evaluation.measuring.SHARD_ROWS", 2)
     monkeypatch.setattr("dpo_pipeline.sums.batches.SHARD_ROWS", 2)
-    evaluate(wide[0], reference=wide[1], batch_size=2)
+    evaluate(wide[0], reference=wide[1], batches=2)
     assert scans(engine) == [[1, 1], [3, 3]]
 
 
@@ -104,8 +105,8 @@ def test_losses_of_batches_are_refused_with_a_reference(tmp_path, files, call):
 def test_what_the_refusal_advises_works(tmp_path, files, pairs):
     join_reference(*files).sink_parquet(tmp_path / "joined.parquet")
     arguments = {"loss": "aot", "batch_size": 2}
-    found = evaluate(tmp_path / "joined.parquet", **arguments)
-    assert told(found) == told(evaluate(pairs, **arguments))
+    found = evaluate(tmp_path / "joined.parquet", **grouped(**arguments))
+    assert told(found) == told(evaluate(pairs, **grouped(**arguments)))
 
 
 @pytest.mark.parametrize("call", [evaluate, score_parquet])

@@ -8,20 +8,42 @@ import shutil
 import polars as pl
 import pytest
 
-from dpo_pipeline import ColumnError, JoinError, StorageError, evaluate, score_parquet
+from dpo_pipeline import (
+    Batches,
+    ColumnError,
+    JoinError,
+    OnInvalid,
+    Outputs,
+    StorageError,
+    evaluate,
+    score_parquet,
+)
 from dpo_pipeline.sources import joining as reference_module
+from option_tools import grouped
 from reference_tools import raised, tree
 
 
 def refusals(files):
     policy, reference = files
     out = policy.parent.parent / "out.parquet"
-    yield JoinError, lambda **k: score_parquet(policy, out, **k), {"reference": "short"}
-    yield ColumnError, lambda **k: score_parquet(policy, out, **k), {"on": "nothing"}
-    yield StorageError, lambda **k: score_parquet(policy, out, **k), {"reference": "nothing"}
-    yield StorageError, lambda **k: score_parquet(policy, out, **k), {"reference": "text"}
-    yield StorageError, lambda **k: score_parquet(policy, policy, **k), {"overwrite": True}
-    yield StorageError, lambda **k: score_parquet(policy, reference, **k), {}
+    yield JoinError, lambda **k: score_parquet(policy, out, **grouped(**k)), {"reference": "short"}
+    yield ColumnError, lambda **k: score_parquet(policy, out, **grouped(**k)), {"on": "nothing"}
+    yield (
+        StorageError,
+        lambda **k: score_parquet(policy, out, **grouped(**k)),
+        {"reference": "nothing"},
+    )
+    yield (
+        StorageError,
+        lambda **k: score_parquet(policy, out, **grouped(**k)),
+        {"reference": "text"},
+    )
+    yield (
+        StorageError,
+        lambda **k: score_parquet(policy, policy, **grouped(**k)),
+        {"overwrite": True},
+    )
+    yield StorageError, lambda **k: score_parquet(policy, reference, **grouped(**k)), {}
 
 
 def test_nothing_is_written_and_inputs_stay_on_any_error(tmp_path, files):
@@ -40,15 +62,25 @@ def test_nothing_is_written_and_inputs_stay_on_any_error(tmp_path, files):
 
 
 OUTPUTS = [
-    pytest.param(lambda p, r: score_parquet(p, r, reference=r, overwrite=True), id="sink"),
-    pytest.param(lambda p, r: evaluate(p, reference=r, summary=r, overwrite=True), id="summary"),
     pytest.param(
-        lambda p, r: evaluate(p, reference=r, batches=r, batch_size=2, overwrite=True),
+        lambda p, r: score_parquet(p, r, reference=r, outputs=Outputs(overwrite=True)), id="sink"
+    ),
+    pytest.param(
+        lambda p, r: evaluate(p, reference=r, outputs=Outputs(r, overwrite=True)), id="summary"
+    ),
+    pytest.param(
+        lambda p, r: evaluate(
+            p, reference=r, batches=Batches(2, file=r), outputs=Outputs(overwrite=True)
+        ),
         id="batches",
     ),
     pytest.param(
         lambda p, r: score_parquet(
-            p, f"{p}.out", reference=r, on_invalid="quarantine", invalid=r, overwrite=True
+            p,
+            f"{p}.out",
+            reference=r,
+            on_invalid=OnInvalid("quarantine", file=r),
+            outputs=Outputs(overwrite=True),
         ),
         id="quarantine",
     ),
@@ -74,7 +106,7 @@ def test_an_output_folder_that_holds_the_reference_is_refused(tmp_path, files, p
             [files[0]],
             tmp_path / "out",
             reference=tmp_path / "out" / "scored.parquet",
-            overwrite=True,
+            outputs=Outputs(overwrite=True),
         )
     assert tree(tmp_path) == before
 

@@ -12,6 +12,7 @@ from dpo_pipeline import evaluate, read
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.sources.formats import FORMATS
 from dpo_pipeline.sources.text_files import INFERRED_ROWS
+from option_tools import grouped
 from pair_tools import LOGPS
 from reader_tools import SAMPLES, figures, summary
 
@@ -42,7 +43,7 @@ def test_rewardbench_gives_its_own_figures(capsys, results, name):
 
 def test_rewardbench_by_subset(results):
     rows = read(SAMPLES / "rewardbench_outputs.jsonl", "rewardbench")
-    found = evaluate(rows, by="subset", **FORMATS["rewardbench"].settings).subsets
+    found = evaluate(rows, **grouped(by="subset", **FORMATS["rewardbench"].settings)).subsets
     shares = {
         subset: fmean(row["results"] for row in results if row["subset"] == subset)
         for subset in {row["subset"] for row in results}
@@ -92,7 +93,7 @@ def test_lists_of_no_one_score_are_counted(tmp_path):
     path.write_text("\n".join(map(json.dumps, rows)))
     settings = FORMATS["rewardbench"].settings
     with pytest.warns(dpo_pipeline.DataWarning):
-        found = evaluate(read(path, "rewardbench"), on_invalid="exclude", **settings)
+        found = evaluate(read(path, "rewardbench"), **grouped(on_invalid="exclude", **settings))
     assert [(rule.name, rule.count) for rule in found.invalid.broken] == [
         ("policy_chosen_logps.not_null", 3)
     ]

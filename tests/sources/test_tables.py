@@ -8,7 +8,7 @@ from statistics import fmean
 import polars as pl
 import pytest
 
-from dpo_pipeline import ColumnError, StorageError, UsageError, check, evaluate, read
+from dpo_pipeline import ColumnError, Pairs, StorageError, UsageError, check, evaluate, read
 from dpo_pipeline.sources.formats import FORMATS, guess
 from dpo_pipeline.sources.text_files import INFERRED_ROWS
 from pair_tools import LOGPS
@@ -69,9 +69,9 @@ def test_first_rows_do_not_decide_what_a_log_prob_is(tmp_path, ending):
             row["mine"] = int(row["mine"])
         path.write_text("\n".join(map(json.dumps, rows)))
     columns = {LOGPS[0]: "mine"}
-    rows = read(path, columns=columns)
+    rows = read(Pairs(path, columns=columns))
     assert rows.collect().row(-1, named=True)["note"] == "late"
-    mean = evaluate(rows, columns=columns).summary.policy_chosen_logps
+    mean = evaluate(Pairs(rows, columns=columns)).summary.policy_chosen_logps
     assert mean == pytest.approx(fmean([*range(-n, -1), -1.5]), abs=1e-9)
 
 

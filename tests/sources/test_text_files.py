@@ -8,7 +8,18 @@ import tracemalloc
 import polars as pl
 import pytest
 
-from dpo_pipeline import ColumnError, JoinError, StorageError, check, convert, evaluate, read, sweep
+from dpo_pipeline import (
+    ColumnError,
+    JoinError,
+    Pairs,
+    Reference,
+    StorageError,
+    check,
+    convert,
+    evaluate,
+    read,
+    sweep,
+)
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.sources.text_files import INFERRED_ROWS, broken_json, ragged_lines
 from pair_tools import LOGPS
@@ -104,7 +115,7 @@ def test_fields_are_counted_outside_quotes(tmp_path, text, said):
     found = ragged_lines(str(path))
     assert found is None if said is None else said in found
     if said is None:  # the engine is of the same opinion
-        read(path, columns=None).collect()
+        read(Pairs(path, columns=None)).collect()
     else:
         with pytest.raises(StorageError):
             read(path).collect()
@@ -149,7 +160,7 @@ def test_a_mapped_key_and_one_that_is_joined_by_are_text(tmp_path, key):
     path = written(tmp_path / "x.csv", GOOD.format("07"), header=HEADER.replace("pair_id", "key"))
     mapped = {key: "key"} if key != "of_mine" else None
     as_text = ["key"] if key == "of_mine" else ()
-    assert read(path, columns=mapped, as_text=as_text).collect()["key"].to_list() == ["07"]
+    assert read(Pairs(path, columns=mapped), as_text=as_text).collect()["key"].to_list() == ["07"]
 
 
 def sides(tmp_path, policy_key, reference_key, on):
@@ -164,7 +175,7 @@ def sides(tmp_path, policy_key, reference_key, on):
 def test_07_is_not_joined_to_7(tmp_path, capsys, on):
     policy, reference = sides(tmp_path, "07", "7", on)
     with pytest.raises(JoinError) as caught:
-        evaluate(policy, reference=reference, on=on)
+        evaluate(policy, reference=Reference(reference, on=on))
     assert [keys for _, keys in caught.value.faults.values()] == [("07",), ("7",)]
     for command in ("evaluate", "check", "sweep"):
         assert main([command, str(policy), "--reference", str(reference), "--on", on]) == 1

@@ -12,8 +12,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from dpo_pipeline import DpoPipelineError, StorageError, evaluate, score_parquet
+from dpo_pipeline import Batches, DpoPipelineError, Outputs, StorageError, evaluate, score_parquet
 from dpo_pipeline.cli.program import main
+from option_tools import grouped
 from process_tools import PATIENCE, arguments, everything
 
 NOBODY = 65534
@@ -63,7 +64,7 @@ def test_a_full_disk_is_said_with_the_outputs_path(small_disk, tmp_path, large, 
         blamed = out / "pairs.parquet"
     before = large.read_bytes()
     with pytest.raises(StorageError, match="No space left on device") as caught:
-        score_parquet(pairs, out, **options)
+        score_parquet(pairs, out, **grouped(**options))
     assert caught.value.path == str(blamed)
     assert list(small_disk.iterdir()) == []
     assert [path.name for path in tmp_path.iterdir() if path != small_disk] == ["pairs.parquet"]
@@ -111,7 +112,9 @@ def without_rights():
 @pytest.fixture
 def public(source, tmp_path):
     """Yield a folder that nobody may enter, with pairs in it."""
-    score_parquet(source, tmp_path / "first.parquet", **arguments(tmp_path))  # imports are done
+    score_parquet(
+        source, tmp_path / "first.parquet", **grouped(**arguments(tmp_path))
+    )  # imports are done
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         path.chmod(0o755)
@@ -142,7 +145,7 @@ def test_permission_denied(public, closed, monkeypatch):
     public.chmod(0o555)
     before = everything(public)
     with without_rights(), pytest.raises(StorageError, match="permission denied") as caught:
-        score_parquet(pairs, out, on_invalid="exclude", **options)
+        score_parquet(pairs, out, **grouped(on_invalid="exclude", **options))
     assert caught.value.path == str(blamed)
     assert everything(public) == before
 
@@ -168,7 +171,9 @@ def test_an_input_that_changes_meanwhile(tmp_path, source, change, phase):
 
     expected = r"no such file|changed while it was read"
     with pytest.raises(StorageError, match=expected) as caught:
-        score_parquet(source, tmp_path / "out.parquet", progress=meddle, **arguments(tmp_path))
+        score_parquet(
+            source, tmp_path / "out.parquet", **grouped(progress=meddle, **arguments(tmp_path))
+        )
     assert caught.value.path == str(source)
     assert done
     assert set(everything(tmp_path)) <= {"pairs.parquet"}
@@ -192,7 +197,7 @@ def test_a_place_that_is_none(tmp_path, source, which, kind):
     before = source.read_bytes()
     places = {"sink": tmp_path / "out.parquet", **arguments(tmp_path), which: place}
     with pytest.raises(StorageError, match="is a folder|a pipe|also an input") as caught:
-        score_parquet(source, **places, overwrite=True)
+        score_parquet(source, **grouped(overwrite=True, **places))
     assert caught.value.path == str(place)
     assert source.read_bytes() == before
     assert {p.name for p in tmp_path.iterdir()} == {"pairs.parquet", place.name}
@@ -201,11 +206,13 @@ def test_a_place_that_is_none(tmp_path, source, which, kind):
 def test_an_output_inside_an_output_folder_is_not_stale(tmp_path, source, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = {"on_invalid": "exclude", "overwrite": True}
-    score_parquet([source], "out", **options)
-    score_parquet([source], "out", batch_size=5, batches="./out/../out/means.parquet", **options)
+    score_parquet([source], "out", **grouped(**options))
+    score_parquet(
+        [source], "out", **grouped(batch_size=5, batches="./out/../out/means.parquet", **options)
+    )
     assert sorted(os.listdir("out")) == ["_SUCCESS", "means.parquet", "pairs.parquet"]
 
 
 def test_evaluate_refuses_an_input_as_its_batches(source):
     with pytest.raises(DpoPipelineError, match="also an input"):
-        evaluate(source, batch_size=2, batches=source, overwrite=True)
+        evaluate(source, batches=Batches(2, file=source), outputs=Outputs(overwrite=True))

@@ -21,6 +21,7 @@ import pytest
 
 from dpo_pipeline import StorageError, score_parquet
 from dpo_pipeline.storage.publication import SUCCESS
+from option_tools import grouped
 from pair_tools import TOOLS
 
 TOOL = TOOLS / "fault_tools.py"
@@ -103,7 +104,9 @@ class Stage:
                 folder = root / f"{scene} {beta}"
                 folder.mkdir()
                 score_parquet(
-                    scene.source(root), scene.sink(folder), **scene.arguments(folder, beta)
+                    scene.source(root),
+                    scene.sink(folder),
+                    **grouped(**scene.arguments(folder, beta)),
                 )
                 kept[scene] = visible(folder)
             if scene.shape == "folder":  # a part that the new output does not have
@@ -169,9 +172,9 @@ class Stage:
         arguments = scene.arguments(folder, NEW)
         if done and not scene.overwrite:
             with pytest.raises(StorageError, match=r"exists already|not empty"):
-                score_parquet(scene.source(self.root), scene.sink(folder), **arguments)
+                score_parquet(scene.source(self.root), scene.sink(folder), **grouped(**arguments))
         else:
-            score_parquet(scene.source(self.root), scene.sink(folder), **arguments)
+            score_parquet(scene.source(self.root), scene.sink(folder), **grouped(**arguments))
         assert visible(folder) == self.new[scene]
         assert hidden(folder) == []
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from dpo_pipeline import StorageError, score_parquet
+from dpo_pipeline import Outputs, StorageError, score_parquet
 from dpo_pipeline.storage.publication import Publication
+from option_tools import grouped
 from process_tools import PATIENCE, ended, everything, tool
 
 
@@ -33,14 +34,14 @@ def test_a_second_run_for_the_same_output_is_refused(tmp_path, source, shape):
     options = {"on_invalid": "exclude", "overwrite": True}
     thread = threading.Thread(
         target=lambda: outcome.append(
-            score_parquet(first[0], tmp_path / first[1], progress=wait, **options)
+            score_parquet(first[0], tmp_path / first[1], **grouped(progress=wait, **options))
         )
     )
     thread.start()
     try:
         assert waiting.wait(PATIENCE)
         with pytest.raises(StorageError, match="another run is writing") as caught:
-            score_parquet(second[0], f"{tmp_path}/{second[1]}", **options)
+            score_parquet(second[0], f"{tmp_path}/{second[1]}", **grouped(**options))
         assert caught.value.path == f"{tmp_path}/{second[1]}"
     finally:
         go_on.set()
@@ -73,7 +74,7 @@ def test_leftovers_of_dead_runs_go_and_other_files_stay(tmp_path, source):
     dead = [".pairs.parquet.dpo-pipeline.tmp", "deep/.old.parquet.dpo-pipeline.tmp"]
     for name in (*dead, ".mine.tmp", "notes.txt"):
         (out / name).write_text("left")
-    score_parquet([source], out, on_invalid="exclude", overwrite=True)
+    score_parquet([source], out, on_invalid="exclude", outputs=Outputs(overwrite=True))
     assert list(everything(out)) == [".mine.tmp", "_SUCCESS", "notes.txt", "pairs.parquet"]
 
 
@@ -104,7 +105,7 @@ def test_without_locks_outputs_are_whole_all_the_same(tmp_path, source, monkeypa
     monkeypatch.setattr(fcntl, "flock", fail)
     pairs, out = (source, "out.parquet") if shape == "file" else ([source], "out")
     score_parquet(pairs, tmp_path / out, on_invalid="exclude")
-    score_parquet(pairs, tmp_path / out, on_invalid="exclude", overwrite=True)
+    score_parquet(pairs, tmp_path / out, on_invalid="exclude", outputs=Outputs(overwrite=True))
     assert len(everything(tmp_path)) == (2 if shape == "file" else 3)
     with Publication(overwrite=True) as one, Publication(overwrite=True) as other:
         target = tmp_path / "x.parquet"

@@ -19,6 +19,7 @@ from pyarrow import fs
 
 import dpo_pipeline
 from dpo_pipeline import (
+    Execution,
     InvalidPairsError,
     StorageError,
     UsageError,
@@ -28,6 +29,7 @@ from dpo_pipeline import (
 )
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.storage.stores import Access
+from option_tools import grouped
 
 pytest.importorskip("moto")
 KEYS = {"aws_access_key_id": "one", "aws_secret_access_key": "two", "aws_region": "us-east-1"}
@@ -139,8 +141,10 @@ GIVEN = {"on_invalid": "quarantine", "batch_size": 64, "by": "split", "histogram
 
 def test_a_folder_in_a_store_gives_the_bytes_of_one_here(both, store, how, tmp_path):
     given = {k: v for k, v in GIVEN.items() if k != "by"}
-    here = score_parquet(both, tmp_path / "out", part_rows=90, **given)
-    there = score_parquet("s3://bucket/in", "s3://bucket/out", part_rows=90, **given, **how)
+    here = score_parquet(both, tmp_path / "out", **grouped(part_rows=90, **given))
+    there = score_parquet(
+        "s3://bucket/in", "s3://bucket/out", **grouped(part_rows=90, **given, **how)
+    )
     found = store.files("out")
     assert found == local(tmp_path / "out")
     assert sorted(found)[:3] == ["_SUCCESS", "a-00000.parquet", "a-00001.parquet"]
@@ -152,7 +156,9 @@ def test_a_folder_in_a_store_gives_the_bytes_of_one_here(both, store, how, tmp_p
 
 
 def test_a_manifest_says_what_is_there(both, store, how):  # noqa: ARG001
-    result = score_parquet("s3://bucket/in", "s3://bucket/out", **GIVEN | {"by": None}, **how)
+    result = score_parquet(
+        "s3://bucket/in", "s3://bucket/out", **grouped(**GIVEN | {"by": None}, **how)
+    )
     manifest = json.loads(store.files()["out.manifest.json"])
     assert manifest["summary"] == result.summary.to_dict()
     assert manifest["files"] == {
@@ -177,8 +183,8 @@ def test_a_manifest_says_what_is_there(both, store, how):  # noqa: ARG001
     ],
 )
 def test_what_is_read(both, how, source, rows):  # noqa: ARG001
-    assert evaluate(source, on_invalid="exclude", **how).summary.n_pairs == rows
-    assert dpo_pipeline.check(source, **how).n_pairs == rows
+    assert evaluate(source, **grouped(on_invalid="exclude", **how)).summary.n_pairs == rows
+    assert dpo_pipeline.check(source, **grouped(**how)).n_pairs == rows
 
 
 def test_folder_names_are_columns(both, store, how, tmp_path):
@@ -189,8 +195,8 @@ def test_folder_names_are_columns(both, store, how, tmp_path):
         path.parent.mkdir(parents=True)
         path.write_bytes(content)
     given = {"by": "kind", "on_invalid": "exclude"}
-    here = score_parquet(tmp_path / "hive", tmp_path / "out", **given)
-    there = score_parquet("s3://bucket/hive", "s3://bucket/out", **given, **how)
+    here = score_parquet(tmp_path / "hive", tmp_path / "out", **grouped(**given))
+    there = score_parquet("s3://bucket/hive", "s3://bucket/out", **grouped(**given, **how))
     assert there.subsets.equals(here.subsets)
     assert here.subsets["kind"].to_list() == ["x", "y"]
     assert store.files("out") == local(tmp_path / "out")
@@ -199,32 +205,32 @@ def test_folder_names_are_columns(both, store, how, tmp_path):
 def test_one_object_gives_one_object(both, store, how, tmp_path):
     score_parquet(both / "a.parquet", tmp_path / "out.parquet", on_invalid="exclude")
     place = "s3://bucket/made/out.parquet"
-    score_parquet("s3://bucket/in/a.parquet", place, on_invalid="exclude", **how)
+    score_parquet("s3://bucket/in/a.parquet", place, **grouped(on_invalid="exclude", **how))
     assert store.files("made") == {"out.parquet": (tmp_path / "out.parquet").read_bytes()}
     with pytest.raises(StorageError, match="exists already; pass overwrite"):
-        score_parquet("s3://bucket/in/a.parquet", place, on_invalid="exclude", **how)
+        score_parquet("s3://bucket/in/a.parquet", place, **grouped(on_invalid="exclude", **how))
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "bco_pair_running"])
 def test_from_here_to_there_and_back(both, store, how, tmp_path, loss):
     given = {"on_invalid": "exclude", "batch_size": 32, "loss": loss}
-    score_parquet(both, "s3://bucket/out", **given, **how)
-    score_parquet("s3://bucket/in", tmp_path / "back", **given, **how)
-    score_parquet(both, tmp_path / "here", **given)
+    score_parquet(both, "s3://bucket/out", **grouped(**given, **how))
+    score_parquet("s3://bucket/in", tmp_path / "back", **grouped(**given, **how))
+    score_parquet(both, tmp_path / "here", **grouped(**given))
     assert store.files("out") == local(tmp_path / "back") == local(tmp_path / "here")
 
 
 def test_documents_go_there_too(both, store, how):  # noqa: ARG001
     documents = {"summary": "s3://bucket/s.json", "batches": "s3://bucket/b.parquet"}
     given = {"on_invalid": "exclude", "batch_size": 100}
-    result = evaluate("s3://bucket/in", **given, **documents, **how)
+    result = evaluate("s3://bucket/in", **grouped(**given, **documents, **how))
     assert json.loads(store.files()["s.json"])["summary"] == result.summary.to_dict()
     assert pl.read_parquet(store.files()["b.parquet"]).height == 7
 
 
 def test_a_broken_contract_leaves_nothing(both, store, how):  # noqa: ARG001
     with pytest.raises(InvalidPairsError):
-        score_parquet("s3://bucket/in", "s3://bucket/out", **how)
+        score_parquet("s3://bucket/in", "s3://bucket/out", **grouped(**how))
     assert store.files("out") == {}
 
 
@@ -241,7 +247,7 @@ def test_a_sink_that_fails_leaves_no_object(both, store, how, monkeypatch):  # n
 
     monkeypatch.setattr(pl.LazyFrame, "sink_parquet", fail)
     with pytest.raises(StorageError):
-        score_parquet("s3://bucket/in", "s3://bucket/out", on_invalid="exclude", **how)
+        score_parquet("s3://bucket/in", "s3://bucket/out", **grouped(on_invalid="exclude", **how))
     assert store.files("out") == {}
     assert all("/_attempts/" in target for target in written)
     assert len(set(written)) == 3
@@ -253,32 +259,34 @@ def test_an_object_that_is_short_is_not_moved(both, store, how, monkeypatch):  #
         pl.LazyFrame, "sink_parquet", lambda self, *a, **k: sink(self.limit(10), *a, **k)
     )
     with pytest.raises(StorageError, match="it changed while it was read"):
-        score_parquet("s3://bucket/in", "s3://bucket/out", on_invalid="exclude", **how)
+        score_parquet("s3://bucket/in", "s3://bucket/out", **grouped(on_invalid="exclude", **how))
     assert "_SUCCESS" not in store.files("out")
 
 
 def test_what_a_dead_run_left_is_replaced(both, store, how):  # noqa: ARG001
     given = {"on_invalid": "exclude", **how}
-    score_parquet("s3://bucket/in", "s3://bucket/out", **given)
+    score_parquet("s3://bucket/in", "s3://bucket/out", **grouped(**given))
     whole = store.files("out")
     store.system.delete_file("bucket/out/_SUCCESS")
     store.put("out/b.parquet", whole["a.parquet"])
     store.put("out/old.parquet", whole["a.parquet"])
     store.put("out/_attempts/1.parquet", b"half")
-    score_parquet("s3://bucket/in", "s3://bucket/out", **given)
+    score_parquet("s3://bucket/in", "s3://bucket/out", **grouped(**given))
     assert store.files("out") == whole
 
 
 def test_what_is_there_is_replaced_only_if_asked_for(both, store, how):  # noqa: ARG001
     given = {"on_invalid": "exclude", **how}
-    score_parquet("s3://bucket/in", "s3://bucket/out", **given)
+    score_parquet("s3://bucket/in", "s3://bucket/out", **grouped(**given))
     old = store.files("out")
     with pytest.raises(StorageError, match="is not empty; pass overwrite"):
-        score_parquet("s3://bucket/in", "s3://bucket/out", **given)
+        score_parquet("s3://bucket/in", "s3://bucket/out", **grouped(**given))
     with pytest.raises(InvalidPairsError):
-        score_parquet("s3://bucket/in", "s3://bucket/out", overwrite=True, **how)
+        score_parquet("s3://bucket/in", "s3://bucket/out", **grouped(overwrite=True, **how))
     assert store.files("out") == old
-    score_parquet("s3://bucket/in/deep", "s3://bucket/out", overwrite=True, beta=0.2, **given)
+    score_parquet(
+        "s3://bucket/in/deep", "s3://bucket/out", **grouped(overwrite=True, beta=0.2, **given)
+    )
     assert sorted(store.files("out")) == ["_SUCCESS", "c.parquet", "d.parquet"]
 
 
@@ -289,9 +297,7 @@ def test_what_is_not_ours_stays(both, store, how):
             score_parquet(
                 "s3://bucket/in",
                 "s3://bucket/out",
-                on_invalid="exclude",
-                overwrite=overwrite,
-                **how,
+                **grouped(on_invalid="exclude", overwrite=overwrite, **how),
             )
     assert list(store.files("out")) == ["theirs.parquet"]
 
@@ -303,21 +309,23 @@ def test_an_input_that_changes_is_noticed(both, store, how):
 
     with pytest.raises(StorageError, match="changed while it was read"):
         score_parquet(
-            "s3://bucket/in", "s3://bucket/out", on_invalid="exclude", progress=meanwhile, **how
+            "s3://bucket/in",
+            "s3://bucket/out",
+            **grouped(on_invalid="exclude", progress=meanwhile, **how),
         )
     assert store.files("out") == {}
 
 
 def test_errors_name_the_object(both, store, how):  # noqa: ARG001
     with pytest.raises(StorageError, match=r"s3://bucket/none: no \.parquet object is there"):
-        evaluate("s3://bucket/none", **how)
+        evaluate("s3://bucket/none", **grouped(**how))
     store.put("bad.parquet", b"PAR1 and no more")
     with pytest.raises(StorageError, match="s3://bucket/bad.parquet: "):
-        evaluate("s3://bucket/bad.parquet", **how)
+        evaluate("s3://bucket/bad.parquet", **grouped(**how))
     with pytest.raises(StorageError, match="paths and addresses"):
-        evaluate(["s3://bucket/bad.parquet", "here.parquet"], **how)
+        evaluate(["s3://bucket/bad.parquet", "here.parquet"], **grouped(**how))
     with pytest.raises(StorageError, match="lies in the input folder"):
-        score_parquet("s3://bucket/in", "s3://bucket/in/out", **how)
+        score_parquet("s3://bucket/in", "s3://bucket/in/out", **grouped(**how))
 
 
 def test_a_dry_run_says_what_a_run_writes_there(both, store, how):  # noqa: ARG001
@@ -329,9 +337,9 @@ def test_a_dry_run_says_what_a_run_writes_there(both, store, how):  # noqa: ARG0
         "summary": "s3://bucket/s.json",
         **how,
     }
-    made = dry_run(score_parquet, "s3://bucket/in", "s3://bucket/out", **given)
+    made = dry_run(score_parquet, "s3://bucket/in", "s3://bucket/out", **grouped(**given))
     assert store.files() == before
-    score_parquet("s3://bucket/in", "s3://bucket/out", **given)
+    score_parquet("s3://bucket/in", "s3://bucket/out", **grouped(**given))
     new = set(store.files()) - set(before)
     for output in made.outputs:
         name = output.path.removeprefix("s3://bucket/")
@@ -339,7 +347,9 @@ def test_a_dry_run_says_what_a_run_writes_there(both, store, how):  # noqa: ARG0
         assert len(parts) == output.files if output.files is not None else name in new
         assert not output.replaces
     assert [output.files for output in made.outputs] == [4, None, None, 4]
-    again = dry_run(score_parquet, "s3://bucket/in", "s3://bucket/out", overwrite=True, **given)
+    again = dry_run(
+        score_parquet, "s3://bucket/in", "s3://bucket/out", **grouped(overwrite=True, **given)
+    )
     assert all(output.replaces for output in again.outputs)
 
 
@@ -385,7 +395,9 @@ def test_a_provider_gives_credentials(both, options):  # noqa: ARG001
 
     rest = {key: value for key, value in options.items() if "key" not in key}
     found = evaluate(
-        "s3://bucket/in", on_invalid="exclude", storage_options=rest, credential_provider=provider
+        "s3://bucket/in",
+        on_invalid="exclude",
+        execution=Execution(storage_options=rest, credential_provider=provider),
     )
     assert found.summary.n_pairs == 698
     assert calls
@@ -417,7 +429,9 @@ def test_ray_writes_to_a_store(both, store, how, tmp_path):
                 list(function(task))
                 yield task.index, list(function(task))
 
-    score_parquet("s3://bucket/in", "s3://bucket/out", on_invalid="exclude", engine=There(), **how)
+    score_parquet(
+        "s3://bucket/in", "s3://bucket/out", **grouped(on_invalid="exclude", engine=There(), **how)
+    )
     score_parquet(both, tmp_path / "here", on_invalid="exclude")
     assert store.files("out") == local(tmp_path / "here")
 
@@ -446,12 +460,16 @@ def test_hugging_face_is_only_read(monkeypatch, real_pairs):
 
     monkeypatch.setattr(pl, "scan_parquet", noted)
     place = "hf://datasets/us/pairs@main/test.parquet"
-    found = evaluate(place, storage_options={"token": "secret"})
+    found = evaluate(place, execution=Execution(storage_options={"token": "secret"}))
     assert found.summary.n_pairs == 698
     assert {options["token"] for _, options in asked} == {"secret"}
     assert {str(source) for source, _ in asked} == {place, str([place])}
     with pytest.raises(UsageError, match="can be read, and not listed or written to"):
-        score_parquet(place, "hf://datasets/us/out.parquet", storage_options={"token": "secret"})
+        score_parquet(
+            place,
+            "hf://datasets/us/out.parquet",
+            execution=Execution(storage_options={"token": "secret"}),
+        )
 
 
 def test_a_folder_here_may_have_colons(tmp_path, real_pairs):

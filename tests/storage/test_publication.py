@@ -12,6 +12,7 @@ import pytest
 
 from dpo_pipeline import StorageError, score_parquet
 from dpo_pipeline.storage.read_errors import reading
+from option_tools import grouped
 from process_tools import arguments, everything
 
 
@@ -27,7 +28,7 @@ def test_a_fault_at_any_step_of_the_commit(tmp_path, source, monkeypatch, call, 
     if shape == "folder":
         options["invalid"] = inside / "apart"
     if over == "old":
-        score_parquet(pairs, out, **options, beta=0.9)
+        score_parquet(pairs, out, **grouped(beta=0.9, **options))
     old = everything(inside)
     real = getattr(os, call)
     for number in range(1, 40):
@@ -42,7 +43,7 @@ def test_a_fault_at_any_step_of_the_commit(tmp_path, source, monkeypatch, call, 
         monkeypatch.setattr(os, call, fail)
         failed = False
         try:
-            score_parquet(pairs, out, **options)
+            score_parquet(pairs, out, **grouped(**options))
         except StorageError as error:
             failed = True
             assert str(error).endswith("Input/output error")  # noqa: PT017  not at the last one
@@ -64,7 +65,7 @@ def test_a_fault_at_any_step_of_the_commit(tmp_path, source, monkeypatch, call, 
             if shape == "file":
                 assert set(found) == set(old)
                 assert final not in whole or len(whole) == 3
-            score_parquet(pairs, out, **{**options, "beta": 0.9})
+            score_parquet(pairs, out, **grouped(**{**options, "beta": 0.9}))
             assert everything(inside) == old
     assert number >= (6 if call == "fsync" else 4)
     assert not failed
@@ -77,7 +78,7 @@ def everything_new(tmp_path, pairs, options, out):
             key: Path(folder) / value.name if isinstance(value, Path) else value
             for key, value in options.items()
         }
-        score_parquet(pairs, Path(folder) / out.name, **elsewhere)
+        score_parquet(pairs, Path(folder) / out.name, **grouped(**elsewhere))
         return everything(folder)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from dpo_pipeline import Cancelled, score_parquet
 from dpo_pipeline.storage.publication import Publication
+from option_tools import grouped
 from process_tools import arguments, ended, everything, tool
 
 
@@ -98,9 +99,11 @@ def test_cancel_stops_in_every_phase_and_leaves_nothing(tmp_path, source, monkey
         score_parquet(
             source,
             tmp_path / "out.parquet",
-            cancel=cancel,
-            progress=lambda at: cancel.set() if at.phase == phase else None,
-            **arguments(tmp_path),
+            **grouped(
+                cancel=cancel,
+                progress=lambda at: cancel.set() if at.phase == phase else None,
+                **arguments(tmp_path),
+            ),
         )
     assert list(everything(tmp_path)) == ["pairs.parquet"]
 

@@ -7,7 +7,7 @@ import math
 import polars as pl
 import pytest
 
-from dpo_pipeline import UsageError, evaluate
+from dpo_pipeline import Batches, UsageError, evaluate
 from pair_tools import LOGPS, LOSSES, close, reference_row, with_value
 
 
@@ -21,7 +21,7 @@ from pair_tools import LOGPS, LOSSES, close, reference_row, with_value
     ],
 )
 def test_batches_of_rows(pairs, size, counts, losses):
-    batches = evaluate(pairs, batch_size=size).batches
+    batches = evaluate(pairs, batches=size).batches
     assert batches["batch"].to_list() == list(range(len(counts)))
     assert batches["n_pairs"].to_list() == batches["n_valid"].to_list() == counts
     assert batches["loss"].to_list() == [close(loss) for loss in losses]
@@ -29,7 +29,7 @@ def test_batches_of_rows(pairs, size, counts, losses):
 
 def test_a_batch_without_valid_rows_stays_with_nulls(pairs):
     broken = with_value(with_value(pairs, 2, None), 3, math.nan)
-    batches = evaluate(broken, batch_size=2, on_invalid="exclude").batches
+    batches = evaluate(broken, batches=2, on_invalid="exclude").batches
     assert batches.rows()[1] == (1, 2, 0, 2, None, None, None)
     assert batches["n_invalid"].to_list() == [0, 2, 0]
     assert batches["reward_margin"].to_list() == [close(-0.05), None, close(0.0)]
@@ -37,7 +37,7 @@ def test_a_batch_without_valid_rows_stays_with_nulls(pairs):
 
 
 def test_batches_by_value_merge_and_stand_in_order_of_first_appearance(pairs):
-    batches = evaluate(pairs, batch_by="subset").batches
+    batches = evaluate(pairs, batches=Batches(by="subset")).batches
     assert batches["batch"].to_list() == ["x", "y", None]
     assert batches["n_pairs"].to_list() == [3, 2, 1]
     assert batches["loss"].to_list() == [
@@ -48,7 +48,7 @@ def test_batches_by_value_merge_and_stand_in_order_of_first_appearance(pairs):
 
 
 def test_several_columns_and_batches_at_once(pairs):
-    result = evaluate(pairs, by=["subset", "pair_id"], batch_size=4)
+    result = evaluate(pairs, by=["subset", "pair_id"], batches=4)
     assert result.subsets.height == 6
     assert result.subsets["loss"].to_list() == [close(LOSSES[i]) for i in (0, 2, 5, 1, 4, 3)]
     assert result.batches["loss"].to_list() == [
@@ -64,18 +64,18 @@ def test_too_many_batches_ask_for_a_file_before_reading(engine, tmp_path, monkey
     pl.DataFrame({name: [-1.0] * 12 for name in LOGPS}).write_parquet(path)
     engine.graphs.clear()
     with pytest.raises(UsageError, match=r"batches=PATH"):
-        evaluate(path, batch_size=2)
+        evaluate(path, batches=2)
     assert engine.graphs == []
 
 
 def test_the_mean_does_not_depend_on_batches(real_pairs):
     alone = evaluate(real_pairs).summary
-    assert all(evaluate(real_pairs, batch_size=n).summary == alone for n in (1, 64, 500))
+    assert all(evaluate(real_pairs, batches=n).summary == alone for n in (1, 64, 500))
 
 
 def test_batch_means_equal_plain_python(real_pairs):
     rows = [reference_row(*map(float, row), 0.1) for row in real_pairs.select(LOGPS).iter_rows()]
-    batches = evaluate(real_pairs, batch_size=64).batches
+    batches = evaluate(real_pairs, batches=64).batches
     assert batches.height == 11
     for k, (loss, accuracy, margin) in enumerate(
         batches.select("loss", "reward_accuracy", "reward_margin").iter_rows()
@@ -89,8 +89,8 @@ def test_batch_means_equal_plain_python(real_pairs):
 def test_batches_to_a_file_are_those_of_the_result(tmp_path, real_pairs, monkeypatch):
     monkeypatch.setattr("dpo_pipeline.evaluation.evaluating.BATCHES_PER_GROUP", 10)
     path = tmp_path / "batches.parquet"
-    held = evaluate(real_pairs, batch_size=20)
-    filed = evaluate(real_pairs, batch_size=20, batches=path)
+    held = evaluate(real_pairs, batches=20)
+    filed = evaluate(real_pairs, batches=Batches(20, file=path))
     assert filed.batches is None
     assert filed.summary == held.summary
     assert pl.read_parquet(path).equals(held.batches)

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from dpo_pipeline import score, score_parquet
+from option_tools import grouped
 from pair_tools import LOGPS
 
 BATCH_LOSSES = ("aot", "aot_unpaired", "kto_pair", "bco_pair_running")
@@ -138,7 +139,7 @@ def with_faults(frame):
 
 
 def losses_of(frame, loss, size, engine="in-memory", **arguments):
-    plan = score(frame, loss=loss, batch_size=size, **arguments)
+    plan = score(frame, **grouped(loss=loss, batch_size=size, **arguments))
     return plan.collect(engine=engine)["loss"].to_list()
 
 
@@ -148,5 +149,5 @@ def written(source, folder, **options):
     scored, apart = folder / f"scored{ending}", folder / f"apart{ending}"
     if options.get("on_invalid") == "quarantine":
         options["invalid"] = apart
-    result = score_parquet(source, scored, overwrite=True, **options)
+    result = score_parquet(source, scored, **grouped(overwrite=True, **options))
     return result, *(pl.read_parquet(p) if p.exists() else None for p in (scored, apart))

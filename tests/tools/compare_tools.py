@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from dpo_pipeline import compare
+from option_tools import grouped
 from pair_tools import DATA, REFS
 
 A, B = DATA / "hh_harmless_policy_a.parquet", DATA / "hh_harmless_policy_b_train.parquet"
@@ -48,7 +49,7 @@ def said(result):
 
 def raised(kind, *args, **kwargs):
     with pytest.raises(kind) as caught:
-        compare(*args, **kwargs)
+        compare(*args, **grouped(**kwargs))
     assert type(caught.value) is kind
     return str(caught.value)
 

@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from dpo_pipeline import ContractError, StorageError, score_parquet
+from dpo_pipeline import ContractError, OnInvalid, StorageError, score_parquet
 from dpo_pipeline.cli.running import run_stoppable
 from dpo_pipeline.evaluation import measuring
 from dpo_pipeline.sources.dataset import Dataset
+from option_tools import grouped
 from pair_tools import LOGPS
 
 FOREVER = 600  # seconds; whoever waits so long is killed by the test
@@ -62,7 +63,7 @@ class Steps:
 def job(order):
     steps = Steps(order.get("wait_at"))
     steps.patch(order.get("shard_rows", measuring.SHARD_ROWS))
-    score_parquet(order["source"], order["sink"], progress=steps, **order["arguments"])
+    score_parquet(order["source"], order["sink"], **grouped(progress=steps, **order["arguments"]))
 
 
 def stoppable(order):
@@ -155,7 +156,7 @@ def corrupt(order):
         # Said before, for the case that the process does not survive it.
         say(line | {"outcome": "begun"})
         try:
-            score_parquet(copy, out, on_invalid="quarantine", invalid=apart)
+            score_parquet(copy, out, on_invalid=OnInvalid("quarantine", file=apart))
         except (ContractError, StorageError) as error:
             line |= {"outcome": type(error).__name__, "error": str(error).splitlines()[0]}
             if isinstance(error, StorageError):

@@ -115,8 +115,8 @@ def gathered_of(frame, **options):
         frame,
         beta=BETA,
         by="subset",
-        on_invalid="exclude",
         statistics=StatisticsOptions(judge="judge", **options),
+        on_invalid="exclude",
     )
     return result.statistics.gathered
 
@@ -147,6 +147,6 @@ def statistics_of(source):
         source,
         beta=BETA,
         by="subset",
-        on_invalid="exclude",
         statistics=StatisticsOptions(judge="judge", weights={"a": 1, "b": 3, None: 0.5}),
+        on_invalid="exclude",
     ).statistics

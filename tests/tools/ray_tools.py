@@ -27,6 +27,7 @@ import dpo_pipeline
 from dpo_pipeline.engine.ray_executor import RayExecutor
 from dpo_pipeline.evaluation import measuring
 from dpo_pipeline.sums import batches
+from option_tools import grouped
 from pair_tools import DATA
 
 SHARD_ROWS = 150
@@ -124,7 +125,7 @@ def make_pairs(folder):
 
 def score(folder, name, engine, **more):
     return dpo_pipeline.score_parquet(
-        folder / "in", folder / name, engine=engine, part_rows=40, **ARGUMENTS, **more
+        folder / "in", folder / name, **grouped(engine=engine, part_rows=40, **ARGUMENTS, **more)
     )
 
 
@@ -196,7 +197,7 @@ def identity(folder):
     }.items():
         both = [
             dpo_pipeline.evaluate(
-                folder / "in", engine=engine, on_invalid="exclude", **arguments
+                folder / "in", **grouped(engine=engine, on_invalid="exclude", **arguments)
             ).to_json()
             for engine in ("local", "ray")
         ]

@@ -1,0 +1,99 @@
+"""The tables of `schemas/README.md`, made from the declarations: options, formats, columns, codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from dpo_pipeline.arguments import Option, default_of, options_of
+from dpo_pipeline.columns import ROLES, SCORED
+from dpo_pipeline.errors import MEANINGS
+from dpo_pipeline.options import CALLS
+from dpo_pipeline.sources import FORMATS
+
+_HEAD: Final = """# Reference
+
+Everything on this page is made from the declarations of the library: `dpo-pipeline contract --to
+schemas` writes it anew. Beside it lie the contracts of the tables (Open Data Contract Standard) and
+the JSON Schemas of the documents.
+"""
+
+
+def reference_page() -> str:
+    """Return `schemas/README.md`."""
+    sections = {
+        "Options": option_table(),
+        "Formats": format_table(),
+        "Columns": column_table(),
+        "Exit codes": exit_code_table(),
+    }
+    return "\n".join([_HEAD, *(f"## {name}\n\n{text}\n" for name, text in sections.items())])
+
+
+def option_table(calls: Mapping[str, Mapping[str, type[Any]]] = CALLS) -> str:
+    """Return the options: flag, variable, default, commands that have it, and what it does.
+
+    The key in settings is the flag without its dashes. The variable is that of all commands; that
+    of one has the command's name before the option's.
+    """
+    return _table(
+        ("option", "group and field", "variable", "default", "commands", "what it does"),
+        _option_rows(calls),
+    )
+
+
+def _option_rows(calls: Mapping[str, Mapping[str, type[Any]]]) -> Iterator[Sequence[str]]:
+    shown: dict[str, tuple[str, str, Option]] = {}
+    where: dict[str, list[str]] = {}
+    for call, groups in calls.items():
+        for group in groups.values():
+            for each, declared in options_of(group, call):
+                where.setdefault(declared.flag, []).append(call)
+                default = default_of(each)
+                plain = "" if default in (None, (), {}) or declared.kind.repeats else f"{default}"
+                text = plain if declared.shown is None else declared.shown
+                place = f"`{group.__name__}.{each.name}`"
+                shown.setdefault(declared.flag, (place, text, declared))
+    for flag, (place, default, declared) in shown.items():
+        variable = f"DPO_PIPELINE_{flag.lstrip('-').replace('-', '_').upper()}"
+        commands = "all" if len(where[flag]) == len(calls) else ", ".join(where[flag])
+        yield f"`{flag}`", place, f"`{variable}`", default, commands, declared.help
+
+
+def format_table() -> str:
+    """Return the formats that pairs can be in."""
+    return _table(
+        ("format", "endings", "what is in it"),
+        (
+            (f"`{row.name}`", " ".join(f"`{each}`" for each in row.endings), row.description)
+            for row in FORMATS.values()
+        ),
+    )
+
+
+def column_table() -> str:
+    """Return the roles that columns can have, and the columns that scoring adds."""
+    roles = (
+        (
+            f"`{role.name}`",
+            "input",
+            role.unit or "",
+            role.description,
+            " ".join(f"`{alias}`" for alias in role.aliases),
+        )
+        for role in ROLES.values()
+    )
+    added = ((f"`{a.name}`", "added", a.unit or "", a.description, "") for a in SCORED)
+    return _table(("column", "", "unit", "what it is", "also called"), (*roles, *added))
+
+
+def exit_code_table() -> str:
+    """Return the exit codes of the command line."""
+    return _table(("code", "meaning"), ((str(code), text) for code, text in MEANINGS.items()))
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines
+    )

@@ -83,7 +83,7 @@ def plan_of(**given):
         ),
         pytest.param({"statistics": True}, "statistics", StatisticsOptions(), id="statistics"),
         pytest.param(
-            {"contract": OwnSchema}, "contract", Contract(OwnSchema, max_logp=0.0), id="contract"
+            {"contract": OwnSchema}, "contract", Contract(OwnSchema), id="contract"
         ),
         pytest.param(
             {"outputs": "summary.json"}, "outputs", Outputs(summary="summary.json"), id="outputs"

@@ -151,7 +151,7 @@ def read_common_pairs(
     gathering = PairedGathering(
         objective=objective,
         needs=objective.needs,
-        is_wide=bool(checked),
+        max_logp=max_logp,
         by=by,
         keys=subset_keys,
         has_prompts=prompts is not None,

@@ -36,8 +36,6 @@ from dpo_pipeline.evaluation import (
     Groups,
     check_report,
     inputs_of,
-    keys_checked_later,
-    max_logp_of,
     publication_of,
     why_refused,
 )
@@ -46,7 +44,7 @@ from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Pairs, Reference, StatisticsOptions, Subsets
 from dpo_pipeline.plan import Facts, Plan, planned
-from dpo_pipeline.sources import Dataset, open_pairs
+from dpo_pipeline.sources import Dataset, open_reference
 from dpo_pipeline.storage import Output
 from dpo_pipeline.sums import Health, Summary, figures
 
@@ -89,18 +87,18 @@ class ComparisonPlan(Plan[Comparison]):
             function="compare",
             source=" and ".join(table.name for table in tables[:2]),
             inputs=tuple(
-                replace(each, is_reference=i > 1)
+                replace(each, is_reference=each.is_reference or i > 1)
                 for i, dataset in enumerate(self.datasets)
                 for each in inputs_of(dataset)
             ),
             rows=None if None in rows else sum(filter(None, rows)),
             columns=columns,
             options=self.options,
-            max_logp=max_logp_of(self.groups.contract),
+            max_logp=self.groups.max_logp,
             objectives=(self.objective,),
             by=self.pairs.by,
             statistics=True,
-            checked_later=keys_checked_later([self.datasets[0], *self.datasets[1:]]),
+            checked_later=("that the keys of A and B fit",),
             outputs=self.outputs,
         )
 
@@ -120,7 +118,7 @@ class ComparisonPlan(Plan[Comparison]):
     def _compared(self, watch: Watch) -> Comparison:
         objective, level, names = self.objective, self.level, self.pairs.by
         tables, on = self.pairs.tables, self.pairs.on
-        max_logp = max_logp_of(self.groups.contract)
+        max_logp = self.groups.max_logp
         for dataset in self.datasets:
             dataset.check_keys()
         read = read_common_pairs(self.pairs, objective=objective, max_logp=max_logp, watch=watch)
@@ -274,20 +272,11 @@ def compare(
     key = _key_of(on, groups.reference)
     sides = tuple(_side_of(each, groups, key) for each in (a, b))
     shared = groups.reference
-    third = (
-        ()
-        if shared is None
-        else (
-            open_pairs(
-                Pairs(shared.source, format=shared.format, columns=shared.columns),
-                access=groups.access,
-                keys=[key],
-                name="reference",
-                as_reference=True,
-                cancel=groups.execution.cancel,
-            ),
-        )
-    )
+    third: tuple[Dataset, ...] = ()
+    if shared is not None:
+        other = replace(shared, on=key)
+        cancel = groups.execution.cancel
+        third = (open_reference(other, access=groups.access, cancel=cancel),)
     tables = bound_tables(
         (sides[0], sides[1]),
         (a.columns, b.columns),
@@ -295,7 +284,7 @@ def compare(
         None if shared is None else shared.columns,
         on=key,
         needs=objective.needs,
-        contract=groups.contract,
+        contract=replace(groups.contract, max_logp=groups.max_logp),
     )
     datasets = (*sides, *third)
     publication = publication_of(groups.outputs, groups.access, *datasets)
@@ -337,7 +326,7 @@ def _key_of(on: str | None, reference: Reference | None) -> str:
 def _side_of(pairs: Pairs, groups: Groups, key: str) -> Dataset:
     """Open a side, joined to a reference of its own if it has one."""
     own = replace(groups, pairs=pairs, reference=pairs.reference)
-    return own.opened(key).dataset
+    return own.opened(key)
 
 
 def _reports(tables: Sequence[Table], read: CommonPairs, watch: Watch) -> dict[str, InvalidReport]:

@@ -200,6 +200,28 @@ class Comparison(Reported):
         return self._accuracies.sentence(on)
 
     @property
+    def name(self) -> str:
+        """What errors call it."""
+        return f"{self.b.source} against {self.a.source}"
+
+    @property
+    def gated(self) -> tuple[str, ...]:
+        """The figures whose differences a gate can have a mark for."""
+        return tuple(COMPARED)
+
+    @property
+    def no_verdict(self) -> str | None:
+        """Why the figures decide nothing; None if they do, or show no difference."""
+        untested = self.differences[REWARD_ACCURACY].p_value is None
+        return self.verdict if self.incomparable is not None or untested else None
+
+    def figure(self, name: str) -> tuple[float, tuple[float, float] | None]:
+        """Return a difference, B - A, and its interval."""
+        estimate = self.differences[name].estimate
+        interval = estimate.interval
+        return estimate.value, None if interval is None else (interval.low, interval.high)
+
+    @property
     def loss_verdict(self) -> str | None:
         """The difference of loss in a sentence; None where the sides cannot be compared."""
         if self.incomparable is not None:

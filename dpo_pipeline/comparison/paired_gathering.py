@@ -69,7 +69,7 @@ class PairedGathering:
         *,
         objective: CheckedObjective,
         needs: Needs,
-        is_wide: bool,
+        max_logp: float,
         by: Sequence[str],
         keys: Sequence[str],
         has_prompts: bool,
@@ -77,7 +77,7 @@ class PairedGathering:
         """Say what is compared; `keys` are the names that the columns of `by` have in chunks."""
         self._objective = objective
         self._needs = needs
-        self._is_wide = is_wide
+        self._max_logp = max_logp
         self._by = tuple(by)
         self._keys = list(keys)
         self._has_prompts = has_prompts
@@ -97,9 +97,9 @@ class PairedGathering:
             sums = tally(
                 marked,
                 valid=pl.col(VALID),
-                objective=self._objective,
+                objectives=(self._objective,),
                 needs=self._needs,
-                is_wide=self._is_wide,
+                max_logp=self._max_logp,
             )
             self._add(name, sums, [])
         pairs = shared.with_columns(
@@ -181,7 +181,8 @@ class PairedGathering:
             + (pl.col(f"{side}_{REWARD_MARGIN}") == 0.0).cast(pl.Int64)
             for side in "ab"
         ]
-        sum_of = exact_sum_of_wide if self._is_wide else exact_sum
+        is_wide = bool(self._objective.columns_to_check(self._max_logp))
+        sum_of = exact_sum_of_wide if is_wide else exact_sum
         return [
             count().alias(N_VALID),
             (a & b).sum().cast(pl.Int64).alias(BOTH_RIGHT),

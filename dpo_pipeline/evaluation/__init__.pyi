@@ -24,11 +24,9 @@ from .measuring import Measured as Measured, why_refused as why_refused
 from .planning import (
     Documents as Documents,
     Groups as Groups,
-    Opened as Opened,
     check_report as check_report,
     checked_objective as checked_objective,
     inputs_of as inputs_of,
-    keys_checked_later as keys_checked_later,
     max_logp_of as max_logp_of,
     publication_of as publication_of,
     run_facts as run_facts,

@@ -17,9 +17,11 @@ from dpo_pipeline.evaluation.measuring import Measured, Wanted, judge, measure
 from dpo_pipeline.evaluation.planning import (
     Documents,
     Groups,
-    Opened,
     Result,
+    checked_later,
+    inputs_of,
     publication_of,
+    refuse_unreadable,
     staged_batches,
     statistics_of_call,
     warn_of,
@@ -29,6 +31,7 @@ from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Batches, StatisticsOptions, Subsets
 from dpo_pipeline.plan import Facts, Plan, planned
+from dpo_pipeline.sources import Dataset
 from dpo_pipeline.storage import GrowingFile, Output
 from dpo_pipeline.sums import Batching, BatchTable
 
@@ -41,7 +44,7 @@ class Measurement:
 
     Attributes:
         groups: The options.
-        opened: The pairs.
+        dataset: The pairs, joined to their reference.
         binding: The contract, bound to them.
         objectives: What is summed of the scores.
         scorer: What scores a shard.
@@ -51,7 +54,7 @@ class Measurement:
     """
 
     groups: Groups
-    opened: Opened
+    dataset: Dataset
     binding: Binding
     objectives: tuple[CheckedObjective, ...]
     scorer: ShardScorer
@@ -63,7 +66,7 @@ class Measurement:
     def of(
         cls,
         groups: Groups,
-        opened: Opened,
+        dataset: Dataset,
         binding: Binding,
         objectives: tuple[CheckedObjective, ...],
         *,
@@ -77,7 +80,7 @@ class Measurement:
 
         Args:
             groups: The options.
-            opened: The pairs.
+            dataset: The pairs.
             binding: The contract.
             objectives: What is summed.
             scored: What is scored, if rules look at scores that are not summed.
@@ -96,13 +99,12 @@ class Measurement:
         )
         wanted.check(binding.columns)
         executor = groups.executor
-        opened.refuse(executor, scored or objectives)
-        dataset = opened.dataset
+        refuse_unreadable(dataset, executor, scored or objectives)
         if wanted.batching is not None and parts.file is None:
             BatchTable.check_count(wanted.batching, dataset.rows)
         return cls(
             groups=groups,
-            opened=opened,
+            dataset=dataset,
             binding=binding,
             objectives=objectives,
             scorer=ShardScorer(
@@ -119,7 +121,7 @@ class Measurement:
     def measured(self, watch: Watch, batch_file: GrowingFile | None = None) -> Measured:
         """Read the pairs once, and raise if they must not pass."""
         made = measure(
-            self.opened.dataset,
+            self.dataset,
             self.scorer,
             objectives=self.objectives,
             wanted=self.wanted,
@@ -134,11 +136,15 @@ class Measurement:
         self, function: str, options: Mapping[str, Any], outputs: tuple[Output, ...], **more: Any
     ) -> Facts:
         """Return what a plan tells of it."""
-        batching, rows = self.wanted.batching, self.opened.dataset.rows
+        batching, rows = self.wanted.batching, self.dataset.rows
         size = None if batching is None else batching.size
-        return self.opened.facts(
-            function,
-            options,
+        return Facts(
+            function=function,
+            source=self.dataset.name,
+            inputs=inputs_of(self.dataset),
+            rows=rows,
+            options=options,
+            checked_later=checked_later(self.dataset),
             columns=dict(self.binding.mapping),
             max_logp=self.binding.max_logp,
             objectives=self.objectives,
@@ -180,7 +186,7 @@ class MeasurementPlan(Plan[T]):
     ) -> MeasurementPlan[T]:
         """Check the outputs of a measurement."""
         groups, file = measurement.groups, measurement.batches.file
-        publication = publication_of(groups.outputs, groups.access, measurement.opened.dataset)
+        publication = publication_of(groups.outputs, groups.access, measurement.dataset)
         outputs = Documents.checked(groups.outputs, publication)
         if file is not None:
             outputs += (publication.check(file),)
@@ -200,7 +206,7 @@ class MeasurementPlan(Plan[T]):
     def run(self) -> T:
         """Read the pairs, write the documents, and return the result."""
         made, groups = self.measurement, self.measurement.groups
-        watch, dataset = groups.watch, made.opened.dataset
+        watch, dataset = groups.watch, made.dataset
         with publication_of(groups.outputs, groups.access, dataset) as publication:
             documents = Documents(groups.outputs, publication)
             batch_file = staged_batches(
@@ -282,11 +288,11 @@ def evaluate(
     asked = statistics_of_call(statistics, groups.outputs)
     objective = groups.objective
     subsets, parts = given(Subsets, by), given(Batches, batches)
-    opened = groups.opened()
+    dataset = groups.opened()
     # Scores that are in the data already are made anew, whatever beta they had.
-    binding = opened.bound(groups, objective.needs, adds=[added.name for added in SCORED])
+    binding = groups.bound(dataset, objective.needs, adds=[added.name for added in SCORED])
     measurement = Measurement.of(
-        groups, opened, binding, (objective,), by=subsets, batches=parts, statistics=asked
+        groups, dataset, binding, (objective,), by=subsets, batches=parts, statistics=asked
     )
     options = groups.as_given(by=subsets, batches=parts, statistics=asked)
     return MeasurementPlan.of("evaluate", measurement, Measured.evaluation, options)
@@ -345,13 +351,13 @@ def check(
     if groups.on_invalid.action != "exclude":
         raise UsageError("check leaves pairs as they are: say how many may be invalid (at_most)")
     objective = groups.objective
-    opened = groups.opened()
-    binding = opened.bound(groups, objective.needs, adds=[added.name for added in SCORED])
+    dataset = groups.opened()
+    binding = groups.bound(dataset, objective.needs, adds=[added.name for added in SCORED])
     # Scores are made only if a sound pair can have one that no sum can hold.
     scored = (objective,) if objective.columns_to_check(binding.max_logp) else ()
     if scored and objective.is_of_batches:
         raise UsageError(f"{objective} is a loss of batches: evaluate checks its pairs")
-    measurement = Measurement.of(groups, opened, binding, (), scored=scored)
+    measurement = Measurement.of(groups, dataset, binding, (), scored=scored)
     return MeasurementPlan.of("check", measurement, _only_report, groups.as_given())
 
 

@@ -123,7 +123,7 @@ class Gathering:
         schema: pl.Schema,
         objective: CheckedObjective,
         needs: Needs,
-        is_wide: bool,
+        max_logp: float,
         by: Sequence[str],
         keys: Sequence[str],
         judge: tuple[str, ...],
@@ -131,7 +131,7 @@ class Gathering:
         """Take the columns of scored pairs; `keys` are the names that those of `by` have there."""
         self._objective = objective
         self._needs = needs
-        self._is_wide = is_wide
+        self._max_logp = max_logp
         self._by = tuple(by)
         self._keys = list(keys)
         self._judge = judge
@@ -237,9 +237,9 @@ class Gathering:
             tally(
                 chunk.lazy(),
                 valid=pl.col(VALID),
-                objective=self._objective,
+                objectives=(self._objective,),
                 needs=self._needs,
-                is_wide=self._is_wide,
+                max_logp=self._max_logp,
                 keys=keys,
                 with_health=False,
                 extra=cluster_sums(self._needs, has_lengths=self._has_lengths),

@@ -354,7 +354,7 @@ def measure(
             schema=binding.columns,
             objective=objective,
             needs=binding.needs,
-            is_wide=bool(checked),
+            max_logp=binding.max_logp,
             by=wanted.by,
             keys=sums.subset_keys,
             judge=wanted.statistics.judge_columns,

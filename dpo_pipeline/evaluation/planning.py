@@ -8,10 +8,10 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, cast
 
 from dpo_pipeline.arguments import check_extra, check_page_path, checked_choice, given
-from dpo_pipeline.columns import Needs
+from dpo_pipeline.columns import PAIR_ID, Needs
 from dpo_pipeline.contract import Binding, bind
 from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID
 from dpo_pipeline.engine import Executor, RayExecutor, Watch, executor_of
@@ -28,7 +28,7 @@ from dpo_pipeline.options import (
     Reference,
     StatisticsOptions,
 )
-from dpo_pipeline.plan import Facts, Input
+from dpo_pipeline.plan import Input
 from dpo_pipeline.sources import FORMATS, Dataset, format_of, open_pairs, with_reference
 from dpo_pipeline.storage import (
     METADATA_KEY,
@@ -86,28 +86,39 @@ class Groups:
         source = pairs if isinstance(pairs, Pairs) else Pairs(pairs)
         made = given(OnInvalid, on_invalid)
         checked_choice(made.action, tuple(actions), made.at_most)
-        settings = FORMATS[format_of(source)].settings
-        asked = given(Objective, loss, beta=beta)
-        if asked.loss in (LOSS_NAME, {LOSS_NAME: 1.0}):
-            own = {**settings.get("loss_args", {}), **asked.arguments}
-            asked = replace(asked, arguments=own)
-        ours = given(Contract, contract)
-        if ours.max_logp is None:
-            ours = replace(ours, max_logp=settings.get("max_logp", MAX_LOGP))
         return cls(
             pairs=source,
             reference=reference_of(source, reference),
-            loss=replace(asked, dialect=asked.dialect or settings.get("dialect")),
-            contract=ours,
+            loss=given(Objective, loss, beta=beta),
+            contract=given(Contract, contract),
             on_invalid=made,
             outputs=given(Outputs, outputs),
             execution=given(Execution, execution),
         )
 
     @property
+    def _settings(self) -> Mapping[str, Any]:
+        """What gives the figures of a format's own tool, where nothing else was asked for."""
+        return FORMATS[format_of(self.pairs)].settings
+
+    @property
+    def asked(self) -> Objective:
+        """What is computed, with what the format of the pairs asks for."""
+        asked, own = self.loss, self._settings
+        if asked.loss in (LOSS_NAME, {LOSS_NAME: 1.0}):
+            asked = replace(asked, arguments={**own.get("loss_args", {}), **asked.arguments})
+        return replace(asked, dialect=asked.dialect or own.get("dialect"))
+
+    @property
     def objective(self) -> CheckedObjective:
         """What is computed, with everything checked."""
-        return checked_objective(self.loss)
+        return checked_objective(self.asked)
+
+    @property
+    def max_logp(self) -> float:
+        """The largest log-probability accepted, in nats."""
+        own = self.contract.max_logp
+        return self._settings.get("max_logp", MAX_LOGP) if own is None else own
 
     @property
     def access(self) -> Access:
@@ -133,12 +144,12 @@ class Groups:
             raise UsageError("--ray-address is of --engine ray: give both")
         return RayExecutor(address=address)
 
-    def opened(self, key: str | None = None) -> Opened:
+    def opened(self, key: str | None = None) -> Dataset:
         """Open the pairs and their reference, and join them; no key and no value is read.
 
         `key` is a column that they will be joined by to something else.
         """
-        keys = [key, None if self.reference is None else self.reference.on]
+        keys = {PAIR_ID.name if self.reference is None else self.reference.on, key}
         pairs = open_pairs(
             self.pairs,
             access=self.access,
@@ -146,15 +157,35 @@ class Groups:
             cancel=self.execution.cancel,
         )
         if self.reference is None:
-            return Opened(dataset=pairs, parts=(pairs,))
-        dataset, reference = with_reference(
+            return pairs
+        return with_reference(
             pairs,
             self.reference,
             columns=self.pairs.columns,
             access=self.access,
             cancel=self.execution.cancel,
         )
-        return Opened(dataset=dataset, parts=(pairs, reference))
+
+    def bound(
+        self,
+        dataset: Dataset,
+        needs: Needs,
+        *,
+        adds: Iterable[str] = (),
+        replace_added: bool = True,
+    ) -> Binding:
+        """Bind the contract to the columns of the pairs."""
+        with reading(dataset.name):
+            return bind(
+                dataset.frame,
+                source=dataset.name,
+                max_logp=self.max_logp,
+                columns=self.pairs.columns,
+                contract=self.contract.schema,
+                adds=adds,
+                replace=replace_added,
+                needs=needs,
+            )
 
     def as_given(self, **more: Any) -> dict[str, Any]:
         """Return the groups under the parameters of a call, with those that it alone has."""
@@ -162,76 +193,28 @@ class Groups:
         return own | more
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
-    """Pairs that were opened.
+def refuse_unreadable(
+    dataset: Dataset, executor: Executor, objectives: Iterable[CheckedObjective] = ()
+) -> None:
+    """Raise if there are no pairs, or not in a form in which they can be read where asked.
 
-    Attributes:
-        dataset: The pairs, joined to their reference.
-        parts: What was opened: the pairs, and their reference if it is elsewhere.
+    Raises:
+        ContractError: The footers say that there is no pair.
+        UsageError: An engine, or a loss of batches, would read a join or a frame in shards.
     """
-
-    dataset: Dataset
-    parts: tuple[Dataset, ...]
-
-    def bound(
-        self,
-        groups: Groups,
-        needs: Needs,
-        *,
-        adds: Iterable[str] = (),
-        replace_added: bool = True,
-    ) -> Binding:
-        """Bind the contract to the columns."""
-        with reading(self.dataset.name):
-            return bind(
-                self.dataset.frame,
-                source=self.dataset.name,
-                max_logp=max_logp_of(groups.contract),
-                columns=groups.pairs.columns,
-                contract=groups.contract.schema,
-                adds=adds,
-                replace=replace_added,
-                needs=needs,
-            )
-
-    def refuse(self, executor: Executor, objectives: Iterable[CheckedObjective] = ()) -> None:
-        """Raise if there are no pairs, or not in a form that they can be read in where asked.
-
-        Raises:
-            ContractError: The footers say that there is no pair.
-            UsageError: An engine, or a loss of batches, would read a join or a frame in shards.
-        """
-        joined = len(self.parts) > 1
-        where = "write the joined pairs first, with join_reference(...).sink_parquet"
-        for each in objectives:
-            if each.is_of_batches and joined:
-                raise UsageError(
-                    f"{each} is a loss of batches, for which the reference would be joined anew "
-                    f"in each shard: {where}"
-                )
-        if executor.elsewhere and joined:
+    where = "write the joined pairs first, with join_reference(...).sink_parquet"
+    for each in objectives:
+        if each.is_of_batches and dataset.has_step:
             raise UsageError(
-                f"on an engine the reference would be joined anew for each shard: {where}"
+                f"{each} is a loss of batches, for which the reference would be joined anew in "
+                f"each shard: {where}"
             )
-        if executor.elsewhere and not self.dataset.files:
-            raise UsageError(
-                "a dataframe is evaluated here: give an engine the path of Parquet files"
-            )
-        if self.dataset.rows == 0:
-            raise ContractError(f"{self.dataset.name}: it holds no pairs, so nothing was evaluated")
-
-    def facts(self, function: str, options: Mapping[str, Any], **more: Any) -> Facts:
-        """Return what a plan tells of what it reads."""
-        return Facts(
-            function=function,
-            source=self.dataset.name,
-            inputs=inputs_of(*self.parts),
-            rows=self.dataset.rows,
-            options=options,
-            checked_later=keys_checked_later(self.parts[1:]),
-            **more,
-        )
+    if executor.elsewhere and dataset.has_step:
+        raise UsageError(f"on an engine the reference would be joined anew for each shard: {where}")
+    if executor.elsewhere and not dataset.files:
+        raise UsageError("a dataframe is evaluated here: give an engine the path of Parquet files")
+    if dataset.rows == 0:
+        raise ContractError(f"{dataset.name}: it holds no pairs, so nothing was evaluated")
 
 
 def checked_objective(asked: Objective) -> CheckedObjective:
@@ -290,21 +273,20 @@ def check_report(outputs: Outputs) -> None:
         check_page_path(outputs.report)
 
 
-def inputs_of(*datasets: Dataset) -> tuple[Input, ...]:
-    """Return what is read of these datasets; those after the first are references."""
-    return tuple(
-        each
-        for i, dataset in enumerate(datasets)
-        for each in (
-            [Input(path=f.path, rows=f.rows, is_reference=i > 0) for f in dataset.files]
-            or [Input(path=dataset.name, rows=None, is_reference=i > 0)]
-        )
-    )
+def inputs_of(dataset: Dataset) -> tuple[Input, ...]:
+    """Return what is read of a dataset, and of the reference that is joined to it."""
+    files = [Input(path=each.path, rows=each.rows) for each in dataset.files]
+    own = files or [Input(path=dataset.name, rows=None)]
+    if dataset.reference is None:
+        return tuple(own)
+    joined = inputs_of(dataset.reference)
+    return (*own, *(replace(each, is_reference=True) for each in joined))
 
 
-def keys_checked_later(joined: Iterable[Dataset]) -> tuple[str, ...]:
-    """Return, in words, that the keys of these datasets are data."""
-    return tuple(f"that the keys of {dataset.name} fit" for dataset in joined)
+def checked_later(dataset: Dataset) -> tuple[str, ...]:
+    """Return, in words, what only the run can check of what is joined to a dataset."""
+    joined = dataset.reference
+    return () if joined is None else (f"that the keys of {joined.name} fit",)
 
 
 def publication_of(outputs: Outputs, access: Access, *datasets: Dataset) -> Publication:
@@ -347,7 +329,7 @@ class Documents:
         if self._report is not None:
             from dpo_pipeline.report import page_of, write_page
 
-            write_page(page_of(result), self._report)
+            write_page(page_of(cast(Any, result)), self._report)
 
 
 def staged_batches(

@@ -152,14 +152,14 @@ def sweep(
         outputs=outputs,
         execution=execution,
     )
-    objectives = tuple(objectives_of(groups.loss))
+    objectives = tuple(objectives_of(groups.asked))
     subsets, parts = given(Subsets, by), given(Batches, batches)
     if subsets.histogram:
         raise UsageError("a sweep has no histogram of margins: evaluate each beta for it")
-    opened = groups.opened()
-    binding = opened.bound(groups, needs_of(objectives), adds=[each.name for each in SCORED])
+    dataset = groups.opened()
+    binding = groups.bound(dataset, needs_of(objectives), adds=[each.name for each in SCORED])
     measurement = Measurement.of(
-        groups, opened, binding, objectives, by=subsets, batches=parts, by_objective=True
+        groups, dataset, binding, objectives, by=subsets, batches=parts, by_objective=True
     )
     options = groups.as_given(by=subsets, batches=parts)
     return MeasurementPlan.of("sweep", measurement, _swept, options)

@@ -1,4 +1,4 @@
-"""The tables of `schemas/README.md`, made from the declarations: options, formats, columns, codes."""
+"""The tables of `schemas/README.md`, made from what the library declares."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _option_rows(calls: Mapping[str, Mapping[str, type[Any]]]) -> Iterator[Seque
             for each, declared in options_of(group, call):
                 where.setdefault(declared.flag, []).append(call)
                 default = default_of(each)
-                plain = "" if default in (None, (), {}) or declared.kind.repeats else f"{default}"
+                plain = f"{default}" if isinstance(default, (str, int, float)) else ""
                 text = plain if declared.shown is None else declared.shown
                 place = f"`{group.__name__}.{each.name}`"
                 shown.setdefault(declared.flag, (place, text, declared))

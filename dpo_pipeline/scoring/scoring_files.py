@@ -70,7 +70,7 @@ class ScorePlan(Plan[Evaluation]):
         """Read and score the pairs, publish all outputs together, and return the figures."""
         made, groups, parts = self.measurement, self.measurement.groups, self.parts
         (objective,) = made.objectives
-        watch, dataset = groups.watch, made.opened.dataset
+        watch, dataset = groups.watch, made.dataset
         with publication_of(groups.outputs, groups.access, dataset) as publication:
             apart = () if self.invalid is None else parts.staged(publication, self.invalid)
             documents = Documents(groups.outputs, publication)
@@ -192,16 +192,16 @@ def score_parquet(
         apart = beside(sink)
     subsets, sizes, kept = given(Subsets, by), given(Batches, batches), given(Scored, scored)
     objective = groups.objective
-    opened = groups.opened()
+    dataset = groups.opened()
     reference_source = None if groups.reference is None else groups.reference.source
     for source in (groups.pairs.source, reference_source):
         check_outside(source, (sink, apart, sizes.file))
     adds = [added.name for added in (*SCORED, *(INVALID if quarantine else ()))]
-    binding = opened.bound(groups, objective.needs, adds=adds, replace_added=kept.replace)
-    measurement = Measurement.of(groups, opened, binding, (objective,), by=subsets, batches=sizes)
-    carried = carried_columns(kept.keep, binding, opened.dataset)
-    parts = PartOutputs.of(opened.dataset, kept.part_rows, measurement.executor)
-    publication = publication_of(groups.outputs, groups.access, opened.dataset)
+    binding = groups.bound(dataset, objective.needs, adds=adds, replace_added=kept.replace)
+    measurement = Measurement.of(groups, dataset, binding, (objective,), by=subsets, batches=sizes)
+    carried = carried_columns(kept.keep, binding, dataset)
+    parts = PartOutputs.of(dataset, kept.part_rows, measurement.executor)
+    publication = publication_of(groups.outputs, groups.access, dataset)
     checked: tuple[Output, ...] = ()
     checked += () if apart is None else (publication.check(apart, parts.relatives),)
     checked += Documents.checked(groups.outputs, publication)

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +22,6 @@ from dpo_pipeline.columns import (
     REF_REJECTED,
     SCORED,
     TOKENS_OF,
-    Needs,
     resolve,
 )
 from dpo_pipeline.contract import (
@@ -37,12 +36,12 @@ from dpo_pipeline.contract import (
 )
 from dpo_pipeline.defaults import LOSS_NAME, ON_INVALID
 from dpo_pipeline.errors import ColumnError, InvalidPairsError, UsageError
-from dpo_pipeline.evaluation import Groups, Opened, ShardScorer, checked_objective, max_logp_of
+from dpo_pipeline.evaluation import Groups, ShardScorer, checked_objective, max_logp_of
 from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import CheckedObjective, k1, k2, k3, kept_tokens, with_scores
 from dpo_pipeline.options import Batches, Contract, Objective, OnInvalid, Scored
 from dpo_pipeline.scoring.scoring_files import carried_columns
-from dpo_pipeline.sources import Dataset, Shard
+from dpo_pipeline.sources import Shard
 from dpo_pipeline.storage import reading
 from dpo_pipeline.sums import Batching
 
@@ -97,9 +96,9 @@ def score(
     """
     groups = _groups(pairs, loss=loss, beta=beta)
     objective, kept = groups.objective, given(Scored, scored)
-    dataset = groups.opened().dataset
+    dataset = groups.opened()
     adds = [added.name for added in SCORED]
-    binding = _bound(groups, dataset, objective.needs, adds=adds, replace=kept.replace)
+    binding = groups.bound(dataset, objective.needs, adds=adds, replace_added=kept.replace)
     batching = Batching.of(given(Batches, batches))
     if batching is not None and not objective.is_of_batches:
         raise UsageError(f"batches: {objective} does not depend on batches")
@@ -132,9 +131,9 @@ def token_kl(pairs: Any, *, contract: Any = None, scored: Any = None) -> pl.Lazy
             one.
     """
     groups = _groups(pairs, contract=contract)
-    dataset, kept = groups.opened().dataset, given(Scored, scored)
+    dataset, kept = groups.opened(), given(Scored, scored)
     adds = [f"{side}_{k}" for side in ("chosen", "rejected") for k in ("k1", "k2", "k3")]
-    binding = _bound(groups, dataset, ALL_LOGPS, adds=adds, replace=kept.replace)
+    binding = groups.bound(dataset, ALL_LOGPS, adds=adds, replace_added=kept.replace)
     lacking = [role.name for role in TOKENS_OF.values() if role.name not in binding.columns]
     if lacking:
         raise ColumnError(
@@ -158,17 +157,9 @@ def token_kl(pairs: Any, *, contract: Any = None, scored: Any = None) -> pl.Lazy
 
 def _groups(pairs: Any, **asked: Any) -> Groups:
     """Return the groups of a call that makes a plan; what it does not take is at its default."""
-    nothing = dict.fromkeys(
-        ("reference", "loss", "beta", "contract", "on_invalid", "outputs", "execution")
-    )
-    return Groups.of(pairs=pairs, **(nothing | asked))
-
-
-def _bound(
-    groups: Groups, dataset: Dataset, needs: Needs, *, adds: Iterable[str], replace: bool
-) -> Binding:
-    opened = Opened(dataset=dataset, parts=(dataset,))
-    return opened.bound(groups, needs, adds=adds, replace_added=replace)
+    names = ("reference", "loss", "beta", "contract", "on_invalid", "outputs", "execution")
+    every: dict[str, Any] = dict.fromkeys(names) | asked
+    return Groups.of(pairs=pairs, **every)
 
 
 def arrow_stage(

@@ -1,4 +1,5 @@
-from .dataset import Dataset as Dataset, Part as Part, Shard as Shard, open_dataset as open_dataset
+from .converting import convert as convert
+from .dataset import Dataset as Dataset, Part as Part, Shard as Shard
 from .files import SourcePath as SourcePath
 from .formats import (
     FORMATS as FORMATS,
@@ -14,16 +15,7 @@ from .joining import (
     join_reference as join_reference,
     joined as joined,
     key_of as key_of,
+    open_reference as open_reference,
     with_reference as with_reference,
 )
-from .opening import (
-    FrameLike as FrameLike,
-    as_dataset as as_dataset,
-    as_lazy as as_lazy,
-    convert as convert,
-    known_format as known_format,
-    label_of as label_of,
-    opened as opened,
-    read as read,
-    useful_mapping as useful_mapping,
-)
+from .opening import format_of as format_of, open_pairs as open_pairs, read as read

@@ -1,21 +1,20 @@
-"""`read`: pairs in any known format as a LazyFrame; `convert`: the same as Parquet."""
+"""What a call takes as pairs: dataframes of any kind, and files in any known format."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from importlib.metadata import version
 from threading import Event
 from types import MappingProxyType
-from typing import Any, Final, Protocol, TypeAlias, cast, runtime_checkable
+from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
 import polars as pl
 
-from dpo_pipeline.columns import ROLES, Resolution, did_you_mean, resolve
-from dpo_pipeline.defaults import OUTPUT_ROWS_PER_GROUP, WIDE_ROWS_PER_GROUP, ZSTD_LEVEL
-from dpo_pipeline.engine import ProgressCallback, Watch
-from dpo_pipeline.errors import ColumnError, UsageError
+from dpo_pipeline.arguments import given
+from dpo_pipeline.columns import PAIR_ID, did_you_mean, resolve
+from dpo_pipeline.engine import Watch
+from dpo_pipeline.errors import UsageError
+from dpo_pipeline.options import Execution, Pairs
 from dpo_pipeline.sources import (
     arrow_files as table_files,
     text_files as text_tables,
@@ -35,17 +34,10 @@ from dpo_pipeline.sources.formats import (
     REWARDBENCH,
     TRL,
     VLLM,
-    checked_parquet_name,
     guess,
 )
 from dpo_pipeline.storage import (
-    LOCAL,
-    METADATA_KEY,
     Access,
-    Outputs,
-    identity,
-    reading,
-    writing,
 )
 
 Reader: TypeAlias = Callable[[SourcePath, Mapping[str, str] | None], pl.LazyFrame]
@@ -74,58 +66,108 @@ READERS: Final[Mapping[str, Reader]] = MappingProxyType(
 
 
 def read(
-    source: SourcePath,
-    format_name: str | None = None,
+    pairs: Any,
+    format: str | None = None,  # noqa: A002  as in Pairs
     *,
-    columns: Mapping[str, str] | None = None,
     as_reference: bool = False,
     as_text: Collection[str] = (),
+    execution: Any = None,
 ) -> pl.LazyFrame:
-    """Return pairs in one of `FORMATS`, for `evaluate`, `check`, `sweep`, `score`, `reference=`.
+    r"""Return pairs in one of `FORMATS` as a plan, for Polars or for a call of this library.
 
     Args:
-        source: Where they are.
-        format_name: The name of the format; None for what the ending of the path tells.
-        columns: Role to column, where names and aliases do not say it; names are kept.
+        pairs: `Pairs`, or their source: a path, a list, a glob, a folder. Names of columns are
+            kept.
+        format: Their format, if the ending of the name does not tell it.
         as_reference: Whether log-probs that the format ascribes to no model are the reference's.
         as_text: Columns beside `pair_id` and `prompt_id` that are text in CSV, whatever they look
             like: 7 and 07 are two.
+        execution: `Execution`, for how an object store is reached.
 
     Raises:
         UsageError: There is no such format, or it needs what is not installed.
         ColumnError: The columns are not those of the format.
         StorageError: A file cannot be read, or is in another format.
+
+    Examples:
+        >>> import dpo_pipeline, os, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     source = os.path.join(folder, "pairs.csv")
+        ...     with open(source, "w") as file:
+        ...         print("pair_id,policy_chosen_logps", "007,-1.5", sep="\n", file=file)
+        ...     dpo_pipeline.read(source).collect().row(0)
+        ('007', -1.5)
     """
-    name = known_format(guess(source) if format_name is None else format_name)
+    source = pairs if isinstance(pairs, Pairs) else Pairs(pairs)
+    source = given(Pairs, source, format=format)
+    if format_of(source) == PARQUET:
+        run = given(Execution, execution)
+        access = Access(
+            storage_options=run.storage_options, credential_provider=run.credential_provider
+        )
+        return open_dataset(source.source, source.columns, access).frame
+    return _rows(source, as_reference=as_reference, as_text=as_text)
+
+
+def format_of(pairs: Pairs) -> str:
+    """Return the format that pairs are in, by their options or by the ending of their name.
+
+    Raises:
+        UsageError: There is none of this name.
+    """
+    return known_format(guess(pairs.source) if pairs.format is None else pairs.format)
+
+
+def _rows(pairs: Pairs, *, as_reference: bool, as_text: Collection[str]) -> pl.LazyFrame:
+    """Return the rows of files that are not Parquet."""
+    name = format_of(pairs)
     if name == VLLM and as_reference:
-        return vllm_lines.vllm(source, model="ref")
+        return vllm_lines.vllm(pairs.source, model="ref")
     if name == CSV:
-        return text_tables.csv(source, columns, as_text=as_text)
-    return READERS[name](source, columns)
+        return text_tables.csv(pairs.source, pairs.columns, as_text=as_text)
+    return READERS[name](pairs.source, pairs.columns)
 
 
-def opened(
-    source: SourcePath,
-    format_name: str | None = None,
+def open_pairs(
+    pairs: Pairs,
     *,
-    columns: Mapping[str, str] | None,
-    as_reference: bool = False,
-    as_text: Collection[str] = (),
+    access: Access,
+    keys: Collection[str] = (PAIR_ID.name,),
+    name: str = "pairs",
+    as_reference: bool | None = False,
     cancel: Event | None = None,
-    access: Access = LOCAL,
 ) -> Dataset:
-    """As `read`, under its own name, and Parquet in files, so that it can be read in shards.
+    """Return files or a dataframe as a dataset; Parquet can be read in shards.
 
-    Other rows are one shard, within which nobody else looks whether `cancel` was set.
+    Args:
+        pairs: Where they are.
+        access: How object stores are reached.
+        keys: Columns that rows are joined by, which are text in CSV whatever they look like.
+        name: What reports call a dataframe.
+        as_reference: Whether they are a reference's; None if they may be either's.
+        cancel: Set it to stop the reading of a format that is one shard.
+
+    Raises:
+        UsageError: There is no such format, or it needs what is not installed, or pairs hold the
+            reference's log-probs alone.
+        ColumnError, StorageError: As `read`.
     """
-    name = known_format(guess(source) if format_name is None else format_name)
-    if name == PARQUET:
-        return open_dataset(source, columns, access)
-    if FORMATS[name].reference_only and not as_reference:
-        raise _reference_alone(source, name)
-    rows = read(source, name, columns=columns, as_reference=as_reference, as_text=as_text)
-    if name == TRL and not as_reference and not _has_policy(rows, columns):
-        raise _reference_alone(source, name)
+    source = pairs.source
+    is_list = isinstance(source, Sequence) and all(
+        isinstance(path, (str, os.PathLike)) for path in source
+    )
+    if not (isinstance(source, (str, os.PathLike)) or is_list):
+        if pairs.format is not None:
+            raise UsageError(f"format {pairs.format!r} is of files, and {name} is a dataframe")
+        return Dataset(name=name, frame=as_lazy(source))
+    file_format = format_of(pairs)
+    if file_format == PARQUET:
+        return open_dataset(source, pairs.columns, access)
+    if FORMATS[file_format].reference_only and as_reference is False:
+        raise _reference_alone(source, file_format)
+    rows = _rows(pairs, as_reference=bool(as_reference), as_text=keys)
+    if file_format == TRL and as_reference is False and not _has_policy(rows, pairs.columns):
+        raise _reference_alone(source, file_format)
     watch = Watch(cancel=cancel)
 
     def look(part: pl.DataFrame) -> pl.DataFrame:
@@ -155,70 +197,6 @@ def label_of(source: SourcePath) -> str:
     return os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the inputs"
 
 
-def convert(
-    source: SourcePath,
-    sink: str | os.PathLike[str],
-    format_name: str | None = None,
-    *,
-    columns: Mapping[str, str] | None = None,
-    overwrite: bool = False,
-    progress: ProgressCallback | None = None,
-    cancel: Event | None = None,
-) -> int:
-    """Write pairs that are in one of `FORMATS` as Parquet, under the contract's names.
-
-    The file appears whole or not at all. It must hold both log-probs of the policy, or both of the
-    reference, or all four; their values are not checked.
-
-    Args:
-        source: Where they are.
-        sink: The Parquet file to write.
-        format_name: As in `read`.
-        columns: Role to column, where names and aliases do not say it.
-        overwrite: Replace `sink` if it exists.
-        progress: Called with a `Progress` now and then, maybe from another thread.
-        cancel: Set it to stop the run.
-
-    Returns:
-        The number of rows.
-
-    Raises:
-        UsageError, ColumnError: As `read`, or log-probs are missing.
-        StorageError: A file cannot be read or written, or the sink exists.
-        Cancelled: `cancel` was set.
-    """
-    if not isinstance(sink, (str, os.PathLike)):
-        raise UsageError(f"sink must be a path, found {type(sink).__name__}")
-    checked_parquet_name(sink)
-    import pyarrow.parquet as pq
-
-    name = known_format(guess(source) if format_name is None else format_name)
-    label = label_of(source)
-    rows = read(source, name, columns=columns)
-    with reading(label):
-        names = rows.collect_schema().names()
-    mapping = useful_mapping(label, names, resolve(names, columns))
-    watch = Watch(callback=progress, cancel=cancel)
-    plan = watch.on_rows(rows.rename({c: role for role, c in mapping.items()}), "writing", None)
-    facts = {"version": version("dpo_pipeline"), "format": name, "columns": mapping}
-    inputs = {label: identity(label)} if os.path.isfile(label) else None
-    with Outputs(overwrite=overwrite, inputs=inputs) as publication:
-        hidden = publication.stage(sink)
-        # Rows may be long, and the reader runs ahead of the sink by a number of chunks.
-        with writing(hidden, label) as out, pl.Config(streaming_chunk_size=WIDE_ROWS_PER_GROUP):
-            plan.sink_parquet(
-                out,
-                metadata={METADATA_KEY: json.dumps(facts, sort_keys=True)},
-                compression_level=ZSTD_LEVEL,
-                row_group_size=OUTPUT_ROWS_PER_GROUP,
-                engine="streaming",
-            )
-        with reading(hidden):
-            count = int(pq.read_metadata(hidden).num_rows)
-        publication.commit(watch.check)
-    return count
-
-
 def known_format(name: str) -> str:
     """Return the name of a format.
 
@@ -231,34 +209,6 @@ def known_format(name: str) -> str:
             f"there are {', '.join(FORMATS)}"
         )
     return name
-
-
-def useful_mapping(source: str, names: list[str], found: Resolution) -> dict[str, str]:
-    """Return the roles that were found, if they are of use.
-
-    Raises:
-        ColumnError: They are not both log-probs of a model, or something is in the way.
-    """
-    sides = {
-        model: [
-            any(
-                role.startswith(f"{model}_{side}") and ROLES[role].kind in ("logp", "tokens")
-                for role in found.mapping
-            )
-            for side in ("chosen", "rejected")
-        ]
-        for model in ("policy", "ref")
-    }
-    problems = list(found.problems)
-    if any(map(all, sides.values())) and all(a == b for a, b in sides.values()):
-        problems = [
-            f"{column}: the input has this column already, and {name!r} would get its name"
-            for column, name in found.mapping.items()
-            if column in names and column != name and column not in found.mapping.values()
-        ]
-    if problems:
-        raise ColumnError(source, tuple(problems))
-    return dict(found.mapping)
 
 
 @runtime_checkable
@@ -296,24 +246,3 @@ def as_lazy(pairs: FrameLike) -> pl.LazyFrame:
         f"__arrow_c_stream__) or, for evaluate and check, the path of Parquet files; found "
         f"{type(pairs).__name__}"
     )
-
-
-def as_dataset(
-    pairs: FrameLike | SourcePath | Dataset,
-    columns: Mapping[str, str] | None = None,
-    *,
-    name: str = "pairs",
-    access: Access = LOCAL,
-    keys: Collection[str] = (),
-) -> Dataset:
-    """Return files or a dataframe as a dataset; `name` is what reports call a dataframe.
-
-    A dataset is passed on: what opened it knows better what to call it. `keys` are columns that
-    are joined by.
-    """
-    if isinstance(pairs, Dataset):
-        return pairs
-    is_list = isinstance(pairs, Sequence) and all(isinstance(p, (str, os.PathLike)) for p in pairs)
-    if isinstance(pairs, (str, os.PathLike)) or is_list:
-        return opened(cast("SourcePath", pairs), columns=columns, as_text=keys, access=access)
-    return Dataset(name=name, frame=as_lazy(pairs))

@@ -142,13 +142,16 @@ def given(group: type[G], value: Any, **bare: Any) -> G:
     return made  # type: ignore[no-any-return]
 
 
-def differing(groups: Mapping[str, Any]) -> dict[str, Any]:
-    """Return flag to value of every option that is not at its default; of secrets the names."""
+def differing(groups: Mapping[str, Any], call: str) -> dict[str, Any]:
+    """Return flag to value of every option of a command that is not at its default.
+
+    Of secrets it returns the names.
+    """
     return {
         declared.flag: sorted(value) if declared.kind.secret else value
         for made in groups.values()
         if made is not None
-        for each, declared in options_of(type(made))
+        for each, declared in options_of(type(made), call)
         for value in [getattr(made, each.name)]
         if value != default_of(each)
     }

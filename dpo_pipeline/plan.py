@@ -56,6 +56,7 @@ class Facts:
 
     Attributes:
         function: The function that was called.
+        call: The command of the command line that does the same.
         source: What reports call the pairs.
         inputs: What is read.
         rows: Pairs, from the footers; None where only reading can tell.
@@ -74,6 +75,7 @@ class Facts:
     """
 
     function: str
+    call: str
     source: str
     inputs: tuple[Input, ...]
     rows: int | None
@@ -101,7 +103,7 @@ class Facts:
                 for each in self.inputs
             ],
             "columns": dict(self.columns),
-            "options": {flag: _plain(value) for flag, value in differing(self.options).items()},
+            "options": {flag: _plain(value) for flag, value in differing(self.options, self.call).items()},
             "max_logp": self.max_logp,
             "objectives": [objective.to_dict() for objective in self.objectives],
             "by": list(self.by),
@@ -121,7 +123,7 @@ class Facts:
         """Yield it as aligned text."""
         rows = "rows unknown until read" if self.rows is None else f"{self.rows:,} rows"
         yield f"{self.source}: {rows}; a dry run, so nothing was computed or written"
-        options = [(flag, _words(value)) for flag, value in differing(self.options).items()]
+        options = [(flag, _words(value)) for flag, value in differing(self.options, self.call).items()]
         for section in (
             list(self._input_lines()),
             aligned(("role", "column"), list(self.columns.items())),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from dpo_pipeline import errors as exit_codes
+from dpo_pipeline.arguments import checked_limit
 from dpo_pipeline.cli.flag_values import groups_given, roles
 from dpo_pipeline.cli.flags import B_COLUMN, flags_of, run_options
 from dpo_pipeline.cli.running import print_invalid, print_result, print_warnings, run
@@ -53,6 +54,7 @@ def _check(groups: Groups, ctx: click.Context) -> int:
       dpo-pipeline check pairs.parquet --max-invalid 1% --json
     """  # noqa: D301  click takes the backspace itself
     limit = groups["on_invalid"].at_most
+    checked_limit(limit)
     pairs = replace(groups.pop("pairs"), source=ctx.params["pairs"])
     # Whether too many are invalid is said when the report is printed and written.
     groups["on_invalid"] = OnInvalid("exclude")

@@ -85,6 +85,7 @@ class ComparisonPlan(Plan[Comparison]):
         }
         return Facts(
             function="compare",
+            call="compare",
             source=" and ".join(table.name for table in tables[:2]),
             inputs=tuple(
                 replace(each, is_reference=each.is_reference or i > 1)

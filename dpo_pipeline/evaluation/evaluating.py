@@ -140,6 +140,7 @@ class Measurement:
         size = None if batching is None else batching.size
         return Facts(
             function=function,
+            call=function.removesuffix("_parquet"),
             source=self.dataset.name,
             inputs=inputs_of(self.dataset),
             rows=rows,

@@ -61,6 +61,7 @@ class ConvertPlan(Plan[int]):
         files = tuple(Input(path=each.path, rows=each.rows) for each in self.dataset.files)
         return Facts(
             function="convert",
+            call="convert",
             source=self.dataset.name,
             inputs=files or (Input(path=self.dataset.name, rows=None),),
             rows=self.dataset.rows,

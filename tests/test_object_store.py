@@ -17,14 +17,15 @@ import polars as pl
 import pytest
 from pyarrow import fs
 
-import dpo_pipeline
 from dpo_pipeline import (
     InvalidPairsError,
     StorageError,
     UsageError,
+    check,
     dry_run,
     evaluate,
     score_parquet,
+    sweep,
 )
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.storage.stores import Access
@@ -178,7 +179,7 @@ def test_a_manifest_says_what_is_there(both, store, how):  # noqa: ARG001
 )
 def test_what_is_read(both, how, source, rows):  # noqa: ARG001
     assert evaluate(source, on_invalid="exclude", **how).summary.n_pairs == rows
-    assert dpo_pipeline.check(source, **how).n_pairs == rows
+    assert check(source, **how).n_pairs == rows
 
 
 def test_folder_names_are_columns(both, store, how, tmp_path):
@@ -374,6 +375,36 @@ def test_a_dry_run_refuses_what_a_run_refuses(both, store, how, sink, arguments,
         with pytest.raises(StorageError, match=message):
             call(source, f"s3://bucket/{sink}", on_invalid="exclude", **arguments, **how)
     assert store.files() == before
+
+
+@pytest.mark.parametrize("call", [evaluate, check, sweep, score_parquet])
+def test_a_reference_is_reached_as_the_pairs_are(store, how, tmp_path, real_pairs, call):
+    policy, reference = tmp_path / "policy.parquet", tmp_path / "reference.parquet"
+    real_pairs.drop("ref_chosen_logps", "ref_rejected_logps").write_parquet(policy)
+    real_pairs.select("pair_id", "^ref_.*$").write_parquet(reference)
+    store.put("reference.parquet", reference.read_bytes())
+    sinks = [tmp_path / "here.parquet", tmp_path / "there.parquet"] if call is score_parquet else []
+    there = "s3://bucket/reference.parquet"
+    assert dry_run(call, policy, *sinks[1:], reference=there, **how).rows == 698
+    here = call(policy, *sinks[:1], reference=reference)
+    found = call(policy, *sinks[1:], reference=there, **how)
+    assert str(found).replace(there, "r") == str(here).replace(str(reference), "r")
+    assert (found.n_pairs if call is check else found.invalid.n_pairs) == 698
+
+
+def test_a_reference_that_changes_there_is_noticed(store, how, tmp_path, real_pairs):
+    policy, reference = tmp_path / "policy.parquet", tmp_path / "reference.parquet"
+    real_pairs.drop("ref_chosen_logps", "ref_rejected_logps").write_parquet(policy)
+    real_pairs.select("pair_id", "^ref_.*$").write_parquet(reference)
+    store.put("reference.parquet", reference.read_bytes())
+
+    def meanwhile(progress):
+        if progress.phase == "evaluating":
+            store.put("reference.parquet", policy.read_bytes())
+
+    there = "s3://bucket/reference.parquet"
+    with pytest.raises(StorageError, match="reference.parquet: it changed while it was read"):
+        evaluate(policy, reference=there, progress=meanwhile, **how)
 
 
 def test_a_provider_gives_credentials(both, options):  # noqa: ARG001

@@ -944,7 +944,7 @@ def test_an_evaluation_can_be_stopped_and_reads_no_more_columns_for_it(tmp_path,
     path = tmp_path / "pairs.feather"
     eight.write_ipc(path)
     cancel = Event()
-    rows = opened(path, None, columns=None, cancel=cancel)
+    rows = opened(path, None, columns=None, on="pair_id", cancel=cancel)
     plan = rows.frame.select(pl.col("turns").sum()).explain()
     assert f"PROJECT 1/{eight.width} COLUMNS" in plan
     assert evaluate(rows).to_metrics() == evaluate(eight).to_metrics()

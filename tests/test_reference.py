@@ -20,12 +20,12 @@ from conftest import LOGPS, reference_row
 from dpo_pipeline import (
     ColumnError,
     ContractError,
-    DpoPipelineError,
     InvalidPairsError,
     JoinError,
     StorageError,
     UsageError,
     check,
+    compare,
     evaluate,
     join_reference,
     score_parquet,
@@ -33,7 +33,9 @@ from dpo_pipeline import (
 )
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.columns import SCORED
-from dpo_pipeline.sources import joining as reference_module
+from dpo_pipeline.sources.dataset import Dataset, open_dataset
+from dpo_pipeline.sources.joining import with_reference
+from dpo_pipeline.storage import LOCAL
 
 REFS = ("ref_chosen_logps", "ref_rejected_logps")
 ADDED = [column.name for column in SCORED]
@@ -440,8 +442,6 @@ def test_arguments_that_cannot_be_used(two, arguments, said):
         pytest.param(pl.Series([dt.date(2020, 1, i) for i in range(1, 7)]), id="dates"),
         pytest.param(pl.Series([0.5, math.nan, math.inf, -1.0, 0.0, 7.0]), id="floats"),
         pytest.param(pl.Series([2**63 + i for i in range(6)], dtype=pl.UInt64), id="UInt64"),
-        pytest.param(pl.Series([[i, None] for i in range(6)]), id="lists"),
-        pytest.param(pl.Series([{"run": "x", "row": i} for i in range(6)]), id="structs"),
     ],
 )
 def test_keys_of_one_type(tmp_path, pairs, values):
@@ -499,19 +499,33 @@ def test_the_policys_key_keeps_its_type(tmp_path, pairs, left):
 
 
 def _as(numbers, dtype):
-    return numbers.cast(pl.String).cast(dtype) if dtype == pl.Categorical else numbers.cast(dtype)
+    is_category = dtype in (pl.Categorical, pl.Enum)
+    return numbers.cast(pl.String).cast(dtype) if is_category else numbers.cast(dtype)
 
 
-@pytest.mark.parametrize("left", [pl.String, pl.Int32])
-def test_text_is_the_integer_that_is_written_so(pairs, left):
+CATEGORIES = pl.Enum(["9", "5", "3", "2", "1", "0"])
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        pytest.param(pl.String, pl.UInt64, id="text and integer"),
+        pytest.param(pl.Int32, pl.String, id="integer and text"),
+        pytest.param(pl.Categorical, pl.String, id="category and text"),
+        pytest.param(pl.String, pl.Categorical, id="text and category"),
+        pytest.param(pl.Categorical, CATEGORIES, id="category and enum"),
+        pytest.param(CATEGORIES, pl.Int64, id="enum and integer"),
+    ],
+)
+def test_text_is_what_is_written_so(pairs, left, right):
     texts = pl.Series(["5", "0", "3", "9", "1", "2"])
     policy, reference = split(pairs.with_columns(pair_id=texts))
-    right = pl.UInt64 if left == pl.String else pl.String
     policy = policy.with_columns(pl.col("pair_id").cast(left))
     reference = reference.with_columns(pl.col("pair_id").cast(right)).reverse()
     joined = join_reference(policy, reference).collect()
     assert joined["pair_id"].dtype == left
     assert joined.select(LOGPS).equals(pairs.select(LOGPS))
+    assert told(evaluate(policy, reference=reference)) == told(evaluate(pairs))
 
 
 def test_padded_text_is_no_integer(two):
@@ -528,7 +542,7 @@ def test_padded_text_is_no_integer(two):
         pytest.param(pl.String, pl.Boolean, id="text and truth"),
         pytest.param(pl.Float64, pl.Int64, id="float and integer"),
         pytest.param(pl.Float32, pl.Float64, id="floats"),
-        pytest.param(pl.Categorical, pl.String, id="category and text"),
+        pytest.param(pl.Categorical, pl.Float64, id="category and number"),
     ],
 )
 def test_keys_that_cannot_be_equal(files, two, left, right):
@@ -824,13 +838,13 @@ def meanwhile(monkeypatch):
     """Do something right after the keys were compared."""
 
     def register(action):
-        compared = reference_module._check_keys  # noqa: SLF001  the moment between two readings
+        compared = Dataset.check_keys
 
-        def then(*args):
-            compared(*args)
+        def then(self):
+            compared(self)
             action()
 
-        monkeypatch.setattr(reference_module, "_check_keys", then)
+        monkeypatch.setattr(Dataset, "check_keys", then)
 
     return register
 
@@ -906,6 +920,22 @@ def wide(files):
 def assert_streams(engine):
     for graph in engine.graphs:
         assert not any(word in graph for word in NOT_STREAMED)
+
+
+def test_a_join_reads_nothing_until_it_is_asked_to(engine, wide):
+    joined = with_reference(
+        open_dataset(wide[0]),
+        wide[1],
+        on="pair_id",
+        columns=None,
+        reference_columns=None,
+        access=LOCAL,
+    )
+    assert set(LOGPS) <= set(joined.frame.collect_schema())
+    assert scans(engine) == []
+    joined.check_keys()
+    assert scans(engine) == [[1, 1]]
+    assert_streams(engine)
 
 
 def test_join_reference_reads_the_keys_alone(engine, wide):
@@ -990,7 +1020,7 @@ def test_what_the_refusal_advises_works(tmp_path, files, pairs):
 def test_losses_of_batches_are_refused_before_reading(engine, tmp_path, files, call):
     engine.graphs.clear()  # of writing the files
     raised(UsageError, joined_loss, call, *files, tmp_path)
-    assert engine.graphs == []
+    assert scans(engine) == []
 
 
 # The command line
@@ -1102,13 +1132,36 @@ def test_mapped_columns_of_several_files_may_be_of_several_numbers(tmp_path, pai
     [
         pytest.param(pl.Series([[1], [2], [3]]), id="list"),
         pytest.param(pl.Series([[1, 2], [2, 3], [3, 4]], dtype=pl.Array(pl.Int64, 2)), id="array"),
-        pytest.param(pl.Series([[{"a": 1}], [{"a": 2}], []]), id="list of structs"),
+        pytest.param(pl.Series([{"run": "x", "row": i} for i in range(3)]), id="struct"),
     ],
 )
-def test_faults_of_nested_keys_are_errors_of_ours(two, key):
+def test_a_key_is_a_plain_value(two, key):
     policy, reference = (frame[:3].with_columns(pair_id=key) for frame in two)
-    with pytest.raises(DpoPipelineError):
-        join_reference(policy, reference[:2])
+    error = raised(ColumnError, join_reference, policy, reference)
+    assert "pair_id: a key must be a plain value, found" in error.problems[0]
+
+
+KEY_TYPES = (pl.String, pl.Categorical, pl.Enum(list("012345")), pl.Int8, pl.UInt64, pl.Float64)
+
+
+def compared(policy, reference):
+    """Compare the table of the policy with one made of the reference's columns."""
+    return compare(
+        policy, reference.rename(dict(zip(REFS, LOGPS[:2], strict=True))), loss="cpo", on="pair_id"
+    )
+
+
+@pytest.mark.parametrize("call", [join_reference, compared])
+@pytest.mark.parametrize(("left", "right"), [*itertools.combinations(KEY_TYPES, 2)])
+def test_one_rule_says_which_keys_can_be_equal(two, call, left, right):
+    numbers = pl.int_range(6)
+    tables = [
+        t.with_columns(pair_id=_as(numbers, d)) for t, d in zip(two, (left, right), strict=True)
+    ]
+    if right == pl.Float64:
+        assert "convert one" in str(raised(ColumnError, call, *tables))
+    else:
+        call(*tables)
 
 
 @pytest.mark.parametrize("on", [None, 5, ["pair_id"]])

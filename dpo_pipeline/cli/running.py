@@ -177,19 +177,20 @@ def opened(pairs: str, arguments: dict[str, Any], cancel: Event) -> Any:
         UsageError: There is a --reference-format and no --reference.
     """
     format_name, of_reference = arguments.pop("format"), arguments.pop("reference_format")
-    keys = (arguments["on"],)
     if arguments["reference"] is not None:
         arguments["reference"] = _opened(
             arguments["reference"],
             of_reference,
             columns=arguments["reference_columns"],
             as_reference=True,
-            as_text=keys,
+            on=arguments["on"],
             cancel=cancel,
         )
     elif of_reference is not None:
         raise UsageError("--reference-format is of a --reference: give one")
-    return _opened(pairs, format_name, columns=arguments["columns"], as_text=keys, cancel=cancel)
+    return _opened(
+        pairs, format_name, columns=arguments["columns"], on=arguments["on"], cancel=cancel
+    )
 
 
 def _opened(path: str, format_name: str | None, **arguments: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from threading import Event
 from typing import Final
 
@@ -39,6 +40,7 @@ from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import LossArguments, LossLike, Objective
 from dpo_pipeline.sources import FrameLike, SourcePath, as_dataset, checked_on
 from dpo_pipeline.statistics import checked_probability
+from dpo_pipeline.storage import LOCAL
 from dpo_pipeline.sums import Health, Summary, figures
 
 _REFERENCES: Final = (REF_CHOSEN.name, REF_REJECTED.name)
@@ -126,10 +128,11 @@ def compare(
         if name in SUBSET_FIGURES:
             raise UsageError(f"by: {name!r} is the name of a figure; rename the column before")
     of_b = columns if b_columns is None else b_columns
+    opened = partial(as_dataset, on=on, access=LOCAL)
     tables = bound_tables(
-        (as_dataset(a, columns, name="A"), as_dataset(b, of_b, name="B")),
+        (opened(a, columns, name="A"), opened(b, of_b, name="B")),
         (columns, of_b),
-        None if reference is None else as_dataset(reference, reference_columns, name="reference"),
+        None if reference is None else opened(reference, reference_columns, name="reference"),
         reference_columns,
         on=on,
         contract=Contract(needs=objective.needs, max_logp=max_logp, schema=contract),

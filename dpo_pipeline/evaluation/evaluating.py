@@ -121,12 +121,14 @@ def evaluate(
     refuse_elsewhere(executor, reference)
     access = Access(storage_options=storage_options, credential_provider=credential_provider)
     dataset = with_reference(
-        as_dataset(pairs, columns, keys=(on,), access=access),
+        as_dataset(pairs, columns, on=on, access=access),
         reference,
         on=on,
         columns=columns,
         reference_columns=reference_columns,
+        access=access,
     )
+    dataset.check_keys()
     if executor.elsewhere and not dataset.files:
         raise UsageError("a dataframe is evaluated here: give an engine the path of Parquet files")
     batching = Batching.of(batch_size=batch_size, batch_by=batch_by, to_file=batches is not None)
@@ -200,12 +202,14 @@ def check(
     checked_limit(max_invalid)
     access = Access(storage_options=storage_options, credential_provider=credential_provider)
     dataset = with_reference(
-        as_dataset(pairs, columns, keys=(on,), access=access),
+        as_dataset(pairs, columns, on=on, access=access),
         reference,
         on=on,
         columns=columns,
         reference_columns=reference_columns,
+        access=access,
     )
+    dataset.check_keys()
     with reading(dataset.name):
         binding = bind(
             dataset.frame,

@@ -154,18 +154,16 @@ def sweep(
     checked_choice(on_invalid, ON_INVALID, max_invalid)
     objectives = tuple(objectives_of(beta, loss, loss_args=loss_args, dialect=dialect))
     needs = needs_of(objectives)
+    access = Access(storage_options=storage_options, credential_provider=credential_provider)
     dataset = with_reference(
-        as_dataset(
-            pairs,
-            columns,
-            keys=(on,),
-            access=Access(storage_options=storage_options, credential_provider=credential_provider),
-        ),
+        as_dataset(pairs, columns, on=on, access=access),
         reference,
         on=on,
         columns=columns,
         reference_columns=reference_columns,
+        access=access,
     )
+    dataset.check_keys()
     with reading(dataset.name):
         binding = bind(
             dataset.frame,

@@ -1,7 +1,4 @@
-"""`dry_run`: what a call would read, compute and write, from footers and names alone.
-
-The rows of the input are put aside before anything is planned, so that no data page can be read.
-"""
+"""`dry_run`: what a call would read, compute and write, from footers and names alone."""
 
 from __future__ import annotations
 
@@ -11,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
-
-import polars as pl
 
 from dpo_pipeline.arguments import checked_choice, checked_limit
 from dpo_pipeline.columns import ALL_LOGPS, INVALID, SCORED, Needs, resolve
@@ -197,7 +192,7 @@ _PLANS: Final[Mapping[Callable[..., Any], Callable[[_Call], DryRun]]] = MappingP
 
 
 def _pairs(call: _Call) -> Dataset:
-    return as_dataset(call["pairs"], call["columns"], access=_access(call))
+    return as_dataset(call["pairs"], call["columns"], on=call["on"], access=_access(call))
 
 
 def _access(call: _Call) -> Access:
@@ -220,28 +215,19 @@ def _batching(call: _Call) -> Batching | None:
 
 
 def _opened(call: _Call, dataset: Dataset) -> tuple[Dataset, tuple[Input, ...]]:
-    """Return the dataset without its rows, joined to the reference, and what both read."""
-    reference, inputs = call["reference"], _inputs(dataset)
-    if reference is not None:
-        resolve((), call["reference_columns"])  # before a file of it is looked for
-        other = as_dataset(
-            reference, call["reference_columns"], name="reference", keys=(call["on"],)
-        )
-        inputs += _inputs(other, of_reference=True)
-        reference = _without_rows(other)
+    """Return the dataset joined to the reference, and what both read."""
     joined = with_reference(
-        _without_rows(dataset),
-        reference,
+        dataset,
+        call["reference"],
         on=call["on"],
         columns=call["columns"],
         reference_columns=call["reference_columns"],
+        access=_access(call),
     )
+    inputs = _inputs(dataset)
+    if joined.reference is not None:
+        inputs += _inputs(joined.reference, of_reference=True)
     return joined, inputs
-
-
-def _without_rows(dataset: Dataset) -> Dataset:
-    with reading(dataset.name):
-        return replace(dataset, frame=pl.LazyFrame(schema=dataset.frame.collect_schema()))
 
 
 def _inputs(dataset: Dataset, *, of_reference: bool = False) -> tuple[Input, ...]:

@@ -223,7 +223,9 @@ def score_parquet(
         on=on,
         columns=columns,
         reference_columns=reference_columns,
+        access=access,
     )
+    dataset.check_keys()
     for read in (source, reference):
         check_outside(read, (sink, invalid, batches))
     with reading(dataset.name):

@@ -104,6 +104,10 @@ def _as_they_are(rows: pl.LazyFrame) -> pl.LazyFrame:
     return rows
 
 
+def _nothing_to_compare() -> None:
+    """Compare no keys, as nothing is joined."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
     """Pairs to be read, from files or from a frame.
@@ -116,9 +120,8 @@ class Dataset:
         hive: Columns that come from the folder names alone.
         scanned: How a scan of some of the files is made to look like one of all.
         step: What is done to rows as soon as they are read, keeping their order and number.
-        access: How the files are reached, if they are objects.
-        others: Files that the step reads, and what tells whether they changed.
-        joined: Name of the dataset that the step reads, if it reads one.
+        reference: The dataset that the step reads, if it reads one.
+        compare_keys: Reads the keys of both and raises if they do not match.
     """
 
     name: str
@@ -128,15 +131,32 @@ class Dataset:
     hive: pl.Schema | None = None
     scanned: Mapping[str, Any] = field(default_factory=dict)
     step: Step = _as_they_are
-    others: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    access: Access = LOCAL
-    joined: str | None = None
+    reference: Dataset | None = None
+    compare_keys: Callable[[], None] = _nothing_to_compare
 
-    def through(self, step: Step, other: Dataset) -> Dataset:
-        """Return the dataset with a step after the reading, which reads another dataset."""
+    def through(self, step: Step, reference: Dataset, compare_keys: Callable[[], None]) -> Dataset:
+        """Return the dataset with a step after the reading, which reads a reference."""
         return replace(
-            self, frame=step(self.frame), step=step, others=other.inputs, joined=other.name
+            self,
+            frame=step(self.frame),
+            step=step,
+            reference=reference,
+            compare_keys=compare_keys,
         )
+
+    def check_keys(self) -> None:
+        """Read the keys of the rows and of their reference, if they have one.
+
+        Raises:
+            JoinError: Keys are null, are there twice, or are on one side only.
+            StorageError: A file cannot be read.
+        """
+        self.compare_keys()
+
+    @property
+    def joined(self) -> str | None:
+        """The name of the reference, if there is one."""
+        return None if self.reference is None else self.reference.name
 
     @property
     def read_from(self) -> str:
@@ -146,7 +166,8 @@ class Dataset:
     @property
     def inputs(self) -> dict[str, tuple[int, ...]]:
         """All files that are read, and what tells whether they changed."""
-        return {file.path: file.identity for file in self.files} | dict(self.others)
+        others = {} if self.reference is None else self.reference.inputs
+        return {file.path: file.identity for file in self.files} | others
 
     @property
     def has_step(self) -> bool:
@@ -269,7 +290,6 @@ def open_dataset(
         is_folder=is_folder,
         hive=hive,
         scanned=scanned,
-        access=access,
     )
 
 

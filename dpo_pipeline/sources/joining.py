@@ -1,4 +1,4 @@
-"""Policy and reference log-probs in separate files: joined by a key that is checked first."""
+"""Tables joined by a key: the reference's log-probs beside the policy's, or several policies."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ from dpo_pipeline.columns import (
 )
 from dpo_pipeline.defaults import OFFENDERS_SHOWN
 from dpo_pipeline.errors import ColumnError, JoinError, UsageError
-from dpo_pipeline.sources.dataset import Dataset, Step
+from dpo_pipeline.sources.dataset import Dataset
 from dpo_pipeline.sources.files import SourcePath
 from dpo_pipeline.sources.opening import FrameLike, as_dataset
-from dpo_pipeline.storage import reading
+from dpo_pipeline.storage import LOCAL, Access, reading
 
-KEY: Final = "__dpo_pipeline_pair"
+KEY: Final = "__dpo_pipeline_key"
+"""The name of the key in tables that are joined, of the same type in all of them."""
+
 _ROWS: Final = "__dpo_pipeline_rows_"
+_REFERENCE_ROLES: Final = (REF_CHOSEN, REF_REJECTED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +74,7 @@ def key_of(on: str, schemas: Mapping[str, pl.Schema]) -> pl.Expr:
     """
     for name, schema in schemas.items():
         if on not in schema:
-            raise ColumnError(name, (_no_pair_key(on, schema),))
+            raise ColumnError(name, (_no_key(on, schema),))
         if schema[on].is_nested():
             raise ColumnError(name, (f"{on}: a key must be a plain value, found {schema[on]}",))
     first = next(iter(schemas))
@@ -87,18 +90,19 @@ def key_of(on: str, schemas: Mapping[str, pl.Schema]) -> pl.Expr:
     return pl.col(on).cast(pl.String() if pl.String() in compared else compared.pop())
 
 
-def count_keys(on: str, keys: Mapping[str, pl.LazyFrame]) -> Counts:
+def count_keys(on: str, keys: Mapping[str, pl.LazyFrame], *, must_match: bool = False) -> Counts:
     """Read the keys of two tables, and of a third that must have all that they share.
 
-    Memory grows with the keys.
+    All tables are read in one pass. Memory grows with the number of keys.
 
     Args:
         on: What errors call the key.
         keys: Name of each table to its keys, as a frame with the one column `KEY`.
+        must_match: Whether a key that only one of the two tables has is a fault.
 
     Raises:
-        JoinError: Keys are null or are there twice, none is shared, or a shared one is not in the
-            third table.
+        JoinError: Keys are null or are there twice, or a shared one is not in the third table;
+            or keys are in one table alone, where they must match, or none is shared.
     """
     names = list(keys)
     columns = [f"{_ROWS}{i}" for i in range(len(names))]
@@ -135,7 +139,7 @@ def count_keys(on: str, keys: Mapping[str, pl.LazyFrame]) -> Counts:
         .row(0, named=True)
     )
     rows_of = {name: found[column] for name, column in zip(names, columns, strict=True)}
-    if not found["common"] and all(rows_of[name] for name in names[:2]):
+    if must_match or (not found["common"] and all(rows_of[name] for name in names[:2])):
         faults |= dict(in_one)
     broken = [what for what in faults if found[what]]
     if broken:
@@ -167,17 +171,11 @@ def _compared_as(dtype: pl.DataType) -> pl.DataType:
     return pl.String() if dtype in (pl.Categorical, pl.Enum) else dtype
 
 
-def _no_pair_key(on: str, columns: pl.Schema) -> str:
+def _no_key(on: str, columns: pl.Schema) -> str:
     return (
         f"{on}: missing{did_you_mean(on, columns)}, and pairs are joined by it (on=, --on); "
         f"the columns are {', '.join(columns)}"
     )
-
-
-_KEY: Final = "__dpo_pipeline_key"
-_IN_POLICY: Final = "__dpo_pipeline_in_policy"
-_IN_REFERENCE: Final = "__dpo_pipeline_in_reference"
-_REFERENCE_ROLES: Final = (REF_CHOSEN, REF_REJECTED)
 
 
 def join_reference(
@@ -208,9 +206,11 @@ def join_reference(
         JoinError: Keys are null, are there twice, or are on one side only.
         StorageError: A file cannot be read.
     """
-    left = as_dataset(policy, columns, name="policy", keys=(on,))
-    opened = _opened(reference, reference_columns, left, on)
-    return _joining(left, opened, on, columns, reference_columns)(left.frame)
+    left = as_dataset(policy, columns, on=on, name="policy", access=LOCAL)
+    right = _opened(reference, reference_columns, left, on, LOCAL)
+    dataset = _joined(left, right, checked_on(on), columns, reference_columns)
+    dataset.check_keys()
+    return dataset.frame
 
 
 def with_reference(
@@ -220,17 +220,27 @@ def with_reference(
     on: str,
     columns: Mapping[str, str] | None,
     reference_columns: Mapping[str, str] | None,
+    access: Access,
 ) -> Dataset:
     """Return a dataset whose rows get the reference's log-probs; itself without a reference.
 
+    No row is read: `check_keys` of the dataset reads and compares the keys.
+
+    Args:
+        dataset: Rows with the policy's log-probs.
+        reference: As in `join_reference`.
+        on: As in `join_reference`.
+        columns: As in `join_reference`.
+        reference_columns: As in `join_reference`.
+        access: How the reference is reached, if it is in an object store.
+
     Raises:
         UsageError: Columns of a reference are given and no reference.
-        UsageError, ColumnError, JoinError, StorageError: As `join_reference`.
+        UsageError, ColumnError, StorageError: As `join_reference`.
     """
     if reference is not None:
-        opened = _opened(reference, reference_columns, dataset, on)
-        step = _joining(dataset, opened, on, columns, reference_columns)
-        return dataset.through(step, opened)
+        other = _opened(reference, reference_columns, dataset, on, access)
+        return _joined(dataset, other, checked_on(on), columns, reference_columns)
     if reference_columns is not None:
         raise UsageError("reference_columns are columns of a reference: give one")
     return dataset
@@ -241,28 +251,27 @@ def _opened(
     columns: Mapping[str, str] | None,
     policy: Dataset,
     on: str,
+    access: Access,
 ) -> Dataset:
     resolve((), columns)  # refuses what is no mapping, or no role
     for role in columns or ():
         if role not in {each.name for each in _REFERENCE_ROLES}:
             allowed = " and ".join(each.name for each in _REFERENCE_ROLES)
             raise UsageError(f"reference_columns: {role!r} is none of {allowed}")
-    opened = as_dataset(reference, columns, name="reference", keys=(on,))
+    opened = as_dataset(reference, columns, on=on, name="reference", access=access)
     if opened.name == policy.name:
         return replace(opened, name=f"{opened.name} (reference)")
     return opened
 
 
-def _joining(
+def _joined(
     policy: Dataset,
     reference: Dataset,
     on: str,
     columns: Mapping[str, str] | None,
     reference_columns: Mapping[str, str] | None,
-) -> Step:
-    """Check the keys of all rows of a policy; return what joins the reference to a part of them."""
-    if not isinstance(on, str) or on == "*" or (on.startswith("^") and on.endswith("$")):
-        raise UsageError(f"on must be the name of a column, and no pattern, found {on!r}")
+) -> Dataset:
+    """Return the policy's dataset, any part of which gets the reference's log-probs."""
     with reading(policy.name):
         left = policy.frame.collect_schema()
     with reading(reference.name):
@@ -273,21 +282,26 @@ def _joining(
         problems.append(_no_key(on, right))
     if problems:
         raise ColumnError(reference.name, tuple(problems))
-    problems = list(_problems_of_policy(left, right, on, columns, reference.name))
+    problems = list(_on_both_sides(left, columns, reference.name))
+    if on not in left:
+        problems.append(_no_key(on, left))
     if problems:
         raise ColumnError(policy.name, tuple(problems))
-    with reading(f"{policy.name} or {reference.name}"):
-        _check_keys(policy, reference, on)
+    key = key_of(on, {reference.name: right, policy.name: left}).alias(KEY)
     found = reference.frame.select(
-        _key(on, left[on], right[on]).alias(_KEY),
-        *(pl.col(taken.mapping[role.name]).alias(role.name) for role in _REFERENCE_ROLES),
+        key, *(pl.col(taken.mapping[role.name]).alias(role.name) for role in _REFERENCE_ROLES)
     )
 
-    def joined(rows: pl.LazyFrame) -> pl.LazyFrame:
-        keyed = rows.with_columns(_key(on, right[on], left[on]).alias(_KEY))
-        return keyed.join(found, on=_KEY, how="left", maintain_order="left").drop(_KEY)
+    def step(rows: pl.LazyFrame) -> pl.LazyFrame:
+        keyed = rows.with_columns(key)
+        return keyed.join(found, on=KEY, how="left", maintain_order="left").drop(KEY)
 
-    return joined
+    def compare_keys() -> None:
+        keys = {policy.name: policy.frame.select(key), reference.name: found.select(KEY)}
+        with reading(" or ".join(keys)):
+            count_keys(on, keys, must_match=True)
+
+    return policy.through(step, reference, compare_keys)
 
 
 def _reference_columns(columns: pl.Schema, explicit: Mapping[str, str] | None) -> Resolution:
@@ -309,81 +323,11 @@ def _reference_columns(columns: pl.Schema, explicit: Mapping[str, str] | None) -
     return Resolution(mapping=found.mapping, problems=tuple(problems))
 
 
-def _problems_of_policy(
-    left: pl.Schema,
-    right: pl.Schema,
-    on: str,
-    columns: Mapping[str, str] | None,
-    reference_name: str,
+def _on_both_sides(
+    policy: pl.Schema, columns: Mapping[str, str] | None, reference_name: str
 ) -> Iterator[str]:
-    mine = resolve(left.names(), columns).mapping
+    mine = resolve(policy.names(), columns).mapping
     for role in _REFERENCE_ROLES:
         for name in (role.name, TOKENS_OF[role.name].name):
             if name in mine:
                 yield f"{name}: it is here as {mine[name]!r}, and in {reference_name} too; drop one"
-    if on not in left:
-        yield _no_key(on, left)
-    elif not _comparable(left[on], right[on]):
-        yield f"{on}: it is {left[on]} here and {right[on]} in {reference_name}; convert one"
-
-
-def _no_key(on: str, columns: pl.Schema) -> str:
-    return (
-        f"{on}: missing{did_you_mean(on, columns)}, and rows are joined by it (on=, --on); "
-        f"the columns are {', '.join(columns)}"
-    )
-
-
-def _comparable(left: pl.DataType, right: pl.DataType) -> bool:
-    return left == right or all(each.is_integer() or each == pl.String for each in (left, right))
-
-
-def _key(on: str, other: pl.DataType, own: pl.DataType) -> pl.Expr:
-    if other == own:
-        return pl.col(on)
-    # An integer is compared with text as it is written: 7 is '7' and not '07'. Integers of any
-    # width are compared as Int128, which holds all of them.
-    return pl.col(on).cast(pl.String if pl.String in (other, own) else pl.Int128)
-
-
-def _check_keys(policy: Dataset, reference: Dataset, on: str) -> None:
-    name, right_name = policy.name, reference.name
-    types = policy.frame.collect_schema()[on], reference.frame.collect_schema()[on]
-    sides = (
-        policy.frame.select(_key(on, types[1], types[0])).with_columns(
-            pl.lit(1, pl.Int64).alias(_IN_POLICY), pl.lit(0, pl.Int64).alias(_IN_REFERENCE)
-        ),
-        reference.frame.select(_key(on, types[0], types[1])).with_columns(
-            pl.lit(0, pl.Int64).alias(_IN_POLICY), pl.lit(1, pl.Int64).alias(_IN_REFERENCE)
-        ),
-    )
-    counted = pl.concat(sides).group_by(on).agg(pl.col(_IN_POLICY, _IN_REFERENCE).sum())
-    here, there = pl.col(_IN_POLICY), pl.col(_IN_REFERENCE)
-    is_null = pl.col(on).is_null()
-    faults = {
-        f"null in {name}": (is_null & (here > 0), here),
-        f"null in {right_name}": (is_null & (there > 0), there),
-        f"more than once in {name}": (~is_null & (here > 1), here),
-        f"more than once in {right_name}": (~is_null & (there > 1), there),
-        f"in {name} alone": (~is_null & (there == 0), here),
-        f"in {right_name} alone": (~is_null & (here == 0), there),
-    }
-    odd = counted.filter(pl.any_horizontal(where for where, _ in faults.values()))
-    if odd.select(pl.len()).collect(engine="streaming").item() == 0:
-        return
-    totals = counted.select(here.sum(), there.sum()).collect(engine="streaming").row(0)
-    found = {}
-    for fault, (where, rows) in faults.items():
-        hit = odd.filter(where)
-        count = hit.select(rows.sum()).collect(engine="streaming").item()
-        if count:
-            first = hit.select(pl.col(on).bottom_k(OFFENDERS_SHOWN).sort())
-            found[fault] = (
-                int(count),
-                tuple(first.collect(engine="streaming").to_series().to_list()),
-            )
-    raise JoinError(
-        on=on,
-        rows={name: int(totals[0]), right_name: int(totals[1])},
-        faults=found,
-    )

@@ -109,21 +109,32 @@ def opened(
     format_name: str | None = None,
     *,
     columns: Mapping[str, str] | None,
+    on: str,
     as_reference: bool = False,
-    as_text: Collection[str] = (),
     cancel: Event | None = None,
     access: Access = LOCAL,
 ) -> Dataset:
-    """As `read`, under its own name, and Parquet in files, so that it can be read in shards.
+    """Return pairs in one of `FORMATS` as a dataset; Parquet can be read in shards.
 
-    Other rows are one shard, within which nobody else looks whether `cancel` was set.
+    Args:
+        source: As in `read`.
+        format_name: As in `read`.
+        columns: As in `read`.
+        on: The column that rows are joined by, which is text in CSV whatever it looks like.
+        as_reference: As in `read`.
+        cancel: Set it to stop the reading of a format that is one shard.
+        access: How object stores are reached.
+
+    Raises:
+        UsageError: As `read`, or pairs hold the reference's log-probs alone.
+        ColumnError, StorageError: As `read`.
     """
     name = known_format(guess(source) if format_name is None else format_name)
     if name == PARQUET:
         return open_dataset(source, columns, access)
     if FORMATS[name].reference_only and not as_reference:
         raise _reference_alone(source, name)
-    rows = read(source, name, columns=columns, as_reference=as_reference, as_text=as_text)
+    rows = read(source, name, columns=columns, as_reference=as_reference, as_text=(on,))
     if name == TRL and not as_reference and not _has_policy(rows, columns):
         raise _reference_alone(source, name)
     watch = Watch(cancel=cancel)
@@ -300,20 +311,24 @@ def as_lazy(pairs: FrameLike) -> pl.LazyFrame:
 
 def as_dataset(
     pairs: FrameLike | SourcePath | Dataset,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str] | None,
     *,
+    on: str,
     name: str = "pairs",
-    access: Access = LOCAL,
-    keys: Collection[str] = (),
+    access: Access,
 ) -> Dataset:
-    """Return files or a dataframe as a dataset; `name` is what reports call a dataframe.
+    """Return files, a dataframe or a dataset as a dataset.
 
-    A dataset is passed on: what opened it knows better what to call it. `keys` are columns that
-    are joined by.
+    Args:
+        pairs: What a call was given. A dataset is passed on: what opened it knows its name.
+        columns: Role to column, where names and aliases do not say it.
+        on: As in `opened`.
+        name: What reports call a dataframe.
+        access: How object stores are reached.
     """
     if isinstance(pairs, Dataset):
         return pairs
     is_list = isinstance(pairs, Sequence) and all(isinstance(p, (str, os.PathLike)) for p in pairs)
     if isinstance(pairs, (str, os.PathLike)) or is_list:
-        return opened(cast("SourcePath", pairs), columns=columns, as_text=keys, access=access)
+        return opened(cast("SourcePath", pairs), columns=columns, on=on, access=access)
     return Dataset(name=name, frame=as_lazy(pairs))

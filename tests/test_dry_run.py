@@ -121,6 +121,16 @@ def test_no_plan_scans_a_file(engine, tmp_path, folder, split):
     assert engine.data_scans == 1
 
 
+@pytest.mark.parametrize("function", READERS)
+def test_keys_of_csv_are_text_in_a_dry_run_too(tmp_path, pairs, function):
+    pairs = pairs[:2].with_columns(key=pl.Series(["1.5", "2.5"]))
+    pairs.select("key", *LOGPS[:2]).write_csv(tmp_path / "p.csv")
+    pairs.select("key", *LOGPS[2:]).write_parquet(tmp_path / "r.parquet")
+    joined = {"reference": tmp_path / "r.parquet", "on": "key"}
+    assert dry_run(function, tmp_path / "p.csv", **joined).inputs[1].rows == 2
+    function(tmp_path / "p.csv", **joined)
+
+
 def test_a_footer_that_is_broken_is_an_error(source):
     source.write_bytes(source.read_bytes()[:-4] + b"NOPE")
     with pytest.raises(StorageError, match="cannot be read as Parquet"):

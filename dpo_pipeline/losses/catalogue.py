@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from dpo_pipeline.losses import batchwise as batch_losses, pairwise as losses
+from dpo_pipeline.losses import batchwise, pairwise
 from dpo_pipeline.losses.loss_row import Loss, Parameter
 
 _SMOOTHING: Final = Parameter(
@@ -35,7 +35,7 @@ _GAMMA: Final = Parameter(
 _ROWS: Final = (
     Loss(
         name="sigmoid",
-        function=losses.smoothed_sigmoid,
+        function=pairwise.smoothed_sigmoid,
         formula="(1-e) sp(z) + e sp(-z), with sp(z) = -log sigma(z)",
         source="arXiv 2305.18290, Eq. 7; e: Mitchell, cDPO",
         parameters=(_SMOOTHING,),
@@ -56,7 +56,7 @@ _ROWS: Final = (
     ),
     Loss(
         name="sigmoid_norm",
-        function=losses.smoothed_sigmoid,
+        function=pairwise.smoothed_sigmoid,
         formula="sp(z), z from log-ratios per token",
         source="arXiv 2411.15124 (Tulu 3)",
         parameters=(_SMOOTHING,),
@@ -71,7 +71,7 @@ _ROWS: Final = (
     ),
     Loss(
         name="robust",
-        function=losses.robust,
+        function=pairwise.robust,
         formula="((1-e) sp(z) - e sp(-z)) / (1-2e)",
         source="arXiv 2403.00409",
         parameters=(_HALF_OPEN,),
@@ -81,7 +81,7 @@ _ROWS: Final = (
     ),
     Loss(
         name="hinge",
-        function=losses.hinge,
+        function=pairwise.hinge,
         formula="max(0, 1 - z)",
         source="arXiv 2305.10425; arXiv 2309.06657",
         peers={
@@ -96,7 +96,7 @@ _ROWS: Final = (
     ),
     Loss(
         name="ipo",
-        function=losses.ipo,
+        function=pairwise.ipo,
         formula="(h_c - h_r - 1/(2 beta))^2",
         source="arXiv 2310.12036, Eq. 17",
         peers={
@@ -113,7 +113,7 @@ _ROWS: Final = (
     ),
     Loss(
         name="exo_pair",
-        function=losses.exo_pair,
+        function=pairwise.exo_pair,
         formula="sigma(z) (log sigma(z) - log(1-e)) + sigma(-z) (log sigma(-z) - log e)",
         source="arXiv 2402.00856, Eq. 16",
         parameters=(
@@ -132,7 +132,7 @@ _ROWS: Final = (
     ),
     Loss(
         name="nca_pair",
-        function=losses.nca_pair,
+        function=pairwise.nca_pair,
         formula="sp(beta h_c) + sp(-beta h_c)/2 + sp(-beta h_r)/2",
         source="arXiv 2402.05369",
         peers={"TRL": "nca_pair", "Liger": "nca_pair"},
@@ -140,7 +140,7 @@ _ROWS: Final = (
     ),
     Loss(
         name="bco_pair",
-        function=losses.bco_pair,
+        function=pairwise.bco_pair,
         formula="sp(beta h_c - d) + sp(d - beta h_r)",
         source="arXiv 2404.04656",
         parameters=(
@@ -153,7 +153,7 @@ _ROWS: Final = (
     ),
     Loss(
         name="sppo_hard",
-        function=losses.sppo_hard,
+        function=pairwise.sppo_hard,
         formula="(h_c - 1/(2 beta))^2 + (h_r + 1/(2 beta))^2",
         source="arXiv 2405.00675, Eq. 4.7",
         peers={"TRL": "sppo_hard", "Liger": "sppo_hard"},
@@ -162,7 +162,7 @@ _ROWS: Final = (
     ),
     Loss(
         name="apo_zero",
-        function=losses.apo_zero,
+        function=pairwise.apo_zero,
         formula="1 - sigma(beta h_c) + sigma(beta h_r)",
         source="arXiv 2408.06266, Eq. 7",
         peers={"TRL": "apo_zero", "Liger": "apo_zero"},
@@ -170,7 +170,7 @@ _ROWS: Final = (
     ),
     Loss(
         name="apo_down",
-        function=losses.apo_down,
+        function=pairwise.apo_down,
         formula="sigma(beta h_c) + 1 - sigma(z)",
         source="arXiv 2408.06266, Eq. 8",
         peers={"TRL": "apo_down", "Liger": "apo_down"},
@@ -178,7 +178,7 @@ _ROWS: Final = (
     ),
     Loss(
         name="discopop",
-        function=losses.discopop,
+        function=pairwise.discopop,
         formula="sp(z) (1-s) + exp(-z) s, with s = sigma(z / tau)",
         source="arXiv 2406.08414, Eq. 5",
         parameters=(
@@ -190,7 +190,7 @@ _ROWS: Final = (
     ),
     Loss(
         name="dpop",
-        function=losses.dpop,
+        function=pairwise.dpop,
         formula="sp(beta (h_c - h_r - p max(0, -h_c)))",
         source="arXiv 2402.13228",
         parameters=(
@@ -203,7 +203,7 @@ _ROWS: Final = (
     ),
     Loss(
         name="rdpo",
-        function=losses.length_regularised,
+        function=pairwise.length_regularised,
         formula="sp(z + a (L_c - L_r))",
         source="arXiv 2403.19159",
         parameters=(
@@ -213,7 +213,7 @@ _ROWS: Final = (
     ),
     Loss(
         name="cpo",
-        function=losses.smoothed_sigmoid,
+        function=pairwise.smoothed_sigmoid,
         formula="sp(z), z = beta (c - r)",
         source="arXiv 2401.08417",
         parameters=(_SMOOTHING,),
@@ -223,7 +223,7 @@ _ROWS: Final = (
     ),
     Loss(
         name="cpo_hinge",
-        function=losses.hinge,
+        function=pairwise.hinge,
         formula="max(0, 1 - z), z = beta (c - r)",
         source="arXiv 2401.08417; arXiv 2305.10425",
         peers={"TRL": "CPOTrainer hinge (and cpo_alpha * sft)"},
@@ -232,7 +232,7 @@ _ROWS: Final = (
     ),
     Loss(
         name="simpo",
-        function=losses.simpo,
+        function=pairwise.simpo,
         formula="sp(z - g), z = beta (c / L_c - r / L_r)",
         source="arXiv 2405.14734",
         parameters=(_GAMMA, _SMOOTHING),
@@ -248,7 +248,7 @@ _ROWS: Final = (
     ),
     Loss(
         name="alphapo",
-        function=losses.alphapo,
+        function=pairwise.alphapo,
         formula="sp(beta (R_c - R_r) - g), with R = (1 - p^-a) / a, p = exp(c / L_c)",
         source="arXiv 2501.03884",
         parameters=(
@@ -261,7 +261,7 @@ _ROWS: Final = (
     ),
     Loss(
         name="orpo",
-        function=losses.orpo,
+        function=pairwise.orpo,
         formula="-c / L_c + beta sp(log odds ratio)",
         source="arXiv 2403.07691",
         peers={"TRL": "ORPOTrainer", "LLaMA-Factory": "orpo", "Liger": "orpo"},
@@ -270,7 +270,7 @@ _ROWS: Final = (
     ),
     Loss(
         name="orpo_odds_ratio",
-        function=losses.orpo_odds_ratio,
+        function=pairwise.orpo_odds_ratio,
         formula="beta sp(log odds ratio), odds = p / (1 - p), p = exp(c / L_c)",
         source="arXiv 2403.07691",
         peers={"LLaMA-Factory": "odds_ratio_loss"},
@@ -279,7 +279,7 @@ _ROWS: Final = (
     ),
     Loss(
         name="sft",
-        function=losses.sft,
+        function=pairwise.sft,
         formula="-c / L_c",
         source="arXiv 2404.19733 (its NLL term)",
         peers={
@@ -293,7 +293,7 @@ _ROWS: Final = (
     ),
     Loss(
         name="aot",
-        function=batch_losses.aot,
+        function=batchwise.aot,
         formula="sp(beta (u_(k) - v_(k))), u = c - r and v = C - R sorted within a batch",
         source="arXiv 2406.05882",
         parameters=(_SMOOTHING,),
@@ -303,7 +303,7 @@ _ROWS: Final = (
     ),
     Loss(
         name="aot_unpaired",
-        function=batch_losses.aot_unpaired,
+        function=batchwise.aot_unpaired,
         formula="sp(beta (h_c(k) - h_r(k))), each sorted within a batch",
         source="arXiv 2406.05882",
         parameters=(_SMOOTHING,),
@@ -313,7 +313,7 @@ _ROWS: Final = (
     ),
     Loss(
         name="kto_pair",
-        function=batch_losses.kto_pair,
+        function=batchwise.kto_pair,
         formula="mean of 1 - sigma(beta (h_c - K_r)) and 1 - sigma(beta (K_c - h_r)), "
         "K = max(0, mean h of the batch)",
         source="arXiv 2402.01306, its report",

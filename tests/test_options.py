@@ -82,9 +82,7 @@ def plan_of(**given):
             id="weights",
         ),
         pytest.param({"statistics": True}, "statistics", StatisticsOptions(), id="statistics"),
-        pytest.param(
-            {"contract": OwnSchema}, "contract", Contract(OwnSchema), id="contract"
-        ),
+        pytest.param({"contract": OwnSchema}, "contract", Contract(OwnSchema), id="contract"),
         pytest.param(
             {"outputs": "summary.json"}, "outputs", Outputs(summary="summary.json"), id="outputs"
         ),

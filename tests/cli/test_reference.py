@@ -29,7 +29,7 @@ def test_one_command_from_two_files_to_the_figures(tmp_path, real_pairs):
         check=False,
         cwd=tmp_path,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr  # where a slow machine may say how far it is
     assert json.loads(done.stdout)["summary"] == evaluate(real_pairs).summary.to_dict()
 
 

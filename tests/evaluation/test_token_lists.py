@@ -73,7 +73,9 @@ def test_sums_and_their_tokens_are_read_in_one_reading(engine, tmp_path):
 
 RUN = """
 import json, hashlib, pathlib, sys
-from dpo_pipeline import batches, evaluate, measuring, score_parquet
+from dpo_pipeline import score_parquet
+from dpo_pipeline.evaluation import measuring
+from dpo_pipeline.sums import batches
 source, out, shard = sys.argv[1:]
 if int(shard):
     measuring.SHARD_ROWS = batches.SHARD_ROWS = int(shard)

@@ -33,7 +33,7 @@ EVIL = [
     '" autofocus onfocus="document.title=1',
     "{{7*7}} ${7*7} \u2028 \\u003cb\\u003e",
 ]
-WAIT = 20  # seconds for what takes one
+WAIT = 300  # seconds for what takes one where nothing else runs
 
 
 class Browser:

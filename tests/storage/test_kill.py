@@ -23,9 +23,9 @@ from dpo_pipeline import StorageError, score_parquet
 from dpo_pipeline.storage.publication import SUCCESS
 from option_tools import grouped
 from pair_tools import TOOLS
+from process_tools import PATIENCE
 
 TOOL = TOOLS / "fault_tools.py"
-PATIENCE = 60  # seconds until a process counts as hung
 OLD, NEW = 0.1, 0.5
 WORKERS = 3
 

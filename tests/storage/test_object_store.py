@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from functools import partial
 from pathlib import Path
@@ -30,9 +28,18 @@ from dpo_pipeline import (
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.storage.stores import Access
 from option_tools import grouped
+from process_tools import PATIENCE, until
 
 pytest.importorskip("moto")
 KEYS = {"aws_access_key_id": "one", "aws_secret_access_key": "two", "aws_region": "us-east-1"}
+
+
+def answers(url):
+    try:
+        urllib.request.urlopen(url, timeout=PATIENCE).close()  # noqa: S310
+    except OSError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +54,8 @@ def address():
     )
     try:
         url = f"http://127.0.0.1:{port}"
-        for _ in range(300):
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"{url}/moto-api/", timeout=5).close()  # noqa: S310
-                break
-            time.sleep(0.1)
+        until(lambda: server.poll() is not None or answers(f"{url}/moto-api/"))
+        assert server.poll() is None
         yield url
     finally:
         server.terminate()
@@ -75,7 +79,7 @@ def store(address, monkeypatch):
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.setenv(name, os.devnull)
     request = urllib.request.Request(f"{address}/moto-api/reset", method="POST")  # noqa: S310
-    urllib.request.urlopen(request, timeout=5).close()  # noqa: S310
+    urllib.request.urlopen(request, timeout=PATIENCE).close()  # noqa: S310
     system = fs.S3FileSystem(
         access_key="one",
         secret_key="two",  # noqa: S106

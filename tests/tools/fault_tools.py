@@ -24,7 +24,7 @@ from dpo_pipeline.sources.dataset import Dataset
 from option_tools import grouped
 from pair_tools import LOGPS
 
-FOREVER = 600  # seconds; whoever waits so long is killed by the test
+FOREVER = 3_600  # seconds; whoever waits so long is killed by the test
 
 
 class Steps:
@@ -67,7 +67,17 @@ def job(order):
 
 
 def stoppable(order):
-    run_stoppable(lambda _cancel: job(order))
+    """Run a job that does not stop; say when it is asked to."""
+
+    def run(cancel):
+        threading.Thread(target=told, args=(cancel,), daemon=True).start()
+        job(order)
+
+    def told(cancel):
+        cancel.wait()
+        os.write(1, b"told to stop\n")
+
+    run_stoppable(run)
 
 
 def corrupted(whole, rng):

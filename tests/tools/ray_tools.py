@@ -29,12 +29,12 @@ from dpo_pipeline.evaluation import measuring
 from dpo_pipeline.sums import batches
 from option_tools import grouped
 from pair_tools import DATA
+from process_tools import until
 
 SHARD_ROWS = 150
 ARGUMENTS = {"batch_size": 64, "by": "split", "histogram": True, "on_invalid": "quarantine"}
 BEGAN = time.monotonic()
-PATIENCE = 60  # seconds until something that should happen counts as failed
-FOREVER = 600
+FOREVER = 3_600
 FEW = 2  # so that few new workers are needed after each fault, which cost the most
 WRITING = "scored"
 
@@ -42,14 +42,17 @@ WRITING = "scored"
 class Noted:
     """A function that notes its attempts at each task; the first one may meet with a fault."""
 
-    def __init__(self, function, log, fault, at):
+    def __init__(self, function, log, fault, at, together):
         self.function, self.log, self.fault, self.at = function, log, fault, at
+        self.together = together
         self.name = getattr(function, "__name__", type(function).__name__)
 
     def __call__(self, task):
         number = len(list(self.log.glob(f"{self.name}-{task.index}-*")))
         note = self.log / f"{self.name}-{task.index}-{number}"
         note.write_text(f"{os.getpid()} {os.getppid()}")
+        if self.name == WRITING:  # or the first worker may do it all before the others are there
+            until(lambda: workers_of(self.log) >= self.together)
         if self.name == WRITING and task.index == self.at and number == 0 and self.fault:
             moved = os.replace
             os.replace = lambda *_: self.meet(note)
@@ -74,13 +77,13 @@ class Engine:
 
     elsewhere = True
 
-    def __init__(self, log, fault=None, at=2, **arguments):
-        self.log, self.fault, self.at = log, fault, at
+    def __init__(self, log, fault=None, at=2, together=1, **arguments):
+        self.log, self.fault, self.at, self.together = log, fault, at, together
         log.mkdir()
         self.ray = RayExecutor(**arguments)
 
     def __call__(self, function, tasks, check):
-        return self.ray(Noted(function, self.log, self.fault, self.at), tasks, check)
+        return self.ray(Noted(function, self.log, self.fault, self.at, self.together), tasks, check)
 
     def attempts(self):
         """How often each task was begun."""
@@ -90,21 +93,15 @@ class Engine:
             counts[task] = counts.get(task, 0) + 1
         return counts
 
-    def workers(self):
-        return len({note.read_text().split()[0] for note in self.log.glob(f"{WRITING}-*")})
-
     def waiting(self):
         """The process and the parent of the attempt that waits."""
         return [int(x) for x in until(lambda: list(self.log.glob("now-*")))[0].read_text().split()]
 
 
-def until(found, *, patience=PATIENCE):
-    end = time.monotonic() + patience
-    while time.monotonic() < end:
-        if result := found():
-            return result
-        time.sleep(0.05)
-    raise TimeoutError("what should have happened did not")
+def workers_of(log):
+    """How many processes have begun to write."""
+    texts = [note.read_text() for note in log.glob(f"{WRITING}-*")]
+    return len({text.split()[0] for text in texts if text})
 
 
 def make_pairs(folder):
@@ -181,11 +178,11 @@ def say(scene, **facts):
 
 def identity(folder):
     for workers in (1, 2, 4):
-        engine = Engine(folder / f"log-{workers}", max_in_flight=workers)
+        engine = Engine(folder / f"log-{workers}", together=min(workers, 3), max_in_flight=workers)
         result = score(folder, f"ray-{workers}", engine)
         say(
             f"{workers} workers",
-            workers=engine.workers(),
+            workers=workers_of(engine.log),
             attempts=engine.attempts(),
             **printed(folder, f"ray-{workers}", result),
         )

@@ -22,8 +22,9 @@ from conftest import LOGPS
 from dpo_pipeline import DataWarning, StatisticsOptions, evaluate
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation import gathering, measuring
-from dpo_pipeline.evaluation.gathering import CLUSTER, GROUP
+from dpo_pipeline.evaluation.gathering import GROUP
 from dpo_pipeline.statistics.hashing import hashed, mixed
+from dpo_pipeline.sums import CLUSTER, growing_tables
 
 WORD = 2**64
 BETA = 0.1
@@ -238,8 +239,8 @@ def test_clusters_hold_the_sums_of_their_prompts(rows, gathered):
 
 
 def test_many_prompts_are_put_into_bags(rows, gathered, monkeypatch):
-    monkeypatch.setattr(gathering, "CLUSTERS_HELD", 50)
-    monkeypatch.setattr(gathering, "BAGS", 64)
+    monkeypatch.setattr(growing_tables, "CLUSTERS_HELD", 50)
+    monkeypatch.setattr(growing_tables, "BAGS", 64)
     bagged = gathered_of(frame_of(rows))
     assert not bagged.is_exact
     assert bagged.n_clusters is None
@@ -254,9 +255,9 @@ def test_many_prompts_are_put_into_bags(rows, gathered, monkeypatch):
 
 def test_prompts_are_bagged_only_beyond_the_limit(rows, gathered, monkeypatch):
     n_clusters = gathered.clusters[CLUSTER].n_unique()
-    monkeypatch.setattr(gathering, "CLUSTERS_HELD", n_clusters)
+    monkeypatch.setattr(growing_tables, "CLUSTERS_HELD", n_clusters)
     assert gathered_of(frame_of(rows)).is_exact
-    monkeypatch.setattr(gathering, "CLUSTERS_HELD", n_clusters - 1)
+    monkeypatch.setattr(growing_tables, "CLUSTERS_HELD", n_clusters - 1)
     assert not gathered_of(frame_of(rows)).is_exact
 
 
@@ -549,7 +550,8 @@ def limits(request, monkeypatch):
             ("COURSE_POINTS", 9),
             ("JUDGE_CELLS", 120),
         ):
-            monkeypatch.setattr(gathering, name, value)
+            owner = gathering if hasattr(gathering, name) else growing_tables
+            monkeypatch.setattr(owner, name, value)
     return request.param
 
 

@@ -22,7 +22,9 @@ N_FILES = 40
 RUN = """
 import hashlib, json, pathlib, sys
 import polars as pl
-from dpo_pipeline import batches, evaluate, measuring, score_parquet
+from dpo_pipeline import evaluate, score_parquet
+from dpo_pipeline.evaluation import measuring
+from dpo_pipeline.sums import batches
 
 def table(path):
     # Rows and types, whatever the files; `source_row` starts anew in each.

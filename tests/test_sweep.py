@@ -11,7 +11,7 @@ import pytest
 from conftest import LOGPS, reference_row
 from dpo_pipeline import InvalidPairsError, UsageError, evaluate, sweep
 from dpo_pipeline.cli.program import main
-from dpo_pipeline.sums.summary import FIGURES
+from dpo_pipeline.sums import SUMMARY_FIGURES
 
 BETAS = [0.05, 0.1, 0.5, 3.0]
 
@@ -44,7 +44,7 @@ def test_a_sweep_gives_the_bits_of_single_evaluations(counted):
         loss = {term.loss.name: term.weight for term in objective.terms}
         arguments = {"label_smoothing": 0.1} if str(objective) in takes else {}
         alone = evaluate(counted, objective.beta, loss=loss, loss_args=arguments).summary
-        shared = {name: row[name] for name in FIGURES}
+        shared = {name: row[name] for name in SUMMARY_FIGURES}
         if not objective.needs.reference:  # a sweep has the columns that any of its losses needs
             shared |= dict.fromkeys(("ref_chosen_logps", "ref_rejected_logps"))
         assert shared == alone.to_dict()

@@ -114,7 +114,7 @@ def compare(a: str, b: str, **options: Any) -> int:
         )
 
     result: Comparison = run(call, options)
-    from dpo_pipeline.comparison import counted
+    from dpo_pipeline.statistics import counted
 
     if page is not None:
         result.report(page, overwrite=overwrite)

@@ -127,7 +127,7 @@ def read_common_pairs(
         is_wide=bool(checked),
         by=by,
         keys=subset_keys,
-        has_prompts=prompts is not None,
+        is_by_prompt=prompts is not None,
     )
     sums = []
     with reading(names):

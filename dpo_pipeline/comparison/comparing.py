@@ -22,7 +22,6 @@ from dpo_pipeline.comparison.differences import (
 )
 from dpo_pipeline.comparison.paired_gathering import Paired
 from dpo_pipeline.comparison.sides import Contract, Table, bound_tables
-from dpo_pipeline.comparison.verdict import counted
 from dpo_pipeline.contract import Schema
 from dpo_pipeline.defaults import (
     CONFIDENCE_LEVEL,
@@ -38,7 +37,7 @@ from dpo_pipeline.exact import lower_edge
 from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import LossArguments, LossLike, Objective
 from dpo_pipeline.sources import FrameLike, SourcePath, as_dataset, checked_on
-from dpo_pipeline.statistics import checked_probability
+from dpo_pipeline.statistics import checked_probability, counted
 from dpo_pipeline.sums import Health, Summary, figures
 
 _REFERENCES: Final = (REF_CHOSEN.name, REF_REJECTED.name)

@@ -17,7 +17,7 @@ from dpo_pipeline.evaluation.findings import Finding, findings_of
 from dpo_pipeline.exact import quantile
 from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import Objective
-from dpo_pipeline.sums import FIGURES, Summary
+from dpo_pipeline.sums import SUMMARY_FIGURES, Summary
 from dpo_pipeline.tables import aligned, as_json
 
 
@@ -190,7 +190,7 @@ class Evaluation(Reported):
             *aligned(("", ""), figures),
         ]
         if self.subsets is not None:
-            by = [name for name in self.subsets.columns if name not in FIGURES]
+            by = [name for name in self.subsets.columns if name not in SUMMARY_FIGURES]
             shown = self.subsets.select(*by, *_SHOWN)
             lines += ["", *aligned(shown.columns, shown.rows())]
         if self.batches is not None:

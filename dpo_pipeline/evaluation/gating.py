@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final
 
 from dpo_pipeline.columns import did_you_mean
 from dpo_pipeline.errors import GateError, MissedMark, UsageError
-from dpo_pipeline.evaluation.estimates import BASELINES, DISPLACEMENT, FIGURES
+from dpo_pipeline.evaluation.estimates import BASELINES, DISPLACEMENT, ESTIMATED_FIGURES
 from dpo_pipeline.statistics import Estimate
-from dpo_pipeline.sums import FIGURES as SUMMARY_FIGURES, TRL_METRICS
+from dpo_pipeline.sums import SUMMARY_FIGURES, TRL_METRICS
 
 if TYPE_CHECKING:
     from dpo_pipeline.evaluation.evaluation_result import Evaluation
@@ -26,7 +26,7 @@ _COUNTS: Final = ("n_pairs", "n_valid", "n_invalid", "n_ties")
 _ADVANTAGE: Final = "advantage/"
 _MEANS: Final = ("macro", "weighted", "score")
 _OF_STATISTICS: Final = (
-    *(name for name in FIGURES if name not in SUMMARY_FIGURES),
+    *(name for name in ESTIMATED_FIGURES if name not in SUMMARY_FIGURES),
     *DISPLACEMENT,
     *(_ADVANTAGE + name for name in BASELINES),
     *_MEANS,

@@ -42,7 +42,7 @@ from dpo_pipeline.losses import (
 )
 from dpo_pipeline.sources import FrameLike, Shard, SourcePath, as_dataset, with_reference
 from dpo_pipeline.storage import Access, CredentialProvider, reading
-from dpo_pipeline.sums import FIGURES, figures, merge, tally
+from dpo_pipeline.sums import SUMMARY_FIGURES, figures, merge, tally
 from dpo_pipeline.tables import aligned, as_json
 
 OBJECTIVE: Final = "objective"
@@ -329,7 +329,7 @@ class _SweepScorer:
                 figures(sums, objective).select(
                     pl.lit(str(objective)).alias(OBJECTIVE),
                     pl.lit(objective.beta).alias(BETA_COLUMN),
-                    *FIGURES,
+                    *SUMMARY_FIGURES,
                 )
             )
         return pl.concat(rows)

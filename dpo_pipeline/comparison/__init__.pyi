@@ -9,4 +9,3 @@ from .comparison_result import (
     McNemar as McNemar,
     Side as Side,
 )
-from .verdict import counted as counted, p_text as p_text

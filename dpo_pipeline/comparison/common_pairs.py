@@ -154,7 +154,7 @@ def read_common_pairs(
         max_logp=max_logp,
         by=by,
         keys=subset_keys,
-        has_prompts=prompts is not None,
+        is_by_prompt=prompts is not None,
     )
     sums = []
     with reading(names):

@@ -27,7 +27,6 @@ from dpo_pipeline.comparison.differences import (
 )
 from dpo_pipeline.comparison.paired_gathering import Paired
 from dpo_pipeline.comparison.sides import Table, bound_tables
-from dpo_pipeline.comparison.verdict import counted
 from dpo_pipeline.defaults import LOSS_NAME, WIDE_LIMIT
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ContractError, DataWarning, InvalidPairsError, UsageError
@@ -45,6 +44,7 @@ from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Pairs, Reference, StatisticsOptions, Subsets
 from dpo_pipeline.plan import Facts, Plan, planned
 from dpo_pipeline.sources import Dataset, open_reference
+from dpo_pipeline.statistics import counted
 from dpo_pipeline.storage import Output
 from dpo_pipeline.sums import Health, Summary, figures
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any, Final, Literal
 
@@ -19,16 +19,13 @@ from dpo_pipeline.columns import (
 from dpo_pipeline.comparison.verdict import (
     Accuracies,
     Difference,
-    counted,
     loss_sentence,
-    p_cell,
-    p_text,
 )
 from dpo_pipeline.defaults import POWER
 from dpo_pipeline.evaluation import Reported
 from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import CheckedObjective
-from dpo_pipeline.statistics import Estimate
+from dpo_pipeline.statistics import counted, p_equation, p_value, percent, short_limits
 from dpo_pipeline.sums import Summary
 from dpo_pipeline.tables import aligned, as_json
 
@@ -152,9 +149,9 @@ class Comparison(Reported):
         lost: Pairs that A alone has right, likewise.
         findings: Sentences about what makes the comparison doubtful.
         incomparable: The finding that leaves nothing to compare; None without one.
-        changes: Histogram of the change of margin: `bin` (of `dpo_pipeline.sketch`), its edges
+        changes: Histogram of the change of margin: `bin` (of `dpo_pipeline.exact`), its edges
             `lower` and `upper` in nats, `n_pairs`. Not in the document.
-        margins: Pairs by both margins: `a_bin`, `b_bin` (ten bins of `dpo_pipeline.sketch` each),
+        margins: Pairs by both margins: `a_bin`, `b_bin` (ten bins of `dpo_pipeline.exact` each),
             `n_pairs`. Not in the document.
     """
 
@@ -247,8 +244,8 @@ class Comparison(Reported):
             "n_valid": self.n_valid,
             "clusters": self.clusters,
             "n_clusters": self.n_clusters,
-            "differences": _plain(self.differences),
-            "mcnemar": _plain(self.mcnemar),
+            "differences": {name: asdict(each) for name, each in self.differences.items()},
+            "mcnemar": asdict(self.mcnemar),
             "subsets": None if self.subsets is None else self.subsets.to_dicts(),
             "gained": self.gained.to_dicts(),
             "lost": self.lost.to_dicts(),
@@ -307,7 +304,7 @@ class Comparison(Reported):
             "A",
             "B",
             "B - A",
-            f"{100 * self.level:.4g}% interval",
+            f"{percent(self.level)} interval",
             "p",
             "smallest effect",
         )
@@ -319,8 +316,8 @@ class Comparison(Reported):
                     d.a,
                     d.b,
                     d.estimate.value,
-                    _interval(d.estimate),
-                    p_cell(d.p_value),
+                    short_limits(d.estimate.interval),
+                    _p_cell(d.p_value),
                     d.smallest_effect,
                 )
                 for name, d in self.differences.items()
@@ -336,13 +333,13 @@ class Comparison(Reported):
             f"right: both {m.both_right:,}, only A {m.only_a:,}, only B {m.only_b:,}, "
             f"neither {m.neither:,}"
         )
-        yield f"McNemar: exact {p_text(m.exact)}, mid-{p_text(m.mid_p)}" + (
+        yield f"McNemar: exact {p_equation(m.exact)}, mid-{p_equation(m.mid_p)}" + (
             "" if m.applies else "; prompts repeat, so read the p of reward_accuracy instead"
         )
         if self.subsets is not None:
             yield ""
             shown = self.subsets.select(*self.by, *_SHOWN_OF_SUBSETS)
-            rows = [(*row[:-2], *(p_cell(p) for p in row[-2:])) for row in shown.rows()]
+            rows = [(*row[:-2], *(_p_cell(p) for p in row[-2:])) for row in shown.rows()]
             yield from aligned(shown.columns, rows)
         for flips, who, count in (
             (self.gained, "only B", m.only_b),
@@ -358,9 +355,8 @@ class Comparison(Reported):
             yield f"{'problem' if text == self.incomparable else 'note'}: {text}"
 
 
-def _interval(estimate: Estimate) -> str:
-    interval = estimate.interval
-    return "" if interval is None else f"{interval.low:.4g} to {interval.high:.4g}"
+def _p_cell(p: float | None) -> str | None:
+    return None if p is None else p_value(p)
 
 
 def _side(side: Side) -> dict[str, Any]:
@@ -373,11 +369,3 @@ def _side(side: Side) -> dict[str, Any]:
         "invalid": [] if side.invalid is None else side.invalid.to_dict()["invalid"],
         "borrowed": dict(side.borrowed),
     }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _plain(each) for name, each in value.items()}
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 import polars as pl
@@ -17,7 +16,6 @@ from dpo_pipeline.comparison.comparison_result import (
 )
 from dpo_pipeline.comparison.paired_gathering import (
     BOTH_RIGHT,
-    CLUSTER,
     HALVES,
     MEANS,
     ONLY_A,
@@ -33,8 +31,9 @@ from dpo_pipeline.statistics import (
     STUDENT,
     DifferenceTest,
     Estimate,
-    benjamini_hochberg,
-    holm,
+    adjusted_for_many,
+    cut_to,
+    limit_columns,
     mcnemar_exact,
     mcnemar_mid_p,
     paired_difference,
@@ -42,8 +41,9 @@ from dpo_pipeline.statistics import (
     rate_difference_of_clusters,
     sign_flip_exact,
     smallest_effect,
+    without_interval,
 )
-from dpo_pipeline.sums import Summary
+from dpo_pipeline.sums import Summary, across_subsets
 
 T = TypeVar("T")
 
@@ -118,11 +118,7 @@ def subsets_of(paired: Paired, level: float) -> pl.DataFrame | None:
     schema = {name: paired.clusters.schema[name] for name in paired.by}
     figures = {n: pl.Int64 if n in _COUNTS else pl.Float64 for n in SUBSET_FIGURES}
     table = pl.DataFrame(rows, schema={**schema, **figures}, orient="row")
-    p_values = table["p_value"].to_list()
-    return table.with_columns(
-        pl.Series("p_holm", holm(p_values), dtype=pl.Float64),
-        pl.Series("p_benjamini_hochberg", benjamini_hochberg(p_values), dtype=pl.Float64),
-    )
+    return table.with_columns(**adjusted_for_many(table["p_value"].to_list()))
 
 
 def clusters_in_words(paired: Paired) -> str:
@@ -139,10 +135,7 @@ def n_clusters_of(paired: Paired) -> int | None:
 
 
 def _whole(paired: Paired) -> pl.DataFrame:
-    """Return the clusters, those that are in several subsets put together."""
-    return paired.clusters.group_by(CLUSTER, maintain_order=True).agg(
-        pl.exclude(*paired.by).sum() if paired.by else pl.all().sum()
-    )
+    return across_subsets(paired.clusters, paired.by)
 
 
 def _is_clustered(part: pl.DataFrame, paired: Paired) -> bool:
@@ -157,7 +150,7 @@ def _tested(
     n = part[N_VALID]
     found = {REWARD_ACCURACY: _of_accuracy(part, paired, level)}
     halves = _there(paired_difference(part[HALVES] / 2.0, n, level))
-    half = _within_one(_with_spread(halves.difference))
+    half = cut_to(_with_spread(halves.difference), -1.0, 1.0)
     found[REWARD_ACCURACY_HALF] = half, *_p_of_counts(part[HALVES], halves, part)
     for name in MEANS:
         mean = _there(paired_difference(part[name].cast(pl.Float64) / QUANTA_PER_NAT, n, level))
@@ -214,16 +207,7 @@ def _with_spread(estimate: Estimate) -> Estimate:
     """Return an estimate without an error of 0: clusters all alike say nothing about others."""
     if estimate.standard_error != 0.0:
         return estimate
-    return replace(estimate, standard_error=None, interval=None)
-
-
-def _within_one(estimate: Estimate) -> Estimate:
-    """Return a difference of rates with limits that it can have."""
-    interval = estimate.interval
-    if interval is None:
-        return estimate
-    low, high = max(-1.0, interval.low), min(1.0, interval.high)
-    return replace(estimate, interval=replace(interval, low=low, high=high))
+    return without_interval(estimate)
 
 
 def _shown(estimate: Estimate, level: float) -> float | None:
@@ -232,12 +216,7 @@ def _shown(estimate: Estimate, level: float) -> float | None:
 
 
 def _limits(name: str, estimate: Estimate) -> dict[str, float | None]:
-    interval = estimate.interval
-    return {
-        f"{name}_difference": estimate.value,
-        f"{name}_low": None if interval is None else interval.low,
-        f"{name}_high": None if interval is None else interval.high,
-    }
+    return {f"{name}_difference": estimate.value, **limit_columns(name, estimate.interval)}
 
 
 def _half(side: Summary) -> float:

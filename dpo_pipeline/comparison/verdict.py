@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 from dpo_pipeline.defaults import POWER, TIES_DIFFER_FROM
-from dpo_pipeline.statistics import Estimate
-
-_SMALL_P: Final = 1e-4
+from dpo_pipeline.statistics import (
+    Estimate,
+    between,
+    counted,
+    p_equation,
+    percent,
+    signed_points_within,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +81,13 @@ class Accuracies:
             on: Which pairs, in words.
         """
         found = self.strict
-        facts = f"accuracy {_points(found.estimate.value)} points"
         interval = found.estimate.interval
+        written = signed_points_within(interval)
+        facts = f"accuracy {written(found.estimate.value)} points"
         if interval is not None:
-            limits = f"{_points(interval.low)} to {_points(interval.high)}"
-            facts += f" ({100 * self.level:.4g}% CI {limits})"
+            facts += f" ({percent(self.level)} CI {between(interval, written)})"
         if found.p_value is not None:
-            facts += f", {p_text(found.p_value)}"
+            facts += f", {p_equation(found.p_value)}"
         facts += f", {on}{self._of_ties()}"
         if self.better is not None:
             return f"B is {'better' if self.better == 'b' else 'worse'} than A: {facts}"
@@ -111,10 +116,11 @@ class Accuracies:
             if n
         ]
         count = "counts" if self.ties_a + self.ties_b == 1 else "count"
-        p = "" if self.half.p_value is None else f", {p_text(self.half.p_value)}"
+        half = signed_points_within(self.half.estimate.interval)(self.half.estimate.value)
+        p = "" if self.half.p_value is None else f", {p_equation(self.half.p_value)}"
         return (
             f" ({' and '.join(ties)}, which {count} as wrong; with ties half the difference is "
-            f"{_points(self.half.estimate.value)}{p})"
+            f"{half}{p})"
         )
 
 
@@ -123,24 +129,3 @@ def loss_sentence(loss: Difference, beta: float) -> str:
     interval = loss.estimate.interval
     limits = "" if interval is None else f" ({interval.low:.4f} to {interval.high:.4f})"
     return f"Loss: B minus A is {loss.estimate.value:.4f}{limits}, at one beta of {beta:g} for both"
-
-
-def counted(n: int, one: str) -> str:
-    """Return a count with its noun: `1 pair`, `2 pairs`."""
-    return f"{n:,} {one}{'s' * (n != 1)}"
-
-
-def p_text(p: float) -> str:
-    """Return a p-value in words: `p = 0.0021`, or `p < 0.0001`."""
-    return f"p = {p:.2g}" if p >= _SMALL_P else f"p < {_SMALL_P:g}"
-
-
-def p_cell(p: float | None) -> str | None:
-    """Return a p-value as the cell of a table: `0.0021`, or `<0.0001`."""
-    if p is None:
-        return None
-    return f"{p:.2g}" if p >= _SMALL_P else f"<{_SMALL_P:.4f}"
-
-
-def _points(share: float) -> str:
-    return f"{100.0 * share:+.3g}"

@@ -1,5 +1,5 @@
 from .estimates import (
-    FIGURES as FIGURES,
+    ESTIMATED_FIGURES as ESTIMATED_FIGURES,
     Agreement as Agreement,
     Flips as Flips,
     Statistics as Statistics,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -11,7 +11,16 @@ import polars as pl
 
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation.gathering import Gathered
-from dpo_pipeline.statistics import BestScale, Estimate, LabelNoise, Line
+from dpo_pipeline.statistics import (
+    BestScale,
+    Estimate,
+    LabelNoise,
+    Line,
+    p_value,
+    percent,
+    short_limits,
+    short_number,
+)
 from dpo_pipeline.tables import aligned
 
 
@@ -117,7 +126,7 @@ def weights_of(benchmark: str) -> dict[str, float]:
     }
 
 
-FIGURES: Final = {
+ESTIMATED_FIGURES: Final = {
     "loss": "mean loss, nats if it is a log-likelihood",
     "reward_accuracy": "share with the chosen reward above the rejected one; a tie counts as wrong",
     "reward_accuracy_half": "the same; a tie counts half",
@@ -153,9 +162,11 @@ DISPLACEMENT: Final = {
 _BEST_BETA: Final = "best beta"
 _JUDGE_RANKS: Final = "judge: rank correlation"
 _JUDGE_AUC: Final = "judge: AUC"
-# They come from bins, which are within 0.25% of a margin.
 _DIGITS: Final = {_BEST_BETA: 3, _JUDGE_RANKS: 3, _JUDGE_AUC: 3}
-_SMALLEST_P: Final = 0.0001
+"""Significant digits of figures that are made from bins, which are within 0.25% of a margin."""
+_SHOWN_OF_SUBSETS: Final = (
+    *("n_valid", "reward_accuracy", "reward_accuracy_low", "reward_accuracy_high", "p_holm"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +239,7 @@ class Statistics:
     Attributes:
         level: Of every interval.
         clusters: What was taken as independent, in words.
-        figures: `FIGURES` that the loss has, each with its interval.
+        figures: `ESTIMATED_FIGURES` that the loss has, each with its interval.
         baselines: `BASELINES` that can be computed.
         advantages: By baseline, the accuracy of the rewards less its own on the same pairs, with
             the interval of a paired difference.
@@ -285,78 +296,62 @@ class Statistics:
     def to_dict(self) -> dict[str, Any]:
         """Return all but the gathered tables as plain data."""
         return {
-            "level": self.level,
-            "clusters": self.clusters,
-            "figures": _plain(self.figures),
-            "baselines": _plain(self.baselines),
-            "advantages": _plain(self.advantages),
-            "displacement": _plain(self.displacement),
-            "flips": _plain(self.flips),
-            "subsets": _plain(self.subsets),
-            "macro": _plain(self.macro),
-            "weighted": _plain(self.weighted),
-            "sections": _plain(self.sections),
-            "calibration": _plain(self.calibration),
-            "length": _plain(self.length),
-            "noise": _plain(self.noise),
-            "flip_rate": _plain(self.flip_rate),
-            "judge": _plain(self.judge),
+            field.name: _plain_data(getattr(self, field.name))
+            for field in fields(self)
+            if field.name != "gathered"
         }
 
     def lines(self) -> Iterator[str]:
         """Yield the statistics as text."""
-        rows: list[tuple[str, Estimate | None]] = []
-        rows += [*self.figures.items(), *((f"prefer: {k}", v) for k, v in self.baselines.items())]
-        rows += [(f"better than: {name}", each) for name, each in self.advantages.items()]
-        rows += [*self.displacement.items(), ("macro mean", self.macro)]
-        rows += [("weighted mean", self.weighted), ("calibration error", self.calibration.error)]
-        rows += [(_BEST_BETA, self.calibration.best_beta)]
-        if self.length is not None:
-            rows += [("margin at equal length", self.length.intercept)]
-            rows += [("margin per token longer", self.length.slope)]
-        rows += [("share of flipped labels", self.flip_rate)]
-        if self.sections is not None:
-            rows += [(f"section: {name}", each) for name, each in self.sections.scores.items()]
-            rows += [(f"score of {self.sections.benchmark}", self.sections.score)]
-        if self.judge is not None:
-            rows += [
-                (_JUDGE_RANKS, self.judge.spearman),
-                (_JUDGE_AUC, self.judge.auc),
-            ]
         shown = [
-            (name, *_cells(each, _DIGITS.get(name))) for name, each in rows if each is not None
+            (name, *_cells(each, _DIGITS.get(name)))
+            for name, each in self._rows().items()
+            if each is not None
         ]
-        yield from aligned(("", "", f"{self.level:.0%} interval", "by"), shown)
+        yield from aligned(("", "", f"{percent(self.level)} interval", "by"), shown)
         yield f"intervals from {self.clusters}"
         if self.subsets is not None:
-            names = ("reward_accuracy_low", "reward_accuracy_high", "p_holm")
-            by = self.gathered.by
             yield ""
-            table = self.subsets.select(*by, "n_valid", "reward_accuracy", *names)
-            yield from aligned(
-                table.columns, [(*cells, _p_text(p_holm)) for *cells, p_holm in table.rows()]
-            )
+            table = self.subsets.select(*self.gathered.by, *_SHOWN_OF_SUBSETS)
+            rows = [(*cells, None if p is None else p_value(p)) for *cells, p in table.iter_rows()]
+            yield from aligned(table.columns, rows)
+
+    def _rows(self) -> dict[str, Estimate | None]:
+        rows: dict[str, Estimate | None] = {
+            **self.figures,
+            **{f"prefer: {name}": each for name, each in self.baselines.items()},
+            **{f"better than: {name}": each for name, each in self.advantages.items()},
+            **self.displacement,
+            "macro mean": self.macro,
+            "weighted mean": self.weighted,
+            "calibration error": self.calibration.error,
+            _BEST_BETA: self.calibration.best_beta,
+        }
+        if self.length is not None:
+            rows["margin at equal length"] = self.length.intercept
+            rows["margin per token longer"] = self.length.slope
+        rows["share of flipped labels"] = self.flip_rate
+        if self.sections is not None:
+            rows |= {f"section: {name}": each for name, each in self.sections.scores.items()}
+            rows[f"score of {self.sections.benchmark}"] = self.sections.score
+        if self.judge is not None:
+            rows |= {_JUDGE_RANKS: self.judge.spearman, _JUDGE_AUC: self.judge.auc}
+        return rows
 
 
-def _cells(estimate: Estimate, digits: int | None) -> tuple[Any, ...]:
-    """Return value, interval and method; with so many significant digits, if not as all are."""
+def _cells(estimate: Estimate, digits: int | None) -> tuple[float, str, str]:
+    """Return value, limits and method; with so many digits where bins leave no more certain."""
     interval = estimate.interval
-    value = estimate.value if digits is None else float(f"{estimate.value:.{digits}g}")
-    if interval is None:
-        return value, "", ""
-    form = f".{digits or 4}g"
-    return value, f"{interval.low:{form}} to {interval.high:{form}}", interval.method
+    value = estimate.value if digits is None else float(short_number(estimate.value, digits))
+    method = "" if interval is None else interval.method
+    return value, short_limits(interval, digits or 4), method
 
 
-def _p_text(p: float | None) -> float | str | None:
-    return f"<{_SMALLEST_P:.4f}" if p is not None and p < _SMALLEST_P else p
-
-
-def _plain(value: Any) -> Any:
+def _plain_data(value: Any) -> Any:
     if isinstance(value, pl.DataFrame):
         return value.to_dicts()
     if isinstance(value, Mapping):
-        return {name: _plain(each) for name, each in value.items()}
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+        return {name: _plain_data(each) for name, each in value.items()}
+    if is_dataclass(value):
+        return {each.name: _plain_data(getattr(value, each.name)) for each in fields(value)}
     return value

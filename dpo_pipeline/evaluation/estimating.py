@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 import polars as pl
@@ -24,7 +23,7 @@ from dpo_pipeline.evaluation.estimates import (
     BASELINES,
     BENCHMARKS,
     DISPLACEMENT,
-    FIGURES,
+    ESTIMATED_FIGURES,
     Agreement,
     Calibration,
     Flips,
@@ -33,8 +32,8 @@ from dpo_pipeline.evaluation.estimates import (
     check_subsets,
     weights_of,
 )
-from dpo_pipeline.evaluation.gathering import CLUSTER, GROUP, GROUPS, Gathered
-from dpo_pipeline.exact import GROWTH, QUANTA_PER_NAT, SCALE
+from dpo_pipeline.evaluation.gathering import GROUP, GROUPS, Gathered
+from dpo_pipeline.exact import QUANTA_PER_NAT
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import StatisticsOptions
 from dpo_pipeline.statistics import (
@@ -42,14 +41,15 @@ from dpo_pipeline.statistics import (
     Estimate,
     Line,
     accuracy_by_gap,
+    adjusted_for_many,
     area_under_curve,
-    benjamini_hochberg,
     best_beta,
     bootstrap,
+    cut_to,
     delete_a_group,
     expected_calibration_error,
-    holm,
     label_noise,
+    limit_columns,
     line_of_clusters,
     macro_mean,
     mcnemar_exact,
@@ -59,8 +59,9 @@ from dpo_pipeline.statistics import (
     rate_of_clusters,
     reliability,
     spearman,
+    without_interval,
 )
-from dpo_pipeline.sums import COARSE
+from dpo_pipeline.sums import CLUSTER, across_subsets, coarse_middle
 
 _BOOTSTRAPPED_SUBSETS: Final = 100
 """Subsets beyond which a mean over them has its spread from the jackknife, which is faster."""
@@ -98,10 +99,10 @@ def mean_over_subsets(
     """
     if not gathered.by:
         return None
-    counted = sums.filter(pl.col(N_VALID) > 0)
-    parts = dict(counted.group_by(gathered.by, maintain_order=True))
+    valid = sums.filter(pl.col(N_VALID) > 0)
+    parts = dict(valid.group_by(gathered.by, maintain_order=True))
     weight_of = _weights(list(parts), weights)
-    is_shared = not gathered.is_exact or counted[CLUSTER].n_unique() < counted.height
+    is_shared = not gathered.is_exact or valid[CLUSTER].n_unique() < valid.height
     if not is_shared:
         estimates = [
             rate_within(part, "n_correct", N_VALID, gathered, level) for part in parts.values()
@@ -138,7 +139,7 @@ def mean_over_subsets(
     )
 
     def mean(table: pl.DataFrame) -> float | None:
-        joined = table.join(weighing, on="part")
+        joined = table.join(weighing, on="part", maintain_order="left")
         value = joined.select((pl.col("w") * pl.col("n_correct") / pl.col(N_VALID)).sum()).item()
         return None if table.height < len(parts) else float(value)
 
@@ -193,7 +194,7 @@ def statistics_of(
     """
     level = options.level
     sums = _in_nats(gathered.clusters, objective)
-    whole = sums.group_by(CLUSTER, maintain_order=True).agg(pl.exclude(CLUSTER, *gathered.by).sum())
+    whole = across_subsets(sums, gathered.by)
     figures = _figures(whole, gathered, level)
     subsets = _subsets(sums, gathered, level)
     noise = label_noise(gathered.margins) if _has_log_odds(objective) else None
@@ -266,10 +267,10 @@ def _figures(whole: pl.DataFrame, gathered: Gathered, level: float) -> dict[str,
         _rates(("reward_accuracy", "tie_rate"), whole, gathered, level)
     )
     found["reward_accuracy_half"] = rate_of_clusters(half, whole[N_VALID], level)
-    for name in FIGURES:
+    for name in ESTIMATED_FIGURES:
         if f"sum_{name}" in whole.columns:
             found[name] = mean_of_clusters(whole[f"sum_{name}"], whole[N_VALID], level)
-    return {name: each for name in FIGURES if (each := found.get(name)) is not None}
+    return {name: each for name in ESTIMATED_FIGURES if (each := found.get(name)) is not None}
 
 
 def _rates(
@@ -292,7 +293,7 @@ def _advantages(whole: pl.DataFrame, level: float) -> dict[str, Estimate]:
             by_rewards = "n_correct_sized" if count == "n_sized" else "n_correct"
             test = paired_difference(whole[by_rewards] - whole[by_baseline], whole[count], level)
             if test is not None:
-                found[name] = _within(test.difference, -1.0, 1.0)
+                found[name] = cut_to(test.difference, -1.0, 1.0)
     return found
 
 
@@ -326,20 +327,14 @@ def _subsets(sums: pl.DataFrame, gathered: Gathered, level: float) -> pl.DataFra
             LOSS: mean_of_clusters(part[f"sum_{LOSS}"], part[N_VALID], level),
         }
         for name, estimate in estimates.items():
-            interval = None if estimate is None else estimate.interval
             row[name] = None if estimate is None else estimate.value
-            row[f"{name}_low"] = None if interval is None else interval.low
-            row[f"{name}_high"] = None if interval is None else interval.high
+            row |= limit_columns(name, None if estimate is None else estimate.interval)
         row["p_value"] = _p_value_of_accuracy(part, gathered)
         rows.append(row)
     keys = {name: sums.schema[name] for name in gathered.by}
     numbers = {name: pl.Float64 for name in rows[0] if name not in {*keys, N_VALID}}
     table = pl.DataFrame(rows, schema={**keys, N_VALID: pl.Int64, **numbers}, orient="row")
-    p_values = table["p_value"].to_list()
-    return table.with_columns(
-        pl.Series("p_holm", holm(p_values), dtype=pl.Float64),
-        pl.Series("p_benjamini_hochberg", benjamini_hochberg(p_values), dtype=pl.Float64),
-    )
+    return table.with_columns(**adjusted_for_many(table["p_value"].to_list()))
 
 
 def _p_value_of_accuracy(part: pl.DataFrame, gathered: Gathered) -> float | None:
@@ -406,17 +401,8 @@ def _jackknifed(
         return found
     is_alike = found.standard_error <= _NO_SPREAD * abs(found.value)
     if found.n_clusters < JACKKNIFE_FROM or is_alike:
-        return replace(found, standard_error=None, interval=None)
-    return _within(found, low, high)
-
-
-def _within(estimate: Estimate, low: float, high: float) -> Estimate:
-    """Return the estimate with its interval cut to what the figure can be."""
-    interval = estimate.interval
-    if interval is None:
-        return estimate
-    cut = replace(interval, low=max(interval.low, low), high=min(interval.high, high))
-    return replace(estimate, interval=cut)
+        return without_interval(found)
+    return cut_to(found, low, high)
 
 
 def _length(gathered: Gathered, level: float) -> Line | None:
@@ -432,10 +418,8 @@ def _length(gathered: Gathered, level: float) -> Line | None:
 def _agreement(gathered: Gathered, columns: tuple[str, ...], level: float) -> Agreement | None:
     if gathered.judged is None:
         return None
-    middle = SCALE * (pl.col("bin").cast(pl.Float64) * GROWTH * COARSE).sinh()
-    cells = gathered.judged.with_columns(margin=middle)
+    cells = gathered.judged.with_columns(margin=coarse_middle(pl.col("bin")))
     keys = ("margin", "gap")
-
     n_gaps = cells["gap"].n_unique()
     groups = None if n_gaps <= CALIBRATION_BINS else CALIBRATION_BINS
     return Agreement(

@@ -19,7 +19,7 @@ from dpo_pipeline.exact import quantile
 from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.statistics import Estimate
-from dpo_pipeline.sums import FIGURES, TRL_METRICS, Summary
+from dpo_pipeline.sums import SUMMARY_FIGURES, TRL_METRICS, Summary
 from dpo_pipeline.tables import aligned, as_json
 
 
@@ -164,7 +164,7 @@ class Evaluation(Reported):
         estimate = self._estimate(name)
         # The summary is exact, where the sums of an estimate are Float64.
         value = None if estimate is None else estimate.value
-        if name in FIGURES:
+        if name in SUMMARY_FIGURES:
             value = getattr(self.summary, name)
         if value is None:
             without = "; it needs statistics" if self.statistics is None else ""
@@ -237,7 +237,7 @@ class Evaluation(Reported):
             *aligned(("", ""), figures),
         ]
         if self.subsets is not None:
-            by = [name for name in self.subsets.columns if name not in FIGURES]
+            by = [name for name in self.subsets.columns if name not in SUMMARY_FIGURES]
             shown = self.subsets.select(*by, *_SHOWN)
             lines += ["", *aligned(shown.columns, shown.rows())]
         if self.batches is not None:

@@ -1,9 +1,9 @@
-"""Findings: what is wrong with the data or the model, said only where the statistics show it.
+"""Findings: what is wrong with the data or the model, where the statistics show it.
 
-A finding is made where the whole interval of its figure is beyond a mark of `defaults`, never
-because of a point value: at 95%, a figure at its mark is taken to be beyond it in one of forty
-samples. Which figure and which mark is said by the function that makes the finding. Its words are
-for people; its `name` and `severity` are for programs.
+A finding needs the whole interval of its figure beyond a mark of `defaults`, not the value alone:
+at 95%, a figure that lies exactly at its mark becomes a finding in one of forty samples. The
+function that makes a finding says which figure and which mark. Its words are for people; its
+`name` and `severity` are for programs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Final, Literal
+from typing import Final, Literal, TypeGuard
 
 from dpo_pipeline.columns import N_VALID, PAIR_ID, PROMPT_ID, REWARD_MARGIN
 from dpo_pipeline.defaults import (
@@ -24,7 +24,15 @@ from dpo_pipeline.defaults import (
     REPEATED_FROM,
 )
 from dpo_pipeline.evaluation.estimates import Statistics
-from dpo_pipeline.statistics import Estimate, log_loss, number_of, points_of, rate_of, share_of
+from dpo_pipeline.statistics import (
+    Estimate,
+    counted,
+    log_loss,
+    number_with_limits,
+    points_with_limits,
+    rate_of,
+    share_with_limits,
+)
 from dpo_pipeline.sums import PRECISIONS
 
 Severity = Literal["problem", "caution", "note"]
@@ -37,6 +45,7 @@ _GUESSES: Final = {
     "shorter": "preferring the shorter completion",
     "reference": "the reference alone",
 }
+_COIN: Final = 0.5
 _LIKELY: Final = 0.5
 _NEARLY_SURE: Final = 0.999
 _ROWS_NAMED: Final = 5
@@ -81,29 +90,23 @@ def findings_of(
         warnings: Sentences about what is legal and surely wrong (`Evaluation.warnings`).
         beta: Of the rewards.
     """
-    of_margins = (
-        [_beta_zero(beta)]
-        if statistics.is_all_ties
-        else [
-            _precision(statistics),
-            _worse_than_chance(statistics),
-            _no_better_than_a_guess(statistics),
-            _label_noise(statistics),
-        ]
-    )
-    found = [
-        *_of_warnings(warnings),
-        *(each for several in of_margins for each in several),
-        *_displacement(statistics),
-        *_length(statistics),
-        *_repeats(statistics),
-        *_few(statistics),
-    ]
+    found = [*_of_warnings(warnings)]
+    if statistics.is_all_ties:
+        found += _beta_zero(beta)
+    else:
+        found += _precision(statistics)
+        found += _worse_than_chance(statistics)
+        found += _no_better_than_a_guess(statistics)
+        found += _label_noise(statistics)
+    found += _displacement(statistics)
+    found += _length(statistics)
+    found += _repeats(statistics)
+    found += _few(statistics)
     return tuple(sorted(found, key=lambda each: SEVERITIES.index(each.severity)))
 
 
 def _of_warnings(warnings: Sequence[str]) -> Iterator[Finding]:
-    """Yield each of the warnings of `health`: no model's output looks like this."""
+    """Yield each of the warnings of `Health`: no model's output looks like this."""
     for text in warnings:
         title, _, evidence = text.partition(": ")
         yield Finding(
@@ -137,31 +140,27 @@ def _precision(statistics: Statistics) -> Iterator[Finding]:
     sums = statistics.gathered.groups.sum().row(0, named=True)
     n = sums[N_VALID]
     for name, bits in PRECISIONS.items():
-        models = [
-            words for model, words in _LOGPS_OF.items() if n and sums.get(f"n_{model}_{name}") == n
-        ]
+        models = [model for model in _LOGPS_OF if n and sums.get(f"n_{model}_{name}") == n]
         if not models:
             continue
         within = rate_of(sums[f"n_below_{name}"], n, statistics.level)
         if _at_least(within, IMPRECISE_FROM):
-            sizes = {
-                words: max(
-                    abs(statistics.figures[f"{model}_{side}_logps"].value)
-                    for side in ("chosen", "rejected")
-                )
-                for model, words in _LOGPS_OF.items()
-                if words in models
-            }
-            size = max(sizes.values())
+            size = max(
+                abs(statistics.figures[f"{model}_{side}_logps"].value)
+                for model in models
+                for side in ("chosen", "rejected")
+            )
             step = 2.0 ** (math.frexp(size)[1] - bits)
+            whose = " and the ".join(_LOGPS_OF[model] for model in models)
+            ties = share_with_limits(statistics.figures["tie_rate"])
             yield Finding(
                 name="precision",
                 severity="problem",
                 title=f"log-probs were kept as {name}, too coarse for these margins",
-                evidence=f"All log-probs of the {' and the '.join(models)} are {name} numbers, "
-                f"which step by {step:g} at {size:.4g} nats, their mean size; in "
-                f"{share_of(within)} of the pairs the log-ratios of chosen and rejected differ by "
-                f"less than such a step; {share_of(statistics.figures['tie_rate'])} are ties.",
+                evidence=f"All log-probs of the {whose} are {name} numbers, which step by "
+                f"{step:g} at {size:.4g} nats, their mean size; in {share_with_limits(within)} of "
+                "the pairs the log-ratios of chosen and rejected differ by less than such a step; "
+                f"{ties} are ties.",
                 advice="Score the pairs again, add up token log-probs in float32 and keep them so: "
                 "nothing brings lost digits back.",
             )
@@ -171,13 +170,13 @@ def _precision(statistics: Statistics) -> Iterator[Finding]:
 def _worse_than_chance(statistics: Statistics) -> Iterator[Finding]:
     """Yield where the accuracy, ties half, is below 1/2 with its whole interval."""
     accuracy = statistics.figures.get("reward_accuracy_half")
-    if accuracy is not None and accuracy.interval is not None and accuracy.interval.high < 0.5:  # noqa: PLR2004  a coin
+    if accuracy is not None and accuracy.interval is not None and accuracy.interval.high < _COIN:
         yield Finding(
             name="worse_than_chance",
             severity="problem",
             title="margins prefer the rejected completion",
-            evidence=f"The chosen reward is the larger one in {share_of(accuracy)} of the pairs, "
-            "ties half.",
+            evidence=f"The chosen reward is the larger one in {share_with_limits(accuracy)} of "
+            "the pairs, ties half.",
             advice="See whether chosen and rejected, or policy and reference, were exchanged.",
         )
 
@@ -189,16 +188,13 @@ def _no_better_than_a_guess(statistics: Statistics) -> Iterator[Finding]:
     it (then a problem); against a coin, the interval of the accuracy, ties half, holds 1/2.
     """
     accuracy = statistics.figures.get("reward_accuracy_half")
-    if (
-        accuracy is not None
-        and accuracy.interval is not None
-        and accuracy.interval.low <= 0.5 <= accuracy.interval.high  # noqa: PLR2004  a coin
-    ):
+    interval = None if accuracy is None else accuracy.interval
+    if accuracy is not None and interval is not None and interval.low <= _COIN <= interval.high:
         yield Finding(
             name="baseline",
             severity="caution",
             title="rewards are not shown to be better than tossing a coin",
-            evidence=f"They are right in {share_of(accuracy)} of the pairs, ties half.",
+            evidence=f"They are right in {share_with_limits(accuracy)} of the pairs, ties half.",
             advice="Take no decision from this accuracy; more pairs would narrow the interval.",
         )
     ties = "; a tie is wrong" if statistics.has_ties else ""
@@ -207,14 +203,15 @@ def _no_better_than_a_guess(statistics: Statistics) -> Iterator[Finding]:
         if gain is None or gain.interval is None or gain.interval.low > 0.0:
             continue
         is_worse = gain.interval.high < 0.0
+        right = share_with_limits(statistics.baselines[name])
         yield Finding(
             name="baseline",
             severity="problem" if is_worse else "caution",
             title=f"{guess} is right more often than the rewards"
             if is_worse
             else f"rewards are not shown to be better than {guess}",
-            evidence=f"{guess} is right in {share_of(statistics.baselines[name])} of the pairs, "
-            f"the rewards differ from it by {points_of(gain)}, on the same pairs{ties}.",
+            evidence=f"{guess} is right in {right} of the pairs, "
+            f"the rewards differ from it by {points_with_limits(gain)}, on the same pairs{ties}.",
             advice="Do not choose a policy by this accuracy: what it is worth is what it has above "
             "such a rule."
             if is_worse
@@ -231,21 +228,16 @@ def _displacement(statistics: Statistics) -> Iterator[Finding]:
     """
     down, both = (statistics.displacement.get(name) for name in ("chosen_down", "both_down"))
     reward = statistics.figures.get("chosen_reward")
-    if (
-        down is not None
-        and both is not None
-        and reward is not None
-        and reward.interval is not None
-        and reward.interval.high < 0.0
-        and _at_least(down, DISPLACED_FROM)
-    ):
+    if both is None or reward is None or reward.interval is None or reward.interval.high >= 0.0:
+        return
+    if _at_least(down, DISPLACED_FROM):
         yield Finding(
             name="displacement",
             severity="caution",
             title="likelihood displacement: chosen completions lost likelihood",
-            evidence=f"{share_of(down)} of chosen completions are less likely than under the "
-            f"reference, and in {share_of(both)} of the pairs both are; the mean chosen reward is "
-            f"{number_of(reward)} nats.",
+            evidence=f"{share_with_limits(down)} of chosen completions are less likely than under "
+            f"the reference, and in {share_with_limits(both)} of the pairs both are; the mean "
+            f"chosen reward is {number_with_limits(reward)} nats.",
             advice="The likelihood went to neither: read what the policy writes now. Losses that "
             "hold on to the chosen completion are dpop, apo_zero, and sigmoid with an sft term.",
         )
@@ -260,24 +252,26 @@ def _length(statistics: Statistics) -> Iterator[Finding]:
     line = statistics.length
     if line is None or line.correlation is None or line.slope.interval is None:
         return
-    slope = line.slope
-    nearest = min(slope.interval.low, slope.interval.high, key=abs)  # type: ignore[union-attr]
+    slope, interval = line.slope, line.slope.interval
+    nearest = min(interval.low, interval.high, key=abs)
     if nearest * slope.value <= 0.0:
         return
     if abs(line.correlation * nearest / slope.value) < LENGTH_CORRELATION_FROM:
         return
     side = "longer" if slope.value > 0.0 else "shorter"
     guess = statistics.baselines.get(side)
-    accuracy = "" if guess is None else f" Length alone is right in {share_of(guess)} of the pairs."
-    margin = statistics.figures[REWARD_MARGIN]
+    accuracy = ""
+    if guess is not None:
+        accuracy = f" Length alone is right in {share_with_limits(guess)} of the pairs."
+    level, overall = line.intercept, statistics.figures[REWARD_MARGIN]
     yield Finding(
         name="length",
         severity="caution",
         title=f"length bias: margins favour the {side} completion",
         evidence=f"The correlation of margin and length difference is {line.correlation:.3g}; a "
-        f"token more of the chosen completion is worth {number_of(slope)} nats. At equal length "
-        f"the mean margin is {number_of(line.intercept)} nats, over all pairs {number_of(margin)}."
-        f"{accuracy}",
+        f"token more of the chosen completion is worth {number_with_limits(slope)} nats. At equal "
+        f"length the mean margin is {number_with_limits(level)} nats, over all pairs "
+        f"{number_with_limits(overall)}.{accuracy}",
         advice="Quote the margin at equal length beside the mean. Losses that see less of length "
         "are sigmoid_norm, rdpo, and any with ld_alpha.",
     )
@@ -292,18 +286,18 @@ def _label_noise(statistics: Statistics) -> Iterator[Finding]:
     noise, rate = statistics.noise, statistics.flip_rate
     if noise is None or not _at_least(rate, MISLABELLED_FROM):
         return
-    margins = statistics.gathered.margins
-    plain, scaled = log_loss(margins), statistics.calibration.best
+    plain, scaled = log_loss(statistics.gathered.margins), statistics.calibration.best
     if plain is not None and scaled is not None and scaled.log_loss is not None:
         gain_of_scale = 2.0 * noise.n * (plain - scaled.log_loss)
         if gain_of_scale >= noise.likelihood_ratio:
             return
+    suspects = _suspects(statistics, noise.flip_rate)
     yield Finding(
         name="label_noise",
         severity="caution",
         title="labels look flipped",
-        evidence=f"The margins are likeliest if {share_of(rate)} of the labels are flipped, and a "
-        f"smaller beta would explain them less well.{_suspects(statistics, noise.flip_rate)}",
+        evidence=f"The margins are likeliest if {share_with_limits(rate)} of the labels are "
+        f"flipped, and a smaller beta would explain them less well.{suspects}",
         advice="Read these pairs and mend their labels. Losses that allow for flipped labels are "
         "robust, and sigmoid with label_smoothing, at about this rate.",
     )
@@ -341,11 +335,11 @@ def _repeats(statistics: Statistics) -> Iterator[Finding]:
     coarse = [f"n_{model}_{name}" for model in _LOGPS_OF for name in ("bf16", "f16")]
     if share is None or any(sums.get(name) == n for name in coarse):
         return
-    copies = rate_of(round(share * gathered.repeats_seen), gathered.repeats_seen, statistics.level)
-    is_counted = gathered.repeats_seen == n
-    if not (share >= REPEATED_FROM if is_counted else _at_least(copies, REPEATED_FROM)):
+    seen = gathered.repeats_seen
+    copies = None if seen == n else rate_of(round(share * seen), seen, statistics.level)
+    if not (share >= REPEATED_FROM if copies is None else _at_least(copies, REPEATED_FROM)):
         return
-    how_many = f"{share:.1%}" if is_counted else f"About {share_of(copies)}"
+    how_many = f"{share:.1%}" if copies is None else f"About {share_with_limits(copies)}"
     effect = "" if gathered.is_by_prompt else ", and as independent, so that intervals are narrow"
     yield Finding(
         name="repeats",
@@ -366,13 +360,17 @@ def _few(statistics: Statistics) -> Iterator[Finding]:
     are_few_clusters = clusters is not None and clusters < FEW_CLUSTERS
     if accuracy.n >= FEW_PAIRS and not are_few_clusters:
         return
-    of = f" of {clusters:,} prompts" if statistics.gathered.is_by_prompt and clusters else ""
+    of = (
+        f" of {counted(clusters, 'prompt')}"
+        if statistics.gathered.is_by_prompt and clusters
+        else ""
+    )
     half = (accuracy.interval.high - accuracy.interval.low) / 2.0
     yield Finding(
         name="few",
         severity="note",
         title=f"few pairs: {accuracy.n:,}{of}",
-        evidence=f"The accuracy is {share_of(accuracy)}. Its interval is made by "
+        evidence=f"The accuracy is {share_with_limits(accuracy)}. Its interval is made by "
         f"{accuracy.interval.method}; those of means take them as nearly normal, which so few "
         "pairs leave uncertain.",
         advice=f"Read intervals, not values: accuracies less than about {half * 100:.2g} points "
@@ -380,6 +378,6 @@ def _few(statistics: Statistics) -> Iterator[Finding]:
     )
 
 
-def _at_least(estimate: Estimate | None, mark: float) -> bool:
+def _at_least(estimate: Estimate | None, mark: float) -> TypeGuard[Estimate]:
     """Return whether the whole interval is at the mark or above."""
     return estimate is not None and estimate.interval is not None and estimate.interval.low >= mark

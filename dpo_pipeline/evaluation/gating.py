@@ -13,9 +13,9 @@ from typing import Final, Protocol
 
 from dpo_pipeline.columns import did_you_mean
 from dpo_pipeline.errors import GateError, MissedMark, UsageError
-from dpo_pipeline.evaluation.estimates import BASELINES, DISPLACEMENT, FIGURES
+from dpo_pipeline.evaluation.estimates import BASELINES, DISPLACEMENT, ESTIMATED_FIGURES
 from dpo_pipeline.options import Gates
-from dpo_pipeline.sums import FIGURES as SUMMARY_FIGURES, TRL_METRICS
+from dpo_pipeline.sums import SUMMARY_FIGURES, TRL_METRICS
 
 _COUNTS: Final = ("n_pairs", "n_valid", "n_invalid", "n_ties")
 ADVANTAGE: Final = "advantage/"
@@ -23,7 +23,7 @@ _MEANS: Final = ("macro", "weighted", "score")
 SUMMED: Final = (*TRL_METRICS, *SUMMARY_FIGURES)
 """What a mark can be set for in every evaluation, that of a score too."""
 _OF_STATISTICS: Final = (
-    *(name for name in FIGURES if name not in SUMMARY_FIGURES),
+    *(name for name in ESTIMATED_FIGURES if name not in SUMMARY_FIGURES),
     *DISPLACEMENT,
     *(ADVANTAGE + name for name in BASELINES),
     *_MEANS,

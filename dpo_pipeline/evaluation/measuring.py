@@ -37,7 +37,7 @@ from dpo_pipeline.sources import Dataset, Part
 from dpo_pipeline.storage import GrowingFile, Target, reading
 from dpo_pipeline.sums import (
     BIN,
-    FIGURES,
+    SUMMARY_FIGURES,
     VALID,
     Batching,
     BatchTable,
@@ -298,7 +298,7 @@ class Wanted:
                 )
             if columns[name].is_nested():
                 raise UsageError(f"{argument}: {name!r} is a {columns[name]}, not a plain value")
-            if argument == "by" and name in FIGURES:
+            if argument == "by" and name in SUMMARY_FIGURES:
                 raise UsageError(f"by: {name!r} is the name of a figure; rename the column before")
 
 

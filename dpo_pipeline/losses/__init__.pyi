@@ -1,4 +1,4 @@
-from .catalogue import LOSSES as LOSSES
+from .catalogue import LOSSES as LOSSES, unit_of_loss as unit_of_loss
 from .dialects import DIALECTS as DIALECTS, OTHERS as OTHERS, Rewards as Rewards
 from .divergences import F_DIVERGENCES as F_DIVERGENCES
 from .dpo import (

@@ -6,7 +6,7 @@ What a loss needs follows from its function's arguments and from its score. The 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -325,3 +325,16 @@ _ROWS: Final = (
 
 LOSSES: Final[Mapping[str, Loss]] = MappingProxyType({row.name: row for row in _ROWS})
 """Every loss by its name."""
+
+_IN_NATS: Final = frozenset(
+    {
+        *("sigmoid", "sigmoid_norm", "robust", "dpop", "rdpo", "aot", "aot_unpaired"),
+        *("cpo", "simpo", "alphapo", "orpo", "sft", "bco_pair", "nca_pair"),
+    }
+)
+"""Losses made of terms -log p alone."""
+
+
+def unit_of_loss(names: Iterable[str]) -> str:
+    """Return `nats` if all of these losses are negative log-likelihoods, else nothing."""
+    return "nats" if _IN_NATS.issuperset(names) else ""

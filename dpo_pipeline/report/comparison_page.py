@@ -9,7 +9,7 @@ from typing import Any, Final
 import polars as pl
 
 from dpo_pipeline.columns import REWARD_ACCURACY, REWARD_MARGIN
-from dpo_pipeline.comparison import REWARD_ACCURACY_HALF, Comparison, Side, p_text
+from dpo_pipeline.comparison import REWARD_ACCURACY_HALF, Comparison, Side
 from dpo_pipeline.defaults import POWER
 from dpo_pipeline.report.chart_data import BARS, density, ends_of, grid_over, histogram_bars
 from dpo_pipeline.report.charts import (
@@ -25,7 +25,16 @@ from dpo_pipeline.report.charts import (
 from dpo_pipeline.report.evaluation_charts import SUBSETS_DRAWN, subset_labels, with_sizes
 from dpo_pipeline.report.markup import Column, Content, Markup, column_of, element, facts, table
 from dpo_pipeline.report.page import Section, Tile, figure, page
-from dpo_pipeline.statistics import between, count, counted, number, p_value, points, share
+from dpo_pipeline.statistics import (
+    between,
+    count,
+    counted,
+    number,
+    p_equation,
+    p_value,
+    points,
+    share,
+)
 
 PAIRS_FOR_SCALE: Final = 30
 """Pairs of a subset from which its interval widens the scale of the chart."""
@@ -347,7 +356,7 @@ def _right_table(comparison: Comparison) -> Markup:
         else " Prompts repeat, so that pairs are not independent as McNemar's test takes them to "
         "be: read the p of the difference of accuracy instead."
     )
-    caption = f"McNemar's test: exact {p_text(m.exact)}, mid-{p_text(m.mid_p)}.{applies}"
+    caption = f"McNemar's test: exact {p_equation(m.exact)}, mid-{p_equation(m.mid_p)}.{applies}"
     return table(columns, rows, caption=caption, sortable=False)
 
 

@@ -10,6 +10,7 @@ import polars as pl
 
 from dpo_pipeline.columns import LOSS
 from dpo_pipeline.evaluation import Agreement, Evaluation, Statistics
+from dpo_pipeline.losses import unit_of_loss
 from dpo_pipeline.report.chart_data import by_length, course, ends_of, loss_by_beta
 from dpo_pipeline.report.charts import Figure, Palette, framed, label, one_row, rows_of, rule_at
 from dpo_pipeline.statistics import (
@@ -18,7 +19,6 @@ from dpo_pipeline.statistics import (
     counted,
     normal_quantile,
     number,
-    unit_of_loss,
     with_interval,
 )
 

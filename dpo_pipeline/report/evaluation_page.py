@@ -10,6 +10,7 @@ from dpo_pipeline.columns import LOSS, REWARD_ACCURACY, REWARD_MARGIN
 from dpo_pipeline.defaults import LOSS_NAME
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation import Evaluation, Finding, Statistics
+from dpo_pipeline.losses import unit_of_loss
 from dpo_pipeline.report.charts import LIGHT, PAGE, Figure
 from dpo_pipeline.report.evaluation_charts import figures_of, level_of
 from dpo_pipeline.report.evaluation_tables import (
@@ -31,7 +32,6 @@ from dpo_pipeline.statistics import (
     number,
     share,
     share_within,
-    unit_of_loss,
     with_interval,
 )
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 import polars as pl
 
 from dpo_pipeline.columns import LOSS, N_VALID, PAIR_ID, REWARD_ACCURACY, REWARD_MARGIN
-from dpo_pipeline.evaluation import FIGURES, Evaluation, Flips, Statistics
+from dpo_pipeline.evaluation import ESTIMATED_FIGURES, Evaluation, Flips, Statistics
 from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.report.evaluation_charts import BASELINE_WORDS
 from dpo_pipeline.report.markup import Column, Content, Markup, column_of, element, facts, table
@@ -76,7 +76,7 @@ def figures_table(statistics: Statistics, level: str, unit: str) -> Markup:
 def _figures(statistics: Statistics, unit: str) -> Iterator[tuple[str, Estimate, Any]]:
     for name, each in statistics.figures.items():
         is_share = name in _SHARES
-        words = _WORDS.get(name) or f"{name}: {FIGURES[name]}"
+        words = _WORDS.get(name) or f"{name}: {ESTIMATED_FIGURES[name]}"
         if name == LOSS and unit:
             words = f"{words}, {unit}"
         yield words, each, share_within(each.interval) if is_share else number

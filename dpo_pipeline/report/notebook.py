@@ -10,7 +10,7 @@ from dpo_pipeline.comparison import REWARD_ACCURACY_HALF, Comparison
 from dpo_pipeline.evaluation import Evaluation, Reported
 from dpo_pipeline.report.markup import Markup, element
 from dpo_pipeline.statistics import as_written, between, count, number, p_value, points, share
-from dpo_pipeline.sums import FIGURES, TRL_METRICS
+from dpo_pipeline.sums import SUMMARY_FIGURES, TRL_METRICS
 from dpo_pipeline.tables import ROWS_SHOWN
 
 _RIGHT: Final = "text-align: right"
@@ -45,7 +45,7 @@ def evaluation_html(evaluation: Evaluation) -> str:
     head += [] if statistics is None else [f"{100.0 * statistics.level:g}% interval"]
     parts = [element("p", element("strong", title)), _plain_table(head, rows, words=1)]
     if evaluation.subsets is not None:
-        by = [name for name in evaluation.subsets.columns if name not in FIGURES]
+        by = [name for name in evaluation.subsets.columns if name not in SUMMARY_FIGURES]
         shown = (N_PAIRS, N_INVALID, LOSS, REWARD_ACCURACY, REWARD_MARGIN)
         table = evaluation.subsets.select(*by, *shown)
         cells = [

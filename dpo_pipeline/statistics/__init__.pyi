@@ -20,21 +20,23 @@ from .distributions import (
     checked_probability as checked_probability,
     normal_quantile as normal_quantile,
 )
-from .hashing import hashed as hashed, mixed as mixed
+from .hashing import cluster_hashes as cluster_hashes, hashed as hashed, mixed as mixed
 from .intervals import (
     CLUSTERED as CLUSTERED,
     STUDENT as STUDENT,
     Estimate as Estimate,
+    cut_to as cut_to,
+    limit_columns as limit_columns,
     macro_mean as macro_mean,
     mean_of_clusters as mean_of_clusters,
     rate_of as rate_of,
     rate_of_clusters as rate_of_clusters,
+    without_interval as without_interval,
 )
 from .resampling import bootstrap as bootstrap, delete_a_group as delete_a_group
 from .significance import (
     DifferenceTest as DifferenceTest,
-    benjamini_hochberg as benjamini_hochberg,
-    holm as holm,
+    adjusted_for_many as adjusted_for_many,
     mcnemar_exact as mcnemar_exact,
     mcnemar_mid_p as mcnemar_mid_p,
     paired_difference as paired_difference,
@@ -50,13 +52,17 @@ from .words import (
     count as count,
     counted as counted,
     number as number,
-    number_of as number_of,
+    number_with_limits as number_with_limits,
+    p_equation as p_equation,
     p_value as p_value,
+    percent as percent,
     points as points,
-    points_of as points_of,
+    points_with_limits as points_with_limits,
     share as share,
-    share_of as share_of,
+    share_with_limits as share_with_limits,
     share_within as share_within,
-    unit_of_loss as unit_of_loss,
+    short_limits as short_limits,
+    short_number as short_number,
+    signed_points_within as signed_points_within,
     with_interval as with_interval,
 )

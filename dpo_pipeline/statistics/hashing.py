@@ -27,6 +27,22 @@ def mixed(numbers: pl.Expr) -> pl.Expr:
     return z ^ (z // _uint64(1 << 31))
 
 
+def cluster_hashes(prompts: pl.Series | None, pairs: pl.Series) -> pl.Series:
+    """Return a UInt64 for the cluster of each pair: its prompt, or the pair where it has none.
+
+    Args:
+        prompts: Of any plain type; null, or None for all, where a pair has no prompt.
+        pairs: A UInt64 for each pair, all different.
+
+    Raises:
+        UsageError: The prompts are lists or structs.
+    """
+    if prompts is None:
+        return pairs
+    # Hashed once more, because prompts may be the same numbers as pairs.
+    return hashed(prompts).fill_null(pairs.to_frame("pair").select(mixed(pl.col("pair")))["pair"])
+
+
 def hashed(keys: pl.Series) -> pl.Series:
     """Return a UInt64 for each key; null gives null.
 
@@ -43,9 +59,8 @@ def hashed(keys: pl.Series) -> pl.Series:
         # By way of Int64 (or UInt64), whatever the width, and not of the slow Int128.
         whole = pl.UInt64 if dtype.is_unsigned_integer() else pl.Int64
         wrapped = pl.col("key").cast(whole, wrap_numerical=True)
-        return keys.to_frame("key").select(mixed(wrapped.cast(pl.UInt64, wrap_numerical=True)))[
-            "key"
-        ]
+        numbers = wrapped.cast(pl.UInt64, wrap_numerical=True)
+        return keys.to_frame("key").select(mixed(numbers))["key"]
     if dtype == pl.Binary:
         return _of_strings(keys.bin.encode("hex"))
     return _of_strings(keys.cast(pl.String))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import polars as pl
@@ -61,6 +61,28 @@ class Estimate:
     interval: Interval | None  # None for a single cluster, unless of a rate
     n: int  # observations
     n_clusters: int  # groups of them that are independent of each other; n if all are
+
+
+def cut_to(estimate: Estimate, low: float, high: float) -> Estimate:
+    """Return the estimate with its interval cut to what the figure can be."""
+    interval = estimate.interval
+    if interval is None:
+        return estimate
+    cut = replace(interval, low=max(interval.low, low), high=min(interval.high, high))
+    return replace(estimate, interval=cut)
+
+
+def without_interval(estimate: Estimate) -> Estimate:
+    """Return the value alone, where the spread that was seen says nothing."""
+    return replace(estimate, standard_error=None, interval=None)
+
+
+def limit_columns(name: str, interval: Interval | None) -> dict[str, float | None]:
+    """Return the limits of an interval as `name_low` and `name_high`; None without one."""
+    return {
+        f"{name}_low": None if interval is None else interval.low,
+        f"{name}_high": None if interval is None else interval.high,
+    }
 
 
 def rate_of(successes: int, n: int, level: float = CONFIDENCE_LEVEL) -> Estimate | None:

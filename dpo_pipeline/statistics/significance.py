@@ -70,6 +70,14 @@ def benjamini_hochberg(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
+def adjusted_for_many(p_values: Sequence[float | None]) -> dict[str, pl.Series]:
+    """Return columns `p_holm` and `p_benjamini_hochberg` of Float64; null stays null."""
+    return {
+        "p_holm": pl.Series(holm(p_values), dtype=pl.Float64),
+        "p_benjamini_hochberg": pl.Series(benjamini_hochberg(p_values), dtype=pl.Float64),
+    }
+
+
 def _rising(p_values: Sequence[float | None]) -> list[tuple[float, int]]:
     """Return the p-values that there are with their places, the smallest first."""
     for p in p_values:

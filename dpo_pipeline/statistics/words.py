@@ -1,9 +1,13 @@
-"""Estimates as the text of a finding has them, each with its interval in brackets."""
+"""Numbers as text: for the cells of pages and tables, and for sentences in plain ASCII.
+
+Cells show `-` as a minus sign and a figure that is not there as a dash, with as many digits as
+asked for. Sentences (`..._with_limits`, `signed_points_within`) go to terminals and JSON too.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
@@ -11,15 +15,8 @@ from dpo_pipeline.statistics.intervals import Estimate, Interval
 
 MINUS: Final = "\N{MINUS SIGN}"
 DASH: Final = "\N{EN DASH}"
-"""Stands for a figure that there is none of."""
-_SMALLEST_P: Final = 0.001
-_IN_NATS: Final = frozenset(
-    {
-        *("sigmoid", "sigmoid_norm", "robust", "dpop", "rdpo", "aot", "aot_unpaired"),
-        *("cpo", "simpo", "alphapo", "orpo", "sft", "bco_pair", "nca_pair"),
-    }
-)
-"""Losses made of terms -log p alone."""
+"""Stands for a figure that is not there."""
+_SMALLEST_P: Final = 0.0001
 _LARGE: Final = 1e7
 _MOST_DECIMALS: Final = 4
 
@@ -29,9 +26,14 @@ def count(n: int) -> str:
     return f"{n:,}"
 
 
-def counted(n: int, one: str, several: str | None = None) -> str:
+def counted(n: int, one: str) -> str:
     """Return a count with its noun: `1 pair`, `2 pairs`."""
-    return f"{n:,} {one if n == 1 else several or one + 's'}"
+    return f"{n:,} {one}{'s' * (n != 1)}"
+
+
+def percent(level: float) -> str:
+    """Return a confidence level: `95%`, `99.5%`."""
+    return f"{100.0 * level:g}%"
 
 
 def share(value: float | None, digits: int = 1) -> str:
@@ -48,17 +50,27 @@ def share(value: float | None, digits: int = 1) -> str:
 
 
 def share_within(interval: Interval | None) -> Callable[[float | None], str]:
-    """Return what writes a share with the decimals that its interval leaves certain."""
-    digits = 1
-    if interval is not None and interval.high > interval.low:
-        width = 100.0 * (interval.high - interval.low)
-        digits = min(max(1, 1 - math.floor(math.log10(width))), _MOST_DECIMALS)
-    return partial(share, digits=digits)
+    """Return a function that writes a share with the decimals that its interval leaves certain."""
+    return partial(share, digits=_decimals(interval))
 
 
 def points(value: float | None) -> str:
     """Return a difference of shares in percentage points."""
     return DASH if value is None else f"{number(100.0 * value, 3)} pt"
+
+
+def signed_points_within(interval: Interval | None) -> Callable[[float], str]:
+    """Return a function that writes a difference of shares in points, with sign, without unit."""
+    digits = _decimals(interval)
+    return lambda value: f"{100.0 * value:+.{digits}f}"
+
+
+def _decimals(interval: Interval | None) -> int:
+    """Return how many decimals of a percentage its interval leaves certain."""
+    if interval is None or interval.high <= interval.low:
+        return 1
+    width = 100.0 * (interval.high - interval.low)
+    return min(max(1, 1 - math.floor(math.log10(width))), _MOST_DECIMALS)
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -75,16 +87,23 @@ def number(value: float | None, digits: int = 4) -> str:
     return _signed(f"{value:,.{max(digits - 1 - size, 0)}f}")
 
 
+def short_number(value: float, digits: int = 3) -> str:
+    """Return a number with at most so many significant digits, in ASCII and without padding."""
+    return f"{value:.{digits}g}"
+
+
 def p_value(p: float | None) -> str:
-    """Return a p-value to three decimals."""
-    if p is None:
-        return DASH
-    return f"<{_SMALLEST_P:g}" if p < _SMALLEST_P else f"{p:.3f}"
+    """Return a p-value with two significant digits: `0.0021`, or `<0.0001`."""
+    return DASH if p is None else _p_text(p, "", "<")
 
 
-def unit_of_loss(terms: Iterable[str]) -> str:
-    """Return `nats` if all of these losses are negative log-likelihoods, else nothing."""
-    return "nats" if _IN_NATS.issuperset(terms) else ""
+def p_equation(p: float) -> str:
+    """Return a p-value as a sentence has it: `p = 0.0021`, or `p < 0.0001`."""
+    return _p_text(p, "p = ", "p < ")
+
+
+def _p_text(p: float, equal: str, below: str) -> str:
+    return f"{equal}{p:.2g}" if p >= _SMALLEST_P else f"{below}{_SMALLEST_P:.4f}"
 
 
 def as_written(value: Any) -> str:
@@ -95,59 +114,46 @@ def as_written(value: Any) -> str:
     return text if text.strip() else "(empty)"
 
 
-def between(interval: Interval | None, written: Any = number) -> str:
+def between(interval: Interval | None, written: Callable[[float], str] = number) -> str:
     """Return the limits of an interval, each as `written` writes it."""
     if interval is None:
         return DASH
     return f"{written(interval.low)} to {written(interval.high)}"
 
 
-def with_interval(estimate: Estimate, written: Any = number) -> str:
-    """Return a figure with its interval in brackets."""
+def short_limits(interval: Interval | None, digits: int = 4) -> str:
+    """Return the limits of an interval for a cell of a text table; nothing where there is none."""
+    return "" if interval is None else between(interval, partial(short_number, digits=digits))
+
+
+def with_interval(estimate: Estimate, written: Callable[[float], str] = number) -> str:
+    """Return a figure with its interval: `65.0% (95% interval 60.1% to 69.6%)`."""
     if estimate.interval is None:
-        return str(written(estimate.value))
-    level = f"{100.0 * estimate.interval.level:g}%"
+        return written(estimate.value)
+    level = percent(estimate.interval.level)
     return f"{written(estimate.value)} ({level} interval {between(estimate.interval, written)})"
+
+
+def share_with_limits(estimate: Estimate) -> str:
+    """Return a share in per cent: `65.0% (60.1% to 69.6%)`."""
+    return _with_limits(estimate, share_within(estimate.interval))
+
+
+def points_with_limits(estimate: Estimate) -> str:
+    """Return a difference of shares: `+1.5 points (-0.3 to +3.3)`."""
+    return _with_limits(estimate, signed_points_within(estimate.interval), " points")
+
+
+def number_with_limits(estimate: Estimate) -> str:
+    """Return a figure in its own unit: `0.512 (0.48 to 0.544)`."""
+    return _with_limits(estimate, short_number)
+
+
+def _with_limits(estimate: Estimate, written: Callable[[float], str], unit: str = "") -> str:
+    interval = estimate.interval
+    limits = "" if interval is None else f" ({between(interval, written)})"
+    return f"{written(estimate.value)}{unit}{limits}"
 
 
 def _signed(text: str) -> str:
     return text.replace("-", MINUS)
-
-
-_MOST_DECIMALS_OF_TEXT: Final = 5
-
-
-def share_of(estimate: Estimate | None) -> str:
-    """Return a share in per cent; `-` for none."""
-    if estimate is None:
-        return "-"
-    interval, form = estimate.interval, _decimals(estimate.interval)
-    limits = "" if interval is None else f" ({_limits(interval, 100.0, form, '%')})"
-    return f"{estimate.value * 100.0:{form}}%{limits}"
-
-
-def points_of(estimate: Estimate) -> str:
-    """Return a difference of shares in percentage points, with its sign."""
-    interval, form = estimate.interval, f"+{_decimals(estimate.interval)}"
-    limits = "" if interval is None else f" ({_limits(interval, 100.0, form)})"
-    return f"{estimate.value * 100.0:{form}} points{limits}"
-
-
-def _decimals(interval: Interval | None) -> str:
-    """Return the format of a percentage with the decimals that its interval leaves certain."""
-    if interval is None or interval.high <= interval.low:
-        return ".1f"
-    width = 100.0 * (interval.high - interval.low)
-    return f".{min(max(1, 1 - math.floor(math.log10(width))), _MOST_DECIMALS_OF_TEXT)}f"
-
-
-def number_of(estimate: Estimate) -> str:
-    """Return a figure in its own unit."""
-    interval = estimate.interval
-    limits = "" if interval is None else f" ({_limits(interval, 1.0, '.3g')})"
-    return f"{estimate.value:.3g}{limits}"
-
-
-def _limits(interval: Interval, factor: float, form: str, unit: str = "") -> str:
-    low, high = (f"{limit * factor:{form}}{unit}" for limit in (interval.low, interval.high))
-    return f"{low} to {high}"

@@ -3,26 +3,33 @@ from .batches import (
     Batching as Batching,
     BatchTable as BatchTable,
 )
+from .growing_tables import (
+    CLUSTER as CLUSTER,
+    ClusterTable as ClusterTable,
+    GrowingTables as GrowingTables,
+    across_subsets as across_subsets,
+)
 from .pair_sums import (
+    CELL as CELL,
     COARSE as COARSE,
     PRECISIONS as PRECISIONS,
     VALID as VALID,
+    cell_of as cell_of,
     cluster_sums as cluster_sums,
     coarse_bin as coarse_bin,
-    count as count,
-    counted as counted,
+    coarse_middle as coarse_middle,
     course_sums as course_sums,
     group_sums as group_sums,
     longer_by as longer_by,
-    middle_of_coarse as middle_of_coarse,
-    parted as parted,
+    pair_count as pair_count,
+    split_cells as split_cells,
     steps_of as steps_of,
 )
 from .summary import (
     BETA as BETA,
     BIN as BIN,
-    FIGURES as FIGURES,
     OBJECTIVE as OBJECTIVE,
+    SUMMARY_FIGURES as SUMMARY_FIGURES,
     TRL_METRICS as TRL_METRICS,
     Health as Health,
     Summary as Summary,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
 import polars as pl
@@ -27,6 +26,7 @@ from dpo_pipeline.losses import is_correct, sigmoid, sigmoid_loss
 VALID: Final = "__dpo_pipeline_is_valid"
 COARSE: Final = 10
 """Bins of a histogram of margins that make one bin of a two-dimensional one."""
+CELL: Final = "cell"
 _HIGH: Final = 2**24
 """Above twice the bin of any finite value."""
 _SQUARED_LIMIT: Final = 2.0**25
@@ -97,23 +97,22 @@ def steps_of(values: pl.Expr) -> pl.Expr:
     return whole.cast(pl.UInt64, wrap_numerical=True)
 
 
-def counted(rows: pl.DataFrame, keys: Mapping[str, pl.Expr]) -> pl.LazyFrame:
-    """Count rows by two small integers in one column, which groups twice as fast as two."""
-    high, low = (key.cast(pl.Int64) for key in keys.values())
-    return rows.lazy().group_by((high * _HIGH + low).alias("both")).agg(count())
+def cell_of(high: pl.Expr, low: pl.Expr) -> pl.Expr:
+    """Return two small integers as one, by which rows group twice as fast as by two."""
+    return (high.cast(pl.Int64) * _HIGH + low.cast(pl.Int64)).alias(CELL)
 
 
-def parted(counts: pl.DataFrame, high: str, low: str) -> pl.DataFrame:
-    """Return the two integers of `counted` again, sorted."""
-    of_low = (pl.col("both") + _HIGH // 2) % _HIGH - _HIGH // 2
-    return counts.sort("both").select(
-        ((pl.col("both") - of_low) // _HIGH).cast(pl.Int32).alias(high),
+def split_cells(counts: pl.DataFrame, high: str, low: str) -> pl.DataFrame:
+    """Return the two integers of `cell_of` again with `n_pairs`, sorted."""
+    of_low = (pl.col(CELL) + _HIGH // 2) % _HIGH - _HIGH // 2
+    return counts.sort(CELL).select(
+        ((pl.col(CELL) - of_low) // _HIGH).cast(pl.Int32).alias(high),
         of_low.cast(pl.Int32).alias(low),
         N_PAIRS,
     )
 
 
-def count() -> pl.Expr:
+def pair_count() -> pl.Expr:
     """Return the number of pairs."""
     return pl.len().cast(pl.Int64).alias(N_PAIRS)
 
@@ -142,9 +141,9 @@ def coarse_bin(values: pl.Expr) -> pl.Expr:
     return ((values / SCALE).arcsinh() / (GROWTH * COARSE)).round().cast(pl.Int32)
 
 
-def middle_of_coarse(name: str) -> pl.Expr:
-    """Return the middle of the coarse bin that a value is in."""
-    return SCALE * (coarse_bin(pl.col(name)).cast(pl.Float64) * GROWTH * COARSE).sinh()
+def coarse_middle(bins: pl.Expr) -> pl.Expr:
+    """Return the middle of each coarse bin."""
+    return SCALE * (bins.cast(pl.Float64) * GROWTH * COARSE).sinh()
 
 
 def rounded_to(values: pl.Expr, bits: int) -> pl.Expr:

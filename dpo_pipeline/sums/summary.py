@@ -164,18 +164,18 @@ class Summary:
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> Self:
         """Make it from one row of `figures`."""
-        return cls(**{name: row[name] for name in FIGURES})
+        return cls(**{name: row[name] for name in SUMMARY_FIGURES})
 
     def to_dict(self) -> dict[str, int | float | None]:
         """Return the fields by name."""
-        return {name: getattr(self, name) for name in FIGURES}
+        return {name: getattr(self, name) for name in SUMMARY_FIGURES}
 
     def to_metrics(self, prefix: str = "") -> dict[str, float | None]:
         """Return the figures that TRL logs, under TRL's names with `prefix` before them."""
         return {prefix + metric: getattr(self, name) for metric, name in TRL_METRICS.items()}
 
 
-FIGURES: Final = tuple(field.name for field in fields(Summary))
+SUMMARY_FIGURES: Final = tuple(field.name for field in fields(Summary))
 
 
 def tally(

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from dpo_pipeline import Execution, Scored, evaluate, score_parquet
-from dpo_pipeline.engine.executors import Local, in_order, one_by_one
+from dpo_pipeline.engine.executors import Local, in_order
 from dpo_pipeline.evaluation import measuring
 from dpo_pipeline.sums import batches
 from option_tools import grouped
@@ -86,10 +86,9 @@ def test_a_second_result_is_dropped(seed):
     assert [sum(r) for _, r in results] == [0, 1, 4, 9, 16]
 
 
-@pytest.mark.parametrize("run", [in_order, one_by_one])
-def test_a_missing_result_is_an_error(run):
+def test_a_missing_result_is_an_error():
     with pytest.raises(RuntimeError, match=r"no result for tasks? \[?3"):
-        list(run(Shuffled(0, without=(3,)), squared, TASKS, nothing))
+        list(in_order(Shuffled(0, without=(3,)), squared, TASKS, nothing))
 
 
 def test_here_tasks_are_taken_one_at_a_time():
@@ -115,11 +114,10 @@ def test_leaving_early_closes_the_executor():
         finally:
             closed.append(True)
 
-    for run in (in_order, one_by_one):
-        results = run(executor, squared, TASKS, nothing)
-        next(results)
-        results.close()
-    assert closed == [True, True]
+    results = in_order(executor, squared, TASKS, nothing)
+    next(results)
+    results.close()
+    assert closed == [True]
 
 
 # --- whole runs
@@ -152,7 +150,6 @@ KINDS = {
     "sigmoid": {"batch_size": 64, "by": "subset", "histogram": True},
     "by value": {"batch_by": "subset"},
     "within batches": {"loss": "aot", "batch_size": 32},
-    "running": {"loss": "bco_pair_running", "batch_size": 32},
 }
 
 

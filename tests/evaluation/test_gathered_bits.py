@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from dpo_pipeline.evaluation import gathering, measuring
+from dpo_pipeline.sums import growing_tables
 from gather_tools import N, assert_same, frame_of, made_up, statistics_of, tables_of
 from pair_tools import TOOLS
 
@@ -26,7 +27,8 @@ def limits(request, monkeypatch):
             ("COURSE_POINTS", 9),
             ("JUDGE_CELLS", 120),
         ):
-            monkeypatch.setattr(gathering, name, value)
+            owner = gathering if hasattr(gathering, name) else growing_tables
+            monkeypatch.setattr(owner, name, value)
     return request.param
 
 

@@ -41,8 +41,6 @@ def laid_out(frame, folder):
         ("aot", 7),
         ("aot_unpaired", 64),
         ("kto_pair", 7),
-        ("bco_pair_running", 7),
-        ("bco_pair_running", 64),
     ],
 )
 def test_the_same_bits_for_any_layout_and_shard(loss, size, tmp_path, monkeypatch):
@@ -73,7 +71,7 @@ def test_bytes_of_an_output_do_not_follow_shards(tmp_path, monkeypatch):
         score_parquet(
             tmp_path / "in.parquet",
             out,
-            loss="bco_pair_running",
+            loss="kto_pair",
             batches=Batches(7, file=means),
             outputs=Outputs(overwrite=True),
         )
@@ -109,39 +107,11 @@ def test_rows_stand_in_order_beyond_a_morsel(tmp_path):
     _, scored, _ = written(tmp_path / "in.parquet", tmp_path, loss=weights, batch_size=size)
     assert scored["pair_id"].equals(frame["pair_id"])
     assert scored.equals(score(frame, loss=weights, batches=size).collect())
-    # Two batches on each side of the cut, and all that the running mean has seen before them.
-    near, before = frame[cut - 2 * size : cut + 2 * size], frame[: cut - 2 * size]
-    policy_chosen, policy_rejected, ref_chosen, ref_rejected = before.select(LOGPS)
-    logratios = [*(policy_chosen - ref_chosen), *(policy_rejected - ref_rejected)]
-    seen = [0.1 * h for h in logratios]
-    terms = [plain(near, loss, size, seen=seen) for loss in BATCH_LOSSES]
+    # Two batches on each side of the cut.
+    near = frame[cut - 2 * size : cut + 2 * size]
+    terms = [plain(near, loss, size) for loss in BATCH_LOSSES]
     expected = [math.fsum(row) for row in zip(*terms, strict=True)]
     assert scored["loss"][cut - 2 * size : cut + 2 * size].to_list() == close(expected)
-
-
-def test_the_running_mean_goes_from_shard_to_shard(tmp_path, monkeypatch):
-    monkeypatch.setattr(SHARD, 30)  # 28 rows, four batches
-    frame = with_faults(made())
-    frame.write_parquet(tmp_path / "in.parquet")
-    expected = [v for v in plain(frame, "bco_pair_running", 7) if v is not None]
-    anew = [
-        v
-        for first in range(0, N_ROWS, 28)
-        for v in plain(frame[first : first + 28], "bco_pair_running", 7)
-        if v is not None
-    ]
-    n_first = sum(v is not None for v in plain(frame[:28], "bco_pair_running", 7))
-    _, scored, _ = written(
-        tmp_path / "in.parquet",
-        tmp_path,
-        loss="bco_pair_running",
-        batch_size=7,
-        on_invalid="exclude",
-    )
-    assert scored["loss"].to_list() == close(expected)
-    # A mean that starts anew is told apart in every shard but the first.
-    assert anew[:n_first] == close(expected[:n_first])
-    assert min(abs(a - b) for a, b in zip(anew[n_first:], expected[n_first:], strict=True)) > 1e-7
 
 
 # --- cost

@@ -10,7 +10,7 @@ import pytest
 
 from dpo_pipeline import InvalidPairsError, Objective, UsageError, evaluate, sweep
 from dpo_pipeline.cli.program import main
-from dpo_pipeline.sums.summary import FIGURES
+from dpo_pipeline.sums.summary import SUMMARY_FIGURES
 from option_tools import grouped
 from pair_tools import LOGPS, reference_row
 
@@ -45,7 +45,7 @@ def test_a_sweep_gives_the_bits_of_single_evaluations(counted):
         loss = {term.loss.name: term.weight for term in objective.terms}
         arguments = {"label_smoothing": 0.1} if str(objective) in takes else {}
         alone = evaluate(counted, objective.beta, loss=Objective(loss, arguments=arguments)).summary
-        shared = {name: row[name] for name in FIGURES}
+        shared = {name: row[name] for name in SUMMARY_FIGURES}
         if not objective.needs.reference:  # a sweep has the columns that any of its losses needs
             shared |= dict.fromkeys(("ref_chosen_logps", "ref_rejected_logps"))
         assert shared == alone.to_dict()

@@ -215,7 +215,6 @@ AT_BETA_0 = {
     "aot": LOG_2,
     "aot_unpaired": LOG_2,
     "kto_pair": 0.5,
-    "bco_pair_running": 2 * LOG_2,
 }
 
 

@@ -87,7 +87,6 @@ FIXTURE = pl.DataFrame(
         pytest.param(
             "aot_unpaired", [0.3159609475, 0.6881596805, 0.126928011], 10, id="aot_unpaired"
         ),
-        pytest.param("bco_pair_running", [1.4549, 0.9485, 0.6886], 4, id="bco_pair_running"),
     ],
 )
 def test_rows_that_peers_give(loss, expected, digits):
@@ -146,15 +145,6 @@ def test_invalid_pairs_take_no_part_in_score(loss, size, engine):
     expected = plain(frame, loss, size)
     assert 20 < expected.count(None) < 40
     assert losses_of(frame, loss, size, engine) == close(expected)
-
-
-@pytest.mark.parametrize("first", [0, 70])
-def test_an_invalid_batch_leaves_the_running_mean_as_it_was(first):
-    # Of the faults, rows 70 to 76 are a whole batch.
-    frame = with_faults(made())[first:]
-    found = losses_of(frame, "bco_pair_running", 7)
-    assert found == close(plain(frame, "bco_pair_running", 7))
-    assert found[70 - first : 77 - first] == [None] * 7
 
 
 @pytest.mark.parametrize("on_invalid", ["exclude", "quarantine"])
@@ -261,9 +251,9 @@ def test_subsets_are_of_rows_whose_batches_are_whole(loss, tmp_path, monkeypatch
     [
         pytest.param({"aot": 1.0, "sigmoid": 0.5}, id="batch loss first"),
         pytest.param({"sigmoid": 0.5, "kto_pair": 2.0}, id="row-wise loss first"),
-        pytest.param({"bco_pair_running": 0.25, "aot_unpaired": 1.0, "hinge": 3.0}, id="three"),
+        pytest.param({"kto_pair": 0.25, "aot_unpaired": 1.0, "hinge": 3.0}, id="three"),
         # Log-ratios are then log-probs of the policy, in the rewards, but not in the running mean.
-        pytest.param({"cpo": 1.0, "bco_pair_running": 1.0}, id="a loss without reference first"),
+        pytest.param({"cpo": 1.0, "kto_pair": 1.0}, id="a loss without reference first"),
     ],
 )
 def test_weighted_sums(weights, tmp_path, monkeypatch):
@@ -306,7 +296,7 @@ MISSING = [
 
 
 BY_VALUE = pytest.param(
-    {"loss": "bco_pair_running", "batch_by": "subset"}, "bco_pair_running", id="batches by value"
+    {"loss": "kto_pair", "batch_by": "subset"}, "kto_pair", id="batches by value"
 )
 
 
@@ -314,9 +304,9 @@ BY_VALUE = pytest.param(
 def test_files_without_a_batch_size_are_refused_unread(engine, tmp_path, arguments, name):
     made().write_parquet(tmp_path / "in.parquet")
     engine.graphs.clear()
-    with pytest.raises(UsageError, match=rf"\b{name}\b.* is a loss of batches: give batch_size"):
+    with pytest.raises(UsageError, match=rf"\b{name}\b.* is a loss of batches: give the number"):
         evaluate(tmp_path / "in.parquet", **grouped(**arguments))
-    with pytest.raises(UsageError, match=rf"\b{name}\b.* is a loss of batches: give batch_size"):
+    with pytest.raises(UsageError, match=rf"\b{name}\b.* is a loss of batches: give the number"):
         score_parquet(tmp_path / "in.parquet", tmp_path / "out.parquet", **grouped(**arguments))
     assert not engine.graphs
     assert [p.name for p in tmp_path.iterdir()] == ["in.parquet"]
@@ -328,7 +318,7 @@ def test_score_without_a_batch_size_is_refused_unread(engine, arguments, name):
         raise AssertionError
 
     lazy = made().lazy().map_batches(never, schema=made().schema)
-    with pytest.raises(UsageError, match=rf"\b{name}\b.* is a loss of batches: give batch_size"):
+    with pytest.raises(UsageError, match=rf"\b{name}\b.* is a loss of batches: give the number"):
         score(lazy, **grouped(**arguments))
     score(lazy, **grouped(batch_size=7, **arguments))  # a plan, of which nothing is run
     assert not engine.graphs

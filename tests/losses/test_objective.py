@@ -10,7 +10,6 @@ import polars as pl
 import pytest
 
 from dpo_pipeline import InvalidPairsError, Objective, evaluate, score
-from dpo_pipeline.evaluation import shards as shard_scoring
 from objective_tools import LOG_2, minus_log_sigmoid
 from pair_tools import COUNTS, LOGPS
 
@@ -272,20 +271,6 @@ def test_rewards_are_those_of_the_first_loss(counted, first, second, chosen):
     figures = evaluate(counted, loss={first: 1.0, second: 3.0}).summary
     assert figures.reward_margin == evaluate(counted, loss=first).summary.reward_margin
     assert figures.ref_chosen_logps == pytest.approx(-277 / 6)
-
-
-def test_a_running_baseline_does_not_follow_the_rewards_of_another_loss(
-    counted_real, tmp_path, monkeypatch
-):
-    # What a shard has to know of those before it is of the loss of batches, whatever is first.
-    source = tmp_path / "real.parquet"
-    counted_real[0].write_parquet(source)
-    weights = {"sft": 2.0, "bco_pair_running": 1.0}
-    single = [evaluate(source, loss=n, batches=10).summary.loss for n in weights]
-    monkeypatch.setattr(shard_scoring, "COUPLED_SHARD_ROWS", 100)
-    for order in (weights, dict(reversed(weights.items()))):
-        found = evaluate(source, loss=order, batches=10).summary.loss
-        assert found == pytest.approx(2.0 * single[0] + single[1], rel=1e-11)
 
 
 def test_one_weight_scales_the_loss_and_not_the_rewards(counted):

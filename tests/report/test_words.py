@@ -34,8 +34,11 @@ from page_tools import Page, of_margins
         pytest.param(words.as_written(-0.12345678), "-0.12345678", id="as it is"),
         pytest.param(words.number(None), "–", id="no number"),  # noqa: RUF001
         pytest.param(words.points(-0.0063), "−0.630 pt", id="points"),  # noqa: RUF001
-        pytest.param(words.p_value(0.00004), "<0.001", id="small p"),
-        pytest.param(words.p_value(0.0314), "0.031", id="p"),
+        pytest.param(words.p_value(9.9e-5), "<0.0001", id="small p"),
+        pytest.param(words.p_value(1e-4), "0.0001", id="smallest p"),
+        pytest.param(words.p_value(0.0213), "0.021", id="p"),
+        pytest.param(words.p_equation(9.9e-5), "p < 0.0001", id="small p in a sentence"),
+        pytest.param(words.p_equation(0.0213), "p = 0.021", id="p in a sentence"),
         pytest.param(words.as_written(None), "(null)", id="null"),
         pytest.param(words.as_written("  "), "(empty)", id="blank"),
         pytest.param(words.counted(1, "pair"), "1 pair", id="one"),

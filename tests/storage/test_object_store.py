@@ -215,7 +215,7 @@ def test_one_object_gives_one_object(both, store, how, tmp_path):
         score_parquet("s3://bucket/in/a.parquet", place, **grouped(on_invalid="exclude", **how))
 
 
-@pytest.mark.parametrize("loss", ["sigmoid", "bco_pair_running"])
+@pytest.mark.parametrize("loss", ["sigmoid", "kto_pair"])
 def test_from_here_to_there_and_back(both, store, how, tmp_path, loss):
     given = {"on_invalid": "exclude", "batch_size": 32, "loss": loss}
     score_parquet(both, "s3://bucket/out", **grouped(**given, **how))

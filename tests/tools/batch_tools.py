@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 
@@ -13,7 +12,7 @@ from dpo_pipeline import score, score_parquet
 from option_tools import grouped
 from pair_tools import LOGPS
 
-BATCH_LOSSES = ("aot", "aot_unpaired", "kto_pair", "bco_pair_running")
+BATCH_LOSSES = ("aot", "aot_unpaired", "kto_pair")
 N_ROWS = 151
 SHARD = "dpo_pipeline.evaluation.shards.COUPLED_SHARD_ROWS"
 
@@ -42,19 +41,19 @@ def of_equal_rank(own, others):
     return [matched[i] for i in range(len(own))]
 
 
-def plain_aot(batch, beta, e, _seen):
+def plain_aot(batch, beta, e):
     own = [c - r for c, r, _, _ in batch]
     matched = of_equal_rank(own, [ref_c - ref_r for _, _, ref_c, ref_r in batch])
     return [smoothed(beta * (u - v), e) for u, v in zip(own, matched, strict=True)]
 
 
-def plain_aot_unpaired(batch, beta, e, _seen):
+def plain_aot_unpaired(batch, beta, e):
     chosen = [c - ref_c for c, _, ref_c, _ in batch]
     matched = of_equal_rank(chosen, [r - ref_r for _, r, _, ref_r in batch])
     return [smoothed(beta * (h - v), e) for h, v in zip(chosen, matched, strict=True)]
 
 
-def plain_kto_pair(batch, beta, _e, _seen):
+def plain_kto_pair(batch, beta, _e):
     chosen = [c - ref_c for c, _, ref_c, _ in batch]
     rejected = [r - ref_r for _, r, _, ref_r in batch]
     chosen_kl, rejected_kl = max(0.0, mean(chosen)), max(0.0, mean(rejected))
@@ -64,19 +63,10 @@ def plain_kto_pair(batch, beta, _e, _seen):
     ]
 
 
-def plain_bco_pair_running(batch, beta, _e, seen):
-    """`seen` holds the rewards of all batches before, and gets those of this one."""
-    rewards = [(beta * (c - ref_c), beta * (r - ref_r)) for c, r, ref_c, ref_r in batch]
-    seen.extend(itertools.chain.from_iterable(rewards))
-    baseline = mean(seen)
-    return [sp(chosen - baseline) + sp(-(rejected - baseline)) for chosen, rejected in rewards]
-
-
 PLAIN = {
     "aot": plain_aot,
     "aot_unpaired": plain_aot_unpaired,
     "kto_pair": plain_kto_pair,
-    "bco_pair_running": plain_bco_pair_running,
 }
 
 
@@ -84,13 +74,13 @@ def is_sound(row):
     return all(value is not None and value <= 0.0 for value in row)  # NaN is not
 
 
-def plain(frame, loss, size, *, beta=0.1, e=0.0, seen=()):
+def plain(frame, loss, size, *, beta=0.1, e=0.0):
     """The loss of each row, None for an invalid one, which is as if it were not in its batch."""
-    rows, losses, seen = frame.select(LOGPS).rows(), [], list(seen)
+    rows, losses = frame.select(LOGPS).rows(), []
     for first in range(0, len(rows), size):
         batch = rows[first : first + size]
         sound = [row for row in batch if is_sound(row)]
-        found = iter(PLAIN[loss](sound, beta, e, seen) if sound else ())
+        found = iter(PLAIN[loss](sound, beta, e) if sound else ())
         losses += [next(found) if is_sound(row) else None for row in batch]
     return losses
 

@@ -35,12 +35,12 @@ REFERENCE = {
         *("sppo_hard", "apo_zero", "apo_down", "discopop", "rdpo"),
     },
     "never": {"cpo", "cpo_hinge", "simpo", "alphapo", "orpo", "orpo_odds_ratio", "sft"},
-    "always": {"dpop", "aot", "aot_unpaired", "kto_pair", "bco_pair_running"},
+    "always": {"dpop", "aot", "aot_unpaired", "kto_pair"},
 }
 
 
 PER_TOKEN_IF_ASKED = {"sigmoid", "robust", "hinge", "ipo", "exo_pair", "discopop"}
 NEED_COUNTS = {"sigmoid_norm", "rdpo", "simpo", "alphapo", "orpo", "orpo_odds_ratio", "sft"}
 DIVERGENT = REFERENCE["optional"] - {"apo_zero", "apo_down", "rdpo"}
-OF_BATCHES = {"aot", "aot_unpaired", "kto_pair", "bco_pair_running"}
+OF_BATCHES = {"aot", "aot_unpaired", "kto_pair"}
 LOG_2 = math.log(2)

@@ -188,7 +188,6 @@ def identity(folder):
         )
     figures = {}
     for name, arguments in {
-        "running": {"loss": "bco_pair_running", "batch_size": 32},
         "of batches": {"loss": "aot", "batch_size": 32},
         "by value": {"batch_by": "split"},
     }.items():

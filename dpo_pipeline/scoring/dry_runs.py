@@ -39,20 +39,17 @@ from dpo_pipeline.scoring.scoring_files import (
     score_parquet,
 )
 from dpo_pipeline.sources import (
-    PARQUET,
     Dataset,
     as_dataset,
     checked_parquet_name,
     convert,
-    guess,
-    known_format,
+    dataset_of,
     label_of,
     open_dataset,
-    read,
     useful_mapping,
     with_reference,
 )
-from dpo_pipeline.storage import Access, Output, Outputs, identity, reading
+from dpo_pipeline.storage import Access, Output, Outputs, reading
 from dpo_pipeline.sums import Batching, BatchTable
 
 _Call: TypeAlias = Mapping[str, Any]
@@ -159,17 +156,12 @@ def _convert(call: _Call) -> DryRun:
     if not isinstance(sink, (str, os.PathLike)):
         raise UsageError(f"sink must be a path, found {type(sink).__name__}")
     checked_parquet_name(sink)
-    name = known_format(guess(source) if format_name is None else format_name)
     label = label_of(source)
-    if name == PARQUET:
-        dataset = open_dataset(source, call["columns"])
-    else:
-        dataset = Dataset(name=label, frame=read(source, name, columns=call["columns"]))
+    dataset = dataset_of(source, format_name, columns=call["columns"])
     with reading(label):
         names = dataset.frame.collect_schema().names()
     mapping = useful_mapping(label, names, resolve(names, call["columns"]))
-    read_from = {label: identity(label)} if os.path.isfile(label) else None
-    checks = Outputs(overwrite=call["overwrite"], inputs=read_from)
+    checks = Outputs(overwrite=call["overwrite"], inputs=dataset.inputs)
     return DryRun(
         function="convert",
         source=label,

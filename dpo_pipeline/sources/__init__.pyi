@@ -21,6 +21,7 @@ from .opening import (
     as_dataset as as_dataset,
     as_lazy as as_lazy,
     convert as convert,
+    dataset_of as dataset_of,
     known_format as known_format,
     label_of as label_of,
     opened as opened,

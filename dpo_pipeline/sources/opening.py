@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from threading import Event
 from types import MappingProxyType
@@ -16,14 +17,9 @@ from dpo_pipeline.columns import ROLES, Resolution, did_you_mean, resolve
 from dpo_pipeline.defaults import OUTPUT_ROWS_PER_GROUP, WIDE_ROWS_PER_GROUP, ZSTD_LEVEL
 from dpo_pipeline.engine import ProgressCallback, Watch
 from dpo_pipeline.errors import ColumnError, UsageError
-from dpo_pipeline.sources import (
-    arrow_files as table_files,
-    text_files as text_tables,
-    trainer_files as tool_files,
-    vllm_lines,
-)
+from dpo_pipeline.sources import arrow_files, text_files, trainer_files, vllm_lines
 from dpo_pipeline.sources.dataset import Dataset, open_dataset
-from dpo_pipeline.sources.files import SourcePath
+from dpo_pipeline.sources.files import Rows, SourcePath
 from dpo_pipeline.sources.formats import (
     CSV,
     FORMATS,
@@ -43,34 +39,27 @@ from dpo_pipeline.storage import (
     METADATA_KEY,
     Access,
     Outputs,
-    identity,
     reading,
     writing,
 )
 
-Reader: TypeAlias = Callable[[SourcePath, Mapping[str, str] | None], pl.LazyFrame]
+Reader: TypeAlias = Callable[[SourcePath, Mapping[str, str] | None], Rows]
 """From files, and from role to column where names do not say it, to rows."""
-
-
-def parquet(source: SourcePath, columns: Mapping[str, str] | None = None) -> pl.LazyFrame:
-    """Return the rows of Parquet files."""
-    return open_dataset(source, columns).frame
 
 
 READERS: Final[Mapping[str, Reader]] = MappingProxyType(
     {
-        PARQUET: parquet,
-        NDJSON: text_tables.ndjson,
-        CSV: text_tables.csv,
-        IPC: table_files.ipc,
-        TRL: tool_files.trl,
-        REWARDBENCH: tool_files.rewardbench,
-        OPEN_INSTRUCT: tool_files.open_instruct,
-        OPEN_INSTRUCT_AVERAGED: tool_files.open_instruct_averaged,
+        NDJSON: text_files.ndjson,
+        CSV: text_files.csv,
+        IPC: arrow_files.ipc,
+        TRL: trainer_files.trl,
+        REWARDBENCH: trainer_files.rewardbench,
+        OPEN_INSTRUCT: trainer_files.open_instruct,
+        OPEN_INSTRUCT_AVERAGED: trainer_files.open_instruct_averaged,
         VLLM: vllm_lines.vllm,
     }
 )
-"""The reader of each format of `FORMATS`."""
+"""The reader of each format of `FORMATS` but Parquet."""
 
 
 def read(
@@ -96,12 +85,31 @@ def read(
         ColumnError: The columns are not those of the format.
         StorageError: A file cannot be read, or is in another format.
     """
-    name = known_format(guess(source) if format_name is None else format_name)
+    return dataset_of(
+        source, format_name, columns=columns, as_reference=as_reference, as_text=as_text
+    ).frame
+
+
+def dataset_of(
+    source: SourcePath,
+    format_name: str | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    as_reference: bool = False,
+    as_text: Collection[str] = (),
+    access: Access = LOCAL,
+) -> Dataset:
+    """As `read`, as a dataset that knows its files; `access` says how object stores are reached."""
+    name = _format_of(source, format_name)
+    if name == PARQUET:
+        return open_dataset(source, columns, access)
     if name == VLLM and as_reference:
-        return vllm_lines.vllm(source, model="ref")
-    if name == CSV:
-        return text_tables.csv(source, columns, as_text=as_text)
-    return READERS[name](source, columns)
+        rows = vllm_lines.vllm(source, model="ref")
+    elif name == CSV:
+        rows = text_files.csv(source, columns, as_text=as_text)
+    else:
+        rows = READERS[name](source, columns)
+    return Dataset(name=label_of(source), frame=rows.frame, others=rows.files)
 
 
 def opened(
@@ -114,28 +122,30 @@ def opened(
     cancel: Event | None = None,
     access: Access = LOCAL,
 ) -> Dataset:
-    """Return pairs in one of `FORMATS` as a dataset; Parquet can be read in shards.
+    """Return pairs, or a reference, in one of `FORMATS` as a dataset.
 
     Args:
         source: As in `read`.
         format_name: As in `read`.
         columns: As in `read`.
         on: The column that rows are joined by, which is text in CSV whatever it looks like.
-        as_reference: As in `read`.
-        cancel: Set it to stop the reading of a format that is one shard.
+        as_reference: Whether they are a reference; pairs cannot be of a format without a policy.
+        cancel: Set it to stop the reading of what is not Parquet, which is one shard.
         access: How object stores are reached.
 
     Raises:
         UsageError: As `read`, or pairs hold the reference's log-probs alone.
         ColumnError, StorageError: As `read`.
     """
-    name = known_format(guess(source) if format_name is None else format_name)
-    if name == PARQUET:
-        return open_dataset(source, columns, access)
+    name = _format_of(source, format_name)
     if FORMATS[name].reference_only and not as_reference:
         raise _reference_alone(source, name)
-    rows = read(source, name, columns=columns, as_reference=as_reference, as_text=(on,))
-    if name == TRL and not as_reference and not _has_policy(rows, columns):
+    dataset = dataset_of(
+        source, name, columns=columns, as_reference=as_reference, as_text=(on,), access=access
+    )
+    if name == PARQUET:
+        return dataset
+    if name == TRL and not as_reference and not _has_policy(dataset.frame, columns):
         raise _reference_alone(source, name)
     watch = Watch(cancel=cancel)
 
@@ -144,8 +154,12 @@ def opened(
         return part
 
     # Columns that nobody asks for are still not read.
-    watched = rows.map_batches(look, streamable=True, projection_pushdown=True)
-    return Dataset(name=label_of(source), frame=watched)
+    watched = dataset.frame.map_batches(look, streamable=True, projection_pushdown=True)
+    return replace(dataset, frame=watched)
+
+
+def _format_of(source: SourcePath, format_name: str | None) -> str:
+    return known_format(guess(source) if format_name is None else format_name)
 
 
 def _has_policy(rows: pl.LazyFrame, columns: Mapping[str, str] | None) -> bool:
@@ -203,17 +217,17 @@ def convert(
     checked_parquet_name(sink)
     import pyarrow.parquet as pq
 
-    name = known_format(guess(source) if format_name is None else format_name)
+    name = _format_of(source, format_name)
     label = label_of(source)
-    rows = read(source, name, columns=columns)
+    dataset = dataset_of(source, name, columns=columns)
     with reading(label):
-        names = rows.collect_schema().names()
+        names = dataset.frame.collect_schema().names()
     mapping = useful_mapping(label, names, resolve(names, columns))
     watch = Watch(callback=progress, cancel=cancel)
-    plan = watch.on_rows(rows.rename({c: role for role, c in mapping.items()}), "writing", None)
+    renamed = dataset.frame.rename({c: role for role, c in mapping.items()})
+    plan = watch.on_rows(renamed, "writing", None)
     facts = {"version": version("dpo_pipeline"), "format": name, "columns": mapping}
-    inputs = {label: identity(label)} if os.path.isfile(label) else None
-    with Outputs(overwrite=overwrite, inputs=inputs) as publication:
+    with Outputs(overwrite=overwrite, inputs=dataset.inputs) as publication:
         hidden = publication.stage(sink)
         # Rows may be long, and the reader runs ahead of the sink by a number of chunks.
         with writing(hidden, label) as out, pl.Config(streaming_chunk_size=WIDE_ROWS_PER_GROUP):

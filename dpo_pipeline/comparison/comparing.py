@@ -271,7 +271,9 @@ def compare(
     objective, subsets = groups.objective, given(Subsets, by)
     _refuse(objective, subsets)
     key = _key_of(on, groups.reference)
-    sides = tuple(_side_of(each, groups, key) for each in (a, b))
+    sides = tuple(
+        _side_of(each, groups, key, name) for each, name in zip((a, b), "AB", strict=True)
+    )
     shared = groups.reference
     third: tuple[Dataset, ...] = ()
     if shared is not None:
@@ -324,10 +326,10 @@ def _key_of(on: str | None, reference: Reference | None) -> str:
     return on
 
 
-def _side_of(pairs: Pairs, groups: Groups, key: str) -> Dataset:
+def _side_of(pairs: Pairs, groups: Groups, key: str, name: str) -> Dataset:
     """Open a side, joined to a reference of its own if it has one."""
     own = replace(groups, pairs=pairs, reference=pairs.reference)
-    return own.opened(key)
+    return own.opened(key, name)
 
 
 def _reports(tables: Sequence[Table], read: CommonPairs, watch: Watch) -> dict[str, InvalidReport]:

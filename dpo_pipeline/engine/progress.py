@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Event, Lock
-from typing import Any, Literal, TypeAlias
-
-import polars as pl
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from dpo_pipeline.errors import Cancelled
+
+if TYPE_CHECKING:
+    import polars as pl  # the command line imports this file for its help
 
 Phase = Literal["joining", "evaluating", "listing", "writing"]
 

@@ -105,8 +105,9 @@ class Groups:
     def asked(self) -> Objective:
         """What is computed, with what the format of the pairs asks for."""
         asked, own = self.loss, self._settings
-        if asked.loss in (LOSS_NAME, {LOSS_NAME: 1.0}):
-            asked = replace(asked, arguments={**own.get("loss_args", {}), **asked.arguments})
+        arguments = own.get("loss_args", {})
+        if arguments and asked.loss in (LOSS_NAME, {LOSS_NAME: 1.0}):
+            asked = replace(asked, arguments={**arguments, **asked.arguments})
         return replace(asked, dialect=asked.dialect or own.get("dialect"))
 
     @property
@@ -144,16 +145,18 @@ class Groups:
             raise UsageError("--ray-address is of --engine ray: give both")
         return RayExecutor(address=address)
 
-    def opened(self, key: str | None = None) -> Dataset:
+    def opened(self, key: str | None = None, name: str = "pairs") -> Dataset:
         """Open the pairs and their reference, and join them; no key and no value is read.
 
-        `key` is a column that they will be joined by to something else.
+        `key` is a column that they will be joined by to something else, and `name` what reports
+        call a dataframe.
         """
         keys = {PAIR_ID.name if self.reference is None else self.reference.on, key}
         pairs = open_pairs(
             self.pairs,
             access=self.access,
             keys=[each for each in keys if each is not None],
+            name=name,
             cancel=self.execution.cancel,
         )
         if self.reference is None:

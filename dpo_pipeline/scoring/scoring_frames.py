@@ -99,7 +99,10 @@ def score(
     dataset = groups.opened()
     adds = [added.name for added in SCORED]
     binding = groups.bound(dataset, objective.needs, adds=adds, replace_added=kept.replace)
-    batching = Batching.of(given(Batches, batches))
+    sizes = given(Batches, batches)
+    if sizes.file is not None:
+        raise UsageError("score makes no batch means: use evaluate for a file of them")
+    batching = Batching.of(sizes)
     if batching is not None and not objective.is_of_batches:
         raise UsageError(f"batches: {objective} does not depend on batches")
     scorer = ShardScorer(binding=binding, objectives=(objective,), batching=batching)

@@ -15,7 +15,7 @@ import polars as pl
 from dpo_pipeline.defaults import MAX_FILE_ROWS, SHARD_ROWS
 from dpo_pipeline.errors import StorageError
 from dpo_pipeline.sources.common_schema import WIDENING, common_schema
-from dpo_pipeline.sources.files import SourcePath, footers, found_files, relative_to
+from dpo_pipeline.sources.files import Identities, SourcePath, footers, found_files, relative_to
 from dpo_pipeline.sources.formats import not_parquet
 from dpo_pipeline.storage import LOCAL, Access, reading
 
@@ -117,6 +117,7 @@ class Dataset:
         is_folder: Whether an output of the same shape is a folder.
         hive: Columns that come from the folder names alone.
         scanned: How a scan of some of the files is made to look like one of all.
+        others: Files that are not Parquet and are read as one shard, each with its identity.
         step: What is done to rows as soon as they are read, keeping their order and number.
         reference: The dataset that the step reads, if it reads one.
         compare_keys: Reads the keys of both and raises if they do not match.
@@ -128,6 +129,7 @@ class Dataset:
     is_folder: bool = False
     hive: pl.Schema | None = None
     scanned: Mapping[str, Any] = field(default_factory=dict)
+    others: Identities = field(default_factory=dict)
     step: Step = _as_they_are
     reference: Dataset | None = None
     compare_keys: Callable[[], None] = _nothing_to_compare
@@ -164,8 +166,8 @@ class Dataset:
     @property
     def inputs(self) -> dict[str, tuple[int, ...]]:
         """All files that are read, and what tells whether they changed."""
-        others = {} if self.reference is None else self.reference.inputs
-        return {file.path: file.identity for file in self.files} | others
+        files = {file.path: file.identity for file in self.files}
+        return {**files, **self.others, **(self.reference.inputs if self.reference else {})}
 
     @property
     def has_step(self) -> bool:

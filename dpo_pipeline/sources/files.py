@@ -1,10 +1,11 @@
-"""Finds the Parquet files that a source means, and reads their footers."""
+"""Finds the files of a source, and says what they are: by their footers or first bytes."""
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,34 @@ SourcePath: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]
 
 HIDDEN: Final = (".", "_")
 """Names that begin so are not data: temporary files and markers."""
+
+
+ARROW_FILE: Final = "an Arrow IPC file"
+ARROW_STREAM: Final = "an Arrow IPC stream"
+_BINARY: Final = {
+    b"PAR1": "Parquet",
+    b"ARROW1": ARROW_FILE,
+    b"\xff\xff\xff\xff": ARROW_STREAM,
+    b"FEA1": "Feather version 1",
+    b"PK\x03\x04": "a zip file, as torch writes",
+}
+"""The first bytes of binary formats."""
+
+Identities: TypeAlias = Mapping[str, tuple[int, ...]]
+"""Paths of files, each with what tells whether it changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Rows of a source that is not read in shards.
+
+    Attributes:
+        frame: The rows.
+        files: The files that they are read from.
+    """
+
+    frame: pl.LazyFrame
+    files: Identities
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,16 +178,97 @@ def _found_paths(path: str) -> tuple[str, str | None, list[str], bool]:
             raise StorageError(path, without_parquet(path))
         return path, path, sorted(found), True
     if not os.path.exists(path) and glob.has_magic(path):
-        found = [
-            match
-            for match in glob.glob(path, recursive=True)
-            if os.path.isfile(match) and not os.path.basename(match).startswith(HIDDEN)
-        ]
+        found = _matches(path)
         if not found:
             raise StorageError(path, "no file matches this pattern")
         magic = next(i for i, p in enumerate(Path(path).parts) if glob.has_magic(p))
         root = os.fspath(Path(*Path(path).parts[:magic]))
-        return path, root, sorted(found), True
+        return path, root, found, True
     if os.path.exists(path) and not os.path.isfile(path):
         raise StorageError(path, "is a device or a pipe: Parquet is read from its end")
     return path, None, [path], False
+
+
+def files_of(source: SourcePath, endings: Sequence[str]) -> Identities:
+    """Find the files of a path, a list, a glob, or a folder that holds files with these endings.
+
+    Raises:
+        StorageError: There are none, or one is not there.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        found = sorted(os.fspath(path) for path in source)
+        name = "the list of inputs"
+    else:
+        name = os.fspath(source)
+        found = [name]
+        if os.path.isdir(name):
+            pattern = os.path.join(glob.escape(name), "**", "*")
+            found = [path for path in _matches(pattern) if path.endswith(tuple(endings))]
+        elif not os.path.exists(name) and glob.has_magic(name):
+            found = _matches(name)
+    if not found:
+        raise StorageError(name, f"no file in it or like it (looked for {', '.join(endings)})")
+    return identities(found)
+
+
+def text_files(source: SourcePath, endings: Sequence[str]) -> Identities:
+    """As `files_of`, for files that must hold text.
+
+    Raises:
+        StorageError: There are none, or one is of a binary format.
+    """
+    files = files_of(source, endings)
+    for path in files:
+        kind = kind_of(path)
+        if kind is not None:
+            raise StorageError(path, f"is {kind}, and not text: say so with another format")
+        head = _head(path)
+        # UTF-16 may begin with a byte order mark; without one it has zero bytes, as text has not.
+        if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head[:2]:
+            raise StorageError(path, "is UTF-16; save it as UTF-8")
+    return files
+
+
+def identities(paths: Iterable[str]) -> Identities:
+    """Return files of this machine with what tells whether they change from now on."""
+    found = {}
+    for path in paths:
+        with reading(path):
+            found[path] = identity(path)
+    return found
+
+
+def kind_of(path: str) -> str | None:
+    """Return the binary format that a file is in by its first bytes; None if it is in no other."""
+    head = _head(path)
+    return next((kind for magic, kind in _BINARY.items() if head.startswith(magic)), None)
+
+
+def _head(path: str) -> bytes:
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise StorageError(path, "is no file")
+    with reading(path), open(path, "rb") as file:
+        return file.read(8)
+
+
+def _matches(pattern: str) -> list[str]:
+    """Return the files that match a glob, in order, but for those with hidden names."""
+    found = glob.glob(pattern, recursive=True)
+    return sorted(
+        p for p in found if os.path.isfile(p) and not os.path.basename(p).startswith(HIDDEN)
+    )
+
+
+@contextmanager
+def reading_as(path: str, what: str) -> Iterator[None]:
+    """As `reading`, saying as what the file was to be read."""
+    import pyarrow as pa
+
+    with reading(path):
+        try:
+            yield
+        except (pl.exceptions.PolarsError, pa.ArrowInvalid) as error:
+            why = str(error).splitlines()[0]
+            if "TapeError" in why:
+                why += "; JSON has no NaN and no Infinity: write null"
+            raise StorageError(path, f"cannot be read as {what}: {why}") from error

@@ -15,14 +15,9 @@ from dpo_pipeline.columns import PAIR_ID, did_you_mean, resolve
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.options import Execution, Pairs
-from dpo_pipeline.sources import (
-    arrow_files as table_files,
-    text_files as text_tables,
-    trainer_files as tool_files,
-    vllm_lines,
-)
+from dpo_pipeline.sources import arrow_files, text_files, trainer_files, vllm_lines
 from dpo_pipeline.sources.dataset import Dataset, open_dataset
-from dpo_pipeline.sources.files import SourcePath
+from dpo_pipeline.sources.files import Rows, SourcePath
 from dpo_pipeline.sources.formats import (
     CSV,
     FORMATS,
@@ -40,29 +35,22 @@ from dpo_pipeline.storage import (
     Access,
 )
 
-Reader: TypeAlias = Callable[[SourcePath, Mapping[str, str] | None], pl.LazyFrame]
+Reader: TypeAlias = Callable[[SourcePath, Mapping[str, str] | None], Rows]
 """From files, and from role to column where names do not say it, to rows."""
-
-
-def parquet(source: SourcePath, columns: Mapping[str, str] | None = None) -> pl.LazyFrame:
-    """Return the rows of Parquet files."""
-    return open_dataset(source, columns).frame
-
 
 READERS: Final[Mapping[str, Reader]] = MappingProxyType(
     {
-        PARQUET: parquet,
-        NDJSON: text_tables.ndjson,
-        CSV: text_tables.csv,
-        IPC: table_files.ipc,
-        TRL: tool_files.trl,
-        REWARDBENCH: tool_files.rewardbench,
-        OPEN_INSTRUCT: tool_files.open_instruct,
-        OPEN_INSTRUCT_AVERAGED: tool_files.open_instruct_averaged,
+        NDJSON: text_files.ndjson,
+        CSV: text_files.csv,
+        IPC: arrow_files.ipc,
+        TRL: trainer_files.trl,
+        REWARDBENCH: trainer_files.rewardbench,
+        OPEN_INSTRUCT: trainer_files.open_instruct,
+        OPEN_INSTRUCT_AVERAGED: trainer_files.open_instruct_averaged,
         VLLM: vllm_lines.vllm,
     }
 )
-"""The reader of each format of `FORMATS`."""
+"""The reader of each format of `FORMATS` but Parquet."""
 
 
 def read(
@@ -106,7 +94,7 @@ def read(
             storage_options=run.storage_options, credential_provider=run.credential_provider
         )
         return open_dataset(source.source, source.columns, access).frame
-    return _rows(source, as_reference=as_reference, as_text=as_text)
+    return _rows(source, as_reference=as_reference, as_text=as_text).frame
 
 
 def format_of(pairs: Pairs) -> str:
@@ -118,13 +106,13 @@ def format_of(pairs: Pairs) -> str:
     return known_format(guess(pairs.source) if pairs.format is None else pairs.format)
 
 
-def _rows(pairs: Pairs, *, as_reference: bool, as_text: Collection[str]) -> pl.LazyFrame:
+def _rows(pairs: Pairs, *, as_reference: bool, as_text: Collection[str]) -> Rows:
     """Return the rows of files that are not Parquet."""
     name = format_of(pairs)
     if name == VLLM and as_reference:
         return vllm_lines.vllm(pairs.source, model="ref")
     if name == CSV:
-        return text_tables.csv(pairs.source, pairs.columns, as_text=as_text)
+        return text_files.csv(pairs.source, pairs.columns, as_text=as_text)
     return READERS[name](pairs.source, pairs.columns)
 
 
@@ -153,6 +141,8 @@ def open_pairs(
         ColumnError, StorageError: As `read`.
     """
     source = pairs.source
+    if isinstance(source, Dataset):  # what opened it knows its name and its files
+        return source
     is_list = isinstance(source, Sequence) and all(
         isinstance(path, (str, os.PathLike)) for path in source
     )
@@ -166,7 +156,7 @@ def open_pairs(
     if FORMATS[file_format].reference_only and as_reference is False:
         raise _reference_alone(source, file_format)
     rows = _rows(pairs, as_reference=bool(as_reference), as_text=keys)
-    if file_format == TRL and as_reference is False and not _has_policy(rows, pairs.columns):
+    if file_format == TRL and as_reference is False and not _has_policy(rows.frame, pairs.columns):
         raise _reference_alone(source, file_format)
     watch = Watch(cancel=cancel)
 
@@ -175,8 +165,8 @@ def open_pairs(
         return part
 
     # Columns that nobody asks for are still not read.
-    watched = rows.map_batches(look, streamable=True, projection_pushdown=True)
-    return Dataset(name=label_of(source), frame=watched)
+    watched = rows.frame.map_batches(look, streamable=True, projection_pushdown=True)
+    return Dataset(name=label_of(source), frame=watched, others=rows.files)
 
 
 def _has_policy(rows: pl.LazyFrame, columns: Mapping[str, str] | None) -> bool:

@@ -15,8 +15,7 @@ import polars as pl
 
 from dpo_pipeline.columns import ROLES, resolve
 from dpo_pipeline.errors import ColumnError, DpoPipelineError, StorageError
-from dpo_pipeline.sources.arrow_files import reading_as, text_files
-from dpo_pipeline.sources.files import SourcePath
+from dpo_pipeline.sources.files import Rows, SourcePath, reading_as, text_files
 from dpo_pipeline.sources.formats import CSV, FORMATS, NDJSON
 from dpo_pipeline.storage import reading
 
@@ -128,7 +127,7 @@ def ndjson(
     columns: Mapping[str, str] | None = None,
     *,
     types: Mapping[str, pl.DataType] | None = None,
-) -> pl.LazyFrame:
+) -> Rows:
     """Return rows of JSON objects, one a line; `types` are those of columns without a role.
 
     All lines are read once to know all keys and their types, and once more for the rows.
@@ -137,7 +136,8 @@ def ndjson(
         ColumnError: A log-prob or a token count is text.
         StorageError: A line is no object, or has a key of another kind than those before.
     """
-    paths = text_files(source, FORMATS[NDJSON].endings)
+    files = text_files(source, FORMATS[NDJSON].endings)
+    paths = list(files)
     empty = [_keys_of(path).to_frame() for path in paths]
     with reading_as(paths[0], "NDJSON"):
         schema = dict(pl.concat(empty, how="diagonal_relaxed").schema)
@@ -155,7 +155,7 @@ def ndjson(
     def fault(_names: Collection[str]) -> DpoPipelineError | None:
         return _first_fault(paths, broken_json)
 
-    return _diagnosed(scan, paths, "NDJSON", fault)
+    return Rows(frame=_diagnosed(scan, paths, "NDJSON", fault), files=files)
 
 
 def _keys_of(path: str) -> pl.Schema:
@@ -174,7 +174,7 @@ def csv(
     columns: Mapping[str, str] | None = None,
     *,
     as_text: Collection[str] = (),
-) -> pl.LazyFrame:
+) -> Rows:
     """Return the rows of files with a header and commas.
 
     Keys (`pair_id`, `prompt_id`) and `as_text` are text, so that 7 and 07 are two. A row with fewer
@@ -184,7 +184,8 @@ def csv(
         ColumnError: A log-prob or a token count is text.
         StorageError: There is no header with commas; when rows are read, one has too many fields.
     """
-    paths = text_files(source, FORMATS[CSV].endings)
+    files = text_files(source, FORMATS[CSV].endings)
+    paths = list(files)
     scanned: dict[str, Any] = {"glob": False, "infer_schema_length": INFERRED_ROWS}
     with reading_as(paths[0], "CSV"):
         schema = pl.scan_csv(paths, **scanned).collect_schema()
@@ -231,7 +232,8 @@ def csv(
         return ColumnError(paths[0], problems) if problems else None
 
     as_types = {name: _of_text(pl.col(name), dtype) for name, dtype in others.items()}
-    return _diagnosed(whole, paths, "CSV", fault, as_types=as_types)
+    frame = _diagnosed(whole, paths, "CSV", fault, as_types=as_types)
+    return Rows(frame=frame, files=files)
 
 
 def _check_separator(path: str, names: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from typing import Any, Final
 
@@ -25,16 +26,17 @@ from dpo_pipeline.columns import (
 )
 from dpo_pipeline.defaults import AVERAGED_LOGP_FLOOR
 from dpo_pipeline.errors import ColumnError, StorageError, UsageError
-from dpo_pipeline.sources.arrow_files import (
+from dpo_pipeline.sources.arrow_files import ipc, streams
+from dpo_pipeline.sources.dataset import open_dataset
+from dpo_pipeline.sources.files import (
+    Rows,
+    SourcePath,
     files_of,
-    ipc,
-    is_parquet,
+    identities,
+    kind_of,
     reading_as,
-    streams,
     text_files,
 )
-from dpo_pipeline.sources.dataset import open_dataset
-from dpo_pipeline.sources.files import SourcePath
 from dpo_pipeline.sources.formats import OPEN_INSTRUCT_AVERAGED
 from dpo_pipeline.sources.text_files import ndjson
 from dpo_pipeline.storage import reading
@@ -44,7 +46,7 @@ _STATE: Final = "state.json"
 """What save_to_disk leaves in a folder."""
 
 
-def trl(source: SourcePath, columns: Mapping[str, str] | None = None) -> pl.LazyFrame:
+def trl(source: SourcePath, columns: Mapping[str, str] | None = None) -> Rows:
     """Return a dataset with the reference's log-probs, which `precompute_ref_log_probs` adds.
 
     Where there is no `pair_id`, it is the number of the row, from 0.
@@ -58,19 +60,23 @@ def trl(source: SourcePath, columns: Mapping[str, str] | None = None) -> pl.Lazy
         StorageError: It is no such folder or file.
     """
     name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the dataset"
-    frame = _trl_rows(source)
-    found = resolve(frame.collect_schema().names(), columns)
+    rows = _trl_rows(source)
+    found = resolve(rows.frame.collect_schema().names(), columns)
     wanted = (REF_CHOSEN.name, REF_REJECTED.name)
     problems = [problem for problem in found.problems if problem.startswith(wanted)]
     if problems:
         hint = "TRL adds these columns with precompute_ref_log_probs=True, to its own dataset"
         raise ColumnError(name, (*problems, hint))
     if PAIR_ID.name in found.mapping:
-        return frame
+        return rows
+    return replace(rows, frame=_numbered(rows.frame))
+
+
+def _numbered(frame: pl.LazyFrame) -> pl.LazyFrame:
     return frame.with_row_index(PAIR_ID.name).with_columns(pl.col(PAIR_ID.name).cast(pl.Int64))
 
 
-def _trl_rows(source: SourcePath) -> pl.LazyFrame:
+def _trl_rows(source: SourcePath) -> Rows:
     if isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
         folder = os.fspath(source)
         if os.path.exists(os.path.join(folder, "dataset_dict.json")):
@@ -83,12 +89,16 @@ def _trl_rows(source: SourcePath) -> pl.LazyFrame:
                 names = [each["filename"] for each in json.load(file)["_data_files"]]
             if not names:
                 raise StorageError(folder, "is a dataset without rows")
-            return streams([os.path.join(folder, each) for each in names])
-    paths = files_of(source, (".arrow", ".parquet"))
-    return open_dataset(source).frame if is_parquet(paths[0]) else ipc(paths)
+            paths = [os.path.join(folder, each) for each in names]
+            return Rows(frame=streams(paths), files=identities([state, *paths]))
+    files = files_of(source, (".arrow", ".parquet"))
+    if kind_of(next(iter(files))) != "Parquet":
+        return ipc(list(files))
+    dataset = open_dataset(source)
+    return Rows(frame=dataset.frame, files=dataset.inputs)
 
 
-def rewardbench(source: SourcePath, columns: Mapping[str, str] | None = None) -> pl.LazyFrame:  # noqa: ARG001
+def rewardbench(source: SourcePath, columns: Mapping[str, str] | None = None) -> Rows:  # noqa: ARG001
     """Return RewardBench's scores as log-probs of a policy without a reference.
 
     A score is the log-ratio of policy and reference without beta, or the policy's log-prob where
@@ -109,12 +119,13 @@ def rewardbench(source: SourcePath, columns: Mapping[str, str] | None = None) ->
         raise StorageError(
             os.fspath(source), "is a dataset of save_to_disk, as TRL's are, and not RewardBench's"
         )
-    paths = text_files(source, (".jsonl", ".json"))
+    files = text_files(source, (".jsonl", ".json"))
+    paths = list(files)
     is_document = any(_is_document(path) for path in paths)
     if is_document:
         frame = pl.concat([_of_document(path) for path in paths], how="diagonal_relaxed")
     else:
-        frame = ndjson(paths)
+        frame = ndjson(paths).frame
     schema = frame.collect_schema()
     names = next(
         (
@@ -140,12 +151,12 @@ def rewardbench(source: SourcePath, columns: Mapping[str, str] | None = None) ->
     if odd:
         raise ColumnError(paths[0], tuple(odd))
     if not is_document:  # numbers that are whole in the first rows need not be so later
-        frame = ndjson(paths, types={name: _as_floats(schema[name]) for name in names})
+        frame = ndjson(paths, types={name: _as_floats(schema[name]) for name in names}).frame
     scores = {
         role.name: _score(pl.col(name), schema[name])
         for role, name in zip((POLICY_CHOSEN, POLICY_REJECTED), names, strict=True)
     }
-    return frame.with_columns(**scores).drop(names)
+    return Rows(frame=frame.with_columns(**scores).drop(names), files=files)
 
 
 def _is_score(dtype: pl.DataType) -> bool:
@@ -182,7 +193,7 @@ def open_instruct(
     columns: Mapping[str, str] | None = None,  # noqa: ARG001
     *,
     averaged: bool = False,
-) -> pl.LazyFrame:
+) -> Rows:
     """Return open-instruct's cache of the reference's log-probs; `pair_id` is the row's index.
 
     An index that was not computed, -inf in the cache, has null.
@@ -200,8 +211,8 @@ def open_instruct(
     if not isinstance(source, (str, os.PathLike)):
         raise UsageError("the cache of open-instruct is one file, found a list")
     path = os.fspath(source)
-    with reading(path), open(path, "rb"):  # what is wrong with the file is said before torch is
-        pass
+    with reading(path), open(path, "rb"):  # a fault of the file is said before one of torch
+        files = identities([path])
     try:
         torch: Any = import_module("torch")
     except ImportError as error:
@@ -228,13 +239,10 @@ def open_instruct(
             f"the DPO loss takes sums. If averages are meant: format {OPEN_INSTRUCT_AVERAGED}"
         )
         raise ColumnError(path, (problem,))
-    frame = pl.LazyFrame(logps).with_row_index(PAIR_ID.name)
-    return frame.with_columns(pl.col(PAIR_ID.name).cast(pl.Int64))
+    return Rows(frame=_numbered(pl.LazyFrame(logps)), files=files)
 
 
-def open_instruct_averaged(
-    source: SourcePath, columns: Mapping[str, str] | None = None
-) -> pl.LazyFrame:
+def open_instruct_averaged(source: SourcePath, columns: Mapping[str, str] | None = None) -> Rows:
     """As `open_instruct`, for a cache that is known to hold averages over tokens."""
     return open_instruct(source, columns, averaged=True)
 

@@ -23,8 +23,7 @@ from dpo_pipeline.columns import (
 )
 from dpo_pipeline.defaults import OFFENDERS_SHOWN
 from dpo_pipeline.errors import ColumnError
-from dpo_pipeline.sources.arrow_files import text_files
-from dpo_pipeline.sources.files import SourcePath
+from dpo_pipeline.sources.files import Rows, SourcePath, text_files
 from dpo_pipeline.sources.formats import FORMATS, NDJSON
 from dpo_pipeline.storage import reading
 
@@ -46,7 +45,7 @@ def vllm(
     columns: Mapping[str, str] | None = None,  # noqa: ARG001
     *,
     model: Literal["policy", "ref"] = "policy",
-) -> pl.LazyFrame:
+) -> Rows:
     """Return sums of vLLM's `prompt_logprobs` over completions; two lines become a pair.
 
     A line is a response of the OpenAI server, asked with `prompt_logprobs` and `return_token_ids`,
@@ -65,7 +64,8 @@ def vllm(
         StorageError: A file cannot be read.
     """
     pairs: dict[int | str, dict[str, tuple[float, int]]] = {}
-    for path in text_files(source, FORMATS[NDJSON].endings):
+    files = text_files(source, FORMATS[NDJSON].endings)
+    for path in files:
         with reading(path), open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 try:
@@ -103,7 +103,7 @@ def vllm(
     }
     types = dict.fromkeys(sums, pl.Float64()) | dict.fromkeys(counts, pl.Int64())
     key = {PAIR_ID.name: list(pairs)}
-    return pl.LazyFrame(key | sums | counts, schema_overrides=types)
+    return Rows(frame=pl.LazyFrame(key | sums | counts, schema_overrides=types), files=files)
 
 
 def _completion(line: bytes) -> tuple[int | str, str, list[float]]:

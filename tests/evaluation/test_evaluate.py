@@ -20,6 +20,7 @@ from dpo_pipeline import (
     Execution,
     InvalidPairsError,
     OnInvalid,
+    Pairs,
     UsageError,
     defaults,
     evaluate,
@@ -218,19 +219,22 @@ def test_right_data_is_not_warned_of(pairs, real_pairs):
         pytest.param({"batch_by": "nope"}, "batch_by: 'nope' is not a column", id="batch_by"),
         pytest.param({"batch_size": 0}, "at least 1", id="batch size"),
         pytest.param({"batch_size": 2, "batch_by": "subset"}, "not both", id="two batchings"),
-        pytest.param({"batches": "x.parquet"}, "give batch_size", id="a file of no batches"),
         pytest.param({"on_invalid": "drop"}, "raise, exclude", id="on_invalid"),
         pytest.param({"max_invalid": 1}, "on_invalid", id="max_invalid when raising"),
         pytest.param(
             {"max_invalid": 1.5, "on_invalid": "exclude"}, "0 to 1", id="max_invalid above 1"
         ),
         pytest.param({"beta": -1}, "beta must be", id="beta"),
-        pytest.param({"columns": {"policy": "x"}}, "not a column role", id="unknown role"),
     ],
 )
 def test_wrong_arguments(pairs, arguments, said):
     with pytest.raises(UsageError, match=said):
         evaluate(pairs, **grouped(**arguments))
+
+
+def test_a_mapping_to_an_unknown_role(pairs):
+    with pytest.raises(UsageError, match="not a column role"):
+        evaluate(Pairs(pairs, columns={"policy": "x"}))
 
 
 def test_too_many_subsets_are_refused_with_advice(pairs, monkeypatch):

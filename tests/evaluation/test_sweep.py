@@ -64,7 +64,7 @@ def test_shards_merge_to_the_same_bits(counted, tmp_path, monkeypatch):
     from dpo_pipeline.sources.dataset import Dataset
 
     cut = Dataset.shards
-    monkeypatch.setattr(shards, lambda self: cut(self, 101))
+    monkeypatch.setattr(shards, lambda self, _rows: cut(self, 101))
     assert sweep(tmp_path / "pairs.parquet", BETAS, loss=["sigmoid", "ipo"]).table.equals(whole)
 
 

@@ -73,7 +73,7 @@ def test_sums_and_their_tokens_are_read_in_one_reading(engine, tmp_path):
 
 RUN = """
 import json, hashlib, pathlib, sys
-from dpo_pipeline import score_parquet
+from dpo_pipeline import Objective, Outputs, score_parquet
 from dpo_pipeline.evaluation import measuring
 from dpo_pipeline.sums import batches
 source, out, shard = sys.argv[1:]
@@ -81,7 +81,11 @@ if int(shard):
     measuring.SHARD_ROWS = batches.SHARD_ROWS = int(shard)
 for arguments in ({}, {"ld_alpha": 0.3}):
     result = score_parquet(
-        source, out, on_invalid="quarantine", overwrite=True, loss_args=arguments
+        source,
+        out,
+        on_invalid="quarantine",
+        outputs=Outputs(overwrite=True),
+        loss=Objective(arguments=arguments),
     )
     print(repr(result.summary.to_dict()))
     print(hashlib.sha256(pathlib.Path(out).read_bytes()).hexdigest())

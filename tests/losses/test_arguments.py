@@ -66,7 +66,6 @@ def test_a_range_is_said_in_words():
         pytest.param({"loss": {5: 1.0}}, "there is no 5", id="name"),
         pytest.param({"loss": {}}, "loss must be a name, or names with weights", id="empty"),
         pytest.param({"loss": ["ipo"]}, r"names with weights, found \['ipo'\]", id="list"),
-        pytest.param({"loss": None}, "names with weights, found None", id="None"),
         pytest.param({"dialect": "trll"}, r"dialect.*did you mean 'trl'\?", id="dialect"),
         pytest.param({"dialect": "x"}, "the dialects are trl, dpo-paper, rewardbench", id="x"),
         pytest.param({"dialect": 5}, "dialect: there is no 5", id="dialect of 5"),
@@ -93,7 +92,7 @@ def test_a_range_is_said_in_words():
 def test_what_there_is_not_is_said(pairs, call, said):
     for run in (score, evaluate):
         with pytest.raises(UsageError, match=said):
-            run(pairs, **call)
+            run(pairs, **grouped(**call))
 
 
 @pytest.mark.parametrize("weight", [0, 0.0, -1, math.nan, math.inf, -math.inf, True, "1", None])
@@ -245,6 +244,6 @@ def test_a_loss_of_batches_asks_for_their_size(counted, source, engine, loss):
         lambda: evaluate(source, loss={"sigmoid": 1.0, loss: 1.0}),
         lambda: evaluate(source, loss=loss, batches=Batches(by="subset")),
     ):
-        with pytest.raises(UsageError, match=r"is a loss of batches: give batch_size"):
+        with pytest.raises(UsageError, match=r"is a loss of batches: give the number"):
             run()
     assert engine.graphs == []

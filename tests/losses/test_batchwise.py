@@ -324,7 +324,7 @@ def test_score_without_a_batch_size_is_refused_unread(engine, arguments, name):
     assert not engine.graphs
 
 
-@pytest.mark.parametrize("size", [0, -1, 2.0, True, "7"])
+@pytest.mark.parametrize("size", [0, -1, 2.0, True, [7]])
 def test_a_batch_size_that_is_none(size):
-    with pytest.raises(UsageError, match="batch_size must be a whole number, at least 1"):
+    with pytest.raises(UsageError, match="batch size must be a whole number, at least 1"):
         score(made(), loss="aot", batches=size)

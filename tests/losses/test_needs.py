@@ -96,7 +96,7 @@ def test_any_other_loss_needs_its_reference(counted, loss):
     for run in (score, evaluate):
         for several in (loss, {"sft": 1.0, loss: 1.0}):
             with pytest.raises(ColumnError, match="ref_rejected_logps: missing"):
-                run(counted.drop(REFS[1]), loss=several, **size)
+                run(counted.drop(REFS[1]), loss=several, **grouped(**size))
     broken = counted.with_columns(pl.Series(REFS[0], [None, math.nan, 5.0, -1, -1, -1]))
     with pytest.raises(InvalidPairsError) as caught:
         evaluate(broken, **grouped(loss=loss, **size))

@@ -143,7 +143,7 @@ def test_what_needs_tokens_is_refused_without_them(arguments):
 @pytest.mark.parametrize("call", [score, evaluate, sweep])
 def test_token_arguments_are_checked(call, arguments, problem):
     with pytest.raises(UsageError, match=problem):
-        call(pairs_of_tokens(), loss_args=arguments)
+        call(pairs_of_tokens(), loss=Objective(arguments=arguments))
 
 
 def test_token_arguments_stand_in_the_document():

@@ -22,7 +22,7 @@ N_FILES = 40
 RUN = """
 import hashlib, json, pathlib, sys
 import polars as pl
-from dpo_pipeline import evaluate, score_parquet
+from dpo_pipeline import Batches, OnInvalid, evaluate, score_parquet
 from dpo_pipeline.evaluation import measuring
 from dpo_pipeline.sums import batches
 
@@ -50,14 +50,18 @@ if shard:
 found = {}
 for name, source in sources.items():
     target = pathlib.Path(out, name)
-    by = {"by": ["subset", "flag"], "batch_size": 777}
-    held = evaluate(source, on_invalid="exclude", **by)
-    by_value = evaluate(source, on_invalid="exclude", batch_by="subset")
+    by = ["subset", "flag"]
+    held = evaluate(source, on_invalid="exclude", by=by, batches=777)
+    by_value = evaluate(source, on_invalid="exclude", batches=Batches(by="subset"))
     ending = "" if pathlib.Path(source).is_dir() else ".parquet"
     scored, apart, means = (f"{target}-{n}{ending}" for n in ("scored", "apart", "means"))
     means = f"{target}-means.parquet"
     filed = score_parquet(
-        source, scored, on_invalid="quarantine", invalid=apart, batches=means, **by
+        source,
+        scored,
+        by=by,
+        batches=Batches(777, file=means),
+        on_invalid=OnInvalid("quarantine", file=apart),
     )
     excluded = f"{target}-excluded{ending}"
     score_parquet(source, excluded, on_invalid="exclude")

@@ -63,7 +63,7 @@ def test_too_many_batches_ask_for_a_file_before_reading(engine, tmp_path, monkey
     path = tmp_path / "pairs.parquet"
     pl.DataFrame({name: [-1.0] * 12 for name in LOGPS}).write_parquet(path)
     engine.graphs.clear()
-    with pytest.raises(UsageError, match=r"batches=PATH"):
+    with pytest.raises(UsageError, match=r"Batches\(file=PATH\)"):
         evaluate(path, batches=2)
     assert engine.graphs == []
 
@@ -87,7 +87,7 @@ def test_batch_means_equal_plain_python(real_pairs):
 
 
 def test_batches_to_a_file_are_those_of_the_result(tmp_path, real_pairs, monkeypatch):
-    monkeypatch.setattr("dpo_pipeline.evaluation.evaluating.BATCHES_PER_GROUP", 10)
+    monkeypatch.setattr("dpo_pipeline.evaluation.planning.BATCHES_PER_GROUP", 10)
     path = tmp_path / "batches.parquet"
     held = evaluate(real_pairs, batches=20)
     filed = evaluate(real_pairs, batches=Batches(20, file=path))

@@ -54,7 +54,9 @@ def grouped(**flat):
         if value is not None:
             made.setdefault(parameter, (group, {}))[1][field] = value
     made = {parameter: group(**fields) for parameter, (group, fields) in made.items()}
-    if reference is not None:
+    if isinstance(reference, Reference):
+        made["reference"] = reference
+    elif reference is not None:
         keys = {"on": flat.pop("on")} if "on" in flat else {}
         made["reference"] = Reference(reference, columns=columns, **keys)
     return made | flat

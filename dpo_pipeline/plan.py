@@ -125,8 +125,15 @@ class Facts:
     def _given(self) -> dict[str, Any]:
         return differing(self.options, self.call)
 
-    def lines(self) -> Iterator[str]:
-        """Yield it as aligned text."""
+    def to_json(self) -> str:
+        """Return the same as JSON."""
+        return as_json(self.to_dict())
+
+    def __str__(self) -> str:
+        """Return the same as aligned text."""
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
         rows = "rows unknown until read" if self.rows is None else f"{self.rows:,} rows"
         yield f"{self.source}: {rows}; a dry run, so nothing was computed or written"
         options = [
@@ -206,11 +213,11 @@ class Plan(ABC, Generic[T_co]):
 
     def to_json(self) -> str:
         """Return the same as JSON."""
-        return as_json(self.to_dict())
+        return self.facts.to_json()
 
     def __str__(self) -> str:
         """Return the same as aligned text: the dry run."""
-        return "\n".join(self.facts.lines())
+        return str(self.facts)
 
 
 def planned(plan: Callable[P, Plan[T_co]]) -> Callable[P, T_co]:

@@ -4,6 +4,7 @@ from .listing import (
     Offences as Offences,
     Places as Places,
     invalid_pairs as invalid_pairs,
+    listed as listed,
     numbered as numbered,
     offences as offences,
 )

@@ -25,7 +25,7 @@ from dpo_pipeline.columns import (
     Needs,
     resolve,
 )
-from dpo_pipeline.contract.compiling import RuleSet, Schema, compile_rules, gate
+from dpo_pipeline.contract.compiling import RuleSet, Schema, check_schema, compile_rules
 from dpo_pipeline.contract.token_rules import with_token_rules
 from dpo_pipeline.errors import ColumnError
 from dpo_pipeline.losses import (
@@ -40,82 +40,125 @@ _COUNTS = {role.name for role in COUNT_ROLES}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Canonical:
-    """How a dataset gets its canonical names and types.
+class Binding:
+    """The contract, bound to the columns of one dataset.
 
     Attributes:
-        selection: What to select; columns without a role stay as they are.
-        mapping: Canonical name to the input column it comes from.
-        summed: Log-probs that are made from lists of tokens.
+        mapping: Canonical name to the input column it came from.
+        rules: The rules, as expressions on prepared pairs.
+        columns: The columns of prepared pairs.
+        max_logp: Largest log-probability accepted, in nats.
+        needs: Which columns the loss asks for.
     """
 
-    selection: tuple[pl.Expr, ...]
     mapping: Mapping[str, str]
-    summed: tuple[str, ...]
+    rules: RuleSet
+    columns: pl.Schema
+    max_logp: float
+    needs: Needs
+    _source: str
+    _selection: tuple[pl.Expr, ...]
+    _contract: Schema | None
+
+    def prepare(self, frame: pl.LazyFrame) -> pl.LazyFrame:
+        """Return a part of the dataset under canonical names and types, reading no data."""
+        frame = frame.select(self._selection)
+        if self._contract is None:
+            return frame
+        # A user's schema may fill, drop or cast columns, so each part passes through it.
+        return check_schema(
+            frame,
+            source=self._source,
+            max_logp=self.max_logp,
+            contract=self._contract,
+            needs=self.needs,
+        )
 
 
-def canonical(
+def bind(
     frame: pl.LazyFrame,
     *,
     source: str,
+    max_logp: float,
     columns: Mapping[str, str] | None = None,
+    contract: Schema | None = None,
     adds: Iterable[str] = (),
     replace: bool = False,
     needs: Needs = ALL_LOGPS,
-) -> Canonical:
-    """Say how role columns are renamed and cast to Float64 or Int64, reading no data.
+) -> Binding:
+    """Check columns and types and compile the rules, reading no data.
 
     Args:
         frame: Pairs as they came.
         source: What an error calls them.
+        max_logp: Largest log-probability accepted, in nats.
         columns: Role to column, overriding names and aliases.
+        contract: A pandera schema that adds to ours.
         adds: Columns that the caller will add.
         replace: Drop input columns that are in the way of those, instead of raising.
         needs: Which columns the loss asks for.
 
     Raises:
-        ColumnError: A role is missing or ambiguous, or an input column is in the way.
+        UsageError: `max_logp` or `contract` is not what it must be.
+        ColumnError: A role is missing or ambiguous, an input column is in the way, or columns or
+            types do not fit the contract.
+        RefusedCheckError: A check of `contract` cannot run row by row.
     """
+    max_logp = checked_max_logp(max_logp)
     schema = frame.collect_schema()
     found = resolve(schema.names(), columns, needs)
-    problems = [
-        f"{name}: Polars reads this name as a pattern; rename the column"
-        for name in schema.names()
-        if name == "*" or (name.startswith("^") and name.endswith("$"))
-    ]
-    problems += found.problems
     role_of = {column: role for role, column in found.mapping.items()}
     in_the_way = [
         name
         for name in schema.names()
         if name not in role_of and (name in set(adds) or name in found.mapping)
     ]
-    if in_the_way and not replace:
-        problems += [
+    problems = [
+        *_patterns(schema),
+        *found.problems,
+        *(
             f"{name}: the input has this column already, and the output would overwrite it; "
-            f"rename it, or allow it (replace=True, or --replace)"
+            "rename it, or allow it (replace=True, or --replace)"
             for name in in_the_way
-        ]
-    if problems:
-        raise ColumnError(source, tuple(problems))
-    problems = list(_token_problems(found.mapping, schema, needs))
-    if problems:
-        raise ColumnError(source, tuple(problems))
-    kept = [name for name in schema.names() if name not in in_the_way]
-    made = _made(found.mapping, needs)
-    return Canonical(
-        selection=(
-            *(
-                _typed(pl.col(name), schema[name], role_of[name]).alias(role_of[name])
-                if name in role_of
-                else pl.col(name)
-                for name in kept
-            ),
-            *(values.alias(name) for name, values in made.items()),
+            if not replace
         ),
-        mapping=dict(found.mapping),
-        summed=tuple(name for name in made if name in LOGPS),
+    ]
+    problems = problems or list(_token_problems(found.mapping, schema, needs))
+    if problems:
+        raise ColumnError(source, tuple(problems))
+    made = _made(found.mapping, needs)
+    selection = [
+        _typed(pl.col(name), schema[name], role_of[name]).alias(role_of[name])
+        if name in role_of
+        else pl.col(name)
+        for name in schema.names()
+        if name not in in_the_way
+    ]
+    selection += [values.alias(name) for name, values in made.items()]
+    checked = check_schema(
+        frame.select(selection), source=source, max_logp=max_logp, contract=contract, needs=needs
     )
+    return Binding(
+        mapping=dict(found.mapping),
+        rules=with_token_rules(
+            compile_rules(checked, max_logp=max_logp, contract=contract, needs=needs),
+            [name for name in made if name in LOGPS],
+            found.mapping,
+            max_logp=max_logp,
+        ),
+        columns=checked.collect_schema(),
+        max_logp=max_logp,
+        needs=needs,
+        _source=source,
+        _selection=tuple(selection),
+        _contract=contract,
+    )
+
+
+def _patterns(columns: Iterable[str]) -> Iterator[str]:
+    for name in columns:
+        if name == "*" or (name.startswith("^") and name.endswith("$")):
+            yield f"{name}: Polars reads this name as a pattern; rename the column"
 
 
 def _made(mapping: Mapping[str, str], needs: Needs) -> dict[str, pl.Expr]:
@@ -167,85 +210,3 @@ def _typed(column: pl.Expr, dtype: pl.DataType, role: str) -> pl.Expr:
     if role in _COUNTS and (dtype.is_integer() or dtype == pl.Null):
         return column.cast(pl.Int64)
     return column
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Binding:
-    """The contract, bound to the columns of one dataset.
-
-    Attributes:
-        mapping: Canonical name to the input column it came from.
-        rules: The rules, as expressions on prepared pairs.
-        columns: The columns of prepared pairs.
-        max_logp: Largest log-probability accepted, in nats.
-        needs: Which columns the loss asks for.
-    """
-
-    mapping: Mapping[str, str]
-    rules: RuleSet
-    columns: pl.Schema
-    max_logp: float
-    needs: Needs
-    _source: str
-    _selection: tuple[pl.Expr, ...]
-    _contract: Schema | None
-
-    def prepare(self, frame: pl.LazyFrame) -> pl.LazyFrame:
-        """Return a part of the dataset under canonical names and types, reading no data."""
-        frame = frame.select(self._selection)
-        if self._contract is None:
-            return frame
-        # A user's schema may fill, drop or cast columns, so each part passes through it.
-        return gate(
-            frame,
-            source=self._source,
-            max_logp=self.max_logp,
-            contract=self._contract,
-            needs=self.needs,
-        )
-
-
-def bind(
-    frame: pl.LazyFrame,
-    *,
-    source: str,
-    max_logp: float,
-    columns: Mapping[str, str] | None = None,
-    contract: Schema | None = None,
-    adds: Iterable[str] = (),
-    replace: bool = False,
-    needs: Needs = ALL_LOGPS,
-) -> Binding:
-    """Check columns and types and compile the rules, reading no data.
-
-    Raises:
-        UsageError: `max_logp` or `contract` is not what it must be.
-        ColumnError: The columns or their types do not fit the contract.
-        RefusedCheckError: A check of `contract` cannot run row by row.
-    """
-    max_logp = checked_max_logp(max_logp)
-    ready = canonical(
-        frame, source=source, columns=columns, adds=adds, replace=replace, needs=needs
-    )
-    gated = gate(
-        frame.select(ready.selection),
-        source=source,
-        max_logp=max_logp,
-        contract=contract,
-        needs=needs,
-    )
-    return Binding(
-        mapping=ready.mapping,
-        rules=with_token_rules(
-            compile_rules(gated, max_logp=max_logp, contract=contract, needs=needs),
-            ready.summed,
-            ready.mapping,
-            max_logp=max_logp,
-        ),
-        columns=gated.collect_schema(),
-        max_logp=max_logp,
-        needs=needs,
-        _source=source,
-        _selection=ready.selection,
-        _contract=contract,
-    )

@@ -31,7 +31,7 @@ _WANTED: Final = {
     **dict.fromkeys(LOGPS, "a number (any float or integer)"),
     **{role.name: "an integer" for role in COUNT_ROLES},
 }
-"""What our own columns must be, for a type error; intake casts all of these."""
+"""What our own columns must be, for a type error; `bind` casts all numbers to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +93,7 @@ class RuleSet:
         return RuleSet(rules=(*self.rules, *rules), valid=valid)
 
 
-def gate(
+def check_schema(
     frame: pl.LazyFrame,
     *,
     source: str,
@@ -150,7 +150,7 @@ def compile_rules(
     """Turn the contract into rules on the columns of `frame`, reading no data.
 
     Args:
-        frame: Pairs that have passed the gate.
+        frame: Pairs that have passed `check_schema`.
         max_logp: Largest log-probability accepted, in nats.
         contract: A pandera schema whose checks are added to ours.
         needs: What the loss needs.

@@ -1,4 +1,4 @@
-"""Plans that pick out the rows that break rules, and the counting of what they give."""
+"""Lists the rows that break rules: how many break each, and the first of them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dpo_pipeline.columns import BROKEN_RULES, SOURCE_ROW
 from dpo_pipeline.contract.compiling import Rule, RuleSet
 from dpo_pipeline.defaults import OFFENDERS_SHOWN
 from dpo_pipeline.invalid_report import BrokenRule, Offender
+from dpo_pipeline.storage import reading
 
 _ROW: Final = "__dpo_pipeline_row"
 _BROKEN: Final = "__dpo_pipeline_broken_"
@@ -44,6 +45,33 @@ def offences(pairs: pl.LazyFrame, rules: RuleSet, *, row: str = _ROW) -> pl.Lazy
     )
 
 
+def listed(
+    pairs: pl.LazyFrame,
+    rules: RuleSet,
+    places: Places,
+    *,
+    read_from: str,
+    first_row: int = 0,
+    row: str | None = None,
+) -> Offences:
+    """Read pairs and list those that break rules; a few rows are held at a time.
+
+    Args:
+        pairs: Prepared (and scored, if a rule asks for it) pairs.
+        rules: The rules.
+        places: The file and row of a row number.
+        read_from: What an error while rows are read is about.
+        first_row: The number of the first row.
+        row: The column with the number of each row, if they are numbered already.
+    """
+    plan = offences(pairs if row else numbered(pairs, first_row), rules, row=row or _ROW)
+    found = Offences(rules.rules)
+    with reading(read_from):
+        for chunk in plan.collect_batches(maintain_order=True):
+            found.add(chunk, places)
+    return found
+
+
 def invalid_pairs(pairs: pl.LazyFrame, rules: RuleSet) -> pl.LazyFrame:
     """Return the invalid rows alone, with their row and the names of the rules that each breaks.
 
@@ -61,15 +89,23 @@ def invalid_pairs(pairs: pl.LazyFrame, rules: RuleSet) -> pl.LazyFrame:
 
 
 class Offences:
-    """Adds up `offences`, chunk by chunk in the order of the input, holding a few rows."""
+    """What `offences` gave, added up in the order of the input.
 
-    def __init__(self, rules: Sequence[Rule]) -> None:
+    Attributes:
+        n_invalid: Rows that break a rule or more.
+    """
+
+    def __init__(self, rules: Sequence[Rule], parts: Iterable[Offences] = ()) -> None:
+        self.n_invalid = 0
         self._rules = rules
         self._counts: Counter[int] = Counter()
         self._first: dict[int, list[Offender]] = {i: [] for i in range(len(rules))}
+        for part in parts:
+            self.join(part)
 
     def add(self, chunk: pl.DataFrame, place: Places) -> None:
         """Count a chunk; `place` tells the file and row of a row number."""
+        self.n_invalid += chunk.height
         for i, rule in enumerate(self._rules):
             broken = chunk.filter(pl.col(f"{_BROKEN}{i}"))
             self._counts[i] += broken.height
@@ -85,6 +121,7 @@ class Offences:
 
     def join(self, later: Offences) -> None:
         """Add what was found by the same rules in rows that come after these."""
+        self.n_invalid += later.n_invalid
         self._counts += later._counts
         for i, first in self._first.items():
             first.extend(later._first[i][: OFFENDERS_SHOWN - len(first)])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 import pytest
-
 from conftest import LOGPS
+
 from dpo_pipeline import StorageError
 from dpo_pipeline.contract import Offences, Places, bind, listed
 

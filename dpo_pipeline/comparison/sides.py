@@ -27,7 +27,7 @@ from dpo_pipeline.columns import (
     did_you_mean,
     resolve,
 )
-from dpo_pipeline.contract import Binding, Offences, Places, bind, numbered, offences
+from dpo_pipeline.contract import Binding, Offences, Places, bind, listed
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ColumnError, UsageError
 from dpo_pipeline.evaluation import max_logp_of
@@ -109,18 +109,15 @@ class Table:
         rules = self.binding.rules
         found = Offences(rules.rules)
         places = Places((file.relative, file.rows) for file in self.dataset.files)
-        n_invalid = 0
         for shard in self.dataset.shards():
-            plan = offences(numbered(self.prepared(shard.frame), shard.first_row), rules)
-            with reading(self.dataset.read_from):
-                for chunk in plan.collect_batches(maintain_order=True):
-                    found.add(chunk, places)
-                    n_invalid += chunk.height
+            pairs, read_from = self.prepared(shard.frame), self.dataset.read_from
+            part = listed(pairs, rules, places, read_from=read_from, first_row=shard.first_row)
+            found.join(part)
             watch.step("listing", shard.rows or 0, self.dataset.rows)
         return InvalidReport(
             source=self.name,
             n_pairs=n_pairs,
-            n_invalid=n_invalid,
+            n_invalid=found.n_invalid,
             broken=found.broken(),
             warnings=(),
         )

@@ -11,7 +11,7 @@ from typing import Final
 import polars as pl
 
 from dpo_pipeline.columns import N_PAIRS, N_VALID, SOURCE_ROW, did_you_mean
-from dpo_pipeline.contract import Offences, Places, RuleSet, offences
+from dpo_pipeline.contract import Offences, Places, RuleSet, listed
 from dpo_pipeline.defaults import (
     MAX_SUBSETS,
     MAX_SUBSETS_WITH_STATISTICS,
@@ -34,7 +34,7 @@ from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import CheckedObjective, scores_to_check, with_scores_of
 from dpo_pipeline.options import OnInvalid, StatisticsOptions
 from dpo_pipeline.sources import Dataset, Part
-from dpo_pipeline.storage import GrowingFile, Target, reading
+from dpo_pipeline.storage import GrowingFile, Target
 from dpo_pipeline.sums import (
     BIN,
     SUMMARY_FIGURES,
@@ -124,11 +124,10 @@ class Measured:
         found = Offences(self.rules.rules)
         for part, target in zip(parts, targets, strict=True) if self.n_invalid else ():
             pairs = with_scores_of(target.scan(), self.objectives)
-            plan = offences(pairs, self.rules, row=SOURCE_ROW)
-            with reading(target.name):
-                for chunk in plan.collect_batches(maintain_order=True):
-                    place = [] if part.file is None else [(part.file.relative, part.file.rows)]
-                    found.add(chunk, Places(place))
+            place = [] if part.file is None else [(part.file.relative, part.file.rows)]
+            found.join(
+                listed(pairs, self.rules, Places(place), read_from=target.name, row=SOURCE_ROW)
+            )
             watch.step("listing", 0, None)
         return self._report(found)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from dpo_pipeline.contract import Binding, Offences, Places, RuleSet, numbered, offences
+from dpo_pipeline.contract import Binding, Offences, Places, RuleSet, listed
 from dpo_pipeline.defaults import COUPLED_SHARD_BYTES, COUPLED_SHARD_ROWS, STATISTICS_ROWS
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.losses import CheckedObjective, WithinBatches, with_scores_of
@@ -176,10 +176,11 @@ class FoundOffences:
 
     def __call__(self, task: ShardTask) -> Iterator[Offences]:
         """Yield the offences of one shard."""
-        found = Offences(self.rules.rules)
         pairs = self.scorer.scored(self.dataset.shard(task.first_row, task.rows))
-        plan = offences(numbered(pairs, task.first_row), self.rules)
-        with reading(self.dataset.read_from):
-            for chunk in plan.collect_batches(maintain_order=True):
-                found.add(chunk, self.places)
-        yield found
+        yield listed(
+            pairs,
+            self.rules,
+            self.places,
+            read_from=self.dataset.read_from,
+            first_row=task.first_row,
+        )

@@ -26,13 +26,11 @@ from dpo_pipeline.columns import (
 )
 from dpo_pipeline.contract import (
     Binding,
-    Offences,
     Places,
     RuleSet,
     Schema,
     bind,
-    numbered,
-    offences,
+    listed,
 )
 from dpo_pipeline.defaults import LOSS_NAME, ON_INVALID
 from dpo_pipeline.errors import ColumnError, InvalidPairsError, UsageError
@@ -311,8 +309,7 @@ class _Bound:
 
 
 def _report(scored: pl.LazyFrame, rules: RuleSet, made: pl.DataFrame) -> InvalidReport:
-    found = Offences(rules.rules)
-    found.add(offences(numbered(scored), rules).collect(), Places([]))
+    found = listed(scored, rules, Places([]), read_from=_TABLE)
     return InvalidReport(
         source=_TABLE,
         n_pairs=made.height,

@@ -11,7 +11,7 @@ import pytest
 
 from command_tools import run
 from dpo_pipeline import ColumnError, UsageError, evaluate, score, score_parquet
-from dpo_pipeline.cli import listings as loss_list
+from dpo_pipeline.cli import loss_list
 from dpo_pipeline.losses import catalogue as loss_catalogue, objective
 from dpo_pipeline.losses.catalogue import LOSSES
 from dpo_pipeline.losses.loss_row import Loss, Parameter

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 import pytest
+from hypothesis import HealthCheck, settings
 
 from dpo_pipeline.cli import running as progress_line
 from pair_tools import COUNTS, DATA, TOOLS, split
@@ -11,6 +12,10 @@ from pair_tools import COUNTS, DATA, TOOLS, split
 pytest.register_assert_rewrite(
     *(path.stem for path in TOOLS.glob("*_tools.py") if path.stem != "pair_tools")
 )
+
+# No example is judged by the time that it takes.
+settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("project")
 
 
 @pytest.fixture(autouse=True)

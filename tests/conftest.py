@@ -30,7 +30,7 @@ def real_pairs():
     return pl.read_parquet(DATA / "hh_harmless_policy_a_test.parquet")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def pairs():
     """Six pairs to be checked by hand; beta 0.1 gives margins 0.1, -0.2, 0, 0.5, 1, -1."""
     return pl.DataFrame(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 import pytest
+from hypothesis import HealthCheck, settings
 
 from dpo_pipeline.cli import running as progress_line
 from pair_tools import COUNTS, DATA, TOOLS, split
@@ -11,6 +12,10 @@ from pair_tools import COUNTS, DATA, TOOLS, split
 pytest.register_assert_rewrite(
     *(path.stem for path in TOOLS.glob("*_tools.py") if path.stem != "pair_tools")
 )
+
+# No example is judged by the time that it takes.
+settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("project")
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +30,7 @@ def real_pairs():
     return pl.read_parquet(DATA / "hh_harmless_policy_a_test.parquet")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def pairs():
     """Six pairs to be checked by hand; beta 0.1 gives margins 0.1, -0.2, 0, 0.5, 1, -1."""
     return pl.DataFrame(

@@ -27,7 +27,7 @@ ONLY_IN = {
     "torch": {"sources"},
     "click": {"cli"},
 }
-MOST_FILES, MOST_LINES, MOST_LINES_OF_A_FACE = 12, 500, 10
+MOST_FILES, MOST_LINES, MOST_LINES_OF_A_FACE, MOST_LINES_OF_TESTS = 12, 500, 10, 600
 
 
 def room_of(path):
@@ -157,3 +157,10 @@ def test_rooms_stay_small(room):
     assert len(files) <= MOST_FILES, [path.name for path in files]
     for path in files:
         assert len(path.read_text().splitlines()) <= MOST_LINES, path
+
+
+def test_tests_mirror_the_rooms_and_stay_small():
+    tests = sorted((ROOT / "tests").rglob("test_*.py"))
+    assert {path.parent.name for path in tests} == {"tests", *ROOMS}
+    for path in tests:
+        assert len(path.read_text().splitlines()) <= MOST_LINES_OF_TESTS, path

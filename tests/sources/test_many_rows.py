@@ -19,25 +19,27 @@ from pair_tools import LOGPS
 FAR = 2**32 + 5
 
 
-@pytest.fixture
-def many(tmp_path, pairs):
+@pytest.fixture(scope="module")
+def many(tmp_path_factory, pairs):
     """Return a maker of true Parquet files of any number of groups of 1,000,000 rows.
 
     The footer lists one row group again and again, so that a file of 3,000,000,000 rows is small.
     """
+    place = tmp_path_factory.mktemp("many")
     rows = pl.concat([pairs.select(LOGPS)] * 166_667).head(1_000_000)
 
     def make(path, n_groups, last_logp=-85.0):
-        group = tmp_path / "group.bin"
-        each = rows.with_columns(ref_rejected_logps=pl.col(LOGPS[3]).replace(-85.0, last_logp))
-        each.write_parquet(group, row_group_size=1_000_000)
+        group = place / f"{last_logp}.bin"
+        if not group.exists():
+            each = rows.with_columns(ref_rejected_logps=pl.col(LOGPS[3]).replace(-85.0, last_logp))
+            each.write_parquet(group, row_group_size=1_000_000)
         data = group.read_bytes()
         data = data[: -8 - int.from_bytes(data[-8:-4], "little")]
         footer, long = pq.read_metadata(group), pq.read_metadata(group)
         for _ in range(n_groups - 1):
             long.append_row_groups(footer)
-        long.write_metadata_file(tmp_path / "footer.bin")
-        path.write_bytes(data + (tmp_path / "footer.bin").read_bytes()[4:])
+        long.write_metadata_file(place / "footer.bin")
+        path.write_bytes(data + (place / "footer.bin").read_bytes()[4:])
         assert pq.read_metadata(path).num_rows == n_groups * 1_000_000
 
     return make
@@ -49,11 +51,10 @@ def faulty(pairs):
     )
 
 
-@pytest.fixture
-def folder(tmp_path, many, pairs):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, many, pairs):
     """6,000,000,006 rows in three files; the last six are those of the fixture, with faults."""
-    folder = tmp_path / "in"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("in")
     many(folder / "a.parquet", 2999)
     many(folder / "b.parquet", 3001, last_logp=-86.0)
     faulty(pairs).select(LOGPS).write_parquet(folder / "c.parquet")

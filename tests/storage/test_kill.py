@@ -227,40 +227,34 @@ def try_all(stage, tmp_path, cases):
     return places, done
 
 
-@pytest.mark.parametrize(
-    ("phase", "count"), [("evaluating", 10), ("writing", 10)], ids=["computing", "writing"]
-)
-def test_kill_while_computing_and_writing(stage, tmp_path, phase, count):
-    waits = {"evaluating": [1, 2, 5], "writing": [1]}[phase]
+# One kill of each kind and scene. The slow tests below kill at every step and many moments.
+
+
+@pytest.mark.parametrize("phase", ["evaluating", "writing"], ids=["computing", "writing"])
+def test_kill_while_computing_and_writing(stage, tmp_path, phase):
+    waits = {"evaluating": [1, 5, 2, 1], "writing": [1, 1, 1, 1]}[phase]
     cases = [
-        (SCENES[i % 4], {"wait_at": [phase, waits[i // 4 % len(waits)]], "after": 0.02 * i})
-        for i in range(count)
+        (scene, {"wait_at": [phase, wait], "after": 0.02 * i})
+        for i, (scene, wait) in enumerate(zip(SCENES, waits, strict=True))
     ]
     places, done = try_all(stage, tmp_path, cases)
-    assert [place[0] for place, _ in places].count("waiting") >= 10
+    assert [place[:2] for place, _ in places] == [["waiting", phase]] * len(cases)
     assert {code for _, code in places} == {-signal.SIGKILL}
     assert done == 0
 
 
-def test_kill_at_fsync(stage, tmp_path):
-    chosen = [(scene, {"wait_at": ["fsync", number]}) for scene in SCENES for number in (1, 3, 5)]
-    places, done = try_all(stage, tmp_path, chosen)
-    assert [place[:2] for place, _ in places] == [["waiting", "fsync"]] * len(chosen)
-    assert len(chosen) >= 10
-    assert done <= 2
-
-
-def test_kill_between_renames(stage, tmp_path):
-    numbers = {"file": (1, 2, 3), "folder": (2, 5, 7)}
-    chosen = [
-        (scene, {"wait_at": ["replace", number]})
-        for scene in SCENES
-        for number in numbers[scene.shape]
+@pytest.mark.parametrize(
+    ("kind", "numbers"),
+    [("fsync", (1, 5, 3, 5)), ("replace", (2, 3, 2, 7))],
+    ids=["fsync", "rename"],
+)
+def test_kill_at_a_step_of_the_commit(stage, tmp_path, kind, numbers):
+    cases = [
+        (scene, {"wait_at": [kind, number]}) for scene, number in zip(SCENES, numbers, strict=True)
     ]
-    places, done = try_all(stage, tmp_path, chosen)
-    assert [place[:2] for place, _ in places] == [["waiting", "replace"]] * len(chosen)
-    assert len(chosen) >= 10
-    assert done == 0
+    places, done = try_all(stage, tmp_path, cases)
+    assert [place[:2] for place, _ in places] == [["waiting", kind]] * len(cases)
+    assert done == (kind == "fsync")  # the fifth fsync of a file comes after the last renaming
 
 
 @pytest.mark.slow

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import polars as pl
 import pytest
-from conftest import LOGPS
 
 from dpo_pipeline import StorageError
 from dpo_pipeline.contract import Offences, Places, bind, listed
+from pair_tools import LOGPS
 
 FAULTS = {1: 0.5, 3: float("nan"), 4: None, 7: 0.25, 9: 2.0}
 """Values of the chosen log-prob by row; of the rule `at_most` rows 1, 7 and 9, one each else."""

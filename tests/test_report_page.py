@@ -18,13 +18,14 @@ import pytest
 
 import dpo_pipeline
 from dpo_pipeline.errors import StorageError, UsageError
+from dpo_pipeline.evaluation.findings import Finding
 from dpo_pipeline.exact import bin_of
 from dpo_pipeline.options import StatisticsOptions
 from dpo_pipeline.report import chart_data, page as report_page
 from dpo_pipeline.report.charts import DARK, LIGHT, Figure, framed, label
 from dpo_pipeline.report.comparison_page import domain_of
 from dpo_pipeline.report.evaluation_page import verdict
-from dpo_pipeline.report.page import Notice, Section, Tile, templates
+from dpo_pipeline.report.page import Section, Tile, templates
 from dpo_pipeline.report.table import Column, Table, facts
 from dpo_pipeline.statistics import words
 from dpo_pipeline.statistics.intervals import Interval
@@ -439,12 +440,13 @@ def page_with(text):
     figure = Figure(
         name="x", title=text, caption=text, opening=text, description=text, chart=chart, table=table
     )
-    notice = Notice(severity="note", title=text, evidence=text, advice=text)
+    finding = Finding(name="x", severity="note", title=text, evidence=text, advice=text)
+    short = replace(finding, title="", advice="")
     section = Section(
         name="s",
         title=text,
         figures=[figure, replace(figure, name="y")],
-        notices=[notice],
+        findings=[finding, short],
         parts=[text, facts([(text, text)]), replace(table, sortable=False, folded="")],
     )
     tile = Tile(title=text, value=text, note=text)
@@ -460,7 +462,9 @@ def test_text_of_any_kind_is_text(text):
     for (_, attributes), (_, expected) in zip(page.elements, plain.elements, strict=True):
         assert attributes == {key: value.replace("plain", text) for key, value in expected.items()}
     for tag in {*page.texts} - {"html", "body", "main", "section", "figure", "script"}:
-        assert page.texts[tag] == [each.replace("plain", text) for each in plain.texts[tag]]
+        # A finding begins with a capital.
+        expected = [each.lower().replace("plain", text.lower()) for each in plain.texts[tag]]
+        assert [each.lower() for each in page.texts[tag]] == expected
     drawn = values_of(page.specs()["x"], "text")
     assert drawn == [{"text": text}]
 

@@ -136,17 +136,10 @@ def interval_rows(named: Mapping[str, Estimate]) -> pl.DataFrame:
 def subset_rows(
     subsets: pl.DataFrame, by: Sequence[str], *, value: str, low: str, high: str
 ) -> tuple[pl.DataFrame, str]:
-    """Return the rows of a chart of intervals for the largest subsets, in their order.
+    """Return the rows of a chart of intervals, and a sentence for its caption.
 
-    Args:
-        subsets: Their figures.
-        by: The columns that make them.
-        value: Column of the figure.
-        low: Column of the lower end of its interval.
-        high: Column of the upper end.
-
-    Returns:
-        The rows, and a sentence for the caption if subsets were left out.
+    The rows are of the largest subsets, in their order; the sentence says if some were left out.
+    `value`, `low` and `high` are columns of `subsets`.
     """
     names = [" / ".join(map(as_written, key)) for key in subsets.select(by).iter_rows()]
     table = subsets.select(

@@ -97,11 +97,6 @@ class Figure:
         spec: dict[str, Any] = self.chart.properties(description=self.description).to_dict()
         return spec | {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
 
-    @property
-    def height(self) -> int:
-        """Pixels, without the axis."""
-        return int(self.chart.height)
-
 
 def rows_of(table: pl.DataFrame) -> alt.InlineData:
     """Return a table as data of a chart; what is not finite is null there."""
@@ -160,10 +155,12 @@ def corners(above: str, below: str, palette: Palette, *, margin: int, colour: st
     ]
 
 
-def rule_at(palette: Palette, *, colour: str | None = None, **channels: Any) -> Any:
+def rule_at(
+    palette: Palette, *, colour: str | None = None, clip: Any = alt.Undefined, **channels: Any
+) -> Any:
     """Return a dashed line across the chart at an x or a y."""
-    mark = alt.Chart(one_row(none=None)).mark_rule(color=colour or palette.neutral, **DASHED)
-    return mark.encode(**channels)
+    mark: dict[str, Any] = {"color": colour or palette.neutral, "clip": clip, **DASHED}
+    return alt.Chart(one_row(none=None)).mark_rule(**mark).encode(**channels)
 
 
 def tips(of: Mapping[str, tuple[str, str]]) -> list[alt.Tooltip]:
@@ -191,7 +188,12 @@ def unique(labels: Sequence[str]) -> list[str]:
 
 
 def intervals(
-    table: pl.DataFrame, palette: Palette, *, axis: str, percent: bool, chance: float
+    table: pl.DataFrame,
+    palette: Palette,
+    *,
+    axis: str,
+    chance: float,
+    domain: tuple[float, float] | None = None,
 ) -> Chart:
     """Return a chart of one figure a row, with its interval, against a line.
 
@@ -202,10 +204,10 @@ def intervals(
         table: `label`, `value`, `low`, `high`, `n_pairs`, in the order of the rows.
         palette: The colours.
         axis: Title of the values.
-        percent: Whether values are shares.
         chance: Where the line is.
+        domain: Ends of the scale; what lies beyond is cut off. Without it, values are shares.
     """
-    written = ".1%" if percent else ".4g"
+    written = ".1%" if domain is None else ".4g"
     side = (
         pl.when(pl.col("low") > chance)
         .then(pl.lit("above"))
@@ -213,31 +215,28 @@ def intervals(
         .then(pl.lit("below"))
         .otherwise(pl.lit("open"))
     )
+    colours = {"above": palette.chosen, "below": palette.rejected, "open": palette.neutral}
     labels = pl.Series(unique(table["label"].to_list()), dtype=pl.String)
     numbers = {"value": (axis, written), "low": ("from", written), "high": ("to", written)}
+    tooltip = [alt.Tooltip("label:N", title="of"), *tips({**numbers, N_PAIRS: ("pairs", COUNT)})]
+    y = alt.Y("label:N", sort=None).axis(
+        title=None, ticks=False, domain=False, grid=False, labelPadding=10
+    )
     base = alt.Chart(rows_of(table.with_columns(label=labels, side=side))).encode(
-        y=alt.Y(
-            "label:N",
-            sort=None,
-            axis=alt.Axis(title=None, ticks=False, domain=False, grid=False, labelPadding=10),
-        ),
-        color=_by_side(
-            {"above": palette.chosen, "below": palette.rejected, "open": palette.neutral}
-        ),
-        tooltip=[
-            alt.Tooltip("label:N", title="of"),
-            *tips({**numbers, "n_pairs": ("pairs", COUNT)}),
-        ],
+        y=y, color=_by_side(colours), tooltip=tooltip
     )
-    x = alt.X(
-        "value:Q",
-        scale=alt.Scale(domain=[0, 1]) if percent else alt.Scale(zero=False, nice=True),
-        axis=alt.Axis(title=axis, tickCount=6, format=".0%" if percent else alt.Undefined),
-    )
+    clip: Any = alt.Undefined
+    line, low, value = alt.XDatum(chance), alt.X("low:Q"), alt.X("value:Q")
+    if domain is None:
+        value = value.axis(title=axis, tickCount=6, format=".0%").scale(domain=[0, 1])
+    else:
+        clip, scale = True, alt.Scale(domain=list(domain), nice=False)
+        line, low = alt.XDatum(chance, scale=scale), alt.X("low:Q", scale=scale)
+        value = alt.X("value:Q", scale=scale).axis(title=axis, tickCount=6)
     layers = [
-        rule_at(palette, x=alt.XDatum(chance)),
-        base.mark_rule(strokeWidth=2.5, strokeCap="round").encode(x=alt.X("low:Q"), x2="high:Q"),
-        base.mark_point(filled=True, size=70, opacity=1).encode(x=x),
+        rule_at(palette, x=line, clip=clip),
+        base.mark_rule(strokeWidth=2.5, strokeCap="round", clip=clip).encode(x=low, x2="high:Q"),
+        base.mark_point(filled=True, size=70, opacity=1, clip=clip).encode(x=value),
     ]
     return framed(layers, palette, height=max(3, table.height) * _ROW)
 
@@ -264,15 +263,16 @@ def signed_histogram(
         ties: Pairs at exactly zero, which no bar has.
     """
     side = pl.when(pl.col("lower") < 0.0).then(pl.lit("below")).otherwise(pl.lit("above"))
-    align, shift = ("left", 4) if mean >= 0.0 else ("right", -4)
     top: dict[str, Any] = {"y": alt.value(-24), "fontWeight": "bold"}
+    beside: dict[str, Any] = {"y": alt.value(-6), "fontWeight": "bold"}
+    beside |= {"align": "left", "dx": 4} if mean >= 0.0 else {"align": "right", "dx": -4}
     layers: list[Any] = [
         alt.Chart(rows_of(bars.with_columns(side=side)))
         .mark_bar(binSpacing=1)
         .encode(
-            x=alt.X("lower:Q", bin="binned", axis=alt.Axis(title=axis)),
+            x=alt.X("lower:Q", bin="binned").axis(title=axis),
             x2="upper:Q",
-            y=alt.Y(f"{N_PAIRS}:Q", axis=alt.Axis(title="pairs", tickCount=5)),
+            y=alt.Y(f"{N_PAIRS}:Q").axis(title="pairs", tickCount=5),
             color=_two_colours(palette),
             tooltip=tips(
                 {
@@ -284,15 +284,7 @@ def signed_histogram(
         ),
         rule_at(palette, x=alt.XDatum(0.0), colour=palette.ink),
         rule_at(palette, x=alt.XDatum(mean), colour=palette.mark),
-        label(
-            f"mean {number(mean, 3)}",
-            palette,
-            x=alt.XDatum(mean),
-            y=alt.value(-6),
-            align=align,
-            dx=shift,
-            fontWeight="bold",
-        ),
+        label(f"mean {number(mean, 3)}", palette, x=alt.XDatum(mean), **beside),
         label(below, palette, colour=palette.rejected, x=alt.value(0), align="left", **top),
         label(above, palette, colour=palette.chosen, x=alt.value("width"), align="right", **top),
     ]
@@ -321,10 +313,12 @@ def plane(
         low=pl.max_horizontal(pl.col(f"{x}_low").min(), pl.col(f"{y}_low").min()),
         high=pl.min_horizontal(pl.col(f"{x}_high").max(), pl.col(f"{y}_high").max()),
     ).row(0)
-    scale = alt.Scale(zero=False, nice=False)
-    axes = {name: alt.Axis(title=title.format(name), grid=False, tickCount=8) for name in (x, y)}
-    to_x = alt.X(f"{x}_low:Q", axis=axes[x], scale=scale)
-    to_y = alt.Y(f"{y}_low:Q", axis=axes[y], scale=scale)
+    to_x, to_y = (
+        channel(f"{name}_low:Q", scale=alt.Scale(zero=False, nice=False)).axis(
+            title=title.format(name), grid=False, tickCount=8
+        )
+        for channel, name in ((alt.X, x), (alt.Y, y))
+    )
     edges = {
         f"{name}_{end}": (title, ".3~g")
         for name in (x, y)
@@ -339,9 +333,7 @@ def plane(
             y=to_y,
             y2=f"{y}_high:Q",
             color=_two_colours(palette),
-            opacity=alt.Opacity(
-                f"{N_PAIRS}:Q", scale=alt.Scale(type="sqrt", range=[0.06, 1]), legend=None
-            ),
+            opacity=alt.Opacity(f"{N_PAIRS}:Q", legend=None).scale(type="sqrt", range=[0.06, 1]),
             tooltip=tips({**edges, N_PAIRS: ("pairs, about", ",.1f")}),
         )
     )
@@ -357,8 +349,8 @@ def plane(
 
 
 def _by_side(colours: Mapping[str, str]) -> alt.Color:
-    scale = alt.Scale(domain=[*colours], range=[*colours.values()])
-    return alt.Color("side:N", scale=scale, legend=None)
+    colour = alt.Color("side:N", legend=None)
+    return colour.scale(domain=[*colours], range=[*colours.values()])
 
 
 def _two_colours(palette: Palette) -> alt.Color:

@@ -12,6 +12,7 @@ import polars as pl
 from dpo_pipeline.columns import LOSS, REWARD_ACCURACY, REWARD_MARGIN
 from dpo_pipeline.comparison import Comparison, Side, p_text
 from dpo_pipeline.defaults import POWER
+from dpo_pipeline.evaluation import Finding
 from dpo_pipeline.report.chart_data import (
     BARS,
     density,
@@ -24,7 +25,6 @@ from dpo_pipeline.report.chart_data import (
 )
 from dpo_pipeline.report.charts import (
     PAGE,
-    Chart,
     Figure,
     Palette,
     intervals,
@@ -32,11 +32,12 @@ from dpo_pipeline.report.charts import (
     signed_histogram,
 )
 from dpo_pipeline.report.notebook import difference_table
-from dpo_pipeline.report.page import Notice, Page, Section, Tile
+from dpo_pipeline.report.page import Page, Section, Tile
 from dpo_pipeline.report.table import (
     WORDS_OF_FIGURES,
     Column,
     Table,
+    crossed,
     facts,
     table_of,
     three_digits,
@@ -81,14 +82,13 @@ def _differences(comparison: Comparison, palette: Palette) -> Figure:
         f"{three_digits(most)} points."
     )
     axis = "accuracy of B minus that of A (points)"
-    chart = intervals(with_sizes(rows), palette, axis=axis, percent=False, chance=0.0)
     return Figure(
         name="differences",
         title="Difference of accuracy",
         caption=f"{said} Each has its {100.0 * comparison.level:g}% interval, and its pairs in "
         f"brackets. Blue is B better, orange A better, grey not told apart.{note}",
         description=said,
-        chart=_within(chart, domain),
+        chart=intervals(with_sizes(rows), palette, axis=axis, chance=0.0, domain=domain),
     )
 
 
@@ -104,16 +104,6 @@ def domain_of(rows: pl.DataFrame) -> tuple[float, float]:
     least, most = min(0.0, *ends), max(0.0, *ends)
     room = 0.03 * (most - least) or 1.0
     return least - room, most + room
-
-
-def _within(chart: Chart, domain: tuple[float, float]) -> Chart:
-    """Return a chart of intervals with a scale of its own; what lies beyond is cut off."""
-    for layer in chart.layer:
-        # The mark is a name where it has no property, and then a rule of the whole height.
-        if not isinstance(layer.mark, str):
-            layer.mark.clip = True
-        layer.encoding.x.scale = {"domain": list(domain), "nice": False}
-    return chart
 
 
 def _changes(comparison: Comparison, palette: Palette) -> Figure:
@@ -217,13 +207,17 @@ def _sections(comparison: Comparison) -> Iterator[Section]:
         return Section(name=name, title=figure.title, figures=[figure], parts=tables)
 
     if comparison.findings:
-        notices = [
-            Notice(
-                severity="problem" if text == comparison.incomparable else "caution", evidence=text
+        findings = [
+            Finding(
+                name="comparison",
+                severity="problem" if text == comparison.incomparable else "caution",
+                title="",
+                evidence=text,
+                advice="",
             )
             for text in comparison.findings
         ]
-        yield Section(name="findings", title="Findings", notices=notices)
+        yield Section(name="findings", title="Findings", findings=findings)
     yield drawn("differences", _differences_table(comparison))
     if comparison.subsets is not None:
         by_subset = _subsets_table(comparison.subsets, comparison.by)
@@ -286,18 +280,11 @@ def _right_table(comparison: Comparison) -> Table:
         else " Prompts repeat, so that pairs are not independent as McNemar's test takes them to "
         "be: read the p of the difference of accuracy instead."
     )
-    return Table(
-        columns=(
-            Column("pairs"),
-            Column("B right", count),
-            Column("B wrong or tied", count),
-        ),
-        rows=(
-            ("A right", m.both_right, m.only_a),
-            ("A wrong or tied", m.only_b, m.neither),
-        ),
+    return crossed(
+        "pairs",
+        ("B right", "B wrong or tied"),
+        {"A right": (m.both_right, m.only_a), "A wrong or tied": (m.only_b, m.neither)},
         caption=f"McNemar's test: exact {p_text(m.exact)}, mid-{p_text(m.mid_p)}.{applies}",
-        sortable=False,
     )
 
 

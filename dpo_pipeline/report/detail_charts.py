@@ -61,15 +61,12 @@ def detail_figures(
 
 
 def _course(points: pl.DataFrame, loss: Estimate, palette: Palette, unit: str) -> Figure:
-    row = alt.X(
-        "first_row:Q",
-        axis=alt.Axis(title="row of the input", tickCount=6),
-        scale=alt.Scale(nice=False),
+    row = alt.X("first_row:Q").axis(title="row of the input", tickCount=6).scale(nice=False)
+    title = f"mean loss ({unit})" if unit else "mean loss"
+    low, mean = (
+        alt.Y(f"{name}:Q").scale(zero=False).axis(title=title, tickCount=5)
+        for name in ("low", LOSS)
     )
-    y: dict[str, Any] = {
-        "scale": alt.Scale(zero=False),
-        "axis": alt.Axis(title=f"mean loss ({unit})" if unit else "mean loss", tickCount=5),
-    }
     layers: list[Any] = []
     band = ""
     if loss.standard_error is not None:
@@ -80,7 +77,7 @@ def _course(points: pl.DataFrame, loss: Estimate, palette: Palette, unit: str) -
         layers.append(
             alt.Chart(rows_of(data))
             .mark_area(color=palette.neutral, opacity=0.18, interpolate="step-after")
-            .encode(x=row, y=alt.Y("low:Q", **y), y2="high:Q")
+            .encode(x=row, y=low, y2="high:Q")
         )
         band = (
             f" If the order of the rows means nothing, about {100 * (1 - _MAY_FALL_OUTSIDE):g}% "
@@ -98,7 +95,7 @@ def _course(points: pl.DataFrame, loss: Estimate, palette: Palette, unit: str) -
         rule_at(palette, y=alt.YDatum(loss.value), colour=palette.mark),
         alt.Chart(rows_of(points))
         .mark_line(color=palette.chosen, strokeWidth=1.5, point=dots)
-        .encode(x=row, y=alt.Y(f"{LOSS}:Q", **y), tooltip=tips(tooltip)),
+        .encode(x=row, y=mean, tooltip=tips(tooltip)),
     ]
     each = int(points["last_row"][0] - points["first_row"][0] + 1)
     least, most = ends_of(points, LOSS)
@@ -119,16 +116,12 @@ def _course(points: pl.DataFrame, loss: Estimate, palette: Palette, unit: str) -
 def _calibration(statistics: Statistics, palette: Palette) -> Figure:
     table = statistics.calibration.reliability
     ends = pl.DataFrame({"confidence": [0.5, 1.0], "accuracy": [0.5, 1.0]})
+    claimed, found = "claimed: mean of sigmoid(|margin|)", "found: accuracy"
     percent: dict[str, Any] = {"format": ".0%", "tickCount": 6}
-    x = alt.X(
-        "confidence:Q",
-        scale=alt.Scale(domain=[0.5, 1.0]),
-        axis=alt.Axis(title="claimed: mean of sigmoid(|margin|)", **percent),
-    )
-    found = "found: accuracy"
     lowest = min(0.4, ends_of(table, "accuracy_low")[0])
     scale = alt.Scale(domain=[max(0.0, lowest - 0.02), 1.0], nice=False)
-    y = alt.Y("accuracy:Q", scale=scale, axis=alt.Axis(title=found, **percent))
+    x = alt.X("confidence:Q").scale(domain=[0.5, 1.0]).axis(title=claimed, **percent)
+    y = alt.Y("accuracy:Q", scale=scale).axis(title=found, **percent)
     tooltip = {
         "confidence": ("claimed", ".1%"),
         "accuracy": ("found", ".1%"),
@@ -168,8 +161,8 @@ def _calibration(statistics: Statistics, palette: Palette) -> Figure:
 def _lengths(line: Line, points: pl.DataFrame, palette: Palette) -> Figure:
     ends = ends_of(points, "tokens")
     fitted = [line.intercept.value + line.slope.value * each for each in ends]
-    x = alt.X("tokens:Q", axis=alt.Axis(title="chosen less rejected length (tokens)", tickCount=7))
-    y = alt.Y("reward_margin:Q", axis=alt.Axis(title="mean margin (nats)", tickCount=6))
+    x = alt.X("tokens:Q").axis(title="chosen less rejected length (tokens)", tickCount=7)
+    y = alt.Y("reward_margin:Q").axis(title="mean margin (nats)", tickCount=6)
     tooltip = {
         "tokens": ("tokens longer", ".3~g"),
         "reward_margin": ("mean margin", ".4~g"),
@@ -206,16 +199,10 @@ def _betas(used: float, statistics: Statistics, palette: Palette) -> Figure:
     interval = None if estimate is None else estimate.interval
     found = None if best is None else best.value
     curve = loss_by_beta(margins, used, shown=[used] if found is None else [used, found])
-    x = alt.X(
-        "beta:Q",
-        scale=alt.Scale(type="log", nice=False),
-        axis=alt.Axis(title="beta (logarithmic)", tickCount=6, grid=False),
-    )
-    y = alt.Y(
-        "loss:Q",
-        scale=alt.Scale(zero=False, padding=12),
-        axis=alt.Axis(title="mean DPO loss (nats)", tickCount=5),
-    )
+    x = alt.X("beta:Q").axis(title="beta (logarithmic)", tickCount=6, grid=False)
+    x = x.scale(type="log", nice=False)
+    y = alt.Y("loss:Q").axis(title="mean DPO loss (nats)", tickCount=5)
+    y = y.scale(zero=False, padding=12)
     layers: list[Any] = []
     low, high = float(curve["beta"][0]), float(curve["beta"][-1])
     if interval is not None and interval.high > low and interval.low < high:
@@ -278,14 +265,10 @@ def _why_none(margins: pl.DataFrame) -> str:
 
 def _judge(judge: Agreement, palette: Palette) -> Figure:
     table = judge.by_gap.with_columns(gap=(pl.col("gap_low") + pl.col("gap_high")) / 2.0)
-    axis = f"judge's preference ({' less '.join(judge.columns)})"
-    x = alt.X("gap:Q", axis=alt.Axis(title=axis))
     share = "margin above 0"
-    y = alt.Y(
-        "accuracy:Q",
-        scale=alt.Scale(domain=[0.0, 1.0]),
-        axis=alt.Axis(title=share, format=".0%", tickCount=6),
-    )
+    x = alt.X("gap:Q").axis(title=f"judge's preference ({' less '.join(judge.columns)})")
+    y = alt.Y("accuracy:Q").axis(title=share, format=".0%", tickCount=6)
+    y = y.scale(domain=[0.0, 1.0])
     tooltip = {
         "gap_low": ("preference from", ".3~g"),
         "gap_high": ("to", ".3~g"),

@@ -24,6 +24,8 @@ from dpo_pipeline.report.detail_charts import detail_figures
 from dpo_pipeline.statistics import counted, number, share
 from dpo_pipeline.sums import Summary
 
+_COIN: Final = 0.5
+"""Accuracy of a coin toss."""
 BASELINE_WORDS: Final = {
     "longer": "longer completion",
     "shorter": "shorter completion",
@@ -94,8 +96,7 @@ def _accuracy(statistics: Statistics, palette: Palette) -> Figure:
             interval_rows(named),
             palette,
             axis="share of pairs that prefer the chosen completion",
-            percent=True,
-            chance=0.5,
+            chance=_COIN,
         ),
     )
 
@@ -114,7 +115,7 @@ def _subsets(subsets: pl.DataFrame, statistics: Statistics, palette: Palette) ->
         "for their number.",
         description=f"Accuracy of {counted(drawn.height, 'subset')}, from {share(least)} to "
         f"{share(most)}.",
-        chart=intervals(with_sizes(drawn), palette, axis="accuracy", percent=True, chance=0.5),
+        chart=intervals(with_sizes(drawn), palette, axis="accuracy", chance=_COIN),
     )
 
 

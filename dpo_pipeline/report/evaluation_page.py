@@ -15,12 +15,13 @@ from dpo_pipeline.evaluation import FIGURES, Evaluation, Flips, Statistics
 from dpo_pipeline.invalid_report import BrokenRule, InvalidReport
 from dpo_pipeline.report.charts import PAGE, Figure
 from dpo_pipeline.report.evaluation_charts import BASELINE_WORDS, figures_of, level_of
-from dpo_pipeline.report.page import Notice, Page, Section, Tile
+from dpo_pipeline.report.page import Page, Section, Tile
 from dpo_pipeline.report.table import (
     SHARES,
     WORDS_OF_FIGURES,
     Column,
     Table,
+    crossed,
     facts,
     table_of,
     three_digits,
@@ -168,7 +169,9 @@ def _sections(
         if shown:
             yield Section(name=names[0], title=title or shown[0].title, figures=shown)
 
-    yield _findings(evaluation)
+    findings = evaluation.findings or ()
+    none = () if findings else ("No check found anything wrong with these figures.",)
+    yield Section(name="findings", title="Findings", findings=findings, parts=none)
     yield from drawn("margins")
     yield from drawn("accuracy", "subsets", title="Accuracy" if "subsets" in figures else "")
     unit, subsets = _unit(evaluation), statistics.subsets
@@ -186,25 +189,6 @@ def _sections(
     yield Section(name="invalid", title="What was invalid", parts=[invalid])
     method = _method_table(evaluation, statistics)
     yield Section(name="method", title="How it was computed", parts=[method, _METHOD])
-
-
-def _findings(evaluation: Evaluation) -> Section:
-    """Return the findings, gravest first, or that there are none."""
-    notices = [
-        Notice(
-            severity=each.severity,
-            title=_capital(each.title),
-            evidence=_capital(each.evidence),
-            advice=each.advice,
-        )
-        for each in evaluation.findings or ()
-    ]
-    none = () if notices else ("No check found anything wrong with these figures.",)
-    return Section(name="findings", title="Findings", notices=notices, parts=none)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _figures_table(statistics: Statistics, unit: str) -> Table:
@@ -288,18 +272,14 @@ def _subsets_table(subsets: pl.DataFrame, by: tuple[str, ...], unit: str) -> Tab
 
 def _flips_table(flips: Flips) -> Table:
     """Return whose own log-probs prefer the chosen completion."""
-    return Table(
-        columns=(
-            Column("own log-probs prefer the chosen completion"),
-            Column("policy does", count),
-            Column("policy does not", count),
-        ),
-        rows=(
-            ("reference does", flips.both, flips.reference_only),
-            ("reference does not", flips.policy_only, flips.neither),
-        ),
+    return crossed(
+        "own log-probs prefer the chosen completion",
+        ("policy does", "policy does not"),
+        {
+            "reference does": (flips.both, flips.reference_only),
+            "reference does not": (flips.policy_only, flips.neither),
+        },
         caption="Pairs by whose own log-probs, without a reference, prefer the chosen completion.",
-        sortable=False,
     )
 
 

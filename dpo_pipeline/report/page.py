@@ -13,6 +13,7 @@ from typing import Final
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
+from dpo_pipeline.evaluation import Finding
 from dpo_pipeline.report.charts import DARK, LIGHT, Figure, custom_properties
 from dpo_pipeline.report.table import Table
 
@@ -29,23 +30,6 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
-    """Something that the reader must know.
-
-    Attributes:
-        severity: Its CSS class: `problem`, `caution` or `note`.
-        evidence: What was found.
-        title: What it is, in a few words; the severity stands before it.
-        advice: What to do.
-    """
-
-    severity: str
-    evidence: str
-    title: str = ""
-    advice: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
     """A part of a page under a heading of its own, in the order of the fields.
 
@@ -53,14 +37,14 @@ class Section:
         name: The anchor.
         title: The heading; also in the navigation.
         figures: Charts; several have headings of their own.
-        notices: What the reader must know.
+        findings: What the reader must know; one without a title is its evidence alone.
         parts: Tables, and texts as paragraphs.
     """
 
     name: str
     title: str
     figures: Sequence[Figure] = ()
-    notices: Sequence[Notice] = ()
+    findings: Sequence[Finding] = ()
     parts: Sequence[Table | str] = ()
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from dpo_pipeline.statistics import as_written, number
+from dpo_pipeline.statistics import as_written, count, number
 
 Writer = Callable[[Any], str]
 """Returns a number as text."""
@@ -101,6 +101,15 @@ class Table:
 def facts(rows: Sequence[tuple[str, str]]) -> Table:
     """Return a table of names and what they are."""
     return Table(columns=(Column(""), Column("")), rows=rows)
+
+
+def crossed(
+    title: str, heads: tuple[str, str], rows: Mapping[str, tuple[int, int]], *, caption: str
+) -> Table:
+    """Return a table of counts of pairs, two by two."""
+    columns = [Column(title), *(Column(head, count) for head in heads)]
+    lines = [(name, *counts) for name, counts in rows.items()]
+    return Table(columns=columns, rows=lines, caption=caption, sortable=False)
 
 
 def writer_of(dtype: pl.DataType) -> Writer | None:

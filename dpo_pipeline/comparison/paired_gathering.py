@@ -15,7 +15,7 @@ import polars as pl
 from dpo_pipeline.columns import CHOSEN_REWARD, LOSS, N_VALID, REJECTED_REWARD, REWARD_MARGIN, Needs
 from dpo_pipeline.defaults import BAGS, CLUSTERS_HELD, ROWS_SHOWN
 from dpo_pipeline.exact import bin_of, exact_sum, exact_sum_of_wide
-from dpo_pipeline.losses import Objective, is_correct
+from dpo_pipeline.losses import CheckedObjective, is_correct
 from dpo_pipeline.sources import KEY
 from dpo_pipeline.statistics import hashed, mixed
 from dpo_pipeline.sums import VALID, coarse_bin, count, counted, merge, parted, tally
@@ -67,7 +67,7 @@ class PairedGathering:
     def __init__(
         self,
         *,
-        objective: Objective,
+        objective: CheckedObjective,
         needs: Needs,
         is_wide: bool,
         by: Sequence[str],

@@ -36,7 +36,7 @@ from dpo_pipeline.defaults import (
     ROWS_SHOWN,
 )
 from dpo_pipeline.exact import bin_of, exact_sum_of_wide
-from dpo_pipeline.losses import Objective
+from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.statistics import hashed, mixed
 from dpo_pipeline.sums import (
     VALID,
@@ -121,7 +121,7 @@ class Gathering:
         self,
         *,
         schema: pl.Schema,
-        objective: Objective,
+        objective: CheckedObjective,
         needs: Needs,
         is_wide: bool,
         by: Sequence[str],

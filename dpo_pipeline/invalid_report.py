@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dpo_pipeline.tables import as_json
+from dpo_pipeline.tables import aligned, as_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,18 +97,15 @@ class InvalidReport:
             return f"{self.source}: all {self.n_pairs:,} pairs keep the contract"
         file = os.path.basename(self.source)
         head = f"{self.source} breaks its contract in {self.n_invalid:,} of {self.n_pairs:,} rows"
-        names = max((len(rule.name) for rule in self.broken), default=0)
-        needs = max((len(rule.requirement) for rule in self.broken), default=0)
-        return "\n".join(
-            [
-                head,
-                *(
-                    f"  {rule.name:<{names}}  {rule.requirement:<{needs}}  {rule.count:,} "
-                    f"row{'s' * (rule.count != 1)}, {_first(rule.offenders, file)}"
-                    for rule in self.broken
-                ),
-            ]
-        )
+        rows = [
+            (
+                rule.name,
+                rule.requirement,
+                f"{rule.count:,} row{'s' * (rule.count != 1)}, {_first(rule.offenders, file)}",
+            )
+            for rule in self.broken
+        ]
+        return "\n".join([head, *(f"  {line}" for line in aligned(("", "", ""), rows, most=None))])
 
 
 def _first(offenders: Sequence[Offender], only_file: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Aligned text for terminals."""
+"""Results for terminals and programs: tables of aligned text, and documents as JSON."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
+
+ROWS_SHOWN: Final = 50
+"""Rows of a table in a terminal or a notebook; documents and files have them all."""
 
 
 def as_json(document: Mapping[str, Any]) -> str:
@@ -23,25 +26,19 @@ def _finite(value: Any) -> Any:
     return value
 
 
-ROWS_SHOWN: Final = 50
+def aligned(
+    header: Sequence[str], rows: Sequence[Sequence[object]], *, most: int | None = ROWS_SHOWN
+) -> list[str]:
+    """Return the lines of a table; numbers stand right, words left.
 
-
-def cell(value: object) -> str:
-    """Return a value as text: six digits for a float, separators for a count, `-` for none."""
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return str(value)
-
-
-def aligned(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """Return the lines of a table; numbers stand right, words left; long tables are cut."""
-    shown = [[cell(value) for value in row] for row in rows[:ROWS_SHOWN]]
+    Args:
+        header: Titles of the columns; all empty for a table without a header.
+        rows: The cells, row by row.
+        most: Rows after which the table is cut; None for all.
+    """
+    shown = [[_cell(value) for value in row] for row in rows[:most]]
     grid = [list(header), *shown] if any(header) else shown
-    widths = [max(len(row[i]) for row in grid) for i in range(len(header))]
+    widths = [max((len(row[i]) for row in grid), default=0) for i in range(len(header))]
     words = [any(isinstance(row[i], str) for row in rows) for i in range(len(header))]
     lines = [
         "  ".join(
@@ -50,6 +47,17 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str
         ).rstrip()
         for row in grid
     ]
-    if len(rows) > ROWS_SHOWN:
-        lines.append(f"... and {len(rows) - ROWS_SHOWN:,} more")
+    if len(rows) > len(shown):
+        lines.append(f"... and {len(rows) - len(shown):,} more")
     return lines
+
+
+def _cell(value: object) -> str:
+    """Return a value as text: six digits for a float, separators for a count, `-` for none."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)

@@ -22,6 +22,7 @@ ONLY_IN = {
     "pandera": {"contract"},
     "pyarrow": {"storage", "sources", "scoring"},
     "altair": {"report"},
+    "jinja2": {"report"},
     "vl_convert": {"report"},
     "ray": {"engine"},
     "torch": {"sources"},

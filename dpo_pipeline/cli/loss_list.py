@@ -37,8 +37,7 @@ def as_text(name: str | None = None) -> str:
         for p in facts["parameters"]
     ]
     lines += [(f"  {system}", term) for system, term in facts["elsewhere"].items()]
-    width = max(len(key) for key, _ in lines)
-    return "\n".join(f"{key:<{width}}  {value}" for key, value in lines)
+    return "\n".join(aligned(("", ""), lines))
 
 
 def as_json_text(name: str | None = None) -> str:

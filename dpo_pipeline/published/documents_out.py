@@ -1,13 +1,8 @@
-"""The JSON Schema of the comparison document, from the classes and columns that it is made of."""
+"""The JSON Schemas of the documents that commands write: a summary, a comparison."""
 
 from __future__ import annotations
 
-import types
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
-from typing import Any, Final, Union, get_args, get_origin, get_type_hints
-
-import polars as pl
+from typing import Final, get_args
 
 from dpo_pipeline.comparison import (
     COMPARED,
@@ -16,191 +11,190 @@ from dpo_pipeline.comparison import (
     SUBSET_FIGURES,
     McNemar,
 )
-from dpo_pipeline.evaluation import SEVERITIES, Finding, Statistics
-from dpo_pipeline.sums import Summary
+from dpo_pipeline.evaluation import DOCUMENT_VERSION, Finding, Statistics
+from dpo_pipeline.losses import DIALECTS, F_DIVERGENCES, LOSSES, Rewards
+from dpo_pipeline.published.json_schema import (
+    COUNT,
+    NUMBER,
+    ROWS,
+    TEXT,
+    Schema,
+    described,
+    document,
+    list_of,
+    nullable,
+    object_of,
+    properties_of,
+    reference_to,
+)
+from dpo_pipeline.statistics import Estimate
+from dpo_pipeline.sums import TRL_METRICS, Summary
 
-_NOT_WRITTEN: Final = ("gathered",)
-_PLAIN: Final[Mapping[Any, dict[str, Any]]] = {
-    # What is not finite is null in the document.
-    float: {"type": ["number", "null"]},
-    int: {"type": "integer"},
-    str: {"type": "string"},
-    pl.DataFrame: {"type": "array", "items": {"type": "object"}},
-}
-
-
-def definitions() -> dict[str, Any]:
-    """Return the schema of each class in them by its name, for `$defs`."""
-    found: dict[str, Any] = {}
-    for kind in (Statistics, Finding):
-        _define(kind, found)
-    found[Finding.__name__]["properties"]["severity"] = {"enum": list(SEVERITIES)}
-    return found
-
-
-def statistics_schema() -> dict[str, Any]:
-    """Return the schema of `statistics`: null unless asked for."""
-    described = "Intervals, baselines, calibration and the like; null unless asked for"
-    return {**_nullable(_of(Statistics)), "description": described}
-
-
-def findings_schema() -> dict[str, Any]:
-    """Return the schema of `findings`: null without statistics."""
-    described = "What is wrong or can mislead, gravest first; null without statistics"
-    findings = {"type": "array", "items": _of(Finding)}
-    return {**_nullable(findings), "description": described}
-
-
-def _define(kind: Any, found: dict[str, Any]) -> None:
-    """Add the schema of a class, and of those that its fields name."""
-    hints = get_type_hints(kind)
-    names = [field.name for field in fields(kind) if field.name not in _NOT_WRITTEN]
-    found[kind.__name__] = {
-        "type": "object",
-        "properties": {name: _of(hints[name]) for name in names},
-        "required": names,
-        "additionalProperties": False,
-    }
-    for each in _classes(hints[name] for name in names):
-        if each.__name__ not in found:
-            _define(each, found)
-
-
-def _classes(kinds: Iterable[Any]) -> Iterator[Any]:
-    for kind in kinds:
-        if is_dataclass(kind):
-            yield kind
-        yield from _classes(get_args(kind))
-
-
-def _of(kind: Any) -> dict[str, Any]:
-    """Return the schema of values of a type, as `Statistics.to_dict` writes them."""
-    arguments = get_args(kind)
-    if get_origin(kind) in {Union, types.UnionType}:
-        (inner,) = (each for each in arguments if each is not type(None))
-        return _nullable(_of(inner))
-    if get_origin(kind) is Mapping:
-        return {"type": "object", "additionalProperties": _of(arguments[1])}
-    if get_origin(kind) is tuple:
-        return {"type": "array", "items": _of(arguments[0])}
-    if is_dataclass(kind):
-        return {"$ref": f"#/$defs/{getattr(kind, '__name__', '')}"}
-    return dict(_PLAIN.get(kind, {}))
-
-
-def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
-    if schema.get("type") == ["number", "null"]:
-        return schema
-    return {"anyOf": [schema, {"type": "null"}]}
-
-
-_NUMBER: Final = {"type": ["number", "null"]}
-_COUNT: Final = {"type": "integer", "minimum": 0}
-_TEXT: Final = {"type": "string"}
+_MAYBE_TEXT: Final[Schema] = {"type": ["string", "null"]}
+_FINITE: Final[Schema] = {"type": "number"}
+_SHARE: Final[Schema] = {"type": "number", "minimum": 0, "maximum": 1}
+_PROBABILITY: Final[Schema] = {**NUMBER, "minimum": 0, "maximum": 1}
 _COUNTS_OF_SUBSETS: Final = ("n_valid", "only_a", "only_b")
+_VERSION: Final = described(TEXT, "Version of the package")
+_MAX_LOGP: Final = described(_FINITE, "Largest log-probability accepted, nats")
 
 
-def comparison_document(
-    objective: Mapping[str, Any], broken_rule: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the schema of what `Comparison.to_dict` gives.
-
-    Args:
-        objective: The schema of an objective.
-        broken_rule: The schema of a rule that rows broke.
-    """
-    side = _object(
-        source=_TEXT,
-        n_pairs={**_COUNT, "description": "Rows read"},
-        n_alone={**_COUNT, "description": "Rows whose key the other side does not have"},
-        n_invalid={**_COUNT, "description": "Common pairs that break a rule on this side"},
-        summary={
-            **_object(**{f.name: _COUNT if f.type == "int" else _NUMBER for f in fields(Summary)}),
-            "description": "Means over the common pairs that are valid on both sides",
-        },
-        invalid={
-            "type": "array",
-            "items": broken_rule,
-            "description": "Of the whole source; empty where no common pair is invalid",
-        },
-        borrowed={
+def summary_document() -> str:
+    """Return the schema of what `Evaluation.to_dict` gives."""
+    findings = nullable(list_of(reference_to(Finding)))
+    return document(
+        "dpo_pipeline summary document",
+        definitions=(Statistics, Finding),
+        document_version={"const": DOCUMENT_VERSION},
+        dpo_pipeline=_VERSION,
+        source=TEXT,
+        reference=described(
+            _MAYBE_TEXT, "Where the reference's log-probs came from, if not from the source"
+        ),
+        loss=described(TEXT, "The loss, or several with their weights"),
+        beta={**_FINITE, "minimum": 0},
+        objective=_objective(),
+        max_logp=_MAX_LOGP,
+        columns={
             "type": "object",
-            "additionalProperties": _TEXT,
-            "description": "Columns that were taken from elsewhere, and from where",
+            "description": "Canonical column name to input column",
+            "additionalProperties": TEXT,
         },
+        summary=described(_figures(), "Means over valid pairs, in nats but for reward_accuracy"),
+        metrics=described(
+            object_of(**dict.fromkeys(TRL_METRICS, NUMBER)),
+            "The same figures under TRL's names",
+        ),
+        invalid=list_of(_broken_rule()),
+        subsets=nullable(ROWS),
+        batches=nullable(ROWS),
+        histogram={
+            "description": "Valid pairs by margin; lower and upper are a bin's edges in nats",
+            **nullable(ROWS),
+        },
+        statistics=described(
+            nullable(reference_to(Statistics)),
+            "Intervals, baselines, calibration and the like; null unless asked for",
+        ),
+        findings=described(
+            findings, "What is wrong or can mislead, gravest first; null without statistics"
+        ),
+        warnings=list_of(TEXT),
     )
-    difference = _object(
-        a=_NUMBER,
-        b=_NUMBER,
-        estimate={"$ref": "#/$defs/Estimate", "description": "B minus A"},
-        p_value=_probability(),
-        test=_TEXT,
-        smallest_effect={**_NUMBER, "minimum": 0},
+
+
+def comparison_document() -> str:
+    """Return the schema of what `Comparison.to_dict` gives."""
+    side = _side()
+    difference = object_of(
+        a=NUMBER,
+        b=NUMBER,
+        estimate=described(reference_to(Estimate), "B minus A"),
+        p_value=_PROBABILITY,
+        test=TEXT,
+        smallest_effect={**NUMBER, "minimum": 0},
     )
-    mcnemar = {f.name: {"type": "boolean"} if f.type == "bool" else _COUNT for f in fields(McNemar)}
-    mcnemar |= {"exact": _probability(), "mid_p": _probability()}
-    subset = _object(
+    subset = object_of(
         **{
-            name: {**(_COUNT if name in _COUNTS_OF_SUBSETS else _NUMBER), "description": text}
+            name: described(COUNT if name in _COUNTS_OF_SUBSETS else NUMBER, text)
             for name, text in SUBSET_FIGURES.items()
         }
     )
     # Beside these, a row has the columns of `by`.
     subset["additionalProperties"] = True
     key, *margins = FLIP_COLUMNS
-    flips = {
-        "type": "array",
-        "items": _object(**{key: {}, **{name: {"type": "number"} for name in margins}}),
-    }
-    named = definitions()
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "dpo_pipeline comparison document",
-        **_object(
-            document_version={"const": COMPARISON_VERSION},
-            dpo_pipeline={**_TEXT, "description": "Version of the package"},
-            on={**_TEXT, "description": "The key that joined the sides"},
-            loss=_TEXT,
-            beta={"type": "number", "exclusiveMinimum": 0},
-            objective=objective,
-            max_logp={"type": "number", "description": "Largest log-probability accepted, nats"},
-            level={"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
-            verdict={**_TEXT, "description": "The result in a sentence"},
-            better={
-                "enum": ["a", "b", None],
-                "description": "The side whose accuracy is shown to be higher; null if none is",
-            },
-            a=side,
-            b=side,
-            n_common=_COUNT,
-            n_valid=_COUNT,
-            clusters={**_TEXT, "description": "What was taken as independent"},
-            n_clusters={"type": ["integer", "null"], "minimum": 1},
-            differences=_object(
-                **{name: {**difference, "description": text} for name, text in COMPARED.items()}
-            ),
-            mcnemar=_object(**mcnemar),
-            subsets={"anyOf": [{"type": "array", "items": subset}, {"type": "null"}]},
-            gained={**flips, "description": "Pairs that B alone has right"},
-            lost={**flips, "description": "Pairs that A alone has right"},
-            findings={"type": "array", "items": _TEXT},
-            incomparable={
-                "type": ["string", "null"],
-                "description": "The finding that leaves nothing to compare",
-            },
+    flips = list_of(object_of(**{key: {}}, **dict.fromkeys(margins, _FINITE)))
+    mcnemar = properties_of(McNemar, whole=COUNT)
+    return document(
+        "dpo_pipeline comparison document",
+        definitions=(Estimate,),
+        document_version={"const": COMPARISON_VERSION},
+        dpo_pipeline=_VERSION,
+        on=described(TEXT, "The key that joined the sides"),
+        loss=TEXT,
+        beta={**_FINITE, "exclusiveMinimum": 0},
+        objective=_objective(),
+        max_logp=_MAX_LOGP,
+        level={**_FINITE, "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+        verdict=described(TEXT, "The result in a sentence"),
+        better={
+            "enum": ["a", "b", None],
+            "description": "The side whose accuracy is shown to be higher; null if none is",
+        },
+        a=side,
+        b=side,
+        n_common=COUNT,
+        n_valid=COUNT,
+        clusters=described(TEXT, "What was taken as independent"),
+        n_clusters={"type": ["integer", "null"], "minimum": 1},
+        differences=object_of(
+            **{name: described(difference, text) for name, text in COMPARED.items()}
         ),
-        "$defs": {name: named[name] for name in ("Estimate", "Interval")},
-    }
+        mcnemar=object_of(**mcnemar | {"exact": _PROBABILITY, "mid_p": _PROBABILITY}),
+        subsets=nullable(list_of(subset)),
+        gained=described(flips, "Pairs that B alone has right"),
+        lost=described(flips, "Pairs that A alone has right"),
+        findings=list_of(TEXT),
+        incomparable=described(_MAYBE_TEXT, "The finding that leaves nothing to compare"),
+    )
 
 
-def _probability() -> dict[str, Any]:
-    return {**_NUMBER, "minimum": 0, "maximum": 1}
+def _side() -> Schema:
+    return object_of(
+        source=TEXT,
+        n_pairs=described(COUNT, "Rows read"),
+        n_alone=described(COUNT, "Rows whose key the other side does not have"),
+        n_invalid=described(COUNT, "Common pairs that break a rule on this side"),
+        summary=described(_figures(), "Means over the common pairs that are valid on both sides"),
+        invalid=described(
+            list_of(_broken_rule()), "Of the whole source; empty where no common pair is invalid"
+        ),
+        borrowed={
+            "type": "object",
+            "additionalProperties": TEXT,
+            "description": "Columns that were taken from elsewhere, and from where",
+        },
+    )
 
 
-def _object(**properties: Any) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
+def _figures() -> Schema:
+    return object_of(**properties_of(Summary, whole=COUNT))
+
+
+def _broken_rule() -> Schema:
+    return object_of(
+        rule=described(TEXT, "column.rule"),
+        requirement=TEXT,
+        count={**COUNT, "minimum": 1},
+        first=list_of(
+            object_of(
+                file=_MAYBE_TEXT,
+                row=COUNT,
+                value={"description": "null, a number or text; nan, inf and -inf are text"},
+            ),
+            description="The first rows that break the rule, in the order of the input",
+        ),
+    )
+
+
+def _objective() -> Schema:
+    term = object_of(
+        loss={"enum": list(LOSSES)},
+        weight={**_FINITE, "exclusiveMinimum": 0},
+        reference_free={"type": "boolean"},
+        per_token={"type": "boolean"},
+        f_divergence={"enum": list(F_DIVERGENCES)},
+    )
+    # Beside these, a term has the parameters of its loss.
+    term["additionalProperties"] = _FINITE
+    return described(
+        object_of(
+            beta={**_FINITE, "minimum": 0},
+            rewards={"enum": list(get_args(Rewards))},
+            dialect={"enum": [None, *DIALECTS]},
+            ld_alpha=_SHARE,
+            humanline={"type": "boolean"},
+            terms={"type": "array", "minItems": 1, "items": term},
+        ),
+        "The loss in full: its terms with all their arguments",
+    )

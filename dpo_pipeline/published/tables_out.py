@@ -1,28 +1,18 @@
 """The published contracts: every table that goes in or out, for systems that are not Python.
 
-The tables are written in the Open Data Contract Standard v3 (as YAML), the documents of a summary
-and of a comparison as JSON Schemas. All of it is generated from the column roles, the rules and the
-results' fields; the files under `schemas/` are this module's output, and a test compares them.
+They follow the Open Data Contract Standard v3, as YAML, and are made from the column roles and the
+rules. A test compares the files under `schemas/` with what this room makes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
-from typing import Any, Final, get_args
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from dpo_pipeline.columns import BATCH_MEANS, INVALID, LOGP_ROLES, ROLES, SCORED, Added, Role
 from dpo_pipeline.contract import ValueRule, rules_of
-from dpo_pipeline.evaluation import DOCUMENT_VERSION
-from dpo_pipeline.losses import DIALECTS, F_DIVERGENCES, LOSSES, Rewards
-from dpo_pipeline.published.documents_out import (
-    comparison_document,
-    definitions,
-    findings_schema,
-    statistics_schema,
-)
-from dpo_pipeline.sums import TRL_METRICS, Summary
+from dpo_pipeline.published.documents_out import comparison_document, summary_document
 
 CONTRACT_VERSION: Final = "1.0.0"
 """Changes as a semantic version when a published table does."""
@@ -40,175 +30,47 @@ _INPUT_TYPES: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 
 
+_PURPOSES: Final = {
+    "preference_pairs": "Preference pairs that go in: one row a pair, with the log-probabilities "
+    "of its chosen and rejected completion under the policy and under the frozen reference. "
+    "Columns that are not named here pass through.",
+    "scored_pairs": "Valid preference pairs with their implicit rewards, margin and loss "
+    "(arXiv 2305.18290, Eq. 7), in the order of the input. Input columns pass through unless "
+    "they were not kept.",
+    "invalid_pairs": "Preference pairs that break the contract, as they came, with the rules that "
+    "they break, in the order of the input.",
+    "batch_means": "Means over the valid pairs of each batch. A batch is a run of consecutive "
+    "input rows, or (then `batch` has that column's values and type) the rows with one value of a "
+    "column.",
+}
+_GOING_OUT: Final = {"scored_pairs": SCORED, "invalid_pairs": INVALID, "batch_means": BATCH_MEANS}
+"""The columns of each table that goes out."""
+
+
 def published() -> dict[str, str]:
     """Return the text of each published file by its name."""
-    return {name: make() for name, make in PUBLISHED.items()}
-
-
-def _pairs() -> str:
-    optional = [role for role in ROLES.values() if not role.required]
-    return _contract(
-        "preference_pairs",
-        "Preference pairs that go in: one row a pair, with the log-probabilities of its chosen "
-        "and rejected completion under the policy and under the frozen reference. Columns that "
-        "are not named here pass through.",
-        [_input(role) for role in LOGP_ROLES],
-        more=[
-            _custom("optionalColumns", [_input(role) for role in optional]),
-            _custom(
-                "columnAliases",
-                {role.name: list(role.aliases) for role in ROLES.values() if role.aliases},
-            ),
-        ],
-    )
-
-
-def _scored() -> str:
-    return _contract(
-        "scored_pairs",
-        "Valid preference pairs with their implicit rewards, margin and loss "
-        "(arXiv 2305.18290, Eq. 7), in the order of the input. Input columns pass through unless "
-        "they were not kept.",
-        [_added(column) for column in SCORED],
-    )
-
-
-def _invalid() -> str:
-    return _contract(
-        "invalid_pairs",
-        "Preference pairs that break the contract, as they came, with the rules that they break, "
-        "in the order of the input.",
-        [_added(column) for column in INVALID],
-    )
-
-
-def _batches() -> str:
-    return _contract(
-        "batch_means",
-        "Means over the valid pairs of each batch. A batch is a run of consecutive input rows, or "
-        "(then `batch` has that column's values and type) the rows with one value of a column.",
-        [_added(column) for column in BATCH_MEANS],
-    )
-
-
-def _summary() -> str:
-    number = {"type": ["number", "null"]}
-    figures = {
-        field.name: {"type": "integer", "minimum": 0} if field.type == "int" else number
-        for field in fields(Summary)
+    optional = [_input(role) for role in ROLES.values() if not role.required]
+    aliases = {role.name: list(role.aliases) for role in ROLES.values() if role.aliases}
+    contracts = {
+        "preference_pairs": _contract(
+            "preference_pairs",
+            [_input(role) for role in LOGP_ROLES],
+            customProperties=[
+                {"property": "optionalColumns", "value": optional},
+                {"property": "columnAliases", "value": aliases},
+            ],
+        )
     }
-    row = {"type": "array", "items": {"type": "object"}}
-    document = {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "dpo_pipeline summary document",
-        **_object(
-            document_version={"const": DOCUMENT_VERSION},
-            dpo_pipeline={"type": "string", "description": "Version of the package"},
-            source={"type": "string"},
-            reference={
-                "type": ["string", "null"],
-                "description": "Where the reference's log-probs came from, if not from the source",
-            },
-            loss={"type": "string", "description": "The loss, or several with their weights"},
-            beta={"type": "number", "minimum": 0},
-            objective=_objective(),
-            max_logp={"type": "number", "description": "Largest log-probability accepted, nats"},
-            columns={
-                "type": "object",
-                "description": "Canonical column name to input column",
-                "additionalProperties": {"type": "string"},
-            },
-            summary={
-                **_object(**figures),
-                "description": "Means over valid pairs, in nats but for reward_accuracy",
-            },
-            metrics={
-                **_object(**dict.fromkeys(TRL_METRICS, number)),
-                "description": "The same figures under TRL's names",
-            },
-            invalid={"type": "array", "items": _broken_rule()},
-            subsets={"anyOf": [row, {"type": "null"}]},
-            batches={"anyOf": [row, {"type": "null"}]},
-            histogram={
-                "description": "Valid pairs by margin; lower and upper are a bin's edges in nats",
-                "anyOf": [row, {"type": "null"}],
-            },
-            statistics=statistics_schema(),
-            findings=findings_schema(),
-            warnings={"type": "array", "items": {"type": "string"}},
-        ),
-        "$defs": definitions(),
-    }
-    return json.dumps(document, indent=2) + "\n"
-
-
-def _comparison() -> str:
-    document = comparison_document(_objective(), _broken_rule())
-    return json.dumps(document, indent=2) + "\n"
-
-
-def _broken_rule() -> dict[str, Any]:
-    return _object(
-        rule={"type": "string", "description": "column.rule"},
-        requirement={"type": "string"},
-        count={"type": "integer", "minimum": 1},
-        first={
-            "type": "array",
-            "description": "The first rows that break the rule, in the order of the input",
-            "items": _object(
-                file={"type": ["string", "null"]},
-                row={"type": "integer", "minimum": 0},
-                value={"description": "null, a number or text; nan, inf and -inf are text"},
-            ),
-        },
-    )
-
-
-def _objective() -> dict[str, Any]:
-    term = _object(
-        loss={"enum": list(LOSSES)},
-        weight={"type": "number", "exclusiveMinimum": 0},
-        reference_free={"type": "boolean"},
-        per_token={"type": "boolean"},
-        f_divergence={"enum": list(F_DIVERGENCES)},
-    )
-    # Beside these, a term has the parameters of its loss.
-    term["additionalProperties"] = {"type": "number"}
-    return {
-        **_object(
-            beta={"type": "number", "minimum": 0},
-            rewards={"enum": list(get_args(Rewards))},
-            dialect={"enum": [None, *DIALECTS]},
-            ld_alpha={"type": "number", "minimum": 0, "maximum": 1},
-            humanline={"type": "boolean"},
-            terms={"type": "array", "minItems": 1, "items": term},
-        ),
-        "description": "The loss in full: its terms with all their arguments",
+    for name, columns in _GOING_OUT.items():
+        contracts[name] = _contract(name, [_added(column) for column in columns])
+    return {f"{name}.odcs.yaml": text for name, text in contracts.items()} | {
+        "summary.schema.json": summary_document(),
+        "comparison.schema.json": comparison_document(),
     }
 
 
-def _object(**properties: Any) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
-
-
-PUBLISHED: Final[Mapping[str, Callable[[], str]]] = {
-    "preference_pairs.odcs.yaml": _pairs,
-    "scored_pairs.odcs.yaml": _scored,
-    "invalid_pairs.odcs.yaml": _invalid,
-    "batch_means.odcs.yaml": _batches,
-    "summary.schema.json": _summary,
-    "comparison.schema.json": _comparison,
-}
-
-
-def _contract(
-    name: str, purpose: str, columns: Sequence[Mapping[str, Any]], *, more: Sequence[Any] = ()
-) -> str:
+def _contract(name: str, columns: Sequence[Mapping[str, Any]], **more: Sequence[Any]) -> str:
+    """Return the contract of a table as YAML; `more` are further parts of it."""
     document = {
         "apiVersion": _STANDARD,
         "kind": "DataContract",
@@ -216,23 +78,18 @@ def _contract(
         "name": name,
         "version": CONTRACT_VERSION,
         "status": "active",
-        "description": {"purpose": purpose},
+        "description": {"purpose": _PURPOSES[name]},
         "schema": [
             {
                 "name": name,
                 "logicalType": "object",
                 "physicalType": "parquet",
-                "properties": list(columns),
+                "properties": columns,
             }
         ],
+        **more,
     }
-    if more:
-        document["customProperties"] = list(more)
     return "\n".join(_yaml(document, "")) + "\n"
-
-
-def _custom(name: str, value: Any) -> dict[str, Any]:
-    return {"property": name, "value": value}
 
 
 def _input(role: Role) -> dict[str, Any]:

@@ -8,20 +8,23 @@ histogram's bins of few pairs are put there, since parts of a pair would be draw
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import polars as pl
 
-from dpo_pipeline.columns import LOSS, N_PAIRS, REWARD_MARGIN
+from dpo_pipeline.columns import LOSS, N_PAIRS, N_VALID, REWARD_MARGIN
 from dpo_pipeline.evaluation import Gathered
 from dpo_pipeline.exact import GROWTH, QUANTA_PER_NAT, SCALE, lower_edge, quantile
 from dpo_pipeline.losses import softplus
-from dpo_pipeline.statistics import margins_of
+from dpo_pipeline.statistics import Estimate, as_written, count, margins_of
 from dpo_pipeline.sums import COARSE
 
 BARS: Final = 56
 """Bars of a histogram, about."""
+SUBSETS_DRAWN: Final = 40
+"""Subsets of a chart; the table has all."""
 CELLS: Final = 36
 """Cells of a density, about, in each direction."""
 _WHOLE_BELOW: Final = 10
@@ -114,6 +117,51 @@ def ends_of(table: pl.DataFrame, name: str) -> tuple[float, float]:
     """Return the smallest and the largest value of a column of numbers that has rows."""
     low, high = table.select(pl.col(name).min(), pl.col(name).max().alias("high")).row(0)
     return float(low), float(high)
+
+
+def interval_rows(named: Mapping[str, Estimate]) -> pl.DataFrame:
+    """Return the rows of a chart of intervals, from label to figure."""
+    limits = [each.interval for each in named.values()]
+    return pl.DataFrame(
+        {
+            "label": [*named],
+            "value": [each.value for each in named.values()],
+            "low": pl.Series([each and each.low for each in limits], dtype=pl.Float64),
+            "high": pl.Series([each and each.high for each in limits], dtype=pl.Float64),
+            N_PAIRS: [each.n for each in named.values()],
+        }
+    )
+
+
+def subset_rows(
+    subsets: pl.DataFrame, by: Sequence[str], *, value: str, low: str, high: str
+) -> tuple[pl.DataFrame, str]:
+    """Return the rows of a chart of intervals, and a sentence for its caption.
+
+    The rows are of the largest subsets, in their order; the sentence says if some were left out.
+    `value`, `low` and `high` are columns of `subsets`.
+    """
+    names = [" / ".join(map(as_written, key)) for key in subsets.select(by).iter_rows()]
+    table = subsets.select(
+        pl.Series("label", names, dtype=pl.String),
+        value=value,
+        low=low,
+        high=high,
+        n_pairs=N_VALID,
+    ).filter(pl.col(N_PAIRS) > 0)
+    if table.height <= SUBSETS_DRAWN:
+        return table, ""
+    largest = pl.col(N_PAIRS).rank("ordinal", descending=True) <= SUBSETS_DRAWN
+    return table.filter(largest), (
+        f" Drawn are the {SUBSETS_DRAWN} largest of {count(table.height)} subsets; the table has "
+        "them all."
+    )
+
+
+def with_sizes(table: pl.DataFrame) -> pl.DataFrame:
+    """Return the table with the number of pairs behind each label."""
+    sized = [f"{text} ({count(n)})" for text, n in table.select("label", N_PAIRS).iter_rows()]
+    return table.with_columns(pl.Series("label", sized, dtype=pl.String))
 
 
 def histogram_bars(margins: pl.DataFrame, grid: Grid, n_ties: int) -> pl.DataFrame:

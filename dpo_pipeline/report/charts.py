@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -10,6 +10,7 @@ import altair as alt
 import polars as pl
 
 from dpo_pipeline.columns import N_PAIRS
+from dpo_pipeline.report.table import Table
 from dpo_pipeline.statistics import counted, number
 
 
@@ -28,29 +29,20 @@ class Palette:
     mark: str  # what is pointed at: a mean, the best beta
 
 
-LIGHT: Final = Palette(
-    paper="#ffffff",
-    panel="#f5f6f8",
-    ink="#1a1d21",
-    muted="#59616b",
-    grid="#dfe3e8",
-    chosen="#0a64a4",
-    rejected="#d9600a",
-    neutral="#7a838e",
-    mark="#1a1d21",
-)
-DARK: Final = Palette(
-    paper="#14171b",
-    panel="#1d2126",
-    ink="#e9ebee",
-    muted="#a4acb6",
-    grid="#31373f",
-    chosen="#5cb0ea",
-    rejected="#f0913e",
-    neutral="#858e99",
-    mark="#e9ebee",
-)
-PAGE: Final = Palette(**{role: f"var(--{role})" for role in asdict(LIGHT)})
+_LIGHT_AND_DARK: Final = {
+    "paper": ("#ffffff", "#14171b"),
+    "panel": ("#f5f6f8", "#1d2126"),
+    "ink": ("#1a1d21", "#e9ebee"),
+    "muted": ("#59616b", "#a4acb6"),
+    "grid": ("#dfe3e8", "#31373f"),
+    "chosen": ("#0a64a4", "#5cb0ea"),
+    "rejected": ("#d9600a", "#f0913e"),
+    "neutral": ("#7a838e", "#858e99"),
+    "mark": ("#1a1d21", "#e9ebee"),
+}
+LIGHT: Final = Palette(**{role: light for role, (light, _) in _LIGHT_AND_DARK.items()})
+DARK: Final = Palette(**{role: dark for role, (_, dark) in _LIGHT_AND_DARK.items()})
+PAGE: Final = Palette(**{role: f"var(--{role})" for role in _LIGHT_AND_DARK})
 """For charts in the page: they follow the reader's light or dark mode, and print light."""
 
 
@@ -68,6 +60,9 @@ _LABEL: Final = 170
 """Pixels of a row's label; the tooltip has all of it."""
 
 Chart = alt.LayerChart
+DASHED: Final[Mapping[str, Any]] = {"strokeDash": [4, 3], "strokeWidth": 1.5}
+COUNT: Final = ","
+"""Format of a number of pairs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,15 +73,29 @@ class Figure:
         name: Key, and the anchor in the page.
         title: What it shows.
         caption: How to read it, and of how many pairs it is.
-        description: What it shows, for who cannot see it.
-        chart: An altair chart.
+        description: What it shows, for readers who cannot see it.
+        opening: What stands before the description where the chart is not in sight.
+        chart: An altair chart, without title and description.
+        table: A table of the same, which stands below the chart.
     """
 
     name: str
     title: str
     caption: str
     description: str
+    opening: str = ""
     chart: Chart
+    table: Table | None = None
+
+    def titled(self) -> Chart:
+        """Return the chart with its title and description, to stand by itself."""
+        titled: Chart = self.chart.properties(title=self.title, description=self.description)
+        return titled
+
+    def spec(self) -> dict[str, Any]:
+        """Return the Vega-Lite specification of the chart, for a page as wide as there is room."""
+        spec: dict[str, Any] = self.chart.properties(description=self.description).to_dict()
+        return spec | {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
 
 
 def rows_of(table: pl.DataFrame) -> alt.InlineData:
@@ -101,28 +110,27 @@ def one_row(**values: Any) -> alt.InlineData:
     return rows_of(pl.DataFrame([values]))
 
 
-def framed(layers: Sequence[Any], palette: Palette, *, height: int, description: str) -> Chart:
+def framed(layers: Sequence[Any], palette: Palette, *, height: int) -> Chart:
     """Return layers as one chart in the colours of a palette."""
-    text: dict[str, Any] = {"labelColor": palette.muted, "titleColor": palette.muted}
-    lines: dict[str, Any] = {"domainColor": palette.neutral, "tickColor": palette.neutral}
+    colours = {"labelColor": palette.muted, "titleColor": palette.muted}
+    text: dict[str, Any] = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
     chart: Chart = (
         alt.layer(*layers)
-        .properties(width=WIDTH, height=height, description=description)
+        .properties(width=WIDTH, height=height)
         .configure(font=FONT, background=palette.paper)
         .configure_view(stroke=None)
         .configure_axis(
+            **colours,
             **text,
-            **lines,
+            domainColor=palette.neutral,
+            tickColor=palette.neutral,
             gridColor=palette.grid,
-            labelFontSize=12,
-            titleFontSize=12,
-            titleFontWeight="normal",
             titlePadding=10,
             labelLimit=_LABEL,
             labelOverlap=True,
             labelSeparation=6,
         )
-        .configure_legend(**text, labelFontSize=12, titleFontSize=12, titleFontWeight="normal")
+        .configure_legend(**colours, **text)
         .configure_title(color=palette.ink, fontSize=15, anchor="start")
         .configure_text(color=palette.ink, fontSize=12)
     )
@@ -138,14 +146,28 @@ def label(text: str, palette: Palette, *, colour: str | None = None, **place: An
     )
 
 
-def rule_at(palette: Palette, *, colour: str | None = None, **channels: Any) -> Any:
+def corners(above: str, below: str, palette: Palette, *, margin: int, colour: str) -> list[Any]:
+    """Return texts in the upper left and the lower right corner, on either side of a diagonal."""
+    right: dict[str, Any] = {"x": alt.value("width"), "y": alt.value("height")}
+    return [
+        label(above, palette, colour=colour, x=alt.value(margin), y=alt.value(14), align="left"),
+        label(below, palette, colour=colour, **right, align="right", dx=-margin, dy=-8),
+    ]
+
+
+def rule_at(
+    palette: Palette, *, colour: str | None = None, clip: Any = alt.Undefined, **channels: Any
+) -> Any:
     """Return a dashed line across the chart at an x or a y."""
-    mark: dict[str, Any] = {
-        "strokeDash": [4, 3],
-        "color": colour or palette.neutral,
-        "strokeWidth": 1.5,
-    }
+    mark: dict[str, Any] = {"color": colour or palette.neutral, "clip": clip, **DASHED}
     return alt.Chart(one_row(none=None)).mark_rule(**mark).encode(**channels)
+
+
+def tips(of: Mapping[str, tuple[str, str]]) -> list[alt.Tooltip]:
+    """Return a tooltip of numbers: column to title and format."""
+    return [
+        alt.Tooltip(f"{name}:Q", title=title, format=form) for name, (title, form) in of.items()
+    ]
 
 
 _ROW: Final = 22
@@ -170,9 +192,8 @@ def intervals(
     palette: Palette,
     *,
     axis: str,
-    percent: bool,
     chance: float,
-    description: str,
+    domain: tuple[float, float] | None = None,
 ) -> Chart:
     """Return a chart of one figure a row, with its interval, against a line.
 
@@ -183,59 +204,41 @@ def intervals(
         table: `label`, `value`, `low`, `high`, `n_pairs`, in the order of the rows.
         palette: The colours.
         axis: Title of the values.
-        percent: Whether values are shares.
         chance: Where the line is.
-        description: What the chart shows, in words.
+        domain: Ends of the scale; what lies beyond is cut off. Without it, values are shares.
     """
-    written = ".1%" if percent else ".4g"
-    data = rows_of(
-        table.with_columns(
-            label=pl.Series(unique(table["label"].to_list()), dtype=pl.String),
-            side=pl.when(pl.col("low") > chance)
-            .then(pl.lit("above"))
-            .when(pl.col("high") < chance)
-            .then(pl.lit("below"))
-            .otherwise(pl.lit("open")),
-        )
+    written = ".1%" if domain is None else ".4g"
+    side = (
+        pl.when(pl.col("low") > chance)
+        .then(pl.lit("above"))
+        .when(pl.col("high") < chance)
+        .then(pl.lit("below"))
+        .otherwise(pl.lit("open"))
     )
-    colour = alt.Color(
-        "side:N",
-        scale=alt.Scale(
-            domain=["above", "below", "open"],
-            range=[palette.chosen, palette.rejected, palette.neutral],
-        ),
-        legend=None,
+    colours = {"above": palette.chosen, "below": palette.rejected, "open": palette.neutral}
+    labels = pl.Series(unique(table["label"].to_list()), dtype=pl.String)
+    numbers = {"value": (axis, written), "low": ("from", written), "high": ("to", written)}
+    tooltip = [alt.Tooltip("label:N", title="of"), *tips({**numbers, N_PAIRS: ("pairs", COUNT)})]
+    y = alt.Y("label:N", sort=None).axis(
+        title=None, ticks=False, domain=False, grid=False, labelPadding=10
     )
-    tooltip = [
-        alt.Tooltip("label:N", title="of"),
-        alt.Tooltip("value:Q", title=axis, format=written),
-        alt.Tooltip("low:Q", title="from", format=written),
-        alt.Tooltip("high:Q", title="to", format=written),
-        alt.Tooltip("n_pairs:Q", title="pairs", format=","),
-    ]
-    scale = alt.Scale(domain=[0, 1]) if percent else alt.Scale(zero=False, nice=True)
-    x = alt.X(
-        "value:Q",
-        scale=scale,
-        axis=alt.Axis(
-            title=axis,
-            tickCount=6,
-            format=".0%" if percent else alt.Undefined,
-        ),
+    base = alt.Chart(rows_of(table.with_columns(label=labels, side=side))).encode(
+        y=y, color=_by_side(colours), tooltip=tooltip
     )
-    y = alt.Y(
-        "label:N",
-        sort=None,
-        axis=alt.Axis(title=None, ticks=False, domain=False, grid=False, labelPadding=10),
-    )
-    base = alt.Chart(data).encode(y=y, color=colour, tooltip=tooltip)
+    clip: Any = alt.Undefined
+    line, low, value = alt.XDatum(chance), alt.X("low:Q"), alt.X("value:Q")
+    if domain is None:
+        value = value.axis(title=axis, tickCount=6, format=".0%").scale(domain=[0, 1])
+    else:
+        clip, scale = True, alt.Scale(domain=list(domain), nice=False)
+        line, low = alt.XDatum(chance, scale=scale), alt.X("low:Q", scale=scale)
+        value = alt.X("value:Q", scale=scale).axis(title=axis, tickCount=6)
     layers = [
-        rule_at(palette, x=alt.XDatum(chance)),
-        base.mark_rule(strokeWidth=2.5, strokeCap="round").encode(x=alt.X("low:Q"), x2="high:Q"),
-        base.mark_point(filled=True, size=70, opacity=1).encode(x=x),
+        rule_at(palette, x=line, clip=clip),
+        base.mark_rule(strokeWidth=2.5, strokeCap="round", clip=clip).encode(x=low, x2="high:Q"),
+        base.mark_point(filled=True, size=70, opacity=1, clip=clip).encode(x=value),
     ]
-    height = max(3, table.height) * _ROW
-    return framed(layers, palette, height=height, description=description)
+    return framed(layers, palette, height=max(3, table.height) * _ROW)
 
 
 def signed_histogram(
@@ -247,7 +250,6 @@ def signed_histogram(
     above: str,
     mean: float,
     ties: int,
-    description: str,
 ) -> Chart:
     """Return a histogram in two colours that meet at zero.
 
@@ -259,57 +261,40 @@ def signed_histogram(
         above: What stands above the others.
         mean: What is marked.
         ties: Pairs at exactly zero, which no bar has.
-        description: What the chart shows, in words.
     """
     side = pl.when(pl.col("lower") < 0.0).then(pl.lit("below")).otherwise(pl.lit("above"))
+    top: dict[str, Any] = {"y": alt.value(-24), "fontWeight": "bold"}
+    beside: dict[str, Any] = {"y": alt.value(-6), "fontWeight": "bold"}
+    beside |= {"align": "left", "dx": 4} if mean >= 0.0 else {"align": "right", "dx": -4}
     layers: list[Any] = [
         alt.Chart(rows_of(bars.with_columns(side=side)))
         .mark_bar(binSpacing=1)
         .encode(
-            x=alt.X("lower:Q", bin="binned", axis=alt.Axis(title=axis)),
+            x=alt.X("lower:Q", bin="binned").axis(title=axis),
             x2="upper:Q",
-            y=alt.Y(f"{N_PAIRS}:Q", axis=alt.Axis(title="pairs", tickCount=5)),
+            y=alt.Y(f"{N_PAIRS}:Q").axis(title="pairs", tickCount=5),
             color=_two_colours(palette),
-            tooltip=[
-                alt.Tooltip("lower:Q", title="from", format=".4~g"),
-                alt.Tooltip("upper:Q", title="to", format=".4~g"),
-                alt.Tooltip(f"{N_PAIRS}:Q", title="pairs, about", format=",.0f"),
-            ],
+            tooltip=tips(
+                {
+                    "lower": ("from", ".4~g"),
+                    "upper": ("to", ".4~g"),
+                    N_PAIRS: ("pairs, about", ",.0f"),
+                }
+            ),
         ),
         rule_at(palette, x=alt.XDatum(0.0), colour=palette.ink),
         rule_at(palette, x=alt.XDatum(mean), colour=palette.mark),
-        label(
-            f"mean {number(mean, 3)}",
-            palette,
-            x=alt.XDatum(mean),
-            y=alt.value(-6),
-            align="left" if mean >= 0.0 else "right",
-            dx=4 if mean >= 0.0 else -4,
-            fontWeight="bold",
-        ),
-    ]
-    ends: list[dict[str, Any]] = [
-        {"text": below, "x": alt.value(0), "align": "left", "colour": palette.rejected},
-        {"text": above, "x": alt.value("width"), "align": "right", "colour": palette.chosen},
-    ]
-    layers += [
-        label(end.pop("text"), palette, y=alt.value(-24), fontWeight="bold", **end) for end in ends
+        label(f"mean {number(mean, 3)}", palette, x=alt.XDatum(mean), **beside),
+        label(below, palette, colour=palette.rejected, x=alt.value(0), align="left", **top),
+        label(above, palette, colour=palette.chosen, x=alt.value("width"), align="right", **top),
     ]
     if ties:
         layers += _ties(ties, palette)
-    return framed(layers, palette, height=240, description=description)
+    return framed(layers, palette, height=240)
 
 
 def plane(
-    cells: pl.DataFrame,
-    palette: Palette,
-    *,
-    x: str,
-    y: str,
-    title: str,
-    above: str,
-    below: str,
-    description: str,
+    cells: pl.DataFrame, palette: Palette, *, x: str, y: str, title: str, above: str, below: str
 ) -> Chart:
     """Return the density of pairs over two values, in two colours that meet where they are equal.
 
@@ -321,7 +306,6 @@ def plane(
         title: Of an axis, with `{}` for the name.
         above: What is so where y is larger.
         below: What is so where x is larger.
-        description: What the chart shows, in words.
     """
     middle_x, middle_y = (pl.col(f"{name}_low") + pl.col(f"{name}_high") for name in (x, y))
     side = pl.when(middle_y > middle_x).then(pl.lit("above")).otherwise(pl.lit("below"))
@@ -329,10 +313,17 @@ def plane(
         low=pl.max_horizontal(pl.col(f"{x}_low").min(), pl.col(f"{y}_low").min()),
         high=pl.min_horizontal(pl.col(f"{x}_high").max(), pl.col(f"{y}_high").max()),
     ).row(0)
-    scale = alt.Scale(zero=False, nice=False)
-    axes = {name: alt.Axis(title=title.format(name), grid=False, tickCount=8) for name in (x, y)}
-    to_x = alt.X(f"{x}_low:Q", axis=axes[x], scale=scale)
-    to_y = alt.Y(f"{y}_low:Q", axis=axes[y], scale=scale)
+    to_x, to_y = (
+        channel(f"{name}_low:Q", scale=alt.Scale(zero=False, nice=False)).axis(
+            title=title.format(name), grid=False, tickCount=8
+        )
+        for channel, name in ((alt.X, x), (alt.Y, y))
+    )
+    edges = {
+        f"{name}_{end}": (title, ".3~g")
+        for name in (x, y)
+        for end, title in (("low", f"{name} from"), ("high", "to"))
+    }
     squares = (
         alt.Chart(rows_of(cells.with_columns(side=side)))
         .mark_rect(stroke=None)
@@ -342,38 +333,28 @@ def plane(
             y=to_y,
             y2=f"{y}_high:Q",
             color=_two_colours(palette),
-            opacity=alt.Opacity(
-                f"{N_PAIRS}:Q", scale=alt.Scale(type="sqrt", range=[0.06, 1]), legend=None
-            ),
-            tooltip=[
-                tip
-                for name in (x, y)
-                for tip in (
-                    alt.Tooltip(f"{name}_low:Q", title=f"{name} from", format=".3~g"),
-                    alt.Tooltip(f"{name}_high:Q", title="to", format=".3~g"),
-                )
-            ]
-            + [alt.Tooltip(f"{N_PAIRS}:Q", title="pairs, about", format=",.1f")],
+            opacity=alt.Opacity(f"{N_PAIRS}:Q", legend=None).scale(type="sqrt", range=[0.06, 1]),
+            tooltip=tips({**edges, N_PAIRS: ("pairs, about", ",.1f")}),
         )
     )
     diagonal = alt.Chart(rows_of(pl.DataFrame({f"{x}_low": ends, f"{y}_low": ends})))
-    low: dict[str, Any] = {"x": alt.value("width"), "y": alt.value("height"), "dx": -6, "dy": -8}
     layers = [
         squares,
         rule_at(palette, x=alt.XDatum(0.0)),
         rule_at(palette, y=alt.YDatum(0.0)),
-        diagonal.mark_line(color=palette.ink, strokeWidth=1.5, strokeDash=[4, 3]).encode(
-            x=to_x, y=to_y
-        ),
-        label(above, palette, x=alt.value(6), y=alt.value(14), align="left"),
-        label(below, palette, align="right", **low),
+        diagonal.mark_line(color=palette.ink, **DASHED).encode(x=to_x, y=to_y),
+        *corners(above, below, palette, margin=6, colour=palette.ink),
     ]
-    return framed(layers, palette, height=360, description=description)
+    return framed(layers, palette, height=360)
+
+
+def _by_side(colours: Mapping[str, str]) -> alt.Color:
+    colour = alt.Color("side:N", legend=None)
+    return colour.scale(domain=[*colours], range=[*colours.values()])
 
 
 def _two_colours(palette: Palette) -> alt.Color:
-    scale = alt.Scale(domain=["below", "above"], range=[palette.rejected, palette.chosen])
-    return alt.Color("side:N", scale=scale, legend=None)
+    return _by_side({"below": palette.rejected, "above": palette.chosen})
 
 
 def _ties(ties: int, palette: Palette) -> list[Any]:
@@ -385,7 +366,7 @@ def _ties(ties: int, palette: Palette) -> list[Any]:
             x=alt.X("at:Q"),
             y=alt.Y("bottom:Q"),
             y2=f"{N_PAIRS}:Q",
-            tooltip=[alt.Tooltip(f"{N_PAIRS}:Q", title="ties", format=",")],
+            tooltip=tips({N_PAIRS: ("ties", COUNT)}),
         )
     )
     place: dict[str, Any] = {"x": alt.XDatum(0.0), "y": alt.value(12), "align": "right", "dx": -8}

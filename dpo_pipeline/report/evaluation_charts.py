@@ -7,23 +7,31 @@ from typing import Final
 
 import polars as pl
 
-from dpo_pipeline.columns import N_VALID, REWARD_ACCURACY
+from dpo_pipeline.columns import REWARD_ACCURACY
 from dpo_pipeline.evaluation import Evaluation, Statistics
-from dpo_pipeline.report.chart_data import BARS, density, ends_of, grid_over, histogram_bars
+from dpo_pipeline.report.chart_data import (
+    BARS,
+    density,
+    ends_of,
+    grid_over,
+    histogram_bars,
+    interval_rows,
+    subset_rows,
+    with_sizes,
+)
 from dpo_pipeline.report.charts import Figure, Palette, intervals, plane, signed_histogram
 from dpo_pipeline.report.detail_charts import detail_figures
-from dpo_pipeline.statistics import as_written, count, counted, number, share
+from dpo_pipeline.statistics import counted, number, share
 from dpo_pipeline.sums import Summary
 
-SUBSETS_DRAWN: Final = 40
-"""Subsets of a chart; the table has all."""
+_COIN: Final = 0.5
+"""Accuracy of a coin toss."""
 BASELINE_WORDS: Final = {
     "longer": "longer completion",
     "shorter": "shorter completion",
     "reference": "reference's log-probs",
     "policy": "policy's log-probs",
 }
-OWN: Final = "implicit rewards"
 
 
 def figures_of(
@@ -39,17 +47,6 @@ def figures_of(
     if not statistics.is_all_ties:
         yield _rewards(evaluation.summary, statistics, palette)
     yield from detail_figures(evaluation, statistics, palette)
-
-
-def with_sizes(table: pl.DataFrame) -> pl.DataFrame:
-    """Return the table with the number of pairs behind each label."""
-    sized = [f"{text} ({count(n)})" for text, n in table.select("label", "n_pairs").iter_rows()]
-    return table.with_columns(pl.Series("label", sized, dtype=pl.String))
-
-
-def subset_labels(subsets: pl.DataFrame, by: tuple[str, ...]) -> list[str]:
-    """Return what a subset is called: its values, one after the other."""
-    return [" / ".join(map(as_written, key)) for key in subsets.select(by).iter_rows()]
 
 
 def _margins(evaluation: Evaluation, statistics: Statistics, palette: Palette) -> Figure:
@@ -69,7 +66,8 @@ def _margins(evaluation: Evaluation, statistics: Statistics, palette: Palette) -
         title="Margins",
         caption=f"The margin is the chosen less the rejected reward. {said} Bars are "
         f"{number(grid.step, 2)} nats wide; the outermost hold what lies beyond.",
-        description=f"Histogram. {said}",
+        opening="Histogram. ",
+        description=said,
         chart=signed_histogram(
             histogram_bars(margins, grid, summary.n_ties),
             palette,
@@ -78,26 +76,14 @@ def _margins(evaluation: Evaluation, statistics: Statistics, palette: Palette) -
             above=f"chosen preferred: {share(right)}",
             mean=mean,
             ties=summary.n_ties,
-            description=said,
         ),
     )
 
 
 def _accuracy(statistics: Statistics, palette: Palette) -> Figure:
-    named = {OWN: statistics.figures[REWARD_ACCURACY]}
+    named = {"implicit rewards": statistics.figures[REWARD_ACCURACY]}
     named |= {BASELINE_WORDS[name]: each for name, each in statistics.baselines.items()}
-    rows = [
-        {
-            "label": name,
-            "value": each.value,
-            "low": None if each.interval is None else each.interval.low,
-            "high": None if each.interval is None else each.interval.high,
-            "n_pairs": each.n,
-        }
-        for name, each in named.items()
-    ]
     said = "; ".join(f"{name} {share(each.value)}" for name, each in named.items())
-    description = f"Share of pairs in which each rule prefers the chosen completion: {said}."
     return Figure(
         name="accuracy",
         title="Accuracy against simple rules",
@@ -105,40 +91,21 @@ def _accuracy(statistics: Statistics, palette: Palette) -> Figure:
         f"{level_of(statistics)} interval; a tie prefers nothing. Blue is above a coin toss, "
         "orange below it, grey not told apart from it. A policy is worth what it does better than "
         "the rules below it.",
-        description=description,
+        description=f"Share of pairs in which each rule prefers the chosen completion: {said}.",
         chart=intervals(
-            pl.DataFrame(rows, schema_overrides={"low": pl.Float64, "high": pl.Float64}),
+            interval_rows(named),
             palette,
             axis="share of pairs that prefer the chosen completion",
-            percent=True,
-            chance=0.5,
-            description=description,
+            chance=_COIN,
         ),
     )
 
 
 def _subsets(subsets: pl.DataFrame, statistics: Statistics, palette: Palette) -> Figure:
     by = statistics.gathered.by
-    table = subsets.select(
-        label=pl.Series(subset_labels(subsets, by), dtype=pl.String),
-        value=REWARD_ACCURACY,
-        low=f"{REWARD_ACCURACY}_low",
-        high=f"{REWARD_ACCURACY}_high",
-        n_pairs=N_VALID,
-    ).filter(pl.col("n_pairs") > 0)
-    drawn = table
-    note = ""
-    if table.height > SUBSETS_DRAWN:
-        largest = pl.col("n_pairs").rank("ordinal", descending=True) <= SUBSETS_DRAWN
-        drawn = table.filter(largest)
-        note = (
-            f" Drawn are the {SUBSETS_DRAWN} largest of {count(table.height)} subsets; the table "
-            "has them all."
-        )
+    names = {end: f"{REWARD_ACCURACY}_{end}" for end in ("low", "high")}
+    drawn, note = subset_rows(subsets, by, value=REWARD_ACCURACY, **names)
     least, most = ends_of(drawn, "value")
-    description = (
-        f"Accuracy of {counted(drawn.height, 'subset')}, from {share(least)} to {share(most)}."
-    )
     return Figure(
         name="subsets",
         title="Accuracy by subset",
@@ -146,15 +113,9 @@ def _subsets(subsets: pl.DataFrame, statistics: Statistics, palette: Palette) ->
         f"{level_of(statistics)} interval, by {', '.join(by)} (pairs in brackets).{note} Intervals "
         "are of each subset by itself: of many, some miss. The table has p-values that allow "
         "for their number.",
-        description=description,
-        chart=intervals(
-            with_sizes(drawn),
-            palette,
-            axis="accuracy",
-            percent=True,
-            chance=0.5,
-            description=description,
-        ),
+        description=f"Accuracy of {counted(drawn.height, 'subset')}, from {share(least)} to "
+        f"{share(most)}.",
+        chart=intervals(with_sizes(drawn), palette, axis="accuracy", chance=_COIN),
     )
 
 
@@ -177,7 +138,8 @@ def _rewards(summary: Summary, statistics: Statistics, palette: Palette) -> Figu
         caption=f"The stronger its colour, the more of the {counted(summary.n_valid, 'pair')} a "
         "cell holds. Above the dashed line the chosen completion has the higher reward. The "
         f"outermost cells hold what lies beyond. {said}",
-        description=f"Density of chosen against rejected rewards. {said}",
+        opening="Density of chosen against rejected rewards. ",
+        description=said,
         chart=plane(
             density(statistics.gathered.rewards, x="rejected", y="chosen"),
             palette,
@@ -186,7 +148,6 @@ def _rewards(summary: Summary, statistics: Statistics, palette: Palette) -> Figu
             title="{} reward (nats)",
             above="chosen higher",
             below="rejected higher",
-            description=said,
         ),
     )
 

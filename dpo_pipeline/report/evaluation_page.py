@@ -2,74 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, Final
 
-from dpo_pipeline.columns import LOSS, REWARD_ACCURACY, REWARD_MARGIN
+import polars as pl
+
+from dpo_pipeline.columns import LOSS, N_VALID, PAIR_ID, REWARD_ACCURACY, REWARD_MARGIN
 from dpo_pipeline.defaults import LOSS_NAME
-from dpo_pipeline.errors import UsageError
-from dpo_pipeline.evaluation import Evaluation, Finding, Statistics
+from dpo_pipeline.evaluation import ESTIMATED_FIGURES, Evaluation, Flips, Statistics
+from dpo_pipeline.invalid_report import BrokenRule, InvalidReport
 from dpo_pipeline.losses import unit_of_loss
-from dpo_pipeline.report.charts import LIGHT, PAGE, Figure
-from dpo_pipeline.report.evaluation_charts import figures_of, level_of
-from dpo_pipeline.report.evaluation_tables import (
-    figures_table,
-    flips_table,
-    invalid_table,
-    lowest_table,
-    method_table,
-    reliability_table,
-    subsets_table,
+from dpo_pipeline.report.charts import PAGE, Figure
+from dpo_pipeline.report.evaluation_charts import BASELINE_WORDS, figures_of, level_of
+from dpo_pipeline.report.page import Page, Section, Tile
+from dpo_pipeline.report.table import (
+    SHARES,
+    WORDS_OF_FIGURES,
+    Column,
+    Table,
+    crossed,
+    facts,
+    table_of,
+    three_digits,
 )
-from dpo_pipeline.report.markup import Content, Markup, element
-from dpo_pipeline.report.page import Section, Tile, figure, folded, page
 from dpo_pipeline.statistics import (
+    DASH,
     Estimate,
+    as_written,
     between,
     count,
     counted,
     number,
+    p_value,
+    points,
     share,
     share_within,
     with_interval,
 )
 
-_ASK: Final = "needs the statistics: call evaluate with statistics=True"
 _COIN: Final = 0.5
+_METHOD: Final = (
+    "Rewards are beta times what the loss compares; the margin is the chosen less the rejected "
+    "reward, and a pair is right if it is above 0. Each valid pair weighs alike. Means come from "
+    "exact sums. Charts, quantiles, calibration and the best beta come from histograms whose bins "
+    "are within 0.25% of a margin. Nats are natural-log units."
+)
+_LIBRARIES: Final = ("dpo_pipeline", "polars", "pyarrow", "altair", "vl-convert-python")
 
 
-def charts_of(evaluation: Evaluation) -> dict[str, Any]:
-    """Return the charts by name, as altair objects with titles, in light colours.
-
-    Raises:
-        UsageError: The evaluation has no statistics.
-    """
-    statistics = _statistics(evaluation, "charts()")
-    return {
-        each.name: each.chart.properties(title=each.title)
-        for each in figures_of(evaluation, statistics, LIGHT)
-    }
-
-
-def page_of(evaluation: Evaluation) -> str:
-    """Return the report as one HTML document.
-
-    Raises:
-        UsageError: The evaluation has no statistics.
-    """
-    statistics = _statistics(evaluation, "report()")
+def page_of(evaluation: Evaluation, statistics: Statistics) -> str:
+    """Return the report as one HTML document."""
     figures = {each.name: each for each in figures_of(evaluation, statistics, PAGE)}
-    objective = evaluation.objective
-    return page(
-        title=f"{evaluation.source}: {objective} loss, beta {evaluation.beta:g}",
+    return Page(
+        title=f"{evaluation.source}: {evaluation.objective} loss, beta {evaluation.beta:g}",
         verdict=verdict(evaluation, statistics),
-        lead=[element("p", each, class_="lead") for each in _lead(evaluation, statistics)],
+        lead=list(_lead(evaluation, statistics)),
         tiles=list(_tiles(evaluation, statistics)),
         sections=list(_sections(evaluation, statistics, figures)),
-        made_by=f"Made by dpo_pipeline {version('dpo_pipeline')}. This page holds all it shows and "
-        "loads nothing.",
-    )
+    ).html()
 
 
 def verdict(evaluation: Evaluation, statistics: Statistics) -> str:
@@ -91,12 +83,6 @@ def verdict(evaluation: Evaluation, statistics: Statistics) -> str:
     return f"The chosen completion has the higher reward in {found} of {n}: {told}."
 
 
-def _statistics(evaluation: Evaluation, what: str) -> Statistics:
-    if evaluation.statistics is None:
-        raise UsageError(f"{what} {_ASK}")
-    return evaluation.statistics
-
-
 def _lead(evaluation: Evaluation, statistics: Statistics) -> Iterator[str]:
     summary = evaluation.summary
     gains = statistics.advantages
@@ -108,12 +94,11 @@ def _lead(evaluation: Evaluation, statistics: Statistics) -> Iterator[str]:
             "reference": "the reference's own log-probs",
             "policy": "the policy's own log-probs",
         }
-        found = gains[hardest]
         ties = " A tie counts as wrong." if statistics.has_ties else ""
         yield (
-            f"The best rule without rewards, {rules.get(hardest, hardest)}, is right in "
-            f"{share(statistics.baselines[hardest].value)}; the rewards are {_beside(found)} it."
-            f"{ties}"
+            f"The best rule without rewards, {rules[hardest]}, is right in "
+            f"{share(statistics.baselines[hardest].value)}; the rewards are "
+            f"{_beside(gains[hardest])} it.{ties}"
         )
     if summary.n_invalid:
         yield (
@@ -129,54 +114,40 @@ def _beside(estimate: Estimate) -> str:
     limits = ""
     if interval is not None:
         low, high = sorted(100.0 * sign * each for each in (interval.low, interval.high))
-        limits = f" ({number(low, 3)} to {number(high, 3)})"
+        limits = f" ({three_digits(low)} to {three_digits(high)})"
     if estimate.value == 0.0:
         return f"level{limits} with"
     side = "behind" if estimate.value < 0.0 else "ahead of"
-    return f"{number(100.0 * sign * estimate.value, 3)} points{limits} {side}"
+    return f"{three_digits(100.0 * sign * estimate.value)} points{limits} {side}"
 
 
 def _tiles(evaluation: Evaluation, statistics: Statistics) -> Iterator[Tile]:
-    figures = statistics.figures
+    figures, summary = statistics.figures, evaluation.summary
+    is_dpo = [term.loss.name for term in evaluation.objective.terms] == [LOSS_NAME]
     if REWARD_ACCURACY in figures:
         accuracy = figures[REWARD_ACCURACY]
         yield _tile("Reward accuracy", accuracy, share_within(accuracy.interval))
     if LOSS in figures:
         unit = _unit(evaluation)
         title = f"Mean loss ({unit})" if unit else "Mean loss"
-        yield _tile(title, figures[LOSS], number, _of_no_margins(evaluation))
+        of_no_margins = "0.6931 if all margins were 0" if is_dpo else ""
+        yield _tile(title, figures[LOSS], number, of_no_margins)
     if REWARD_MARGIN in figures:
         yield _tile("Mean margin (nats)", figures[REWARD_MARGIN], number)
     best = statistics.calibration.best_beta
     if best is not None:
-        of = "" if _is_dpo(evaluation) else " of the DPO loss"
-        yield _tile(f"Best beta{of} ({evaluation.beta:g} was used)", best, _short)
+        of = "" if is_dpo else " of the DPO loss"
+        yield _tile(f"Best beta{of} ({evaluation.beta:g} was used)", best, three_digits)
     yield Tile(
         title="Valid pairs",
-        value=count(evaluation.summary.n_valid),
-        note=f"{counted(evaluation.summary.n_ties, 'tie')}, "
-        f"{count(evaluation.summary.n_invalid)} invalid",
+        value=count(summary.n_valid),
+        note=f"{counted(summary.n_ties, 'tie')}, {count(summary.n_invalid)} invalid",
     )
 
 
 def _tile(title: str, estimate: Estimate, written: Any, more: str = "") -> Tile:
-    return Tile(
-        title=title,
-        value=written(estimate.value),
-        note="; ".join(filter(None, (between(estimate.interval, written), more))),
-    )
-
-
-def _short(value: float | None) -> str:
-    return number(value, 3)
-
-
-def _of_no_margins(evaluation: Evaluation) -> str:
-    return "0.6931 if all margins were 0" if _is_dpo(evaluation) else ""
-
-
-def _is_dpo(evaluation: Evaluation) -> bool:
-    return [term.loss.name for term in evaluation.objective.terms] == [LOSS_NAME]
+    note = "; ".join(filter(None, (between(estimate.interval, written), more)))
+    return Tile(title=title, value=written(estimate.value), note=note)
 
 
 def _unit(evaluation: Evaluation) -> str:
@@ -186,85 +157,208 @@ def _unit(evaluation: Evaluation) -> str:
 def _sections(
     evaluation: Evaluation, statistics: Statistics, figures: Mapping[str, Figure]
 ) -> Iterator[Section]:
-    def shown(*names: str, **more: Content) -> list[Markup]:
-        return [
-            part
-            for name in names
-            if name in figures
-            for part in (
-                *(() if len(names) == 1 else (element("h3", figures[name].title),)),
-                figure(figures[name], more=more.get(name)),
-            )
+    tables = {"calibration": _reliability_table(statistics)}
+    if statistics.flips is not None:
+        tables["rewards"] = _flips_table(statistics.flips)
+
+    def drawn(*names: str, title: str = "") -> Iterator[Section]:
+        """Yield a section of these charts, under the title of the first unless given one."""
+        shown = [
+            replace(figures[each], table=tables.get(each)) for each in names if each in figures
         ]
+        if shown:
+            yield Section(name=names[0], title=title or shown[0].title, figures=shown)
 
-    yield Section(
-        name="findings", title="Findings", content=findings_list(evaluation.findings or ())
-    )
-    if "margins" in figures:
-        yield Section(name="margins", title="Margins", content=shown("margins"))
-        yield (
-            Section(name="accuracy", title="Accuracy", content=shown("accuracy", "subsets"))
-            if "subsets" in figures
-            else Section(
-                name="accuracy", title="Accuracy against simple rules", content=shown("accuracy")
+    findings = evaluation.findings or ()
+    none = () if findings else ("No check found anything wrong with these figures.",)
+    yield Section(name="findings", title="Findings", findings=findings, parts=none)
+    yield from drawn("margins")
+    yield from drawn("accuracy", "subsets", title="Accuracy" if "subsets" in figures else "")
+    unit, subsets = _unit(evaluation), statistics.subsets
+    if subsets is not None:
+        by_subset = _subsets_table(subsets, statistics.gathered.by, unit)
+        yield Section(name="by-subset", title="All subsets", parts=[by_subset])
+    yield from drawn("rewards", title="Rewards")
+    for name in ("course", "calibration", "lengths", "betas", "judge"):
+        yield from drawn(name)
+    yield Section(name="figures", title="All figures", parts=[_figures_table(statistics, unit)])
+    lowest = statistics.gathered.lowest
+    if lowest.height:
+        yield Section(name="lowest", title="Lowest margins", parts=[_lowest_table(lowest)])
+    invalid = _invalid_table(evaluation.invalid)
+    yield Section(name="invalid", title="What was invalid", parts=[invalid])
+    method = _method_table(evaluation, statistics)
+    yield Section(name="method", title="How it was computed", parts=[method, _METHOD])
+
+
+def _figures_table(statistics: Statistics, unit: str) -> Table:
+    """Return every figure with its interval, and how that was made; `unit` is of the loss."""
+    return Table(
+        columns=(
+            Column("figure"),
+            Column("value", str),
+            Column(f"{level_of(statistics)} interval", str),
+            Column("made by"),
+            Column("pairs", count),
+        ),
+        rows=[
+            (
+                words,
+                written(each.value),
+                between(each.interval, written),
+                DASH if each.interval is None else each.interval.method,
+                each.n,
             )
-        )
-    if statistics.subsets is not None:
-        yield Section(
-            name="by-subset",
-            title="All subsets",
-            content=subsets_table(statistics.subsets, statistics, _unit(evaluation)),
-        )
-    if "rewards" in figures:
-        flips = None if statistics.flips is None else flips_table(statistics.flips)
-        yield Section(name="rewards", title="Rewards", content=shown("rewards", rewards=flips))
-    if "course" in figures:
-        yield Section(name="course", title="Loss over the rows", content=shown("course"))
-    if "calibration" in figures:
-        numbers = folded(
-            "The groups as a table", reliability_table(statistics.calibration.reliability)
-        )
-        yield Section(
-            name="calibration",
-            title="Calibration",
-            content=shown("calibration", calibration=numbers),
-        )
-    for name in ("lengths", "betas", "judge"):
-        if name in figures:
-            yield Section(name=name, title=figures[name].title, content=shown(name))
-    yield Section(
-        name="figures",
-        title="All figures",
-        content=figures_table(statistics, level_of(statistics), _unit(evaluation)),
-    )
-    if statistics.gathered.lowest.height:
-        yield Section(
-            name="lowest", title="Lowest margins", content=lowest_table(statistics.gathered.lowest)
-        )
-    yield Section(
-        name="invalid", title="What was invalid", content=invalid_table(evaluation.invalid)
-    )
-    yield Section(
-        name="method", title="How it was computed", content=method_table(evaluation, statistics)
+            for words, each, written in _figures(statistics, unit)
+            if each is not None
+        ],
+        caption=f"Intervals from {statistics.clusters}.",
+        sortable=False,
     )
 
 
-def findings_list(findings: Sequence[Finding]) -> Markup:
-    """Return findings, gravest first, or that there are none."""
-    if not findings:
-        return element("p", "No check found anything wrong with these figures.")
-    items = [
-        element(
-            "li",
-            element("h3", element("span", each.severity, class_="severity"), _capital(each.title)),
-            element("p", _capital(each.evidence)),
-            element("p", each.advice, class_="advice"),
-            class_=each.severity,
-        )
-        for each in findings
+def _figures(statistics: Statistics, unit: str) -> Iterator[tuple[str, Estimate | None, Any]]:
+    """Yield each figure in words, and how it is written."""
+    for name, each in statistics.figures.items():
+        words = WORDS_OF_FIGURES.get(name) or f"{name}: {ESTIMATED_FIGURES[name]}"
+        if name == LOSS and unit:
+            words = f"{words}, {unit}"
+        yield words, each, share_within(each.interval) if name in SHARES else number
+    for name, each in statistics.baselines.items():
+        yield f"accuracy of a rule: {BASELINE_WORDS[name]}", each, share_within(each.interval)
+    for name, each in statistics.advantages.items():
+        yield f"rewards ahead of: {BASELINE_WORDS[name]}", each, points
+    for name, each in statistics.displacement.items():
+        yield f"less likely than under the reference: {name.removesuffix('_down')}", each, share
+    yield "mean accuracy of the subsets, each counting once", statistics.macro, share
+    yield "mean accuracy of the subsets, weighted", statistics.weighted, share
+    yield "calibration error, folded", statistics.calibration.error, number
+    yield "beta of the smallest log loss", statistics.calibration.best_beta, three_digits
+    yield "share of labels that look flipped", statistics.flip_rate, share
+    if statistics.length is not None:
+        yield "margin at equal length, nats", statistics.length.intercept, number
+        yield "margin of a token more, nats", statistics.length.slope, number
+    if statistics.judge is not None:
+        yield "judge: rank correlation with the margin", statistics.judge.spearman, three_digits
+        yield "judge: AUC of the margin", statistics.judge.auc, three_digits
+    if statistics.sections is not None:
+        benchmark = statistics.sections.benchmark
+        for name, each in statistics.sections.scores.items():
+            yield f"{benchmark}: section {name}", each, share
+        yield f"{benchmark}: score", statistics.sections.score, share
+
+
+def _subsets_table(subsets: pl.DataFrame, by: tuple[str, ...], unit: str) -> Table:
+    """Return the figures of every subset; `unit` is of the loss."""
+    return table_of(
+        subsets,
+        {
+            N_VALID: ("pairs", count),
+            REWARD_ACCURACY: ("accuracy", share),
+            f"{REWARD_ACCURACY}_low": ("from", share),
+            f"{REWARD_ACCURACY}_high": ("to", share),
+            "p_value": ("p", p_value),
+            "p_holm": ("p (Holm)", p_value),
+            "p_benjamini_hochberg": ("p (BH)", p_value),
+            REWARD_MARGIN: ("mean margin", number),
+            LOSS: ("mean loss", number),
+        },
+        by=by,
+        caption=f"{counted(subsets.height, 'subset')}. p is of an accuracy (ties half) of 1/2; "
+        "Holm keeps the chance of any false alarm among the subsets, BH (Benjamini and Hochberg) "
+        f"the share of false alarms. Margin{' and loss' if unit else ''} in nats.",
+    )
+
+
+def _flips_table(flips: Flips) -> Table:
+    """Return whose own log-probs prefer the chosen completion."""
+    return crossed(
+        "own log-probs prefer the chosen completion",
+        ("policy does", "policy does not"),
+        {
+            "reference does": (flips.both, flips.reference_only),
+            "reference does not": (flips.policy_only, flips.neither),
+        },
+        caption="Pairs by whose own log-probs, without a reference, prefer the chosen completion.",
+    )
+
+
+def _reliability_table(statistics: Statistics) -> Table:
+    return table_of(
+        statistics.calibration.reliability,
+        {
+            "confidence": ("claimed", share),
+            "accuracy": ("found", share),
+            "accuracy_low": ("from", share),
+            "accuracy_high": ("to", share),
+            "n_pairs": ("pairs", count),
+        },
+        folded="The groups as a table",
+    )
+
+
+def _lowest_table(lowest: pl.DataFrame) -> Table:
+    """Return the pairs with the smallest margins."""
+    return table_of(
+        lowest,
+        {
+            "row": ("row", count),
+            REWARD_MARGIN: ("margin", number),
+            "chosen_reward": ("chosen reward", number),
+            "rejected_reward": ("rejected reward", number),
+            LOSS: ("loss", number),
+        },
+        by=[name for name in (PAIR_ID.name,) if name in lowest.columns],
+        caption=f"The {counted(lowest.height, 'pair')} with the smallest margins, in nats. Rows "
+        "count from 0 through all files. Pairs that look wrong here often have flipped labels.",
+    )
+
+
+def _invalid_table(report: InvalidReport) -> Table | str:
+    """Return which rules were broken, how often, and where first."""
+    if not report.broken:
+        return f"All {counted(report.n_pairs, 'pair')} keep the contract."
+    return Table(
+        columns=(
+            Column("rule"),
+            Column("a value must be"),
+            Column("rows", count),
+            Column("the first"),
+        ),
+        rows=[(each.name, each.requirement, each.count, _first(each)) for each in report.broken],
+        caption=f"{counted(report.n_invalid, 'pair')} of {count(report.n_pairs)} broke the "
+        "contract; one that broke two rules counts under both. Rows count from 0.",
+    )
+
+
+def _first(rule: BrokenRule) -> str:
+    return "; ".join(
+        f"{'' if each.file is None else each.file + ' '}row {each.row:,}: "
+        f"{'null' if each.value is None else as_written(each.value)}"
+        for each in rule.offenders
+    )
+
+
+def _method_table(evaluation: Evaluation, statistics: Statistics) -> Table:
+    """Return the inputs, parameters and versions."""
+    summary, by = evaluation.summary, statistics.gathered.by
+    columns = [
+        name if name == source else f"{name} from {source}"
+        for name, source in evaluation.columns.items()
     ]
-    return element("ul", items, class_="findings")
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    reference = [] if evaluation.reference is None else [("reference", evaluation.reference)]
+    return facts(
+        [
+            ("input", evaluation.source),
+            *reference,
+            ("pairs", f"{count(summary.n_pairs)}, {count(summary.n_valid)} valid"),
+            ("loss", str(evaluation.objective)),
+            ("beta", f"{evaluation.beta:g}"),
+            ("largest log-prob accepted", f"{evaluation.max_logp:g} nats"),
+            ("columns", ", ".join(columns)),
+            ("subsets by", ", ".join(by) or "nothing"),
+            ("intervals from", statistics.clusters),
+            ("level of intervals", level_of(statistics)),
+            ("versions", ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)),
+        ]
+    )

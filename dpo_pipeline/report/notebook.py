@@ -2,135 +2,130 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+
+import polars as pl
 
 from dpo_pipeline.columns import LOSS, N_INVALID, N_PAIRS, REWARD_ACCURACY, REWARD_MARGIN
-from dpo_pipeline.comparison import REWARD_ACCURACY_HALF, Comparison
+from dpo_pipeline.comparison import Comparison
+from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation import Evaluation, Reported
-from dpo_pipeline.report.markup import Markup, element
-from dpo_pipeline.statistics import as_written, between, count, number, p_value, points, share
+from dpo_pipeline.report.table import SHARES, Column, Table, Writer, table_of
+from dpo_pipeline.statistics import between, count, number, p_value, points, share
 from dpo_pipeline.sums import SUMMARY_FIGURES, TRL_METRICS
 from dpo_pipeline.tables import ROWS_SHOWN
-
-_RIGHT: Final = "text-align: right"
 
 
 def result_html(result: Reported) -> str:
     """Return a result as HTML."""
     if isinstance(result, Comparison):
-        return comparison_html(result)
+        return f"<div>{''.join(_comparison(result))}</div>"
     if isinstance(result, Evaluation):
-        return evaluation_html(result)
-    return element("pre", str(result))
+        return f"<div>{''.join(_evaluation(result))}</div>"
+    raise UsageError(f"there are no tables of {type(result).__name__}")
 
 
-def evaluation_html(evaluation: Evaluation) -> str:
-    """Return the figures of an evaluation, its subsets and its findings as HTML."""
-    summary = evaluation.summary
-    title = (
+def _evaluation(evaluation: Evaluation) -> Iterator[str]:
+    """Yield the figures of an evaluation, its subsets and its findings."""
+    summary, statistics = evaluation.summary, evaluation.statistics
+    yield _bold(
         f"{evaluation.source}: {count(summary.n_pairs)} pairs, {count(summary.n_invalid)} "
         f"invalid, {evaluation.objective} loss, beta {evaluation.beta:g}"
     )
-    statistics = evaluation.statistics
-    estimates = {} if statistics is None else statistics.figures
+    columns = [Column(""), Column("value", str)]
+    if statistics is not None:
+        columns.append(Column(f"{100.0 * statistics.level:g}% interval", str))
     rows = []
     for metric, name in TRL_METRICS.items():
-        written = share if name == REWARD_ACCURACY else number
-        interval = estimates[name].interval if name in estimates else None
-        limits = [] if statistics is None else [between(interval, written)]
-        rows.append([metric, written(getattr(summary, name)), *limits])
-    rows.append(["ties", count(summary.n_ties), *([] if statistics is None else [""])])
-    head = ["", "value"]
-    head += [] if statistics is None else [f"{100.0 * statistics.level:g}% interval"]
-    parts = [element("p", element("strong", title)), _plain_table(head, rows, words=1)]
+        written = share if name in SHARES else number
+        estimate = None if statistics is None else statistics.figures.get(name)
+        interval = between(None if estimate is None else estimate.interval, written)
+        rows.append((metric, written(getattr(summary, name)), interval)[: len(columns)])
+    rows.append(("ties", count(summary.n_ties), "")[: len(columns)])
+    yield _table(Table(columns=columns, rows=rows))
     if evaluation.subsets is not None:
         by = [name for name in evaluation.subsets.columns if name not in SUMMARY_FIGURES]
-        shown = (N_PAIRS, N_INVALID, LOSS, REWARD_ACCURACY, REWARD_MARGIN)
-        table = evaluation.subsets.select(*by, *shown)
-        cells = [
-            [
-                *(as_written(value) for value in row[: len(by)]),
-                *(count(n) for n in row[len(by) : len(by) + 2]),
-                number(row[-3]),
-                share(row[-2]),
-                number(row[-1]),
-            ]
-            for row in table.head(ROWS_SHOWN).iter_rows()
-        ]
-        parts.append(_plain_table([*by, *shown], cells, words=len(by)))
-        if table.height > ROWS_SHOWN:
-            parts.append(element("p", f"... and {count(table.height - ROWS_SHOWN)} more"))
-    texts = [f"{each.severity}: {each.title}" for each in evaluation.findings or ()]
-    texts = texts or list(evaluation.warnings)
-    if texts:
-        parts.append(element("ul", [element("li", text) for text in texts]))
-    return element("div", parts)
+        writers: dict[str, Writer] = {
+            N_PAIRS: count,
+            N_INVALID: count,
+            LOSS: number,
+            REWARD_ACCURACY: share,
+            REWARD_MARGIN: number,
+        }
+        yield _subsets(evaluation.subsets, by, writers)
+    yield _list(
+        [f"{each.severity}: {each.title}" for each in evaluation.findings or ()]
+        or evaluation.warnings
+    )
 
 
-def comparison_html(comparison: Comparison) -> str:
-    """Return the verdict of a comparison, its differences and its findings as HTML."""
-    level = f"{100.0 * comparison.level:g}% interval"
+def _comparison(comparison: Comparison) -> Iterator[str]:
+    """Yield the verdict of a comparison, its differences, its subsets and its findings."""
+    yield _bold(comparison.verdict)
+    if comparison.loss_verdict is not None:
+        yield f"<p>{escape(comparison.loss_verdict)}.</p>"
+    yield _table(difference_table(comparison))
+    if comparison.subsets is not None:
+        writers: dict[str, Writer] = {
+            "n_valid": count,
+            "accuracy_a": share,
+            "accuracy_b": share,
+            "accuracy_difference": points,
+            "accuracy_low": points,
+            "accuracy_high": points,
+            "p_value": p_value,
+            "p_holm": p_value,
+            "smallest_effect": points,
+        }
+        yield _subsets(comparison.subsets, comparison.by, writers)
+    yield _list(comparison.findings)
+
+
+def difference_table(comparison: Comparison, *, missing: str = "") -> Table:
+    """Return the differences of a comparison; `missing` stands for a smallest effect of none."""
     rows = []
     for name, each in comparison.differences.items():
-        written = share if name in {REWARD_ACCURACY, REWARD_ACCURACY_HALF} else number
-        differing = points if written is share else number
+        written, differing = (share, points) if name in SHARES else (number, number)
+        values = (written(each.a), written(each.b), differing(each.estimate.value))
         interval = between(each.estimate.interval, differing)
-        values = [written(each.a), written(each.b), differing(each.estimate.value)]
-        smallest = "" if each.smallest_effect is None else differing(each.smallest_effect)
-        rows.append([name, *values, interval, p_value(each.p_value), smallest])
-    parts = [
-        element("p", element("strong", comparison.verdict)),
-        None if comparison.loss_verdict is None else element("p", f"{comparison.loss_verdict}."),
-        _plain_table(["", "A", "B", "B minus A", level, "p", "smallest effect"], rows, words=1),
-        *_compared_subsets(comparison),
-    ]
-    if comparison.findings:
-        parts.append(element("ul", [element("li", text) for text in comparison.findings]))
-    return element("div", parts)
+        smallest = missing if each.smallest_effect is None else differing(each.smallest_effect)
+        rows.append((name, *values, interval, p_value(each.p_value), smallest))
+    level = f"{100.0 * comparison.level:g}% interval"
+    titles = ("A", "B", "B minus A", level, "p", "smallest effect")
+    return Table(
+        columns=[Column(""), *(Column(title, str) for title in titles)], rows=rows, sortable=False
+    )
 
 
-def _compared_subsets(comparison: Comparison) -> Iterator[Markup]:
-    """Yield the differences of accuracy in each subset, if there are subsets."""
-    subsets = comparison.subsets
-    if subsets is None:
-        return
-    writers: dict[str, Callable[[Any], str]] = {
-        "n_valid": count,
-        "accuracy_a": share,
-        "accuracy_b": share,
-        "accuracy_difference": points,
-        "accuracy_low": points,
-        "accuracy_high": points,
-        "p_value": p_value,
-        "p_holm": p_value,
-        "smallest_effect": points,
-    }
-    heads = [*comparison.by, *writers]
-    written = [*(as_written for _ in comparison.by), *writers.values()]
-    rows = [
-        [write(value) for write, value in zip(written, row, strict=True)]
-        for row in subsets.select(heads).head(ROWS_SHOWN).iter_rows()
-    ]
-    yield _plain_table(heads, rows, words=len(comparison.by))
-    if subsets.height > ROWS_SHOWN:
-        yield element("p", f"... and {count(subsets.height - ROWS_SHOWN)} more")
+def _subsets(subsets: pl.DataFrame, by: Sequence[str], writers: Mapping[str, Writer]) -> str:
+    columns = {name: (name, writers.get(name)) for name in (*by, *writers)}
+    more = subsets.height - ROWS_SHOWN
+    left_out = f"<p>... and {count(more)} more</p>" if more > 0 else ""
+    return _table(table_of(subsets.head(ROWS_SHOWN), columns)) + left_out
 
 
-def _plain_table(head: list[str], rows: list[list[str]], *, words: int) -> Markup:
-    """Return a table whose first `words` columns are words."""
+def _table(table: Table) -> str:
+    styles = ["" if each.write is None else ' style="text-align: right"' for each in table.columns]
     heads = [
-        element("th", text, scope="col", style=None if at < words else _RIGHT)
-        for at, text in enumerate(head)
+        f'<th scope="col"{style}>{escape(column.title)}</th>'
+        for column, style in zip(table.columns, styles, strict=True)
     ]
-    lines = [
-        element(
-            "tr",
-            [
-                element("td", text, style=None if at < words else _RIGHT)
-                for at, text in enumerate(row)
-            ],
-        )
-        for row in rows
+    rows = [
+        [
+            f"<td{style}>{escape(column.text(value))}</td>"
+            for column, style, value in zip(table.columns, styles, row, strict=True)
+        ]
+        for row in table.rows
     ]
-    return element("table", element("thead", element("tr", heads)), element("tbody", lines))
+    body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
+    return f"<table><thead><tr>{''.join(heads)}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _bold(text: str) -> str:
+    return f"<p><strong>{escape(text)}</strong></p>"
+
+
+def _list(texts: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return items and f"<ul>{items}</ul>"

@@ -7,27 +7,44 @@ from typing import Any
 
 from dpo_pipeline.comparison import Comparison
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.evaluation import Evaluation, Reported
-from dpo_pipeline.report import comparison_page, evaluation_page
-from dpo_pipeline.storage import Outputs, final_name, reading
+from dpo_pipeline.evaluation import Evaluation, Reported, Statistics
+from dpo_pipeline.report import comparison_page, evaluation_charts, evaluation_page
+from dpo_pipeline.report.charts import LIGHT
+from dpo_pipeline.storage import Outputs as Publication, final_name, reading
 
 
 def charts_of(result: Reported) -> dict[str, Any]:
-    """Return the charts of a result by name, as altair objects."""
+    """Return the charts of a result by name, as altair objects with titles, in light colours.
+
+    Raises:
+        UsageError: The result has no charts, or it is an evaluation without statistics.
+    """
     if isinstance(result, Comparison):
-        return comparison_page.charts_of(result)
-    if isinstance(result, Evaluation):
-        return evaluation_page.charts_of(result)
-    raise UsageError(f"there are no charts of {type(result).__name__}")
+        figures = comparison_page.figures_of(result, LIGHT)
+    elif isinstance(result, Evaluation):
+        figures = evaluation_charts.figures_of(result, _statistics(result, "charts()"), LIGHT)
+    else:
+        raise UsageError(f"there are no charts of {type(result).__name__}")
+    return {each.name: each.titled() for each in figures}
 
 
 def page_of(result: Reported) -> str:
-    """Return the report of a result as one HTML document."""
+    """Return the report of a result as one HTML document.
+
+    Raises:
+        UsageError: The result has no report, or it is an evaluation without statistics.
+    """
     if isinstance(result, Comparison):
         return comparison_page.page_of(result)
     if isinstance(result, Evaluation):
-        return evaluation_page.page_of(result)
+        return evaluation_page.page_of(result, _statistics(result, "report()"))
     raise UsageError(f"there is no report of {type(result).__name__}")
+
+
+def _statistics(evaluation: Evaluation, what: str) -> Statistics:
+    if evaluation.statistics is None:
+        raise UsageError(f"{what} needs the statistics: call evaluate with statistics=True")
+    return evaluation.statistics
 
 
 def write_page(text: str, hidden: str) -> None:
@@ -42,6 +59,6 @@ def publish_page(text: str, path: str | os.PathLike[str], *, overwrite: bool) ->
     Raises:
         StorageError: The file exists and is not to be replaced, or cannot be written.
     """
-    with Outputs(overwrite=overwrite) as publication:
+    with Publication(overwrite=overwrite) as publication:
         write_page(text, publication.stage(path))
         publication.commit()

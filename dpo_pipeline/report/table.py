@@ -1,0 +1,143 @@
+"""Tables as values, before a page or a notebook makes HTML of them, and the words in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import polars as pl
+
+from dpo_pipeline.statistics import as_written, count, number
+
+Writer = Callable[[Any], str]
+"""Returns a number as text."""
+
+
+def three_digits(value: float | None) -> str:
+    """Return what histograms leave certain of a figure: their bins are within 0.25% of a margin."""
+    return number(value, 3)
+
+
+WORDS_OF_FIGURES: Final = {
+    "loss": "mean loss",
+    "reward_accuracy": "reward accuracy; a tie counts as wrong",
+    "reward_accuracy_half": "reward accuracy; a tie counts half",
+    "tie_rate": "ties",
+    "chosen_reward": "mean chosen reward, nats",
+    "rejected_reward": "mean rejected reward, nats",
+    "reward_margin": "mean margin, nats",
+    "log_loss": "log loss, mean of -log sigmoid(margin), nats",
+    "brier": "Brier score, mean of (1 - sigmoid(margin))^2",
+    "policy_chosen_logps": "mean log-prob of the chosen completion under the policy, nats",
+    "policy_rejected_logps": "mean log-prob of the rejected completion under the policy, nats",
+    "ref_chosen_logps": "mean log-prob of the chosen completion under the reference, nats",
+    "ref_rejected_logps": "mean log-prob of the rejected completion under the reference, nats",
+}
+SHARES: Final = frozenset({"reward_accuracy", "reward_accuracy_half", "tie_rate"})
+"""Figures that are written in per cent."""
+
+_LONG: Final = 40
+"""Rows from which a table scrolls by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        title: Its head.
+        write: How its numbers are written; None for a column of words.
+    """
+
+    title: str
+    write: Writer | None = None
+
+    @property
+    def kind(self) -> str:
+        """The CSS class of its cells: numbers stand right and sort by size."""
+        return "words" if self.write is None else "number"
+
+    def text(self, value: Any) -> str:
+        """Return the text of a cell."""
+        return as_written(value) if self.write is None else self.write(value)
+
+    def sort_key(self, value: Any) -> str:
+        """Return what a number sorts by; a missing one comes last."""
+        if value is None:
+            return ""
+        return f"{value:.9g}" if isinstance(value, float) else f"{value}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table whose first column names the rows.
+
+    Attributes:
+        columns: Its columns; a table without titles has no head.
+        rows: Values in the order of the columns; None is a missing one.
+        caption: What it shows.
+        sortable: Whether its heads are buttons that sort.
+        folded: What is clicked to see the table; without it the table is open.
+    """
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Any]]
+    caption: str = ""
+    sortable: bool = True
+    folded: str = ""
+
+    @property
+    def has_head(self) -> bool:
+        """Whether a column has a title."""
+        return any(column.title for column in self.columns)
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it scrolls by itself."""
+        return len(self.rows) > _LONG
+
+
+def facts(rows: Sequence[tuple[str, str]]) -> Table:
+    """Return a table of names and what they are."""
+    return Table(columns=(Column(""), Column("")), rows=rows)
+
+
+def crossed(
+    title: str, heads: tuple[str, str], rows: Mapping[str, tuple[int, int]], *, caption: str
+) -> Table:
+    """Return a table of counts of pairs, two by two."""
+    columns = [Column(title), *(Column(head, count) for head in heads)]
+    lines = [(name, *counts) for name, counts in rows.items()]
+    return Table(columns=columns, rows=lines, caption=caption, sortable=False)
+
+
+def writer_of(dtype: pl.DataType) -> Writer | None:
+    """Return how values of the dataset are written: numbers as they are, for they may be names."""
+    return as_written if dtype.is_numeric() else None
+
+
+def table_of(
+    frame: pl.DataFrame,
+    columns: Mapping[str, tuple[str, Writer | None]],
+    *,
+    by: Iterable[str] = (),
+    caption: str = "",
+    folded: str = "",
+) -> Table:
+    """Return a table of columns of a frame.
+
+    Args:
+        frame: Where the values are.
+        columns: Column of the frame to its title and how it is written.
+        by: Columns of the dataset that stand first, under their own names.
+        caption: What the table shows.
+        folded: What is clicked to see it.
+    """
+    named = {name: (name, writer_of(frame.schema[name])) for name in by} | dict(columns)
+    return Table(
+        columns=[Column(*each) for each in named.values()],
+        rows=frame.select(*named).rows(),
+        caption=caption,
+        folded=folded,
+    )

@@ -17,7 +17,7 @@ from dpo_pipeline import (
     Subsets,
     check,
     convert,
-    dry_run,
+    dry_run as planned,
     evaluate,
     score_parquet,
     sweep,
@@ -31,6 +31,13 @@ from option_tools import grouped
 from pair_tools import DATA, LOGPS
 
 FORMATS = DATA / "formats"
+
+
+def dry_run(function, *places, **arguments):
+    """Return what the plan of a call tells."""
+    return planned(function, *places, **arguments).facts
+
+
 READERS = [check, evaluate, sweep]
 
 

@@ -1,39 +1,103 @@
-"""Markup that escapes, and colours that everyone can tell apart."""
+"""Text of every kind stays text, and colours can be told apart by everyone."""
 
 from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from dpo_pipeline.report import markup
-from dpo_pipeline.report.charts import DARK, LIGHT
-from page_tools import EVIL
+import dpo_pipeline
+from dpo_pipeline.evaluation.findings import Finding
+from dpo_pipeline.report import page as report_page
+from dpo_pipeline.report.charts import DARK, LIGHT, Figure, framed, label
+from dpo_pipeline.report.page import Section, Tile, templates
+from dpo_pipeline.report.table import Column, Table, facts
+from page_tools import EVIL, Page, of_margins, values_of
 
 # Markup
 
 
-def test_text_is_escaped_and_markup_is_not():
-    inner = markup.element("b", "<&>\"'", class_="x")
-    assert markup.element("p", inner, " & ", data_x='"<', hidden=True, id=None) == (
-        '<p data-x="&quot;&lt;" hidden><b class="x">&lt;&amp;&gt;&quot;&#x27;</b> &amp; </p>'
+def page_with(text):
+    """Return a page with this text in every place that can hold one."""
+    chart = framed([label(text, LIGHT)], LIGHT, height=10)
+    table = Table(
+        columns=[Column(text), Column(text, lambda _: text)],
+        rows=[(text, 1.0), (text, None)],
+        caption=text,
+        folded=text,
     )
+    figure = Figure(
+        name="x", title=text, caption=text, opening=text, description=text, chart=chart, table=table
+    )
+    finding = Finding(name="x", severity="note", title=text, evidence=text, advice=text)
+    short = replace(finding, title="", advice="")
+    section = Section(
+        name="s",
+        title=text,
+        figures=[figure, replace(figure, name="y")],
+        findings=[finding, short],
+        parts=[text, facts([(text, text)]), replace(table, sortable=False, folded="")],
+    )
+    tile = Tile(title=text, value=text, note=text)
+    return report_page.Page(
+        title=text, verdict=text, lead=[text], tiles=[tile], sections=[section]
+    ).html()
+
+
+@pytest.mark.parametrize("text", [*EVIL, "{{ 7 * 7 }}{% raw %}", "a\u2028\u2029", "é'\"<&>"])
+def test_text_of_any_kind_is_text(text):
+    page, plain = Page(page_with(text)), Page(page_with("plain"))
+    assert [tag for tag, _ in page.elements] == [tag for tag, _ in plain.elements]
+    for (_, attributes), (_, expected) in zip(page.elements, plain.elements, strict=True):
+        assert attributes == {key: value.replace("plain", text) for key, value in expected.items()}
+    for tag in {*page.texts} - {"html", "body", "main", "section", "figure", "script"}:
+        # A finding begins with a capital.
+        expected = [each.lower().replace("plain", text.lower()) for each in plain.texts[tag]]
+        assert [each.lower() for each in page.texts[tag]] == expected
+    drawn = values_of(page.specs()["x"], "text")
+    assert drawn == [{"text": text}]
+
+
+def test_a_page_shows_every_text_that_it_is_given():
+    page = Page(page_with("plain"))
+    counts = {tag: page.texts[tag].count("plain") for tag in ("h1", "h2", "h3", "title", "button")}
+    assert counts == {"h1": 1, "h2": 1, "h3": 2, "title": 1, "button": 4}
+    counts = {tag: page.texts[tag].count("plain") for tag in ("p", "dt", "dd", "figcaption", "li")}
+    assert counts == {"p": 5, "dt": 1, "dd": 2, "figcaption": 5, "li": 1}
+    assert page.texts["summary"].count("plain") == 2
+    # Two rows of two cells in three tables, and a line of facts.
+    assert page.texts["th"].count("plain") == 3 * 2 + 3 * 2 + 1
+    assert page.texts["td"].count("plain") == 3 * 2 + 1
+
+
+def test_text_in_a_notebook_is_text(monkeypatch):
+    text = "<b>&\"'"
+    evaluation = dpo_pipeline.evaluate(of_margins([0.1, -0.2], kind=[text, text]), by="kind")
+    monkeypatch.setattr(type(evaluation), "warnings", (text,))
+    shown = Page(replace(evaluation, source=text)._repr_html_())
+    assert not shown.all("b")
+    assert shown.texts["li"] == [text]
+    assert shown.texts["strong"][0].startswith(f"{text}: 2 pairs")
+    assert text in shown.texts["td"]
+
+
+def as_data(value):
+    return templates().from_string("{{ value|tojson }}").render(value=value)
 
 
 @pytest.mark.parametrize("text", [*EVIL, "\u2028\u2029", "\\u003c", "]]>", "é\N{GRINNING FACE}"])
 def test_data_for_scripts_come_back_as_they_were(text):
-    block = markup.json_block({text: [text]}, id="x")
-    inside = block.removeprefix('<script type="application/json" id="x">')
-    inside = inside.removesuffix("</script>")
+    inside = as_data({text: [text]})
     assert not set(inside) & set("<>&\u2028\u2029")
     assert json.loads(inside) == {text: [text]}
 
 
 def test_data_that_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="JSON"):
-        markup.json_block({"x": math.nan})
+        as_data({"x": math.nan})
 
 
 # Colours

@@ -37,7 +37,7 @@ MEANINGS: Final[Mapping[int, str]] = MappingProxyType(
 class DpoPipelineError(Exception):
     """Base of every error that this package raises on purpose."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: ClassVar[int] = BROKEN_CONTRACT
     """What the command line returns for it."""
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -56,7 +56,7 @@ def _restored(
 class UsageError(DpoPipelineError, ValueError):
     """Raised when an argument is not one that the call can use."""
 
-    exit_code: ClassVar[int] = 2
+    exit_code: ClassVar[int] = USAGE
 
 
 class ArgumentError(UsageError):
@@ -169,7 +169,7 @@ class RefusedCheckError(ContractError):
         column: The column it belongs to, or None for a check of the whole frame.
     """
 
-    exit_code: ClassVar[int] = 2  # the contract cannot be used, whatever the data
+    exit_code: ClassVar[int] = USAGE  # the contract cannot be used, whatever the data
 
     def __init__(self, check: str, column: str | None, why: str) -> None:
         self.check = check
@@ -188,7 +188,7 @@ class StorageError(DpoPipelineError):
         path: The file or folder.
     """
 
-    exit_code: ClassVar[int] = 3
+    exit_code: ClassVar[int] = STORAGE
 
     def __init__(self, path: str, problem: str) -> None:
         self.path = path
@@ -198,7 +198,7 @@ class StorageError(DpoPipelineError):
 class EngineError(DpoPipelineError):
     """Raised when an engine cannot be reached, or lost the machines that were at work."""
 
-    exit_code: ClassVar[int] = 3
+    exit_code: ClassVar[int] = STORAGE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +238,7 @@ class GateError(DpoPipelineError):
         why: Why a comparison gives no verdict; None if it does.
     """
 
-    exit_code: ClassVar[int] = 4
+    exit_code: ClassVar[int] = GATE
 
     def __init__(
         self, source: str, missed: tuple[MissedMark, ...] = (), *, why: str | None = None
@@ -253,7 +253,7 @@ class GateError(DpoPipelineError):
 class Cancelled(DpoPipelineError):  # noqa: N818  it is an outcome that the caller asked for
     """Raised when the cancel event was set: nothing was published."""
 
-    exit_code: ClassVar[int] = 130
+    exit_code: ClassVar[int] = SIGNALLED + 2
     """Of a stop by SIGINT; the command line knows the signal and returns 128 + its number."""
 
 

@@ -22,7 +22,7 @@ def contract(name: str | None, folder: str | None) -> int:
     """Print a published contract.
 
     NAME is preference_pairs (the default), scored_pairs, invalid_pairs or batch_means, in the
-    Open Data Contract Standard, or summary, a JSON Schema.
+    Open Data Contract Standard, or summary or comparison, a JSON Schema.
 
     \b
     Examples:

@@ -72,7 +72,7 @@ class SettingOption(click.Option):
             raise click.BadParameter(
                 f"{error.message} It is from {origin}.", ctx=ctx, param=self
             ) from error
-        if origin and not ctx.resilient_parsing:
+        if origin and self.expose_value and not ctx.resilient_parsing:
             shown = list(made) if isinstance(made, tuple) else made
             used(ctx).append(Setting(name=key_of(self), value=shown, origin=origin))
         return made
@@ -100,7 +100,10 @@ def key_of(option: click.Parameter) -> str:
 def _apply(ctx: click.Context, _option: click.Parameter, path: str | None) -> None:
     if ctx.resilient_parsing:  # of a shell's completion
         return
-    commands = dict(_commands_with_settings(ctx))
+    every = dict(_commands_with_settings(ctx))
+    # A mistake is told of the command that runs, if it has the option.
+    own = {name: each for name, each in every.items() if name == ctx.info_name}
+    commands = own | every
     _refuse_unknown_variables(commands)
     found = _file(path)
     if found is None:

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from threading import Event, Lock, Thread
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TextIO, TypeVar
 
 import click
@@ -140,12 +140,7 @@ class ProgressLine:
             except (OSError, ValueError):  # nobody reads it, which is no reason to fail
                 self._lost = True
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         if self._terminal and self._width:
             self._write("\r" + " " * self._width + "\r")
 

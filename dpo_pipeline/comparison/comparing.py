@@ -252,16 +252,7 @@ def compare(
     a, b = (each if isinstance(each, Pairs) else Pairs(each) for each in policies)
     if b.columns is None:
         b = replace(b, columns=a.columns)
-    groups = Groups.of(
-        pairs=replace(a, reference=None),
-        reference=reference,
-        loss=loss,
-        beta=beta,
-        contract=contract,
-        on_invalid=on_invalid,
-        outputs=outputs,
-        execution=execution,
-    )
+    groups = Groups.of(locals() | {"pairs": replace(a, reference=None)})
     check_report(groups.outputs)
     asked = given(StatisticsOptions, None if statistics is True else statistics)
     if asked != StatisticsOptions(level=asked.level):

@@ -276,16 +276,7 @@ def evaluate(
         >>> round(dpo_pipeline.evaluate(pairs, beta=0.1).summary.loss, 4)
         0.5544
     """
-    groups = Groups.of(
-        pairs=pairs,
-        reference=reference,
-        loss=loss,
-        beta=beta,
-        contract=contract,
-        on_invalid=on_invalid,
-        outputs=outputs,
-        execution=execution,
-    )
+    groups = Groups.of(locals())
     asked = statistics_of_call(statistics, groups.outputs)
     objective = groups.objective
     subsets, parts = given(Subsets, by), given(Batches, batches)
@@ -339,16 +330,7 @@ def check(
         >>> dpo_pipeline.check(pairs).by_rule
         {'policy_chosen_logps.at_most_max_logp': 1}
     """
-    groups = Groups.of(
-        pairs=pairs,
-        reference=reference,
-        loss=loss,
-        beta=beta,
-        contract=contract,
-        on_invalid=on_invalid,
-        outputs=outputs,
-        execution=execution,
-    )
+    groups = Groups.of(locals())
     if groups.on_invalid.action != "exclude":
         raise UsageError("check leaves pairs as they are: say how many may be invalid (at_most)")
     objective = groups.objective

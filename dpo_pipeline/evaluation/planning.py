@@ -65,35 +65,24 @@ class Groups:
     execution: Execution
 
     @classmethod
-    def of(
-        cls,
-        *,
-        pairs: Any,
-        reference: Any,
-        loss: Any,
-        beta: Any,
-        contract: Any,
-        on_invalid: Any,
-        outputs: Any,
-        execution: Any,
-        actions: Iterable[str] = ON_INVALID,
-    ) -> Self:
-        """Make groups from what a call was given, with what the format of the pairs asks for.
+    def of(cls, asked: Mapping[str, Any], actions: Iterable[str] = ON_INVALID) -> Self:
+        """Make groups from the arguments of a call, by the names of its parameters.
 
         Raises:
             UsageError: Something is given twice, or is none of what it can be.
         """
+        pairs, found = asked["pairs"], asked.get
         source = pairs if isinstance(pairs, Pairs) else Pairs(pairs)
-        made = given(OnInvalid, on_invalid)
+        made = given(OnInvalid, found("on_invalid"))
         checked_choice(made.action, tuple(actions), made.at_most)
         return cls(
             pairs=source,
-            reference=reference_of(source, reference),
-            loss=given(Objective, loss, beta=beta),
-            contract=given(Contract, contract),
+            reference=reference_of(source, found("reference")),
+            loss=given(Objective, found("loss"), beta=found("beta")),
+            contract=given(Contract, found("contract")),
             on_invalid=made,
-            outputs=given(Outputs, outputs),
-            execution=given(Execution, execution),
+            outputs=given(Outputs, found("outputs")),
+            execution=given(Execution, found("execution")),
         )
 
     @property

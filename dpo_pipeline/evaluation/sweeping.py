@@ -142,16 +142,7 @@ def sweep(
         >>> dpo_pipeline.sweep(pairs, [0.1, 0.5]).best
         {'sigmoid': 0.5}
     """
-    groups = Groups.of(
-        pairs=pairs,
-        reference=reference,
-        loss=loss,
-        beta=beta,
-        contract=contract,
-        on_invalid=on_invalid,
-        outputs=outputs,
-        execution=execution,
-    )
+    groups = Groups.of(locals())
     objectives = tuple(objectives_of(groups.asked))
     subsets, parts = given(Subsets, by), given(Batches, batches)
     if subsets.histogram:

@@ -165,17 +165,7 @@ def score_parquet(
         ...     round(pl.read_parquet(path)["loss"].item(), 4)
         0.5544
     """
-    groups = Groups.of(
-        pairs=pairs,
-        reference=reference,
-        loss=loss,
-        beta=beta,
-        contract=contract,
-        on_invalid=on_invalid,
-        outputs=outputs,
-        execution=execution,
-        actions=ON_INVALID_JOB,
-    )
+    groups = Groups.of(locals(), actions=ON_INVALID_JOB)
     if groups.outputs.report is not None:
         raise UsageError("score_parquet writes no report: evaluate the pairs for it")
     quarantine = groups.on_invalid.action == "quarantine"

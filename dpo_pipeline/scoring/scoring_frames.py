@@ -92,7 +92,7 @@ def score(
         >>> pairs.pipe(dpo_pipeline.score, beta=0.1).collect()["reward_margin"].round(4).item()
         0.3
     """
-    groups = _groups(pairs, loss=loss, beta=beta)
+    groups = Groups.of(locals())
     objective, kept = groups.objective, given(Scored, scored)
     dataset = groups.opened()
     adds = [added.name for added in SCORED]
@@ -131,7 +131,7 @@ def token_kl(pairs: Any, *, contract: Any = None, scored: Any = None) -> pl.Lazy
         ColumnError: A list is missing, or is none, or an input column has the name of an added
             one.
     """
-    groups = _groups(pairs, contract=contract)
+    groups = Groups.of(locals())
     dataset, kept = groups.opened(), given(Scored, scored)
     adds = [f"{side}_{k}" for side in ("chosen", "rejected") for k in ("k1", "k2", "k3")]
     binding = groups.bound(dataset, ALL_LOGPS, adds=adds, replace_added=kept.replace)
@@ -154,13 +154,6 @@ def token_kl(pairs: Any, *, contract: Any = None, scored: Any = None) -> pl.Lazy
                 estimate(ours, theirs)
             )
     return binding.prepare(dataset.frame).with_columns(**estimates)
-
-
-def _groups(pairs: Any, **asked: Any) -> Groups:
-    """Return the groups of a call that makes a plan; what it does not take is at its default."""
-    names = ("reference", "loss", "beta", "contract", "on_invalid", "outputs", "execution")
-    every: dict[str, Any] = dict.fromkeys(names) | asked
-    return Groups.of(pairs=pairs, **every)
 
 
 def arrow_stage(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import polars as pl
@@ -47,13 +46,8 @@ class GrowingFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if error is None and self._waiting:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None and self._waiting:
             self._write(keep_rest=False)
         writer, self._writer = self._writer, None
         if writer is not None:

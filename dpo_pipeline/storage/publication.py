@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from types import TracebackType
 from typing import BinaryIO, Final, Self
 from weakref import WeakSet
 
@@ -221,12 +220,7 @@ class Publication:
             self._publishing = True
             _despite_interrupts(self._publish)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         _despite_interrupts(self._clean_up)
         _ENTERED.discard(self)
 

@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Final
 
 import polars as pl
@@ -271,12 +270,7 @@ class Outputs(Publication):
                 self._put(folder.marker, b"")
         self._done = True
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         try:
             for folder in self._folders:
                 if not (self._done or self._replaces):
@@ -289,7 +283,7 @@ class Outputs(Publication):
             if self._temporary is not None:
                 shutil.rmtree(self._temporary, ignore_errors=True)
         finally:
-            super().__exit__(kind, error, traceback)
+            super().__exit__(*_error)
 
     def _check_object(self, address: str) -> Output:
         self._take(address)

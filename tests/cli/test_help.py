@@ -102,22 +102,17 @@ def test_exit_codes_are_said_once_and_are_those_of_the_errors():
 # Completion
 
 
-def completed(words, *, code=""):
-    """Return what a shell would offer for the last of these words."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"from dpo_pipeline.cli import main\n{code}\nmain()"],
-        env={
-            **os.environ,
-            "_DPO_PIPELINE_COMPLETE": "bash_complete",
-            "COMP_WORDS": " ".join(["dpo-pipeline", *words]),
-            "COMP_CWORD": str(len(words)),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stderr == ""
-    return [line.partition(",")[2] for line in done.stdout.splitlines()]
+def asking(words):
+    """Return the environment in which a shell asks what it could offer for the last word."""
+    return {
+        "_DPO_PIPELINE_COMPLETE": "bash_complete",
+        "COMP_WORDS": " ".join(["dpo-pipeline", *words]),
+        "COMP_CWORD": str(len(words)),
+    }
+
+
+def offered_in(printed):
+    return [line.partition(",")[2] for line in printed.splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -135,18 +130,30 @@ def completed(words, *, code=""):
         pytest.param(["score", "--on-invalid", "q"], ["quarantine"], id="choice"),
     ],
 )
-def test_completion_offers(words, offered):
-    assert completed(words) == offered
+def test_completion_offers(capsys, monkeypatch, words, offered):
+    for name, value in asking(words).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        main([])
+    out, err = capsys.readouterr()
+    assert (offered_in(out), err) == (offered, "")
 
 
-def test_completion_imports_no_polars_and_no_settings(tmp_path, monkeypatch):
+def test_completion_imports_no_polars_and_no_settings(tmp_path):
     (tmp_path / "pyproject.toml").write_text("[tool.dpo-pipeline\n")
-    monkeypatch.chdir(tmp_path)
-    heavy = (
-        "import atexit, sys\natexit.register(lambda: "
-        "print('x,' + str({'polars', 'pyarrow', 'pandera'} & set(sys.modules))))"
+    code = (
+        "import atexit, sys\nfrom dpo_pipeline.cli import main\natexit.register(lambda: "
+        "print('x,' + str({'polars', 'pyarrow', 'pandera'} & set(sys.modules))))\nmain()"
     )
-    assert completed(["evaluate", "--loss", "ip"], code=heavy) == ["ipo", "set()"]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **asking(["evaluate", "--loss", "ip"])},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (offered_in(done.stdout), done.stderr) == (["ipo", "set()"], "")
 
 
 def test_losses_to_complete_are_those_of_the_catalogue():
@@ -215,7 +222,6 @@ def on_a_terminal(words, **environment):
         pytest.param(["evaluate", str(EXAMPLE_PAIRS), "--by", "split"], 0, id="figures"),
         pytest.param(["evaluate", str(EXAMPLE_PAIRS), "--bta"], 2, id="option"),
         pytest.param(["evaluate", str(EXAMPLE_PAIRS), "--loss", "x"], 2, id="loss"),
-        pytest.param(["check", "nothing.parquet"], 3, id="no file"),
     ],
 )
 def test_no_colours_are_sent_to_a_terminal(words, code):
@@ -236,16 +242,13 @@ def test_without_colour_there_is_progress():
     assert ESCAPE not in sent
 
 
-def test_files_get_no_escapes_even_where_colour_is_forced():
+def test_files_get_no_escapes_even_where_colour_is_forced(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
     for words in (["--help"], ["evaluate", "--bta"], ["check", str(EXAMPLE_PAIRS)]):
-        done = subprocess.run(
-            [sys.executable, "-m", "dpo_pipeline", *words],
-            env={**os.environ, "FORCE_COLOR": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert ESCAPE not in done.stdout + done.stderr
+        main(words)
+        out, err = capsys.readouterr()
+        assert out + err
+        assert ESCAPE not in out + err
 
 
 def test_options_are_not_abbreviated(capsys):

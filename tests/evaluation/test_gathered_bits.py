@@ -32,7 +32,11 @@ def limits(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize(("n", "step"), [(70, 1), (N, 100), (N, N - 1), (N, N)])
+@pytest.mark.parametrize(
+    ("limits", "n", "step"),
+    [("few", 70, 1), ("few", N, N - 1), ("many", N, 100), ("many", N, N)],
+    indirect=["limits"],
+)
 def test_any_cut_into_chunks_gives_the_same_bits(rows, limits, monkeypatch, tmp_path, n, step):
     frame = frame_of(rows[:n])
     whole = tables_of(statistics_of(frame))

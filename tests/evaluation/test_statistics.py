@@ -58,6 +58,7 @@ def statistics(pairs):
     return evaluate(pairs, beta=BETA, by="topic", statistics=options).statistics
 
 
+@pytest.fixture(scope="module")
 def alone(pairs):
     """The same without prompts: every pair is independent."""
     return evaluate(pairs.drop("prompt_id"), beta=BETA, by="topic", statistics=True).statistics
@@ -91,8 +92,8 @@ def test_means_have_the_errors_of_prompts(statistics, rows, name):
 
 
 @pytest.mark.parametrize("name", MEANS)
-def test_means_of_independent_pairs_have_the_usual_errors(pairs, rows, name):
-    found = alone(pairs).figures[name]
+def test_means_of_independent_pairs_have_the_usual_errors(rows, name, alone):
+    found = alone.figures[name]
     values = rows[name]
     error = np.std(values, ddof=1) / math.sqrt(len(values))
     limits = stats.t.interval(0.95, len(values) - 1, values.mean(), error)
@@ -135,8 +136,8 @@ def test_rates_have_the_errors_of_prompts(statistics, rows):
         assert found[name].standard_error == pytest.approx(max(error, plain), rel=1e-9), name
 
 
-def test_rates_of_independent_pairs_have_wilsons_or_jeffreys_interval(pairs, rows):
-    found = found_rates(alone(pairs))
+def test_rates_of_independent_pairs_have_wilsons_or_jeffreys_interval(rows, alone):
+    found = found_rates(alone)
     for name, right in rates_of(rows).items():
         k, n = int(right.sum()), len(right)
         if min(k, n - k) >= 100:
@@ -148,9 +149,9 @@ def test_rates_of_independent_pairs_have_wilsons_or_jeffreys_interval(pairs, row
         assert interval.method == method
 
 
-def test_advantages_are_paired_differences(statistics, pairs, rows):
+def test_advantages_are_paired_differences(statistics, rows, alone):
     right = rows["reward_margin"] > 0
-    for found, clusters in ((statistics, rows["prompt_id"]), (alone(pairs), np.arange(698))):
+    for found, clusters in ((statistics, rows["prompt_id"]), (alone, np.arange(698))):
         for name, guess in baselines_of(rows).items():
             value, error, limits = clustered_mean(right - guess.astype(float), clusters)
             gain = found.advantages[name]
@@ -220,8 +221,8 @@ def test_subsets_have_their_own_intervals_and_tests(statistics, rows):
         assert table[name].to_list() == pytest.approx(list(adjusted), rel=1e-7)
 
 
-def test_subsets_of_independent_pairs_have_an_exact_test(pairs, rows):
-    for row in alone(pairs).subsets.to_dicts():
+def test_subsets_of_independent_pairs_have_an_exact_test(rows, alone):
+    for row in alone.subsets.to_dicts():
         right = rows["reward_accuracy"][rows["topic"] == row["topic"]]
         exact = stats.binomtest(int(right.sum()), len(right), 0.5).pvalue
         assert row["p_value"] == pytest.approx(exact, rel=1e-9)

@@ -53,7 +53,7 @@ def test_a_sweep_gives_the_bits_of_single_evaluations(counted):
 
 def test_one_reading_for_any_number(counted, tmp_path, engine):
     counted.write_parquet(tmp_path / "pairs.parquet")
-    sweep(tmp_path / "pairs.parquet", [0.01 * i for i in range(1, 30)], loss=["sigmoid", "ipo"])
+    sweep(tmp_path / "pairs.parquet", [0.01 * i for i in range(1, 8)], loss=["sigmoid", "ipo"])
     assert engine.data_scans == 1
 
 

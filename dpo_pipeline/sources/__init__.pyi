@@ -1,5 +1,5 @@
-from .dataset import Dataset as Dataset, Part as Part, Shard as Shard, open_dataset as open_dataset
-from .files import SourcePath as SourcePath
+from .dataset import Dataset as Dataset, Shard as Shard, open_dataset as open_dataset
+from .files import Part as Part, SourcePath as SourcePath
 from .formats import (
     FORMATS as FORMATS,
     PARQUET as PARQUET,
@@ -9,11 +9,13 @@ from .formats import (
 from .joining import (
     KEY as KEY,
     Counts as Counts,
+    check_reference_roles as check_reference_roles,
     checked_on as checked_on,
     count_keys as count_keys,
     join_reference as join_reference,
     joined as joined,
     key_of as key_of,
+    reference_columns_of as reference_columns_of,
     with_reference as with_reference,
 )
 from .opening import (

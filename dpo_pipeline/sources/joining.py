@@ -224,19 +224,8 @@ def with_reference(
 ) -> Dataset:
     """Return a dataset whose rows get the reference's log-probs; itself without a reference.
 
-    No row is read: `check_keys` of the dataset reads and compares the keys.
-
-    Args:
-        dataset: Rows with the policy's log-probs.
-        reference: As in `join_reference`.
-        on: As in `join_reference`.
-        columns: As in `join_reference`.
-        reference_columns: As in `join_reference`.
-        access: How the reference is reached, if it is in an object store.
-
-    Raises:
-        UsageError: Columns of a reference are given and no reference.
-        UsageError, ColumnError, StorageError: As `join_reference`.
+    As `join_reference`, but no row is read: the dataset's `check_keys` compares the keys. `access`
+    says how a reference in an object store is reached.
     """
     if reference is not None:
         other = _opened(reference, reference_columns, dataset, on, access)
@@ -253,11 +242,7 @@ def _opened(
     on: str,
     access: Access,
 ) -> Dataset:
-    resolve((), columns)  # refuses what is no mapping, or no role
-    for role in columns or ():
-        if role not in {each.name for each in _REFERENCE_ROLES}:
-            allowed = " and ".join(each.name for each in _REFERENCE_ROLES)
-            raise UsageError(f"reference_columns: {role!r} is none of {allowed}")
+    check_reference_roles(columns)
     opened = as_dataset(reference, columns, on=on, name="reference", access=access)
     if opened.name == policy.name:
         return replace(opened, name=f"{opened.name} (reference)")
@@ -276,7 +261,7 @@ def _joined(
         left = policy.frame.collect_schema()
     with reading(reference.name):
         right = reference.frame.collect_schema()
-    taken = _reference_columns(right, reference_columns)
+    taken = reference_columns_of(right, reference_columns)
     problems = list(taken.problems)
     if on not in right:
         problems.append(_no_key(on, right))
@@ -304,7 +289,17 @@ def _joined(
     return policy.through(step, reference, compare_keys)
 
 
-def _reference_columns(columns: pl.Schema, explicit: Mapping[str, str] | None) -> Resolution:
+def check_reference_roles(columns: Mapping[str, str] | None) -> None:
+    """Raise a UsageError if a mapping is not one of a reference's roles to columns."""
+    resolve((), columns)  # refuses what is no mapping, or no role
+    allowed = [role.name for role in _REFERENCE_ROLES]
+    for role in columns or ():
+        if role not in allowed:
+            raise UsageError(f"reference_columns: {role!r} is none of {' and '.join(allowed)}")
+
+
+def reference_columns_of(columns: pl.Schema, explicit: Mapping[str, str] | None) -> Resolution:
+    """Return the columns of a reference by role, with what is wrong with its log-probs."""
     names = tuple(role.name for role in _REFERENCE_ROLES)
     found = resolve(columns.names(), explicit)
     problems = [

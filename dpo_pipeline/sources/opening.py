@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from threading import Event
 from types import MappingProxyType
@@ -55,7 +56,7 @@ READERS: Final[Mapping[str, Reader]] = MappingProxyType(
         TRL: trainer_files.trl,
         REWARDBENCH: trainer_files.rewardbench,
         OPEN_INSTRUCT: trainer_files.open_instruct,
-        OPEN_INSTRUCT_AVERAGED: trainer_files.open_instruct_averaged,
+        OPEN_INSTRUCT_AVERAGED: partial(trainer_files.open_instruct, averaged=True),
         VLLM: vllm_lines.vllm,
     }
 )
@@ -122,20 +123,11 @@ def opened(
     cancel: Event | None = None,
     access: Access = LOCAL,
 ) -> Dataset:
-    """Return pairs, or a reference, in one of `FORMATS` as a dataset.
+    """As `dataset_of`, for pairs that are to be evaluated, or their reference.
 
-    Args:
-        source: As in `read`.
-        format_name: As in `read`.
-        columns: As in `read`.
-        on: The column that rows are joined by, which is text in CSV whatever it looks like.
-        as_reference: Whether they are a reference; pairs cannot be of a format without a policy.
-        cancel: Set it to stop the reading of what is not Parquet, which is one shard.
-        access: How object stores are reached.
-
-    Raises:
-        UsageError: As `read`, or pairs hold the reference's log-probs alone.
-        ColumnError, StorageError: As `read`.
+    Raises an error if pairs hold the reference's log-probs alone. In CSV the column `on`, by which
+    rows are joined, is text whatever it looks like. Rows that are not Parquet are one shard, whose
+    reading stops once `cancel` is set.
     """
     name = _format_of(source, format_name)
     if FORMATS[name].reference_only and not as_reference:
@@ -331,14 +323,9 @@ def as_dataset(
     name: str = "pairs",
     access: Access,
 ) -> Dataset:
-    """Return files, a dataframe or a dataset as a dataset.
+    """Return what a call was given as a dataset; a dataset is passed on.
 
-    Args:
-        pairs: What a call was given. A dataset is passed on: what opened it knows its name.
-        columns: Role to column, where names and aliases do not say it.
-        on: As in `opened`.
-        name: What reports call a dataframe.
-        access: How object stores are reached.
+    `name` is what reports call a dataframe; the other arguments are those of `opened`.
     """
     if isinstance(pairs, Dataset):
         return pairs

@@ -51,10 +51,6 @@ def _as_they_are(rows: pl.LazyFrame) -> pl.LazyFrame:
     return rows
 
 
-def _nothing_to_compare() -> None:
-    """Compare no keys, as nothing is joined."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
     """Pairs to be read, from files or from a frame.
@@ -69,7 +65,7 @@ class Dataset:
         others: Files that are not Parquet and are read as one shard, each with its identity.
         step: What is done to rows as soon as they are read, keeping their order and number.
         reference: The dataset that the step reads, if it reads one.
-        compare_keys: Reads the keys of both and raises if they do not match.
+        compare_keys: Reads the keys of both and raises if they do not match; for `check_keys`.
     """
 
     name: str
@@ -81,17 +77,7 @@ class Dataset:
     others: Identities = field(default_factory=dict)
     step: Step = _as_they_are
     reference: Dataset | None = None
-    compare_keys: Callable[[], None] = _nothing_to_compare
-
-    def through(self, step: Step, reference: Dataset, compare_keys: Callable[[], None]) -> Dataset:
-        """Return the dataset with a step after the reading, which reads a reference."""
-        return replace(
-            self,
-            frame=step(self.frame),
-            step=step,
-            reference=reference,
-            compare_keys=compare_keys,
-        )
+    compare_keys: Callable[[], None] | None = None
 
     def check_keys(self) -> None:
         """Read the keys of the rows and of their reference, if they have one.
@@ -100,7 +86,8 @@ class Dataset:
             JoinError: Keys are null, are there twice, or are on one side only.
             StorageError: A file cannot be read.
         """
-        self.compare_keys()
+        if self.compare_keys is not None:
+            self.compare_keys()
 
     @property
     def joined(self) -> str | None:

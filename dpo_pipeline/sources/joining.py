@@ -286,7 +286,13 @@ def _joined(
         with reading(" or ".join(keys)):
             count_keys(on, keys, must_match=True)
 
-    return policy.through(step, reference, compare_keys)
+    return replace(
+        policy,
+        frame=step(policy.frame),
+        step=step,
+        reference=reference,
+        compare_keys=compare_keys,
+    )
 
 
 def check_reference_roles(columns: Mapping[str, str] | None) -> None:

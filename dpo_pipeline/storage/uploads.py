@@ -139,7 +139,6 @@ class Outputs(Publication):
         self._access = access
         self._objects_read = {path: was for path, was in read.items() if is_address(path)}
         self._objects_kept = {os.fspath(p) for p in (*read, *kept) if is_address(p)}
-        self._replaces = overwrite
         self._folders: list[_Folder] = []
         self._uploads: dict[str, str] = {}
         self._temporary: str | None = None
@@ -248,7 +247,7 @@ class Outputs(Publication):
     ) -> None:
         try:
             for folder in self._folders:
-                if not (self._done or self._replaces):
+                if not (self._done or self._overwrite):
                     for each in folder.objects:
                         with suppress(OSError, StorageError):  # an error is on its way
                             self._remove(each.address)
@@ -264,7 +263,7 @@ class Outputs(Publication):
         self._take(address)
         with reading(address):
             found = self._access.identity(address)
-        if found and not self._replaces:
+        if found and not self._overwrite:
             raise StorageError(
                 address, "exists already; pass overwrite (--overwrite) to replace it"
             )
@@ -277,7 +276,7 @@ class Outputs(Publication):
         self._take(folder)
         with reading(folder):
             _, names = self._access.find(folder + "/")
-        if joined(folder, SUCCESS) in names and not self._replaces:
+        if joined(folder, SUCCESS) in names and not self._overwrite:
             raise StorageError(folder, "is not empty; pass overwrite (--overwrite) to replace it")
         attempts = joined(folder, ATTEMPTS) + "/"
         parts = [n for n in names if n.endswith(".parquet") and not n.startswith(attempts)]

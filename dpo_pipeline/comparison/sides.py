@@ -33,7 +33,7 @@ from dpo_pipeline.errors import ColumnError, UsageError
 from dpo_pipeline.evaluation import max_logp_of
 from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.options import Contract
-from dpo_pipeline.sources import KEY, Dataset
+from dpo_pipeline.sources import KEY, Dataset, reference_columns_of
 from dpo_pipeline.storage import reading
 
 _VALID: Final = "valid"
@@ -285,24 +285,14 @@ def _reference(
 ) -> Table:
     if not needs.reference:
         raise UsageError("reference: this loss has none, so there is nothing to take from it")
-    for role in mapping or ():
-        if role not in {each.name for each in _REFERENCE}:
-            allowed = " and ".join(each.name for each in _REFERENCE)
-            raise UsageError(f"reference_columns: {role!r} is none of {allowed}")
     if dataset.name in taken:
         dataset = replace(dataset, name=f"{dataset.name} (reference)")
     with reading(dataset.name):
-        there = dataset.frame.collect_schema().names()
-    found = resolve(there, mapping)
+        there = dataset.frame.collect_schema()
+    found = reference_columns_of(there, mapping)
+    if found.problems:
+        raise ColumnError(dataset.name, found.problems)
     mine = tuple(role.name for role in _REFERENCE)
-    problems = [text for text in found.problems if text.startswith(mine)]
-    problems += [
-        f"{name}: it is there token by token, and a reference is joined by sums; sum it before"
-        for name in mine
-        if name not in found.mapping and not any(text.startswith(name) for text in problems)
-    ]
-    if problems:
-        raise ColumnError(dataset.name, tuple(problems))
     counts = [role.name for role in COUNT_ROLES if role.name in found.mapping]
     before = dataset.step
 

@@ -175,7 +175,7 @@ def _made(mapping: Mapping[str, str], needs: Needs) -> dict[str, pl.Expr]:
             other = lists[OTHER_SIDE[name]]
             made[name] = length_desensitised(values, other, alpha=needs.ld_alpha)
     if needs.humanline:
-        # The rewards are those of the clamped log-ratios, and the reference's sums are as ever.
+        # Policy minus reference must be the clamped log-ratio; the reference keeps its sums.
         for policy, reference in ((POLICY_CHOSEN, REF_CHOSEN), (POLICY_REJECTED, REF_REJECTED)):
             clamped = clamped_logratio(lists[policy.name], lists[reference.name])
             made[policy.name] = made[reference.name] + clamped
@@ -204,7 +204,7 @@ def _is_list(dtype: pl.DataType) -> bool:
 
 
 def _typed(column: pl.Expr, dtype: pl.DataType, role: str) -> pl.Expr:
-    # What is left as it is, pandera refuses with the type that it found.
+    # A column of another type stays as it is, so that pandera's error names the type found.
     if role in LOGPS and (dtype.is_float() or dtype.is_integer() or dtype == pl.Null):
         return column.cast(pl.Float64)
     if role in _COUNTS and (dtype.is_integer() or dtype == pl.Null):

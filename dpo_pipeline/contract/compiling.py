@@ -74,8 +74,8 @@ class RuleSet:
     def with_scores_in_range(self, names: Sequence[str]) -> RuleSet:
         """Return these rules and one on each of these columns of a scored pair.
 
-        Beyond the range, or where they are not finite, sums would not be exact. A row whose
-        log-probs are unsound already keeps them: its fault has a name.
+        Sums of scores beyond the range, or not finite, would not be exact. A row that breaks
+        another rule counts as keeping these, so that one fault has one name.
         """
         ranges = [
             pl.col(n).is_between(-WIDE_LIMIT, WIDE_LIMIT).fill_null(value=False) for n in names

@@ -1,7 +1,7 @@
-"""The contract of preference pairs as a pandera schema. pandera is imported here and in `rules`.
+"""The contract of preference pairs as a pandera schema; `PreferencePairs` is the model to subclass.
 
-`PreferencePairs` is the model to subclass; its rules per log-prob column are separate, so that
-a report can say which one broke, and disjoint, so that one fault is counted under one name.
+Each rule of a log-prob column is a check of its own, so that a report can say which one is broken.
+A value breaks at most one of them, so that one fault is counted under one name.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ def with_token_rules(
 ) -> RuleSet:
     """Return these rules and those of the tokens behind the sums.
 
-    Where tokens are unsound their sum keeps its rules, so that a fault has one name. A sum that
-    is there beside its tokens stands, and must be what they sum to.
+    If tokens break a rule, their sum counts as keeping its own, so that one fault has one name. A
+    sum that the input has beside its tokens is used, and must agree with them.
 
     Args:
         rules: The rules of the sums.
@@ -124,7 +124,7 @@ def _agreements(
             continue
         mask = MASK_OF[name].name
         counting = kept_tokens(pl.col(role.name), pl.col(mask) if mask in columns else None)
-        # What is null, not finite or too large is the fault of another rule.
+        # Another rule is broken where a value is null, not finite or too large.
         given, total = pl.col(name), sum_of_tokens(counting)
         comparable = given.is_finite() & (given <= max_logp) & total.is_finite()
         allowed = TOKEN_SUM_TOLERANCE * total.abs() + TOKEN_SUM_SLACK

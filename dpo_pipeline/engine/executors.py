@@ -1,7 +1,7 @@
-"""Runs a function on numbered tasks: here, one after the other, or wherever an engine does.
+"""Runs a function on numbered tasks: in this process, one after the other, or on an engine.
 
-An executor is all that an engine has to be. What a run computes does not depend on it: tasks are
-pure, their results are taken in the order of the tasks, and a task that ran twice gives the same.
+An engine only has to be an `Executor`. What a run computes does not depend on it: tasks are pure,
+and their results are taken in the order of the tasks.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ class Executor(Protocol):
     """Runs a function on tasks, in any order, and gives back what came of each."""
 
     elsewhere: ClassVar[bool]
-    """Whether tasks run in other processes: none can then tell of its progress, the source has to
-    be readable from everywhere, and a task may run twice, also at the same time."""
+    """Whether tasks run in other processes. A task can then tell nobody of its progress, must be
+    able to read the source from there, and may run twice, also at the same time."""
 
     def __call__(
         self, function: Function, tasks: Iterable[Task], check: Callable[[], None]
     ) -> Generator[tuple[int, Iterable[Any]]]:
         """Yield the index of each task with its results.
 
-        Tasks are taken from their iterator as they can be run, a bounded number ahead of the
-        results. To be closed before its end stops what runs.
+        It takes tasks as it can run them, a bounded number ahead of the results. Closing it early
+        stops the tasks that run.
 
         Args:
             function: What to run.
@@ -97,9 +97,8 @@ def in_order(
     Raises:
         RuntimeError: The executor ended without the results of a task.
     """
-    given: dict[int, T] = {}
+    given: dict[int, T] = {}  # in the order of the tasks
     arrived: dict[int, Iterable[Any]] = {}
-    following = 0
 
     def noted() -> Iterator[T]:
         for task in tasks:
@@ -110,8 +109,7 @@ def in_order(
         for index, result in results:
             if index in given:
                 arrived[index] = result
-            while following in arrived:
+            while given and (following := next(iter(given))) in arrived:
                 yield given.pop(following), arrived.pop(following)
-                following += 1
     if given:
         raise RuntimeError(f"the engine gave no result for tasks {sorted(given)}")

@@ -1,7 +1,7 @@
-"""Runs tasks on a Ray cluster, a bounded number at a time, again where a worker or node was lost.
+"""Runs tasks on a Ray cluster, a bounded number at a time; those of a lost worker run again.
 
 Only partial sums and counts travel: each task reads and writes files itself. Every machine needs
-this package, in the same versions, and must see the inputs and outputs under the same names.
+the same version of this package, and must see the inputs and outputs under the same names.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def kept_tokens(tokens: pl.Expr, mask: pl.Expr | None) -> pl.Expr:
 def sum_of_tokens(tokens: pl.Expr) -> pl.Expr:
     """Return the log-prob of a completion: the sum over its tokens; null if one is null."""
     has_null = tokens.list.drop_nulls().list.len() != tokens.list.len()
-    # A null anywhere in a chunk lets Polars add in another order: then there shall be none.
+    # Polars adds in another order when a chunk holds nulls: drop them, so that sums are the same.
     return pl.when(has_null.not_()).then(tokens.list.drop_nulls().list.sum())
 
 

@@ -1,6 +1,6 @@
 from .converting import convert as convert
-from .dataset import Dataset as Dataset, Part as Part, Shard as Shard
-from .files import SourcePath as SourcePath
+from .dataset import Dataset as Dataset, Shard as Shard
+from .files import Part as Part, SourcePath as SourcePath
 from .formats import (
     FORMATS as FORMATS,
     PARQUET as PARQUET,
@@ -16,6 +16,7 @@ from .joining import (
     joined as joined,
     key_of as key_of,
     open_reference as open_reference,
+    reference_columns_of as reference_columns_of,
     with_reference as with_reference,
 )
 from .opening import format_of as format_of, open_pairs as open_pairs, read as read

@@ -15,6 +15,7 @@ from dpo_pipeline.sources.files import (
     SourcePath,
     files_of,
     kind_of,
+    lazily,
     reading_as,
 )
 from dpo_pipeline.sources.formats import FORMATS, IPC
@@ -42,7 +43,6 @@ def streams(paths: Iterable[str]) -> pl.LazyFrame:
         StorageError: One cannot be read, or its columns are not those of the first.
     """
     import pyarrow as pa
-    from polars.io.plugins import register_io_source
 
     def batches(path: str) -> Iterator[Any]:
         with (
@@ -59,22 +59,16 @@ def streams(paths: Iterable[str]) -> pl.LazyFrame:
         if other != schema:
             raise StorageError(path, f"has other columns or types than {first}")
 
-    def read(
-        with_columns: list[str] | None,
-        predicate: pl.Expr | None,
-        n_rows: int | None,
-        _batch_size: int | None,
-    ) -> Iterator[pl.DataFrame]:
+    def parts(names: list[str], n_rows: int | None) -> Iterator[pl.DataFrame]:
         left = n_rows
         for path in schemas:
             for batch in batches(path):
-                part = batch if with_columns is None else batch.select(with_columns)
-                rows = pl.DataFrame(part)
+                rows = pl.DataFrame(batch.select(names))
                 if left is not None:
                     rows = rows.head(left)
                     left -= rows.height
-                yield rows if predicate is None else rows.filter(predicate)
+                yield rows
                 if left == 0:
                     return
 
-    return register_io_source(read, schema=schema)
+    return lazily(schema, parts)

@@ -15,7 +15,7 @@ WIDENING: Final = pl.ScanCastOptions(
     float_cast="upcast",
     categorical_to_string="allow",
 )
-"""What a scan may do to a column to fit the common schema; `_widest` asks for nothing else."""
+"""What a scan may do to a column so that it has the type in the common schema."""
 
 _UNSIGNED: Final[dict[pl.DataType, int]] = {
     pl.UInt8(): 8,

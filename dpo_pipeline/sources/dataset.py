@@ -6,7 +6,6 @@ import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,68 +14,16 @@ import polars as pl
 from dpo_pipeline.defaults import MAX_FILE_ROWS, SHARD_ROWS
 from dpo_pipeline.errors import StorageError
 from dpo_pipeline.sources.common_schema import WIDENING, common_schema
-from dpo_pipeline.sources.files import Identities, SourcePath, footers, found_files, relative_to
+from dpo_pipeline.sources.files import (
+    Identities,
+    PairFile,
+    Part,
+    SourcePath,
+    footers,
+    found_files,
+)
 from dpo_pipeline.sources.formats import not_parquet
 from dpo_pipeline.storage import LOCAL, Access, reading
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairFile:
-    """One input file.
-
-    Attributes:
-        path: Where it is.
-        relative: Its path below the source folder (its name, for a single file).
-        first_row: The number of its first row in the whole dataset.
-        rows: Rows, from the footer.
-        row_bytes: Average bytes of a row before compression, from the footer.
-        identity: What tells whether it changed since it was opened.
-        row_groups: Rows of each of its row groups.
-    """
-
-    path: str
-    relative: str
-    first_row: int
-    rows: int
-    row_bytes: int
-    identity: tuple[int, ...]
-    row_groups: tuple[int, ...]
-
-    def parts(self, rows: int | None) -> Iterator[Part]:
-        """Cut it into runs of row groups of at most `rows` rows, if they are no longer."""
-        if rows is None:
-            yield Part(file=self, relative=self.relative, begin=0, rows=self.rows)
-            return
-        stem, ending = os.path.splitext(self.relative)
-        cuts, end = [0], 0
-        for group in self.row_groups:
-            if end > cuts[-1] and end + group - cuts[-1] > rows:
-                cuts.append(end)
-            end += group
-        for i, (begin, end) in enumerate(pairwise([*cuts, self.rows])):
-            yield Part(file=self, relative=f"{stem}-{i:05}{ending}", begin=begin, rows=end - begin)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """Consecutive rows of an input file that make one output file.
-
-    Attributes:
-        file: The input file; None if the dataset is not read from Parquet files.
-        relative: The output's path below its folder.
-        begin: The number of the first row in the file.
-        rows: How many; None where only reading can tell.
-    """
-
-    file: PairFile | None
-    relative: str
-    begin: int
-    rows: int | None
-
-    @property
-    def first_row(self) -> int:
-        """The number of its first row in the whole dataset."""
-        return self.begin if self.file is None else self.file.first_row + self.begin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,10 +49,6 @@ def _as_they_are(rows: pl.LazyFrame) -> pl.LazyFrame:
     return rows
 
 
-def _nothing_to_compare() -> None:
-    """Compare no keys, as nothing is joined."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
     """Pairs to be read, from files or from a frame.
@@ -115,12 +58,12 @@ class Dataset:
         frame: All of it.
         files: The files in the order of their path strings; empty for a frame.
         is_folder: Whether an output of the same shape is a folder.
-        hive: Columns that come from the folder names alone.
-        scanned: How a scan of some of the files is made to look like one of all.
+        hive: Columns that are in the folder names and in no file.
+        scanned: Arguments with which a scan of some of the files has the columns of all.
         others: Files that are not Parquet and are read as one shard, each with its identity.
         step: What is done to rows as soon as they are read, keeping their order and number.
         reference: The dataset that the step reads, if it reads one.
-        compare_keys: Reads the keys of both and raises if they do not match.
+        compare_keys: Reads the keys of both and raises if they do not match; for `check_keys`.
     """
 
     name: str
@@ -132,17 +75,7 @@ class Dataset:
     others: Identities = field(default_factory=dict)
     step: Step = _as_they_are
     reference: Dataset | None = None
-    compare_keys: Callable[[], None] = _nothing_to_compare
-
-    def through(self, step: Step, reference: Dataset, compare_keys: Callable[[], None]) -> Dataset:
-        """Return the dataset with a step after the reading, which reads a reference."""
-        return replace(
-            self,
-            frame=step(self.frame),
-            step=step,
-            reference=reference,
-            compare_keys=compare_keys,
-        )
+    compare_keys: Callable[[], None] | None = None
 
     def check_keys(self) -> None:
         """Read the keys of the rows and of their reference, if they have one.
@@ -151,7 +84,8 @@ class Dataset:
             JoinError: Keys are null, are there twice, or are on one side only.
             StorageError: A file cannot be read.
         """
-        self.compare_keys()
+        if self.compare_keys is not None:
+            self.compare_keys()
 
     @property
     def joined(self) -> str | None:
@@ -171,7 +105,7 @@ class Dataset:
 
     @property
     def has_step(self) -> bool:
-        """Whether something is done to rows that were read."""
+        """Whether rows are joined with a reference, or changed otherwise, once they are read."""
         return self.step is not _as_they_are
 
     @property
@@ -205,8 +139,8 @@ class Dataset:
     def shards(self, rows: int = SHARD_ROWS) -> Iterator[Shard]:
         """Cut the dataset into runs of at most `rows` rows; a frame is one shard.
 
-        The cuts lie at multiples of `rows` of the whole dataset, wherever files end. With a step,
-        which may cost the same for any rows, all of them are one shard.
+        The cuts lie at multiples of `rows` of the whole dataset, wherever files end. With a
+        reference all rows are one shard, as each shard would join the whole reference again.
         """
         if not self.files:
             yield self.shard(0, None)
@@ -258,24 +192,16 @@ def open_dataset(
     name, root, paths, is_folder = found_files(source, access)
     files: list[PairFile] = []
     schemas = []
-    for path, (footer, schema) in zip(paths, footers(paths, access), strict=True):
-        rows = footer.rows
-        if rows > MAX_FILE_ROWS:
+    first_row = 0
+    for file, schema in footers(paths, root, access):
+        if file.rows > MAX_FILE_ROWS:
             raise StorageError(
-                path, f"has {rows:,} rows; a file can have {MAX_FILE_ROWS:,}, so split it"
+                file.path,
+                f"has {file.rows:,} rows; a file can have {MAX_FILE_ROWS:,}, so split it",
             )
+        files.append(replace(file, first_row=first_row))
         schemas.append(schema)
-        files.append(
-            PairFile(
-                path=path,
-                relative=relative_to(path, root),
-                first_row=files[-1].first_row + files[-1].rows if files else 0,
-                rows=rows,
-                identity=footer.identity,
-                row_bytes=footer.n_bytes // max(rows, 1),
-                row_groups=footer.row_groups,
-            )
-        )
+        first_row += file.rows
     common = common_schema(zip(paths, schemas, strict=True), columns)
     scanned: dict[str, Any] = {"hive_partitioning": False, **access.polars(paths[0])}
     if common is not None:

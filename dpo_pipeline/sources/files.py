@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -36,6 +37,9 @@ _BINARY: Final = {
 }
 """The first bytes of binary formats."""
 
+_UNKNOWN: Final[tuple[int, ...]] = ()
+"""The identity of an object of which only Polars knows how to read it."""
+
 Identities: TypeAlias = Mapping[str, tuple[int, ...]]
 """Paths of files, each with what tells whether it changed."""
 
@@ -54,59 +58,112 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Footer:
-    """What a footer says.
+class PairFile:
+    """A Parquet file, from its footer.
 
     Attributes:
-        rows: Rows of the file.
+        path: Where it is.
+        relative: Its path below the source folder (its name, for a single file).
+        first_row: The number of its first row in the whole dataset.
+        rows: How many rows it has.
+        row_bytes: Average bytes of a row before compression; 0 if it is not known.
         row_groups: Rows of each row group.
-        n_bytes: Bytes of all rows before compression; 0 if it is not known.
-        identity: What tells whether the file changes.
+        identity: What tells whether it changed since it was opened.
     """
 
+    path: str
+    relative: str
+    first_row: int = 0
     rows: int
+    row_bytes: int
     row_groups: tuple[int, ...]
-    n_bytes: int
     identity: tuple[int, ...]
 
+    def parts(self, rows: int | None) -> Iterator[Part]:
+        """Cut it between row groups into parts of at most `rows` rows, or of one row group."""
+        if rows is None:
+            yield Part(file=self, relative=self.relative, begin=0, rows=self.rows)
+            return
+        stem, ending = os.path.splitext(self.relative)
+        cuts, end = [0], 0
+        for group in self.row_groups:
+            if end > cuts[-1] and end + group - cuts[-1] > rows:
+                cuts.append(end)
+            end += group
+        for i, (begin, end) in enumerate(pairwise([*cuts, self.rows])):
+            yield Part(file=self, relative=f"{stem}-{i:05}{ending}", begin=begin, rows=end - begin)
 
-def footers(paths: Sequence[str], access: Access) -> Iterator[tuple[Footer, pl.Schema]]:
-    """Yield the footer and the schema of each file, reading ahead where files are far away."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Consecutive rows of an input file that make one output file.
+
+    Attributes:
+        file: The input file; None if the dataset is not read from Parquet files.
+        relative: The output's path below its folder.
+        begin: The number of the first row in the file.
+        rows: How many; None where only reading can tell.
+    """
+
+    file: PairFile | None
+    relative: str
+    begin: int
+    rows: int | None
+
+    @property
+    def first_row(self) -> int:
+        """The number of its first row in the whole dataset."""
+        return self.begin if self.file is None else self.file.first_row + self.begin
+
+
+def footers(
+    paths: Sequence[str], root: str | None, access: Access
+) -> Iterator[tuple[PairFile, pl.Schema]]:
+    """Yield each file and its schema, reading footers ahead where files are far away.
+
+    Args:
+        paths: The files.
+        root: The folder that they are in; None for a single file.
+        access: How object stores are reached.
+    """
+    read = partial(_footer, root=root, access=access)
     if not is_address(paths[0]):
-        yield from (_footer(path, access) for path in paths)
+        yield from map(read, paths)
         return
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(REQUESTS_AT_A_TIME) as pool:
-        yield from pool.map(partial(_footer, access=access), paths)
+        yield from pool.map(read, paths)
 
 
-def _footer(path: str, access: Access) -> tuple[Footer, pl.Schema]:
+def _footer(path: str, *, root: str | None, access: Access) -> tuple[PairFile, pl.Schema]:
     import pyarrow.parquet as pq
 
+    is_far = is_address(path)
     with reading(path, not_parquet):
         frame = pl.scan_parquet(path, glob=False, hive_partitioning=False, **access.polars(path))
-        if is_address(path) and not access.is_known(path):
-            rows = int(frame.select(pl.len()).collect().item())
-            return Footer(
-                rows=rows, row_groups=(rows,), n_bytes=0, identity=()
-            ), frame.collect_schema()
-        if is_address(path):
-            system, name = access.filesystem(path)
-            footer = pq.read_metadata(name, filesystem=system)
+        if is_far and not access.is_known(path):
+            rows, n_bytes = int(frame.select(pl.len()).collect().item()), 0
+            groups, now = [rows], _UNKNOWN
         else:
-            footer = pq.read_metadata(path)
-        groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
-        made = Footer(
-            rows=footer.num_rows,
-            row_groups=tuple(group.num_rows for group in groups),
-            n_bytes=sum(group.total_byte_size for group in groups),
-            identity=access.identity(path) if is_address(path) else identity(path),
+            system, name = access.filesystem(path) if is_far else (None, path)
+            footer = pq.read_metadata(name, filesystem=system)
+            row_groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+            rows, groups = footer.num_rows, [group.num_rows for group in row_groups]
+            n_bytes = sum(group.total_byte_size for group in row_groups)
+            now = access.identity(path) if is_far else identity(path)
+        file = PairFile(
+            path=path,
+            relative=_relative_to(path, root),
+            rows=rows,
+            row_bytes=n_bytes // max(rows, 1),
+            row_groups=tuple(groups),
+            identity=now,
         )
-        return made, frame.collect_schema()
+        return file, frame.collect_schema()
 
 
-def relative_to(path: str, root: str | None) -> str:
+def _relative_to(path: str, root: str | None) -> str:
     """Return the path of a file below the folder of all."""
     if is_address(path):
         return path.removeprefix(root or "").strip("/") if root else path.rpartition("/")[2]
@@ -122,10 +179,10 @@ def _found_objects(source: str, access: Access) -> tuple[str | None, list[str]]:
         return None, [source]
     root, found = access.find(source)
     names = [
-        each.address
-        for each in found
-        if each.address.endswith(".parquet")
-        and not any(p.startswith(HIDDEN) for p in each.address.removeprefix(root).split("/"))
+        name
+        for name in found
+        if name.endswith(".parquet")
+        and not any(p.startswith(HIDDEN) for p in name.removeprefix(root).split("/"))
     ]
     return root or None, names
 
@@ -257,6 +314,27 @@ def _matches(pattern: str) -> list[str]:
     return sorted(
         p for p in found if os.path.isfile(p) and not os.path.basename(p).startswith(HIDDEN)
     )
+
+
+def lazily(
+    schema: pl.Schema, parts: Callable[[list[str], int | None], Iterator[pl.DataFrame]]
+) -> pl.LazyFrame:
+    """Return rows that are read in parts when they are asked for.
+
+    Args:
+        schema: The columns.
+        parts: From the names of the columns asked for, and the number of rows if it is limited,
+            to the rows.
+    """
+    from polars.io.plugins import register_io_source
+
+    def read(
+        names: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, _size: int | None
+    ) -> Iterator[pl.DataFrame]:
+        for part in parts(list(schema) if names is None else names, n_rows):
+            yield part if predicate is None else part.filter(predicate)
+
+    return register_io_source(read, schema=schema)
 
 
 @contextmanager

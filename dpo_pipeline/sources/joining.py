@@ -282,7 +282,7 @@ def _joined(
         left = policy.frame.collect_schema()
     with reading(reference.name):
         right = reference.frame.collect_schema()
-    taken = _reference_columns(right, reference_columns)
+    taken = reference_columns_of(right, reference_columns)
     problems = list(taken.problems)
     if on not in right:
         problems.append(_no_key(on, right))
@@ -307,10 +307,17 @@ def _joined(
         with reading(" or ".join(keys)):
             count_keys(on, keys, must_match=True)
 
-    return policy.through(step, reference, compare_keys)
+    return replace(
+        policy,
+        frame=step(policy.frame),
+        step=step,
+        reference=reference,
+        compare_keys=compare_keys,
+    )
 
 
-def _reference_columns(columns: pl.Schema, explicit: Mapping[str, str] | None) -> Resolution:
+def reference_columns_of(columns: pl.Schema, explicit: Mapping[str, str] | None) -> Resolution:
+    """Return the columns of a reference by role, with what is wrong with its log-probs."""
     names = tuple(role.name for role in _REFERENCE_ROLES)
     found = resolve(columns.names(), explicit)
     problems = [

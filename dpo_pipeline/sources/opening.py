@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from threading import Event
 from types import MappingProxyType
 from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
@@ -46,7 +47,7 @@ READERS: Final[Mapping[str, Reader]] = MappingProxyType(
         TRL: trainer_files.trl,
         REWARDBENCH: trainer_files.rewardbench,
         OPEN_INSTRUCT: trainer_files.open_instruct,
-        OPEN_INSTRUCT_AVERAGED: trainer_files.open_instruct_averaged,
+        OPEN_INSTRUCT_AVERAGED: partial(trainer_files.open_instruct, averaged=True),
         VLLM: vllm_lines.vllm,
     }
 )

@@ -15,7 +15,7 @@ import polars as pl
 
 from dpo_pipeline.columns import ROLES, resolve
 from dpo_pipeline.errors import ColumnError, DpoPipelineError, StorageError
-from dpo_pipeline.sources.files import Rows, SourcePath, reading_as, text_files
+from dpo_pipeline.sources.files import Rows, SourcePath, lazily, reading_as, text_files
 from dpo_pipeline.sources.formats import CSV, FORMATS, NDJSON
 from dpo_pipeline.storage import reading
 
@@ -44,7 +44,7 @@ def ragged_lines(path: str) -> str | None:
                 first = first or (number, n_fields)
     if first is None:
         return None
-    lines = f"{count:,} such line{'' if count == 1 else 's'}"
+    lines = f"{count:,} such line{'s' * (count != 1)}"
     return (
         f"line {first[0]:,} has {first[1]} fields, the header {n_names} ({lines}); quote values "
         "that contain commas"
@@ -141,7 +141,7 @@ def ndjson(
     empty = [_keys_of(path).to_frame() for path in paths]
     with reading_as(paths[0], "NDJSON"):
         schema = dict(pl.concat(empty, how="diagonal_relaxed").schema)
-    roles = list(_roles(schema, columns))
+    roles = [(kind, name) for kind, name in _roles(schema, columns) if kind in _AS_ROLE]
     texts = [name for kind, name in roles if kind in _NUMBERS and schema[name] == pl.String]
     schema |= {name: _as_role(kind, schema[name]) for kind, name in roles}
     schema |= types or {}
@@ -200,8 +200,8 @@ def csv(
         name: pl.Float64() if schema[name] == pl.Float64 else _AS_ROLE[kind]
         for name, kind in numbers.items()
     }
-    # All rows are read whole, because only then does the engine see that one has too many fields.
-    # What nobody may ask for is therefore text, which always can be read.
+    # Polars notices a row with too many fields only when it reads all columns. Columns without a
+    # role are therefore read as text, which cannot fail, and cast where a caller asks for them.
     read_as = {name: types.get(name, pl.String()) for name in schema}
     whole = pl.scan_csv(paths, glob=False, schema_overrides=read_as).map_batches(
         _as_it_is, streamable=True, projection_pushdown=False, predicate_pushdown=False
@@ -212,7 +212,7 @@ def csv(
         problems += filter(None, (_misfits(texts, n, pl.Float64()) for n in of_first_rows))
     if problems:
         raise ColumnError(paths[0], tuple(problems))
-    named = [*as_text, *_named_keys(schema, columns)]
+    named = [*as_text, *(name for kind, name in _roles(schema, columns) if kind == "key")]
     others = {
         name: dtype
         for name, dtype in schema.items()
@@ -244,21 +244,12 @@ def _check_separator(path: str, names: Sequence[str]) -> None:
         )
 
 
-def _named_keys(
-    schema: Mapping[str, pl.DataType], columns: Mapping[str, str] | None
-) -> Iterator[str]:
-    for role, name in resolve(schema, columns).mapping.items():
-        if ROLES[role].kind == "key":
-            yield name
-
-
 def _roles(
     schema: Mapping[str, pl.DataType], columns: Mapping[str, str] | None
 ) -> Iterator[tuple[str, str]]:
-    """Yield the kind and the column of each role that has a type of its own."""
+    """Yield the kind of each role that is there, and its column."""
     for role, name in resolve(schema, columns).mapping.items():
-        if ROLES[role].kind in _AS_ROLE:
-            yield ROLES[role].kind, name
+        yield ROLES[role].kind, name
 
 
 def _as_role(kind: str, found: pl.DataType) -> pl.DataType:
@@ -321,33 +312,24 @@ def _diagnosed(
 
     `as_types` are made of the columns that are asked for.
     """
-    from polars.io.plugins import register_io_source
-
     made = dict(as_types or {})
     with reading_as(paths[0], what):
         schema = scan.with_columns(**made).collect_schema()
 
-    def rows(
-        with_columns: list[str] | None,
-        predicate: pl.Expr | None,
-        n_rows: int | None,
-        _batch_size: int | None,
-    ) -> Iterator[pl.DataFrame]:
-        names = list(schema) if with_columns is None else with_columns
+    def parts(names: list[str], n_rows: int | None) -> Iterator[pl.DataFrame]:
         plan = scan.select(made.get(name, pl.col(name)).alias(name) for name in names)
         if n_rows is not None:
             plan = plan.head(n_rows)
         try:
             with reading_as(paths[0], what):
-                for part in plan.collect_batches(maintain_order=True):
-                    yield part if predicate is None else part.filter(predicate)
+                yield from plan.collect_batches(maintain_order=True)
         except StorageError as error:
             known = fault(names)
             if known is None:
                 raise
             raise known from error
 
-    return register_io_source(rows, schema=schema)
+    return lazily(schema, parts)
 
 
 def _as_it_is(rows: pl.DataFrame) -> pl.DataFrame:

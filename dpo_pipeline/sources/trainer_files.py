@@ -242,11 +242,6 @@ def open_instruct(
     return Rows(frame=_numbered(pl.LazyFrame(logps)), files=files)
 
 
-def open_instruct_averaged(source: SourcePath, columns: Mapping[str, str] | None = None) -> Rows:
-    """As `open_instruct`, for a cache that is known to hold averages over tokens."""
-    return open_instruct(source, columns, averaged=True)
-
-
 def _tensors(path: str, cache: Any) -> dict[str, list[float]]:
     names = {side: f"{side}_logps" for side in _SIDES}
     if not isinstance(cache, dict) or not set(names.values()) <= set(cache):

@@ -29,7 +29,7 @@ _NO_LOCKS: Final = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK,
 
 
 def hidden_name(final: str, *, locked: bool = True) -> str:
-    """Return where to write what shall become `final`: always there, if a lock protects it."""
+    """Return where to write what shall become `final`: one name if it is locked, else a new one."""
     folder, name = os.path.split(final)
     unique = "" if locked else f"{secrets.token_hex(8)}."
     return os.path.join(folder, f".{name}.dpo-pipeline.{unique}tmp")
@@ -43,18 +43,18 @@ def final_name(hidden: str) -> str:
 
 
 def journal_name(final: str) -> str:
-    """Return where it stands how to undo what was published."""
+    """Return the name of the file that says how to undo a publication that was cut short."""
     folder, name = os.path.split(final)
     return os.path.join(folder, f".{name}{_UNDO}")
 
 
 def is_tmp(name: str) -> bool:
-    """Return whether `hidden_name` made it."""
+    """Return whether `hidden_name` made a file name."""
     return _TMP.fullmatch(name) is not None
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether it is no output, and a name of this module."""
+    """Return whether a file name is one that this module makes, and so no output."""
     return is_tmp(name) or (name.startswith(".") and name.endswith(_UNDO))
 
 
@@ -102,7 +102,8 @@ def hold(final: str, *, name: str) -> tuple[str, int | None]:
         with suppress(FileNotFoundError):
             if os.path.samestat(os.stat(hidden), os.fstat(handle)):
                 return hidden, handle
-        os.close(handle)  # its run ended since it was opened: it has its final name, or none
+        # Its run ended after this one had opened it, and renamed or removed it: make another.
+        os.close(handle)
 
 
 def holder(hidden: str) -> Literal["alive", "dead", "unknown"]:

@@ -1,8 +1,7 @@
 """Object stores: how they are reached, and what lies in them.
 
-Polars reads and writes the rows. Listing, footers, moving and deleting go through pyarrow, which
-is told the same. Addresses that pyarrow has no file system for (hf://, https://) are read by
-Polars alone.
+Polars reads and writes the rows. pyarrow lists, reads footers, moves and deletes, with the same
+options. Addresses for which pyarrow has no file system (hf://, https://) can only be read.
 """
 
 from __future__ import annotations
@@ -33,19 +32,6 @@ def is_address(path: object) -> bool:
 def joined(*parts: str) -> str:
     """Return an address of an object below another one."""
     return "/".join(part.strip("/") if i else part.rstrip("/") for i, part in enumerate(parts))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """An object.
-
-    Attributes:
-        address: Where it is.
-        identity: Its size and the time of its last change, which tell whether it changed.
-    """
-
-    address: str
-    identity: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,10 +79,12 @@ class Access:
         """Return whether what lies there can be listed and written to."""
         return address.partition("://")[0] in (*_S3, *_GOOGLE, *_AZURE)
 
-    def find(self, address: str) -> tuple[str, list[Found]]:
-        """Return the folder of all that a folder, a glob or the name of an object means, and that.
+    def find(self, address: str) -> tuple[str, list[str]]:
+        """Resolve an address: an object, a folder or a glob.
 
-        Names are in no order; those of an object alone have an empty folder.
+        Returns:
+            The folder that all objects found are in (empty for one object), and these objects,
+            in no order.
         """
         from pyarrow import fs
 
@@ -107,13 +95,13 @@ class Access:
         if magic is None:
             found = system.get_file_info(path)
             if found.type == fs.FileType.File:
-                return "", [_found(scheme, found)]
+                return "", [address]
         listed = system.get_file_info(
             fs.FileSelector(root.rstrip("/"), recursive=True, allow_not_found=True)
         )
         pattern = None if magic is None else re.compile(_as_regex(path))
         return f"{scheme}://{root}", [
-            _found(scheme, each)
+            f"{scheme}://{each.path}"
             for each in listed
             if each.type == fs.FileType.File and (pattern is None or pattern.fullmatch(each.path))
         ]
@@ -137,10 +125,6 @@ class Access:
 
 LOCAL: Final = Access()
 """As the environment says."""
-
-
-def _found(scheme: str, info: Any) -> Found:
-    return Found(address=f"{scheme}://{info.path}", identity=_identity(info))
 
 
 def _identity(info: Any) -> tuple[int, ...]:

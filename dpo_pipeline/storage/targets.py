@@ -1,12 +1,13 @@
-"""Where one output file is written: a name that is ours, or one of its own for each attempt."""
+"""Where one output file is written, on this machine or in a store."""
 
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Protocol, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import polars as pl
 
@@ -38,18 +39,21 @@ class Out:
 Sink: TypeAlias = Callable[[Out], None]
 
 
-class Target(Protocol):
-    """The place of one output file; it must pickle."""
+class Target(ABC):
+    """The place of one Parquet file that is being written; it must pickle."""
+
+    __slots__ = ()
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """What errors call it."""
-        ...
 
+    @abstractmethod
     def scan(self) -> pl.LazyFrame:
         """Scan what was written."""
-        ...
 
+    @abstractmethod
     def write(self, sink: Sink, source: str) -> int:
         """Have the file written and return its rows, from its footer.
 
@@ -58,16 +62,21 @@ class Target(Protocol):
         Raises:
             StorageError: It cannot be written, or `source` cannot be read.
         """
-        ...
+
+    @abstractmethod
+    def rows(self) -> int:
+        """Return the rows of what was written, as this process sees it."""
 
     def check(self, rows: int) -> None:
         """Raise a StorageError if this process does not see the file with so many rows."""
-        ...
+        found = self.rows()
+        if found != rows:
+            raise StorageError(self.name, f"has {found:,} rows, and {rows:,} were written")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StagedFile:
-    """A hidden file that a `Publication` staged.
+class StagedFile(Target):
+    """A hidden file on this machine.
 
     Attributes:
         hidden: Its name.
@@ -79,16 +88,13 @@ class StagedFile:
     apart: bool = False
 
     @property
-    def name(self) -> str:
-        """What errors call it."""
+    def name(self) -> str:  # noqa: D102
         return final_name(self.hidden)
 
-    def scan(self) -> pl.LazyFrame:
-        """Scan what was written."""
+    def scan(self) -> pl.LazyFrame:  # noqa: D102
         return pl.scan_parquet(self.hidden, glob=False)
 
-    def write(self, sink: Sink, source: str) -> int:
-        """Have the file written and return its rows, from its footer."""
+    def write(self, sink: Sink, source: str) -> int:  # noqa: D102
         final = self.name
         attempt = hidden_name(final, locked=False) if self.apart else self.hidden
         try:
@@ -106,18 +112,14 @@ class StagedFile:
             raise
         return rows
 
-    def check(self, rows: int) -> None:
-        """Raise a StorageError if this process does not see the file with so many rows."""
-        final = self.name
+    def rows(self) -> int:  # noqa: D102
         if not os.path.exists(self.hidden):
             raise StorageError(
-                final,
+                self.name,
                 "it was written by a process that does not share this file system: the output "
                 "must lie where all machines see it",
             )
-        found = _rows_in(self.hidden)
-        if found != rows:
-            raise StorageError(final, f"has {found:,} rows, and {rows:,} were written")
+        return _rows_in(self.hidden)
 
 
 def _rows_in(path: str) -> int:
@@ -129,7 +131,7 @@ def _rows_in(path: str) -> int:
 
 @contextmanager
 def without_attempts(targets: Iterable[Target]) -> Iterator[None]:
-    """Remove, at the end, what attempts left that died or came second."""
+    """Remove, at the end, what is left of attempts that died or that another one overtook."""
     staged = {t.hidden for t in targets if isinstance(t, StagedFile) and t.apart}
     finals = {final_name(hidden) for hidden in staged}
     try:

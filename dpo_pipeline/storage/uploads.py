@@ -11,8 +11,8 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -32,8 +32,8 @@ MANIFEST: Final = ".manifest.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredObject:
-    """The address of one output file.
+class StoredObject(Target):
+    """An object in a store.
 
     Attributes:
         address: Where it shall be.
@@ -46,44 +46,40 @@ class StoredObject:
     access: Access
 
     @property
-    def name(self) -> str:
-        """What errors call it."""
+    def name(self) -> str:  # noqa: D102
         return self.address
 
-    def scan(self) -> pl.LazyFrame:
-        """Scan what was written."""
+    def scan(self) -> pl.LazyFrame:  # noqa: D102
         return pl.scan_parquet(self.address, glob=False, **self.access.polars(self.address))
 
-    def write(self, sink: Sink, source: str) -> int:
-        """Have the object written and return its rows, from its footer."""
-        system, final = self.access.filesystem(self.address)
+    def write(self, sink: Sink, source: str) -> int:  # noqa: D102
         attempt = joined(self.attempts, f"{secrets.token_hex(8)}.parquet")
-        _, path = self.access.filesystem(attempt)
-        with _removed_after_error(system, path):
+        system, path = self.access.filesystem(attempt)
+        out = Out(
+            target=attempt,
+            options=self.access.polars(attempt),
+            path=path,
+            filesystem=system,
+            name=self.address,
+        )
+        try:
             try:
-                sink(
-                    Out(
-                        target=attempt,
-                        options=self.access.polars(attempt),
-                        path=path,
-                        filesystem=system,
-                        name=self.address,
-                    )
-                )
+                sink(out)
             except BaseException as error:
                 with reading(self.address if path in str(error) else source):
                     raise
             # A sink that failed can leave an object that can be read, and has no rows.
             rows = self._rows(system, path)
             with reading(self.address):
-                system.move(path, final)
+                system.move(path, self.access.filesystem(self.address)[1])
+        except BaseException:
+            with suppress(OSError):  # an error is on its way
+                system.delete_file(path)
+            raise
         return rows
 
-    def check(self, rows: int) -> None:
-        """Raise a StorageError if the object has not so many rows."""
-        found = self._rows(*self.access.filesystem(self.address))
-        if found != rows:
-            raise StorageError(self.address, f"has {found:,} rows, and {rows:,} were written")
+    def rows(self) -> int:  # noqa: D102
+        return self._rows(*self.access.filesystem(self.address))
 
     def _rows(self, system: Any, path: str) -> int:
         import pyarrow.parquet as pq
@@ -92,19 +88,17 @@ class StoredObject:
             return int(pq.read_metadata(path, filesystem=system).num_rows)
 
 
-@contextmanager
-def _removed_after_error(system: Any, path: str) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        with suppress(OSError):  # an error is on its way
-            system.delete_file(path)
-        raise
-
-
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Folder:
-    """An output of objects; `marker` is None for one object alone."""
+    """A folder of objects, or one object.
+
+    Attributes:
+        address: Where it is.
+        marker: The object that says that the folder is complete; None for one object.
+        objects: Its parts.
+        stale: Parts of an output that is replaced, which have no successor of their name.
+        manifest: What is published beside it.
+    """
 
     address: str
     marker: str | None
@@ -117,15 +111,14 @@ class Outputs(Publication):
     """The outputs of a run, each on this machine or in a store.
 
     Parts in a store get their names while they are written, and are removed again if the run fails
-    and nothing was replaced; the marker of their folder is the commit. Documents are uploaded
-    before it, and outputs on this machine are published before it.
+    and nothing was replaced. Documents are uploaded and outputs on this machine are published
+    before the marker of a folder in a store, which is the commit.
 
     Args:
-        overwrite: Whether outputs that exist are replaced.
-        inputs: Files and objects that are read, each with its identity (an empty one is not
-            known). They never become outputs, and must not change before the commit.
+        overwrite: As in `Publication`.
+        inputs: As in `Publication`, and objects; an object without an identity is not watched.
         access: How stores are reached.
-        protected: Further files that never become outputs, such as configuration files.
+        protected: As in `Publication`, and objects.
     """
 
     def __init__(
@@ -145,7 +138,6 @@ class Outputs(Publication):
         self._access = access
         self._objects_read = {path: was for path, was in read.items() if is_address(path)}
         self._objects_kept = {os.fspath(p) for p in (*read, *kept) if is_address(p)}
-        self._replaces = overwrite
         self._folders: list[_Folder] = []
         self._uploads: dict[str, str] = {}
         self._temporary: str | None = None
@@ -154,16 +146,7 @@ class Outputs(Publication):
     def check(
         self, target: str | os.PathLike[str], relatives: Sequence[str] | None = None
     ) -> Output:
-        """Check whether an output can be written now, as staging does; nothing is changed.
-
-        Args:
-            target: A file, an object, or a folder of either.
-            relatives: The paths of the folder's parts below it; None for a file or an object.
-
-        Raises:
-            StorageError: It exists already, is an input or another output, is no place for it,
-                or another run is writing it; or the store cannot be reached.
-        """
+        """As `Publication.check`; `target` may be an object, or a folder of objects."""
         if not is_address(target):
             return super().check(target, relatives)
         if relatives is None:
@@ -195,45 +178,30 @@ class Outputs(Publication):
         *,
         apart: bool = False,
     ) -> list[Target]:
-        """Return where to write the Parquet file, or the parts of a folder, that shall be there.
+        """Return where to write a Parquet file, or the parts of a folder; arguments as in `check`.
 
-        Args:
-            target: As in `check`.
-            relatives: As in `check`.
-            apart: Whether two processes may write one part at the same time.
+        `apart` says that two processes may write one part at the same time.
 
         Raises:
             StorageError: As `check`.
         """
         if is_address(target):
-            address = os.fspath(target)
-            return [*self._stage_objects(address, relatives)]
+            return [*self._stage_objects(os.fspath(target), relatives)]
         staged = [self.stage(target)] if relatives is None else self.stage_folder(target, relatives)
         return [StagedFile(hidden=hidden, apart=apart) for hidden in staged]
 
     def _stage_objects(self, target: str, relatives: Sequence[str] | None) -> list[StoredObject]:
+        folder, stale, marker = target.rpartition("/")[0], [], None
+        names, attempts = [target], joined(folder, ATTEMPTS, secrets.token_hex(8))
         if relatives is None:
             self._check_object(target)
-            attempts = joined(target.rpartition("/")[0], ATTEMPTS, secrets.token_hex(8))
-            made = StoredObject(address=target, attempts=attempts, access=self._access)
-            self._folders.append(_Folder(address=target, marker=None, objects=[made], stale=[]))
-            return [made]
-        folder = target.rstrip("/")
-        there = self._parts_in_store(folder)
-        attempts = joined(folder, ATTEMPTS)
-        objects = [
-            StoredObject(address=joined(folder, each), attempts=attempts, access=self._access)
-            for each in relatives
-        ]
-        new = {each.address for each in objects}
-        self._folders.append(
-            _Folder(
-                address=folder,
-                marker=joined(folder, SUCCESS),
-                objects=objects,
-                stale=[name for name in there if name not in new],
-            )
-        )
+        else:
+            target = folder = target.rstrip("/")
+            names, attempts = [joined(folder, each) for each in relatives], joined(folder, ATTEMPTS)
+            stale = [name for name in self._parts_in_store(folder) if name not in set(names)]
+            marker = joined(folder, SUCCESS)
+        objects = [StoredObject(address=n, attempts=attempts, access=self._access) for n in names]
+        self._folders.append(_Folder(address=target, marker=marker, objects=objects, stale=stale))
         return objects
 
     def begin(self) -> None:
@@ -273,7 +241,7 @@ class Outputs(Publication):
     def __exit__(self, *_error: object) -> None:
         try:
             for folder in self._folders:
-                if not (self._done or self._replaces):
+                if not (self._done or self._overwrite):
                     for each in folder.objects:
                         with suppress(OSError, StorageError):  # an error is on its way
                             self._remove(each.address)
@@ -289,7 +257,7 @@ class Outputs(Publication):
         self._take(address)
         with reading(address):
             found = self._access.identity(address)
-        if found and not self._replaces:
+        if found and not self._overwrite:
             raise StorageError(
                 address, "exists already; pass overwrite (--overwrite) to replace it"
             )
@@ -301,9 +269,8 @@ class Outputs(Publication):
             raise StorageError(folder, "the output folder holds inputs")
         self._take(folder)
         with reading(folder):
-            _, found = self._access.find(folder + "/")
-        names = [each.address for each in found]
-        if joined(folder, SUCCESS) in names and not self._replaces:
+            _, names = self._access.find(folder + "/")
+        if joined(folder, SUCCESS) in names and not self._overwrite:
             raise StorageError(folder, "is not empty; pass overwrite (--overwrite) to replace it")
         attempts = joined(folder, ATTEMPTS) + "/"
         parts = [n for n in names if n.endswith(".parquet") and not n.startswith(attempts)]

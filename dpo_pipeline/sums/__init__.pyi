@@ -33,5 +33,6 @@ from .summary import (
     Summary as Summary,
     figures as figures,
     merge as merge,
+    reward_sums as reward_sums,
     tally as tally,
 )

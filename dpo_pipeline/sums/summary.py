@@ -1,8 +1,8 @@
 """Partial sums that merge exactly, and the figures that follow from them.
 
-`tally` is the plan that makes one row of sums a group; `merge` adds such rows, in any order;
-`figures` divides. Only the loss and the log-probs are summed: mean rewards and margins follow
-from them, without error, unless a reward is no multiple of a log-ratio.
+`tally` is the plan that makes one row of sums for each group; `merge` adds such rows, in any
+order; `figures` divides. Where rewards are beta times a log-ratio only the loss and the log-probs
+are summed: the means of rewards and margins follow from these without error.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from dpo_pipeline.columns import (
 from dpo_pipeline.defaults import AVERAGED_LOGP_FLOOR
 from dpo_pipeline.exact import bin_of, exact_sum, exact_sum_of_wide, mean_of
 from dpo_pipeline.losses import Objective, is_correct
+from dpo_pipeline.sums.pair_sums import VALID, pair_count, valid_only
 
 N_UNMOVED: Final = "n_unmoved"
 MAX_TOKENS: Final = "max_tokens"
@@ -115,7 +116,6 @@ class Health:
         )
 
 
-_VALID: Final = "__dpo_pipeline_valid"
 BIN: Final = "__dpo_pipeline_bin"
 
 TRL_METRICS: Final = MappingProxyType(
@@ -201,12 +201,13 @@ def tally(
         extra: More sums to carry; one named `min_...` merges by the minimum.
     """
     counts = [c.name for c in COUNT_ROLES if c.name in pairs.collect_schema()]
-    marked = pairs.with_columns(valid.alias(_VALID))
-    sums = [*_counts(), *(_health(counts, needs) if with_health else ()), *extra]
+    marked = pairs.with_columns(valid.alias(VALID))
+    sums = [pair_count(), pl.col(VALID).sum().cast(pl.Int64).alias(N_VALID)]
+    sums += [*(_health(counts, needs) if with_health else ()), *extra]
     if objective is not None:
         sums += _sums(objective, needs, is_wide=is_wide)
     if by_bin:
-        bins = pl.when(_VALID).then(bin_of(pl.col(REWARD_MARGIN)))
+        bins = pl.when(VALID).then(bin_of(pl.col(REWARD_MARGIN)))
         return marked.with_columns(bins.alias(BIN)).group_by(*keys, BIN).agg(sums)
     if not keys:
         return marked.select(sums)
@@ -215,26 +216,15 @@ def tally(
     return marked.group_by(keys).agg(sums)
 
 
-def _counts() -> list[pl.Expr]:
-    return [
-        pl.len().cast(pl.Int64).alias(N_PAIRS),
-        pl.col(_VALID).sum().cast(pl.Int64).alias(N_VALID),
-    ]
-
-
-def _valid_only(column: str) -> pl.Expr:
-    return pl.when(_VALID).then(pl.col(column))
-
-
 def _health(counts: Sequence[str], needs: Needs) -> list[pl.Expr]:
     unmoved = [
         pl.col(policy.name) == pl.col(reference.name) if needs.reference else pl.lit(value=False)
         for policy, reference in ((POLICY_CHOSEN, REF_CHOSEN), (POLICY_REJECTED, REF_REJECTED))
     ]
     return [
-        pl.all_horizontal(_VALID, *unmoved).sum().cast(pl.Int64).alias(N_UNMOVED),
-        *(_valid_only(name).min().alias(f"min_{name}") for name in needs.logps),
-        *(_valid_only(name).max().alias(f"max_{name}") for name in needs.logps),
+        pl.all_horizontal(VALID, *unmoved).sum().cast(pl.Int64).alias(N_UNMOVED),
+        *(valid_only(pl.col(name)).min().alias(f"min_{name}") for name in needs.logps),
+        *(valid_only(pl.col(name)).max().alias(f"max_{name}") for name in needs.logps),
         *([pl.max_horizontal(pl.col(counts).max()).alias(MAX_TOKENS)] if counts else []),
     ]
 
@@ -244,10 +234,10 @@ def _sums(objective: Objective, needs: Needs, *, is_wide: bool) -> list[pl.Expr]
     wide = [LOSS, *([] if objective.reward_basis.is_linear else (CHOSEN_REWARD, REJECTED_REWARD))]
     sum_of = exact_sum_of_wide if is_wide else exact_sum
     return [
-        (is_correct(margin) & pl.col(_VALID)).sum().cast(pl.Int64).alias("n_correct"),
-        ((margin == 0.0) & pl.col(_VALID)).sum().cast(pl.Int64).alias("n_ties"),
-        *(sum_of(_valid_only(name)).alias(f"sum_{name}") for name in wide),
-        *(exact_sum(_valid_only(name)).alias(f"sum_{name}") for name in needs.logps),
+        (is_correct(margin) & pl.col(VALID)).sum().cast(pl.Int64).alias("n_correct"),
+        ((margin == 0.0) & pl.col(VALID)).sum().cast(pl.Int64).alias("n_ties"),
+        *(sum_of(valid_only(pl.col(name))).alias(f"sum_{name}") for name in wide),
+        *(exact_sum(valid_only(pl.col(name))).alias(f"sum_{name}") for name in needs.logps),
     ]
 
 
@@ -271,7 +261,7 @@ def merge(partials: Sequence[pl.DataFrame], keys: Sequence[str] = ()) -> pl.Data
 def figures(sums: pl.DataFrame, objective: Objective, *, keys: Sequence[str] = ()) -> pl.DataFrame:
     """Return the columns of `Summary` beside the keys, from merged partial sums."""
     count = pl.col(N_VALID)
-    chosen, rejected, margin = _reward_means(objective, count)
+    chosen, rejected, scale = reward_sums(objective)
     return sums.select(
         *keys,
         n_pairs=pl.col(N_PAIRS),
@@ -280,9 +270,9 @@ def figures(sums: pl.DataFrame, objective: Objective, *, keys: Sequence[str] = (
         n_ties=pl.col("n_ties"),
         loss=mean_of(pl.col(f"sum_{LOSS}"), count),
         reward_accuracy=pl.col("n_correct") / pl.when(count > 0).then(count),
-        chosen_reward=chosen,
-        rejected_reward=rejected,
-        reward_margin=margin,
+        chosen_reward=scale * mean_of(chosen, count),
+        rejected_reward=scale * mean_of(rejected, count),
+        reward_margin=scale * mean_of(chosen - rejected, count),
         **{
             name: mean_of(pl.col(f"sum_{name}"), count)
             if f"sum_{name}" in sums.columns
@@ -292,21 +282,17 @@ def figures(sums: pl.DataFrame, objective: Objective, *, keys: Sequence[str] = (
     )
 
 
-def _reward_means(objective: Objective, count: pl.Expr) -> tuple[pl.Expr, pl.Expr, pl.Expr]:
-    """Return the mean chosen reward, rejected reward and margin."""
+def reward_sums(objective: Objective) -> tuple[pl.Expr, pl.Expr, float]:
+    """Return the sums of chosen and rejected rewards, from the columns of `tally`, and a factor.
+
+    The sums are whole quanta. Where rewards are beta times a log-ratio they are those of the
+    log-ratios, which have no rounding error, and the factor is beta; otherwise it is 1.
+    """
     basis = objective.reward_basis
     if not basis.is_linear:
-        chosen, rejected = (pl.col(f"sum_{name}") for name in (CHOSEN_REWARD, REJECTED_REWARD))
-        scale = 1.0
-    else:
-        policy_chosen, policy_rejected, ref_chosen, ref_rejected = (
-            pl.col(f"sum_{name}") for name in LOGPS
-        )
-        chosen = policy_chosen - ref_chosen if basis.reference else policy_chosen
-        rejected = policy_rejected - ref_rejected if basis.reference else policy_rejected
-        scale = objective.beta
-    return (
-        scale * mean_of(chosen, count),
-        scale * mean_of(rejected, count),
-        scale * mean_of(chosen - rejected, count),
-    )
+        return pl.col(f"sum_{CHOSEN_REWARD}"), pl.col(f"sum_{REJECTED_REWARD}"), 1.0
+    sums = [pl.col(f"sum_{role.name}") for role in (POLICY_CHOSEN, POLICY_REJECTED)]
+    if basis.reference:
+        sums[0] -= pl.col(f"sum_{REF_CHOSEN.name}")
+        sums[1] -= pl.col(f"sum_{REF_REJECTED.name}")
+    return sums[0], sums[1], objective.beta

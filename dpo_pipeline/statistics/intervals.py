@@ -73,7 +73,7 @@ def cut_to(estimate: Estimate, low: float, high: float) -> Estimate:
 
 
 def without_interval(estimate: Estimate) -> Estimate:
-    """Return the value alone, where the spread that was seen says nothing."""
+    """Return the estimate without error and interval, for a sample that shows no spread."""
     return replace(estimate, standard_error=None, interval=None)
 
 

@@ -43,7 +43,7 @@ _MODELS: Final = {"policy": "policy_", "reference": "ref_"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """What the warnings are made from, over the valid pairs.
+    """Extremes and counts over the valid pairs that show inputs no model puts out.
 
     Attributes:
         n_valid: Valid pairs.
@@ -90,7 +90,7 @@ class Health:
 
     def _averaged(self) -> Iterator[str]:
         if self.max_tokens is not None and self.max_tokens <= -AVERAGED_LOGP_FLOOR:
-            return  # sums over so few tokens can be as high
+            return  # sums over so few tokens can be as high as averages
         lowest = {
             model: min(value for name, value in self.lowest.items() if name.startswith(prefix))
             for model, prefix in _MODELS.items()
@@ -107,7 +107,7 @@ class Health:
             )
             return
         if lowest[high[0]] == 0.0:
-            return  # no model's: a constant, or a reference that was left out
+            return  # a column of zeros: a reference that was left out
         other = next(model for model in lowest if model not in high)
         yield (
             f"no log-prob of the {high[0]} is below {AVERAGED_LOGP_FLOOR:g} nats (the lowest is "
@@ -186,7 +186,7 @@ def tally(
     with_health: bool = True,
     extra: Sequence[pl.Expr] = (),
 ) -> pl.LazyFrame:
-    """Return one row of partial sums for each group of `keys`; nothing is read yet.
+    """Return a plan for one row of partial sums for each group of `keys`.
 
     Args:
         pairs: Prepared pairs with the key columns, scored if there is an objective.
@@ -195,7 +195,7 @@ def tally(
         needs: Which columns are there.
         is_wide: Losses and rewards may be larger than log-probs are.
         keys: Columns to group by; none makes one row.
-        in_order: The one key is sorted, so that groups can leave as soon as they end.
+        in_order: Rows are sorted by the one key, so that a group is done when the next begins.
         by_bin: Group by the margin's histogram bin too; invalid pairs have none.
         with_health: Carry what warnings are made from too.
         extra: More sums to carry; one named `min_...` merges by the minimum.

@@ -30,7 +30,7 @@ from dpo_pipeline.losses import catalogue as loss_catalogue, objective
 from dpo_pipeline.losses.catalogue import LOSSES
 from dpo_pipeline.losses.dialects import DIALECTS
 from dpo_pipeline.losses.loss_row import Loss, Parameter
-from dpo_pipeline.losses.objective import Objective
+from dpo_pipeline.losses.objective import CheckedObjective
 
 TOKENS = ("chosen_num_tokens", "rejected_num_tokens")
 REFS = LOGPS[2:]
@@ -92,7 +92,7 @@ def test_defaults_are_those_of_the_sources():
         ("alphapo", "gamma"): 0.5,
     }
     for loss, name in RANGES:
-        (term,) = Objective.of(loss).to_dict()["terms"]
+        (term,) = CheckedObjective.of(loss).to_dict()["terms"]
         assert term[name] == other_than_0.get((loss, name), 0.0), (loss, name)
 
 
@@ -100,11 +100,11 @@ def test_defaults_are_those_of_the_sources():
 def test_a_parameter_has_a_range(loss, name):
     inside, outside = RANGES[loss, name]
     for value in inside:
-        (term,) = Objective.of(loss, loss_args={name: value}).to_dict()["terms"]
+        (term,) = CheckedObjective.of(loss, loss_args={name: value}).to_dict()["terms"]
         assert term[name] == value
     for value in (*outside, *NO_NUMBERS):
         with pytest.raises(UsageError, match=rf"^{name} of {loss} must be a finite number.*found"):
-            Objective.of(loss, loss_args={name: value})
+            CheckedObjective.of(loss, loss_args={name: value})
 
 
 def test_a_range_is_said_in_words():
@@ -116,7 +116,7 @@ def test_a_range_is_said_in_words():
     ):
         value = float(said.rsplit(" ", 1)[1])
         with pytest.raises(UsageError) as caught:
-            Objective.of(loss, loss_args={name: value})
+            CheckedObjective.of(loss, loss_args={name: value})
         assert str(caught.value) == f"{name} of {loss} must be {said}"
 
 
@@ -163,7 +163,7 @@ def test_what_there_is_not_is_said(pairs, call, said):
 @pytest.mark.parametrize("weight", [0, 0.0, -1, math.nan, math.inf, -math.inf, True, "1", None])
 def test_weights_are_above_0(weight):
     with pytest.raises(UsageError, match="the weight of hinge must be"):
-        Objective.of({"sigmoid": 1.0, "hinge": weight})
+        CheckedObjective.of({"sigmoid": 1.0, "hinge": weight})
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_weights_are_above_0(weight):
 )
 def test_odd_values_are_usage_errors_too(call):
     with pytest.raises(UsageError):
-        Objective.of(**call)
+        CheckedObjective.of(**call)
 
 
 REFERENCE = {
@@ -209,11 +209,11 @@ OF_BATCHES = {"aot", "aot_unpaired", "kto_pair", "bco_pair_running"}
 )
 def test_which_losses_take_the_arguments_of_scores(loss, argument, value, takers):
     if loss in takers:
-        (term,) = Objective.of(loss, loss_args={argument: value}).to_dict()["terms"]
+        (term,) = CheckedObjective.of(loss, loss_args={argument: value}).to_dict()["terms"]
         assert term[argument] == value
     else:
         with pytest.raises(UsageError, match=f"{loss} has no '{argument}'"):
-            Objective.of(loss, loss_args={argument: value})
+            CheckedObjective.of(loss, loss_args={argument: value})
 
 
 @pytest.mark.parametrize(
@@ -253,17 +253,17 @@ def test_which_losses_take_the_arguments_of_scores(loss, argument, value, takers
 )
 def test_arguments_of_scores_are_checked(arguments, said):
     with pytest.raises(UsageError, match=said):
-        Objective.of("sigmoid", loss_args=arguments)
+        CheckedObjective.of("sigmoid", loss_args=arguments)
 
 
 def test_reverse_kl_goes_with_everything():
-    made = Objective.of("sigmoid", loss_args={"reference_free": True, "f_divergence": "reverse_kl"})
-    assert made.terms[0].basis == Objective.of("cpo").terms[0].basis
+    made = CheckedObjective.of("sigmoid", loss_args={"reference_free": True, "f_divergence": "reverse_kl"})
+    assert made.terms[0].basis == CheckedObjective.of("cpo").terms[0].basis
 
 
 @pytest.mark.parametrize("alpha", [-100, 0, 1, 100])
 def test_f_alpha_has_its_range(alpha):
-    made = Objective.of(loss_args={"f_divergence": "alpha_divergence", "f_alpha": alpha})
+    made = CheckedObjective.of(loss_args={"f_divergence": "alpha_divergence", "f_alpha": alpha})
     assert made.to_dict()["terms"][0]["f_alpha"] == alpha
 
 
@@ -313,7 +313,7 @@ def test_beta_0_is_for_losses_that_do_not_divide_by_it(counted, loss):
 def test_beta_is_checked_with_every_loss(beta):
     for loss in ("sigmoid", "ipo", {"sft": 1.0}):
         with pytest.raises(ArgumentError, match="^beta must be"):
-            Objective.of(loss, beta)
+            CheckedObjective.of(loss, beta)
 
 
 @pytest.mark.parametrize("loss", sorted(OF_BATCHES))
@@ -1027,8 +1027,8 @@ def test_what_a_dialect_sets_and_refuses_exists(dialect):
     system = DIALECTS[dialect]
     for loss, defaults in system.defaults.items():
         assert set(defaults) <= arguments_of(loss)
-        (term,) = Objective.of(loss, dialect=dialect).to_dict()["terms"]
-        (plain,) = Objective.of(loss).to_dict()["terms"]
+        (term,) = CheckedObjective.of(loss, dialect=dialect).to_dict()["terms"]
+        (plain,) = CheckedObjective.of(loss).to_dict()["terms"]
         assert {name: term[name] for name in defaults} == defaults
         assert {name: plain[name] for name in defaults} != defaults
     every = set().union(*map(arguments_of, LOSSES))
@@ -1055,11 +1055,11 @@ VALUES = {"reference_free": True, "per_token": True, "f_divergence": "js_diverge
 )
 def test_what_a_system_has_not_is_refused(dialect, loss, argument):
     given = {argument: VALUES.get(argument, 0.1)}
-    Objective.of(loss, loss_args=given)
+    CheckedObjective.of(loss, loss_args=given)
     refused = DIALECTS[dialect].refused
     why = refused.get(f"{loss}.{argument}", refused.get(argument))
     with pytest.raises(UsageError) as caught:
-        Objective.of(loss, loss_args=given, dialect=dialect)
+        CheckedObjective.of(loss, loss_args=given, dialect=dialect)
     assert str(caught.value) == f"dialect {dialect}: {argument} of {loss}: {why}"
 
 

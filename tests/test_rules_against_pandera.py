@@ -24,7 +24,7 @@ from pandera.errors import SchemaErrors
 import dpo_pipeline
 from dpo_pipeline.contract.binding import bind
 from dpo_pipeline.contract.model import pairs_model
-from dpo_pipeline.losses.objective import Objective
+from dpo_pipeline.losses.objective import CheckedObjective
 from dpo_pipeline.losses.scored_columns import with_scores
 
 LOGPS = ("policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
@@ -524,7 +524,7 @@ def test_a_loss_out_of_range_is_a_fault_only_of_sound_pairs():
         4, policy_chosen_logps=[-20.0, -LIMIT, None, 0.5], policy_rejected_logps=[-20.5] * 4
     )
     binding = bind(frame.lazy(), source="pairs", max_logp=0.0)
-    objective = Objective.of(beta=1e12)
+    objective = CheckedObjective.of(beta=1e12)
     rules = binding.rules.with_scores_in_range(objective.columns_to_check(0.0))
     marked = (
         with_scores(binding.prepare(frame.lazy()), objective)
@@ -546,7 +546,7 @@ def test_scores_have_rules_where_they_can_break(beta, max_logp, can_break):
     widest = clean(1, policy_chosen_logps=[max_logp], ref_chosen_logps=[-LIMIT])
     widest = widest.with_columns(policy_rejected_logps=pl.lit(-LIMIT), ref_rejected_logps=max_logp)
     binding = bind(widest.lazy(), source="pairs", max_logp=max_logp)
-    objective = Objective.of(beta=beta)
+    objective = CheckedObjective.of(beta=beta)
     margin = with_scores(binding.prepare(widest.lazy()), objective).collect()["reward_margin"]
     assert bool(objective.columns_to_check(max_logp)) is can_break
     assert can_break or abs(margin.item()) <= LIMIT

@@ -22,7 +22,7 @@ from dpo_pipeline.contract import RuleSet
 from dpo_pipeline.defaults import MAX_SUBSETS_WITH_STATISTICS, SAME_REFERENCE, STATISTICS_ROWS
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ContractError, UsageError
-from dpo_pipeline.losses import Objective, with_scores
+from dpo_pipeline.losses import CheckedObjective, with_scores
 from dpo_pipeline.sources import KEY, Counts, count_keys, joined, key_of
 from dpo_pipeline.storage import reading
 from dpo_pipeline.sums import VALID
@@ -83,7 +83,7 @@ def read_common_pairs(
     tables: Sequence[Table],
     *,
     on: str,
-    objective: Objective,
+    objective: CheckedObjective,
     max_logp: float,
     by: Sequence[str],
     watch: Watch,
@@ -194,7 +194,7 @@ def read_common_pairs(
 
 
 def _wanted(
-    table: Table, objective: Objective, names: Sequence[str], *, has_prompts: bool
+    table: Table, objective: CheckedObjective, names: Sequence[str], *, has_prompts: bool
 ) -> list[str]:
     """Return the columns of a table that joined pairs carry."""
     counts = (CHOSEN_TOKENS.name, REJECTED_TOKENS.name) if objective.needs.tokens else ()
@@ -208,7 +208,7 @@ def _chunks(plan: pl.LazyFrame) -> Iterator[pl.DataFrame]:
 
 
 def _scored(
-    table: Table, chunk: pl.DataFrame, objective: Objective, checked: Sequence[str]
+    table: Table, chunk: pl.DataFrame, objective: CheckedObjective, checked: Sequence[str]
 ) -> pl.DataFrame:
     """Return the pairs as a side has them, scored; `VALID` where no score is out of range."""
     needs = objective.needs

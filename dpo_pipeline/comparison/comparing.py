@@ -35,7 +35,7 @@ from dpo_pipeline.engine import ProgressCallback, Watch
 from dpo_pipeline.errors import ContractError, DataWarning, InvalidPairsError, UsageError
 from dpo_pipeline.exact import lower_edge
 from dpo_pipeline.invalid_report import InvalidReport
-from dpo_pipeline.losses import LossArguments, LossLike, Objective
+from dpo_pipeline.losses import LossArguments, LossLike, CheckedObjective
 from dpo_pipeline.sources import FrameLike, SourcePath, as_dataset, checked_on
 from dpo_pipeline.statistics import checked_probability, counted
 from dpo_pipeline.sums import Health, Summary, figures
@@ -111,7 +111,7 @@ def compare(
     """
     checked_choice(on_invalid, ON_INVALID, max_invalid)
     checked_probability("level", level)
-    objective = Objective.of(loss, beta, loss_args=loss_args, dialect=dialect)
+    objective = CheckedObjective.of(loss, beta, loss_args=loss_args, dialect=dialect)
     if objective.beta == 0.0:
         raise UsageError(
             "beta is 0, so every reward is 0 and nothing can be compared: give a beta above 0"
@@ -225,7 +225,7 @@ def _judge(
     )
 
 
-def _other_references(read: CommonPairs, objective: Objective) -> str | None:
+def _other_references(read: CommonPairs, objective: CheckedObjective) -> str | None:
     """Return that the references differ, if the rewards are made from them."""
     found = [
         f"{each.column} differs on {each.n_pairs:,} of {counted(read.n_valid, 'pair')}, by up to "

@@ -24,7 +24,7 @@ from dpo_pipeline.comparison.verdict import (
 from dpo_pipeline.defaults import POWER
 from dpo_pipeline.evaluation import Reported
 from dpo_pipeline.invalid_report import InvalidReport
-from dpo_pipeline.losses import Objective
+from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.statistics import counted, p_equation, p_value, percent, short_limits
 from dpo_pipeline.sums import Summary
 from dpo_pipeline.tables import aligned, as_json
@@ -157,7 +157,7 @@ class Comparison(Reported):
     """
 
     on: str
-    objective: Objective
+    objective: CheckedObjective
     max_logp: float
     level: float
     a: Side

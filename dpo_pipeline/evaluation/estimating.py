@@ -34,7 +34,7 @@ from dpo_pipeline.evaluation.estimates import (
 )
 from dpo_pipeline.evaluation.gathering import GROUP, GROUPS, Gathered
 from dpo_pipeline.exact import QUANTA_PER_NAT
-from dpo_pipeline.losses import Objective
+from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import StatisticsOptions
 from dpo_pipeline.statistics import (
     SUMS,
@@ -182,7 +182,7 @@ _NO_SPREAD: Final = 1e-12
 
 
 def statistics_of(
-    gathered: Gathered, objective: Objective, options: StatisticsOptions
+    gathered: Gathered, objective: CheckedObjective, options: StatisticsOptions
 ) -> Statistics:
     """Return the statistics of what was gathered from a dataset.
 
@@ -222,7 +222,7 @@ def statistics_of(
     )
 
 
-def _has_log_odds(objective: Objective) -> bool:
+def _has_log_odds(objective: CheckedObjective) -> bool:
     """Return whether margins are those of the DPO loss, the log-odds of the label."""
     return [term.loss.name for term in objective.terms] == [LOSS_NAME]
 
@@ -234,7 +234,7 @@ def _in_words(gathered: Gathered) -> str:
     return f"{BAGS:,} bags of {unit}s, which are taken as independent"
 
 
-def _in_nats(clusters: pl.DataFrame, objective: Objective) -> pl.DataFrame:
+def _in_nats(clusters: pl.DataFrame, objective: CheckedObjective) -> pl.DataFrame:
     """Return the sums of each cluster as Float64, in nats, with those of rewards and margins."""
     chosen, rejected, scale = reward_sums(objective)
     rewards = [f"sum_{name}" for name in (CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN)]
@@ -354,7 +354,7 @@ def _sections(
     return None if score is None else Sections(benchmark=benchmark, scores=known, score=score)
 
 
-def _calibration(gathered: Gathered, objective: Objective, level: float) -> Calibration:
+def _calibration(gathered: Gathered, objective: CheckedObjective, level: float) -> Calibration:
     margins = gathered.margins
     best, estimate = None, None
     if objective.reward_basis.is_linear and objective.beta > 0.0:

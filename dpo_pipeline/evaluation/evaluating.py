@@ -19,7 +19,7 @@ from dpo_pipeline.evaluation.measuring import Wanted, judge, measure
 from dpo_pipeline.evaluation.metadata import run_facts
 from dpo_pipeline.evaluation.shards import ShardScorer, refuse_elsewhere, refuse_join
 from dpo_pipeline.invalid_report import InvalidReport
-from dpo_pipeline.losses import LossArguments, LossLike, Objective
+from dpo_pipeline.losses import LossArguments, LossLike, CheckedObjective
 from dpo_pipeline.options import StatisticsOptions
 from dpo_pipeline.sources import FrameLike, SourcePath, as_dataset, with_reference
 from dpo_pipeline.storage import (
@@ -116,7 +116,7 @@ def evaluate(
     """
     checked_choice(on_invalid, ON_INVALID, max_invalid)
     asked = statistics_asked(statistics, report=report)
-    objective = Objective.of(loss, beta, loss_args=loss_args, dialect=dialect)
+    objective = CheckedObjective.of(loss, beta, loss_args=loss_args, dialect=dialect)
     refuse_join(objective, reference)
     executor = executor_of(engine)
     refuse_elsewhere(executor, reference)

@@ -16,7 +16,7 @@ from dpo_pipeline.evaluation.estimates import Statistics
 from dpo_pipeline.evaluation.findings import Finding, findings_of
 from dpo_pipeline.exact import quantile
 from dpo_pipeline.invalid_report import InvalidReport
-from dpo_pipeline.losses import Objective
+from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.sums import SUMMARY_FIGURES, Summary
 from dpo_pipeline.tables import aligned, as_json
 
@@ -108,7 +108,7 @@ class Evaluation(Reported):
 
     source: str
     reference: str | None
-    objective: Objective
+    objective: CheckedObjective
     max_logp: float
     columns: Mapping[str, str]
     summary: Summary
@@ -202,6 +202,6 @@ class Evaluation(Reported):
         return "\n".join(lines)
 
 
-def _title(source: str, summary: Summary, objective: Objective) -> str:
+def _title(source: str, summary: Summary, objective: CheckedObjective) -> str:
     counts = f"{summary.n_pairs:,} pairs, {summary.n_invalid:,} invalid"
     return f"{source}: {counts}, {objective} loss, beta {objective.beta:g}"

@@ -27,7 +27,7 @@ from dpo_pipeline.columns import (
 )
 from dpo_pipeline.defaults import COURSE_POINTS, JUDGE_CELLS, REPEATS_HELD
 from dpo_pipeline.exact import bin_of, exact_sum_of_wide
-from dpo_pipeline.losses import Objective
+from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.statistics import cluster_hashes, mixed
 from dpo_pipeline.sums import (
     CELL,
@@ -106,7 +106,7 @@ class Gathering(GrowingTables):
         self,
         *,
         schema: pl.Schema,
-        objective: Objective,
+        objective: CheckedObjective,
         needs: Needs,
         is_wide: bool,
         by: Sequence[str],

@@ -34,7 +34,7 @@ from dpo_pipeline.evaluation.shards import (
 )
 from dpo_pipeline.exact import lower_edge
 from dpo_pipeline.invalid_report import InvalidReport
-from dpo_pipeline.losses import Objective, with_scores_if
+from dpo_pipeline.losses import CheckedObjective, with_scores_if
 from dpo_pipeline.options import StatisticsOptions
 from dpo_pipeline.sources import Dataset, Part
 from dpo_pipeline.storage import GrowingFile, Target, reading
@@ -61,7 +61,7 @@ class Measured:
     dataset: Dataset
     binding: Binding
     rules: RuleSet
-    objective: Objective | None
+    objective: CheckedObjective | None
     scorer: Scorer
     by: tuple[str, ...]
     totals: pl.DataFrame
@@ -379,7 +379,9 @@ def measure(
 class _RollUps:
     """Partial sums of what was read so far, added up each way that is wanted."""
 
-    def __init__(self, wanted: Wanted, *, objective: Objective | None, n_rows: int | None) -> None:
+    def __init__(
+        self, wanted: Wanted, *, objective: CheckedObjective | None, n_rows: int | None
+    ) -> None:
         self.subset_keys = subset_keys(wanted.by)
         self.batch_keys = [] if wanted.batching is None else [wanted.batching.key]
         self.totals = pl.DataFrame({N_PAIRS: [0], N_VALID: [0]})

@@ -6,11 +6,11 @@ import json
 from importlib.metadata import version
 
 from dpo_pipeline.contract import Binding
-from dpo_pipeline.losses import Objective
+from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.storage import METADATA_KEY
 
 
-def run_facts(binding: Binding, objective: Objective) -> dict[str, str]:
+def run_facts(binding: Binding, objective: CheckedObjective) -> dict[str, str]:
     """Return the Parquet metadata of an output: version, loss, beta, contract, column mapping."""
     rules = binding.rules.with_scores_in_range(objective.columns_to_check(binding.max_logp))
     facts = {

@@ -14,7 +14,7 @@ from dpo_pipeline.defaults import COUPLED_SHARD_BYTES, COUPLED_SHARD_ROWS, STATI
 from dpo_pipeline.engine import Executor
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.exact import exact_sum
-from dpo_pipeline.losses import Objective, WithinBatches, logratio, with_scores_if
+from dpo_pipeline.losses import CheckedObjective, WithinBatches, logratio, with_scores_if
 from dpo_pipeline.sources import Dataset, Part, Shard
 from dpo_pipeline.storage import reading
 from dpo_pipeline.sums import VALID, Batching
@@ -35,7 +35,7 @@ class ShardScorer:
     """
 
     binding: Binding
-    objective: Objective | None
+    objective: CheckedObjective | None
     batching: Batching | None
     row_bytes: int = 0
     _seen: dict[int, tuple[int, int]] = field(default_factory=lambda: {0: (0, 0)})
@@ -125,7 +125,7 @@ class ShardScorer:
         )
 
 
-def refuse_join(objective: Objective, reference: object) -> None:
+def refuse_join(objective: CheckedObjective, reference: object) -> None:
     """Raise a UsageError if a loss of batches would have a reference joined to each shard."""
     if objective.is_of_batches and reference is not None:
         raise UsageError(

@@ -36,7 +36,7 @@ from dpo_pipeline.losses import (
     TOKEN_ARGUMENTS,
     LossArguments,
     LossLike,
-    Objective,
+    CheckedObjective,
     is_correct,
     scores_of,
 )
@@ -62,7 +62,7 @@ class Sweep:
     """
 
     source: str
-    objectives: tuple[Objective, ...]
+    objectives: tuple[CheckedObjective, ...]
     table: pl.DataFrame
     invalid: InvalidReport
 
@@ -220,7 +220,7 @@ def sweep(
     )
 
 
-def needs_of(objectives: Sequence[Objective]) -> Needs:
+def needs_of(objectives: Sequence[CheckedObjective]) -> Needs:
     """Return the columns that any of them asks for."""
     return replace(
         objectives[0].needs,
@@ -235,7 +235,7 @@ def objectives_of(
     *,
     loss_args: LossArguments | None,
     dialect: str | None,
-) -> Iterator[Objective]:
+) -> Iterator[CheckedObjective]:
     """Yield what is swept: every loss with every beta.
 
     Raises:
@@ -254,7 +254,7 @@ def objectives_of(
             if name in TOKEN_ARGUMENTS or any(name in LOSSES[term].takes for term in _names(each))
         }
         untaken -= set(taken)
-        made += [Objective.of(each, b, loss_args=taken, dialect=dialect) for b in betas]
+        made += [CheckedObjective.of(each, b, loss_args=taken, dialect=dialect) for b in betas]
     if untaken:
         there = {name for each in losses for term in _names(each) for name in LOSSES[term].takes}
         hint = did_you_mean(min(untaken), sorted(there))
@@ -276,7 +276,7 @@ class _SweepScorer:
     """Scores pairs for all objectives side by side, in columns that carry their names."""
 
     binding: Binding
-    objectives: tuple[Objective, ...]
+    objectives: tuple[CheckedObjective, ...]
 
     @property
     def checked(self) -> list[str]:
@@ -335,5 +335,5 @@ class _SweepScorer:
         return pl.concat(rows)
 
 
-def _column(name: str, objective: Objective) -> str:
+def _column(name: str, objective: CheckedObjective) -> str:
     return f"{name} of {objective} at beta {objective.beta!r}"

@@ -13,7 +13,7 @@ from .objective import (
     TOKEN_ARGUMENTS as TOKEN_ARGUMENTS,
     LossArguments as LossArguments,
     LossLike as LossLike,
-    Objective as Objective,
+    CheckedObjective as CheckedObjective,
 )
 from .pairwise import sigmoid as sigmoid
 from .scored_columns import (

@@ -61,7 +61,7 @@ class Term:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Objective:
+class CheckedObjective:
     """A loss or a weighted sum of losses, ready to be computed.
 
     Attributes:

@@ -29,7 +29,7 @@ from dpo_pipeline.columns import (
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.losses import dpo as rewards
 from dpo_pipeline.losses.divergences import F_DIVERGENCES
-from dpo_pipeline.losses.objective import Basis, Objective, Term
+from dpo_pipeline.losses.objective import Basis, CheckedObjective, Term
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class WithinBatches:
 
 
 def with_scores(
-    pairs: pl.LazyFrame, objective: Objective, within: WithinBatches | None = None
+    pairs: pl.LazyFrame, objective: CheckedObjective, within: WithinBatches | None = None
 ) -> pl.LazyFrame:
     """Add the scored columns to pairs under canonical names. Null and NaN propagate."""
     basis, beta = objective.reward_basis, objective.beta
@@ -73,13 +73,13 @@ def with_scores(
 
 
 def with_scores_if(
-    pairs: pl.LazyFrame, objective: Objective | None, within: WithinBatches | None = None
+    pairs: pl.LazyFrame, objective: CheckedObjective | None, within: WithinBatches | None = None
 ) -> pl.LazyFrame:
     """Add the scored columns unless there is no objective."""
     return pairs if objective is None else with_scores(pairs, objective, within)
 
 
-def scores_of(objective: Objective) -> dict[str, pl.Expr]:
+def scores_of(objective: CheckedObjective) -> dict[str, pl.Expr]:
     """Return rewards, margin and loss as expressions of log-probs, for use beside other ones."""
     scores = _from_logps(objective.reward_basis, objective.beta)
     names = (CHOSEN_REWARD, REJECTED_REWARD)
@@ -94,7 +94,7 @@ def scores_of(objective: Objective) -> dict[str, pl.Expr]:
     }
 
 
-def _loss(objective: Objective, within: WithinBatches | None) -> pl.Expr:
+def _loss(objective: CheckedObjective, within: WithinBatches | None) -> pl.Expr:
     """Return the loss of a pair that has its log-ratios, rewards and margin already."""
     ready = _from_columns(objective.reward_basis)
     compared = {
@@ -107,7 +107,7 @@ def _loss(objective: Objective, within: WithinBatches | None) -> pl.Expr:
 
 
 def _sum(
-    objective: Objective,
+    objective: CheckedObjective,
     compared: Mapping[Basis, Mapping[str, pl.Expr]],
     within: WithinBatches | None,
 ) -> pl.Expr:

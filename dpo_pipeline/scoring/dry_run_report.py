@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from dpo_pipeline.losses import Objective
+from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.storage import Output
 from dpo_pipeline.tables import aligned, as_json
 
@@ -56,7 +56,7 @@ class DryRun:
     rows: int | None
     columns: Mapping[str, str]
     max_logp: float | None = None
-    objectives: tuple[Objective, ...] = ()
+    objectives: tuple[CheckedObjective, ...] = ()
     by: tuple[str, ...] = ()
     statistics: bool = False
     batch_size: int | None = None

@@ -32,7 +32,7 @@ from dpo_pipeline.evaluation import (
     statistics_asked,
     sweep,
 )
-from dpo_pipeline.losses import Objective
+from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import StatisticsOptions
 from dpo_pipeline.scoring.dry_run_report import DryRun, Input
 from dpo_pipeline.scoring.part_outputs import PartOutputs
@@ -208,8 +208,8 @@ def _access(call: _Call) -> Access:
     return Access(storage_options=options[0], credential_provider=options[1])
 
 
-def _objective(call: _Call) -> Objective:
-    return Objective.of(
+def _objective(call: _Call) -> CheckedObjective:
+    return CheckedObjective.of(
         call["loss"], call["beta"], loss_args=call["loss_args"], dialect=call["dialect"]
     )
 
@@ -285,7 +285,7 @@ def _check_groups(
     call: _Call,
     binding: Binding,
     dataset: Dataset,
-    objective: Objective,
+    objective: CheckedObjective,
     batching: Batching | None,
 ) -> int | None:
     """Check what is grouped by; return how many batches there are, where that is known."""
@@ -321,7 +321,7 @@ def _report(
     dataset: Dataset,
     inputs: tuple[Input, ...],
     binding: Binding,
-    objectives: tuple[Objective, ...] = (),
+    objectives: tuple[CheckedObjective, ...] = (),
 ) -> DryRun:
     return DryRun(
         function=function,

@@ -20,7 +20,7 @@ from dpo_pipeline.defaults import (
 )
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.evaluation import ShardScorer, ShardTask, run_facts
-from dpo_pipeline.losses import Objective, with_scores
+from dpo_pipeline.losses import CheckedObjective, with_scores
 from dpo_pipeline.sources import Dataset, Part
 from dpo_pipeline.storage import GrowingFile, Out, Target, reading
 
@@ -63,7 +63,7 @@ class PairWriter:
     dataset: Dataset
     binding: Binding
     rules: RuleSet
-    objective: Objective
+    objective: CheckedObjective
     scorer: ShardScorer
     names: Sequence[str]
     watch: Watch

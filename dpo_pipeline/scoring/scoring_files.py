@@ -33,7 +33,7 @@ from dpo_pipeline.evaluation import (
     warn_of,
     write_document,
 )
-from dpo_pipeline.losses import LossArguments, LossLike, Objective
+from dpo_pipeline.losses import LossArguments, LossLike, CheckedObjective
 from dpo_pipeline.scoring.pair_writer import PairWriter
 from dpo_pipeline.scoring.part_outputs import PartOutputs
 from dpo_pipeline.sources import (
@@ -210,7 +210,7 @@ def score_parquet(
     quarantine = on_invalid == "quarantine"
     if invalid is not None and not quarantine:
         raise UsageError("invalid is the place of quarantined pairs: use on_invalid='quarantine'")
-    objective = Objective.of(loss, beta, loss_args=loss_args, dialect=dialect)
+    objective = CheckedObjective.of(loss, beta, loss_args=loss_args, dialect=dialect)
     checked_paths(source, sink)
     refuse_join(objective, reference)
     executor = executor_of(engine)

@@ -36,7 +36,7 @@ from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import (
     LossArguments,
     LossLike,
-    Objective,
+    CheckedObjective,
     k1,
     k2,
     k3,
@@ -87,7 +87,7 @@ def arrow_stage(
             which a table would have to be whole batches.
     """
     checked_choice(on_invalid, ON_INVALID, None)
-    objective = Objective.of(loss, beta, loss_args=loss_args, dialect=dialect)
+    objective = CheckedObjective.of(loss, beta, loss_args=loss_args, dialect=dialect)
     if objective.is_of_batches:
         raise UsageError(
             f"{objective} is a loss of batches, and an engine cuts tables where it likes: use "
@@ -107,7 +107,7 @@ def arrow_stage(
 class ArrowStage:
     """Checks and scores a table; `arrow_stage` makes it, and says what the attributes are."""
 
-    objective: Objective
+    objective: CheckedObjective
     on_invalid: OnInvalid
     columns: Mapping[str, str] | None
     contract: Schema | None
@@ -254,7 +254,7 @@ def score(
         ColumnError: A log-prob column is missing, ambiguous or not numeric, or an input
             column has the name of an output column.
     """
-    objective = Objective.of(loss, beta, loss_args=loss_args, dialect=dialect)
+    objective = CheckedObjective.of(loss, beta, loss_args=loss_args, dialect=dialect)
     frame = as_lazy(pairs)
     with reading("pairs"):
         binding = bind(

@@ -11,7 +11,7 @@ import polars as pl
 from dpo_pipeline.columns import BATCH, BATCH_MEANS
 from dpo_pipeline.defaults import MAX_BATCHES_HELD, SHARD_ROWS
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.losses import Objective
+from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.storage import GrowingFile
 from dpo_pipeline.sums.summary import figures, merge
 
@@ -96,7 +96,7 @@ class BatchTable:
         self,
         batching: Batching,
         *,
-        objective: Objective,
+        objective: CheckedObjective,
         n_rows: int | None,
         file: GrowingFile | None,
     ) -> None:

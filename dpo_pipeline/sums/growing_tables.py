@@ -15,7 +15,7 @@ import polars as pl
 
 from dpo_pipeline.columns import Needs
 from dpo_pipeline.defaults import BAGS, CLUSTERS_HELD, ROWS_SHOWN
-from dpo_pipeline.losses import Objective
+from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.sums.pair_sums import VALID
 from dpo_pipeline.sums.summary import merge, tally
 
@@ -54,7 +54,7 @@ class GrowingTables:
     def __init__(
         self,
         *,
-        objective: Objective,
+        objective: CheckedObjective,
         needs: Needs,
         is_wide: bool,
         by: Sequence[str],

@@ -32,7 +32,7 @@ from dpo_pipeline.columns import (
 )
 from dpo_pipeline.defaults import AVERAGED_LOGP_FLOOR
 from dpo_pipeline.exact import bin_of, exact_sum, exact_sum_of_wide, mean_of
-from dpo_pipeline.losses import Objective, is_correct
+from dpo_pipeline.losses import CheckedObjective, is_correct
 from dpo_pipeline.sums.pair_sums import VALID, pair_count, valid_only
 
 N_UNMOVED: Final = "n_unmoved"
@@ -177,7 +177,7 @@ def tally(
     pairs: pl.LazyFrame,
     *,
     valid: pl.Expr,
-    objective: Objective | None,
+    objective: CheckedObjective | None,
     needs: Needs = ALL_LOGPS,
     is_wide: bool = False,
     keys: Sequence[str] = (),
@@ -229,7 +229,7 @@ def _health(counts: Sequence[str], needs: Needs) -> list[pl.Expr]:
     ]
 
 
-def _sums(objective: Objective, needs: Needs, *, is_wide: bool) -> list[pl.Expr]:
+def _sums(objective: CheckedObjective, needs: Needs, *, is_wide: bool) -> list[pl.Expr]:
     margin = pl.col(REWARD_MARGIN)
     wide = [LOSS, *([] if objective.reward_basis.is_linear else (CHOSEN_REWARD, REJECTED_REWARD))]
     sum_of = exact_sum_of_wide if is_wide else exact_sum
@@ -258,7 +258,9 @@ def merge(partials: Sequence[pl.DataFrame], keys: Sequence[str] = ()) -> pl.Data
     return rows.group_by(keys, maintain_order=True).agg(combined)
 
 
-def figures(sums: pl.DataFrame, objective: Objective, *, keys: Sequence[str] = ()) -> pl.DataFrame:
+def figures(
+    sums: pl.DataFrame, objective: CheckedObjective, *, keys: Sequence[str] = ()
+) -> pl.DataFrame:
     """Return the columns of `Summary` beside the keys, from merged partial sums."""
     count = pl.col(N_VALID)
     chosen, rejected, scale = reward_sums(objective)
@@ -282,7 +284,7 @@ def figures(sums: pl.DataFrame, objective: Objective, *, keys: Sequence[str] = (
     )
 
 
-def reward_sums(objective: Objective) -> tuple[pl.Expr, pl.Expr, float]:
+def reward_sums(objective: CheckedObjective) -> tuple[pl.Expr, pl.Expr, float]:
     """Return the sums of chosen and rejected rewards, from the columns of `tally`, and a factor.
 
     The sums are whole quanta. Where rewards are beta times a log-ratio they are those of the

@@ -129,16 +129,17 @@ class Comparison(Reported):
     """Two policies on the same pairs. All differences are B minus A.
 
     Attributes:
-        on: The key that joined them.
+        on: The column of keys by which pairs were joined.
         objective: The loss with its parameters, the same for both.
         max_logp: Largest log-probability accepted, in nats.
-        level: Of every interval; a p-value below 1 - level is a difference shown.
-        a: The one side.
-        b: The other.
+        level: Confidence level of all intervals; a difference is shown if its p-value is below
+            1 - level.
+        a: The side that is compared with.
+        b: The side that is compared.
         n_common: Pairs with a key on both sides.
         n_valid: Those that keep every rule on both sides: what all figures are over.
         clusters: What was taken as independent, in words.
-        n_clusters: How many of them, if they were few enough to be counted.
+        n_clusters: How many of them; None where they were too many to be counted.
         differences: `COMPARED` by name.
         mcnemar: Who has which pairs right.
         by: Columns of the subsets.
@@ -273,7 +274,7 @@ class Comparison(Reported):
         )
 
     def _in_prompts(self) -> str:
-        if self.n_clusters is None or not self.clusters.endswith("prompts"):
+        if self.n_clusters is None or "prompt" not in self.clusters:
             return ""
         return f" in {counted(self.n_clusters, 'prompt')}"
 
@@ -299,30 +300,12 @@ class Comparison(Reported):
             f"{self.objective} loss, beta {self.objective.beta:g}"
         )
         yield ""
-        header = (
-            "",
-            "A",
-            "B",
-            "B - A",
-            f"{percent(self.level)} interval",
-            "p",
-            "smallest effect",
-        )
-        yield from aligned(
-            header,
-            [
-                (
-                    name,
-                    d.a,
-                    d.b,
-                    d.estimate.value,
-                    short_limits(d.estimate.interval),
-                    _p_cell(d.p_value),
-                    d.smallest_effect,
-                )
-                for name, d in self.differences.items()
-            ],
-        )
+        interval = f"{percent(self.level)} interval"
+        rows: list[tuple[object, ...]] = []
+        for name, d in self.differences.items():
+            facts = (short_limits(d.estimate.interval), _p_cell(d.p_value), d.smallest_effect)
+            rows.append((name, d.a, d.b, d.estimate.value, *facts))
+        yield from aligned(("", "A", "B", "B - A", interval, "p", "smallest effect"), rows)
         yield (
             f"intervals and p from {self.clusters}; smallest effect: what could have been shown "
             f"at {POWER:.0%} power"
@@ -341,13 +324,10 @@ class Comparison(Reported):
             shown = self.subsets.select(*self.by, *_SHOWN_OF_SUBSETS)
             rows = [(*row[:-2], *(_p_cell(p) for p in row[-2:])) for row in shown.rows()]
             yield from aligned(shown.columns, rows)
-        for flips, who, count in (
-            (self.gained, "only B", m.only_b),
-            (self.lost, "only A", m.only_a),
-        ):
-            if count:
+        for flips, who, n in ((self.gained, "only B", m.only_b), (self.lost, "only A", m.only_a)):
+            if n:
                 yield ""
-                yield f"right in {who}, the largest changes of {count:,}"
+                yield f"right in {who}, the largest changes of {n:,}"
                 rows = [(str(key), *rest) for key, *rest in flips.head(_SHOWN_FLIPS).rows()]
                 yield from aligned((self.on, *FLIP_COLUMNS[1:]), rows)
         for text in self.findings:

@@ -32,6 +32,7 @@ from dpo_pipeline.statistics import (
     DifferenceTest,
     Estimate,
     adjusted_for_many,
+    counted,
     cut_to,
     limit_columns,
     mcnemar_exact,
@@ -123,10 +124,8 @@ def subsets_of(paired: Paired, level: float) -> pl.DataFrame | None:
 
 def clusters_in_words(paired: Paired) -> str:
     """Return what was taken as independent."""
-    units = "prompts" if paired.is_by_prompt else "pairs"
-    if paired.is_exact:
-        return f"{_whole(paired).height:,} {units}"
-    return f"{BAGS:,} bags of {units}"
+    unit, n = "prompt" if paired.is_by_prompt else "pair", n_clusters_of(paired)
+    return f"{BAGS:,} bags of {unit}s" if n is None else counted(n, unit)
 
 
 def n_clusters_of(paired: Paired) -> int | None:
@@ -176,24 +175,25 @@ def _of_accuracy(
 def _p_of_counts(
     nets: pl.Series, test: DifferenceTest, part: pl.DataFrame
 ) -> tuple[float | None, str]:
-    """Return the p-value of whole differences: exact where few clusters differ, else of t.
+    """Return the p-value of whole-number differences and how it was made.
 
-    Of a few differences that are all of a size, t is beyond 5% too often: 4 of the same sign,
-    which one time in eight gives, have t = 2.
+    It is exact where few clusters differ, else Student's: t of a few differences of the same size
+    gives too many false alarms. Four of the same sign, which happens one time in eight, have
+    t = 2.
     """
     differ = nets.filter(nets != 0)
     exact = None
-    # Clusters that are all alike leave t nothing to measure by.
+    # Where all clusters have the same difference, t is not defined.
     if part.height > 1 and (differ.len() < MID_P_FROM or test.p_value is None):
         exact = sign_flip_exact(differ)
     if exact is None and test.p_value is None and part.height > 1:
-        # All are then of the same sign, which is all that matters.
+        # All differences have the same size and sign, so only their number counts.
         exact = mcnemar_exact(differ.len(), 0)
     return (test.p_value, _student(part)) if exact is None else (exact, SIGN_FLIPS)
 
 
 def _there(found: T | None) -> T:
-    """Return an estimate, which there is for one pair or more."""
+    """Return the estimate, which exists because at least one pair is valid."""
     if found is None:
         raise UsageError("without a valid pair nothing can be compared")
     return found
@@ -204,7 +204,7 @@ def _student(part: pl.DataFrame) -> str:
 
 
 def _with_spread(estimate: Estimate) -> Estimate:
-    """Return an estimate without an error of 0: clusters all alike say nothing about others."""
+    """Drop an error of 0: clusters that are all alike tell nothing about the spread."""
     if estimate.standard_error != 0.0:
         return estimate
     return without_interval(estimate)

@@ -27,7 +27,7 @@ class Difference:
             where all pairs are of one cluster, or no spread between clusters is seen.
         p_value: Two-sided, of no difference; None where all pairs are of one cluster, or differ
             by the same amount.
-        test: How it was made.
+        test: How the p-value was made.
         smallest_effect: The smallest true difference that a test at 1 - level finds with a chance
             of 80% (`defaults.POWER`) in data like these; None without a standard error.
     """
@@ -54,12 +54,12 @@ class Accuracies:
     could decide by it. Where there are ties, the accuracy that counts them half decides.
 
     Attributes:
-        strict: Of the accuracy in which a tie is wrong.
-        half: Of that in which a tie counts half.
+        strict: The difference of the accuracy in which a tie is wrong.
+        half: The difference of the accuracy in which a tie counts half.
         ties_a: Ties of A among the valid common pairs.
         ties_b: Ties of B.
         n_pairs: Valid common pairs.
-        level: Of the intervals.
+        level: Confidence level of the intervals.
     """
 
     strict: Difference
@@ -75,7 +75,7 @@ class Accuracies:
         return self._decisive.shown(self.level)
 
     def sentence(self, on: str) -> str:
-        """Return the result in a sentence; a p-value of the strict accuracy is taken as given.
+        """Return the result in a sentence.
 
         Args:
             on: Which pairs, in words.

@@ -149,7 +149,7 @@ BASELINES: Final = {
     "reference": "accuracy of the reference's own log-probs",
     "policy": "accuracy of the policy's own log-probs, without the reference",
 }
-"""Rules that know nothing of rewards; a policy is worth what it does better. Ties are wrong."""
+"""Rules that use no rewards; a policy is worth what it adds to them. A tie counts as wrong."""
 
 DISPLACEMENT: Final = {
     "chosen_down": "share of chosen completions less likely than under the reference",
@@ -186,7 +186,7 @@ class Sections:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flips:
-    """Whose own log-probs prefer the chosen completion, in pairs; a tie prefers nothing."""
+    """Pairs by whose log-probs are larger for the chosen completion; equal ones are not."""
 
     both: int
     reference_only: int
@@ -196,15 +196,15 @@ class Flips:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """How far sigmoid(margin) is the chance that the label says so.
+    """How well sigmoid(margin) predicts the chance that the chosen completion is the better one.
 
     Attributes:
         reliability: Rows of nearly equal size: `n_pairs`, `confidence` = mean sigmoid(|margin|),
             `accuracy`, `accuracy_low`, `accuracy_high`.
         error: Folded expected calibration error; biased upward where pairs are few.
         best_beta: The beta of the smallest log loss on these pairs.
-        best: The same without an interval: its log loss, or why there is none. None where margins
-            are not in proportion to beta.
+        best: The same beta with its log loss, or why there is none. None where margins are not in
+            proportion to beta.
     """
 
     reliability: pl.DataFrame
@@ -237,12 +237,12 @@ class Statistics:
     """Intervals, baselines, calibration and findings, over valid pairs.
 
     Attributes:
-        level: Of every interval.
+        level: Confidence level of all intervals.
         clusters: What was taken as independent, in words.
         figures: `ESTIMATED_FIGURES` that the loss has, each with its interval.
         baselines: `BASELINES` that can be computed.
-        advantages: By baseline, the accuracy of the rewards less its own on the same pairs, with
-            the interval of a paired difference.
+        advantages: By baseline, the accuracy of the rewards minus that of the baseline on the same
+            pairs, with the interval of a paired difference.
         displacement: `DISPLACEMENT`; empty without a reference.
         flips: None without a reference.
         subsets: One row a subset: the columns of `by`, `n_valid`, then `reward_accuracy`,

@@ -61,7 +61,7 @@ from dpo_pipeline.statistics import (
     spearman,
     without_interval,
 )
-from dpo_pipeline.sums import CLUSTER, across_subsets, coarse_middle
+from dpo_pipeline.sums import CLUSTER, across_subsets, coarse_middle, reward_sums
 
 _BOOTSTRAPPED_SUBSETS: Final = 100
 """Subsets beyond which a mean over them has its spread from the jackknife, which is faster."""
@@ -100,72 +100,69 @@ def mean_over_subsets(
     if not gathered.by:
         return None
     valid = sums.filter(pl.col(N_VALID) > 0)
-    parts = dict(valid.group_by(gathered.by, maintain_order=True))
-    weight_of = _weights(list(parts), weights)
-    is_shared = not gathered.is_exact or valid[CLUSTER].n_unique() < valid.height
-    if not is_shared:
-        estimates = [
-            rate_within(part, "n_correct", N_VALID, gathered, level) for part in parts.values()
-        ]
-        known = [each for each in estimates if each is not None]
-        return macro_mean(known, list(weight_of.values()), level)
-    total = sum(weight_of.values())
-    if len(parts) <= _BOOTSTRAPPED_SUBSETS:
-        wide = pl.concat(
-            [
-                part.select(
-                    CLUSTER,
-                    pl.col(N_VALID),
-                    pl.col("n_correct").alias(f"k{i}"),
-                    pl.col(N_VALID).alias(f"n{i}"),
-                )
-                for i, part in enumerate(parts.values())
-            ],
-            how="diagonal",
-        )
-        wide = wide.group_by(CLUSTER).agg(pl.all().sum()).sort(CLUSTER).drop(CLUSTER)
-        terms = [
-            weight / total * pl.col(f"k{i}") / pl.col(f"n{i}")
-            for i, weight in enumerate(weight_of.values())
-        ]
-        made = bootstrap(wide, {"mean": pl.sum_horizontal(terms)}, count=N_VALID, level=level)
-        return made["mean"]
-    weighing = pl.DataFrame(
-        {"w": [w / total for w in weight_of.values()], "part": range(len(parts))}
-    )
-    marked = pl.concat(
-        part.select((pl.col(CLUSTER) % GROUPS).alias(GROUP), "n_correct", N_VALID, part=pl.lit(i))
-        for i, part in enumerate(parts.values())
+    by_key = dict(valid.group_by(gathered.by, maintain_order=True))
+    parts, given = list(by_key.values()), _weights(list(by_key), weights)
+    if gathered.is_exact and valid[CLUSTER].n_unique() == valid.height:
+        estimates = [rate_within(part, "n_correct", N_VALID, gathered, level) for part in parts]
+        return macro_mean([each for each in estimates if each is not None], given, level)
+    shares = [weight / sum(given) for weight in given]
+    if len(parts) > _BOOTSTRAPPED_SUBSETS:
+        return _jackknifed_mean(parts, shares, level)
+    return _bootstrapped_mean(parts, shares, level)
+
+
+def _bootstrapped_mean(
+    parts: Sequence[pl.DataFrame], shares: Sequence[float], level: float
+) -> Estimate | None:
+    counts = [
+        part.select(CLUSTER, N_VALID, pl.col("n_correct", N_VALID).name.suffix(f"_{i}"))
+        for i, part in enumerate(parts)
+    ]
+    sums = pl.concat(counts, how="diagonal").group_by(CLUSTER).agg(pl.all().sum())
+    terms = [
+        share * pl.col(f"n_correct_{i}") / pl.col(f"{N_VALID}_{i}")
+        for i, share in enumerate(shares)
+    ]
+    # In order, because the order of the rows decides which are drawn.
+    sums = sums.sort(CLUSTER).drop(CLUSTER)
+    return bootstrap(sums, {"mean": pl.sum_horizontal(terms)}, count=N_VALID, level=level)["mean"]
+
+
+def _jackknifed_mean(
+    parts: Sequence[pl.DataFrame], shares: Sequence[float], level: float
+) -> Estimate | None:
+    group = (pl.col(CLUSTER) % GROUPS).alias(GROUP)
+    table = pl.concat(
+        part.select(group, "n_correct", N_VALID, part=pl.lit(i), share=pl.lit(share))
+        for i, (part, share) in enumerate(zip(parts, shares, strict=True))
     )
 
     def mean(table: pl.DataFrame) -> float | None:
-        joined = table.join(weighing, on="part", maintain_order="left")
-        value = joined.select((pl.col("w") * pl.col("n_correct") / pl.col(N_VALID)).sum()).item()
-        return None if table.height < len(parts) else float(value)
+        terms = pl.col("share") * pl.col("n_correct") / pl.col(N_VALID)
+        return None if table.height < len(parts) else float(table.select(terms.sum()).item())
 
-    return delete_a_group(marked, mean, group=GROUP, keys=["part"], count=N_VALID, level=level)
+    keys = ("part", "share")
+    return delete_a_group(table, mean, group=GROUP, keys=keys, count=N_VALID, level=level)
 
 
-def _weights(
-    keys: Sequence[tuple[Any, ...]], weights: Mapping[Any, float] | None
-) -> dict[tuple[Any, ...], float]:
+def _weights(keys: Sequence[tuple[Any, ...]], weights: Mapping[Any, float] | None) -> list[float]:
     if not weights:
-        return dict.fromkeys(keys, 1.0)
+        return [1.0] * len(keys)
     # By their text, so that a command line can name subsets of any type.
     given = {
         tuple(map(str, key if isinstance(key, tuple) else (key,))): float(weight)
         for key, weight in weights.items()
     }
-    names = {key: tuple(map(str, key)) for key in keys}
-    missing = [name for name in names.values() if name not in given]
-    unknown = sorted(set(given) - set(names.values()))
+    names = [tuple(map(str, key)) for key in keys]
+    missing = [name for name in names if name not in given]
+    unknown = sorted(set(given) - set(names))
     for what, found in (("no weight for", missing), ("no subset", unknown)):
         if found:
             shown = ", ".join("/".join(name) for name in found[:5])
             raise UsageError(f"weights: {what} {shown} ({len(found):,} in all)")
     if min(given.values()) < 0 or sum(given.values()) == 0:
         raise UsageError("weights must be at least 0, and one of them above")
-    return {key: given[name] for key, name in names.items()}
+    return [given[name] for name in names]
 
 
 _RATES: Final = {
@@ -239,23 +236,11 @@ def _in_words(gathered: Gathered) -> str:
 
 def _in_nats(clusters: pl.DataFrame, objective: CheckedObjective) -> pl.DataFrame:
     """Return the sums of each cluster as Float64, in nats, with those of rewards and margins."""
-    basis = objective.reward_basis
-    scale = 1.0
-    if basis.is_linear:
-        # Of log-probs, whose sums are exact, as the means are (`summary.figures`).
-        scale = objective.beta
-        sides = [("chosen", CHOSEN_REWARD), ("rejected", REJECTED_REWARD)]
-        clusters = clusters.with_columns(
-            (
-                pl.col(f"sum_policy_{side}_logps")
-                - (pl.col(f"sum_ref_{side}_logps") if basis.reference else 0)
-            ).alias(f"sum_{name}")
-            for side, name in sides
-        )
-    rewards = [f"sum_{CHOSEN_REWARD}", f"sum_{REJECTED_REWARD}", f"sum_{REWARD_MARGIN}"]
-    margin = pl.col(rewards[0]) - pl.col(rewards[1])
+    chosen, rejected, scale = reward_sums(objective)
+    rewards = [f"sum_{name}" for name in (CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN)]
+    sums = dict(zip(rewards, (chosen, rejected, chosen - rejected), strict=True))
     return (
-        clusters.with_columns(margin.alias(rewards[2]))
+        clusters.with_columns(**sums)
         .with_columns(pl.col(r"^sum_.*$").cast(pl.Float64) / QUANTA_PER_NAT)
         .with_columns(pl.col(rewards) * scale)
     )

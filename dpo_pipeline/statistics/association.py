@@ -1,13 +1,12 @@
-"""The straight line y = intercept + slope * x through pairs, from sums over them.
+"""How margins go with something else: a judge's score, or the difference of lengths.
 
-With x the difference of lengths and y the margin, the intercept is the mean margin at equal
-length and the slope what a token more is worth.
+Functions of `cells` take a table with columns `margin`, `gap` (the judge's score for the chosen
+completion less that for the rejected one) and `n_pairs`; rows with a null are left out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
@@ -20,8 +19,9 @@ from dpo_pipeline.statistics.intervals import (
     CLUSTERED,
     STUDENT,
     Estimate,
-    rate_interval,
+    group_of_equal_mass,
     student_interval,
+    with_rate_limits,
 )
 
 
@@ -53,9 +53,8 @@ def area_under_curve(cells: pl.DataFrame) -> float | None:
     )
     up, down = pl.col("up"), pl.col("down")
     wins = (up * (down.cum_sum() - down / 2.0)).sum()
-    won, ups, downs = by_margin.select(wins, up.sum().alias("ups"), down.sum().alias("downs")).row(
-        0
-    )
+    sums = by_margin.select(wins, up.sum().alias("ups"), down.sum().alias("downs"))
+    won, ups, downs = sums.row(0)
     return won / (ups * downs) if ups and downs else None
 
 
@@ -91,8 +90,7 @@ def accuracy_by_gap(
         )
         .sort("gap")
     )
-    # A gap belongs where its middle pair does.
-    place = gap if n_groups is None else ((n.cum_sum() - n / 2.0) * n_groups / n.sum()).floor()
+    place = gap if n_groups is None else group_of_equal_mass(n_groups)
     counts = pl.col("n", "n_correct", "n_ties").sum().cast(pl.Int64)
     groups = (
         gaps.group_by(place.alias("place"), maintain_order=True)
@@ -101,14 +99,7 @@ def accuracy_by_gap(
         .rename({"n": "n_pairs"})
         .with_columns(accuracy=pl.col("n_correct") / pl.col("n_pairs"))
     )
-    intervals = [
-        rate_interval(float(right), float(size), level)
-        for right, size in groups.select("n_correct", "n_pairs").rows()
-    ]
-    return groups.with_columns(
-        accuracy_low=pl.Series([i.low for i in intervals], dtype=pl.Float64),
-        accuracy_high=pl.Series([i.high for i in intervals], dtype=pl.Float64),
-    )
+    return with_rate_limits(groups, pl.col("n_correct"), pl.col("n_pairs"), level)
 
 
 def _there(cells: pl.DataFrame) -> pl.DataFrame:
@@ -132,56 +123,11 @@ SUMS: Final = ("n", "sum_x", "sum_y", "sum_xx", "sum_xy", "sum_yy")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """A least-squares line."""
+    """The least-squares line y = intercept + slope * x."""
 
     slope: Estimate  # unit of y per unit of x
     intercept: Estimate  # unit of y: the mean of y where x is 0
     correlation: float | None  # Pearson's, from -1 to 1; None where y does not vary
-
-
-def line_of_sums(
-    *,
-    n: int,
-    sum_x: float,
-    sum_y: float,
-    sum_xx: float,
-    sum_xy: float,
-    sum_yy: float,
-    level: float = CONFIDENCE_LEVEL,
-) -> Line | None:
-    """Return the least-squares line of independent pairs, by the usual formulas.
-
-    Args:
-        n: Pairs.
-        sum_x: Sum of x. Here and below: whole numbers of any size are used exactly.
-        sum_y: Sum of y.
-        sum_xx: Sum of x squared.
-        sum_xy: Sum of x times y.
-        sum_yy: Sum of y squared.
-        level: Of the intervals, which are Student's with n - 2 degrees of freedom.
-
-    Returns:
-        The line; without standard errors and intervals for two pairs. None where x does not vary.
-    """
-    centred = _centred((n, sum_x, sum_y, sum_xx, sum_xy, sum_yy))
-    if centred is None:
-        return None
-    error_of_slope = error_of_intercept = None
-    freedom = n - 2
-    if freedom > 0:
-        residual = max(0.0, centred.yy - centred.slope * centred.xy) / freedom
-        error_of_slope = math.sqrt(residual / centred.xx)
-        error_of_intercept = math.sqrt(residual * (1.0 / n + centred.x**2 / centred.xx))
-    return _line(
-        centred,
-        error_of_slope,
-        error_of_intercept,
-        freedom=freedom,
-        level=level,
-        method=STUDENT,
-        n=n,
-        n_clusters=n,
-    )
 
 
 def line_of_clusters(clusters: pl.DataFrame, level: float = CONFIDENCE_LEVEL) -> Line | None:
@@ -192,7 +138,8 @@ def line_of_clusters(clusters: pl.DataFrame, level: float = CONFIDENCE_LEVEL) ->
     Cluster-Robust Inference", 2015, Eq. 11 and 12).
 
     Args:
-        clusters: The columns of `SUMS`, one row a cluster, in any numeric type.
+        clusters: The columns of `SUMS`, one row a cluster, in any numeric type; whole numbers of
+            any size are used exactly.
         level: Of the intervals.
 
     Returns:
@@ -206,100 +153,51 @@ def line_of_clusters(clusters: pl.DataFrame, level: float = CONFIDENCE_LEVEL) ->
     if missing:
         raise UsageError(f"no column {', '.join(map(repr, missing))} in the table of sums")
     clusters = clusters.filter(pl.col("n") > 0)
-    centred = _centred(clusters.select(pl.col(SUMS).sum()).row(0))
-    if centred is None:
-        return None
     n, n_clusters = int(clusters["n"].sum()), clusters.height
-    error_of_slope = error_of_intercept = None
-    if n_clusters > 1 and n > 2:  # noqa: PLR2004  a line has two coefficients
-        factor = n_clusters / (n_clusters - 1) * (n - 1) / (n - 2)
-        of_slope, of_intercept = (
-            clusters.cast(pl.Float64).select(_influences(centred, n)).get_columns()
-        )
-        error_of_slope = math.sqrt(factor * float((of_slope**2).sum()))
-        error_of_intercept = math.sqrt(factor * float((of_intercept**2).sum()))
-    return _line(
-        centred,
-        error_of_slope,
-        error_of_intercept,
-        freedom=n_clusters - 1,
-        level=level,
-        method=STUDENT + CLUSTERED,
-        n=n,
-        n_clusters=n_clusters,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Centred:
-    """Means of x and y, and sums of products of the differences from them."""
-
-    x: float
-    y: float
-    xx: float
-    xy: float
-    yy: float
-
-    @property
-    def slope(self) -> float:
-        return self.xy / self.xx
-
-
-def _centred(sums: Sequence[float]) -> _Centred | None:
-    n, x, y, xx, xy, yy = sums
     if n == 0:
         return None
     # Fractions, because these differences are of numbers that may be almost the same.
-    count, of_x, of_y = Fraction(n), Fraction(x), Fraction(y)
-    spread = Fraction(xx) - of_x * of_x / count
+    count, sum_x, sum_y, sum_xx, sum_xy, sum_yy = map(
+        Fraction, clusters.select(pl.col(SUMS).sum()).row(0)
+    )
+    spread = sum_xx - sum_x * sum_x / count
     if spread <= 0:
         return None
-    return _Centred(
-        x=float(of_x / count),
-        y=float(of_y / count),
-        xx=float(spread),
-        xy=float(Fraction(xy) - of_x * of_y / count),
-        yy=float(max(Fraction(0), Fraction(yy) - of_y * of_y / count)),
-    )
-
-
-def _influences(centred: _Centred, n: int) -> list[pl.Expr]:
-    """Return what each cluster moves the slope and the intercept by."""
-    count, sum_x, sum_y, sum_xx, sum_xy, _ = map(pl.col, SUMS)
-    from_x = sum_x - centred.x * count
-    from_y = sum_y - centred.y * count
-    squares = sum_xx - 2.0 * centred.x * sum_x + centred.x**2 * count
-    products = sum_xy - centred.x * sum_y - centred.y * from_x
-    residuals = from_y - centred.slope * from_x
-    slope = (products - centred.slope * squares) / centred.xx
-    return [slope.alias("slope"), (residuals / n - centred.x * slope).alias("intercept")]
-
-
-def _line(
-    centred: _Centred,
-    error_of_slope: float | None,
-    error_of_intercept: float | None,
-    *,
-    freedom: int,
-    level: float,
-    method: str,
-    n: int,
-    n_clusters: int,
-) -> Line:
-    def estimate(value: float, error: float | None) -> Estimate:
-        return Estimate(
+    x, y, xx = float(sum_x / count), float(sum_y / count), float(spread)
+    xy = float(sum_xy - sum_x * sum_y / count)
+    yy = float(max(Fraction(0), sum_yy - sum_y * sum_y / count))
+    slope = xy / xx
+    errors: list[float | None] = [None, None]
+    if n_clusters > 1 and n > 2:  # noqa: PLR2004  a line has two coefficients
+        factor = n_clusters / (n_clusters - 1) * (n - 1) / (n - 2)
+        moved = clusters.cast(pl.Float64).select(_influences(n, x=x, y=y, xx=xx, slope=slope))
+        errors = [math.sqrt(factor * float((each**2).sum())) for each in moved]
+    of_slope, of_intercept = (
+        Estimate(
             value=value,
             standard_error=error,
             interval=None
             if error is None
-            else student_interval(value, error, freedom, level=level, method=method),
+            else student_interval(
+                value, error, n_clusters - 1, level=level, method=STUDENT + CLUSTERED
+            ),
             n=n,
             n_clusters=n_clusters,
         )
-
-    variance = centred.xx * centred.yy
-    return Line(
-        slope=estimate(centred.slope, error_of_slope),
-        intercept=estimate(centred.y - centred.slope * centred.x, error_of_intercept),
-        correlation=centred.xy / math.sqrt(variance) if variance > 0.0 else None,
+        for value, error in zip((slope, y - slope * x), errors, strict=True)
     )
+    variance = xx * yy
+    correlation = xy / math.sqrt(variance) if variance > 0.0 else None
+    return Line(slope=of_slope, intercept=of_intercept, correlation=correlation)
+
+
+def _influences(n: int, *, x: float, y: float, xx: float, slope: float) -> list[pl.Expr]:
+    """Return what each cluster moves the slope and the intercept by."""
+    count, sum_x, sum_y, sum_xx, sum_xy, _ = map(pl.col, SUMS)
+    from_x = sum_x - x * count
+    from_y = sum_y - y * count
+    squares = sum_xx - 2.0 * x * sum_x + x**2 * count
+    products = sum_xy - x * sum_y - y * from_x
+    residuals = from_y - slope * from_x
+    by_slope = (products - slope * squares) / xx
+    return [by_slope.alias("slope"), (residuals / n - x * by_slope).alias("intercept")]

@@ -1,11 +1,11 @@
-"""How far sigmoid(margin) can be believed as the chance that the chosen answer is the better.
+"""How well sigmoid(margin) predicts the chance that the chosen answer is the better one.
 
-The outcome is the sign of the margin, so a chart of one against the other would say nothing:
-confidence is folded to sigmoid(|margin|), from 1/2 to 1, and the outcome is that the margin
-is above 0 (C. Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599,
-sections 2 and 4.2; temperature scaling is `best_scale` upside down).
+The outcome is the sign of the margin, which a confidence of sigmoid(margin) knows already. So the
+confidence is folded to sigmoid(|margin|), from 1/2 to 1, and the outcome is that the margin is
+above 0 (C. Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599, sections 2
+and 4.2; a temperature there is 1 / `best_scale`).
 
-All functions take a histogram of margins: columns `bin` (of `dpo_pipeline.sketch`) and
+All functions take a histogram of margins: columns `bin` (of `dpo_pipeline.exact`) and
 `n_pairs`; null bins are left out. What the bins cost, against the same figures of the rows:
 
 - a confidence is off by at most 6e-4, and a squared error by at most 1e-3;
@@ -26,16 +26,16 @@ import polars as pl
 from dpo_pipeline.defaults import CALIBRATION_BINS, CONFIDENCE_LEVEL
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.exact import lower_edge
-from dpo_pipeline.losses import softplus
+from dpo_pipeline.losses import sigmoid, softplus
 from dpo_pipeline.statistics.distributions import normal_upper, root_of_rising
-from dpo_pipeline.statistics.intervals import rate_interval
+from dpo_pipeline.statistics.intervals import group_of_equal_mass, with_rate_limits
 
 
 def margins_of(histogram: pl.DataFrame) -> pl.DataFrame:
     """Return columns `margin`, in nats, and `n`, both Float64, by rising margin.
 
     Args:
-        histogram: Columns `bin` (of `dpo_pipeline.sketch`) and `n_pairs`, in any order, bins
+        histogram: Columns `bin` (of `dpo_pipeline.exact`) and `n_pairs`, in any order, bins
             possibly repeated; null bins are the invalid pairs, and left out as are empty bins.
     """
     # The middle of a bin is the lower edge of one that starts half a bin later.
@@ -75,7 +75,7 @@ def label_noise(histogram: pl.DataFrame) -> LabelNoise | None:
     spread of the rate from `delete_a_group`, and not this p-value.
 
     Args:
-        histogram: Of margins of the sigmoid loss: columns `bin` (of `dpo_pipeline.sketch`) and
+        histogram: Of margins of the sigmoid loss: columns `bin` (of `dpo_pipeline.exact`) and
             `n_pairs`; null bins are left out. Binning moves a margin by up to 0.25%.
 
     Returns:
@@ -92,7 +92,7 @@ def label_noise(histogram: pl.DataFrame) -> LabelNoise | None:
 
 
 def _flip_rate(margins: pl.DataFrame) -> float:
-    n, right, shift = pl.col("n"), _logistic(pl.col("margin")), -(pl.col("margin") / 2.0).tanh()
+    n, right, shift = pl.col("n"), sigmoid(pl.col("margin")), -(pl.col("margin") / 2.0).tanh()
 
     def falling(rate: float) -> tuple[float, float]:
         # Divided first, so that a margin far below 0 gives an infinity and not NaN.
@@ -110,14 +110,10 @@ def _flip_rate(margins: pl.DataFrame) -> float:
 def _gain(rate: float) -> pl.Expr:
     """Return what a rate adds to the log-likelihood of each bin."""
     margin = pl.col("margin")
-    right, shift = _logistic(margin), -(margin / 2.0).tanh()
+    right, shift = sigmoid(margin), -(margin / 2.0).tanh()
     near = (rate * shift / right).log1p()
     far = (right + rate * shift).log() - margin
     return pl.col("n") * pl.when(margin > _DEEP).then(near).otherwise(far)
-
-
-def _logistic(x: pl.Expr) -> pl.Expr:
-    return 1.0 / (1.0 + (-x).exp())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,15 +145,8 @@ def reliability(
     if n_bins < 1:
         raise UsageError(f"n_bins must be at least 1, found {n_bins!r}")
     groups = _folded(histogram, n_bins)
-    intervals = [
-        rate_interval(accuracy * n, n, level)
-        for accuracy, n in groups.select("accuracy", "n_pairs").rows()
-    ]
-    return groups.with_columns(
-        pl.col("n_pairs").cast(pl.Int64),
-        accuracy_low=pl.Series([i.low for i in intervals], dtype=pl.Float64),
-        accuracy_high=pl.Series([i.high for i in intervals], dtype=pl.Float64),
-    )
+    n = pl.col("n_pairs")
+    return with_rate_limits(groups, pl.col("accuracy") * n, n, level).cast({"n_pairs": pl.Int64})
 
 
 def expected_calibration_error(
@@ -179,12 +168,7 @@ def expected_calibration_error(
 
 def log_loss(histogram: pl.DataFrame) -> float | None:
     """Return the mean of -log sigmoid(margin), in nats: the DPO loss. None without pairs."""
-    return _log_loss(margins_of(histogram))
-
-
-def brier_score(histogram: pl.DataFrame) -> float | None:
-    """Return the mean of (1 - sigmoid(margin))^2, from 0 to 1. None without pairs."""
-    return _weighted_mean(margins_of(histogram), _sigmoid(-pl.col("margin")) ** 2, "n")
+    return _weighted_mean(margins_of(histogram), softplus(-pl.col("margin")), "n")
 
 
 def best_scale(histogram: pl.DataFrame) -> BestScale:
@@ -229,9 +213,9 @@ def _fitted_scale(margins: pl.DataFrame) -> BestScale:
     margin, weight = pl.col("margin"), pl.col("n") / pl.col("n").sum()
 
     def slope_and_curvature(s: float) -> tuple[float, float]:
-        wrong = _sigmoid(-s * margin)
+        wrong = sigmoid(-s * margin)
         slope = (-weight * margin * wrong).sum()
-        curvature = (weight * margin * margin * wrong * _sigmoid(s * margin)).sum()
+        curvature = (weight * margin * margin * wrong * sigmoid(s * margin)).sum()
         return margins.select(slope=slope, curvature=curvature).row(0)
 
     slope, curvature = slope_and_curvature(0.0)
@@ -241,8 +225,8 @@ def _fitted_scale(margins: pl.DataFrame) -> BestScale:
     while slope_and_curvature(far)[0] * slope > 0.0:
         near, far = far, 2.0 * far
     value = root_of_rising(slope_and_curvature, min(near, far), max(near, far), start=far)
-    scaled = margins.with_columns(margin=value * margin)
-    return BestScale(value=value, log_loss=_log_loss(scaled), reason=None)
+    smallest = _weighted_mean(margins, softplus(-(value * margin)), "n")
+    return BestScale(value=value, log_loss=smallest, reason=None)
 
 
 def _folded(histogram: pl.DataFrame, n_bins: int) -> pl.DataFrame:
@@ -255,25 +239,16 @@ def _folded(histogram: pl.DataFrame, n_bins: int) -> pl.DataFrame:
         .agg(n=n.sum(), right=right.sum())
         .sort("margin")
     )
-    # A bin belongs where its middle pair does.
-    place = ((n.cum_sum() - n / 2.0) * n_bins / n.sum()).floor()
+    place = group_of_equal_mass(n_bins).alias("place")
     return (
-        confidences.group_by(place.alias("place"), maintain_order=True)
+        confidences.group_by(place, maintain_order=True)
         .agg(
             n_pairs=n.sum(),
-            confidence=(n * _sigmoid(margin)).sum() / n.sum(),
+            confidence=(n * sigmoid(margin)).sum() / n.sum(),
             accuracy=pl.col("right").sum() / n.sum(),
         )
         .drop("place")
     )
-
-
-def _log_loss(margins: pl.DataFrame) -> float | None:
-    return _weighted_mean(margins, softplus(-pl.col("margin")), "n")
-
-
-def _sigmoid(x: pl.Expr) -> pl.Expr:
-    return 1.0 / (1.0 + (-x).exp())
 
 
 def _weighted_mean(table: pl.DataFrame, values: pl.Expr, weight: str) -> float | None:

@@ -195,13 +195,6 @@ def binomial_lower(k: int, n: int, p: float) -> float:
     return 1.0 if k >= n else beta_tails(p, k + 1.0, float(n - k))[1]
 
 
-def binomial_upper(k: int, n: int, p: float) -> float:
-    """Return P(K >= k) of the binomial distribution of n trials with chance p."""
-    if k <= 0:
-        return 1.0
-    return 0.0 if k > n else beta_tails(p, float(k), n - k + 1.0)[0]
-
-
 def _kernel(x: float, y: float, a: float, b: float) -> float:
     """Return x**a * y**b / B(a, b)."""
     return _point(a, b, x, y) * (a * b / (a + b))

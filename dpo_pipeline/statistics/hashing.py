@@ -1,4 +1,4 @@
-"""A hash that is the same for ever, for keys of any plain type; Polars promises none of its own.
+"""A hash that never changes, for keys of any plain type; Polars' own may change any time.
 
 SplitMix64 (G. Steele, D. Lea, C. Flood, "Fast splittable pseudorandom number generators", OOPSLA
 2014): its finaliser for an integer; for a string its length, then word after word of eight bytes.
@@ -21,10 +21,10 @@ _WORD: Final = 8
 def mixed(numbers: pl.Expr) -> pl.Expr:
     """Return the next SplitMix64 output from each UInt64 state; null gives null."""
     # Polars multiplies and adds UInt64 modulo 2**64, and has no shift: // does it.
-    z = numbers + _uint64(GAMMA)
-    z = (z ^ (z // _uint64(1 << 30))) * _uint64(_FIRST)
-    z = (z ^ (z // _uint64(1 << 27))) * _uint64(_SECOND)
-    return z ^ (z // _uint64(1 << 31))
+    z = numbers + uint64(GAMMA)
+    z = (z ^ (z // uint64(1 << 30))) * uint64(_FIRST)
+    z = (z ^ (z // uint64(1 << 27))) * uint64(_SECOND)
+    return z ^ (z // uint64(1 << 31))
 
 
 def cluster_hashes(prompts: pl.Series | None, pairs: pl.Series) -> pl.Series:
@@ -84,5 +84,6 @@ def _of_strings(keys: pl.Series) -> pl.Series:
     return rows["hash"]
 
 
-def _uint64(number: int) -> pl.Expr:
+def uint64(number: int) -> pl.Expr:
+    """Return a number as a UInt64 literal."""
     return pl.lit(number, dtype=pl.UInt64)

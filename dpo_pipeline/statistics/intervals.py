@@ -73,7 +73,7 @@ def cut_to(estimate: Estimate, low: float, high: float) -> Estimate:
 
 
 def without_interval(estimate: Estimate) -> Estimate:
-    """Return the value alone, where the spread that was seen says nothing."""
+    """Return the estimate without error and interval, for a sample that shows no spread."""
     return replace(estimate, standard_error=None, interval=None)
 
 
@@ -290,6 +290,27 @@ def rate_interval(successes: float, n: float, level: float, *, suffix: str = "")
     centre = (rate + square / 2.0) / (1.0 + square)
     half = math.sqrt(square * (rate * (1.0 - rate) + square / 4.0)) / (1.0 + square)
     return Interval(low=centre - half, high=centre + half, level=level, method=WILSON + suffix)
+
+
+def with_rate_limits(
+    rates: pl.DataFrame, successes: pl.Expr, n: pl.Expr, level: float
+) -> pl.DataFrame:
+    """Add `accuracy_low` and `accuracy_high`, for a rate of independent pairs in each row."""
+    counts = rates.select(successes.cast(pl.Float64).alias("k"), n.cast(pl.Float64).alias("n"))
+    intervals = [rate_interval(k, of, level) for k, of in counts.rows()]
+    return rates.with_columns(
+        accuracy_low=pl.Series([i.low for i in intervals], dtype=pl.Float64),
+        accuracy_high=pl.Series([i.high for i in intervals], dtype=pl.Float64),
+    )
+
+
+def group_of_equal_mass(n_groups: int) -> pl.Expr:
+    """Return which of `n_groups` groups of nearly equal size a sorted row with `n` pairs is in.
+
+    A row is never divided: it belongs where its middle pair does.
+    """
+    n = pl.col("n")
+    return ((n.cum_sum() - n / 2.0) * n_groups / n.sum()).floor()
 
 
 def clusters_of(sums: Numbers, counts: Numbers) -> pl.DataFrame:

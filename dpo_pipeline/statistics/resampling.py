@@ -22,7 +22,7 @@ import polars as pl
 from dpo_pipeline.defaults import BOOTSTRAP_REPLICATES, BOOTSTRAP_SEED, CONFIDENCE_LEVEL
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.statistics.distributions import checked_probability, normal_upper, t_quantile
-from dpo_pipeline.statistics.hashing import GAMMA, mixed
+from dpo_pipeline.statistics.hashing import GAMMA, mixed, uint64
 from dpo_pipeline.statistics.intervals import Estimate, Interval, student_interval
 
 JACKKNIFE: Final = "jackknife"
@@ -107,8 +107,8 @@ _MOST_ROWS: Final = 2**31
 
 def splitmix64(first: int, count: int, *, seed: int) -> pl.Series:
     """Return `count` outputs of splitmix64 as UInt64, from the `first` (counted from 0) on."""
-    steps = pl.int_range(first, first + count, dtype=pl.UInt64) * _word(GAMMA)
-    return pl.select(mixed(steps + _word(seed))).to_series()
+    steps = pl.int_range(first, first + count, dtype=pl.UInt64) * uint64(GAMMA)
+    return pl.select(mixed(steps + uint64(seed))).to_series()
 
 
 def resampled(
@@ -198,10 +198,6 @@ def bootstrap(
         )
         for name in figures
     }
-
-
-def _word(value: int) -> pl.Expr:
-    return pl.lit(value, dtype=pl.UInt64)
 
 
 def _finite(values: pl.Series) -> pl.Series:

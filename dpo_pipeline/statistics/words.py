@@ -1,7 +1,7 @@
-"""Numbers as text: for the cells of pages and tables, and for sentences in plain ASCII.
+"""Numbers as text, for pages and for terminals.
 
-Cells show `-` as a minus sign and a figure that is not there as a dash, with as many digits as
-asked for. Sentences (`..._with_limits`, `signed_points_within`) go to terminals and JSON too.
+`share`, `points` and `number` are for pages: they write a minus sign and, for None, a dash. What
+terminals and JSON show (`..._with_limits`, `signed_points_within`, `short_...`) is plain ASCII.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ from .summary import (
     Summary as Summary,
     figures as figures,
     merge as merge,
+    reward_sums as reward_sums,
     suffix_of as suffix_of,
     tally as tally,
     with_objectives as with_objectives,

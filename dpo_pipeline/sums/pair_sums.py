@@ -1,4 +1,4 @@
-"""The sums and counts that statistics take of scored pairs, as expressions: a value a group."""
+"""Expressions for the sums and counts of scored pairs: one value for each group of rows."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ from dpo_pipeline.losses import is_correct, sigmoid, sigmoid_loss
 
 VALID: Final = "__dpo_pipeline_is_valid"
 COARSE: Final = 10
-"""Bins of a histogram of margins that make one bin of a two-dimensional one."""
+"""Bins of `exact.bin_of` that make one bin of a two-dimensional histogram."""
 CELL: Final = "cell"
 _HIGH: Final = 2**24
-"""Above twice the bin of any finite value."""
+"""More than twice the coarse bin of any finite value, so that a low part never carries over."""
 _SQUARED_LIMIT: Final = 2.0**25
+"""Nats up to which the square of a margin fits `exact_sum_of_wide`."""
 PRECISIONS: Final = {"bf16": 8, "f16": 11, "f32": 24}
 """Number formats that log-probs come from, and the bits of their significands."""
 
@@ -63,7 +64,7 @@ def cluster_sums(needs: Needs, *, has_lengths: bool) -> list[pl.Expr]:
 
 
 def group_sums(needs: Needs, *, has_lengths: bool) -> list[pl.Expr]:
-    """Return the sums behind regressions on length and what says how precise the inputs are."""
+    """Return the sums for the regression on length, and counts of log-probs by number format."""
     logps = {name: pl.col(name) for name in needs.logps}
     largest = pl.max_horizontal(each.abs() for each in logps.values())
     difference = (pl.col(CHOSEN_LOGRATIO) - pl.col(REJECTED_LOGRATIO)).abs()
@@ -76,7 +77,6 @@ def group_sums(needs: Needs, *, has_lengths: bool) -> list[pl.Expr]:
         below = difference < largest * 2.0**-bits
         sums.append(below.sum().cast(pl.Int64).alias(f"n_below_{name}"))
     if has_lengths:
-        # Squares of larger margins, which sound log-probs do not give, would not fit the sums.
         fits = pl.col(REWARD_MARGIN).abs() <= _SQUARED_LIMIT
         x = pl.when(fits).then(longer_by()).cast(pl.Float64)
         y = pl.when(x.is_not_null()).then(pl.col(REWARD_MARGIN))
@@ -92,7 +92,7 @@ def group_sums(needs: Needs, *, has_lengths: bool) -> list[pl.Expr]:
 
 
 def steps_of(values: pl.Expr) -> pl.Expr:
-    """Return an integer from a log-prob, in steps of 2**-40 nats: equal values have equal ones."""
+    """Return log-probs as UInt64, in steps of 2**-40 nats: equal ones stay equal."""
     whole = (values * QUANTA_PER_NAT).cast(pl.Int64, wrap_numerical=True)
     return whole.cast(pl.UInt64, wrap_numerical=True)
 

@@ -1,8 +1,8 @@
 """Partial sums that merge exactly, and the figures that follow from them.
 
-`tally` is the plan that makes one row of sums a group; `merge` adds such rows, in any order;
-`figures` divides. Only the loss and the log-probs are summed: mean rewards and margins follow
-from them, without error, unless a reward is no multiple of a log-ratio.
+`tally` is the plan that makes one row of sums for each group; `merge` adds such rows, in any
+order; `figures` divides. Where rewards are beta times a log-ratio only the loss and the log-probs
+are summed: the means of rewards and margins follow from these without error.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from dpo_pipeline.columns import (
 from dpo_pipeline.defaults import AVERAGED_LOGP_FLOOR, MAX_LOGP
 from dpo_pipeline.exact import bin_of, exact_sum, exact_sum_of_wide, mean_of
 from dpo_pipeline.losses import CheckedObjective, is_correct, name_of_score
+from dpo_pipeline.sums.pair_sums import VALID, pair_count, valid_only
 
 OBJECTIVE: Final = "objective"
 BETA: Final = "beta"
@@ -46,7 +47,7 @@ _MODELS: Final = {"policy": "policy_", "reference": "ref_"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """What the warnings are made from, over the valid pairs.
+    """Extremes and counts over the valid pairs that show inputs no model puts out.
 
     Attributes:
         n_valid: Valid pairs.
@@ -93,7 +94,7 @@ class Health:
 
     def _averaged(self) -> Iterator[str]:
         if self.max_tokens is not None and self.max_tokens <= -AVERAGED_LOGP_FLOOR:
-            return  # sums over so few tokens can be as high
+            return  # sums over so few tokens can be as high as averages
         lowest = {
             model: min(value for name, value in self.lowest.items() if name.startswith(prefix))
             for model, prefix in _MODELS.items()
@@ -110,7 +111,7 @@ class Health:
             )
             return
         if lowest[high[0]] == 0.0:
-            return  # no model's: a constant, or a reference that was left out
+            return  # a column of zeros: a reference that was left out
         other = next(model for model in lowest if model not in high)
         yield (
             f"no log-prob of the {high[0]} is below {AVERAGED_LOGP_FLOOR:g} nats (the lowest is "
@@ -119,7 +120,6 @@ class Health:
         )
 
 
-_VALID: Final = "__dpo_pipeline_valid"
 _ROW: Final = "__dpo_pipeline_row"
 BIN: Final = "__dpo_pipeline_bin"
 
@@ -206,14 +206,15 @@ def tally(
         extra: More sums to carry; one named `min_...` merges by the minimum.
     """
     counts = [c.name for c in COUNT_ROLES if c.name in pairs.collect_schema()]
-    marked = pairs.with_columns(valid.alias(_VALID))
-    sums = [*_counts(), *(_health(counts, needs) if with_health else ()), *extra]
+    marked = pairs.with_columns(valid.alias(VALID))
+    sums = [pair_count(), pl.col(VALID).sum().cast(pl.Int64).alias(N_VALID)]
+    sums += [*(_health(counts, needs) if with_health else ()), *extra]
     if objectives:
-        sums += [exact_sum(_valid_only(name)).alias(f"sum_{name}") for name in needs.logps]
+        sums += [exact_sum(valid_only(pl.col(name))).alias(f"sum_{name}") for name in needs.logps]
     for i, objective in enumerate(objectives):
         sums += _sums(objective, objectives, suffix_of(i, objectives), max_logp)
     if by_bin:
-        bins = pl.when(_VALID).then(bin_of(pl.col(REWARD_MARGIN)))
+        bins = pl.when(VALID).then(bin_of(pl.col(REWARD_MARGIN)))
         return marked.with_columns(bins.alias(BIN)).group_by(*keys, BIN).agg(sums)
     if not keys:
         return marked.select(sums)
@@ -222,26 +223,15 @@ def tally(
     return marked.group_by(keys).agg(sums)
 
 
-def _counts() -> list[pl.Expr]:
-    return [
-        pl.len().cast(pl.Int64).alias(N_PAIRS),
-        pl.col(_VALID).sum().cast(pl.Int64).alias(N_VALID),
-    ]
-
-
-def _valid_only(column: str) -> pl.Expr:
-    return pl.when(_VALID).then(pl.col(column))
-
-
 def _health(counts: Sequence[str], needs: Needs) -> list[pl.Expr]:
     unmoved = [
         pl.col(policy.name) == pl.col(reference.name) if needs.reference else pl.lit(value=False)
         for policy, reference in ((POLICY_CHOSEN, REF_CHOSEN), (POLICY_REJECTED, REF_REJECTED))
     ]
     return [
-        pl.all_horizontal(_VALID, *unmoved).sum().cast(pl.Int64).alias(N_UNMOVED),
-        *(_valid_only(name).min().alias(f"min_{name}") for name in needs.logps),
-        *(_valid_only(name).max().alias(f"max_{name}") for name in needs.logps),
+        pl.all_horizontal(VALID, *unmoved).sum().cast(pl.Int64).alias(N_UNMOVED),
+        *(valid_only(pl.col(name)).min().alias(f"min_{name}") for name in needs.logps),
+        *(valid_only(pl.col(name)).max().alias(f"max_{name}") for name in needs.logps),
         *([pl.max_horizontal(pl.col(counts).max()).alias(MAX_TOKENS)] if counts else []),
     ]
 
@@ -263,10 +253,10 @@ def _sums(
     # Losses and rewards that may be larger than log-probs are have sums of their own.
     sum_of = exact_sum_of_wide if objective.columns_to_check(max_logp) else exact_sum
     return [
-        (is_correct(margin) & pl.col(_VALID)).sum().cast(pl.Int64).alias(f"n_correct{suffix}"),
-        ((margin == 0.0) & pl.col(_VALID)).sum().cast(pl.Int64).alias(f"n_ties{suffix}"),
+        (is_correct(margin) & pl.col(VALID)).sum().cast(pl.Int64).alias(f"n_correct{suffix}"),
+        ((margin == 0.0) & pl.col(VALID)).sum().cast(pl.Int64).alias(f"n_ties{suffix}"),
         *(
-            sum_of(_valid_only(name_of_score(name, objective, objectives))).alias(
+            sum_of(valid_only(pl.col(name_of_score(name, objective, objectives)))).alias(
                 f"sum_{name}{suffix}"
             )
             for name in summed
@@ -299,7 +289,7 @@ def figures(
     `suffix` is how the names of the objective's own sums end.
     """
     count = pl.col(N_VALID)
-    chosen, rejected, margin = _reward_means(objective, count, suffix)
+    chosen, rejected, scale = reward_sums(objective, suffix)
     return sums.select(
         *keys,
         n_pairs=pl.col(N_PAIRS),
@@ -308,9 +298,9 @@ def figures(
         n_ties=pl.col(f"n_ties{suffix}"),
         loss=mean_of(pl.col(f"sum_{LOSS}{suffix}"), count),
         reward_accuracy=pl.col(f"n_correct{suffix}") / pl.when(count > 0).then(count),
-        chosen_reward=chosen,
-        rejected_reward=rejected,
-        reward_margin=margin,
+        chosen_reward=scale * mean_of(chosen, count),
+        rejected_reward=scale * mean_of(rejected, count),
+        reward_margin=scale * mean_of(chosen - rejected, count),
         **{
             name: mean_of(pl.col(f"sum_{name}"), count)
             if f"sum_{name}" in sums.columns
@@ -336,25 +326,18 @@ def with_objectives(
     return pl.concat(told).sort(_ROW, maintain_order=True).drop(_ROW)
 
 
-def _reward_means(
-    objective: CheckedObjective, count: pl.Expr, suffix: str
-) -> tuple[pl.Expr, pl.Expr, pl.Expr]:
-    """Return the mean chosen reward, rejected reward and margin."""
+def reward_sums(objective: CheckedObjective, suffix: str = "") -> tuple[pl.Expr, pl.Expr, float]:
+    """Return the sums of chosen and rejected rewards, from the columns of `tally`, and a factor.
+
+    The sums are whole quanta. Where rewards are beta times a log-ratio they are those of the
+    log-ratios, which have no rounding error, and the factor is beta; otherwise it is 1.
+    """
     basis = objective.reward_basis
     if not basis.is_linear:
-        chosen, rejected = (
-            pl.col(f"sum_{name}{suffix}") for name in (CHOSEN_REWARD, REJECTED_REWARD)
-        )
-        scale = 1.0
-    else:
-        policy_chosen, policy_rejected, ref_chosen, ref_rejected = (
-            pl.col(f"sum_{name}") for name in LOGPS
-        )
-        chosen = policy_chosen - ref_chosen if basis.reference else policy_chosen
-        rejected = policy_rejected - ref_rejected if basis.reference else policy_rejected
-        scale = objective.beta
-    return (
-        scale * mean_of(chosen, count),
-        scale * mean_of(rejected, count),
-        scale * mean_of(chosen - rejected, count),
-    )
+        chosen, rejected = (f"sum_{n}{suffix}" for n in (CHOSEN_REWARD, REJECTED_REWARD))
+        return pl.col(chosen), pl.col(rejected), 1.0
+    sums = [pl.col(f"sum_{role.name}") for role in (POLICY_CHOSEN, POLICY_REJECTED)]
+    if basis.reference:
+        sums[0] -= pl.col(f"sum_{REF_CHOSEN.name}")
+        sums[1] -= pl.col(f"sum_{REF_REJECTED.name}")
+    return sums[0], sums[1], objective.beta

@@ -16,7 +16,6 @@ from dpo_pipeline.exact import bin_of, middle, value_error
 from dpo_pipeline.statistics.calibration import (
     best_beta,
     best_scale,
-    brier_score,
     expected_calibration_error,
     label_noise,
     log_loss,
@@ -55,14 +54,12 @@ def softplus(x):
     return np.logaddexp(0.0, x)
 
 
-def test_log_loss_and_brier_score(margins, binned):
+def test_log_loss(margins, binned):
     histogram = histogram_of(margins)
     assert log_loss(histogram) == pytest.approx(softplus(-binned).mean(), rel=1e-12)
-    assert brier_score(histogram) == pytest.approx(((1 - expit(binned)) ** 2).mean(), rel=1e-12)
     # Against the rows: within the error stated, by far.
     bound = np.mean([value_error(m) for m in margins])
     assert abs(log_loss(histogram) - softplus(-margins).mean()) < bound / 20
-    assert abs(brier_score(histogram) - ((1 - expit(margins)) ** 2).mean()) < bound / 20
 
 
 def test_what_a_bin_costs_is_what_the_module_says():
@@ -200,7 +197,6 @@ def test_one_wrong_pair_of_very_many_has_a_scale():
 def test_no_pairs_have_no_calibration():
     nothing = histogram_of([])
     assert log_loss(nothing) is None
-    assert brier_score(nothing) is None
     assert expected_calibration_error(nothing) is None
     assert label_noise(nothing) is None
     assert reliability(nothing).height == 0

@@ -13,7 +13,7 @@ from scipy import stats
 from scipy.special import expit
 
 from dpo_pipeline.exact import bin_of
-from dpo_pipeline.statistics.association import line_of_clusters, line_of_sums
+from dpo_pipeline.statistics.association import line_of_clusters
 from dpo_pipeline.statistics.calibration import best_scale, label_noise
 from dpo_pipeline.statistics.intervals import (
     macro_mean,
@@ -217,7 +217,7 @@ def test_lines(coefficient):
 
 
 def correlation(sums):
-    line = line_of_sums(**sums.to_dicts()[0])
+    line = line_of_clusters(sums)
     return None if line is None else line.correlation
 
 

@@ -9,7 +9,7 @@ import statsmodels.api as sm
 from scipy import stats
 
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.statistics.association import SUMS, line_of_clusters, line_of_sums
+from dpo_pipeline.statistics.association import SUMS, line_of_clusters
 
 
 @pytest.fixture(scope="module")
@@ -35,21 +35,25 @@ def sums_of(rows, *keys):
     return rows.group_by(keys).agg(**sums) if keys else rows.select(**sums)
 
 
+def clusters_of(*points):
+    """Return the sums of clusters of one pair each, at points (x, y)."""
+    sums = [(1, x, y, x * x, x * y, y * y) for x, y in points]
+    return pl.DataFrame(sums, schema=dict.fromkeys(SUMS, pl.Int128), orient="row")
+
+
 def limits(estimate):
     return pytest.approx((estimate.interval.low, estimate.interval.high), rel=1e-9)
 
 
-def test_line_of_sums_is_that_of_scipy(rows):
-    line = line_of_sums(**sums_of(rows).to_dicts()[0])
+def test_line_of_single_pairs_is_that_of_scipy(rows):
+    line = line_of_clusters(sums_of(rows.with_row_index(), "index"))
     expected = stats.linregress(rows["x"], rows["y"])
     assert line.slope.value == pytest.approx(expected.slope, rel=1e-11)
     assert line.intercept.value == pytest.approx(expected.intercept, rel=1e-11)
     assert line.correlation == pytest.approx(expected.rvalue, rel=1e-11)
-    assert line.slope.standard_error == pytest.approx(expected.stderr, rel=1e-11)
-    assert line.intercept.standard_error == pytest.approx(expected.intercept_stderr, rel=1e-11)
-    fit = sm.OLS(rows["y"].to_numpy(), sm.add_constant(rows["x"].to_numpy())).fit()
-    assert limits(line.intercept) == tuple(fit.conf_int()[0])
-    assert limits(line.slope) == tuple(fit.conf_int()[1])
+    fit = sm.OLS(rows["y"].to_numpy(), sm.add_constant(rows["x"].to_numpy())).fit(cov_type="HC1")
+    errors = line.intercept.standard_error, line.slope.standard_error
+    assert errors == pytest.approx(tuple(fit.bse), rel=1e-10)
 
 
 def test_line_of_clusters_is_that_of_statsmodels(rows):
@@ -69,22 +73,14 @@ def test_lengths_far_from_zero_lose_no_digits():
     # x of 2**40 and a little: its squares differ in their last bits only.
     x = [2**40, 2**40 + 1, 2**40 + 2, 2**40 + 5]
     y = [1, 2, 2, 4]
-    line = line_of_sums(
-        n=4,
-        sum_x=sum(x),
-        sum_y=sum(y),
-        sum_xx=sum(a * a for a in x),
-        sum_xy=sum(a * b for a, b in zip(x, y, strict=True)),
-        sum_yy=sum(b * b for b in y),
-    )
+    line = line_of_clusters(clusters_of(*zip(x, y, strict=True)))
     expected = stats.linregress([0, 1, 2, 5], y)
     assert line.slope.value == pytest.approx(expected.slope, rel=1e-14)
-    assert line.slope.standard_error == pytest.approx(expected.stderr, rel=1e-12)
 
 
 def test_line_by_hand():
     # Through (0, 1), (1, 3), (2, 5) exactly.
-    line = line_of_sums(n=3, sum_x=3, sum_y=9, sum_xx=5, sum_xy=13, sum_yy=35)
+    line = line_of_clusters(clusters_of((0, 1), (1, 3), (2, 5)))
     assert (line.slope.value, line.intercept.value, line.correlation) == (2.0, 1.0, 1.0)
     assert line.slope.standard_error == 0.0
 
@@ -98,14 +94,13 @@ def test_line_by_hand():
     ],
 )
 def test_no_line(sums):
-    assert line_of_sums(**dict(zip(SUMS, sums, strict=True))) is None
     assert line_of_clusters(pl.DataFrame([sums], schema=SUMS, orient="row")) is None
 
 
 def test_a_line_without_spread():
-    two = line_of_sums(n=2, sum_x=1, sum_y=1, sum_xx=1, sum_xy=1, sum_yy=1)
+    two = line_of_clusters(clusters_of((0, 0), (1, 1)))
     assert (two.slope.value, two.slope.standard_error, two.intercept.interval) == (1.0, None, None)
-    level = line_of_sums(n=3, sum_x=3, sum_y=6, sum_xx=5, sum_xy=6, sum_yy=12)
+    level = line_of_clusters(clusters_of((0, 2), (1, 2), (2, 2)))
     assert (level.slope.value, level.correlation) == (0.0, None)
     cluster = pl.DataFrame([(4, 6, 7, 14, 14, 17)], schema=SUMS, orient="row")
     assert line_of_clusters(cluster).slope.interval is None

@@ -45,7 +45,7 @@ class Counts:
     """
 
     rows: tuple[int, ...]
-    alone: tuple[int, int]
+    alone: tuple[int, ...]
     common: int
 
 
@@ -122,10 +122,10 @@ def count_keys(on: str, keys: Mapping[str, pl.LazyFrame], *, must_match: bool = 
         faults[f"more than once in {name}"] = (~is_null & (rows > 1), rows)
     for name, rows in zip(names[2:], here[2:], strict=True):
         faults[f"in {names[0]} and {names[1]}, and not in {name}"] = (shared & (rows == 0), here[0])
-    in_one = [
-        (f"in {names[0]} alone", (~is_null & (here[1] == 0) & (here[0] > 0), here[0])),
-        (f"in {names[1]} alone", (~is_null & (here[0] == 0) & (here[1] > 0), here[1])),
-    ]
+    alone = {
+        f"in {name} alone": (~is_null & (other == 0) & (own > 0), own)
+        for name, own, other in zip(names[:2], here[:2], here[1::-1], strict=True)
+    }
     found = (
         counted.select(
             *(rows.sum().alias(column) for rows, column in zip(here, columns, strict=True)),
@@ -133,7 +133,7 @@ def count_keys(on: str, keys: Mapping[str, pl.LazyFrame], *, must_match: bool = 
             *(
                 # A filter here would hold the keys for each sum.
                 pl.when(where).then(rows).otherwise(0).sum().alias(what)
-                for what, (where, rows) in (faults | dict(in_one)).items()
+                for what, (where, rows) in (faults | alone).items()
             ),
         )
         .collect(engine="streaming")
@@ -141,7 +141,7 @@ def count_keys(on: str, keys: Mapping[str, pl.LazyFrame], *, must_match: bool = 
     )
     rows_of = {name: found[column] for name, column in zip(names, columns, strict=True)}
     if must_match or (not found["common"] and all(rows_of[name] for name in names[:2])):
-        faults |= dict(in_one)
+        faults |= alone
     broken = [what for what in faults if found[what]]
     if broken:
         raise JoinError(
@@ -151,7 +151,7 @@ def count_keys(on: str, keys: Mapping[str, pl.LazyFrame], *, must_match: bool = 
         )
     return Counts(
         rows=tuple(rows_of.values()),
-        alone=(found[in_one[0][0]], found[in_one[1][0]]),
+        alone=tuple(found[what] for what in alone),
         common=found["common"],
     )
 

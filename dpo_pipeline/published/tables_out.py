@@ -13,6 +13,7 @@ from typing import Any, Final
 from dpo_pipeline.columns import BATCH_MEANS, INVALID, LOGP_ROLES, ROLES, SCORED, Added, Role
 from dpo_pipeline.contract import ValueRule, rules_of
 from dpo_pipeline.published.documents_out import comparison_document, summary_document
+from dpo_pipeline.published.reference_tables import reference_page
 
 CONTRACT_VERSION: Final = "1.0.0"
 """Changes as a semantic version when a published table does."""
@@ -64,6 +65,7 @@ def published() -> dict[str, str]:
     for name, columns in _GOING_OUT.items():
         contracts[name] = _contract(name, [_added(column) for column in columns])
     return {f"{name}.odcs.yaml": text for name, text in contracts.items()} | {
+        "README.md": reference_page(),
         "summary.schema.json": summary_document(),
         "comparison.schema.json": comparison_document(),
     }

@@ -1,8 +1,9 @@
 """From gathered tables to the few numbers that a chart draws: no more of them for more rows.
 
-Bins of `sketch` are laid over bars of equal width in proportion to the overlap: were each put into
-the bar of its middle, the wide bins far from zero would leave gaps like those of a comb. Only a
-histogram's bins of few pairs are put there, since parts of a pair would be drawn otherwise.
+A *bin* is one of a gathered histogram (`exact.bin_of`): narrow near zero, wide far from it. A *bar*
+is one of the chart; all bars are equally wide. A bin that overlaps several bars gives each its
+share of the pairs: if it went whole to the bar of its middle, the wide bins would leave gaps like
+those of a comb. Only a bin of few pairs goes whole to one bar, so that no part of a pair is drawn.
 """
 
 from __future__ import annotations
@@ -32,13 +33,15 @@ _WHOLE_BELOW: Final = 10
 _TAIL: Final = 0.002
 """Share of the pairs on each side that may be pooled in the outermost bar."""
 _NICE: Final = (1.0, 2.0, 2.5, 5.0, 10.0)
+"""Widths of a bar, times a power of ten."""
 _POINT_PAIRS: Final = 30
-"""Pairs that a point of the course stands for at least, where there are as many."""
+"""Fewest pairs behind a point of the course, if the dataset has as many."""
 COURSE_POINTS_SHOWN: Final = 100
+"""Most points of the course."""
 LENGTH_POINTS: Final = 24
 """Groups of pairs by the difference of lengths."""
 _BETA_FACTOR: Final = 4.0
-"""How far a curve over betas goes beyond the outermost beta that it shows."""
+"""How far the curve over betas goes beyond the betas marked in it: a quarter to four times."""
 _BETA_POINTS: Final = 81
 
 
@@ -59,9 +62,9 @@ def grid_over(histogram: pl.DataFrame, bars: int, *, widen: float = 1.0) -> Grid
     """Return bars over nearly all values of a histogram and over zero.
 
     Args:
-        histogram: `bin` (of `sketch`, `widen` of them to one) and `n_pairs`.
+        histogram: `bin` and `n_pairs`.
         bars: How many, about; at most twice as many.
-        widen: Bins of a sketch that make one bin.
+        widen: How many bins of `exact` make one of these.
     """
     fine = histogram.select((pl.col("bin") * widen).alias("bin"), N_PAIRS)
     low, high = quantile(fine, _TAIL) or 0.0, quantile(fine, 1.0 - _TAIL) or 0.0
@@ -79,10 +82,10 @@ def laid_over(bins: pl.DataFrame, grid: Grid, *, widen: int = 1, name: str = "bi
     """Return which share of each bin lies in which bar.
 
     Args:
-        bins: Column `name` of bins of a sketch, `widen` of them to one; repeated ones count once.
+        bins: Bins in the column `name`; repeated ones count once.
         grid: The bars.
-        widen: Bins of a sketch that make one bin.
-        name: Of the column.
+        widen: How many bins of `exact` make one of these.
+        name: The column of the bins.
 
     Returns:
         Columns `name`, `bar` (from 0) and `share`, which adds up to 1 for each bin.
@@ -168,7 +171,7 @@ def histogram_bars(margins: pl.DataFrame, grid: Grid, n_ties: int) -> pl.DataFra
     """Return the bars of a histogram of margins without its ties.
 
     Args:
-        margins: `bin` (of `sketch`, possibly repeated) and `n_pairs`.
+        margins: `bin`, which may repeat, and `n_pairs`.
         grid: The bars; zero is an edge.
         n_ties: Pairs with a margin of exactly 0, which are among those of the bin around zero.
 
@@ -205,7 +208,7 @@ def density(table: pl.DataFrame, *, x: str, y: str) -> pl.DataFrame:
     """Return the cells of two values that have pairs.
 
     Args:
-        table: `{x}_bin` and `{y}_bin` (`COARSE` bins of `sketch` each) and `n_pairs`.
+        table: `{x}_bin` and `{y}_bin` (each `COARSE` bins of `exact`) and `n_pairs`.
         x: Name of the one value.
         y: Name of the other.
 

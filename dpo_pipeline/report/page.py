@@ -96,7 +96,7 @@ def templates() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    # Vega-Lite has no NaN, and draws the fields of a chart in the order of its specification.
+    # JSON has no NaN. Jinja's own policy is to sort keys, which is of no use here.
     made.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     return made
 

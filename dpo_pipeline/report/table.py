@@ -15,7 +15,7 @@ Writer = Callable[[Any], str]
 
 
 def three_digits(value: float | None) -> str:
-    """Return what histograms leave certain of a figure: their bins are within 0.25% of a margin."""
+    """Return a number with three digits: a figure from a histogram is known no better (0.25%)."""
     return number(value, 3)
 
 

@@ -82,10 +82,8 @@ def test_check_finds_scores_that_no_sum_can_hold(capsys):
     assert run(capsys, "check", "far.parquet")[0] == 0
     code, out, _ = run(capsys, "check", "far.parquet", "--loss", "ipo", "--beta", "1e9", "--json")
     assert code == 1
-    assert [rule["rule"] for rule in json.loads(out)["invalid"]] == [
-        "chosen_reward.in_range",
-        "loss.in_range",
-    ]
+    # Of rewards alone: the loss is the square of the margin in nats, here of about 4e6.
+    assert [rule["rule"] for rule in json.loads(out)["invalid"]] == ["chosen_reward.in_range"]
     assert run(capsys, "evaluate", "far.parquet", "--loss", "ipo", "--beta", "1e9")[0] == 1
 
 

@@ -142,7 +142,7 @@ def test_what_one_command_cannot_take_from_all_it_takes_from_its_own_table(capsy
     place = write(home / "pyproject.toml", text)
     said = f"{place}: beta (of evaluate): must be a number, found [0.1, 0.2]"
     assert said in refused(capsys)
-    for command in ("evaluate", "score", "compare"):
+    for command in ("check", "evaluate", "score", "compare"):
         text += f"[tool.dpo-pipeline.{command}]\nbeta = 0.3\n"
     write(place, text)
     assert betas(capsys) == [0.3]
@@ -198,7 +198,9 @@ MISTAKES = [
         id="key of a command",
     ),
     pytest.param(
-        "[check]\nbeta = 1", "check.beta: there is no such setting", id="of another command"
+        "[check]\nhistogram = true",
+        "check.histogram: there is no such setting",
+        id="of another command",
     ),
     pytest.param(
         "[evalute]\nbeta = 1",
@@ -220,7 +222,7 @@ MISTAKES = [
     pytest.param(
         "histogram = 1", "histogram (of evaluate): must be true or false, found 1", id="one"
     ),
-    pytest.param("on = 3", "on (of check): must be a string, found 3", id="number"),
+    pytest.param("on = 3", "on (of evaluate): must be a string, found 3", id="number"),
     pytest.param(
         "by = [3]",
         "by (of evaluate): must be a string, or a list of such, found 3",
@@ -228,7 +230,7 @@ MISTAKES = [
     ),
     pytest.param(
         "max-invalid = '1 %%'",
-        "max-invalid (of check): '1 %%' is neither a count (10) nor a share",
+        "max-invalid (of evaluate): '1 %%' is neither a count (10) nor a share",
         id="share",
     ),
     pytest.param(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 
@@ -11,7 +13,7 @@ from dpo_pipeline import Outputs
 from dpo_pipeline.errors import StorageError, UsageError
 from dpo_pipeline.statistics import words
 from option_tools import grouped
-from page_tools import Page
+from page_tools import Page, of_margins
 
 
 def test_a_report_is_written_once_and_replaced_on_demand(evaluation, tmp_path):
@@ -85,6 +87,21 @@ def test_the_extra_is_missed_before_anything_is_read(evaluation, monkeypatch, tm
             tmp_path / "nothing.parquet", outputs=Outputs(report=tmp_path / "report.html")
         )
     assert "<table>" in evaluation._repr_html_()
+
+
+def test_a_notebook_needs_none_of_the_extra(tmp_path):
+    of_margins([0.1, -0.2]).with_row_index("pair_id").write_parquet(tmp_path / "pairs.parquet")
+    code = """
+import sys
+sys.modules |= dict.fromkeys(("altair", "jinja2", "markupsafe", "vl_convert"))
+import dpo_pipeline
+path = sys.argv[1]
+print(dpo_pipeline.evaluate(path, statistics=True)._repr_html_())
+print(dpo_pipeline.compare(path, path)._repr_html_())
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code, tmp_path / "pairs.parquet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.count("<table>") == 2
 
 
 def test_a_notebook_shows_the_figures(evaluation, real_pairs):

@@ -105,7 +105,7 @@ def test_the_order_of_losses_is_that_of_the_command_line(capsys, source):
             ["--dialect", "trl", "--loss-arg", "label_smoothing=0.1"], "ignores it", id="refused"
         ),
         pytest.param(["--loss", "ipo", "--beta", "0"], "must be above 0 for ipo", id="beta"),
-        pytest.param(["--loss", "aot"], "give batch_size (--batch-size)", id="batches"),
+        pytest.param(["--loss", "aot"], "as batches=SIZE (--batch-size)", id="batches"),
     ],
 )
 def test_mistakes_exit_with_2(capsys, source, tmp_path, verb, options, said):

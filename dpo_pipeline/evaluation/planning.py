@@ -140,7 +140,7 @@ class Groups:
         `key` is a column that they will be joined by to something else, and `name` what reports
         call a dataframe.
         """
-        keys = {PAIR_ID.name if self.reference is None else self.reference.on, key}
+        keys = (PAIR_ID.name if self.reference is None else self.reference.on, key)
         pairs = open_pairs(
             self.pairs,
             access=self.access,

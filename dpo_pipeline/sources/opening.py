@@ -234,6 +234,6 @@ def as_lazy(pairs: FrameLike) -> pl.LazyFrame:
         raise UsageError(f"pairs cannot be read as a dataframe: {error}") from error
     raise UsageError(
         f"pairs must be a dataframe (Polars, pyarrow, pandas, datasets.Dataset, or anything with "
-        f"__arrow_c_stream__) or, for evaluate and check, the path of Parquet files; found "
+        f"__arrow_c_stream__) or, for calls that read files, a path; found "
         f"{type(pairs).__name__}"
     )

@@ -320,7 +320,6 @@ def test_the_summary_is_an_output_like_the_others(source, tmp_path):
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        pytest.param(lambda _, o: score_parquet(pl.DataFrame(), o), "for a dataframe", id="frame"),
         pytest.param(lambda p, _: score_parquet(p, None), "sink must be a path", id="sink"),
         pytest.param(lambda p, o: score_parquet(p, o, by=3), "by must be a column", id="by"),
         pytest.param(

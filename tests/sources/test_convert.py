@@ -1,4 +1,4 @@
-"""`convert`: other formats to the Parquet that `score` takes."""
+"""`convert`: other formats to Parquet."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from dpo_pipeline import (
     score_parquet,
 )
 from dpo_pipeline.cli.program import main
-from dpo_pipeline.sources.opening import opened
+from dpo_pipeline.sources.opening import open_pairs
 from dpo_pipeline.sources.text_files import INFERRED_ROWS
+from dpo_pipeline.storage import LOCAL
 from pair_tools import LOGPS
 from reader_tools import SAMPLES, N
 
@@ -93,7 +94,7 @@ def test_an_evaluation_can_be_stopped_and_reads_no_more_columns_for_it(tmp_path,
     path = tmp_path / "pairs.feather"
     eight.write_ipc(path)
     cancel = Event()
-    rows = opened(path, None, columns=None, cancel=cancel)
+    rows = open_pairs(Pairs(path), access=LOCAL, cancel=cancel)
     plan = rows.frame.select(pl.col("turns").sum()).explain()
     assert f"PROJECT 1/{eight.width} COLUMNS" in plan
     assert evaluate(rows).to_metrics() == evaluate(eight).to_metrics()

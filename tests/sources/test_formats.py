@@ -9,9 +9,18 @@ import sys
 import polars as pl
 import pytest
 
-from dpo_pipeline import StorageError, UsageError, check, evaluate, read, score_parquet, sweep
+from dpo_pipeline import (
+    Pairs,
+    StorageError,
+    UsageError,
+    check,
+    evaluate,
+    read,
+    score_parquet,
+    sweep,
+)
 from dpo_pipeline.cli.program import main
-from dpo_pipeline.sources.formats import FORMATS, guess
+from dpo_pipeline.sources.formats import FORMATS, PARQUET, guess
 from dpo_pipeline.sources.opening import READERS
 from pair_tools import LOGPS
 from reader_tools import SAMPLES, TABLES, N, figures, summary
@@ -19,8 +28,9 @@ from reader_tools import SAMPLES, TABLES, N, figures, summary
 # Which format
 
 
-def test_every_format_has_a_reader():
-    assert set(READERS) == set(FORMATS)
+def test_every_format_but_parquet_has_a_reader():
+    assert set(READERS) == set(FORMATS) - {PARQUET}
+    assert PARQUET in FORMATS
 
 
 @pytest.mark.parametrize(
@@ -62,6 +72,34 @@ def test_calls_open_other_formats_as_the_command_line_does(tmp_path, eight, endi
     assert scored.summary == expected
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "feather"])
+def test_other_formats_are_scored_as_their_parquet_is(capsys, tmp_path, eight, ending):
+    paths = [tmp_path / f"pairs.{each}" for each in (ending, "parquet")]
+    TABLES[ending](eight, paths[0])
+    # Types are those that the format gives: its Parquet is what is read of it.
+    read(paths[0]).collect().write_parquet(paths[1])
+    outs = [tmp_path / name for name in ("other.parquet", "parquet.parquet", "command.parquet")]
+    results = [score_parquet(path, out) for path, out in zip(paths, outs[:2], strict=True)]
+    assert main(["score", str(paths[0]), str(outs[2])]) == 0
+    assert capsys.readouterr().err == ""
+    assert results[0].summary == results[1].summary == evaluate(eight).summary
+    tables = [pl.read_parquet(out) for out in outs]
+    assert tables[0].height == N
+    assert tables[0].equals(tables[1])
+    assert tables[0].equals(tables[2])
+
+
+def test_another_format_said_to_be_parquet_is_told_what_it_is(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("policy_chosen_logps\n-1\n")
+    with pytest.raises(StorageError) as caught:
+        score_parquet(Pairs(path, format="parquet"), tmp_path / "out.parquet")
+    assert f"{path}: is CSV by its ending, and this reads Parquet: `dpo-pipeline convert " in str(
+        caught.value
+    )
+    assert [each.name for each in tmp_path.iterdir()] == ["a.csv"]
+
+
 def test_parquet_by_its_name_alone_is_read_so(capsys, tmp_path, eight):
     eight.write_parquet(tmp_path / "pairs.csv")
     found = summary(capsys, tmp_path / "pairs.csv", "--format", "parquet")
@@ -71,9 +109,8 @@ def test_parquet_by_its_name_alone_is_read_so(capsys, tmp_path, eight):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("a.csv", "a.csv is CSV by its ending, and this reads Parquet: `dpo-pipeline convert "),
-        ("a.jsonl", "is NDJSON by its ending"),
-        ("a.feather", "is Arrow IPC by its ending"),
+        ("a.jsonl", "cannot be read as NDJSON, one JSON object a line: line 1 is no JSON"),
+        ("a.feather", "a.feather is not Arrow IPC"),
         ("a.pt", "tells no format: say which (--format or --reference-format: open-instruct, "),
         ("a.json", "tells no format: say which (--format or --reference-format: rewardbench;"),
         ("a.tsv", "is separated by tabs by its ending"),
@@ -81,7 +118,7 @@ def test_parquet_by_its_name_alone_is_read_so(capsys, tmp_path, eight):
         ("a.parquet", "cannot be read as Parquet: "),
     ],
 )  # fmt: skip
-def test_a_score_of_no_parquet_says_what_the_file_seems_to_be(tmp_path, name, said):
+def test_a_score_of_another_file_says_what_it_seems_to_be(tmp_path, name, said):
     path = tmp_path / name
     path.write_text("policy_chosen_logps\n-1\n")
     with pytest.raises(StorageError) as caught:

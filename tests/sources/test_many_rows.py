@@ -75,10 +75,10 @@ def false_footers(monkeypatch, rows):
     """Let footers tell of more rows than there are; behind the true end there are none to read."""
     read = pq.read_metadata
 
-    def told(path):
+    def told(path, filesystem=None):
         stem = Path(path).stem
         footer = SimpleNamespace(num_rows=rows.get(stem), num_row_groups=0)
-        return footer if stem in rows else read(path)
+        return footer if stem in rows else read(path, filesystem=filesystem)
 
     monkeypatch.setattr(pq, "read_metadata", told)
 

@@ -7,7 +7,6 @@ import pytest
 
 from dpo_pipeline import (
     ColumnError,
-    DpoPipelineError,
     Pairs,
     Reference,
     UsageError,
@@ -15,6 +14,7 @@ from dpo_pipeline import (
     join_reference,
     score_parquet,
 )
+from option_tools import grouped
 from pair_tools import LOGPS, REFS, split
 from reference_tools import ADDED, raised, told
 
@@ -150,52 +150,48 @@ def test_columns_that_do_not_fit(two, change, source, problems):
         ),
         pytest.param({"reference_columns": ["x"]}, "must map roles to column", id="no mapping"),
         pytest.param({"reference": 5}, "found int", id="no frame"),
-        pytest.param(
-            {"reference": None, "reference_columns": {}}, "give one", id="columns of no reference"
-        ),
     ],
 )
 def test_arguments_that_cannot_be_used(two, arguments, said):
     policy, reference = two
-    error = raised(UsageError, evaluate, policy, **{"reference": reference, **arguments})
+    given = grouped(**{"reference": reference, **arguments})
+    error = raised(UsageError, evaluate, policy, **given)
     assert said in str(error)
 
 
-# What should be refused or taken, and is not yet
+# What is refused, and what is taken
 
 
 def test_a_reference_mapped_in_the_policy_is_on_both_sides(two):
     policy, reference = two
     policy = policy.with_columns(x=reference[REFS[0]], y=reference[REFS[1]])
     columns = dict(zip(REFS, ("x", "y"), strict=True))
-    error = raised(ColumnError, evaluate, policy, columns=columns, reference=reference)
+    error = raised(ColumnError, evaluate, Pairs(policy, columns=columns), reference=reference)
     assert "it is here as 'x'" in error.problems[0]
 
 
 def test_one_column_of_the_reference_for_two_roles_is_refused(two):
     policy, reference = two
-    error = raised(
-        ColumnError,
-        evaluate,
-        policy,
-        reference=reference,
-        reference_columns=dict.fromkeys(REFS, REFS[0]),
-    )
-    assert "is mapped to" in str(error)
+    twice = Reference(reference, columns=dict.fromkeys(REFS, REFS[0]))
+    error = raised(ColumnError, evaluate, policy, reference=twice)
+    assert error.problems == (f"column {REFS[0]!r} is mapped to {REFS[0]} and {REFS[1]}",)
 
 
 @pytest.mark.parametrize("role", ["policy_chosen_logps", "chosen_num_tokens"])
 def test_a_mapping_for_another_role_is_refused(two, role):
     policy, reference = two
-    mapping = {role: "pair_id"}
-    raised(UsageError, evaluate, policy, reference=reference, reference_columns=mapping)
+    mapped = Reference(reference, columns={role: "pair_id"})
+    error = raised(UsageError, evaluate, policy, reference=mapped)
+    assert str(error) == f"reference columns: {role!r} is none of {' and '.join(REFS)}"
 
 
 def test_the_hint_is_the_argument_for_the_reference(two):
     policy, reference = two
     reference = reference.rename({REFS[0]: "chosen_logps"})
     problem = raised(ColumnError, evaluate, policy, reference=reference).problems[0]
-    assert "reference_columns={role: name}, or --reference-column role=name" in problem
+    hint = "Reference(columns={role: name}), or --reference-column role=name"
+    assert problem.startswith("ref_chosen_logps: missing. 'chosen_logps' is not taken for it")
+    assert problem.endswith(f"say which with ref_chosen_logps=chosen_logps ({hint})")
 
 
 def test_mapped_columns_of_several_files_may_be_of_several_numbers(tmp_path, pairs, two):
@@ -214,24 +210,25 @@ def test_mapped_columns_of_several_files_may_be_of_several_numbers(tmp_path, pai
     [
         pytest.param(pl.Series([[1], [2], [3]]), id="list"),
         pytest.param(pl.Series([[1, 2], [2, 3], [3, 4]], dtype=pl.Array(pl.Int64, 2)), id="array"),
-        pytest.param(pl.Series([[{"a": 1}], [{"a": 2}], []]), id="list of structs"),
+        pytest.param(pl.Series([{"run": "x", "row": i} for i in range(3)]), id="struct"),
     ],
 )
-def test_faults_of_nested_keys_are_errors_of_ours(two, key):
+def test_a_key_is_a_plain_value(two, key):
     policy, reference = (frame[:3].with_columns(pair_id=key) for frame in two)
-    with pytest.raises(DpoPipelineError):
-        join_reference(policy, reference[:2])
+    error = raised(ColumnError, join_reference, policy, reference)
+    assert error.problems == (f"pair_id: a key must be a plain value, found {key.dtype}",)
 
 
 @pytest.mark.parametrize("on", [None, 5, ["pair_id"]])
 def test_a_key_that_is_no_name_is_a_usage_error(two, on):
     policy, reference = two
-    raised(UsageError, evaluate, policy, reference=reference, on=on)
+    error = raised(UsageError, evaluate, policy, reference=Reference(reference, on=on))
+    assert str(error) == f"on must be the name of a column, and no pattern, found {on!r}"
 
 
 def test_a_key_that_is_a_pattern_is_refused(two):
     policy, reference = (frame.rename({"pair_id": "^id$"}) for frame in two)
-    error = raised(UsageError, evaluate, policy, reference=reference, on="^id$")
+    error = raised(UsageError, evaluate, policy, reference=Reference(reference, on="^id$"))
     assert "and no pattern, found '^id$'" in str(error)
 
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from dpo_pipeline import UsageError, check, evaluate, join_reference, score_parquet, sweep
+from dpo_pipeline import (
+    Reference,
+    UsageError,
+    check,
+    evaluate,
+    join_reference,
+    score_parquet,
+    sweep,
+)
+from dpo_pipeline.sources.dataset import open_dataset
+from dpo_pipeline.sources.joining import with_reference
+from dpo_pipeline.storage import LOCAL
 from option_tools import grouped
 from pair_tools import LOGPS
 from plan_tools import assert_streams
@@ -29,6 +40,15 @@ def wide(files):
     for path in files:
         pl.read_parquet(path).with_columns(text=pl.lit("x" * 99)).write_parquet(path)
     return files
+
+
+def test_a_join_reads_nothing_until_it_is_asked_to(engine, wide):
+    joined = with_reference(open_dataset(wide[0]), Reference(wide[1]), columns=None, access=LOCAL)
+    assert set(LOGPS) <= set(joined.frame.collect_schema())
+    assert scans(engine) == []
+    joined.check_keys()
+    assert scans(engine) == [[1, 1]]
+    assert_streams(engine)
 
 
 def test_join_reference_reads_the_keys_alone(engine, wide):
@@ -89,15 +109,18 @@ def test_score_of_a_folder_joins_once_a_file(engine, two, tmp_path):
 def joined_loss(call, policy, reference, folder, **changes):
     arguments = {"loss": "aot", "batch_size": 2, "reference": reference, **changes}
     if call is score_parquet:
-        return call(policy, folder / "out.parquet", **arguments)
-    return call(policy, **arguments)
+        return call(policy, folder / "out.parquet", **grouped(**arguments))
+    return call(policy, **grouped(**arguments))
 
 
 @pytest.mark.parametrize("call", [evaluate, score_parquet])
 def test_losses_of_batches_are_refused_with_a_reference(tmp_path, files, call):
     before = tree(tmp_path)
     error = raised(UsageError, joined_loss, call, *files, tmp_path)
-    assert "join_reference(...).sink_parquet" in str(error)
+    assert str(error) == (
+        "aot is a loss of batches, for which the reference would be joined anew in each shard: "
+        "write the joined pairs first, with join_reference(...).sink_parquet"
+    )
     assert error.exit_code == 2
     assert tree(tmp_path) == before
 
@@ -113,4 +136,4 @@ def test_what_the_refusal_advises_works(tmp_path, files, pairs):
 def test_losses_of_batches_are_refused_before_reading(engine, tmp_path, files, call):
     engine.graphs.clear()  # of writing the files
     raised(UsageError, joined_loss, call, *files, tmp_path)
-    assert engine.graphs == []
+    assert scans(engine) == []

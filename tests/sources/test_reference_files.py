@@ -18,7 +18,7 @@ from dpo_pipeline import (
     evaluate,
     score_parquet,
 )
-from dpo_pipeline.sources import joining as reference_module
+from dpo_pipeline.sources.dataset import Dataset
 from option_tools import grouped
 from reference_tools import raised, tree
 
@@ -124,13 +124,13 @@ def meanwhile(monkeypatch):
     """Do something right after the keys were compared."""
 
     def register(action):
-        compared = reference_module._check_keys  # noqa: SLF001  the moment between two readings
+        compared = Dataset.check_keys
 
-        def then(*args):
-            compared(*args)
+        def then(self):
+            compared(self)
             action()
 
-        monkeypatch.setattr(reference_module, "_check_keys", then)
+        monkeypatch.setattr(Dataset, "check_keys", then)
 
     return register
 

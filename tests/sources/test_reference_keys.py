@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import math
 import pickle
 
@@ -14,7 +15,9 @@ from dpo_pipeline import (
     ContractError,
     InvalidPairsError,
     JoinError,
+    Outputs,
     check,
+    compare,
     evaluate,
     join_reference,
     score_parquet,
@@ -39,8 +42,6 @@ from reference_tools import FAULTS, joined_by_hand, keyed, raised, told, tree
         pytest.param(pl.Series([dt.date(2020, 1, i) for i in range(1, 7)]), id="dates"),
         pytest.param(pl.Series([0.5, math.nan, math.inf, -1.0, 0.0, 7.0]), id="floats"),
         pytest.param(pl.Series([2**63 + i for i in range(6)], dtype=pl.UInt64), id="UInt64"),
-        pytest.param(pl.Series([[i, None] for i in range(6)]), id="lists"),
-        pytest.param(pl.Series([{"run": "x", "row": i} for i in range(6)]), id="structs"),
     ],
 )
 def test_keys_of_one_type(tmp_path, pairs, values):
@@ -98,19 +99,33 @@ def test_the_policys_key_keeps_its_type(tmp_path, pairs, left):
 
 
 def _as(numbers, dtype):
-    return numbers.cast(pl.String).cast(dtype) if dtype == pl.Categorical else numbers.cast(dtype)
+    is_category = dtype in (pl.Categorical, pl.Enum)
+    return numbers.cast(pl.String).cast(dtype) if is_category else numbers.cast(dtype)
 
 
-@pytest.mark.parametrize("left", [pl.String, pl.Int32])
-def test_text_is_the_integer_that_is_written_so(pairs, left):
+CATEGORIES = pl.Enum(["9", "5", "3", "2", "1", "0"])
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        pytest.param(pl.String, pl.UInt64, id="text and integer"),
+        pytest.param(pl.Int32, pl.String, id="integer and text"),
+        pytest.param(pl.Categorical, pl.String, id="category and text"),
+        pytest.param(pl.String, pl.Categorical, id="text and category"),
+        pytest.param(pl.Categorical, CATEGORIES, id="category and enum"),
+        pytest.param(CATEGORIES, pl.Int64, id="enum and integer"),
+    ],
+)
+def test_text_is_what_is_written_so(pairs, left, right):
     texts = pl.Series(["5", "0", "3", "9", "1", "2"])
     policy, reference = split(pairs.with_columns(pair_id=texts))
-    right = pl.UInt64 if left == pl.String else pl.String
     policy = policy.with_columns(pl.col("pair_id").cast(left))
     reference = reference.with_columns(pl.col("pair_id").cast(right)).reverse()
     joined = join_reference(policy, reference).collect()
     assert joined["pair_id"].dtype == left
     assert joined.select(LOGPS).equals(pairs.select(LOGPS))
+    assert told(evaluate(policy, reference=reference)) == told(evaluate(pairs))
 
 
 def test_padded_text_is_no_integer(two):
@@ -127,7 +142,7 @@ def test_padded_text_is_no_integer(two):
         pytest.param(pl.String, pl.Boolean, id="text and truth"),
         pytest.param(pl.Float64, pl.Int64, id="float and integer"),
         pytest.param(pl.Float32, pl.Float64, id="floats"),
-        pytest.param(pl.Categorical, pl.String, id="category and text"),
+        pytest.param(pl.Categorical, pl.Float64, id="category and number"),
     ],
 )
 def test_keys_that_cannot_be_equal(files, two, left, right):
@@ -139,6 +154,32 @@ def test_keys_that_cannot_be_equal(files, two, left, right):
     expected = f"pair_id: it is {left()!r} here and {right()!r} in reference; convert one"
     assert error.problems == (expected,)
     assert error.source == str(files[0])
+
+
+KEY_TYPES = (pl.String, pl.Categorical, pl.Enum(list("012345")), pl.Int8, pl.UInt64, pl.Float64)
+
+
+def compared(policy, reference):
+    """Compare the table of the policy with one made of the reference's columns."""
+    return compare(
+        policy, reference.rename(dict(zip(REFS, LOGPS[:2], strict=True))), loss="cpo", on="pair_id"
+    )
+
+
+@pytest.mark.parametrize("call", [join_reference, compared])
+@pytest.mark.parametrize(("left", "right"), [*itertools.combinations(KEY_TYPES, 2)])
+def test_one_rule_says_which_keys_can_be_equal(two, call, left, right):
+    numbers = pl.int_range(6)
+    tables = [
+        t.with_columns(pair_id=_as(numbers, d)) for t, d in zip(two, (left, right), strict=True)
+    ]
+    if right == pl.Float64:
+        error = raised(ColumnError, call, *tables)
+        assert len(error.problems) == 1
+        assert error.problems[0].startswith("pair_id: it is ")
+        assert error.problems[0].endswith("; convert one")
+    else:
+        call(*tables)
 
 
 # Keys that are null, there twice, or on one side
@@ -161,7 +202,10 @@ def test_each_fault_is_counted_and_named(left, right, faults, said):
     assert (type(again), str(again), vars(again)) == (JoinError, str(error), vars(error))
 
 
-@pytest.mark.parametrize(("left", "right", "faults", "_said"), FAULTS)
+FILE_FAULTS = [fault for fault in FAULTS if fault.id != "no policy"]
+
+
+@pytest.mark.parametrize(("left", "right", "faults", "_said"), FILE_FAULTS)
 def test_a_fault_leaves_no_output_and_is_exit_code_1(tmp_path, capsys, left, right, faults, _said):
     policy, reference = tmp_path / "pairs.parquet", tmp_path / "reference.parquet"
     keyed(left, "policy").write_parquet(policy)
@@ -173,7 +217,7 @@ def test_a_fault_leaves_no_output_and_is_exit_code_1(tmp_path, capsys, left, rig
         policy,
         tmp_path / "out.parquet",
         reference=reference,
-        summary=tmp_path / "summary.json",
+        outputs=Outputs(tmp_path / "summary.json"),
         on_invalid="quarantine",
     )
     named = [
@@ -188,6 +232,23 @@ def test_a_fault_leaves_no_output_and_is_exit_code_1(tmp_path, capsys, left, rig
         assert shown.err == f"error: {error}\n"
         assert f"{len(left):,} rows" in shown.err
         assert f"{len(right):,} rows" in shown.err
+    assert tree(tmp_path) == before
+
+
+def test_a_file_of_no_pairs_is_refused_by_its_footer(tmp_path, capsys, engine):
+    policy, reference = tmp_path / "pairs.parquet", tmp_path / "reference.parquet"
+    keyed([], "policy").write_parquet(policy)
+    keyed(["a"], "ref").write_parquet(reference)
+    before = tree(tmp_path)
+    engine.graphs.clear()  # of writing the files
+    error = raised(
+        ContractError, score_parquet, policy, tmp_path / "out.parquet", reference=reference
+    )
+    assert str(error) == f"{policy}: it holds no pairs, so nothing was evaluated"
+    assert not engine.data_scans
+    for verb, out in (("check", []), ("score", [tmp_path / "out.parquet"])):
+        code = main([str(a) for a in (verb, policy, *out, "--reference", reference)])
+        assert (code, *capsys.readouterr()) == (1, "", f"error: {error}\n")
     assert tree(tmp_path) == before
 
 

@@ -73,9 +73,14 @@ def test_a_limit_that_is_given_is_kept(capsys):
     assert "policy_chosen_logps.at_most" in capsys.readouterr().err
 
 
-def test_scores_are_no_log_probs_to_be_checked(capsys):
-    assert main(["check", str(SAMPLES / REWARDBENCH[0]), "--format", "rewardbench"]) == 2
-    assert "use evaluate or sweep" in capsys.readouterr().err
+def test_scores_are_checked_as_evaluate_takes_them(capsys, results):
+    asked = ["check", str(SAMPLES / REWARDBENCH[0]), "--format", "rewardbench"]
+    assert main(asked) == 0
+    assert f"all {len(results)} pairs keep the contract" in capsys.readouterr().out
+    above = sum(row["scores_chosen"] > 0 or row["scores_rejected"] > 0 for row in results)
+    assert above > 0
+    assert main([*asked, "--max-logp", "0"]) == 1
+    assert f"breaks its contract in {above} of {len(results)}" in capsys.readouterr().out
 
 
 def test_sweep_takes_formats(capsys):

@@ -15,15 +15,16 @@ import polars as pl
 import pytest
 from pyarrow import fs
 
-import dpo_pipeline
 from dpo_pipeline import (
     Execution,
     InvalidPairsError,
     StorageError,
     UsageError,
+    check,
     dry_run,
     evaluate,
     score_parquet,
+    sweep,
 )
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.storage.stores import Access
@@ -188,7 +189,7 @@ def test_a_manifest_says_what_is_there(both, store, how):  # noqa: ARG001
 )
 def test_what_is_read(both, how, source, rows):  # noqa: ARG001
     assert evaluate(source, **grouped(on_invalid="exclude", **how)).summary.n_pairs == rows
-    assert dpo_pipeline.check(source, **grouped(**how)).n_pairs == rows
+    assert check(source, **grouped(**how)).n_pairs == rows
 
 
 def test_folder_names_are_columns(both, store, how, tmp_path):
@@ -386,8 +387,45 @@ def test_a_dry_run_refuses_what_a_run_refuses(both, store, how, sink, arguments,
     before = store.files()
     for call in (partial(dry_run, score_parquet), score_parquet):
         with pytest.raises(StorageError, match=message):
-            call(source, f"s3://bucket/{sink}", on_invalid="exclude", **arguments, **how)
+            call(
+                source,
+                f"s3://bucket/{sink}",
+                **grouped(on_invalid="exclude", **arguments, **how),
+            )
     assert store.files() == before
+
+
+@pytest.fixture
+def policy_here(store, tmp_path, real_pairs):
+    """The policy here, and the reference both here and in the store."""
+    policy, reference = tmp_path / "policy.parquet", tmp_path / "reference.parquet"
+    real_pairs.drop("ref_chosen_logps", "ref_rejected_logps").write_parquet(policy)
+    real_pairs.select("pair_id", "^ref_.*$").write_parquet(reference)
+    store.put("reference.parquet", reference.read_bytes())
+    return policy
+
+
+@pytest.mark.parametrize("call", [evaluate, check, sweep, score_parquet])
+def test_a_reference_is_reached_as_the_pairs_are(how, tmp_path, policy_here, call):
+    here, there = tmp_path / "reference.parquet", "s3://bucket/reference.parquet"
+    sinks = [tmp_path / "here.parquet", tmp_path / "there.parquet"] if call is score_parquet else []
+    plan = dry_run(call, policy_here, *sinks[1:], **grouped(reference=there, **how))
+    assert plan.facts.rows == 698
+    assert [(i.path, i.rows) for i in plan.facts.inputs if i.is_reference] == [(there, 698)]
+    expected = call(policy_here, *sinks[:1], reference=here)
+    found = call(policy_here, *sinks[1:], **grouped(reference=there, **how))
+    assert str(found).replace(there, "r") == str(expected).replace(str(here), "r")
+    assert (found.n_pairs if call is check else found.invalid.n_pairs) == 698
+
+
+def test_a_reference_that_changes_there_is_noticed(store, how, policy_here):
+    def meanwhile(progress):
+        if progress.phase == "evaluating":
+            store.put("reference.parquet", policy_here.read_bytes())
+
+    there = "s3://bucket/reference.parquet"
+    with pytest.raises(StorageError, match="reference.parquet: it changed while it was read"):
+        evaluate(policy_here, **grouped(reference=there, progress=meanwhile, **how))
 
 
 def test_a_provider_gives_credentials(both, options):  # noqa: ARG001

@@ -231,31 +231,31 @@ def checked_max_logp(max_logp: object) -> float:
     raise ArgumentError("max_logp", problem, position=None, value=max_logp)
 
 
-def checked_choice(on_invalid: str, choices: Sequence[str], max_invalid: float | None) -> None:
-    """Check that `on_invalid` is one of `choices` and goes with `max_invalid`.
+def checked_choice(on_invalid: str, choices: Sequence[str], at_most: float | None) -> None:
+    """Check that `on_invalid` is one of `choices` and goes with `at_most`.
 
     Raises:
         UsageError: It is not, or does not.
     """
     if on_invalid not in choices:
         raise UsageError(f"on_invalid must be one of {', '.join(choices)}, found {on_invalid!r}")
-    if on_invalid == "raise" and max_invalid is not None:
-        raise UsageError("max_invalid needs on_invalid to be something else than 'raise'")
-    checked_limit(max_invalid)
+    if on_invalid == "raise" and at_most is not None:
+        raise UsageError("at_most (--max-invalid) needs an on_invalid other than 'raise'")
+    checked_limit(at_most)
 
 
-def checked_limit(max_invalid: float | None) -> None:
-    """Check that `max_invalid` is a count (int) or a share (float up to 1).
+def checked_limit(at_most: float | None) -> None:
+    """Check that `at_most` is a count (int) or a share (float up to 1).
 
     Raises:
         UsageError: It is neither.
     """
-    if max_invalid is None:
+    if at_most is None:
         return
-    is_number = isinstance(max_invalid, (int, float)) and not isinstance(max_invalid, bool)
-    is_share = isinstance(max_invalid, float)
-    if not (is_number and max_invalid >= 0 and (max_invalid <= 1 or not is_share)):
+    is_number = isinstance(at_most, (int, float)) and not isinstance(at_most, bool)
+    is_share = isinstance(at_most, float)
+    if not (is_number and at_most >= 0 and (at_most <= 1 or not is_share)):
         raise UsageError(
-            "max_invalid must be a count (an integer from 0) or a share (a float from 0 to 1), "
-            f"found {max_invalid!r}"
+            "at_most (--max-invalid) must be a count (an integer from 0) or a share (a float "
+            f"from 0 to 1), found {at_most!r}"
         )

@@ -1,4 +1,4 @@
-"""What broke the contract: rows counted by rule, and the first of them by file, row and value."""
+"""What broke the contract: rows by rule, the first of them by place; whether a run is refused."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpo_pipeline.tables import aligned, as_json
+
+if TYPE_CHECKING:
+    from dpo_pipeline.options import OnInvalid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +109,20 @@ class InvalidReport:
             for rule in self.broken
         ]
         return "\n".join([head, *(f"  {line}" for line in aligned(("", "", ""), rows, most=None))])
+
+
+def why_refused(
+    on_invalid: OnInvalid, n_invalid: int, n_pairs: int, noun: str, where: str = ""
+) -> str | None:
+    """Return why so many invalid pairs must not pass; None if they may."""
+    pairs = f"{n_pairs:,} {noun}{'' if n_pairs == 1 else 's'} {'is' if n_pairs == 1 else 'are'}"
+    limit = n_pairs if on_invalid.at_most is None else on_invalid.at_most
+    allowed = limit * n_pairs if isinstance(limit, float) else limit
+    if on_invalid.action == "raise" and n_invalid:
+        return f"{n_invalid:,} of {pairs} invalid"
+    if n_invalid > allowed:
+        return f"{n_invalid:,} of {pairs} invalid, more than {on_invalid.at_most} (--max-invalid)"
+    return f"no {noun} is valid{where}" if n_invalid == n_pairs else None
 
 
 def _first(offenders: Sequence[Offender], only_file: str | None) -> str:

@@ -36,10 +36,9 @@ from dpo_pipeline.evaluation import (
     check_report,
     inputs_of,
     publication_of,
-    why_refused,
 )
 from dpo_pipeline.exact import lower_edge
-from dpo_pipeline.invalid_report import InvalidReport
+from dpo_pipeline.invalid_report import InvalidReport, why_refused
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Pairs, Reference, StatisticsOptions, Subsets
 from dpo_pipeline.plan import Facts, Plan, planned

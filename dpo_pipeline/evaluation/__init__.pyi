@@ -20,7 +20,7 @@ from .gating import (
     gate as gate,
     needs_statistics as needs_statistics,
 )
-from .measuring import Measured as Measured, why_refused as why_refused
+from .measuring import Measured as Measured
 from .planning import (
     Documents as Documents,
     Groups as Groups,

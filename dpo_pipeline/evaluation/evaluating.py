@@ -11,9 +11,9 @@ from dpo_pipeline.columns import SCORED
 from dpo_pipeline.contract import Binding
 from dpo_pipeline.defaults import LOSS_NAME
 from dpo_pipeline.engine import Executor, Watch
-from dpo_pipeline.errors import UsageError
+from dpo_pipeline.errors import ContractError, InvalidPairsError, UsageError
 from dpo_pipeline.evaluation.evaluation_result import Evaluation
-from dpo_pipeline.evaluation.measuring import Measured, Wanted, judge, measure
+from dpo_pipeline.evaluation.measuring import Measured, Wanted, measure
 from dpo_pipeline.evaluation.planning import (
     Documents,
     Groups,
@@ -27,7 +27,7 @@ from dpo_pipeline.evaluation.planning import (
     warn_of,
 )
 from dpo_pipeline.evaluation.shards import ShardScorer
-from dpo_pipeline.invalid_report import InvalidReport
+from dpo_pipeline.invalid_report import InvalidReport, why_refused
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Batches, StatisticsOptions, Subsets
 from dpo_pipeline.plan import Facts, Plan, planned
@@ -129,8 +129,19 @@ class Measurement:
             executor=self.executor,
             batch_file=batch_file,
         )
-        judge(made, self.groups.on_invalid, watch)
+        self._judge(made, watch)
         return made
+
+    def _judge(self, measured: Measured, watch: Watch) -> None:
+        """Raise if what was measured must not pass."""
+        if measured.n_pairs == 0:
+            raise ContractError(f"{self.dataset.name}: it holds no pairs, so nothing was evaluated")
+        asked = self.groups.on_invalid
+        reason = why_refused(asked, measured.n_invalid, measured.n_pairs, "pair")
+        if reason is not None:
+            report = measured.report(watch)
+            # Where no invalid pair is allowed, the report says all.
+            raise InvalidPairsError(report, reason="" if asked.action == "raise" else reason)
 
     def facts(
         self, function: str, options: Mapping[str, Any], outputs: tuple[Output, ...], **more: Any

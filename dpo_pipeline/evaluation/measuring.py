@@ -19,7 +19,7 @@ from dpo_pipeline.defaults import (
     STATISTICS_ROWS,
 )
 from dpo_pipeline.engine import Executor, Watch, in_order
-from dpo_pipeline.errors import ContractError, InvalidPairsError, UsageError
+from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation.estimating import statistics_of
 from dpo_pipeline.evaluation.evaluation_result import Evaluation
 from dpo_pipeline.evaluation.gathering import Gathered, Gathering
@@ -32,7 +32,7 @@ from dpo_pipeline.evaluation.shards import (
 from dpo_pipeline.exact import lower_edge
 from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import CheckedObjective, scores_to_check, with_scores_of
-from dpo_pipeline.options import OnInvalid, StatisticsOptions
+from dpo_pipeline.options import StatisticsOptions
 from dpo_pipeline.sources import Dataset, Part
 from dpo_pipeline.storage import GrowingFile, Target
 from dpo_pipeline.sums import (
@@ -205,37 +205,6 @@ class Measured:
         )
 
 
-def judge(measured: Measured, on_invalid: OnInvalid, watch: Watch) -> None:
-    """Raise if what was measured must not pass.
-
-    Raises:
-        ContractError: There is no pair, or no valid one, or invalid ones are not allowed.
-    """
-    if measured.n_pairs == 0:
-        raise ContractError(f"{measured.dataset.name}: it holds no pairs, so nothing was evaluated")
-    reason = why_refused(on_invalid, measured.n_invalid, measured.n_pairs, "pair")
-    if reason is not None:
-        report = measured.report(watch)
-        # Where no invalid pair is allowed, the report says all.
-        raise InvalidPairsError(report, reason="" if on_invalid.action == "raise" else reason)
-
-
-def why_refused(
-    on_invalid: OnInvalid, n_invalid: int, n_pairs: int, noun: str, where: str = ""
-) -> str | None:
-    """Return why so many invalid pairs must not pass; None if they may."""
-    pairs = f"{n_pairs:,} {noun}{'' if n_pairs == 1 else 's'} {'is' if n_pairs == 1 else 'are'}"
-    limit = n_pairs if on_invalid.at_most is None else on_invalid.at_most
-    allowed = limit * n_pairs if isinstance(limit, float) else limit
-    if on_invalid.action == "raise" and n_invalid:
-        return f"{n_invalid:,} of {pairs} invalid"
-    if n_invalid > allowed:
-        return (
-            f"{n_invalid:,} of {pairs} invalid, more than max_invalid ({on_invalid.at_most}) allows"
-        )
-    return f"no {noun} is valid{where}" if n_invalid == n_pairs else None
-
-
 def subset_keys(by: Sequence[str]) -> list[str]:
     """Return the names that columns of subsets have while sums are made."""
     return [f"{_SUBSET}{i}" for i in range(len(by))]
@@ -287,7 +256,7 @@ class Wanted:
         if self.statistics is not None:
             self.statistics.check(columns, self.by)
         batch_by = self.batching.column if self.batching is not None else None
-        for argument, name in [*(("by", name) for name in self.by), ("batch_by", batch_by)]:
+        for argument, name in [*(("by", name) for name in self.by), ("batches", batch_by)]:
             if name is None:
                 continue
             if name not in columns:

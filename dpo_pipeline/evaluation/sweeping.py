@@ -202,7 +202,7 @@ def objectives_of(asked: Objective) -> Iterator[CheckedObjective]:
     if untaken:
         there = {name for each in losses for term in _names(each) for name in LOSSES[term].takes}
         hint = did_you_mean(min(untaken), sorted(there))
-        raise UsageError(f"loss_args: none of these losses has {min(untaken)!r}{hint}")
+        raise UsageError(f"arguments (--loss-arg): none of these losses has {min(untaken)!r}{hint}")
     for i, objective in enumerate(made):
         if objective in made[:i]:
             raise UsageError(f"{objective} with beta {objective.beta:g} is there twice")

@@ -240,7 +240,9 @@ def _arguments(loss_args: LossArguments | None) -> dict[str, float | bool | str]
     if loss_args is None:
         return {}
     if not isinstance(loss_args, Mapping) or not all(isinstance(n, str) for n in loss_args):
-        raise UsageError(f"loss_args must map argument names to values, found {loss_args!r}")
+        raise UsageError(
+            f"arguments (--loss-arg) must map argument names to values, found {loss_args!r}"
+        )
     return dict(loss_args)
 
 
@@ -295,4 +297,6 @@ def _no_such_argument(name: str, weights: Mapping[str, float]) -> None:
     for_losses = " and ".join(weights)
     takes = sorted({argument for each in weights for argument in LOSSES[each].takes})
     there = f"; it takes {', '.join(takes)}" if takes else "; it takes none"
-    raise UsageError(f"loss_args: {for_losses} has no {name!r}{did_you_mean(name, takes)}{there}")
+    raise UsageError(
+        f"arguments (--loss-arg): {for_losses} has no {name!r}{did_you_mean(name, takes)}{there}"
+    )

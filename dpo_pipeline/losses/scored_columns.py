@@ -145,7 +145,7 @@ def _term(
     values: dict[str, Any] = dict(compared)
     if loss.is_of_batches:
         if within is None:
-            raise UsageError(f"{loss.name} is a loss of batches: give batch_size")
+            raise UsageError(f"{loss.name} is a loss of batches: give batches (--batch-size)")
         values = {name: pl.when(within.sound).then(value) for name, value in compared.items()}
         values["batch"] = pl.col(within.key)
     return loss.function(*(values[name] for name in loss.compares), **arguments)

@@ -10,7 +10,7 @@ import altair as alt
 import polars as pl
 
 from dpo_pipeline.columns import N_PAIRS
-from dpo_pipeline.report.table import Table
+from dpo_pipeline.report.page_tables import Table
 from dpo_pipeline.statistics import counted, number
 
 

@@ -33,7 +33,7 @@ from dpo_pipeline.report.charts import (
 )
 from dpo_pipeline.report.notebook import difference_table
 from dpo_pipeline.report.page import Page, Section, Tile
-from dpo_pipeline.report.table import (
+from dpo_pipeline.report.page_tables import (
     WORDS_OF_FIGURES,
     Column,
     Table,

@@ -25,7 +25,7 @@ from dpo_pipeline.report.charts import (
     rule_at,
     tips,
 )
-from dpo_pipeline.report.table import three_digits
+from dpo_pipeline.report.page_tables import three_digits
 from dpo_pipeline.statistics import (
     Estimate,
     Line,

@@ -17,7 +17,7 @@ from dpo_pipeline.losses import unit_of_loss
 from dpo_pipeline.report.charts import PAGE, Figure
 from dpo_pipeline.report.evaluation_charts import BASELINE_WORDS, figures_of, level_of
 from dpo_pipeline.report.page import Page, Section, Tile
-from dpo_pipeline.report.table import (
+from dpo_pipeline.report.page_tables import (
     SHARES,
     WORDS_OF_FIGURES,
     Column,

@@ -11,7 +11,7 @@ from dpo_pipeline.columns import LOSS, N_INVALID, N_PAIRS, REWARD_ACCURACY, REWA
 from dpo_pipeline.comparison import Comparison
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation import Evaluation, Reported
-from dpo_pipeline.report.table import SHARES, Column, Table, Writer, table_of
+from dpo_pipeline.report.page_tables import SHARES, Column, Table, Writer, table_of
 from dpo_pipeline.statistics import between, count, number, p_value, points, share
 from dpo_pipeline.sums import SUMMARY_FIGURES, TRL_METRICS
 from dpo_pipeline.tables import ROWS_SHOWN

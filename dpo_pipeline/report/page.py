@@ -15,7 +15,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from dpo_pipeline.evaluation import Finding
 from dpo_pipeline.report.charts import DARK, LIGHT, Figure, custom_properties
-from dpo_pipeline.report.table import Table
+from dpo_pipeline.report.page_tables import Table
 
 _SCRIPT: Final = "page.js"
 

@@ -185,7 +185,7 @@ def arrow_stage(
     made, ours = given(OnInvalid, on_invalid), given(Contract, contract)
     checked_choice(made.action, ON_INVALID, made.at_most)
     if made.at_most is not None:
-        raise UsageError("max_invalid is of a whole dataset, and a stage sees one table at a time")
+        raise UsageError("at_most is of a whole dataset, and a stage sees one table at a time")
     objective = checked_objective(given(Objective, loss, beta=beta))
     if objective.is_of_batches:
         raise UsageError(

@@ -1,4 +1,7 @@
-"""The formats that pairs can be in, as data: no Polars here, so that `--help` can list them."""
+"""The formats that pairs can be in, as data: no Polars here, so that `--help` can list them.
+
+Their readers are registered in `opening.READERS`.
+"""
 
 from __future__ import annotations
 

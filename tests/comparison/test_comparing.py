@@ -50,7 +50,7 @@ def test_invalid_pairs_are_left_out_of_both_sides():
     assert "40 common pairs by pair_id, 3 invalid" in str(result)
     limits = {"on_invalid": "exclude", "max_invalid": 2}
     text = raised(InvalidPairsError, broken_at(a, 101, 102), broken_at(b, 102, 103), **limits)
-    assert "3 of 40 common pairs are invalid, more than max_invalid (2) allows" in text
+    assert "3 of 40 common pairs are invalid, more than 2 (--max-invalid)" in text
     with_share = compare(a, broken_at(b, 103), on_invalid=OnInvalid("exclude", at_most=0.025))
     assert with_share.n_valid == 39
 
@@ -100,7 +100,7 @@ def test_a_schema_of_ones_own():
         ({"level": 1.0}, "level"),
         ({"loss": "sigmoit"}, "did you mean 'sigmoid'"),
         ({"on_invalid": "quarantine"}, "on_invalid must be one of raise, exclude"),
-        ({"max_invalid": 3}, "max_invalid needs on_invalid"),
+        ({"max_invalid": 3}, "needs an on_invalid other"),
     ],
 )
 def test_arguments_that_cannot_be(arguments, text):

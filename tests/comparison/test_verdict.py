@@ -12,7 +12,7 @@ from scipy import stats
 
 from compare_tools import BETA, REL, A, B, broken_at, frames, shifted
 from dpo_pipeline import StatisticsOptions, compare
-from dpo_pipeline.published.tables_out import published
+from dpo_pipeline.published.table_contracts import published
 from pair_tools import LOGPS, REFS
 
 

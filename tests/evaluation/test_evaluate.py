@@ -216,7 +216,7 @@ def test_right_data_is_not_warned_of(pairs, real_pairs):
     ("arguments", "said"),
     [
         pytest.param({"by": "subst"}, r"did you mean 'subset'", id="unknown by"),
-        pytest.param({"batch_by": "nope"}, "batch_by: 'nope' is not a column", id="batch_by"),
+        pytest.param({"batch_by": "nope"}, "batches: 'nope' is not a column", id="batch_by"),
         pytest.param({"batch_size": 0}, "at least 1", id="batch size"),
         pytest.param({"batch_size": 2, "batch_by": "subset"}, "not both", id="two batchings"),
         pytest.param({"on_invalid": "drop"}, "raise, exclude", id="on_invalid"),

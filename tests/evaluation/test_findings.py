@@ -13,7 +13,7 @@ import pytest
 
 from dpo_pipeline import DataWarning, StatisticsOptions, evaluate
 from dpo_pipeline.defaults import MISLABELLED_FROM
-from dpo_pipeline.published.tables_out import published
+from dpo_pipeline.published.table_contracts import published
 from option_tools import grouped
 from pair_tools import LOGPS
 

@@ -14,7 +14,7 @@ from open_data_contract_standard.model import OpenDataContractStandard
 from dpo_pipeline import Batches, check, evaluate, score_parquet
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.columns import BATCH_MEANS, INVALID, ROLES, SCORED
-from dpo_pipeline.published.tables_out import published
+from dpo_pipeline.published.table_contracts import published
 from pair_tools import ROOT
 
 COMMITTED = ROOT / "schemas"

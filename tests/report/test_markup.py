@@ -14,7 +14,7 @@ from dpo_pipeline.evaluation.findings import Finding
 from dpo_pipeline.report import page as report_page
 from dpo_pipeline.report.charts import DARK, LIGHT, Figure, framed, label
 from dpo_pipeline.report.page import Section, Tile, templates
-from dpo_pipeline.report.table import Column, Table, facts
+from dpo_pipeline.report.page_tables import Column, Table, facts
 from page_tools import EVIL, Page, of_margins, values_of
 
 # Markup

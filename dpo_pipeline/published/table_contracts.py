@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from dpo_pipeline.columns import BATCH_MEANS, INVALID, LOGP_ROLES, ROLES, SCORED, Added, Role
 from dpo_pipeline.contract import ValueRule, rules_of
-from dpo_pipeline.published.documents_out import comparison_document, summary_document
+from dpo_pipeline.published.document_schemas import comparison_document, summary_document
 from dpo_pipeline.published.reference_tables import reference_page
 
 CONTRACT_VERSION: Final = "1.0.0"

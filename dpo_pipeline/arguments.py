@@ -24,13 +24,13 @@ NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What values an option takes on the command line; `cli.flag_values` has the parser of each.
+    """The kind of values that an option takes; `cli.flag_values` parses them.
 
     Attributes:
-        name: The kind.
-        metavar: What help calls a value.
-        repeats: Whether the option is given once for each value.
-        choices: The values, if there are only these.
+        name: Name of the kind.
+        metavar: Placeholder of a value in `--help`.
+        repeats: Whether the option is repeated, once for each value.
+        choices: The allowed values; empty if they are not listed.
         completes: What a shell completes: "role" or "loss".
         secret: Whether values stay out of dry runs and messages.
     """
@@ -50,15 +50,15 @@ def choice(*names: str) -> Kind:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What a field says about itself.
+    """Metadata of a field that is an option.
 
     Attributes:
         flag: Its name on the command line; in settings the same without dashes.
         kind: What values it takes.
         help: What it does, in a sentence or two.
-        shown: Its default as help shows it, where the value does not say it.
-        calls: The commands that have it, of those that take its group; None for all.
-        varied: What differs for a command: its name to attributes of this class.
+        shown: The default as `--help` shows it, if that is not its value.
+        calls: The commands that have it; None for all that take its group.
+        varied: Command to the attributes that differ for it.
     """
 
     flag: str
@@ -69,20 +69,20 @@ class Option:
     varied: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: NOTHING)
 
     def of(self, call: str) -> Option:
-        """Return it as a command has it."""
+        """Return the option as this command has it."""
         return replace(self, **self.varied.get(call, {}))
 
 
 def option(flag: str, kind: Kind, help: str, *, default: Any, **more: Any) -> Any:  # noqa: A002  as in click
     """Return a field that is an option; `more` are attributes of `Option`."""
     metadata = {"option": Option(flag, kind, help, **more)}
-    if default is NOTHING:  # which dataclasses take for something that can change
+    if default is NOTHING:  # unhashable, so dataclasses refuse it as a default
         return field(default_factory=lambda: NOTHING, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
 def argument(help: str, *, default: Any = MISSING) -> Any:  # noqa: A002  as in click
-    """Return a field that only Python can give."""
+    """Return a field that has no flag."""
     return field(default=default, metadata={"help": help})
 
 
@@ -106,7 +106,7 @@ def default_of(declared: Field[Any]) -> Any:
 
 
 def options_of(group: type[Any], call: str | None = None) -> Iterator[tuple[Field[Any], Option]]:
-    """Yield the fields of a group that are options, as a command has them (or as declared)."""
+    """Yield the option fields of a group with their options, as `call` has them if given."""
     for each in fields(group):
         found = each.metadata.get("option")
         if found is not None and (call is None or found.calls is None or call in found.calls):
@@ -114,12 +114,12 @@ def options_of(group: type[Any], call: str | None = None) -> Iterator[tuple[Fiel
 
 
 def given(group: type[G], value: Any, **bare: Any) -> G:
-    """Return a group from what a call was given for it.
+    """Return the group that an argument of a call stands for.
 
     Args:
         group: The group.
-        value: One of the group, its short form, or None for all defaults.
-        bare: Fields that the call takes beside it; None for one that was not given.
+        value: The group itself, its short form, or None for all defaults.
+        bare: Fields that the call takes as parameters of their own; None if not given.
 
     Raises:
         UsageError: A field is given both ways.
@@ -143,10 +143,7 @@ def given(group: type[G], value: Any, **bare: Any) -> G:
 
 
 def differing(groups: Mapping[str, Any], call: str) -> dict[str, Any]:
-    """Return flag to value of every option of a command that is not at its default.
-
-    Of secrets it returns the names.
-    """
+    """Return flag to value of each option not at its default; of secrets, only the keys."""
     return {
         declared.flag: sorted(value) if declared.kind.secret else value
         for made in groups.values()
@@ -207,7 +204,7 @@ def checked_names(argument: str, names: str | Sequence[str] | None) -> tuple[str
     """Return one name or several as a tuple, each once.
 
     Raises:
-        UsageError: There is something that is no name among them.
+        UsageError: One of them is not a name.
     """
     if names is None:
         return ()
@@ -221,7 +218,7 @@ def checked_max_logp(max_logp: object) -> float:
     """Return max_logp as a float.
 
     Raises:
-        ArgumentError: It is not a number that a log-probability could be at most.
+        ArgumentError: It is not a number within `LOGP_LIMIT`, in nats.
     """
     if isinstance(max_logp, Real) and not isinstance(max_logp, bool):
         nats = as_float(max_logp)

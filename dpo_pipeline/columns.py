@@ -12,10 +12,10 @@ from dpo_pipeline.errors import UsageError
 Kind = Literal["logp", "count", "key", "tokens", "mask"]
 
 MAPPING: Final = "columns={role: name}, or --column role=name"
-"""How a column is mapped to a role, in words for errors."""
+"""How to map a column to a role, as errors say it."""
 
 _SHOWN: Final = 20
-"""Columns that an error lists."""
+"""Most columns that an error lists."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,21 +117,21 @@ TOKENS_OF: Final = {
     REF_CHOSEN.name: _tokens("ref", "chosen"),
     REF_REJECTED.name: _tokens("ref", "rejected"),
 }
-"""What each log-prob can be summed from."""
+"""The token list that each log-prob can be summed from."""
 OTHER_SIDE: Final = {
     POLICY_CHOSEN.name: POLICY_REJECTED.name,
     POLICY_REJECTED.name: POLICY_CHOSEN.name,
     REF_CHOSEN.name: REF_REJECTED.name,
     REF_REJECTED.name: REF_CHOSEN.name,
 }
-"""The other completion under the same model."""
+"""The log-prob of the other completion under the same model."""
 MASK_OF: Final = {
     POLICY_CHOSEN.name: CHOSEN_MASK,
     POLICY_REJECTED.name: REJECTED_MASK,
     REF_CHOSEN.name: CHOSEN_MASK,
     REF_REJECTED.name: REJECTED_MASK,
 }
-"""Which of its tokens count."""
+"""The mask that says which tokens of each log-prob count."""
 ROLES: Final = {
     role.name: role
     for role in (
@@ -144,7 +144,7 @@ ROLES: Final = {
         *COUNT_ROLES,
     )
 }
-"""Every role by its name; what can be summed stands before the sums."""
+"""Every role by name. Token lists stand before their sums."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,9 +152,9 @@ class Needs:
     """Which columns a loss asks for.
 
     Attributes:
-        reference: Whether reference log-probs; where not, such columns are like any other.
-        tokens: Whether token counts, none of them null.
-        ld_alpha: What tokens beyond the length of the other completion count (LD-DPO).
+        reference: Whether it needs reference log-probs; if not, such columns have no role.
+        tokens: Whether it needs token counts, none of them null.
+        ld_alpha: Weight of tokens beyond the length of the other completion (LD-DPO).
         humanline: Whether per-token log-ratios are clamped (HALOs).
     """
 
@@ -169,7 +169,7 @@ class Needs:
         return tuple(role.name for role in LOGP_ROLES if self.have(role))
 
     def have(self, role: Role) -> bool:
-        """Return whether a column of this role is taken for it."""
+        """Return whether the loss uses a column of this role."""
         of_reference = (REF_CHOSEN, REF_REJECTED)
         tokens = (TOKENS_OF[each.name] for each in of_reference)
         return self.reference or role not in (*of_reference, *tokens)
@@ -180,7 +180,7 @@ class Needs:
 
     @property
     def has_token_arguments(self) -> bool:
-        """Whether sums are not plain ones, so that they have to be made from tokens."""
+        """Whether log-probs are no plain sums, and so must be made from tokens."""
         return self.ld_alpha != 1.0 or self.humanline
 
 
@@ -344,7 +344,7 @@ def resolve(
 
 
 def _can_be_made(role: Role, mapping: Mapping[str, str]) -> bool:
-    """Return whether lists of tokens are there, from which this role follows."""
+    """Return whether this role can be made from token lists that are there."""
     if role.kind == "count":
         side = role.name.partition("_")[0]
         return any(

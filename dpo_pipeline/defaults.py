@@ -36,7 +36,7 @@ LOSS_NAMES: Final = (
     "aot_unpaired",
     "kto_pair",
 )
-"""The losses of `loss_catalogue`, which a test compares: what a shell completes."""
+"""Names of `losses.catalogue.LOSSES`, for shell completion. A test keeps the two equal."""
 
 DIALECT_NAMES: Final = ("trl", "dpo-paper", "rewardbench")
 """Systems whose conventions can be asked for."""
@@ -54,7 +54,7 @@ WIDE_LIMIT: Final = 2.0**50
 """Largest magnitude of a loss or reward that is summed where a loss can be larger (1.1e15)."""
 
 BATCH_SIZE: Final = 64
-"""Rows of a batch, where batches are asked for by their file alone."""
+"""Rows of a batch, if only the file of batch means is given."""
 
 MAX_BATCHES_HELD: Final = 1_000_000
 """Batches that a result holds in memory; beyond it they go to a file."""
@@ -63,7 +63,7 @@ MAX_SUBSETS: Final = 10_000
 """Groups of `by` that a result holds."""
 
 MAX_SUBSETS_WITH_STATISTICS: Final = 500
-"""The same where each has statistics of its own."""
+"""The same with statistics."""
 
 SHARD_ROWS: Final = 4_000_000
 """Rows that one query evaluates: bounds memory, and is the step of progress and of a stop."""
@@ -72,7 +72,7 @@ COUPLED_SHARD_ROWS: Final = 262_144
 """Rows that are in memory at a time for a loss that depends on the other pairs of a batch."""
 
 COUPLED_SHARD_BYTES: Final = 64 * 2**20
-"""Bytes of such rows, as they are in the input before compression."""
+"""Uncompressed bytes of such rows in the input."""
 
 MAX_FILE_ROWS: Final = 4_000_000_000
 """Rows of one input file. Polars numbers the rows of a scan with 32 bits."""
@@ -87,19 +87,19 @@ OUTPUT_ROWS_PER_GROUP: Final = 65_536
 """Rows of a row group of scored and invalid pairs: fixed, so that bytes do not follow the input."""
 
 WIDE_ROW_BYTES: Final = 512
-"""Average bytes of a row, in the input and before compression, from which it counts as long."""
+"""Average uncompressed bytes of an input row from which rows count as wide."""
 
 WIDE_ROWS_PER_GROUP: Final = 4_096
-"""Rows of a row group where rows are long: it is in memory as a whole."""
+"""Rows of a row group if rows are wide: a whole group is held in memory."""
 
 SINK_CHUNK_ROWS: Final = 16_384
 """Rows that the engine hands to a sink at a time. It lets some thirty such chunks wait."""
 
 SINK_CHUNK_BYTES: Final = 2 * 2**20
-"""Bytes of such a chunk where rows are long."""
+"""Bytes of such a chunk if rows are wide."""
 
 ZSTD_LEVEL: Final = 1
-"""Of all Parquet outputs: columns of numbers get no smaller at 3, for a seventh more CPU."""
+"""Of all Parquet outputs. Level 3 costs a seventh more CPU and makes numbers no smaller."""
 
 OFFENDERS_SHOWN: Final = 5
 """Offending rows that a report lists for each rule."""
@@ -108,40 +108,40 @@ AVERAGED_LOGP_FLOOR: Final = -10.0
 """If no log-prob of a dataset is below this, in nats, they look averaged over tokens."""
 
 TOKEN_SUM_TOLERANCE: Final = 0.01
-"""By how much of it a sum may differ from that of its tokens: eight bits give 0.4%."""
+"""Largest relative difference of a log-prob from the sum of its tokens; bf16 gives 0.4%."""
 
 TOKEN_SUM_SLACK: Final = 0.1
-"""The same in nats, for sums near 0."""
+"""Added to that difference, in nats, for sums near 0."""
 
 CONFIDENCE_LEVEL: Final = 0.95
-"""Of every interval."""
+"""Confidence level of all intervals."""
 
 WILSON_FROM: Final = 100
 """Successes and failures from which a rate has Wilson's interval; Jeffreys' below."""
 
 SAME_REFERENCE: Final = 1e-3
-"""Relative difference up to which two reference log-probs are the same but for rounding."""
+"""Relative difference up to which two reference log-probs count as equal."""
 
 MID_P_FROM: Final = 100
-"""Pairs (or clusters) that differ from which a comparison needs no exact test."""
+"""From so many differing pairs (or clusters), a comparison needs no exact test."""
 
 TIES_DIFFER_FROM: Final = 0.01
-"""Share of pairs by which the ties of two policies differ from which a verdict tells of them."""
+"""Difference of two tie rates from which the verdict mentions it."""
 
 POWER: Final = 0.8
-"""Chance with which the smallest effect that a comparison can find is found."""
+"""Power at which a comparison states its smallest detectable effect."""
 
 MOST_FLIPS: Final = 1_000
-"""Gains and losses up to which the test of clusters adds up all ways that they could fall."""
+"""Gains plus losses up to which the sign-flip test of clusters is exact."""
 
 BOOTSTRAP_REPLICATES: Final = 2_000
 """Replicates of a bootstrap."""
 
 BOOTSTRAP_SEED: Final = 0
-"""Where its random numbers start."""
+"""Seed of its random numbers."""
 
 JACKKNIFE_FROM: Final = 10
-"""Groups from which a jackknife has an interval; the spread of fewer is too uncertain."""
+"""Groups that a jackknife interval needs; the spread of fewer is too uncertain."""
 
 CALIBRATION_BINS: Final = 15
 """Bins of equal mass of a calibration error, the usual number."""
@@ -150,43 +150,43 @@ STATISTICS_ROWS: Final = 524_288
 """Rows that are in memory at a time when statistics are gathered."""
 
 CLUSTERS_HELD: Final = 20_000
-"""Prompts (or pairs) that an error is made from one by one; more are put into bags."""
+"""Clusters (prompts or pairs) that are held one by one; more are hashed into bags."""
 
 BAGS: Final = 1_024
-"""Bags of prompts. The standard error made from them is itself uncertain by 2.2%."""
+"""Bags of clusters. The standard error made from them is itself uncertain by 2.2%."""
 
 COURSE_POINTS: Final = 500
-"""Points of the course of loss over the rows, at most."""
+"""Most points of the curve of loss over rows."""
 
 ROWS_SHOWN: Final = 20
 """Pairs that a report lists."""
 
 REPEATS_HELD: Final = 65_536
-"""Hashes of pairs that are kept to find equal ones; of more, a fixed share."""
+"""Hashes of pairs held to find repeats; of more pairs, a share is held."""
 
 JUDGE_CELLS: Final = 500_000
-"""Cells of a judge's score and a margin from which the score is binned too."""
+"""Most cells of a judge's gap and a binned margin; beyond, the gap is binned too."""
 
 DISPLACED_FROM: Final = 0.5
-"""Share of chosen completions that got less likely from which it is a finding: most of them."""
+"""A finding if a larger share of chosen completions got less likely."""
 
 LENGTH_CORRELATION_FROM: Final = 0.3
-"""Correlation of margin and length difference from which it is a finding: 9% of the variance."""
+"""A finding if margin and length difference correlate more (this is 9% of the variance)."""
 
 MISLABELLED_FROM: Final = 0.05
-"""Share of flipped labels from which it is a finding; people disagree on more than that."""
+"""A finding if a larger share of labels is flipped; people disagree on more."""
 
 IMPRECISE_FROM: Final = 0.05
-"""Share of margins within a step of the log-probs' number format from which it is a finding."""
+"""A finding if this share of margins is within a step of the log-probs' number format."""
 
 REPEATED_FROM: Final = 0.01
-"""Share of pairs that repeat another from which it is a finding; a few may be chance."""
+"""A finding if this share of pairs repeats another; a few may be chance."""
 
 FEW_PAIRS: Final = 300
-"""Pairs below which intervals of means are rough: a few hundred (arXiv 2503.01747)."""
+"""With fewer pairs, intervals of means are rough (arXiv 2503.01747)."""
 
 FEW_CLUSTERS: Final = 50
-"""Prompts below which a spread between them is rough."""
+"""With fewer prompts, the spread between them is rough."""
 
 OnInvalid = Literal["raise", "exclude"]
 OnInvalidJob = Literal["raise", "exclude", "quarantine"]

@@ -19,7 +19,7 @@ USAGE: Final = 2
 STORAGE: Final = 3
 GATE: Final = 4
 SIGNALLED: Final = 128
-"""Plus the number of the signal."""
+"""A stop by a signal returns this plus the number of the signal."""
 
 MEANINGS: Final[Mapping[int, str]] = MappingProxyType(
     {
@@ -38,7 +38,7 @@ class DpoPipelineError(Exception):
     """Base of every error that this package raises on purpose."""
 
     exit_code: ClassVar[int] = BROKEN_CONTRACT
-    """What the command line returns for it."""
+    """What the command line returns for this error."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the text and the facts as they are; the constructors take other arguments."""
@@ -54,19 +54,19 @@ def _restored(
 
 
 class UsageError(DpoPipelineError, ValueError):
-    """Raised when an argument is not one that the call can use."""
+    """Raised when a call cannot use an argument."""
 
     exit_code: ClassVar[int] = USAGE
 
 
 class ArgumentError(UsageError):
-    """Raised when a value handed to `dpo_loss` cannot be computed with.
+    """Raised when a number, such as beta or a log-prob of `dpo_loss`, cannot be used.
 
     Attributes:
         argument: Name of the argument.
-        position: Index from 0 of the value in it, or of the result that beta made
-            non-finite; None where the whole argument is meant.
-        value: What was found there.
+        position: Index of the value, from 0, or of the result that beta made non-finite; None
+            for the whole argument.
+        value: The value found.
     """
 
     def __init__(self, argument: str, problem: str, *, position: int | None, value: object) -> None:
@@ -104,11 +104,11 @@ def _listed_once(problems: tuple[str, ...]) -> Iterator[str]:
 
 
 class InvalidPairsError(ContractError):
-    """Raised when rows break rules and were not to be excluded, or too many did, or none is left.
+    """Raised when invalid rows are not excluded, are too many, or leave no valid one.
 
     Attributes:
         report: How many rows broke which rule, and the first of them.
-        reason: Why that is an error, where the report alone does not say it.
+        reason: Why that is an error, if the report alone does not say it.
     """
 
     ADVICE: ClassVar[str] = (
@@ -138,12 +138,12 @@ class InvalidPairsError(ContractError):
 
 
 class JoinError(ContractError):
-    """Raised when the rows of policy and reference cannot be told which belong together.
+    """Raised when tables cannot be joined by their keys.
 
     Attributes:
         on: The key.
-        rows: Rows of each side, by its name.
-        faults: What is wrong with keys to how many rows have that, and the first such keys.
+        rows: Name of each table to its rows.
+        faults: Each fault to the number of rows that have it, and the first such keys.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class EngineError(DpoPipelineError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MissedMark:
-    """A figure that missed the mark that was set for it.
+    """A figure that missed its mark.
 
     Attributes:
         name: The figure, as it was asked for.
@@ -211,7 +211,7 @@ class MissedMark:
         mark: That value, in the figure's unit.
         value: The figure.
         interval: Its limits; None without statistics.
-        by_interval: Whether it was the nearer limit that had to keep the mark, not the value.
+        by_interval: Whether the limit nearer to failing, not the value, had to keep the mark.
     """
 
     name: str
@@ -222,7 +222,7 @@ class MissedMark:
     by_interval: bool
 
     def __str__(self) -> str:
-        """Return it as a phrase."""
+        """Return the miss as a phrase."""
         limits = "" if self.interval is None else " ({:.6g} to {:.6g})".format(*self.interval)
         end = "lower" if self.side == "below" else "upper"
         what = f": the {end} end is" if self.by_interval else ","
@@ -230,7 +230,7 @@ class MissedMark:
 
 
 class GateError(DpoPipelineError):
-    """Raised when a result does not pass its gate; it is there nonetheless.
+    """Raised when a result fails a gate. The result and its outputs exist nonetheless.
 
     Attributes:
         source: What was evaluated or compared.
@@ -254,8 +254,8 @@ class Cancelled(DpoPipelineError):  # noqa: N818  it is an outcome that the call
     """Raised when the cancel event was set: nothing was published."""
 
     exit_code: ClassVar[int] = SIGNALLED + 2
-    """Of a stop by SIGINT; the command line knows the signal and returns 128 + its number."""
+    """The code for SIGINT; the command line returns 128 + the number of its signal."""
 
 
 class DataWarning(UserWarning):
-    """Issued for data that is legal and surely wrong, such as a policy equal to its reference."""
+    """Issued for valid data that is surely wrong, such as a policy equal to its reference."""

@@ -70,13 +70,13 @@ def quantile(histogram: pl.DataFrame, q: float) -> float | None:
 
 QUANTA_PER_NAT: Final = 2.0**40
 _ALMOST_HALF: Final = math.nextafter(0.5, 0.0)
-"""Added before `floor`. A whole 0.5 would carry integers beyond 2**52 to the next even one."""
+"""Added before `floor`, to round. Adding 0.5 would change integers beyond 2**52."""
 
 
 def quanta(values: pl.Expr) -> pl.Expr:
     """Return each value as Int128 quanta. Magnitudes must be at most 2**22."""
     # Scaling by a power of two is exact. Polars' round costs five times floor, a checked cast
-    # twice a wrapping one (nothing here can wrap), and one to Int128 more than two by Int64.
+    # twice a wrapping one (nothing here can wrap), a cast to Int128 more than one by Int64.
     whole = (values * QUANTA_PER_NAT + _ALMOST_HALF).floor()
     return whole.cast(pl.Int64, wrap_numerical=True).cast(pl.Int128)
 

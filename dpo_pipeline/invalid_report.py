@@ -66,7 +66,7 @@ class InvalidReport:
         n_pairs: Pairs read.
         n_invalid: Pairs that break a rule or more.
         broken: The rules that were broken, in the order of the contract.
-        warnings: Sentences about what is legal and surely wrong, over the valid pairs.
+        warnings: What is surely wrong in the valid pairs, a sentence each.
     """
 
     source: str

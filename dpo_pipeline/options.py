@@ -259,7 +259,7 @@ class OnInvalid:
 
 @group
 class Scored:
-    """What scored pairs are made of."""
+    """What scored pairs contain, and how they are cut into files."""
 
     keep: str | Sequence[str] | None = option(
         "--keep",
@@ -353,8 +353,8 @@ class Execution:
 class StatisticsOptions:
     """How statistics are made.
 
-    Errors are those between prompts: pairs with one `prompt_id` are one sample of them. A pair
-    without one is taken as independent of all others.
+    Standard errors are clustered: pairs with the same `prompt_id` are one cluster. A pair without
+    one is taken as independent of all others.
     """
 
     ASKED_BY: ClassVar[Option] = Option(
@@ -419,7 +419,7 @@ class StatisticsOptions:
         return checked_names("judge", self.judge)
 
     def check(self, columns: pl.Schema, by: Sequence[str]) -> None:
-        """Raise a UsageError if they do not go with the columns, or the subsets that `by` makes."""
+        """Raise a UsageError if they do not fit the columns of the pairs or of `by`."""
         if self.weights and not by:
             raise UsageError("weights are of subsets: say by which columns (by=)")
         if self.sections is not None and len(by) != 1:
@@ -437,7 +437,7 @@ class StatisticsOptions:
 
 @group
 class Gates:
-    """Marks that figures must reach; a run that misses one has printed and written its result."""
+    """Marks that figures must reach. A run that misses one still prints and writes its result."""
 
     _: KW_ONLY
     under: Mapping[str, float] = option(
@@ -492,4 +492,4 @@ CALLS: Final[Mapping[str, Mapping[str, type[Any]]]] = MappingProxyType(
         | {"gates": Gates},
     }
 )
-"""The commands, each with the groups that it takes, under the parameters of its call."""
+"""Command to its groups of options, by the parameter of the call."""

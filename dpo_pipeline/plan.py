@@ -26,12 +26,12 @@ _FILES_SHOWN: Final = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
-    """What would be read.
+    """A file or table that the call would read.
 
     Attributes:
         path: A file, or the name of a source that has no footers.
         rows: Rows, from the footer; None where only reading can tell.
-        is_reference: Whether it is the reference's.
+        is_reference: Whether it belongs to the reference.
     """
 
     path: str
@@ -40,7 +40,7 @@ class Input:
 
 
 class Output(Protocol):
-    """What would be written: `files` counts the files of a folder, and is None for a file."""
+    """An output of the call; `files` counts the files of a folder, and is None for a file."""
 
     @property
     def path(self) -> str: ...  # noqa: D102
@@ -52,11 +52,11 @@ class Output(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a plan tells of itself.
+    """What a dry run shows of a plan.
 
     Attributes:
         function: The function that was called.
-        call: The command of the command line that does the same.
+        call: The command that does the same.
         source: What reports call the pairs.
         inputs: What is read.
         rows: Pairs, from the footers; None where only reading can tell.
@@ -69,7 +69,7 @@ class Facts:
         batch_size: Rows of a batch, if batches are of rows.
         batch_by: The column of the batches, if they are by value.
         n_batches: How many batches of rows there are, where that is known.
-        carried: Input columns that scored pairs have; None where none are written.
+        carried: Input columns that scored pairs keep; None if none are written.
         checked_later: What only the run can check.
         outputs: What is written.
     """
@@ -201,7 +201,7 @@ class Plan(ABC, Generic[T_co]):
     @property
     @abstractmethod
     def facts(self) -> Facts:
-        """What the plan tells of itself."""
+        """What a dry run shows."""
 
     @abstractmethod
     def run(self) -> T_co:
@@ -236,8 +236,8 @@ def planned(plan: Callable[P, Plan[T_co]]) -> Callable[P, T_co]:
 def dry_run(function: Callable[..., Any], *places: Any, **arguments: Any) -> Plan[Any]:
     """Return the plan of `function(*places, **arguments)`: what it would read, compute and write.
 
-    Of Parquet only footers are read. Other formats are opened as by a run, which reads what it
-    takes to know their columns. Nothing is written. Print the plan, or `run()` it.
+    Only the footers of Parquet are read; of other formats, what is needed to know their columns.
+    Nothing is written. Print the plan, or `run()` it.
 
     Args:
         function: `check`, `evaluate`, `sweep`, `score_parquet`, `compare` or `convert`.
@@ -245,8 +245,8 @@ def dry_run(function: Callable[..., Any], *places: Any, **arguments: Any) -> Pla
         arguments: Its keyword arguments.
 
     Raises:
-        UsageError: It is none of these functions, or as the function.
-        ContractError, StorageError: As the function, where footers and names tell.
+        UsageError: `function` is none of these, or an error of `function` itself.
+        ContractError, StorageError: As `function`, if footers and names show it.
         TypeError: The function takes no such arguments.
     """
     plan = getattr(function, "plan", None)

@@ -29,7 +29,7 @@ def _finite(value: Any) -> Any:
 def aligned(
     header: Sequence[str], rows: Sequence[Sequence[object]], *, most: int | None = ROWS_SHOWN
 ) -> list[str]:
-    """Return the lines of a table; numbers stand right, words left.
+    """Return the lines of a table, numbers aligned right and words left.
 
     Args:
         header: Titles of the columns; all empty for a table without a header.

@@ -1,4 +1,4 @@
-"""What was given on the command line, as the groups of options that the library takes."""
+"""Makes the library's groups of options from the values given on the command line."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from dpo_pipeline.options import Pairs, Reference, StatisticsOptions
 
 
 def groups_given(call: str, groups: Mapping[str, type[Any]], ctx: click.Context) -> dict[str, Any]:
-    """Return the groups of a call, by its parameters; of `pairs` and `reference` also the fields.
+    """Return the groups of a call, by its parameters. `Pairs` has no source yet.
 
-    A group of which nothing was given has its defaults. `reference` and `statistics` are None then.
+    A group without a given option has its defaults; `reference` and `statistics` are None then.
 
     Raises:
-        UsageError: A text is not of the form that its option has, or a group lacks its source.
+        UsageError: A value does not have the form of its option, or a reference lacks its source.
     """
     made: dict[str, Any] = {}
     for parameter, group in groups.items():
@@ -100,7 +100,7 @@ def _store(flag: str, texts: Sequence[str]) -> dict[str, str | int]:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise UsageError(f"{flag} takes NAME=VALUE, and one was given without")
-        # Of all that Polars takes, these alone must be numbers.
+        # Of the options that Polars takes, only these must be numbers.
         is_count = name == "max_retries" or name.startswith("retry_") or name == "file_cache_ttl"
         made[name] = int(value) if is_count and value.isdigit() else value
     return made
@@ -163,5 +163,5 @@ _PARSERS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "values": _values,
     "object": _imported,
 }
-"""From the flag and what click gave for it to the value of the field; for all other kinds it is
-that value."""
+"""Kind to the function from a flag and its value in click to the value of the field. Other kinds
+keep the value of click."""

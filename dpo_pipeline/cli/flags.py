@@ -45,12 +45,12 @@ class _Share(_ParamType):
 
 
 def complete_loss(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Return the losses that begin so, for a shell."""
+    """Return the losses that begin with `incomplete`, for a shell."""
     return [name for name in defaults.LOSS_NAMES if name.startswith(incomplete)]
 
 
 def complete_role(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Return the roles that begin so, for a shell."""
+    """Return the roles that begin with `incomplete`, for a shell."""
     return [f"{name}=" for name in ROLES if name.startswith(incomplete)]
 
 
@@ -71,13 +71,13 @@ B_COLUMN: Final = SettingOption(
     shell_complete=complete_role,
     help="As --column, for B alone, instead of --column. Repeatable.",
 )
-"""Of `compare`, whose sides can have other columns."""
+"""Options of `compare`, whose sides can have different columns."""
 
 _DRY_RUN: Final = "Say what would be read, computed and written, reading no more than footers."
 
 
 def run_options() -> Iterator[click.Parameter]:
-    """Yield how a command runs and prints; no call of the library has these."""
+    """Yield the options of running and printing, which no call of the library has."""
     yield SettingOption(["--dry-run"], is_flag=True, help=_DRY_RUN)
     yield config_option()
     yield SettingOption(["--json"], is_flag=True, help="Print one JSON document.")

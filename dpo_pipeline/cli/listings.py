@@ -87,7 +87,7 @@ def completion(ctx: click.Context, shell: str) -> int:
 
     root = ctx.find_root()
     program = root.info_name or ""
-    variable = f"_{program}_COMPLETE".replace("-", "_").upper()  # which click looks at
+    variable = f"_{program}_COMPLETE".replace("-", "_").upper()  # which click reads
     made = get_completion_class(shell)
     if made is None:
         raise UsageError(f"click has no completion for {shell}")

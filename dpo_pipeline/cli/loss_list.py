@@ -1,4 +1,4 @@
-"""The table of losses as text, JSON and Markdown; all of it made from `loss_catalogue`."""
+"""The table of losses as text, JSON and Markdown; all of it made from `losses.catalogue`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def as_json_text(name: str | None = None) -> str:
 
 
 def as_markdown() -> str:
-    """Return the README's table."""
+    """Return the table in Markdown."""
     lines = [
         "| loss | formula | parameters | needs | source | elsewhere |",
         "|---|---|---|---|---|---|",
@@ -66,7 +66,7 @@ def as_markdown() -> str:
 
 
 def dialects_as_markdown() -> str:
-    """Return the README's table of dialects, and what gives the conventions of other systems."""
+    """Return the dialects, and the parameters that reproduce other systems, in Markdown."""
     lines = [
         "| dialect | beta | rewards are beta times | sets | refuses, having it not | read in |"
     ]

@@ -54,7 +54,7 @@ Exit codes:
 
 
 class _Commands(click.Group):
-    """The commands, which say what was meant and which settings took part in a mistake."""
+    """The commands. Errors suggest a command, and name the settings that took part."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Return the names in the order of the work."""
@@ -65,7 +65,7 @@ class _Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return the command of this name."""
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
-            # Older versions of click say no more than that there is none.
+            # Older versions of click suggest no command.
             name, there = args[0], self.list_commands(ctx)
             hint = did_you_mean(name, there) or f"; there are {', '.join(there)}"
             ctx.fail(f"No such command {name!r}{hint}")
@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
         click.echo("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), err=True)
         return _code_of(error)
     except BrokenPipeError:
-        # The reader of stdout left; what would be flushed at exit has nowhere to go.
+        # The reader of stdout left: discard what would be flushed at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exit_codes.DONE
     except Exception:  # noqa: BLE001  a fault of ours: the traceback is for its report

@@ -82,9 +82,9 @@ def run_stoppable(function: Callable[[Event], T]) -> T:
 
 
 def _leave(code: int) -> NoReturn:
-    """End the process now: no other thread is waited for, and what they wrote is removed."""
+    """End the process without waiting for other threads, and remove what they wrote."""
     try:
-        # Nothing is published where this was never imported.
+        # If this was never imported, nothing was written.
         publishing = sys.modules.get("dpo_pipeline.storage.publication")
         if publishing is not None:
             publishing.abandon_all()
@@ -117,13 +117,13 @@ class ProgressLine:
         return self
 
     def show(self, progress: Progress) -> None:
-        """Show it, unless something was shown a moment ago."""
+        """Show the progress, unless something was shown a moment ago."""
         now = time.monotonic()
         with self._lock:
             if progress.phase != self._phase:
                 self._phase, self._phase_began = progress.phase, now
             every = _EVERY_TERMINAL if self._terminal else _EVERY_FILE
-            # What comes after the last row takes its time as well, so that one is always told.
+            # Work after the last row takes time too, so the last row is always shown.
             last = progress.total is not None and progress.rows >= progress.total
             if now - self._began < _QUIET_SECONDS or (now - self._shown < every and not last):
                 return
@@ -159,7 +159,7 @@ def _text(progress: Progress, seconds: float) -> str:
 
 
 def run(call: Callable[[Event, ProgressCallback | None], T], *, quiet: bool) -> T:
-    """Call it with what tells it to stop, and with what shows progress on stderr."""
+    """Run a call with an event that stops it and a callback that shows progress on stderr."""
     with warnings.catch_warnings():
         # The data's warnings are in the result, to be printed once; numeric ones are not ours.
         warnings.simplefilter("ignore", DataWarning)
@@ -168,7 +168,7 @@ def run(call: Callable[[Event, ProgressCallback | None], T], *, quiet: bool) -> 
 
 
 def print_result(result: Any, ctx: click.Context) -> int:
-    """Print what a call gave, or a plan: JSON or text."""
+    """Print a result or a plan, as JSON or text."""
     if ctx.params["dry_run"] and not ctx.params["quiet"]:
         for setting in used(ctx):
             click.echo(f"setting: {setting}", err=True)
@@ -184,7 +184,7 @@ def print_invalid(report: InvalidReport, done: str, count: int, noun: str) -> No
 
 
 def print_warnings(texts: Iterable[str], ctx: click.Context) -> None:
-    """Print warnings to stderr, unless it shall be quiet."""
+    """Print warnings to stderr, unless --quiet is given."""
     if not ctx.params["quiet"]:
         for text in texts:
             click.echo(f"warning: {text}", err=True)

@@ -17,7 +17,7 @@ from dpo_pipeline.columns import did_you_mean
 from dpo_pipeline.errors import StorageError, UsageError
 
 PREFIX: Final = "DPO_PIPELINE"
-"""Of variables: DPO_PIPELINE_EVALUATE_BETA is of one command, DPO_PIPELINE_BETA of all."""
+"""Prefix of variables: DPO_PIPELINE_EVALUATE_BETA is for one command, DPO_PIPELINE_BETA for all."""
 
 TABLE: Final = "dpo-pipeline"
 """The table below `tool` in a pyproject.toml."""
@@ -36,7 +36,7 @@ _TAKES: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """A value that took part in a run and was not on the command line.
+    """A value of a run that came from a variable or a file.
 
     Attributes:
         name: The option, without dashes.
@@ -87,7 +87,7 @@ class SettingOption(click.Option):
 
 
 def used(ctx: click.Context) -> list[Setting]:
-    """Return the settings that the run of a context took from elsewhere than the command line."""
+    """Return the settings of a run that were not on the command line."""
     settings: list[Setting] = ctx.meta.setdefault(_USED, [])
     return settings
 
@@ -98,10 +98,10 @@ def key_of(option: click.Parameter) -> str:
 
 
 def _apply(ctx: click.Context, _option: click.Parameter, path: str | None) -> None:
-    if ctx.resilient_parsing:  # of a shell's completion
+    if ctx.resilient_parsing:  # during shell completion
         return
     every = dict(_commands_with_settings(ctx))
-    # A mistake is told of the command that runs, if it has the option.
+    # The command that runs comes first, so that errors name it if it has the option.
     own = {name: each for name, each in every.items() if name == ctx.info_name}
     commands = own | every
     _refuse_unknown_variables(commands)
@@ -219,7 +219,7 @@ def _checked(
         if key not in every:
             raise UsageError(_unknown(path, key, value, [*sorted(every), *commands], ctx))
         for name, options in commands.items():
-            # What a command takes from its own table need not suit it here.
+            # The command's own table overrides this value, which need not suit it.
             if key in options and key not in own.get(name, {}):
                 given = _value(f"{path}: {key} (of {name})", path, options[key], value)
                 values[name][options[key].name or key] = given
@@ -275,7 +275,7 @@ def _one(place: str, path: str, option: click.Option, value: Any) -> Any:
 
 
 def _place(value: str, path: str) -> str:
-    """Return a path of a file of settings, which stands there relative to that file."""
+    """Return a path given in a settings file, where it is relative to that file."""
     folder = os.path.dirname(os.path.abspath(path))
     if "://" in value or folder == os.getcwd():
         return value

@@ -34,7 +34,7 @@ _OF_A_PAIR: Final = (
     CHOSEN_TOKENS.name,
     REJECTED_TOKENS.name,
 )
-"""Columns that both sides must have alike, where both have them: they belong to the pair."""
+"""Columns that belong to the pair: sides that both have one must agree on it."""
 _SUBSET: Final = "__dpo_pipeline_subset_"
 _DIFFER: Final = "differ "
 _LARGEST: Final = "max_"
@@ -43,7 +43,7 @@ _SAME_MARGIN: Final = "n_same_margin"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disagreement:
-    """A column that belongs to the pair, and that the sides do not have alike.
+    """A column that belongs to the pair, and on which the sides differ.
 
     Attributes:
         column: The column.
@@ -58,7 +58,7 @@ class Disagreement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommonPairs:
-    """What the reading gave.
+    """The common pairs, counted and summed.
 
     Attributes:
         counts: Rows by where their keys are.
@@ -66,7 +66,7 @@ class CommonPairs:
         n_invalid: Those that are not, by the letter of the table whose rules they break.
         n_out_of_range: Those with sound log-probs and a score too large to be summed, likewise.
         n_same_margin: Valid pairs with the same margin on both sides.
-        disagreements: What the sides do not have alike.
+        disagreements: The columns of the pair on which the sides differ.
         paired: The tables that all figures are made from.
     """
 
@@ -88,7 +88,7 @@ class PairedTables:
         on: The key.
         key: The key as an expression that gives the same type in every table.
         by: Columns of the subsets.
-        places: The table that each of them is taken from.
+        places: The table that each subset column is taken from.
     """
 
     tables: tuple[Table, ...]
@@ -163,7 +163,7 @@ def read_common_pairs(
             sound = {t.letter: chunk[t.valid] for t in tables}
             for table in sides:
                 if table.lender is not None:
-                    # What is borrowed is judged by its own table, and spoils both.
+                    # The lender's rules judge borrowed columns, for both sides.
                     sound[table.letter] = sound[table.letter] & chunk[table.lender.valid]
             in_range = {letter: scored[letter][VALID] for letter in "ab"}
             valid = sound["a"] & sound["b"] & in_range["a"] & in_range["b"]
@@ -237,7 +237,7 @@ def _chunks(plan: pl.LazyFrame) -> Iterator[pl.DataFrame]:
 def _scored(
     table: Table, chunk: pl.DataFrame, objective: CheckedObjective, checked: Sequence[str]
 ) -> pl.DataFrame:
-    """Return the pairs as a side has them, scored; `VALID` where no score is out of range."""
+    """Return the pairs scored for one side, with `VALID`: no score is out of range."""
     needs = objective.needs
     counts = (CHOSEN_TOKENS.name, REJECTED_TOKENS.name) if needs.tokens else ()
     pairs = chunk.lazy().select(

@@ -52,7 +52,7 @@ _REFERENCES: Final = (REF_CHOSEN.name, REF_REJECTED.name)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonPlan(Plan[Comparison]):
-    """What `compare` does.
+    """The plan of `compare`.
 
     Attributes:
         groups: The options; its pairs are those of A.
@@ -74,7 +74,7 @@ class ComparisonPlan(Plan[Comparison]):
 
     @property
     def facts(self) -> Facts:
-        """What the plan tells of itself."""
+        """What a dry run shows."""
         tables, rows = self.pairs.tables, [each.rows for each in self.datasets[:2]]
         columns = {
             f"{table.letter.upper()} {role}": column
@@ -167,7 +167,7 @@ class ComparisonPlan(Plan[Comparison]):
         )
 
     def _judge(self, read: CommonPairs, reports: Mapping[str, InvalidReport]) -> None:
-        """Raise if what was read must not pass."""
+        """Raise if the common pairs must not pass."""
         common = read.counts.common
         reason = why_refused(
             self.groups.on_invalid,
@@ -203,8 +203,8 @@ def compare(
     """Return how far policy B differs from policy A on the pairs that both have, and where.
 
     All figures are over the common pairs that keep the contract on both sides; rows of one side
-    alone are counted. Pairs of one `prompt_id` are one cluster, and errors are taken between
-    clusters; without prompts each pair is one. Every figure comes from exact sums, so that it
+    alone are counted. Pairs of one `prompt_id` are one cluster, and standard errors are clustered;
+    without prompts each pair is a cluster. Every figure comes from exact sums, so that it
     does not depend on the order of rows, files or threads. Each side is read twice, its keys and
     its pairs; memory grows with the keys and with the numbers of the common pairs, not with
     other columns.
@@ -230,10 +230,10 @@ def compare(
         execution: As in `evaluate`; the work is done here.
 
     Raises:
-        UsageError: An argument is not one that can be used, or asks for too many groups.
+        UsageError: An argument cannot be used, or makes too many subsets.
         ContractError: Columns, types or rows break the contract, or no common pair is valid.
         JoinError: Keys are null or are there twice, or no key is on both sides.
-        StorageError: A file cannot be read.
+        StorageError: A file cannot be read or written.
         Cancelled: The run was stopped.
 
     Examples:
@@ -293,7 +293,7 @@ def compare(
 
 
 def _refuse(objective: CheckedObjective, subsets: Subsets) -> None:
-    """Raise a UsageError if pairs cannot be compared so."""
+    """Raise a UsageError if these options make no comparison."""
     if objective.beta == 0.0:
         raise UsageError(
             "beta is 0, so every reward is 0 and nothing can be compared: give a beta above 0"
@@ -323,7 +323,7 @@ def _side_of(pairs: Pairs, groups: Groups, key: str, name: str) -> Dataset:
 
 
 def _reports(tables: Sequence[Table], read: CommonPairs, watch: Watch) -> dict[str, InvalidReport]:
-    """List what broke, reading the tables of invalid common pairs once more."""
+    """List the broken rules, reading the tables of invalid common pairs once more."""
     return {
         table.letter: table.report(rows, watch)
         for table, rows in zip(tables, read.counts.rows, strict=True)
@@ -332,7 +332,7 @@ def _reports(tables: Sequence[Table], read: CommonPairs, watch: Watch) -> dict[s
 
 
 def _other_references(read: CommonPairs, objective: CheckedObjective) -> str | None:
-    """Return that the references differ, if the rewards are made from them."""
+    """Return a sentence if the references differ and rewards are made from them; else None."""
     found = [
         f"{each.column} differs on {each.n_pairs:,} of {counted(read.n_valid, 'pair')}, by up to "
         f"{each.largest:.4g} nats"

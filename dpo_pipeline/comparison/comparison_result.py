@@ -134,10 +134,10 @@ class Comparison(Reported):
         max_logp: Largest log-probability accepted, in nats.
         level: Confidence level of all intervals; a difference is shown if its p-value is below
             1 - level.
-        a: The side that is compared with.
-        b: The side that is compared.
+        a: The side that B is compared with.
+        b: The side that is compared with A.
         n_common: Pairs with a key on both sides.
-        n_valid: Those that keep every rule on both sides: what all figures are over.
+        n_valid: Common pairs that keep every rule on both sides; all figures are over them.
         clusters: What was taken as independent, in words.
         n_clusters: How many of them; None where they were too many to be counted.
         differences: `COMPARED` by name.
@@ -181,9 +181,9 @@ class Comparison(Reported):
     def better(self) -> Literal["a", "b"] | None:
         """The side whose reward accuracy is shown to be higher; None if no difference is shown.
 
-        Decided by accuracy alone: one test, so that looking at several figures raises no false
-        alarm. Where there are ties, by the accuracy that counts them half. None where the sides
-        cannot be compared.
+        Accuracy alone decides: one test, so that looking at several figures raises no false alarm.
+        If there are ties, the accuracy that counts them half decides. None if the sides cannot be
+        compared.
         """
         return self._accuracies.better if self.incomparable is None else None
 

@@ -177,9 +177,8 @@ def _p_of_counts(
 ) -> tuple[float | None, str]:
     """Return the p-value of whole-number differences and how it was made.
 
-    It is exact where few clusters differ, else Student's: t of a few differences of the same size
-    gives too many false alarms. Four of the same sign, which happens one time in eight, have
-    t = 2.
+    It is exact if few clusters differ, else Student's. On a few differences of one size, t gives
+    too many false alarms: four of the same sign, which happens one time in eight, have t = 2.
     """
     differ = nets.filter(nets != 0)
     exact = None

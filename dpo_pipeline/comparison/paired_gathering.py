@@ -41,8 +41,8 @@ MEANS: Final = (LOSS, REWARD_MARGIN, CHOSEN_REWARD, REJECTED_REWARD)
 class Paired(ClusterTable):
     """The tables, over pairs that are valid on both sides.
 
-    The sums of `clusters` are `N_VALID`; pairs `BOTH_RIGHT`, `ONLY_A`, `ONLY_B`; `HALVES`: correct
-    pairs of B less those of A in halves, a tie being one; and B minus A of `MEANS`, in quanta.
+    The sums of `clusters` are `N_VALID`; pairs `BOTH_RIGHT`, `ONLY_A`, `ONLY_B`; `HALVES`: B minus
+    A, a correct pair counting 2 and a tie 1; and B minus A of `MEANS`, in quanta.
 
     Attributes:
         totals_a: One row of sums of `summary.tally` for A, over all common pairs.
@@ -95,7 +95,7 @@ class PairedGathering(GrowingTables):
         ):
             flips = pairs.lazy().filter(flipped)
             flips = flips.select(key=KEY, margin_a=margin_a, margin_b=margin_b, change="change")
-            # The key decides between equal changes, so that any order of the pairs gives the same.
+            # Equal changes are ordered by key, so that any order of the pairs gives the same.
             self._keep_lowest(name, flips, ["change", "key"], reverse=reverse)
         self._add_sums("changes", pairs.select(bin=bin_of(pl.col("change"))), ["bin"], pair_count())
         margins = pairs.select(cell_of(coarse_bin(margin_a), coarse_bin(margin_b)))
@@ -119,7 +119,7 @@ class PairedGathering(GrowingTables):
 
     def _sums(self) -> list[pl.Expr]:
         a, b = pl.col("a_right"), pl.col("b_right")
-        # A tie is worth one half, a correct pair two.
+        # In halves: a tie counts one, a correct pair two.
         halves = [
             2 * pl.col(f"{side}_right").cast(pl.Int64)
             + (pl.col(f"{side}_{REWARD_MARGIN}") == 0.0).cast(pl.Int64)
@@ -133,6 +133,6 @@ class PairedGathering(GrowingTables):
             (a & ~b).sum().cast(pl.Int64).alias(ONLY_A),
             (b & ~a).sum().cast(pl.Int64).alias(ONLY_B),
             (halves[1] - halves[0]).sum().alias(HALVES),
-            # Each side is counted in quanta by itself, as its mean is.
+            # Each side is quantised before the subtraction, as for its mean.
             *((sum_of(pl.col(f"b_{n}")) - sum_of(pl.col(f"a_{n}"))).alias(n) for n in MEANS),
         ]

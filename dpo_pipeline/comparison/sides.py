@@ -2,7 +2,7 @@
 
 A side that has no reference log-probs, or no token counts where the loss asks for them, takes
 those of the other side, or of a reference that is given for both: they belong to the pair and not
-to the policy. What is borrowed is judged where it comes from.
+to the policy. The lender's rules judge what is borrowed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _VALID: Final = "valid"
 _REFERENCE: Final = (REF_CHOSEN, REF_REJECTED)
 _POLICY: Final = (POLICY_CHOSEN, POLICY_REJECTED)
 _SOUND: Final = {"logp": pl.lit(-1.0), "count": pl.lit(1)}
-"""What stands for a column that is lent, so that the table's own columns can be judged alone."""
+"""Valid stand-ins for borrowed columns, so that a table's own columns are judged alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +51,8 @@ class Table:
         letter: `a`, `b`, or `r` for the reference of both.
         dataset: Where its rows are.
         binding: The contract, bound to it.
-        lacks: Canonical columns that are lent to it.
-        lender: The table that they come from; None where nothing is lent.
+        lacks: Canonical columns that it borrows.
+        lender: The table that they come from; None if it borrows nothing.
     """
 
     letter: str
@@ -74,7 +74,7 @@ class Table:
 
     @property
     def valid(self) -> str:
-        """The name, in joined pairs, of what says whether its own columns keep their rules."""
+        """The column of joined pairs that says whether its own columns keep their rules."""
         return self.column(_VALID)
 
     def column(self, name: str) -> str:
@@ -136,8 +136,7 @@ def bound_tables(
     """Return A, B and the reference of both, if there is one; no data is read.
 
     Raises:
-        UsageError: A mapping or the schema is not what it must be, or the loss has no use for a
-            reference.
+        UsageError: A mapping or the schema cannot be used, or the loss has no use for a reference.
         ColumnError: Columns or types do not fit the contract, or there is a second reference.
         RefusedCheckError: A check of the schema cannot run row by row.
     """
@@ -218,7 +217,7 @@ def _bound(
             max_logp=max_logp_of(contract),
             columns=mapping,
             contract=contract.schema,
-            # Scores that are in the data already are made anew, whatever beta they had.
+            # Scores in the data are computed again, whatever beta they had.
             adds=[added.name for added in SCORED],
             replace=True,
             needs=needs,
@@ -236,7 +235,7 @@ def _lacking(
     """Return the groups of columns that another table could lend, of which none is there."""
     with reading(dataset.name):
         names = dataset.frame.collect_schema().names()
-    # Every spelling counts, also one that is ambiguous: then the contract says so.
+    # Every alias counts, even an ambiguous one: the contract reports that.
     found = resolve(names, mapping, needs).mapping
     spelled = {*names, *(mapping or ()), *found}
     groups = []
@@ -264,7 +263,7 @@ def _has(role: Role, spelled: set[str]) -> bool:
 def _lent(
     lacking: Sequence[tuple[tuple[str, ...], ...]], third: Table | None
 ) -> Iterator[tuple[str, ...]]:
-    """Yield what each side is lent: nothing that nobody has."""
+    """Yield the columns that each side borrows, if another table has them."""
     for mine, theirs in ((lacking[0], lacking[1]), (lacking[1], lacking[0])):
         lent: list[str] = []
         for group in mine:
@@ -297,7 +296,7 @@ def _reference(
     before = dataset.step
 
     def chosen(rows: pl.LazyFrame) -> pl.LazyFrame:
-        # Whatever else is there, such as the log-probs of a policy, is not asked for.
+        # Other columns, such as the log-probs of a policy, are ignored.
         kept = {name: pl.col(found.mapping[name]) for name in (*mine, *counts)}
         key = {on: pl.col(on)} if on in there else {}
         return rows.select(**(key | kept))

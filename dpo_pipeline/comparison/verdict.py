@@ -1,4 +1,4 @@
-"""The sentences that a comparison comes to, and the one test that decides them."""
+"""The verdict of a comparison in sentences, and the one test that decides it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracies:
-    """The two accuracies of a comparison, and what to make of them.
+    """The two accuracies of a comparison, and the verdict that follows.
 
     A tie counts as wrong in the strict accuracy, so that rounding or an untrained policy alone
     could decide by it. Where there are ties, the accuracy that counts them half decides.

@@ -89,17 +89,17 @@ def bind(
     """Check columns and types and compile the rules, reading no data.
 
     Args:
-        frame: Pairs as they came.
+        frame: The input pairs.
         source: What an error calls them.
         max_logp: Largest log-probability accepted, in nats.
         columns: Role to column, overriding names and aliases.
         contract: A pandera schema that adds to ours.
         adds: Columns that the caller will add.
-        replace: Drop input columns that are in the way of those, instead of raising.
+        replace: Drop input columns of the same names instead of raising.
         needs: Which columns the loss asks for.
 
     Raises:
-        UsageError: `max_logp` or `contract` is not what it must be.
+        UsageError: `max_logp` or `contract` cannot be used.
         ColumnError: A role is missing or ambiguous, an input column is in the way, or columns or
             types do not fit the contract.
         RefusedCheckError: A check of `contract` cannot run row by row.
@@ -162,7 +162,7 @@ def _patterns(columns: Iterable[str]) -> Iterator[str]:
 
 
 def _made(mapping: Mapping[str, str], needs: Needs) -> dict[str, pl.Expr]:
-    """Return the sums and counts that are not there and follow from lists of tokens."""
+    """Return the missing sums and counts, made from lists of tokens."""
     lists = {}
     for name in needs.logps:
         tokens, mask = mapping.get(TOKENS_OF[name].name), mapping.get(MASK_OF[name].name)

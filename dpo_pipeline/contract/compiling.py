@@ -31,7 +31,7 @@ _WANTED: Final = {
     **dict.fromkeys(LOGPS, "a number (any float or integer)"),
     **{role.name: "an integer" for role in COUNT_ROLES},
 }
-"""What our own columns must be, for a type error; `bind` casts all numbers to it."""
+"""Types of our own columns, as type errors name them; `bind` casts numbers to them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,7 +289,7 @@ def _flat(item: Any) -> Iterable[Any]:
 
 
 def _is_row_wise(expr: pl.Expr) -> bool:
-    # Expr.meta looks at the root only (`x < x.mean()` would pass), so every node is asked.
+    # Expr.meta looks at the root only (`x < x.mean()` would pass), so check every node.
     waiting = [expr]
     try:
         while waiting:

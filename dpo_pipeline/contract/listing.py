@@ -22,7 +22,7 @@ _VALUE: Final = "__dpo_pipeline_value_"
 
 def numbered(pairs: pl.LazyFrame, first_row: int = 0) -> pl.LazyFrame:
     """Give each row its number, the first one being `first_row`."""
-    # The row index is UInt32, and starts anew in every shard so that it cannot end.
+    # The row index is UInt32; it restarts in every shard, so it cannot overflow.
     return pairs.with_row_index(_ROW).with_columns(pl.col(_ROW).cast(pl.Int64) + first_row)
 
 
@@ -32,7 +32,7 @@ def offences(pairs: pl.LazyFrame, rules: RuleSet, *, row: str = _ROW) -> pl.Lazy
     Args:
         pairs: Prepared (and scored, if a rule asks for it) pairs that went through `numbered`.
         rules: The rules.
-        row: The column with the row's number, if they did not.
+        row: The column of row numbers, if they did not.
     """
     return pairs.filter(rules.valid.not_()).select(
         pl.col(row).alias(_ROW),
@@ -59,8 +59,8 @@ def listed(
     Args:
         pairs: Prepared (and scored, if a rule asks for it) pairs.
         rules: The rules.
-        places: The file and row of a row number.
-        read_from: What an error while rows are read is about.
+        places: From a row number to its file and row.
+        read_from: What read errors call the source.
         first_row: The number of the first row.
         row: The column with the number of each row, if they are numbered already.
     """
@@ -89,7 +89,7 @@ def invalid_pairs(pairs: pl.LazyFrame, rules: RuleSet) -> pl.LazyFrame:
 
 
 class Offences:
-    """What `offences` gave, added up in the order of the input.
+    """Invalid rows, counted by rule in the order of the input.
 
     Attributes:
         n_invalid: Rows that break a rule or more.
@@ -120,7 +120,7 @@ class Offences:
                     self._first[i].append(Offender(file=file, row=row_in_file, value=value))
 
     def join(self, later: Offences) -> None:
-        """Add what was found by the same rules in rows that come after these."""
+        """Add the offences of later rows against the same rules."""
         self.n_invalid += later.n_invalid
         self._counts += later._counts
         for i, first in self._first.items():

@@ -66,7 +66,7 @@ def logp_rules(max_logp: float = MAX_LOGP) -> tuple[ValueRule, ...]:
         ValueRule(
             name="at_least",
             requirement="at least {bound}",
-            # NaN is above every number for Polars, so it passes here as it should.
+            # Polars orders NaN above every number, so it passes here; another rule refuses it.
             keeps=lambda c: (c >= -LOGP_LIMIT) | c.is_infinite(),
             broken_sql=f"{{column}} < {-LOGP_LIMIT:.0f} AND NOT isinf({{column}})",
             bound=-LOGP_LIMIT,

@@ -33,7 +33,7 @@ def with_token_rules(
     Args:
         rules: The rules of the sums.
         summed: The log-probs that are made from tokens.
-        columns: Canonical name of what is there to its column.
+        columns: Canonical name to the column that is there.
         max_logp: Largest log-probability of a token accepted, in nats.
     """
     own = [*_rules(summed, columns, max_logp), *_agreements(summed, columns, max_logp)]

@@ -29,11 +29,11 @@ Function: TypeAlias = Callable[[Any], Iterable[Any]]
 
 
 class Executor(Protocol):
-    """Runs a function on tasks, in any order, and gives back what came of each."""
+    """Runs a function on tasks, in any order, and yields the results of each."""
 
     elsewhere: ClassVar[bool]
-    """Whether tasks run in other processes. A task can then tell nobody of its progress, must be
-    able to read the source from there, and may run twice, also at the same time."""
+    """Whether tasks run in other processes. Such a task reports no progress, must be able to read
+    the source from there, and may run twice, even at the same time."""
 
     def __call__(
         self, function: Function, tasks: Iterable[Task], check: Callable[[], None]

@@ -43,14 +43,14 @@ class Watch:
     _lock: Lock = field(default_factory=Lock)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as one that tells nobody: it is the process that waits which has to be told."""
+        """Pickle without callback and event, which belong to the waiting process."""
         return Watch, ()
 
     def check(self) -> None:
-        """Return at once, unless the run is to stop.
+        """Raise if the run is to stop.
 
         Raises:
-            Cancelled: It is.
+            Cancelled: The cancel event is set.
         """
         if self.cancel is not None and self.cancel.is_set():
             raise Cancelled("stopped; nothing was published")
@@ -68,7 +68,7 @@ class Watch:
             self.callback(Progress(phase=phase, rows=done, total=total))
 
     def on_rows(self, frame: pl.LazyFrame, phase: Phase, total: int | None) -> pl.LazyFrame:
-        """Return a plan that steps with every morsel passing through; display and stop only."""
+        """Return a plan that calls `step` with every morsel; the rows are unchanged."""
         if self.callback is None and self.cancel is None:
             return frame
 

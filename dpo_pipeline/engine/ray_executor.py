@@ -34,8 +34,8 @@ class RayExecutor:
             or that RAY_ADDRESS says, or one that is started on this machine.
         cpus_per_task: CPUs that a task reserves, and threads that it computes with.
         memory_per_task: Bytes that a task reserves; None reserves none.
-        max_in_flight: Tasks that are handed over before the first of them is done; four for each
-            that the cluster has the CPUs for, if not given.
+        max_in_flight: Tasks that are submitted at a time; by default four for each that the CPUs
+            of the cluster can run.
         max_retries: How often a task is run again after its worker or node was lost. What the
             task itself raises, such as a broken contract, is not tried again.
     """
@@ -107,7 +107,7 @@ class RayExecutor:
 
 
 def _check_reachable(address: str | None) -> None:
-    # Ray itself tries for minutes, in which nothing can stop it.
+    # Ray's own attempt takes minutes and cannot be stopped.
     host, _, port = (address or os.environ.get("RAY_ADDRESS") or "").rpartition(":")
     if host and "/" not in host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=_DYING).close()
@@ -119,7 +119,7 @@ def _versions() -> dict[str, str]:
 
 
 def _run(function: Function, task: Task, folder: str, versions: dict[str, str]) -> list[Any]:
-    if versions != _versions():  # the bits would be those of another version, here and there
+    if versions != _versions():  # the results would mix the bits of two versions
         raise EngineError(f"a Ray worker has {_versions()}, and this process has {versions}")
     # Paths are those of the process that asked; addresses do not need its folder.
     with suppress(FileNotFoundError):

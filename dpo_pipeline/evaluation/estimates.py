@@ -30,8 +30,8 @@ class Section:
 
     Attributes:
         name: What it is called.
-        subsets: Each subset and what it counts within the section.
-        weight: What the section counts in the score.
+        subsets: Subset to its weight within the section.
+        weight: Weight of the section in the score.
     """
 
     name: str
@@ -74,7 +74,7 @@ _CORE: Final = (
     Section(
         name="Reasoning",
         subsets={
-            "math-prm": 984,  # it has 447
+            "math-prm": 984,  # weighted as so many pairs; it has 447
             "hep-cpp": 164,
             "hep-go": 164,
             "hep-java": 164,
@@ -116,7 +116,7 @@ def check_subsets(benchmark: str, found: Iterable[Any]) -> None:
 
 
 def weights_of(benchmark: str) -> dict[str, float]:
-    """Return what each subset counts in the score; the weights add up to 1."""
+    """Return subset to its weight in the score; the weights add up to 1."""
     sections = BENCHMARKS[benchmark]
     total = sum(section.weight for section in sections)
     return {
@@ -141,7 +141,7 @@ ESTIMATED_FIGURES: Final = {
     "ref_chosen_logps": "mean, nats",
     "ref_rejected_logps": "mean, nats",
 }
-"""What has an interval, and in which unit."""
+"""Figures that have an interval, each with its unit."""
 
 BASELINES: Final = {
     "longer": "accuracy of preferring the longer completion",
@@ -149,7 +149,7 @@ BASELINES: Final = {
     "reference": "accuracy of the reference's own log-probs",
     "policy": "accuracy of the policy's own log-probs, without the reference",
 }
-"""Rules that use no rewards; a policy is worth what it adds to them. A tie counts as wrong."""
+"""Rules that use no rewards, to compare the reward accuracy with. A tie counts as wrong."""
 
 DISPLACEMENT: Final = {
     "chosen_down": "share of chosen completions less likely than under the reference",
@@ -163,7 +163,7 @@ _BEST_BETA: Final = "best beta"
 _JUDGE_RANKS: Final = "judge: rank correlation"
 _JUDGE_AUC: Final = "judge: AUC"
 _DIGITS: Final = {_BEST_BETA: 3, _JUDGE_RANKS: 3, _JUDGE_AUC: 3}
-"""Significant digits of figures that are made from bins, which are within 0.25% of a margin."""
+"""Significant digits of figures made from binned margins, which are within 0.25%."""
 _SHOWN_OF_SUBSETS: Final = (
     *("n_valid", "reward_accuracy", "reward_accuracy_low", "reward_accuracy_high", "p_holm"),
 )
@@ -175,8 +175,8 @@ class Sections:
 
     Attributes:
         benchmark: Its name.
-        scores: By section, the mean over its subsets with their weights.
-        score: The mean over the sections with theirs.
+        scores: By section, the weighted mean over its subsets.
+        score: The weighted mean over the sections.
     """
 
     benchmark: str
@@ -186,7 +186,7 @@ class Sections:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flips:
-    """Pairs by whose log-probs are larger for the chosen completion; equal ones are not."""
+    """Pairs by which models give the chosen completion the larger log-prob; equal is not larger."""
 
     both: int
     reference_only: int
@@ -203,8 +203,8 @@ class Calibration:
             `accuracy`, `accuracy_low`, `accuracy_high`.
         error: Folded expected calibration error; biased upward where pairs are few.
         best_beta: The beta of the smallest log loss on these pairs.
-        best: The same beta with its log loss, or why there is none. None where margins are not in
-            proportion to beta.
+        best: `best_beta` with its log loss, or why there is none. None if margins are not
+            proportional to beta.
     """
 
     reliability: pl.DataFrame
@@ -220,8 +220,8 @@ class Agreement:
     Attributes:
         columns: Where the scores were.
         spearman: Rank correlation of margin and score gap.
-        auc: Chance that a pair whose chosen completion the judge prefers has the larger margin,
-            against one whose rejected completion it prefers.
+        auc: Chance that a pair whose chosen completion the judge prefers has a larger margin than
+            a pair whose rejected completion it prefers.
         by_gap: `gap_low`, `gap_high`, `n_pairs`, `n_correct`, `accuracy`, `accuracy_low`,
             `accuracy_high`.
     """
@@ -340,7 +340,7 @@ class Statistics:
 
 
 def _cells(estimate: Estimate, digits: int | None) -> tuple[float, str, str]:
-    """Return value, limits and method; with so many digits where bins leave no more certain."""
+    """Return value, limits and method, with so many significant digits if given."""
     interval = estimate.interval
     value = estimate.value if digits is None else float(short_number(estimate.value, digits))
     method = "" if interval is None else interval.method

@@ -1,4 +1,4 @@
-"""From the gathered tables to the statistics: every interval, baseline and test, no data read."""
+"""Makes the statistics from the gathered tables: intervals, baselines, tests. Reads no data."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ from dpo_pipeline.statistics import (
 from dpo_pipeline.sums import CLUSTER, across_subsets, coarse_middle, reward_sums
 
 _BOOTSTRAPPED_SUBSETS: Final = 100
-"""Subsets beyond which a mean over them has its spread from the jackknife, which is faster."""
+"""Beyond so many subsets, a mean over them uses the jackknife, which is faster."""
 
 
 def rate_within(
     table: pl.DataFrame, successes: str, count: str, gathered: Gathered, level: float
 ) -> Estimate | None:
-    """Return a rate of a table of clusters, by what is independent: prompts, or each pair."""
+    """Return a rate over clusters (prompts, or else pairs), which are taken as independent."""
     if gathered.is_by_prompt:
         return rate_of_clusters(table[successes], table[count], level)
     return rate_of(int(table[successes].sum()), int(table[count].sum()), level)
@@ -81,14 +81,14 @@ def mean_over_subsets(
 ) -> Estimate | None:
     """Return the weighted mean of the accuracies of subsets; each counts once without weights.
 
-    Where no cluster has pairs in two subsets the limits are put together from those of the
-    subsets. Otherwise clusters are drawn again; of more than a hundred subsets, left out.
+    If no cluster spans two subsets, the limits combine those of the subsets. Otherwise they come
+    from a bootstrap of clusters; for more than a hundred subsets, from a jackknife.
 
     Args:
         sums: The columns of `gathered.by`, `CLUSTER`, and counts; a subset without a valid pair
             is none.
         gathered: Says what the clusters are.
-        weights: Subset to what it counts, at least 0; every subset must be named.
+        weights: Subset to its weight, at least 0; every subset must be named.
         level: Of the interval.
 
     Returns:
@@ -123,7 +123,7 @@ def _bootstrapped_mean(
         share * pl.col(f"n_correct_{i}") / pl.col(f"{N_VALID}_{i}")
         for i, share in enumerate(shares)
     ]
-    # In order, because the order of the rows decides which are drawn.
+    # Sorted, because the order of the rows decides which are drawn.
     sums = sums.sort(CLUSTER).drop(CLUSTER)
     return bootstrap(sums, {"mean": pl.sum_horizontal(terms)}, count=N_VALID, level=level)["mean"]
 
@@ -148,7 +148,7 @@ def _jackknifed_mean(
 def _weights(keys: Sequence[tuple[Any, ...]], weights: Mapping[Any, float] | None) -> list[float]:
     if not weights:
         return [1.0] * len(keys)
-    # By their text, so that a command line can name subsets of any type.
+    # Compared as text, so that a command line can name subsets of any type.
     given = {
         tuple(map(str, key if isinstance(key, tuple) else (key,))): float(weight)
         for key, weight in weights.items()
@@ -176,9 +176,9 @@ _RATES: Final = {
     "rejected_down": ("n_rejected_down", N_VALID),
     "both_down": ("n_both_down", N_VALID),
 }
-"""Each rate: what succeeds, and out of what."""
+"""Each rate: its column of successes and its column of trials."""
 _NO_SPREAD: Final = 1e-12
-"""Standard error, as a share of the figure, up to which it is made of rounding errors."""
+"""A standard error up to this share of the figure is only rounding."""
 
 
 def statistics_of(
@@ -270,7 +270,7 @@ def _rates(
 
 
 def _advantages(whole: pl.DataFrame, level: float) -> dict[str, Estimate]:
-    """Return by how much rewards are right more often than each baseline, on the same pairs."""
+    """Return the accuracy of rewards minus that of each baseline, on the same pairs."""
     found = {}
     for name in BASELINES:
         by_baseline, count = _RATES[name]
@@ -323,7 +323,7 @@ def _subsets(sums: pl.DataFrame, gathered: Gathered, level: float) -> pl.DataFra
 
 
 def _p_value_of_accuracy(part: pl.DataFrame, gathered: Gathered) -> float | None:
-    """Return the p-value of as many pairs above as below 0, ties left out."""
+    """Return the p-value of equal chances of margins above and below 0, ties left out."""
     n_correct, n_ties, n = part.select(pl.col("n_correct", "n_ties", N_VALID).sum()).row(0)
     if n == 0:
         return None
@@ -350,7 +350,7 @@ def _sections(
     }
     score = mean_over_subsets(valid, gathered, weights_of(benchmark), level)
     known = {name: each for name, each in scores.items() if each is not None}
-    # Every subset has a valid pair, so that every mean is there.
+    # Every subset has a valid pair, so every mean exists.
     return None if score is None else Sections(benchmark=benchmark, scores=known, score=score)
 
 
@@ -377,9 +377,9 @@ def _jackknifed(
     low: float = 0.0,
     high: float = math.inf,
 ) -> Estimate | None:
-    """Return a figure from `low` to `high`, with the spread that the groups show if it is enough.
+    """Return a figure with its jackknife interval, within `low` and `high`.
 
-    Groups fewer than `JACKKNIFE_FROM`, or all alike, say nothing of the spread: no interval then.
+    No interval if there are fewer than `JACKKNIFE_FROM` groups, or all are alike.
     """
     found = delete_a_group(table, figure, group=GROUP, keys=keys, count=N_PAIRS, level=level)
     if found is None or found.standard_error is None:

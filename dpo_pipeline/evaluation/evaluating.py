@@ -1,4 +1,4 @@
-"""`evaluate` and `check`: preference pairs in, figures or broken rules out, reading them once."""
+"""`evaluate` and `check`: pairs in, figures or broken rules out, in one pass."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ T = TypeVar("T", bound=Result)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """Pairs that are opened and bound, and what is measured of them.
+    """Opened and bound pairs, and what is measured of them.
 
     Attributes:
         groups: The options.
@@ -76,7 +76,7 @@ class Measurement:
         statistics: StatisticsOptions | None = None,
         by_objective: bool = False,
     ) -> Measurement:
-        """Check that what is wanted goes with the columns.
+        """Check the options against the columns.
 
         Args:
             groups: The options.
@@ -87,7 +87,7 @@ class Measurement:
             by: Columns of the subsets.
             batches: The batches.
             statistics: How statistics are made, if asked for.
-            by_objective: Whether tables tell objectives apart, even if there is one.
+            by_objective: Whether tables name the objective, even if there is one.
         """
         subsets, parts = by or Subsets(), batches or Batches()
         wanted = Wanted(
@@ -146,7 +146,7 @@ class Measurement:
     def facts(
         self, function: str, options: Mapping[str, Any], outputs: tuple[Output, ...], **more: Any
     ) -> Facts:
-        """Return what a plan tells of it."""
+        """Return the facts of its plan."""
         batching, rows = self.wanted.batching, self.dataset.rows
         size = None if batching is None else batching.size
         return Facts(
@@ -172,7 +172,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasurementPlan(Plan[T]):
-    """What `check`, `evaluate` and `sweep` do.
+    """The plan of `check`, `evaluate` and `sweep`.
 
     Attributes:
         function: The call.
@@ -212,7 +212,7 @@ class MeasurementPlan(Plan[T]):
 
     @property
     def facts(self) -> Facts:
-        """What the plan tells of itself."""
+        """What a dry run shows."""
         return self.measurement.facts(self.function, self.options, self.outputs)
 
     def run(self) -> T:
@@ -250,12 +250,12 @@ def evaluate(
 ) -> Plan[Evaluation]:
     """Return the mean loss, reward accuracy and the other figures of preference pairs.
 
-    The data is read once, in shards of bounded size. Rows that break the contract are read
-    once more, to be listed, and only if there are some. Every figure comes from exact sums
-    (`Summary` states the error), weighs each valid pair alike, and does not depend on
+    The data is read once, in shards of bounded size; shards with invalid pairs are read again, to
+    list them. A null, NaN or infinite log-prob makes a pair invalid. Every figure comes from exact
+    sums (`Summary` states the error), weighs each valid pair alike, and does not depend on
     batches, threads or files.
 
-    Each argument is a group of options, or the short form that stands behind it here.
+    Each argument is a group of options, or the short form named after it.
 
     Args:
         pairs: `Pairs`, or their source: a dataframe of any kind, or files (a path, a list, a
@@ -274,10 +274,11 @@ def evaluate(
         execution: `Execution`, or the name of an engine.
 
     Raises:
-        UsageError: An argument is not one that can be used, or asks for too many groups.
+        UsageError: An argument cannot be used, or makes too many subsets or batches.
         ContractError: Columns, types or rows break the contract, or no pair is valid.
         JoinError: The keys of the pairs and of the reference do not fit.
         StorageError: A file cannot be read or written.
+        EngineError: The engine cannot be reached, or lost its workers.
         Cancelled: The run was stopped.
 
     Examples:
@@ -292,7 +293,7 @@ def evaluate(
     objective = groups.objective
     subsets, parts = given(Subsets, by), given(Batches, batches)
     dataset = groups.opened()
-    # Scores that are in the data already are made anew, whatever beta they had.
+    # Scores in the data are computed again, whatever beta they had.
     binding = groups.bound(dataset, objective.needs, adds=[added.name for added in SCORED])
     measurement = Measurement.of(
         groups, dataset, binding, (objective,), by=subsets, batches=parts, statistics=asked
@@ -321,8 +322,7 @@ def check(
         reference: As in `evaluate`.
         loss: As in `evaluate`: it says which columns a pair needs.
         contract: As in `evaluate`.
-        on_invalid: `OnInvalid` with `at_most`, the number or share of invalid pairs that is no
-            error.
+        on_invalid: `OnInvalid` with `at_most`, the count or share of invalid pairs allowed.
         outputs: As in `evaluate`, without a report.
         execution: As in `evaluate`.
 
@@ -332,7 +332,7 @@ def check(
 
     Raises:
         ContractError: Columns or types break the contract, or no pair is valid.
-        UsageError, JoinError, StorageError, Cancelled: As `evaluate`.
+        UsageError, JoinError, StorageError, EngineError, Cancelled: As `evaluate`.
 
     Examples:
         >>> import polars as pl, dpo_pipeline
@@ -347,7 +347,7 @@ def check(
     objective = groups.objective
     dataset = groups.opened()
     binding = groups.bound(dataset, objective.needs, adds=[added.name for added in SCORED])
-    # Scores are made only if a sound pair can have one that no sum can hold.
+    # Score only if sound log-probs can give a score too large to be summed.
     scored = (objective,) if objective.columns_to_check(binding.max_logp) else ()
     if scored and objective.is_of_batches:
         raise UsageError(f"{objective} is a loss of batches: evaluate checks its pairs")

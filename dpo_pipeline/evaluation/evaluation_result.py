@@ -24,7 +24,7 @@ from dpo_pipeline.tables import aligned, as_json
 
 
 class Reported:
-    """A result that can be shown. What draws is imported when it is asked for."""
+    """A result with charts and a report. Drawing libraries are imported on first use."""
 
     __slots__ = ()
 
@@ -93,7 +93,7 @@ class Evaluation(Reported):
 
     Attributes:
         source: What was evaluated.
-        reference: Where the reference's log-probs came from, if not from there.
+        reference: Where the reference's log-probs came from, if not from `source`.
         objective: The loss with its parameters.
         max_logp: Largest log-probability accepted, in nats.
         columns: Canonical column name to the input column it came from.
@@ -102,8 +102,8 @@ class Evaluation(Reported):
         subsets: One row a subset, in the order of its key: the columns of `by`, then the
             fields of `Summary`. None without `by`.
         histogram: The valid pairs by margin, if asked for: the columns of `by`, `bin`, its
-            edges `lower` and `upper` in nats, `n_pairs`. `dpo_pipeline.sketch` has the bins
-            and their error.
+            edges `lower` and `upper` in nats, `n_pairs`. `dpo_pipeline.exact` defines the bins
+            and states their error.
         batches: One row a batch, in order. None without batches, or where they went to a file.
         statistics: Intervals, baselines, calibration and the like, if asked for.
     """
@@ -122,12 +122,12 @@ class Evaluation(Reported):
 
     @property
     def beta(self) -> float:
-        """KL strength."""
+        """KL strength, dimensionless."""
         return self.objective.beta
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Sentences about what is legal and surely wrong."""
+        """What is surely wrong in the valid pairs, a sentence each."""
         return self.invalid.warnings
 
     @property
@@ -158,11 +158,11 @@ class Evaluation(Reported):
         """Return a figure, by TRL's name or the library's, and its interval.
 
         Raises:
-            UsageError: The evaluation was made without it.
+            UsageError: The evaluation has no such figure.
         """
         name = TRL_METRICS.get(name, name)
         estimate = self._estimate(name)
-        # The summary is exact, where the sums of an estimate are Float64.
+        # The summary is exact; the sums of an estimate are Float64.
         value = None if estimate is None else estimate.value
         if name in SUMMARY_FIGURES:
             value = getattr(self.summary, name)

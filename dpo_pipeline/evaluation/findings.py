@@ -56,7 +56,7 @@ class Finding:
     """Something that is wrong, or can mislead.
 
     Attributes:
-        name: What kind it is, for programs; the same name can be there several times.
+        name: The kind of finding, for programs; several findings can share it.
         severity: One of `SEVERITIES`.
         title: What it is, in a few words.
         evidence: The figures that show it, with their intervals.
@@ -87,7 +87,7 @@ def findings_of(
 
     Args:
         statistics: Of the evaluation.
-        warnings: Sentences about what is legal and surely wrong (`Evaluation.warnings`).
+        warnings: `Evaluation.warnings`.
         beta: Of the rewards.
     """
     found = [*_of_warnings(warnings)]
@@ -106,7 +106,7 @@ def findings_of(
 
 
 def _of_warnings(warnings: Sequence[str]) -> Iterator[Finding]:
-    """Yield each of the warnings of `Health`: no model's output looks like this."""
+    """Yield a finding for each warning of `Health`."""
     for text in warnings:
         title, _, evidence = text.partition(": ")
         yield Finding(
@@ -119,7 +119,7 @@ def _of_warnings(warnings: Sequence[str]) -> Iterator[Finding]:
 
 
 def _beta_zero(beta: float) -> Iterator[Finding]:
-    """Yield that all rewards are 0 because beta is, where all pairs are ties."""
+    """Yield a finding if all pairs are ties because beta is 0."""
     if beta == 0.0:
         yield Finding(
             name="beta",
@@ -133,9 +133,9 @@ def _beta_zero(beta: float) -> Iterator[Finding]:
 def _precision(statistics: Statistics) -> Iterator[Finding]:
     """Yield where a model's log-probs are too coarse for the margins made from them.
 
-    All log-probs of the policy, or all of the reference, are numbers of a short format, and of at
-    least `IMPRECISE_FROM` of the pairs chosen and rejected log-ratio differ by less than the
-    largest log-prob rounded at that format, which is half a step to a step of it.
+    All log-probs of the policy, or all of the reference, fit a short number format. In at least
+    `IMPRECISE_FROM` of the pairs, chosen and rejected log-ratio differ by less than half a step to
+    a step of that format at the largest log-prob.
     """
     sums = statistics.gathered.groups.sum().row(0, named=True)
     n = sums[N_VALID]
@@ -164,11 +164,11 @@ def _precision(statistics: Statistics) -> Iterator[Finding]:
                 advice="Score the pairs again, add up token log-probs in float32 and keep them so: "
                 "nothing brings lost digits back.",
             )
-        return  # the coarsest format that holds them all is theirs
+        return  # the first format that holds them all is the coarsest
 
 
 def _worse_than_chance(statistics: Statistics) -> Iterator[Finding]:
-    """Yield where the accuracy, ties half, is below 1/2 with its whole interval."""
+    """Yield a finding if the whole interval of the accuracy, ties half, is below 1/2."""
     accuracy = statistics.figures.get("reward_accuracy_half")
     if accuracy is not None and accuracy.interval is not None and accuracy.interval.high < _COIN:
         yield Finding(
@@ -182,10 +182,10 @@ def _worse_than_chance(statistics: Statistics) -> Iterator[Finding]:
 
 
 def _no_better_than_a_guess(statistics: Statistics) -> Iterator[Finding]:
-    """Yield rules without rewards that the rewards are not shown to beat.
+    """Yield the baselines that the rewards are not shown to beat.
 
-    The paired interval of the difference of accuracies reaches down to 0, or below 0 with all of
-    it (then a problem); against a coin, the interval of the accuracy, ties half, holds 1/2.
+    The interval of the paired accuracy difference reaches 0, or lies below it (then a problem).
+    Against a coin, the interval of the accuracy, ties half, holds 1/2.
     """
     accuracy = statistics.figures.get("reward_accuracy_half")
     interval = None if accuracy is None else accuracy.interval
@@ -323,11 +323,10 @@ def _suspects(statistics: Statistics, rate: float) -> str:
 
 
 def _repeats(statistics: Statistics) -> Iterator[Finding]:
-    """Yield pairs that are there twice: all log-probs are those of another pair.
+    """Yield repeats: pairs whose log-probs all equal those of an earlier pair.
 
-    They are at least `REPEATED_FROM` of the pairs: as counted, or with the whole interval where a
-    share of the pairs was looked at. Not where log-probs are bf16 or f16 numbers, since other
-    pairs can have the same ones then.
+    Their share, or its whole interval if only a sample was looked at, is at least `REPEATED_FROM`.
+    No finding if log-probs are bf16 or f16 numbers: different pairs can have the same ones then.
     """
     gathered = statistics.gathered
     sums = gathered.groups.sum().row(0, named=True)
@@ -352,7 +351,7 @@ def _repeats(statistics: Statistics) -> Iterator[Finding]:
 
 
 def _few(statistics: Statistics) -> Iterator[Finding]:
-    """Yield where pairs are fewer than `FEW_PAIRS`, or their prompts than `FEW_CLUSTERS`."""
+    """Yield a finding if there are fewer pairs than `FEW_PAIRS` or prompts than `FEW_CLUSTERS`."""
     accuracy = statistics.figures.get("reward_accuracy")
     if accuracy is None or accuracy.interval is None:
         return

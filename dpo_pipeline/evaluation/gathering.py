@@ -160,7 +160,7 @@ class Gathering(GrowingTables):
         self._add_course(valid.lazy())
         shown = [ROW, LOSS, REWARD_MARGIN, CHOSEN_REWARD, REJECTED_REWARD]
         shown += [PAIR_ID.name] if PAIR_ID.name in self.columns else []
-        # The row decides between equal margins, so that any cut into chunks gives the same rows.
+        # Equal margins are ordered by row, so that any cut into chunks gives the same rows.
         self._keep_lowest("lowest", valid.lazy().select(shown), [REWARD_MARGIN, ROW])
         self._add_repeats(valid)
         if self._judge:
@@ -211,11 +211,11 @@ class Gathering(GrowingTables):
 
     def _add_repeats(self, valid: pl.DataFrame) -> None:
         hashes = valid.select(pl.lit(0, dtype=pl.UInt64).alias("hash"), *self._needs.logps)
-        # Mixed after each: numbers with few digits, such as those of bf16, fill few bits of a word.
+        # Mixed after each column, because bf16 values fill few bits of a word.
         for name in self._needs.logps:
             hashes = hashes.with_columns(hash=mixed(pl.col("hash") ^ steps_of(pl.col(name))))
         self._add_sums("repeats", hashes.filter(self._is_kept()), ["hash"], pair_count())
-        # All copies of a pair have its hash, so a share of the hashes has the share of copies.
+        # Copies share a hash, so a sample of the hashes keeps the share of copies.
         while self._tables["repeats"].height > REPEATS_HELD:
             self._thinning *= 2
             self._tables["repeats"] = self._tables["repeats"].filter(self._is_kept())

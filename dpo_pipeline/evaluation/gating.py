@@ -1,7 +1,7 @@
 """Gates for pipelines: figures that must not be below, or above, a mark.
 
-A gate is looked at after everything else: the result is there, and what was to be written is
-published, so that a run that fails at its gate can be read.
+Gates are checked last, when the outputs are published, so that a run that fails its gate can be
+read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _COUNTS: Final = ("n_pairs", "n_valid", "n_invalid", "n_ties")
 ADVANTAGE: Final = "advantage/"
 _MEANS: Final = ("macro", "weighted", "score")
 SUMMED: Final = (*TRL_METRICS, *SUMMARY_FIGURES)
-"""What a mark can be set for in every evaluation, that of a score too."""
+"""Figures that can have a mark in every evaluation, also in that of `score_parquet`."""
 _OF_STATISTICS: Final = (
     *(name for name in ESTIMATED_FIGURES if name not in SUMMARY_FIGURES),
     *DISPLACEMENT,
@@ -29,11 +29,11 @@ _OF_STATISTICS: Final = (
     *_MEANS,
 )
 GATED: Final = (*SUMMED, *_OF_STATISTICS)
-"""What a mark can be set for in an evaluation with statistics."""
+"""Figures that can have a mark in an evaluation with statistics."""
 
 
 class GatedResult(Protocol):
-    """A result that has figures with marks."""
+    """A result whose figures can have marks."""
 
     @property
     def name(self) -> str:
@@ -147,13 +147,13 @@ def check_gates(gates: Gates, names: Sequence[str]) -> None:
 
 
 def needs_statistics(gates: Gates) -> bool:
-    """Return whether an evaluation has to be made with statistics for these marks."""
+    """Return whether these marks need an evaluation with statistics."""
     names = {*gates.under, *gates.over}
     return gates.by_interval or bool(names & set(_OF_STATISTICS))
 
 
 def check_gates_asked(gates: Gates, *, by: object, weights: object, sections: object) -> None:
-    """Raise a UsageError if a mark is of a figure that the other options do not ask for."""
+    """Raise a UsageError if a mark needs a figure that the other options do not ask for."""
     asked = {"macro": (by, "--by"), "weighted": (weights, "--weight")}
     asked["score"] = (sections, "--sections")
     for name in (*gates.under, *gates.over):

@@ -101,7 +101,7 @@ class Measured:
         return int(self.totals[N_VALID].item() or 0)
 
     def report(self, watch: Watch) -> InvalidReport:
-        """List what broke, reading the shards with invalid pairs once more."""
+        """List the broken rules, reading the shards with invalid pairs once more."""
         found = Offences(self.rules.rules)
         total = sum(shard.rows or 0 for shard in self.suspects) or None
         tasks = [replace(shard, index=index) for index, shard in enumerate(self.suspects)]
@@ -120,7 +120,7 @@ class Measured:
     def report_of_quarantine(
         self, parts: Sequence[Part], targets: Sequence[Target], watch: Watch
     ) -> InvalidReport:
-        """List what broke from the files of invalid pairs, one for each part."""
+        """List the broken rules from the files of invalid pairs, one for each part."""
         found = Offences(self.rules.rules)
         for part, target in zip(parts, targets, strict=True) if self.n_invalid else ():
             pairs = with_scores_of(target.scan(), self.objectives)
@@ -219,7 +219,7 @@ class Wanted:
         batching: How pairs are put into batches.
         histogram: Whether margins are binned.
         statistics: How statistics are made, if asked for.
-        by_objective: Whether tables tell objectives apart, even if there is one.
+        by_objective: Whether tables name the objective, even if there is one.
     """
 
     by: tuple[str, ...] = ()
@@ -230,14 +230,14 @@ class Wanted:
 
     @property
     def only_batches(self) -> bool:
-        """Whether rows group by nothing but batches of consecutive rows."""
+        """Whether rows are grouped by batches of consecutive rows alone."""
         in_order = self.batching is not None and self.batching.in_order
         others = self.by or self.histogram or self.statistics is not None
         return in_order and not others
 
     @property
     def is_faster_in_order(self) -> bool:
-        """Whether the groups of a shard are best summed one after the other."""
+        """Whether the groups of a shard are summed faster in order than by hash."""
         return self.only_batches and self.batching is not None and self.batching.are_long
 
     @property
@@ -248,11 +248,11 @@ class Wanted:
 
     @property
     def max_subsets(self) -> int:
-        """Groups of `by` that there may be."""
+        """Most subsets that `by` may make."""
         return MAX_SUBSETS if self.statistics is None else MAX_SUBSETS_WITH_STATISTICS
 
     def check(self, columns: pl.Schema) -> None:
-        """Raise a UsageError if a column that is grouped by is not there or not plain."""
+        """Raise a UsageError if a grouping column is missing, nested or named like a figure."""
         if self.statistics is not None:
             self.statistics.check(columns, self.by)
         batch_by = self.batching.column if self.batching is not None else None
@@ -285,9 +285,9 @@ def measure(
     Args:
         dataset: What is read.
         scorer: What scores a shard.
-        objectives: What is summed of the scores; none sums what needs no score.
+        objectives: Whose scores are summed; if empty, only what needs no score.
         wanted: What is summed beside the totals.
-        watch: Is told of the rows.
+        watch: Receives progress, and stops the run.
         executor: Where shards are read.
         batch_file: Where batch means go, if not into the result.
     """
@@ -342,7 +342,7 @@ def measure(
             for part in results:
                 if gathering is None:
                     sums.add(part)
-                else:  # statistics are of rows in their order, which come here for it
+                else:  # statistics need the rows themselves, in order
                     gathering.add(part)
                     plan = plan_of(part.lazy(), valid=pl.col(VALID), in_order=partial_sums.in_order)
                     sums.add(plan.collect(engine="streaming"))
@@ -367,7 +367,7 @@ def measure(
 
 
 class _RollUps:
-    """Partial sums of what was read so far, added up each way that is wanted."""
+    """Running sums: the totals and, if wanted, by subset, batch and bin."""
 
     def __init__(
         self,

@@ -69,7 +69,7 @@ class Groups:
         """Make groups from the arguments of a call, by the names of its parameters.
 
         Raises:
-            UsageError: Something is given twice, or is none of what it can be.
+            UsageError: An option is given twice, or cannot be used.
         """
         pairs, found = asked["pairs"], asked.get
         source = pairs if isinstance(pairs, Pairs) else Pairs(pairs)
@@ -87,12 +87,12 @@ class Groups:
 
     @property
     def _settings(self) -> Mapping[str, Any]:
-        """What gives the figures of a format's own tool, where nothing else was asked for."""
+        """Settings that reproduce the figures of a format's own tool, unless others are given."""
         return FORMATS[format_of(self.pairs)].settings
 
     @property
     def asked(self) -> Objective:
-        """What is computed, with what the format of the pairs asks for."""
+        """The objective as asked for, with the settings of the format of the pairs."""
         asked, own = self.loss, self._settings
         arguments = own.get("loss_args", {})
         if arguments and asked.loss in (LOSS_NAME, {LOSS_NAME: 1.0}):
@@ -101,7 +101,7 @@ class Groups:
 
     @property
     def objective(self) -> CheckedObjective:
-        """What is computed, with everything checked."""
+        """The checked objective."""
         return checked_objective(self.asked)
 
     @property
@@ -117,7 +117,7 @@ class Groups:
 
     @property
     def watch(self) -> Watch:
-        """What is told of the rows, and stops the run."""
+        """Receives progress, and stops the run."""
         return Watch(callback=self.execution.progress, cancel=self.execution.cancel)
 
     @property
@@ -125,7 +125,7 @@ class Groups:
         """Where the work is done.
 
         Raises:
-            UsageError: There is no such engine, or an address of another one.
+            UsageError: There is no such engine, or a Ray address is given for another one.
         """
         address = self.execution.ray_address
         if address is None:
@@ -135,10 +135,9 @@ class Groups:
         return RayExecutor(address=address)
 
     def opened(self, key: str | None = None, name: str = "pairs") -> Dataset:
-        """Open the pairs and their reference, and join them; no key and no value is read.
+        """Open the pairs, joined to their reference; no key and no value is read.
 
-        `key` is a column that they will be joined by to something else, and `name` what reports
-        call a dataframe.
+        `key` is a column for a further join by the caller; `name` is what reports call a dataframe.
         """
         keys = (PAIR_ID.name if self.reference is None else self.reference.on, key)
         pairs = open_pairs(
@@ -180,7 +179,7 @@ class Groups:
             )
 
     def as_given(self, **more: Any) -> dict[str, Any]:
-        """Return the groups under the parameters of a call, with those that it alone has."""
+        """Return the groups by parameter of the call, with `more` that only this call has."""
         own = {name: getattr(self, name) for name in type(self).__dataclass_fields__}
         return own | more
 
@@ -188,7 +187,7 @@ class Groups:
 def refuse_unreadable(
     dataset: Dataset, executor: Executor, objectives: Iterable[CheckedObjective] = ()
 ) -> None:
-    """Raise if there are no pairs, or not in a form in which they can be read where asked.
+    """Raise if there are no pairs, or if the engine or the loss cannot read them in shards.
 
     Raises:
         ContractError: The footers say that there is no pair.
@@ -210,7 +209,7 @@ def refuse_unreadable(
 
 
 def checked_objective(asked: Objective) -> CheckedObjective:
-    """Return what is computed, with everything checked."""
+    """Return the checked objective."""
     return CheckedObjective.of(
         asked.loss, asked.beta, loss_args=asked.arguments, dialect=asked.dialect
     )
@@ -243,7 +242,7 @@ def max_logp_of(contract: Contract) -> float:
 
 
 def statistics_of_call(statistics: Any, outputs: Outputs) -> StatisticsOptions | None:
-    """Return how statistics are made, if they are asked for by themselves or for the report.
+    """Return how statistics are made, if they or the report are asked for.
 
     Raises:
         UsageError: The report cannot be made or written.
@@ -308,7 +307,7 @@ class Documents:
 
     @staticmethod
     def checked(outputs: Outputs, publication: Publication) -> tuple[Output, ...]:
-        """Check that they can be written; nothing is."""
+        """Check that both can be written; nothing is written yet."""
         paths = (outputs.summary, outputs.report)
         return tuple(publication.check(path) for path in paths if path is not None)
 
@@ -367,5 +366,5 @@ def run_facts(binding: Binding, *objectives: CheckedObjective) -> dict[str, str]
 def warn_of(report: InvalidReport) -> None:
     """Issue a report's warnings, at the line that called the library."""
     for text in report.warnings:
-        # This function, the plan's run and the call itself stand between.
+        # Skips this function, the plan's run and the call itself.
         warnings.warn(f"{report.source}: {text}", DataWarning, stacklevel=4)

@@ -24,7 +24,7 @@ class ShardScorer:
         binding: The contract.
         objectives: What is computed; none prepares only.
         batching: How pairs are put into batches.
-        row_bytes: Average bytes of a row, where it is known.
+        row_bytes: Average bytes of a row, if known.
     """
 
     binding: Binding
@@ -113,9 +113,9 @@ class PartialSums:
         subsets: Name of each key to the column that it is a copy of.
         valid: True where a pair counts.
         tally: From scored pairs to their sums.
-        most_rows: Rows beyond which, or if they are unknown, a shard is read bit by bit.
+        most_rows: A shard of more rows, or of unknown length, is read in chunks.
         may_be_endless: Whether there can be as many sums as rows.
-        in_order: Whether groups are best summed one after the other.
+        in_order: Whether groups are summed faster in order than by hash.
     """
 
     dataset: Dataset
@@ -160,7 +160,7 @@ class PartialSums:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundOffences:
-    """Reads a shard into the offences against rules in it.
+    """Lists the offences of a shard.
 
     Attributes:
         dataset: What the shard is of.

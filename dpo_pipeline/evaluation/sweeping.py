@@ -56,11 +56,10 @@ class Sweep:
 
     @property
     def best(self) -> dict[str, float]:
-        """The beta with the smallest mean loss, for each loss, of those that were tried.
+        """Loss to the tried beta with its smallest mean loss.
 
-        Losses of different betas are on one scale only for losses that are likelihoods of the
-        labels (`sigmoid` and those made from it); for others, and at an end of the betas that
-        were tried, a minimum says little.
+        Betas are comparable only under losses that are likelihoods of the labels (`sigmoid` and
+        those made from it). Under others, or at an end of the tried betas, a minimum says little.
         """
         smallest = self.table.filter(pl.col(LOSS) == pl.col(LOSS).min().over(OBJECTIVE))
         first = smallest.unique(OBJECTIVE, keep="first", maintain_order=True)
@@ -133,7 +132,7 @@ def sweep(
         execution: As in `evaluate`.
 
     Raises:
-        UsageError, ContractError, JoinError, StorageError, Cancelled: As `evaluate`.
+        UsageError, ContractError, JoinError, StorageError, EngineError, Cancelled: As `evaluate`.
 
     Examples:
         >>> import polars as pl, dpo_pipeline
@@ -180,7 +179,7 @@ def objectives_of(asked: Objective) -> Iterator[CheckedObjective]:
     """Yield what is swept: every loss with every beta.
 
     Raises:
-        UsageError: An argument is not one that can be used, or an objective is there twice.
+        UsageError: An argument cannot be used, or an objective is there twice.
     """
     beta, loss, loss_args = asked.beta, asked.loss, asked.arguments
     betas = beta if isinstance(beta, Sequence) and not isinstance(beta, str) else [beta]

@@ -1,7 +1,7 @@
 """Losses that depend on the other pairs of a batch, as expressions over its rows.
 
 `batch` names the batch of each row; a batch is whole, and its rows stand in order. A null takes
-no part, and has no loss. Positional arguments besides those of `losses`:
+no part and gives a null loss. Positional arguments besides those of `pairwise`:
 
     policy_difference     c - r, chosen less rejected log-prob under the policy
     reference_difference  C - R, the same under the reference
@@ -54,8 +54,8 @@ def kto_pair(
 ) -> pl.Expr:
     """Return the mean of 1 - sigma(beta (h_c - K_r)) and 1 - sigma(beta (K_c - h_r)).
 
-    K is the mean log-ratio of a side over the batch, at least 0 (arXiv 2402.01306). The report
-    has two values a pair, whose mean over a batch is that of this one.
+    K is the mean log-ratio of chosen or rejected over the batch, at least 0 (arXiv 2402.01306). The
+    paper has two losses a pair; over a batch, their mean is the mean of this one.
     """
     chosen_kl, rejected_kl = (
         mean_of(exact_sum(score), score.count()).clip(lower_bound=0.0).over(batch)

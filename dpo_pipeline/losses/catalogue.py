@@ -1,7 +1,7 @@
 """The table of losses: a row each, with its function, parameters, sources and other names.
 
 What a loss needs follows from its function's arguments and from its score. The command
-`dpo-pipeline losses`, the README's table and the checks of arguments are made from these rows.
+`dpo-pipeline losses`, the reference table and the checks of arguments are made from these rows.
 """
 
 from __future__ import annotations
@@ -336,5 +336,5 @@ _IN_NATS: Final = frozenset(
 
 
 def unit_of_loss(names: Iterable[str]) -> str:
-    """Return `nats` if all of these losses are negative log-likelihoods, else nothing."""
+    """Return `nats` if all of these losses are negative log-likelihoods, else an empty string."""
     return "nats" if _IN_NATS.issuperset(names) else ""

@@ -1,7 +1,7 @@
 """Where systems disagree: what each of them does, as data with its source.
 
-A dialect sets what its system does not leave open. What other systems do can be had by the
-parameters in `OTHERS`.
+A dialect sets what its system does not leave open. `OTHERS` has the parameters that reproduce
+other systems.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class Dialect:
     Attributes:
         name: What it is called here.
         system: Which one it is.
-        beta: Where none is given.
-        rewards: beta times what: the score that the loss compares, or the log-ratio of sums.
+        beta: KL strength if none is given.
+        rewards: What beta multiplies: the score that the loss compares, or the log-ratio of sums.
         defaults: Loss to arguments that differ from the catalogue's.
-        refused: Arguments, of one loss (`loss.argument`) or of all, that the system has not, and
-            what it does instead.
-        sources: Topic to what was read for it.
+        refused: Argument of one loss (`loss.argument`) or of all that the system lacks, to what it
+            does instead.
+        sources: Topic to its source.
     """
 
     name: str
@@ -110,4 +110,4 @@ OTHERS: Final[Mapping[str, str]] = MappingProxyType(
         "TRL to 0.24": "label_smoothing of sigmoid is cDPO; aot_pair: aot_unpaired",
     }
 )
-"""What gives the conventions of other systems, in words."""
+"""System to the parameters that reproduce its conventions, in words."""

@@ -28,7 +28,7 @@ _LARGE: Final = 1e5
 
 
 def needs_python(x: pl.Expr) -> pl.Expr:
-    """Return true where a value is so near a tie, or so large, that Polars may round otherwise."""
+    """Return true where a value is so near a tie or so large that Polars may not round like Python."""
     scaled = x * _SCALE
     return ((scaled - scaled.floor() - 0.5).abs() < _NEAR) | (x.abs() > _LARGE)
 
@@ -101,7 +101,12 @@ def dpo_loss(
             argument, the position and the value.
 
     Warns:
-        DataWarning: A log-probability is positive; it is computed with.
+        DataWarning: A log-probability is positive. It is used as it is.
+
+    Examples:
+        >>> import dpo_pipeline
+        >>> dpo_pipeline.dpo_loss([-10.0], [-14.0], [-11.0], [-12.0], beta=0.1)
+        {'loss': 0.5544, 'chosen_rewards': [0.1], 'rejected_rewards': [-0.2]}
     """
     beta = checked_beta(beta)
     given = (

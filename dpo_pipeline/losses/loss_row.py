@@ -25,7 +25,7 @@ class Parameter:
         default: Its value where none is given.
         low: Smallest value.
         high: Largest value.
-        without: Ends of that range that are not in it.
+        without: Ends of that range that are excluded.
         meaning: What it does.
     """
 
@@ -38,7 +38,7 @@ class Parameter:
 
     @property
     def range(self) -> str:
-        """What it must be, in words."""
+        """The range, in words."""
         above = f"{'above' if self.low in self.without else 'at least'} {self.low:g}"
         below = f"{'below' if self.high in self.without else 'at most'} {self.high:g}"
         ends = [above] * math.isfinite(self.low) + [below] * math.isfinite(self.high)
@@ -48,7 +48,7 @@ class Parameter:
         """Return the value.
 
         Raises:
-            UsageError: It is none that this parameter can have.
+            UsageError: It is no number, or out of range.
         """
         if isinstance(value, Real) and not isinstance(value, bool):
             number = as_float(value)
@@ -67,15 +67,15 @@ class Loss:
 
     Attributes:
         name: What it is called here.
-        function: From `losses` or `batch_losses`.
+        function: From `pairwise` or `batchwise`.
         formula: The same in letters; z is the margin.
         source: Where it was published.
         parameters: What it takes besides beta.
-        peers: Other system to its name there.
+        peers: Other system to the name of the loss there.
         reference: Whether the reference is subtracted.
         by_length: Whether log-probs are divided by the number of tokens.
         f_divergence: Whether the log-ratio can be that of another divergence.
-        positive_beta: Whether beta divides.
+        positive_beta: Whether the loss divides by beta.
         grows_as_margin: Whether it is at most |margin| + 2 for any parameters.
     """
 

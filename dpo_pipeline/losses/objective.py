@@ -1,4 +1,4 @@
-"""What is to be computed: one loss or a weighted sum, with its parameters, all checked."""
+"""The objective: a loss, or a weighted sum of losses, with validated parameters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _F_ALPHA: Final = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Basis:
-    """How the score of a completion is made from its log-probs; see `scores`."""
+    """How the score of a completion is made from its log-probs; see `divergences`."""
 
     reference: bool = True
     per_token: bool = False
@@ -65,11 +65,11 @@ class CheckedObjective:
     """A loss or a weighted sum of losses, ready to be computed.
 
     Attributes:
-        beta: KL strength.
+        beta: KL strength, dimensionless.
         terms: The losses; rewards are those of the first one.
-        rewards: What beta is multiplied with: what the loss compares, or the log-ratio.
+        rewards: What beta multiplies: the score that the loss compares, or the log-ratio.
         dialect: The dialect that was asked for.
-        ld_alpha: What tokens beyond the length of the other completion count (LD-DPO).
+        ld_alpha: Weight of tokens beyond the length of the other completion (LD-DPO).
         humanline: Whether per-token log-ratios are clamped to -1 and 1.5 (HALOs).
     """
 
@@ -92,7 +92,7 @@ class CheckedObjective:
         """Check the arguments of a call.
 
         Raises:
-            UsageError: There is no such loss, dialect or argument, or it has no such value.
+            UsageError: There is no such loss, dialect or argument, or a value cannot be used.
         """
         system = _dialect(dialect)
         weights = _weights(loss)
@@ -147,7 +147,7 @@ class CheckedObjective:
 
     @property
     def reward_basis(self) -> Basis:
-        """What rewards are beta times of."""
+        """The basis of the score that beta multiplies into rewards."""
         basis = self.terms[0].basis
         if self.rewards == "logratio" and basis.reference:
             return Basis(reference=True)
@@ -161,13 +161,12 @@ class CheckedObjective:
     def columns_to_check(self, max_logp: float) -> tuple[str, ...]:
         """Return the scored columns whose values may be too large to be summed, or not finite.
 
-        None where sound log-probs leave no room for that: then rows need no rule, and sums are
-        narrow.
+        Empty if sound log-probs rule that out: then rows need no rule, and sums are narrow.
         """
         basis = [term.basis for term in self.terms]
         slow = all(term.loss.grows_as_margin for term in self.terms)
         weight = sum(abs(term.weight) for term in self.terms)
-        # Of a margin: each log-ratio spans the range of two log-probs.
+        # The bound |margin| + 2 of a loss: each log-ratio spans the range of two log-probs.
         largest = 2.0 * self.beta * (LOGP_LIMIT + max(max_logp, 0.0)) + 2.0
         plain = all(each.f_divergence == REVERSE_KL for each in basis)
         if plain and slow and weight * largest <= LOGP_LIMIT * (1.0 - 2.0**-40):
@@ -175,7 +174,7 @@ class CheckedObjective:
         return (CHOSEN_REWARD, REJECTED_REWARD, LOSS)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as it stands in documents: what makes the same objective again, in full."""
+        """Return all that makes the same objective again, as documents hold it."""
         return {
             "beta": self.beta,
             "rewards": self.rewards,
@@ -197,7 +196,7 @@ class CheckedObjective:
         }
 
     def __str__(self) -> str:
-        """Return it in a few words."""
+        """Return the losses with their weights."""
         return " + ".join(
             term.loss.name if term.weight == 1.0 else f"{term.weight:g} {term.loss.name}"
             for term in self.terms
@@ -247,7 +246,7 @@ def _arguments(loss_args: LossArguments | None) -> dict[str, float | bool | str]
 
 
 def _token_arguments(given: dict[str, float | bool | str]) -> tuple[float, bool]:
-    """Take the arguments that are about tokens, and so about all losses, out of those given."""
+    """Remove and return the token arguments, which apply to all losses."""
     alpha, humanline = given.pop("ld_alpha", 1.0), given.pop("humanline", False)
     if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0.0 <= alpha <= 1.0:
         raise UsageError(f"ld_alpha must be a number from 0 to 1, found {alpha!r}")

@@ -1,10 +1,10 @@
-"""Preference losses of one pair, as Polars expressions; `rewards` has the DPO loss itself.
+"""Preference losses of one pair, as Polars expressions; `dpo` has the DPO loss itself.
 
 A loss is a function from what it compares to nats. Its positional arguments say what that is,
-its keywords are its parameters, and `loss_catalogue` names it:
+its keywords are its parameters, and `catalogue` names it:
 
     margin              beta * (chosen score - rejected score)
-    chosen_score        log-ratio of the chosen completion, or what stands for it (see `scores`)
+    chosen_score        log-ratio of the chosen completion, or its substitute (see `divergences`)
     rejected_score      the same of the rejected completion
     chosen_reward       beta * chosen_score
     rejected_reward     beta * rejected_score
@@ -57,7 +57,7 @@ def smoothed_sigmoid(margin: pl.Expr, *, label_smoothing: float) -> pl.Expr:
 def robust(margin: pl.Expr, *, label_smoothing: float) -> pl.Expr:
     """Return ((1-e) sp(m) - e sp(-m)) / (1-2e), unbiased for labels that flip with chance e.
 
-    Source: arXiv 2403.00409 It can be negative.
+    Source: arXiv 2403.00409. It can be negative.
     """
     if label_smoothing == 0.0:  # 0 times an infinite margin is NaN
         return sigmoid_loss(margin)

@@ -34,7 +34,7 @@ from dpo_pipeline.losses.objective import Basis, CheckedObjective, Term
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WithinBatches:
-    """What a loss of batches has to know of the rows that it gets, which are whole batches.
+    """What a loss of batches needs to know about its rows, which are whole batches.
 
     Attributes:
         key: The column with the batch's number.

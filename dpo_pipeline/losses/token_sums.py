@@ -50,7 +50,7 @@ def clamped_logratio(
 ) -> pl.Expr:
     """Return the sum of per-token log-ratios, each clamped to low and high (HALOs, humanline).
 
-    Null where the lists have two lengths.
+    Null if the lists differ in length.
     """
     return sum_of_tokens(_differences(policy, reference).list.eval(pl.element().clip(low, high)))
 
@@ -58,9 +58,8 @@ def clamped_logratio(
 def k1(policy: pl.Expr, reference: pl.Expr) -> pl.Expr:
     """Return the mean of d = policy - reference over tokens, in nats.
 
-    The estimators of KL(policy || reference) hold for tokens sampled from the policy. Those of a
-    preference dataset are not, so that this is no KL of the models. Null where the lists have two
-    lengths.
+    k1, k2 and k3 estimate KL(policy || reference) on tokens sampled from the policy. Those of a
+    preference dataset are not, so this is no KL of the models. Null if the lists differ in length.
     """
     return _differences(policy, reference).list.mean()
 
@@ -80,7 +79,7 @@ def k3(policy: pl.Expr, reference: pl.Expr) -> pl.Expr:
 
 
 def _differences(policy: pl.Expr, reference: pl.Expr) -> pl.Expr:
-    # Lists of two lengths cannot be subtracted, and one such row would end the query.
+    # Lists of different lengths cannot be subtracted: one such row would end the query.
     length = pl.min_horizontal(policy.list.len(), reference.list.len())
     aligned = policy.list.head(length) - reference.list.head(length)
     return pl.when(policy.list.len() == reference.list.len()).then(aligned)

@@ -25,7 +25,7 @@ from dpo_pipeline.sources import Dataset, Part
 from dpo_pipeline.storage import GrowingFile, Out, Target, reading
 
 _Output: TypeAlias = Callable[[pl.LazyFrame, int], pl.LazyFrame]
-"""Makes the output from scored pairs, the first of which has this row number in its file."""
+"""From scored pairs and the row of the first of them in its file to the output."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ class PartTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairWriter:
-    """Writes outputs of a run; a file is one linear plan with one sink, or such plans in turn.
+    """Writes the outputs of a run: each file by one plan with one sink, or by plans in turn.
 
     Attributes:
         dataset: The input.
@@ -55,7 +55,7 @@ class PairWriter:
         objective: What is computed.
         scorer: What scored the shards.
         names: Input columns that are kept.
-        watch: Is told of the rows, if it is in this process.
+        watch: Receives progress, if it is in this process.
         n_valid: Valid pairs of the dataset.
         facts: Metadata of the files.
     """
@@ -103,7 +103,7 @@ class PairWriter:
             else:
                 pairs = self.scorer.binding.prepare(self.dataset.scan(part))
                 plan = output(with_scores(pairs, self.objective), part.begin)
-                # The rows of what is no Parquet file may be of any length.
+                # Rows that come from no Parquet file may be wide.
                 row_bytes = WIDE_ROW_BYTES if part.file is None else part.file.row_bytes
                 _sink(plan, out, self.facts, row_bytes=row_bytes)
 
@@ -135,7 +135,7 @@ def part_tasks(
 def _sink(plan: pl.LazyFrame, out: Out, facts: Mapping[str, str], *, row_bytes: int) -> None:
     is_wide = row_bytes >= WIDE_ROW_BYTES
     chunk = max(SINK_CHUNK_BYTES // row_bytes, 1) if is_wide else SINK_CHUNK_ROWS
-    # Polars cuts the pages of a nested column by how its rows came in: let it cut none.
+    # Polars cuts pages of nested columns by its input chunks: let it cut none.
     nested = any(dtype.is_nested() for dtype in plan.collect_schema().dtypes())
     # The reader runs ahead of the sink by a number of chunks, whatever their size.
     with pl.Config(streaming_chunk_size=chunk):
@@ -151,7 +151,7 @@ def _sink(plan: pl.LazyFrame, out: Out, facts: Mapping[str, str], *, row_bytes: 
 
 
 def _sink_in_turn(plans: Iterable[pl.LazyFrame], out: Out, facts: Mapping[str, str]) -> None:
-    """Write what several plans give to one file, each of them held in memory."""
+    """Write the rows of several plans to one file, those of one plan in memory at a time."""
     rows = OUTPUT_ROWS_PER_GROUP
     with GrowingFile(
         out.path, out.name, facts, rows_per_group=rows, filesystem=out.filesystem

@@ -1,4 +1,4 @@
-"""The output files of a score, and how an executor comes to write them."""
+"""The output files of `score_parquet`, and their writing by an executor."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PartOutputs:
 
     Attributes:
         dataset: The input.
-        parts: What of it makes a file each.
+        parts: The parts of the input, each an output file.
         is_folder: Whether they lie in a folder.
         executor: What writes them.
     """
@@ -38,7 +38,7 @@ class PartOutputs:
         """Cut the files of a dataset into parts of at most `part_rows` rows.
 
         Raises:
-            UsageError: It is no such number, or an engine would write to one file.
+            UsageError: `part_rows` cannot be used, or an engine would write to one file.
         """
         whole = isinstance(part_rows, int) and not isinstance(part_rows, bool)
         if part_rows is not None and not (whole and part_rows >= 1):
@@ -67,7 +67,7 @@ class PartOutputs:
         return [part.relative for part in self.parts] if self.is_folder else None
 
     def staged(self, publication: Publication, target: str | os.PathLike[str]) -> Sequence[Target]:
-        """Return where the parts are written, that shall become `target`."""
+        """Return the staged files of the parts, which become `target`."""
         apart = self.executor.elsewhere and self.is_folder
         return publication.stage_parts(target, self.relatives, apart=apart)
 
@@ -81,10 +81,10 @@ class PartOutputs:
         total: int,
         is_told: bool,
     ) -> str:
-        """Have all parts written, and return their manifest: rows by file, and the summary.
+        """Write all parts and return their manifest: rows by file, and the summary.
 
         Raises:
-            StorageError: They have not `total` rows together, or are not where they should be.
+            StorageError: The parts do not add up to `total` rows, or a file is missing.
         """
         counts: dict[str, int] = {}
         tasks = part_tasks(self.parts, targets, measured.suspects)

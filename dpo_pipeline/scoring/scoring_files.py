@@ -39,14 +39,14 @@ from dpo_pipeline.storage import Output, is_address
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScorePlan(Plan[Evaluation]):
-    """What `score_parquet` does.
+    """The plan of `score_parquet`.
 
     Attributes:
         measurement: What is read and measured.
-        parts: What makes a file each.
+        parts: The output files.
         sink: Where scored pairs go.
         invalid: Where invalid pairs go, if they are quarantined.
-        carried: Input columns that scored pairs have.
+        carried: Input columns that scored pairs keep.
         options: The groups of options, under the parameters of the call.
         outputs: What is written.
     """
@@ -61,7 +61,7 @@ class ScorePlan(Plan[Evaluation]):
 
     @property
     def facts(self) -> Facts:
-        """What the plan tells of itself."""
+        """What a dry run shows."""
         return self.measurement.facts(
             "score_parquet", self.options, self.outputs, carried=self.carried
         )
@@ -130,7 +130,7 @@ def score_parquet(
 
     A file or a dataframe gives a file. A folder, a glob or a list of Parquet files gives a folder,
     file by file under the same relative paths, with a `_SUCCESS` marker once all are there. An
-    error leaves no output.
+    error leaves no output. Added columns are those of `score`: Float64, in nats.
 
     Args:
         pairs: As in `evaluate`.
@@ -149,10 +149,11 @@ def score_parquet(
         execution: As in `evaluate`.
 
     Raises:
-        UsageError: An argument is not one that can be used.
+        UsageError: An argument cannot be used.
         ContractError: Columns, types or rows break the contract, or no pair is valid.
         JoinError: The keys of the pairs and of the reference do not fit.
         StorageError: A file cannot be read or written, or an output exists already.
+        EngineError: The engine cannot be reached, or lost its workers.
         Cancelled: The run was stopped.
 
     Examples:
@@ -231,7 +232,7 @@ def check_outside(source: object, targets: Sequence[object]) -> None:
 
 
 def beside(sink: str | os.PathLike[str]) -> str | Path:
-    """Return where quarantined pairs go if nothing is said."""
+    """Return where quarantined pairs go by default."""
     if is_address(sink):
         stem, ending = posixpath.splitext(os.fspath(sink).rstrip("/"))
         return f"{stem}.invalid{ending}"
@@ -240,7 +241,7 @@ def beside(sink: str | os.PathLike[str]) -> str | Path:
 
 
 def in_files(binding: Binding, dataset: Dataset) -> list[str]:
-    """Return the columns that stand in the files of an output like the input."""
+    """Return the columns that the output files hold: all but hive columns."""
     # A hive column lives in the folder names, of the output as of the input.
     return [name for name in binding.columns if dataset.hive is None or name not in dataset.hive]
 
@@ -248,7 +249,7 @@ def in_files(binding: Binding, dataset: Dataset) -> list[str]:
 def carried_columns(
     keep: str | Sequence[str] | None, binding: Binding, dataset: Dataset
 ) -> list[str]:
-    """Return the input columns that scored pairs have; all of them, if nothing is said.
+    """Return the input columns that scored pairs keep; all of them by default.
 
     Raises:
         UsageError: There is no such column.

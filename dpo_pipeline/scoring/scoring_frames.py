@@ -1,7 +1,7 @@
 """`score`, `token_kl` and `arrow_stage`: pairs in, the same with more columns out.
 
-`arrow_stage` is for who holds the rows in an engine of their own, such as a Ray Dataset
-(`map_batches`) or a Spark DataFrame (`mapInArrow`), and wants more columns on them.
+`arrow_stage` adds columns to rows that another engine holds, such as a Ray Dataset (`map_batches`)
+or a Spark DataFrame (`mapInArrow`).
 """
 
 from __future__ import annotations
@@ -111,11 +111,11 @@ def score(
 def token_kl(pairs: Any, *, contract: Any = None, scored: Any = None) -> pl.LazyFrame:
     """Add estimates of the divergence from the reference, from lists of per-token log-probs.
 
-    Nothing is read: the result is a plan. They are means over the tokens that count of one
-    completion; k1 is d, k2 is d^2 / 2, k3 is exp(-d) - 1 + d, with d the log-ratio of a token
-    (Schulman, "Approximating KL divergence"). They estimate KL(policy || reference) on tokens
-    sampled from the policy; those of a dataset are not, so compare them between datasets or
-    checkpoints, and do not call them the models' KL.
+    Nothing is read: the result is a plan. Each estimate is a mean over the counted tokens of one
+    completion: k1 of d, k2 of d^2 / 2, k3 of exp(-d) - 1 + d, where d is the log-ratio of a token
+    (Schulman, "Approximating KL divergence"). They estimate KL(policy || reference) only on tokens
+    sampled from the policy. A dataset's tokens are not: compare datasets or checkpoints by the
+    estimates, but do not call them the models' KL.
 
     Args:
         pairs: `Pairs`, or a dataframe of any kind: one row a pair, with lists of per-token
@@ -125,10 +125,12 @@ def token_kl(pairs: Any, *, contract: Any = None, scored: Any = None) -> pl.Lazy
 
     Returns:
         The pairs under canonical names, with `chosen_k1`, `chosen_k2`, `chosen_k3`, and the same
-        for the rejected completion, in nats; null where lists have two lengths, or no token.
+        for the rejected completion, in nats. Null if a list is null, or if the two differ in
+        length or count no token; null tokens are left out, NaN gives NaN.
 
     Raises:
-        ColumnError: A list is missing, or is none, or an input column has the name of an added
+        UsageError: An argument cannot be used.
+        ColumnError: A column is missing or no list, or an input column has the name of an added
             one.
     """
     groups = Groups.of(locals())
@@ -179,8 +181,15 @@ def arrow_stage(
         scored: `Scored` with `replace`, as in `score`.
 
     Raises:
-        UsageError: An argument is not one that can be used, or the loss is one of batches, for
-            which a table would have to be whole batches.
+        UsageError: An argument cannot be used, or the loss is one of batches, for which a table
+            would have to be whole batches.
+
+    Examples:
+        >>> import dpo_pipeline, pyarrow as pa
+        >>> table = pa.table({"policy_chosen_logps": [-10.0], "policy_rejected_logps": [-14.0],
+        ...                   "ref_chosen_logps": [-11.0], "ref_rejected_logps": [-12.0]})
+        >>> round(dpo_pipeline.arrow_stage(0.1)(table)["loss"][0].as_py(), 4)
+        0.5544
     """
     made, ours = given(OnInvalid, on_invalid), given(Contract, contract)
     checked_choice(made.action, ON_INVALID, made.at_most)
@@ -204,7 +213,7 @@ def arrow_stage(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrowStage:
-    """Checks and scores a table; `arrow_stage` makes it, and says what the attributes are."""
+    """Checks and scores a table; `arrow_stage` makes it and explains the attributes."""
 
     objective: CheckedObjective
     on_invalid: str
@@ -248,7 +257,7 @@ class ArrowStage:
         names = table.column_names
         needs = self.objective.needs
         roles = set(resolve(names, self.columns, needs).mapping.values())
-        # Only these go through Polars, so that no other column need be of a type that it has.
+        # Only these go through Polars: other columns may be of types that it lacks.
         read = [name for name in names if name in roles or self.contract is not None]
         with reading(_TABLE):
             frame = pl.DataFrame(table.select(read))
@@ -291,7 +300,7 @@ class _Bound:
         binding: The contract.
         rules: All rules, also those on scores.
         names: The columns of the result before the added ones.
-        untouched: Those of them that stay as they are, to the input columns that they are.
+        untouched: The columns that are copied as they are, to their input columns.
     """
 
     frame: pl.DataFrame

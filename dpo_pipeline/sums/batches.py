@@ -20,7 +20,7 @@ _KEY: Final = "__dpo_pipeline_batch"
 _ROW: Final = "__dpo_pipeline_batch_row"
 _FIRST: Final = "min___dpo_pipeline_batch_row"
 BATCHES_PER_GROUP: Final = 262_144
-"""Rows of a row group of batch means, and batches that a shard gives at most."""
+"""Rows of a row group of batch means, and most batches that a shard makes."""
 _FASTER_IN_ORDER: Final = 16
 
 
@@ -70,7 +70,7 @@ class Batching:
 
     @property
     def shard_rows(self) -> int:
-        """Rows of a shard that give no more batches than are cheap to hold."""
+        """Rows of a shard, which make at most `BATCHES_PER_GROUP` batches of rows."""
         return SHARD_ROWS if self.size is None else min(SHARD_ROWS, self.size * BATCHES_PER_GROUP)
 
     def with_key(self, pairs: pl.LazyFrame, first_row: int) -> pl.LazyFrame:
@@ -80,7 +80,7 @@ class Batching:
             return numbered.with_columns(pl.col(self.column).alias(_KEY), pl.col(_ROW) + first_row)
         if self.size is None:
             raise UsageError("batches have neither a size nor a column")
-        # The row index is UInt32: counted within a shard, it cannot end before the dataset does.
+        # The row index is UInt32; it counts within a shard, so it cannot overflow.
         batch = (pl.col(_ROW) + first_row % self.size) // self.size + first_row // self.size
         return numbered.with_columns(batch.alias(_KEY))
 
@@ -105,7 +105,7 @@ class BatchTable:
         self._objectives = objectives
         self._by_objective = by_objective
         self._file = file
-        self._open: pl.DataFrame | None = None  # sums that rows to come may still change
+        self._open: pl.DataFrame | None = None  # sums that later rows may change
         self._done: list[pl.DataFrame] = []
         self._n_done = 0
         if file is None:
@@ -129,7 +129,7 @@ class BatchTable:
             _checked_count(self._open.height)
             return
         sums = (sums if unique else merge([sums], [_KEY])).sort(_KEY)
-        if self._open is not None:  # of batches in order, only one can lie on both sides of a cut
+        if self._open is not None:  # only one ordered batch can span two shards
             border = merge([self._open, sums.head(1)], [_KEY])
             sums = pl.concat([border, sums.slice(1)])
         self._open = sums.tail(1)

@@ -1,8 +1,7 @@
 """Tables of exact sums that grow by adding the sums of more rows, clusters of pairs among them.
 
-A cluster is what counts as independent: a prompt, or each pair where no prompt is named. Each has
-a row of its own as long as they are few; from there on they are put into bags by their hash, which
-keeps memory flat.
+A cluster is taken as independent: a prompt, or a pair without one. Few clusters have a row each;
+many are hashed into bags, which bounds memory.
 """
 
 from __future__ import annotations
@@ -87,14 +86,14 @@ class GrowingTables:
         self._add(name, rows.lazy().group_by(keys).agg(sums), keys)
 
     def _rekey(self, name: str, key: pl.Expr, keys: Sequence[str]) -> None:
-        """Replace a key of a table by a coarser one, and add up the rows that it makes equal."""
+        """Replace a key of a table by a coarser one, and merge rows whose keys become equal."""
         if name in self._tables:
             self._tables[name] = merge([self._tables[name].with_columns(key)], keys)
 
     def _keep_lowest(
         self, name: str, rows: pl.LazyFrame, order: Sequence[str], *, reverse: bool = False
     ) -> None:
-        """Keep the first `ROWS_SHOWN` rows by two columns; `reverse` is of the first of them."""
+        """Keep the first `ROWS_SHOWN` rows by two columns; `reverse` sorts the first descending."""
         if name in self._tables:
             rows = pl.concat([self._tables[name].lazy(), rows])
         descending = [reverse, False]

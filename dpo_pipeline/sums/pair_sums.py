@@ -30,7 +30,7 @@ CELL: Final = "cell"
 _HIGH: Final = 2**24
 """More than twice the coarse bin of any finite value, so that a low part never carries over."""
 _SQUARED_LIMIT: Final = 2.0**25
-"""Nats up to which the square of a margin fits `exact_sum_of_wide`."""
+"""Largest margin, in nats, whose square fits `exact_sum_of_wide`."""
 PRECISIONS: Final = {"bf16": 8, "f16": 11, "f32": 24}
 """Number formats that log-probs come from, and the bits of their significands."""
 
@@ -98,12 +98,12 @@ def steps_of(values: pl.Expr) -> pl.Expr:
 
 
 def cell_of(high: pl.Expr, low: pl.Expr) -> pl.Expr:
-    """Return two small integers as one, by which rows group twice as fast as by two."""
+    """Return two small integers packed into one, which groups rows twice as fast."""
     return (high.cast(pl.Int64) * _HIGH + low.cast(pl.Int64)).alias(CELL)
 
 
 def split_cells(counts: pl.DataFrame, high: str, low: str) -> pl.DataFrame:
-    """Return the two integers of `cell_of` again with `n_pairs`, sorted."""
+    """Return the unpacked integers of `cell_of` with `n_pairs`, sorted."""
     of_low = (pl.col(CELL) + _HIGH // 2) % _HIGH - _HIGH // 2
     return counts.sort(CELL).select(
         ((pl.col(CELL) - of_low) // _HIGH).cast(pl.Int32).alias(high),
@@ -118,7 +118,7 @@ def pair_count() -> pl.Expr:
 
 
 def valid_only(values: pl.Expr) -> pl.Expr:
-    """Return null instead of the values of invalid pairs."""
+    """Return the values, null for invalid pairs."""
     return pl.when(VALID).then(values)
 
 
@@ -147,6 +147,6 @@ def coarse_middle(bins: pl.Expr) -> pl.Expr:
 
 
 def rounded_to(values: pl.Expr, bits: int) -> pl.Expr:
-    """Return values rounded to so many bits of significand (Dekker's splitting; 1971)."""
+    """Return values rounded to `bits` bits of significand (Dekker's splitting; 1971)."""
     scaled = values * (2.0 ** (53 - bits) + 1.0)
     return scaled - (scaled - values)

@@ -47,11 +47,11 @@ _MODELS: Final = {"policy": "policy_", "reference": "ref_"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """Extremes and counts over the valid pairs that show inputs no model puts out.
+    """Extremes and counts over the valid pairs that reveal inputs no model produces.
 
     Attributes:
         n_valid: Valid pairs.
-        n_unmoved: Those whose policy and reference log-probs are equal on both sides.
+        n_unmoved: Those whose policy and reference log-probs are equal for both completions.
         lowest: Smallest value of each log-prob column, in nats.
         highest: Largest value of each log-prob column, in nats.
         max_tokens: Largest token count, if token counts are there.
@@ -75,7 +75,7 @@ class Health:
         )
 
     def warnings(self) -> Iterator[str]:
-        """Yield a sentence for each thing that is surely wrong."""
+        """Yield what is surely wrong, a sentence each."""
         if self.n_valid == 0:
             return
         if self.n_unmoved == self.n_valid:
@@ -143,7 +143,7 @@ class Summary:
 
     A mean is None where there is no valid pair. Its error is at most 2**-41 nats (a
     half quantum of the exact sums; twice that times beta for a reward, four times for a
-    margin) and one rounding to Float64; it does not depend on the batch size, the order
+    margin) plus one rounding to Float64; it does not depend on the batch size, the order
     of the rows, threads or files.
     """
 
@@ -196,13 +196,13 @@ def tally(
     Args:
         pairs: Prepared pairs with the key columns, scored for each objective.
         valid: True where a pair counts.
-        objectives: What is computed; none tallies what needs no score.
+        objectives: Whose scores are summed; if empty, only what needs no score.
         needs: Which columns are there.
         max_logp: Largest log-probability that a valid pair can have, in nats.
         keys: Columns to group by; none makes one row.
-        in_order: The one key is sorted, so that groups can leave as soon as they end.
+        in_order: The one key is sorted, so a group is finished where the next begins.
         by_bin: Group by the margin's histogram bin too; invalid pairs have none.
-        with_health: Carry what warnings are made from too.
+        with_health: Also carry what warnings are made from.
         extra: More sums to carry; one named `min_...` merges by the minimum.
     """
     counts = [c.name for c in COUNT_ROLES if c.name in pairs.collect_schema()]
@@ -237,7 +237,7 @@ def _health(counts: Sequence[str], needs: Needs) -> list[pl.Expr]:
 
 
 def suffix_of(i: int, objectives: Sequence[CheckedObjective]) -> str:
-    """Return how the names of the sums of objective number `i` end; alone it needs no ending."""
+    """Return the suffix of the sums of objective `i`; empty for a single objective."""
     return "" if len(objectives) == 1 else f"_{i}"
 
 
@@ -250,7 +250,7 @@ def _sums(
     margin = pl.col(name_of_score(REWARD_MARGIN, objective, objectives))
     is_linear = objective.reward_basis.is_linear
     summed = [LOSS, *([] if is_linear else (CHOSEN_REWARD, REJECTED_REWARD))]
-    # Losses and rewards that may be larger than log-probs are have sums of their own.
+    # Losses and rewards that can be larger than log-probs need wide sums.
     sum_of = exact_sum_of_wide if objective.columns_to_check(max_logp) else exact_sum
     return [
         (is_correct(margin) & pl.col(VALID)).sum().cast(pl.Int64).alias(f"n_correct{suffix}"),
@@ -286,7 +286,7 @@ def figures(
 ) -> pl.DataFrame:
     """Return the columns of `Summary` beside the keys, from merged partial sums.
 
-    `suffix` is how the names of the objective's own sums end.
+    `suffix` is that of the objective's own sums.
     """
     count = pl.col(N_VALID)
     chosen, rejected, scale = reward_sums(objective, suffix)
@@ -313,7 +313,7 @@ def figures(
 def with_objectives(
     tables: Sequence[pl.DataFrame], objectives: Sequence[CheckedObjective]
 ) -> pl.DataFrame:
-    """Return tables of figures, one an objective, as one: all first rows, all second rows, ..."""
+    """Interleave the tables of figures of several objectives: all first rows, all second, ..."""
     told = [
         table.with_row_index(_ROW).select(
             _ROW,

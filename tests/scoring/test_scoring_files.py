@@ -149,9 +149,7 @@ def test_quarantine_of_clean_data_is_an_empty_file(source, tmp_path):
 
 
 def test_too_many_invalid_write_nothing(broken, tmp_path):
-    with pytest.raises(
-        InvalidPairsError, match=r"3 of 6 pairs are invalid, more than 0\.4"
-    ):
+    with pytest.raises(InvalidPairsError, match=r"3 of 6 pairs are invalid, more than 0\.4"):
         score_parquet(
             broken, tmp_path / "s.parquet", on_invalid=OnInvalid("quarantine", at_most=0.4)
         )

@@ -11,7 +11,7 @@ from dpo_pipeline.errors import UsageError
 
 Kind = Literal["logp", "count", "key", "tokens", "mask"]
 
-MAPPING: Final = "columns={role: name}, or --column role=name"
+MAPPING: Final = "Pairs(columns={role: name}), or --column role=name"
 """How to map a column to a role, as errors say it."""
 
 _SHOWN: Final = 20

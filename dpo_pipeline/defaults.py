@@ -39,7 +39,7 @@ LOSS_NAMES: Final = (
 """Names of `losses.catalogue.LOSSES`, for shell completion. A test keeps the two equal."""
 
 DIALECT_NAMES: Final = ("trl", "dpo-paper", "rewardbench")
-"""Systems whose conventions can be asked for."""
+"""The dialects: systems whose conventions `dialect` takes."""
 
 MAX_LOGP: Final = 0.0
 """Largest log-probability accepted, in nats. bf16 exports can reach +0.125."""

@@ -206,7 +206,7 @@ class MissedMark:
     """A figure that missed its mark.
 
     Attributes:
-        name: The figure, as it was asked for.
+        name: The name of the figure, as given.
         side: "below" a smallest value, or "above" a largest one.
         mark: That value, in the figure's unit.
         value: The figure.

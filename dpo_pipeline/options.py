@@ -369,7 +369,7 @@ class StatisticsOptions:
     level: float = option(
         "--level",
         NUMBER,
-        "Of the intervals. Asks for statistics, as do the next four.",
+        "Of the intervals. Asks for statistics, as do the next three.",
         default=defaults.CONFIDENCE_LEVEL,
         varied={
             "compare": {
@@ -421,7 +421,7 @@ class StatisticsOptions:
     def check(self, columns: pl.Schema, by: Sequence[str]) -> None:
         """Raise a UsageError if they do not fit the columns of the pairs or of `by`."""
         if self.weights and not by:
-            raise UsageError("weights are of subsets: say by which columns (by=)")
+            raise UsageError("weights are of subsets: say by which columns (by=, --by)")
         if self.sections is not None and len(by) != 1:
             raise UsageError(
                 f"sections of {self.sections} are made of subsets: say by which one column, "
@@ -469,7 +469,7 @@ class Gates:
     no_verdict: bool = option(
         "--fail-on-no-verdict",
         FLAG,
-        "Exit code 4 if the policies cannot be compared.",
+        "Exit code 4 if the policies cannot be compared, or no test can be made.",
         default=False,
         calls=("compare",),
     )

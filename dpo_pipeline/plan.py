@@ -248,6 +248,13 @@ def dry_run(function: Callable[..., Any], *places: Any, **arguments: Any) -> Pla
         UsageError: `function` is none of these, or an error of `function` itself.
         ContractError, StorageError: As `function`, if footers and names show it.
         TypeError: The function takes no such arguments.
+
+    Examples:
+        >>> import polars as pl, dpo_pipeline
+        >>> pairs = pl.DataFrame({"policy_chosen_logps": [-10.0], "policy_rejected_logps": [-14.0],
+        ...                       "ref_chosen_logps": [-11.0], "ref_rejected_logps": [-12.0]})
+        >>> dpo_pipeline.dry_run(dpo_pipeline.evaluate, pairs).run().summary.n_valid
+        1
     """
     plan = getattr(function, "plan", None)
     if plan is None:

@@ -103,7 +103,7 @@ def test_missing_column_lists_what_is_there():
     (first, *_) = resolve(["prompt", "score"]).problems
     assert first == (
         "policy_chosen_logps: missing; if it has another name, map it: policy_chosen_logps=NAME "
-        "(columns={role: name}, or --column role=name); the columns are prompt, score"
+        "(Pairs(columns={role: name}), or --column role=name); the columns are prompt, score"
     )
 
 

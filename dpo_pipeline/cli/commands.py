@@ -46,7 +46,7 @@ def _planned(function: str, places: tuple[Any, ...], groups: Groups, ctx: click.
 def _check(groups: Groups, ctx: click.Context) -> int:
     """Check PAIRS against the contract of a loss.
 
-    Exit code 1 if a pair is invalid, or more than --max-invalid are.
+    Exit code 1 if a pair is invalid, or more than --max-invalid are, or all.
 
     \b
     Examples:
@@ -62,6 +62,7 @@ def _check(groups: Groups, ctx: click.Context) -> int:
         report = _planned("check", (pairs,), groups, ctx)
     except InvalidPairsError as error:
         print_result(error.report, ctx)
+        click.echo(error.reason, err=True)
         return exit_codes.BROKEN_CONTRACT
     print_result(report, ctx)
     if ctx.params["dry_run"]:

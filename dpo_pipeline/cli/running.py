@@ -137,7 +137,7 @@ class ProgressLine:
             try:
                 self._stream.write(text)
                 self._stream.flush()
-            except (OSError, ValueError):  # nobody reads it, which is no reason to fail
+            except (OSError, ValueError):  # nobody reads stderr, which is no reason to fail
                 self._lost = True
 
     def __exit__(self, *_error: object) -> None:

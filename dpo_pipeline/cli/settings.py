@@ -252,7 +252,7 @@ def _value(place: str, path: str, option: click.Option, value: Any) -> Any:
     """Return a value as click takes it.
 
     Raises:
-        UsageError: It is of another type than the option's, or none that the option takes.
+        UsageError: Its type is not that of the option, or the option refuses it.
     """
     if isinstance(value, list) and option.multiple:
         return [_one(place, path, option, each) for each in value]

@@ -119,8 +119,8 @@ def read_common_pairs(
 ) -> CommonPairs:
     """Read the keys of all tables, then their common pairs.
 
-    Memory grows with the keys, and with the numbers of the smaller table; no other column of it
-    is held but its prompts and subsets.
+    Memory grows with the keys and with the numbers of the smaller table; of its other columns,
+    only prompts and subsets are held.
 
     Raises:
         UsageError: A subset column has too many values.

@@ -340,7 +340,7 @@ class Statistics:
 
 
 def _cells(estimate: Estimate, digits: int | None) -> tuple[float, str, str]:
-    """Return value, limits and method, with so many significant digits if given."""
+    """Return value, limits and method, rounded to `digits` significant digits if given."""
     interval = estimate.interval
     value = estimate.value if digits is None else float(short_number(estimate.value, digits))
     method = "" if interval is None else interval.method

@@ -184,7 +184,7 @@ _NO_SPREAD: Final = 1e-12
 def statistics_of(
     gathered: Gathered, objective: CheckedObjective, options: StatisticsOptions
 ) -> Statistics:
-    """Return the statistics of what was gathered from a dataset.
+    """Return the statistics made from the gathered tables.
 
     Raises:
         UsageError: Weights do not name the subsets.

@@ -133,14 +133,14 @@ class Measurement:
         return made
 
     def _judge(self, measured: Measured, watch: Watch) -> None:
-        """Raise if what was measured must not pass."""
+        """Raise if the measured pairs must not pass."""
         if measured.n_pairs == 0:
             raise ContractError(f"{self.dataset.name}: it holds no pairs, so nothing was evaluated")
         asked = self.groups.on_invalid
         reason = why_refused(asked, measured.n_invalid, measured.n_pairs, "pair")
         if reason is not None:
             report = measured.report(watch)
-            # Where no invalid pair is allowed, the report says all.
+            # If no invalid pair is allowed, the report is reason enough.
             raise InvalidPairsError(report, reason="" if asked.action == "raise" else reason)
 
     def facts(
@@ -336,10 +336,10 @@ def check(
 
     Examples:
         >>> import polars as pl, dpo_pipeline
-        >>> pairs = pl.DataFrame({"policy_chosen_logps": [9.0], "policy_rejected_logps": [-14.0],
-        ...                       "ref_chosen_logps": [-11.0], "ref_rejected_logps": [-12.0]})
+        >>> pairs = pl.DataFrame({"policy_chosen_logps": [9.0, -10.0], "ref_chosen_logps": -11.0,
+        ...                       "policy_rejected_logps": -14.0, "ref_rejected_logps": -12.0})
         >>> dpo_pipeline.check(pairs).by_rule
-        {'policy_chosen_logps.at_most_max_logp': 1}
+        {'policy_chosen_logps.at_most': 1}
     """
     groups = Groups.of(locals())
     if groups.on_invalid.action != "exclude":

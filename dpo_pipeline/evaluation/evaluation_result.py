@@ -195,7 +195,7 @@ class Evaluation(Reported):
             UsageError: The evaluation was made without a histogram, or q is not from 0 to 1.
         """
         if self.histogram is None:
-            raise UsageError("quantiles need an evaluation with histogram=True")
+            raise UsageError("quantiles need an evaluation with by=Subsets(histogram=True)")
         if not 0 <= q <= 1:
             raise UsageError(f"q must be from 0 to 1, found {q!r}")
         return quantile(self.histogram, q)

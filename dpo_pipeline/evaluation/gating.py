@@ -84,7 +84,7 @@ def gate(
         no_verdict: Fail a comparison that gives no verdict.
 
     Raises:
-        GateError: A figure misses its mark; all that do are in it.
+        GateError: A figure misses its mark, as NaN does; the error lists all that do.
         UsageError: There is no such figure, or the result was made without it.
 
     Examples:

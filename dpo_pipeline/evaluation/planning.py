@@ -19,6 +19,7 @@ from dpo_pipeline.errors import ContractError, DataWarning, UsageError
 from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import (
+    Batches,
     Contract,
     Execution,
     Objective,
@@ -29,7 +30,14 @@ from dpo_pipeline.options import (
     StatisticsOptions,
 )
 from dpo_pipeline.plan import Input
-from dpo_pipeline.sources import FORMATS, Dataset, format_of, open_pairs, with_reference
+from dpo_pipeline.sources import (
+    FORMATS,
+    Dataset,
+    checked_parquet_name,
+    format_of,
+    open_pairs,
+    with_reference,
+)
 from dpo_pipeline.storage import (
     METADATA_KEY,
     Access,
@@ -75,6 +83,10 @@ class Groups:
         source = pairs if isinstance(pairs, Pairs) else Pairs(pairs)
         made = given(OnInvalid, found("on_invalid"))
         checked_choice(made.action, tuple(actions), made.at_most)
+        batches = given(Batches, found("batches"))
+        for file in (made.file, batches.file):
+            if isinstance(file, (str, os.PathLike)):
+                checked_parquet_name(file)
         return cls(
             pairs=source,
             reference=reference_of(source, found("reference")),

@@ -1,4 +1,4 @@
-"""What is done to a shard of a dataset, as pure functions that run in this or another process."""
+"""The work on one shard of a dataset: pure functions, to run in this or another process."""
 
 from __future__ import annotations
 

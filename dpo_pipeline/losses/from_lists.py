@@ -28,7 +28,7 @@ _LARGE: Final = 1e5
 
 
 def needs_python(x: pl.Expr) -> pl.Expr:
-    """Return true where a value is so near a tie or so large that Polars may not round like Python."""
+    """Return true where Polars may not round like Python: near a tie, or a large value."""
     scaled = x * _SCALE
     return ((scaled - scaled.floor() - 0.5).abs() < _NEAR) | (x.abs() > _LARGE)
 

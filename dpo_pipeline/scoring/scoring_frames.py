@@ -132,6 +132,14 @@ def token_kl(pairs: Any, *, contract: Any = None, scored: Any = None) -> pl.Lazy
         UsageError: An argument cannot be used.
         ColumnError: A column is missing or no list, or an input column has the name of an added
             one.
+
+    Examples:
+        >>> import polars as pl, dpo_pipeline
+        >>> tokens = {"policy_chosen": [-1.0, -2.0], "policy_rejected": [-3.0],
+        ...           "ref_chosen": [-1.5, -2.5], "ref_rejected": [-3.0]}
+        >>> pairs = pl.DataFrame({f"{name}_token_logps": [each] for name, each in tokens.items()})
+        >>> dpo_pipeline.token_kl(pairs).collect()["chosen_k1"].item()
+        0.5
     """
     groups = Groups.of(locals())
     dataset, kept = groups.opened(), given(Scored, scored)

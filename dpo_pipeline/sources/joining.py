@@ -184,8 +184,9 @@ def join_reference(
 ) -> pl.LazyFrame:
     """Return the policy's rows, in their order, with the reference's log-probs of the same key.
 
-    The keys of both are read and compared at once; the join itself is lazy. `evaluate`, `check`,
-    `sweep` and `score_parquet` do the same with `reference=`.
+    The keys of both are read and compared at once; the join itself is lazy. Log-probs (in nats) are
+    not checked: null and NaN pass. `evaluate`, `check`, `sweep` and `score_parquet` do the same
+    with `reference=`.
 
     Args:
         pairs: `Pairs`, or their source: rows with the policy's log-probs.

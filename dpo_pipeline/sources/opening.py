@@ -66,7 +66,7 @@ def read(
 
     Args:
         pairs: `Pairs`, or their source: a path, a list, a glob, a folder. Names of columns are
-            kept.
+            kept; values are not checked.
         format: Their format, if the ending of the name does not tell it.
         as_reference: Whether log-probs that the format ascribes to no model are the reference's.
         as_text: Columns beside `pair_id` and `prompt_id` that are text in CSV, whatever they look

@@ -60,7 +60,7 @@ class GrowingTables:
         keys: Sequence[str],
         is_by_prompt: bool,
     ) -> None:
-        """Start without rows; `keys` are the names that the columns of `by` have in chunks."""
+        """Start without rows; `keys` are the names of the columns of `by` in chunks."""
         self._objective = objective
         self._needs = needs
         self._max_logp = max_logp

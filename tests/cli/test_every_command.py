@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -204,3 +205,27 @@ def test_a_score_reads_what_evaluate_reads(capsys, pairs):
     code, _, err = run(capsys, "score", "b.csv", "out", "--part-rows", "10")
     assert code == 2
     assert "part_rows cuts Parquet between row groups" in err
+
+
+@pytest.mark.usefixtures("project")
+def test_no_parquet_has_the_name_of_another_format(capsys):
+    for words in (
+        ["evaluate", "a.parquet", "--batches", "out.csv"],
+        ["sweep", "a.parquet", "--batches", "out.csv"],
+        ["score", "a.parquet", "s.parquet", "--batches", "out.csv"],
+        ["score", "a.parquet", "s.parquet", "--on-invalid", "quarantine", "--invalid", "out.csv"],
+    ):
+        code, _, err = run(capsys, *words)
+        assert code == 2
+        assert "out.csv: Parquet is written, and this ending says CSV: name it out.parquet" in err
+    assert not any(Path(name).exists() for name in ("out.csv", "s.parquet"))
+
+
+@pytest.mark.usefixtures("project")
+def test_a_check_says_why_it_fails_though_no_more_are_invalid_than_may_be(capsys):
+    broken = pl.read_parquet("a.parquet").head(2).with_columns(pl.lit(1.0).alias(LOGPS[0]))
+    broken.write_parquet("broken.parquet")
+    code, out, err = run(capsys, "check", "broken.parquet", "--max-invalid", "5")
+    assert code == 1
+    assert "in 2 of 2 rows" in out
+    assert "no pair is valid" in err

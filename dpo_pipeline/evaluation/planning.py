@@ -14,7 +14,7 @@ from dpo_pipeline.arguments import check_extra, check_page_path, checked_choice,
 from dpo_pipeline.columns import PAIR_ID, Needs
 from dpo_pipeline.contract import Binding, bind
 from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID
-from dpo_pipeline.engine import Executor, RayExecutor, Watch, executor_of
+from dpo_pipeline.engine import Executor, Watch, executor_of
 from dpo_pipeline.errors import ContractError, DataWarning, UsageError
 from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import CheckedObjective
@@ -144,6 +144,8 @@ class Groups:
             return executor_of(self.execution.engine)
         if self.execution.engine != "ray":
             raise UsageError("--ray-address is of --engine ray: give both")
+        from dpo_pipeline.engine import RayExecutor
+
         return RayExecutor(address=address)
 
     def opened(self, key: str | None = None, name: str = "pairs") -> Dataset:

@@ -109,11 +109,15 @@ class InvalidPairsError(ContractError):
     Attributes:
         report: How many rows broke which rule, and the first of them.
         reason: Why that is an error, if the report alone does not say it.
+        is_excluding: Whether invalid rows were to be left out, and still this is an error.
     """
 
     ADVICE: ClassVar[str] = (
         "Mend these rows, or leave them out: on_invalid (--on-invalid) 'exclude' drops them, "
         "'quarantine', when scoring, keeps them apart."
+    )
+    ADVICE_EXCLUDING: ClassVar[str] = (
+        "Mend these rows, or raise at_most (--max-invalid); at least one pair must be valid."
     )
     OF_BF16: ClassVar[str] = (
         "Log-probs a little above 0 from a bf16 export: raise max_logp (--max-logp)."
@@ -122,14 +126,17 @@ class InvalidPairsError(ContractError):
         "Scores out of range: the log-probs, beta or the arguments of the loss are too large."
     )
 
-    def __init__(self, report: InvalidReport, *, reason: str = "") -> None:
+    def __init__(
+        self, report: InvalidReport, *, reason: str = "", is_excluding: bool = False
+    ) -> None:
         self.report = report
         self.reason = reason
+        self.is_excluding = is_excluding
         advice = " ".join(self._advice(report))
         super().__init__("\n".join(filter(None, (reason, str(report), advice))))
 
     def _advice(self, report: InvalidReport) -> Iterator[str]:
-        yield self.ADVICE
+        yield self.ADVICE_EXCLUDING if self.is_excluding else self.ADVICE
         shown = [o.value for r in report.broken if r.name.endswith(".at_most") for o in r.offenders]
         if any(isinstance(value, (int, float)) and value <= BF16_EXCESS for value in shown):
             yield self.OF_BF16

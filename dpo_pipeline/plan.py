@@ -103,9 +103,7 @@ class Facts:
                 for each in self.inputs
             ],
             "columns": dict(self.columns),
-            "options": {
-                flag: _plain(value) for flag, value in differing(self.options, self.call).items()
-            },
+            "options": {flag: _plain(value) for flag, value in self._given.items()},
             "max_logp": self.max_logp,
             "objectives": [objective.to_dict() for objective in self.objectives],
             "by": list(self.by),
@@ -136,9 +134,7 @@ class Facts:
     def _lines(self) -> Iterator[str]:
         rows = "rows unknown until read" if self.rows is None else f"{self.rows:,} rows"
         yield f"{self.source}: {rows}; a dry run, so nothing was computed or written"
-        options = [
-            (flag, _words(value)) for flag, value in differing(self.options, self.call).items()
-        ]
+        options = [(flag, _words(value)) for flag, value in self._given.items()]
         for section in (
             list(self._input_lines()),
             aligned(("role", "column"), list(self.columns.items())),

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from dpo_pipeline.cli import running as progress_line
+from dpo_pipeline.evaluation import estimating, gathering
 from pair_tools import COUNTS, DATA, TOOLS, split
 
 pytest.register_assert_rewrite(
@@ -67,6 +68,17 @@ def files(tmp_path, two):
     for frame, name in zip(two, ("policy.parquet", "reference.parquet"), strict=True):
         frame.write_parquet(place / name)
     return place / "policy.parquet", place / "reference.parquet"
+
+
+@pytest.fixture
+def few_groups(request, monkeypatch):
+    """Leave out each of ten groups, not of 64: most of what statistics cost is this jackknife.
+
+    For tests that ask what is done with an interval. Slow tests keep all groups.
+    """
+    if request.node.get_closest_marker("slow") is None:
+        for module in (gathering, estimating):
+            monkeypatch.setattr(module, "GROUPS", 10)
 
 
 class Engine:

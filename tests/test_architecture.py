@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+from functools import cache
 
 import pytest
 
@@ -37,8 +38,13 @@ def room_of(path):
     return parts[0] if len(parts) > 1 else ""
 
 
+@cache
 def imports(path, *, deferred=True):
-    """Yield what a file imports, as (module, names), relative imports made absolute."""
+    """Return what a file imports, as (module, names), relative imports made absolute."""
+    return list(imports_in(path, deferred=deferred))
+
+
+def imports_in(path, *, deferred):
     package = path.relative_to(PACKAGE.parent).parent.parts
     todo = list(ast.parse(path.read_text()).body)
     while todo:

@@ -36,7 +36,7 @@ def groups_given(call: str, groups: Mapping[str, type[Any]], ctx: click.Context)
         if issubclass(group, Pairs):
             made[parameter] = group(None, **values)
         elif issubclass(group, Reference):
-            made[parameter] = _reference(group, values)
+            made[parameter] = _reference(group, values, call, ctx)
         elif issubclass(group, StatisticsOptions):
             asked = values or ctx.params.get(name_of(group.ASKED_BY.flag))
             made[parameter] = group(**values) if asked else None
@@ -55,12 +55,14 @@ def _is_given(ctx: click.Context, flag: str) -> bool:
     )
 
 
-def _reference(group: type[Any], values: Mapping[str, Any]) -> Any:
+def _reference(group: type[Any], values: Mapping[str, Any], call: str, ctx: click.Context) -> Any:
     if "source" in values:
         return group(**values)
     for field, declared in options_of(group):
-        # --on may be in settings that several commands share.
-        if field.name in values and field.name != "on":
+        # --on joins the sides of a comparison, and may be in settings that several commands share.
+        typed = ctx.get_parameter_source(name_of(declared.flag))
+        is_shared = call == "compare" or typed is not click.core.ParameterSource.COMMANDLINE
+        if field.name in values and not (field.name == "on" and is_shared):
             raise UsageError(f"{declared.flag} is of a --reference: give one")
     return None
 

@@ -35,14 +35,13 @@ from dpo_pipeline.evaluation import (
     Groups,
     check_report,
     inputs_of,
-    publication_of,
 )
 from dpo_pipeline.exact import lower_edge
 from dpo_pipeline.invalid_report import InvalidReport, why_refused
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Pairs, Reference, StatisticsOptions, Subsets
 from dpo_pipeline.plan import Facts, Plan, planned
-from dpo_pipeline.sources import Dataset, open_reference
+from dpo_pipeline.sources import Dataset, open_reference, publication_of
 from dpo_pipeline.statistics import counted
 from dpo_pipeline.storage import Output
 from dpo_pipeline.sums import Health, Summary, figures
@@ -179,7 +178,11 @@ class ComparisonPlan(Plan[Comparison]):
         if reason is None:
             return
         if reports:
-            raise InvalidPairsError(next(iter(reports.values())), reason=reason)
+            raise InvalidPairsError(
+                next(iter(reports.values())),
+                reason=reason,
+                is_excluding=self.groups.on_invalid.action != "raise",
+            )
         raise ContractError(
             f"{reason}: their log-probs are sound, and a reward or loss of theirs is not finite "
             f"and within {WIDE_LIMIT:.3g}; beta or the arguments of the loss are too large"

@@ -198,6 +198,12 @@ class Comparison(Reported):
         return self._accuracies.sentence(on)
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """Both sides, and where columns were borrowed from."""
+        lent = (*self.a.borrowed.values(), *self.b.borrowed.values())
+        return tuple(dict.fromkeys((self.a.source, self.b.source, *lent)))
+
+    @property
     def name(self) -> str:
         """What errors call it."""
         return f"{self.b.source} against {self.a.source}"

@@ -20,7 +20,6 @@ from dpo_pipeline.evaluation.planning import (
     Result,
     checked_later,
     inputs_of,
-    publication_of,
     refuse_unreadable,
     staged_batches,
     statistics_of_call,
@@ -31,7 +30,7 @@ from dpo_pipeline.invalid_report import InvalidReport, why_refused
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Batches, StatisticsOptions, Subsets
 from dpo_pipeline.plan import Facts, Plan, planned
-from dpo_pipeline.sources import Dataset
+from dpo_pipeline.sources import Dataset, publication_of
 from dpo_pipeline.storage import GrowingFile, Output
 from dpo_pipeline.sums import Batching, BatchTable
 
@@ -140,8 +139,11 @@ class Measurement:
         reason = why_refused(asked, measured.n_invalid, measured.n_pairs, "pair")
         if reason is not None:
             report = measured.report(watch)
+            excluding = asked.action != "raise"
             # If no invalid pair is allowed, the report is reason enough.
-            raise InvalidPairsError(report, reason="" if asked.action == "raise" else reason)
+            raise InvalidPairsError(
+                report, reason=reason if excluding else "", is_excluding=excluding
+            )
 
     def facts(
         self, function: str, options: Mapping[str, Any], outputs: tuple[Output, ...], **more: Any

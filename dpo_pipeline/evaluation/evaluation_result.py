@@ -28,6 +28,11 @@ class Reported:
 
     __slots__ = ()
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What it was made from. A report never replaces one of these."""
+        raise NotImplementedError
+
     def charts(self) -> dict[str, Any]:
         """Return the charts of the report as altair objects, by name.
 
@@ -57,7 +62,7 @@ class Reported:
         Raises:
             UsageError: It is an evaluation without statistics, the path is `-`, or the extra
                 `report` is not installed.
-            StorageError: The file exists, or cannot be written.
+            StorageError: The file exists, cannot be written, or is what the result was made from.
         """
         from dpo_pipeline.arguments import check_extra, check_page_path
 
@@ -69,7 +74,7 @@ class Reported:
         text = page_of(self)
         if path is None:
             return text
-        publish_page(text, path, overwrite=overwrite)
+        publish_page(text, path, overwrite=overwrite, protected=self.sources)
         return None
 
     def _repr_html_(self) -> str:
@@ -138,6 +143,11 @@ class Evaluation(Reported):
             if self.statistics is None
             else findings_of(self.statistics, self.warnings, beta=self.beta)
         )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The pairs, and the reference if it was elsewhere."""
+        return (self.source,) if self.reference is None else (self.source, self.reference)
 
     @property
     def name(self) -> str:

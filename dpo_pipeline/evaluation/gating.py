@@ -125,18 +125,15 @@ def check_gates(gates: Gates, names: Sequence[str]) -> None:
         UsageError: There is no such figure, or a mark is no number.
     """
     for argument, marks in (("under", gates.under), ("over", gates.over)):
+        flag = f"{argument} (--fail-{argument})"
         for name, mark in marks.items():
             if name not in names:
                 near = did_you_mean(str(name), names)
                 there = ", ".join(names)
-                raise UsageError(
-                    f"fail_{argument}: there is no figure {name!r}{near}; there are {there}"
-                )
+                raise UsageError(f"{flag}: there is no figure {name!r}{near}; there are {there}")
             is_number = isinstance(mark, Real) and not isinstance(mark, bool)
             if not is_number or math.isnan(mark):
-                raise UsageError(
-                    f"fail_{argument}: the mark of {name} must be a number, found {mark!r}"
-                )
+                raise UsageError(f"{flag}: the mark of {name} must be a number, found {mark!r}")
             if gates.by_interval and name in _COUNTS:
                 raise UsageError(f"by_interval: {name} is a count and has no interval")
     if gates.by_interval and not (gates.under or gates.over):

@@ -125,7 +125,7 @@ class Groups:
     @property
     def access(self) -> Access:
         """How object stores are reached, by every input and output."""
-        return access_of(self.execution)
+        return Access.of(self.execution)
 
     @property
     def watch(self) -> Watch:
@@ -242,14 +242,6 @@ def reference_of(pairs: Pairs, reference: Any) -> Reference | None:
     return given(Reference, reference)
 
 
-def access_of(execution: Execution) -> Access:
-    """Return how object stores are reached."""
-    return Access(
-        storage_options=execution.storage_options,
-        credential_provider=execution.credential_provider,
-    )
-
-
 def max_logp_of(contract: Contract) -> float:
     """Return the largest log-probability accepted, in nats."""
     return MAX_LOGP if contract.max_logp is None else contract.max_logp
@@ -292,16 +284,6 @@ def checked_later(dataset: Dataset) -> tuple[str, ...]:
     """Return, in words, what only the run can check of what is joined to a dataset."""
     joined = dataset.reference
     return () if joined is None else (f"that the keys of {joined.name} fit",)
-
-
-def publication_of(outputs: Outputs, access: Access, *datasets: Dataset) -> Publication:
-    """Return what checks and publishes the outputs of a call, guarding all its inputs."""
-    inputs: dict[str, tuple[int, ...]] = {}
-    for dataset in datasets:
-        inputs |= dataset.inputs
-    return Publication(
-        overwrite=outputs.overwrite, inputs=inputs, access=access, protected=outputs.protected
-    )
 
 
 class Result(Protocol):

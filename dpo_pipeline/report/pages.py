@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from dpo_pipeline.comparison import Comparison
@@ -53,12 +54,14 @@ def write_page(text: str, hidden: str) -> None:
         file.write(text)
 
 
-def publish_page(text: str, path: str | os.PathLike[str], *, overwrite: bool) -> None:
-    """Write a page to a file of its own.
+def publish_page(
+    text: str, path: str | os.PathLike[str], *, overwrite: bool, protected: Sequence[str] = ()
+) -> None:
+    """Write a page to a file of its own, which is none of the `protected`.
 
     Raises:
         StorageError: The file exists and is not to be replaced, or cannot be written.
     """
-    with Publication(overwrite=overwrite) as publication:
+    with Publication(overwrite=overwrite, protected=protected) as publication:
         write_page(text, publication.stage(path))
         publication.commit()

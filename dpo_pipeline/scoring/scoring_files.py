@@ -24,7 +24,6 @@ from dpo_pipeline.evaluation import (
     Evaluation,
     Groups,
     Measurement,
-    publication_of,
     run_facts,
     staged_batches,
     warn_of,
@@ -33,7 +32,7 @@ from dpo_pipeline.options import Batches, Scored, Subsets
 from dpo_pipeline.plan import Facts, Plan, planned
 from dpo_pipeline.scoring.pair_writer import PairWriter
 from dpo_pipeline.scoring.part_outputs import PartOutputs
-from dpo_pipeline.sources import Dataset, checked_parquet_name
+from dpo_pipeline.sources import Dataset, checked_parquet_name, publication_of
 from dpo_pipeline.storage import Output, is_address
 
 

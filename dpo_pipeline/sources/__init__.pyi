@@ -1,5 +1,5 @@
 from .converting import convert as convert
-from .dataset import Dataset as Dataset, Shard as Shard
+from .dataset import Dataset as Dataset, Shard as Shard, publication_of as publication_of
 from .files import Part as Part, SourcePath as SourcePath
 from .formats import (
     FORMATS as FORMATS,

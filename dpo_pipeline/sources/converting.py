@@ -18,14 +18,13 @@ from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ColumnError, UsageError
 from dpo_pipeline.options import Execution, Outputs, Pairs
 from dpo_pipeline.plan import Facts, Input, Plan, planned
-from dpo_pipeline.sources.dataset import Dataset
+from dpo_pipeline.sources.dataset import Dataset, publication_of
 from dpo_pipeline.sources.formats import checked_parquet_name
 from dpo_pipeline.sources.opening import format_of, open_pairs
 from dpo_pipeline.storage import (
     METADATA_KEY,
     Access,
     Output,
-    Outputs as Publication,
     reading,
     writing,
 )
@@ -83,7 +82,8 @@ class ConvertPlan(Plan[int]):
             "format": self.format,
             "columns": dict(self.columns),
         }
-        with _publication(self.made, self.execution, self.dataset) as publication:
+        access = Access.of(self.execution)
+        with publication_of(self.made, access, self.dataset) as publication:
             hidden = publication.stage(self.sink)
             # Rows may be long, and the reader runs ahead of the sink by a number of chunks.
             with writing(hidden, name) as out, pl.Config(streaming_chunk_size=WIDE_ROWS_PER_GROUP):
@@ -145,7 +145,7 @@ def convert(
         raise UsageError(f"sink must be a path, found {type(sink).__name__}")
     checked_parquet_name(sink)
     made, run = given(Outputs, outputs), given(Execution, execution)
-    dataset = open_pairs(source, access=_access(run), as_reference=None, cancel=run.cancel)
+    dataset = open_pairs(source, access=Access.of(run), as_reference=None, cancel=run.cancel)
     with reading(dataset.name):
         names = dataset.frame.collect_schema().names()
     mapping = _useful_mapping(dataset.name, names, resolve(names, source.columns))
@@ -157,23 +157,7 @@ def convert(
         made=made,
         execution=run,
         options={"pairs": source, "outputs": made, "execution": run},
-        outputs=(_publication(made, run, dataset).check(sink),),
-    )
-
-
-def _access(execution: Execution) -> Access:
-    return Access(
-        storage_options=execution.storage_options,
-        credential_provider=execution.credential_provider,
-    )
-
-
-def _publication(outputs: Outputs, execution: Execution, dataset: Dataset) -> Publication:
-    return Publication(
-        overwrite=outputs.overwrite,
-        inputs=dataset.inputs,
-        access=_access(execution),
-        protected=outputs.protected,
+        outputs=(publication_of(made, Access.of(run), dataset).check(sink),),
     )
 
 

@@ -13,6 +13,7 @@ import polars as pl
 
 from dpo_pipeline.defaults import MAX_FILE_ROWS, SHARD_ROWS
 from dpo_pipeline.errors import StorageError
+from dpo_pipeline.options import Outputs
 from dpo_pipeline.sources.common_schema import WIDENING, common_schema
 from dpo_pipeline.sources.files import (
     Identities,
@@ -23,7 +24,7 @@ from dpo_pipeline.sources.files import (
     found_files,
 )
 from dpo_pipeline.sources.formats import not_parquet
-from dpo_pipeline.storage import LOCAL, Access, reading
+from dpo_pipeline.storage import LOCAL, Access, Outputs as Publication, reading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,4 +233,14 @@ def _hive_keys(paths: list[str], in_files: pl.Schema, access: Access) -> pl.Sche
     named = {part.partition("=")[0] for path in paths for part in Path(path).parts if "=" in part}
     return pl.Schema(
         {n: in_files.get(n, t) for n, t in whole.items() if n not in in_files or n in named}
+    )
+
+
+def publication_of(outputs: Outputs, access: Access, *datasets: Dataset) -> Publication:
+    """Return what checks and publishes the outputs of a call, guarding all its inputs."""
+    inputs: dict[str, tuple[int, ...]] = {}
+    for dataset in datasets:
+        inputs |= dataset.inputs
+    return Publication(
+        overwrite=outputs.overwrite, inputs=inputs, access=access, protected=outputs.protected
     )

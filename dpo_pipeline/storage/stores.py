@@ -10,9 +10,12 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from dpo_pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from dpo_pipeline.options import Execution
 
 CredentialProvider: TypeAlias = Callable[[], tuple[Mapping[str, str | None], int | None]]
 """Gives credentials, and the second since 1970 at which they end, as Polars takes it."""
@@ -45,6 +48,14 @@ class Access:
 
     storage_options: Mapping[str, Any] | None = None
     credential_provider: CredentialProvider | Literal["auto"] | None = "auto"
+
+    @classmethod
+    def of(cls, execution: Execution) -> Access:
+        """Return how a call reaches object stores."""
+        return cls(
+            storage_options=execution.storage_options,
+            credential_provider=execution.credential_provider,
+        )
 
     def polars(self, path: str) -> dict[str, Any]:
         """Return what a scan or a sink of Polars has to be told."""

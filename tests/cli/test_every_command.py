@@ -8,7 +8,16 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from dpo_pipeline import Execution, GateError, compare, evaluate, gate, score_parquet, sweep
+from dpo_pipeline import (
+    Execution,
+    GateError,
+    UsageError,
+    compare,
+    evaluate,
+    gate,
+    score_parquet,
+    sweep,
+)
 from dpo_pipeline.cli.program import cli, main
 from dpo_pipeline.engine import Local
 from pair_tools import LOGPS
@@ -229,3 +238,33 @@ def test_a_check_says_why_it_fails_though_no_more_are_invalid_than_may_be(capsys
     assert code == 1
     assert "in 2 of 2 rows" in out
     assert "no pair is valid" in err
+
+
+@pytest.mark.parametrize("command", ["check", "evaluate", "sweep"])
+@pytest.mark.usefixtures("project")
+def test_a_key_that_joins_nothing_is_refused(capsys, command):
+    code, _, err = run(capsys, command, "a.parquet", "--on", "pair_id")
+    assert code == 2
+    assert "--on is of a --reference: give one" in err
+    assert run(capsys, "compare", "a.parquet", "b.parquet", "--on", "pair_id", "--dry-run")[0] == 0
+
+
+@pytest.mark.usefixtures("project")
+def test_advice_is_not_what_was_done_already(capsys):
+    broken = pl.read_parquet("a.parquet").with_columns(pl.lit(1.0).alias(LOGPS[0]))
+    broken.write_parquet("broken.parquet")
+    assert "'exclude' drops them" in run(capsys, "evaluate", "broken.parquet")[2]
+    for words in (["evaluate", "broken.parquet"], ["compare", "broken.parquet", "b.parquet"]):
+        err = run(capsys, *words, "--on-invalid", "exclude", "--max-invalid", "1")[2]
+        assert "'exclude' drops them" not in err
+        assert "raise at_most (--max-invalid)" in err
+
+
+@pytest.mark.parametrize(("flag", "argument"), [("--fail-under", "under"), ("--fail-over", "over")])
+@pytest.mark.usefixtures("project")
+def test_a_mark_for_no_figure_names_the_argument_and_the_flag(capsys, flag, argument):
+    code, _, err = run(capsys, "evaluate", "a.parquet", flag, "los=1")
+    assert code == 2
+    assert f"{argument} ({flag}): there is no figure 'los' (did you mean 'loss'?)" in err
+    with pytest.raises(UsageError, match=rf"{argument} \({flag}\): the mark of loss must be"):
+        gate(evaluate("a.parquet"), **{argument: {"loss": "1"}})

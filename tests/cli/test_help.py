@@ -66,6 +66,7 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.usefixtures("few_groups")
 @pytest.mark.parametrize("words", EVERY_HELP, ids=" ".join)
 def test_the_examples_of_every_help_run(capsys, project, words):
     for line in examples_of(*words):

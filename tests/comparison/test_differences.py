@@ -371,9 +371,17 @@ def false_alarms(rng, n_prompts, per_prompt, datasets, *, is_by_prompt):
     return alarms / datasets
 
 
-def test_false_alarms_of_the_paired_test():
+@pytest.mark.parametrize(
+    ("datasets", "off"),
+    # A share of 5% is known to three times 1.3 points from 300 datasets, to 0.6 from 1,500.
+    [(300, 0.038), pytest.param(1500, 0.01, marks=pytest.mark.slow)],
+)
+def test_false_alarms_of_the_paired_test(datasets, off):
     rng = np.random.default_rng(1)
-    assert 0.04 <= false_alarms(rng, 600, 1, 1500, is_by_prompt=False) <= 0.06
-    assert 0.04 <= false_alarms(rng, 300, 3, 1500, is_by_prompt=True) <= 0.06
-    assert false_alarms(rng, 25, 1, 1500, is_by_prompt=False) <= 0.05
-    assert false_alarms(rng, 12, 3, 1500, is_by_prompt=True) <= 0.055  # at most 5%, and chance
+    for n_prompts, per_prompt in ((600, 1), (300, 3)):
+        share = false_alarms(rng, n_prompts, per_prompt, datasets, is_by_prompt=per_prompt > 1)
+        assert abs(share - 0.05) <= off
+    # Of few clusters there are fewer than 5%.
+    for n_prompts, per_prompt in ((25, 1), (12, 3)):
+        share = false_alarms(rng, n_prompts, per_prompt, datasets, is_by_prompt=per_prompt > 1)
+        assert share <= 0.05 + off / 2

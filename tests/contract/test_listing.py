@@ -174,7 +174,14 @@ print(json.dumps({"pandera_refuses": pandera_refuses, "problems": problems, "fou
     [
         pytest.param("PANDERA_VALIDATION_ENABLED", "False", False, id="pandera-off"),
         pytest.param("PANDERA_VALIDATION_DEPTH", "DATA_ONLY", True, id="data-only"),
-        pytest.param("PANDERA_VALIDATION_DEPTH", "SCHEMA_ONLY", True, id="schema-only"),
+        # The other depth, which is read at the same place.
+        pytest.param(
+            "PANDERA_VALIDATION_DEPTH",
+            "SCHEMA_ONLY",
+            True,
+            id="schema-only",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_settings_of_pandera_in_the_environment_do_not_matter(

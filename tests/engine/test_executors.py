@@ -153,6 +153,7 @@ KINDS = {
 }
 
 
+@pytest.mark.usefixtures("few_groups")
 @pytest.mark.filterwarnings("ignore::dpo_pipeline.DataWarning")
 def test_statistics_are_of_rows_that_come_in_order(folder):
     given = {"statistics": True, "by": "subset", "on_invalid": "exclude"}
@@ -166,7 +167,14 @@ def test_statistics_are_of_rows_that_come_in_order(folder):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "executor", [Shuffled(1), Shuffled(2), Threads(1), Threads(4)], ids=["1", "2", "one", "four"]
+    "executor",
+    [
+        pytest.param(Shuffled(1), id="1"),
+        pytest.param(Threads(4), id="four"),
+        # Another order, and one thread alone.
+        pytest.param(Shuffled(2), id="2", marks=pytest.mark.slow),
+        pytest.param(Threads(1), id="one", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.filterwarnings("ignore::dpo_pipeline.DataWarning")
 def test_any_executor_gives_the_same_bits(folder, executor, kind, monkeypatch):

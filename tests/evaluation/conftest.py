@@ -7,6 +7,12 @@ import pytest
 from gather_tools import frame_of, gathered_of, made_up
 
 
+@pytest.fixture
+def tables_alone(monkeypatch):
+    """Leave out the jackknife, which the gathered tables do not need."""
+    monkeypatch.setattr("dpo_pipeline.evaluation.estimating.delete_a_group", lambda *_, **__: None)
+
+
 @pytest.fixture(scope="module")
 def rows():
     return made_up()

@@ -17,6 +17,8 @@ from dpo_pipeline.published.table_contracts import published
 from option_tools import grouped
 from pair_tools import LOGPS
 
+pytestmark = pytest.mark.usefixtures("few_groups")
+
 N = 2_000
 SIDES = ("chosen", "rejected")
 
@@ -93,9 +95,13 @@ def test_sound_pairs_of_prompts_have_no_findings():
     assert found(made().with_columns(prompt_id=prompts)) == ()
 
 
-def test_findings_are_seldom_false():
-    false = [seed for seed in range(100, 120) if names(made(600, spread=60.0, seed=seed))]
-    assert len(false) <= 1
+# Ten datasets show a check that is often wrong; a hundred tell how often one is.
+@pytest.mark.parametrize(
+    ("datasets", "most"), [(10, 1), pytest.param(100, 5, marks=pytest.mark.slow)]
+)
+def test_findings_are_seldom_false(datasets, most):
+    seeds = range(100, 100 + datasets)
+    assert sum(bool(names(made(600, spread=60.0, seed=seed))) for seed in seeds) <= most
 
 
 def test_real_pairs_have_the_findings_that_are_there(real_pairs):
@@ -294,7 +300,8 @@ def test_a_weak_tie_to_length_is_no_finding():
     assert names(biased) == []
 
 
-def test_a_strong_tie_to_length_of_few_pairs_is_not_shown():
+def test_a_strong_tie_to_length_of_few_pairs_is_not_shown(monkeypatch):
+    monkeypatch.undo()  # as many groups as pairs
     # Correlations of chance: of 12 pairs, above 0.3 in every third sample.
     lines = [evaluate(made(12, seed=seed), statistics=True) for seed in range(30)]
     strong = [result for result in lines if abs(result.statistics.length.correlation) > 0.3]

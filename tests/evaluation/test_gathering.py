@@ -18,6 +18,8 @@ from dpo_pipeline.sums import CLUSTER, growing_tables
 from gather_tools import BETA, coarse, frame_of, gathered_of, quanta, scored, splitmix
 from pair_tools import LOGPS
 
+pytestmark = pytest.mark.usefixtures("tables_alone")
+
 
 def test_clusters_hold_the_sums_of_their_prompts(rows, gathered):
     assert gathered.is_by_prompt

@@ -20,6 +20,8 @@ from pair_tools import DATA
 REAL = str(DATA / "hh_harmless_policy_a_test.parquet")
 RIGHT, N = 390, 698  # of the real pairs: 55.87%
 
+pytestmark = pytest.mark.usefixtures("few_groups")
+
 
 @pytest.fixture(scope="module")
 def plain():

@@ -36,10 +36,10 @@ def test_polars_alone_would_differ():
     assert values.round(4).to_list() != [round(value, 4) for value in values]
 
 
-@given(st.floats(allow_nan=False, allow_infinity=False))
-@settings(max_examples=1_000, deadline=None)
-def test_any_finite_value(value):
-    assert repr(rounded([value])[0]) == repr(round(value, 4))
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1))
+@settings(max_examples=200, deadline=None)
+def test_any_finite_values(values):
+    assert list(map(repr, rounded(values))) == [repr(round(value, 4)) for value in values]
 
 
 @pytest.mark.parametrize("value", [0.0, -0.0, 5e-324, -1e-5, 2.5e-4, 1e22, -1.7e308, 2.0**52 + 0.5])

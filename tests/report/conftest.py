@@ -10,17 +10,17 @@ import dpo_pipeline
 from page_tools import Page
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def evaluation(real_pairs):
     return dpo_pipeline.evaluate(real_pairs, by="turns", statistics=True)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def page(evaluation):
     return Page(evaluation.report())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def rows(real_pairs):
     """Margins, rewards, losses and length differences of each pair, by numpy in Float64."""
     named = {name: real_pairs[name].to_numpy().astype(float) for name in real_pairs.columns[-6:]}
@@ -36,7 +36,7 @@ def rows(real_pairs):
     }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def comparison(real_pairs):
     noise = pl.Series(np.random.default_rng(2).normal(-0.4, 1.0, real_pairs.height))
     other = real_pairs.with_columns((pl.col("policy_chosen_logps") + noise).clip(upper_bound=0))

@@ -15,10 +15,12 @@ from dpo_pipeline.statistics import words
 from option_tools import grouped
 from page_tools import Page, of_margins
 
+pytestmark = pytest.mark.usefixtures("few_groups")
 
-def test_a_report_is_written_once_and_replaced_on_demand(evaluation, tmp_path):
-    path = tmp_path / "report.html"
-    text = evaluation.report()
+
+def test_a_report_is_written_once_and_replaced_on_demand(evaluation, tmp_path, monkeypatch):
+    path, text = tmp_path / "report.html", "<html>é</html>"
+    monkeypatch.setattr("dpo_pipeline.report.pages.page_of", lambda *_: text)
     assert evaluation.report(path) is None
     assert path.read_text(encoding="utf-8") == text
     with pytest.raises(StorageError, match="overwrite"):

@@ -13,6 +13,8 @@ from dpo_pipeline.statistics import words
 from dpo_pipeline.statistics.intervals import Interval
 from page_tools import Page, of_margins
 
+pytestmark = pytest.mark.usefixtures("few_groups")
+
 
 @pytest.mark.parametrize(
     ("written", "expected"),

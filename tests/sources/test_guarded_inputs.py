@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import polars as pl
@@ -16,6 +17,7 @@ from dpo_pipeline import (
     Execution,
     Outputs,
     StorageError,
+    UsageError,
     compare,
     convert,
     dry_run,
@@ -157,8 +159,15 @@ def test_an_evaluation_keeps_its_input(tmp_path, pairs, name, output):
     dataset, before = made(name, tmp_path, pairs)
     given = {"loss": "cpo", "overwrite": True, "batch_size": 2 if output == "batches" else None}
     for path in before:
+        # Batches are Parquet: a file that is named as another format is refused before that.
+        is_refused = output == "batches" and path.suffix != ".parquet"
+        error, why = (
+            (UsageError, "Parquet is written")
+            if is_refused
+            else (StorageError, "the output is also an input")
+        )
         for call in (evaluate, lambda *a, **k: dry_run(evaluate, *a, **k)):
-            with pytest.raises(StorageError, match="the output is also an input"):
+            with pytest.raises(error, match=why):
                 call(dataset, **grouped(**given, **{output: path}))
     assert {path: path.read_bytes() for path in before} == before
 
@@ -289,3 +298,22 @@ def test_a_check_writes_nothing_and_does_not_count_as_an_output(tmp_path):
         assert list(map(str, tmp_path.iterdir())) == [hidden]
         outputs.commit()
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "b.csv", "reference.csv"])
+def test_a_report_of_a_result_is_no_input_of_it(tmp_path, monkeypatch, pairs, name):
+    monkeypatch.chdir(tmp_path)
+    pairs.drop(LOGPS[2:]).write_csv("a.csv")
+    pairs.drop(LOGPS[2:]).with_columns(pl.col(LOGPS[0]) - 0.5).write_csv("b.csv")
+    pairs.select("pair_id", *LOGPS[2:]).write_csv("reference.csv")
+    results = [
+        evaluate(name.replace("reference", "a"), reference="reference.csv", statistics=True),
+        compare("a.csv", "b.csv", reference="reference.csv"),
+    ]
+    before = Path(name).read_bytes()
+    for result in results:
+        with pytest.raises(StorageError, match="also an input"):
+            result.report(name, overwrite=True)
+        with pytest.raises(StorageError, match="also an input"):
+            result.report(tmp_path / name, overwrite=True)
+    assert Path(name).read_bytes() == before

@@ -41,13 +41,13 @@ def test_ctrl_c_in_the_main_thread_of_a_program(tmp_path, large, phase, times, d
             time.sleep(0.001)
         _, err = ended(process)
         found = set(everything(tmp_path))
-        if process.returncode == 0:  # it was faster
-            assert found == {"pairs.parquet", "means.parquet", "out.parquet"}
+        if found == {"pairs.parquet", "means.parquet", "out.parquet"}:  # it was faster
             for name in ("means.parquet", "out.parquet"):
                 (tmp_path / name).unlink()
         else:
-            assert "KeyboardInterrupt" in err
             assert found == {"pairs.parquet"}
+            assert process.returncode
+            assert "KeyboardInterrupt" in err
 
 
 def test_an_interrupt_while_cleaning_up_does_not_stop_it(tmp_path, monkeypatch):

@@ -267,7 +267,9 @@ def killed_node(folder):
 
     def kill():
         _, raylet = engine.waiting()
-        for pid in family(raylet):
+        node = family(raylet)
+        assert set(node) < set(family(os.getpid())), "not of this cluster"
+        for pid in node:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 

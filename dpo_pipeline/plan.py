@@ -70,6 +70,7 @@ class Facts:
         batch_by: The column of the batches, if they are by value.
         n_batches: How many batches of rows there are, where that is known.
         carried: Input columns that scored pairs keep; None if none are written.
+        notes: What is to be said about the inputs, such as files that are left out.
         checked_later: What only the run can check.
         outputs: What is written.
     """
@@ -89,6 +90,7 @@ class Facts:
     batch_by: str | None = None
     n_batches: int | None = None
     carried: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
     checked_later: tuple[str, ...] = ()
     outputs: tuple[Output, ...] = ()
 
@@ -112,6 +114,7 @@ class Facts:
             "batch_by": self.batch_by,
             "n_batches": self.n_batches,
             "carried": None if self.carried is None else list(self.carried),
+            "notes": list(self.notes),
             "checked_later": list(self.checked_later),
             "outputs": [
                 {"path": each.path, "files": each.files, "replaces": each.replaces}
@@ -140,6 +143,7 @@ class Facts:
             aligned(("role", "column"), list(self.columns.items())),
             aligned(("option", "value"), options) if options else [],
             list(self._figure_lines()),
+            [f"note: {text}" for text in self.notes],
             [f"checked by the run: {what}" for what in self.checked_later],
             list(self._output_lines()),
         ):

@@ -195,6 +195,7 @@ def join_reference(
     left = open_pairs(source, access=access, keys=[other.on], name="policy", cancel=run.cancel)
     dataset = with_reference(left, other, columns=source.columns, access=access, cancel=run.cancel)
     dataset.check_keys()
+    dataset.warn(stacklevel=3)
     return dataset.frame
 
 
@@ -258,6 +259,7 @@ def open_reference(reference: Reference, *, access: Access, cancel: Event | None
         keys=[checked_on(reference.on)],
         name="reference",
         as_reference=True,
+        again=True,
         cancel=cancel,
     )
 

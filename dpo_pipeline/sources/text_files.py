@@ -15,9 +15,9 @@ import polars as pl
 
 from dpo_pipeline.columns import ROLES, resolve
 from dpo_pipeline.errors import ColumnError, DpoPipelineError, StorageError
-from dpo_pipeline.sources.files import Rows, SourcePath, lazily, reading_as, text_files
+from dpo_pipeline.sources.files import SourcePath, text_files, unpacked
 from dpo_pipeline.sources.formats import CSV, FORMATS, NDJSON
-from dpo_pipeline.storage import reading
+from dpo_pipeline.sources.frames import Rows, lazily, reading_as
 
 _KINDS: Final[Mapping[type, str]] = {
     bool: "true or false",
@@ -34,7 +34,7 @@ _MIXED: Final = ({"a number", "text"},)
 
 def ragged_lines(path: str) -> str | None:
     """Say where lines of a CSV file have more fields than its header; None if none has."""
-    with reading(path), open(path, "rb") as file:
+    with unpacked(path) as file:
         records = _records(file)
         _, n_names = next(records, (1, 1))
         count, first = 0, None
@@ -67,7 +67,7 @@ def _records(lines: Iterator[bytes]) -> Iterator[tuple[int, int]]:
 def broken_json(path: str) -> str | None:
     """Say which line of a file is no JSON object, or has a key of another kind than before."""
     seen: dict[str, dict[str, int]] = {}
-    with reading(path), open(path, "rb") as file:
+    with unpacked(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -122,8 +122,8 @@ def ndjson(
 
     All lines are read once to know all keys and their types, and once more for the rows.
     """
-    files = text_files(source, FORMATS[NDJSON].endings)
-    paths = list(files)
+    found = text_files(source, FORMATS[NDJSON].endings)
+    paths = list(found.paths)
     empty = [_keys_of(path).to_frame() for path in paths]
     with reading_as(paths[0], "NDJSON"):
         schema = dict(pl.concat(empty, how="diagonal_relaxed").schema)
@@ -141,7 +141,7 @@ def ndjson(
     def fault(_names: Collection[str]) -> DpoPipelineError | None:
         return _first_fault(paths, broken_json)
 
-    return Rows(frame=_diagnosed(scan, paths, "NDJSON", fault), files=files)
+    return Rows(_diagnosed(scan, paths, "NDJSON", fault), found.identities, found.notes)
 
 
 def _keys_of(path: str) -> pl.Schema:
@@ -163,8 +163,8 @@ def csv(
     Keys (`pair_id`, `prompt_id`) and `as_text` are text, so that 7 and 07 are two. A row with fewer
     fields than the header has nulls at its end; one with more is an error.
     """
-    files = text_files(source, FORMATS[CSV].endings)
-    paths = list(files)
+    found = text_files(source, FORMATS[CSV].endings)
+    paths = list(found.paths)
     scanned: dict[str, Any] = {"glob": False, "infer_schema_length": INFERRED_ROWS}
     with reading_as(paths[0], "CSV"):
         schema = pl.scan_csv(paths, **scanned).collect_schema()
@@ -216,7 +216,7 @@ def csv(
 
     as_types = {name: _of_text(pl.col(name), dtype) for name, dtype in others.items()}
     frame = _diagnosed(whole, paths, "CSV", fault, as_types=as_types)
-    return Rows(frame=frame, files=files)
+    return Rows(frame, found.identities, found.notes)
 
 
 def _roles(

@@ -40,10 +40,9 @@ from dpo_pipeline.exact import lower_edge
 from dpo_pipeline.invalid_report import InvalidReport, why_refused
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Pairs, Reference, StatisticsOptions, Subsets
-from dpo_pipeline.plan import Facts, Plan, planned
+from dpo_pipeline.plan import Facts, Output, Plan, planned
 from dpo_pipeline.sources import Dataset, open_reference, publication_of
 from dpo_pipeline.statistics import counted
-from dpo_pipeline.storage import Output
 from dpo_pipeline.sums import Health, Summary, figures
 
 _REFERENCES: Final = (REF_CHOSEN.name, REF_REJECTED.name)

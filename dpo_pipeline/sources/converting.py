@@ -17,11 +17,11 @@ from dpo_pipeline.defaults import OUTPUT_ROWS_PER_GROUP, WIDE_ROWS_PER_GROUP, ZS
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ColumnError, UsageError
 from dpo_pipeline.options import Execution, Outputs, Pairs
-from dpo_pipeline.plan import Facts, Input, Plan, planned
+from dpo_pipeline.plan import Facts, Input, Output, Plan, planned
 from dpo_pipeline.sources.dataset import Dataset, publication_of
 from dpo_pipeline.sources.formats import checked_parquet_name
 from dpo_pipeline.sources.opening import format_of, open_pairs
-from dpo_pipeline.storage import METADATA_KEY, Access, Output, reading, writing
+from dpo_pipeline.storage import METADATA_KEY, Access, reading, writing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,7 +44,7 @@ def figures_of(
     yield _accuracy(statistics, palette)
     if statistics.subsets is not None:
         yield _subsets(statistics.subsets, statistics, palette)
-    if not statistics.is_all_ties:
+    if statistics.tie_rate < 1.0:
         yield _rewards(evaluation.summary, statistics, palette)
     yield from detail_figures(evaluation, statistics, palette)
 

@@ -70,7 +70,7 @@ def verdict(evaluation: Evaluation, statistics: Statistics) -> str:
     if accuracy is None:
         return "No pair is valid, so there is nothing to say."
     n = counted(evaluation.summary.n_valid, "pair")
-    if statistics.is_all_ties:
+    if statistics.tie_rate == 1.0:
         all_of_them = "The pair is a tie" if accuracy.n == 1 else f"All {n} are ties"
         return f"{all_of_them}: the rewards prefer nothing."
     interval = accuracy.interval
@@ -87,14 +87,14 @@ def _lead(evaluation: Evaluation, statistics: Statistics) -> Iterator[str]:
     summary = evaluation.summary
     gains = statistics.advantages
     hardest = min(gains, key=lambda name: gains[name].value, default=None)
-    if hardest is not None and not statistics.is_all_ties:
+    if hardest is not None and statistics.tie_rate < 1.0:
         rules = {
             "longer": "preferring the longer completion",
             "shorter": "preferring the shorter completion",
             "reference": "the reference's own log-probs",
             "policy": "the policy's own log-probs",
         }
-        ties = " A tie counts as wrong." if statistics.has_ties else ""
+        ties = " A tie counts as wrong." if statistics.tie_rate > 0.0 else ""
         yield (
             f"The best rule without rewards, {rules[hardest]}, is right in "
             f"{share(statistics.baselines[hardest].value)}; the rewards are "

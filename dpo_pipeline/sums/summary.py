@@ -198,8 +198,8 @@ def tally(
         valid: True where a pair counts.
         objectives: Whose scores are summed; if empty, only what needs no score.
         needs: Which columns are there.
-        max_logp: Largest log-probability that a valid pair can have, in nats.
-        keys: Columns to group by; none makes one row.
+        max_logp: Of a valid pair, in nats.
+        keys: None makes one row.
         in_order: The one key is sorted, so a group is finished where the next begins.
         by_bin: Group by the margin's histogram bin too; invalid pairs have none.
         with_health: Also carry what warnings are made from.
@@ -267,12 +267,9 @@ def _sums(
 def merge(partials: Sequence[pl.DataFrame], keys: Sequence[str] = ()) -> pl.DataFrame:
     """Add partial sums group by group; groups keep the order in which they first appear."""
     rows = pl.concat(partials)
+    extreme = {"min_": pl.Expr.min, "max_": pl.Expr.max}
     combined = [
-        pl.col(name).min()
-        if name.startswith("min_")
-        else pl.col(name).max()
-        if name.startswith("max_")
-        else pl.col(name).sum()
+        extreme.get(name[:4], pl.Expr.sum)(pl.col(name))
         for name in rows.columns
         if name not in keys
     ]

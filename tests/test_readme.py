@@ -1,4 +1,4 @@
-"""The README and the examples: every block is run, and prints what it says it prints."""
+"""The README, the guides and the examples: every block is run, and prints what it says."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ from dpo_pipeline.sources.formats import FORMATS
 from pair_tools import ROOT
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-BLOCKS = [(m[1], m[2]) for m in BLOCK.finditer((ROOT / "README.md").read_text())]
+PAGES = {
+    path.name: [(m[1], m[2]) for m in BLOCK.finditer(path.read_text())]
+    for path in [ROOT / "README.md", *sorted((ROOT / "examples").glob("*.md"))]
+    if path.parent == ROOT or path.name != "README.md"
+}
 
 
 @pytest.fixture
@@ -31,10 +35,11 @@ def checkout(tmp_path, monkeypatch):
 
 
 def python_blocks():
-    for i, (kind, text) in enumerate(BLOCKS):
-        if kind == "python":
-            following = BLOCKS[i + 1] if i + 1 < len(BLOCKS) else ("", "")
-            yield pytest.param(text, following, id=f"block {i}")
+    for page, blocks in PAGES.items():
+        for i, (kind, text) in enumerate(blocks):
+            if kind == "python":
+                following = blocks[i + 1] if i + 1 < len(blocks) else ("", "")
+                yield pytest.param(text, following, id=f"{page}, block {i}")
 
 
 @pytest.mark.parametrize(("code", "following"), list(python_blocks()))
@@ -43,16 +48,20 @@ def test_python_blocks_print_what_follows(checkout, code, following):  # noqa: A
     assert kind == "text", "each block of code is followed by its output"
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(compile(code, "README.md", "exec"), {"__name__": "readme"})  # noqa: S102
+        exec(compile(code, "page", "exec"), {"__name__": "page"})  # noqa: S102
     assert printed.getvalue() == expected
 
 
 def console_calls():
-    for kind, text in BLOCKS:
-        if kind == "console":
-            for call in text.removeprefix("$ ").split("\n$ "):
-                line, _, expected = call.partition("\n")
-                yield pytest.param(shlex.split(line), expected, id=line)
+    for page, blocks in PAGES.items():
+        for call in [
+            call
+            for kind, text in blocks
+            if kind == "console"
+            for call in text.removeprefix("$ ").split("\n$ ")
+        ]:
+            line, _, expected = call.partition("\n")
+            yield pytest.param(shlex.split(line), expected, id=f"{page}: {line}")
 
 
 @pytest.mark.parametrize(("words", "expected"), list(console_calls()))
@@ -64,10 +73,19 @@ def test_console_blocks_print_what_they_show(checkout, capsys, words, expected):
 
 
 def test_there_are_blocks_of_each_kind_and_two_commands():
-    kinds = [kind for kind, _ in BLOCKS]
-    assert {kinds.count("python") >= 4, kinds.count("console") >= 2} == {True}
-    (commands,) = [text for kind, text in BLOCKS if kind == "sh"]
+    kinds = [kind for blocks in PAGES.values() for kind, _ in blocks]
+    assert {kinds.count("python") >= 5, kinds.count("console") >= 7} == {True}
+    (commands,) = [text for blocks in PAGES.values() for kind, text in blocks if kind == "sh"]
     assert len(commands.splitlines()) == 2
+
+
+def test_the_guides_are_linked_from_the_front_page():
+    front = (ROOT / "README.md").read_text()
+    assert len(front.splitlines()) < 200
+    for page in PAGES:
+        assert page == "README.md" or f"](examples/{page})" in front
+    linked = re.findall(r"\]\(((?:examples|schemas|tests)/[^)]*)\)", front)
+    assert [path for path in linked if not (ROOT / path).exists()] == []
 
 
 EXAMPLES = sorted(
@@ -99,7 +117,8 @@ def formats_as_markdown():
 
 @pytest.mark.parametrize("table", ["losses", "dialects", "formats"])
 def test_the_tables_are_those_of_the_catalogue(table):
-    text = (ROOT / "README.md").read_text()
+    page = "formats" if table == "formats" else "losses"
+    text = (ROOT / f"examples/{page}.md").read_text()
     written = text.partition(f"<!-- {table} -->\n")[2].partition(f"\n<!-- end of {table} -->")[0]
     made = {
         "losses": as_markdown,  # `dpo-pipeline losses --markdown` prints these two

@@ -50,7 +50,7 @@ def contract(name: str | None, folder: str | None) -> int:
 @click.command(short_help="List the losses, or say all of one.")
 @click.argument("name", required=False, shell_complete=complete_loss)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@click.option("--markdown", is_flag=True, help="Print the tables of the README.")
+@click.option("--markdown", is_flag=True, help="Print losses and dialects as tables of Markdown.")
 def losses(name: str | None, *, as_json: bool, markdown: bool) -> int:
     """List the losses, or say all of the one called NAME: formula, parameters, needs, source.
 

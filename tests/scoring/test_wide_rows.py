@@ -146,7 +146,7 @@ print(int(peak.split()[1]) // 1024)
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_long_rows(tmp_path):
-    """The bound that README states: rows of 3 kB in row groups of 20,000 take less than 1 GB."""
+    """The bound that the guide states: rows of 3 kB in row groups of 20,000 take less than 1 GB."""
     peaks = {}
     for n_groups in (10, 30):
         source = tmp_path / f"{n_groups}.parquet"

@@ -8,4 +8,4 @@ from .listing import (
     numbered as numbered,
     offences as offences,
 )
-from .model import PreferencePairs as PreferencePairs, ValueRule as ValueRule, rules_of as rules_of
+from .model import PreferencePairs as PreferencePairs, rules_of as rules_of

@@ -6,7 +6,6 @@ the rules are those that pandera's own validation reports.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -36,21 +35,13 @@ _WANTED: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One rule, bound to a column.
+    """One rule, bound to a column."""
 
-    Attributes:
-        column: The column, or None for a check of the whole row.
-        check: The rule's name.
-        requirement: What a value must be, in words.
-        keeps: True where the rule is kept; never null.
-        found: What a report shows of a row that breaks it; the column's value if not given.
-    """
-
-    column: str | None
+    column: str | None  # None for a check of the whole row
     check: str
-    requirement: str
-    keeps: pl.Expr
-    found: pl.Expr | None = None
+    requirement: str  # what a value must be, in words
+    keeps: pl.Expr  # true where the rule is kept; never null
+    found: pl.Expr | None = None  # what a report shows of a broken row; the column's value if None
 
     @property
     def name(self) -> str:
@@ -60,12 +51,9 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleSet:
-    """All rules of a run.
+    """All rules of a run, in the order of reports.
 
-    Attributes:
-        rules: Each rule with its name, in the order of reports.
-        valid: True where every rule is kept; never null. The same rows as the rules
-            together, at a fraction of their cost.
+    `valid` is true where every rule is kept, never null, and costs a fraction of the rules.
     """
 
     rules: tuple[Rule, ...]
@@ -101,20 +89,10 @@ def check_schema(
     contract: Schema | None = None,
     needs: Needs = ALL_LOGPS,
 ) -> pl.LazyFrame:
-    """Check names and types with pandera itself, reading no data.
+    """Check the names and types of pairs under canonical names, reading no data.
 
-    Args:
-        frame: Pairs under their canonical names.
-        source: What an error calls the frame.
-        max_logp: Largest log-probability accepted, in nats.
-        contract: A pandera schema that adds to ours.
-        needs: What the loss needs.
-
-    Returns:
-        The frame as pandera hands it back, which a schema may have changed.
-
-    Raises:
-        ColumnError: Columns are missing or of the wrong type.
+    pandera itself checks them. The frame comes back as pandera hands it back: `contract` may add,
+    drop or fill columns.
     """
     for schema in _schemas(max_logp, contract, needs):
         before = frame.collect_schema()
@@ -125,19 +103,15 @@ def check_schema(
                 frame = schema.validate(frame, lazy=True)
             except (SchemaErrors, SchemaError) as error:
                 raise ColumnError(source, tuple(_problems(error, frame))) from None
-        _refuse_coercion(before, frame.collect_schema())
+        for name, dtype in frame.collect_schema().items():
+            if before.get(name, dtype) != dtype:
+                raise RefusedCheckError(
+                    "coerce", name, f"a cell of type {before[name]} that is no {dtype} has no row"
+                )
     gone = [name for name in needs.logps if name not in frame.collect_schema()]
     if gone:
         raise ColumnError(source, tuple(f"{name}: the contract filters it away" for name in gone))
     return frame
-
-
-def _refuse_coercion(before: pl.Schema, after: pl.Schema) -> None:
-    for name, dtype in after.items():
-        if before.get(name, dtype) != dtype:
-            raise RefusedCheckError(
-                "coerce", name, f"a cell of type {before[name]} that is no {dtype} has no row"
-            )
 
 
 def compile_rules(
@@ -147,17 +121,7 @@ def compile_rules(
     contract: Schema | None = None,
     needs: Needs = ALL_LOGPS,
 ) -> RuleSet:
-    """Turn the contract into rules on the columns of `frame`, reading no data.
-
-    Args:
-        frame: Pairs that have passed `check_schema`.
-        max_logp: Largest log-probability accepted, in nats.
-        contract: A pandera schema whose checks are added to ours.
-        needs: What the loss needs.
-
-    Raises:
-        RefusedCheckError: A check cannot run row by row.
-    """
+    """Turn the contract into rules on the columns of checked pairs, reading no data."""
     columns = frame.collect_schema()
     ours = [
         Rule(
@@ -178,32 +142,30 @@ def compile_rules(
     logps = needs.logps
     sound = [sound_logp(pl.col(name), max_logp) for name in logps]
     others = [rule.keeps for rule in (*(r for r in ours if r.column not in logps), *theirs)]
-    return RuleSet(rules=_named_apart([*ours, *theirs]), valid=pl.all_horizontal(*sound, *others))
-
-
-def _named_apart(rules: list[Rule]) -> tuple[Rule, ...]:
-    seen: Counter[str] = Counter()
-    apart = []
-    for rule in rules:
-        seen[rule.name] += 1
-        nth = seen[rule.name]
-        apart.append(rule if nth == 1 else replace(rule, check=f"{rule.check}#{nth}"))
-    return tuple(apart)
+    named: dict[str, Rule] = {}
+    for rule in (*ours, *theirs):
+        apart, nth = rule, 1
+        while apart.name in named:
+            nth += 1
+            apart = replace(rule, check=f"{rule.check}#{nth}")
+        named[apart.name] = apart
+    return RuleSet(rules=tuple(named.values()), valid=pl.all_horizontal(*sound, *others))
 
 
 def _schemas(max_logp: float, contract: Schema | None, needs: Needs) -> list[pa.DataFrameSchema]:
     schemas = [pairs_model(max_logp, needs).to_schema()]
-    if contract is not None:
-        is_model = isinstance(contract, type) and issubclass(contract, pa.DataFrameModel)
-        if not (is_model or isinstance(contract, pa.DataFrameSchema)):
-            raise UsageError(
-                "contract must be a pandera.polars DataFrameSchema or DataFrameModel, found "
-                f"{contract!r}"
-            )
+    if isinstance(contract, type) and issubclass(contract, pa.DataFrameModel):
         try:
-            schemas.append(contract.to_schema() if isinstance(contract, type) else contract)
+            schemas.append(contract.to_schema())
         except Exception as error:  # whatever a model's declaration raises, it is that model's
             raise UsageError(f"contract: pandera cannot build {contract!r}: {error}") from error
+    elif isinstance(contract, pa.DataFrameSchema):
+        schemas.append(contract)
+    elif contract is not None:
+        raise UsageError(
+            "contract must be a pandera.polars DataFrameSchema or DataFrameModel, found "
+            f"{contract!r}"
+        )
     schemas = [copy(schema) for schema in schemas]
     for schema in schemas:
         # With drop_invalid_rows pandera keeps silent about missing columns and wrong types.

@@ -18,23 +18,15 @@ from dpo_pipeline.columns import ALL_LOGPS, COUNT_ROLES, LOGP_ROLES, Needs, Role
 from dpo_pipeline.defaults import LOGP_LIMIT, MAX_LOGP
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class ValueRule:
-    """One rule on the values of a column.
-
-    Attributes:
-        name: What reports call it.
-        requirement: What a value must be, in words; `{bound}` stands for `bound`.
-        keeps: Column to Boolean expression: true where the rule is kept.
-        broken_sql: SQL condition for a broken row, `{column}` standing for the column.
-        bound: The number in the rule, if it has one.
-    """
+    """One rule on the values of a column."""
 
     name: str
-    requirement: str
-    keeps: Callable[[pl.Expr], pl.Expr]
-    broken_sql: str
-    bound: float | None = None
+    requirement: str  # what a value must be, in words; `{bound}` stands for `bound`
+    keeps: Callable[[pl.Expr], pl.Expr]  # true where the rule is kept
+    broken_sql: str  # true where it is broken; `{column}` stands for the column
+    bound: float | None = None  # the number in the rule
 
     @property
     def text(self) -> str:
@@ -45,39 +37,23 @@ class ValueRule:
 def logp_rules(max_logp: float = MAX_LOGP) -> tuple[ValueRule, ...]:
     """Return the rules of a log-prob column. A value breaks at most one of them."""
     return (
+        ValueRule("not_null", "not null", lambda c: c.is_not_null(), "{column} IS NULL"),
+        ValueRule("not_nan", "not NaN", lambda c: c.is_not_nan(), "isnan({column})"),
+        ValueRule("finite", "finite", lambda c: c.is_infinite().not_(), "isinf({column})"),
         ValueRule(
-            name="not_null",
-            requirement="not null",
-            keeps=lambda c: c.is_not_null(),
-            broken_sql="{column} IS NULL",
-        ),
-        ValueRule(
-            name="not_nan",
-            requirement="not NaN",
-            keeps=lambda c: c.is_not_nan(),
-            broken_sql="isnan({column})",
-        ),
-        ValueRule(
-            name="finite",
-            requirement="finite",
-            keeps=lambda c: c.is_infinite().not_(),
-            broken_sql="isinf({column})",
-        ),
-        ValueRule(
-            name="at_least",
-            requirement="at least {bound}",
+            "at_least",
+            "at least {bound}",
             # Polars orders NaN above every number, so it passes here; another rule refuses it.
-            keeps=lambda c: (c >= -LOGP_LIMIT) | c.is_infinite(),
-            broken_sql=f"{{column}} < {-LOGP_LIMIT:.0f} AND NOT isinf({{column}})",
-            bound=-LOGP_LIMIT,
+            lambda c: (c >= -LOGP_LIMIT) | c.is_infinite(),
+            f"{{column}} < {-LOGP_LIMIT:.0f} AND NOT isinf({{column}})",
+            -LOGP_LIMIT,
         ),
         ValueRule(
-            name="at_most",
-            requirement="at most {bound}",
-            keeps=lambda c: (c <= max_logp) | c.is_infinite() | c.is_nan(),
-            broken_sql=f"{{column}} > {max_logp!r} AND NOT isinf({{column}}) "
-            "AND NOT isnan({column})",
-            bound=max_logp,
+            "at_most",
+            "at most {bound}",
+            lambda c: (c <= max_logp) | c.is_infinite() | c.is_nan(),
+            f"{{column}} > {max_logp!r} AND NOT isinf({{column}}) AND NOT isnan({{column}})",
+            max_logp,
         ),
     )
 
@@ -95,13 +71,7 @@ OUR_TITLE: Final = "preference pairs"
 """Marks our own checks in a schema that inherits them."""
 
 COUNT_RULES: Final = (
-    ValueRule(
-        name="at_least",
-        requirement="at least {bound}",
-        keeps=lambda c: c >= 1,
-        broken_sql="{column} < 1",
-        bound=1,
-    ),
+    ValueRule("at_least", "at least {bound}", lambda c: c >= 1, "{column} < 1", 1),
 )
 """Rules of a token count. A null count is unknown, and wrong only where a loss divides by it."""
 

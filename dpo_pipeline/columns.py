@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from dpo_pipeline.errors import UsageError
 
@@ -41,22 +41,49 @@ class Added:
     nullable: bool = False
 
 
-def _logp(model: Literal["policy", "ref"], side: Literal["chosen", "rejected"]) -> Role:
+Model = Literal["policy", "ref"]
+Completion = Literal["chosen", "rejected"]
+
+
+def _of_model(model: Model, side: Completion, ending: str, words: Iterable[str]) -> dict[str, Any]:
     # Only names that say whose log-prob it is. `chosen_logps` is the policy's in TRL and the
     # reference's in open-instruct's cache, so it is no alias of either: see AMBIGUOUS.
+    name = f"{model}_{side}_{ending}"
     long = "policy" if model == "policy" else "reference"
-    name = f"{model}_{side}_logps"
-    words = ("logps", "logprobs", "log_probs")
     spellings = [f"{spelled}_{side}_{word}" for spelled in (model, long) for word in words]
-    spellings.append(f"log_probs_{side}_{model}")
+    aliases = tuple(dict.fromkeys(each for each in spellings if each != name))
+    return {"name": name, "unit": "nats", "aliases": aliases}
+
+
+def _under(model: Model) -> str:
+    return f"under the {'policy' if model == 'policy' else 'frozen reference model'}"
+
+
+def _logp(model: Model, side: Completion) -> Role:
+    named = _of_model(model, side, "logps", ("logps", "logprobs", "log_probs"))
+    named["aliases"] += (f"log_probs_{side}_{model}",)
+    text = f"Log-probability of the {side} completion {_under(model)}, summed over its tokens"
+    return Role(kind="logp", required=True, description=text, **named)
+
+
+def _tokens(model: Model, side: Completion) -> Role:
+    words = ("token_logps", "token_logprobs", "per_token_logps")
+    named = _of_model(model, side, "token_logps", words)
+    text = f"Log-probability of each token of the {side} completion {_under(model)}"
+    return Role(kind="tokens", description=f"{text}, instead of its sum", **named)
+
+
+def _count(side: Completion) -> Role:
+    text = f"Tokens of the {side} completion that its log-probability sums over"
+    return Role(name=f"{side}_num_tokens", kind="count", unit="tokens", description=text)
+
+
+def _mask(side: Completion) -> Role:
     return Role(
-        name=name,
-        kind="logp",
-        unit="nats",
-        required=True,
-        description=f"Log-probability of the {side} completion under the "
-        f"{'policy' if model == 'policy' else 'frozen reference model'}, summed over its tokens",
-        aliases=tuple(dict.fromkeys(s for s in spellings if s != name)),
+        name=f"{side}_token_mask",
+        kind="mask",
+        description=f"For each token of the {side} completion whether it counts (true or 1)",
+        aliases=(f"{side}_completion_mask", f"{side}_loss_mask"),
     )
 
 
@@ -68,44 +95,8 @@ PAIR_ID: Final = Role(name="pair_id", kind="key", description="Names the pair")
 PROMPT_ID: Final = Role(
     name="prompt_id", kind="key", description="Names the prompt; pairs of one prompt share it"
 )
-CHOSEN_TOKENS: Final = Role(
-    name="chosen_num_tokens",
-    kind="count",
-    unit="tokens",
-    description="Tokens of the chosen completion that its log-probability sums over",
-)
-REJECTED_TOKENS: Final = Role(
-    name="rejected_num_tokens",
-    kind="count",
-    unit="tokens",
-    description="Tokens of the rejected completion that its log-probability sums over",
-)
-
-
-def _tokens(model: Literal["policy", "ref"], side: Literal["chosen", "rejected"]) -> Role:
-    long = "policy" if model == "policy" else "reference"
-    words = ("token_logps", "token_logprobs", "per_token_logps")
-    name = f"{model}_{side}_token_logps"
-    spellings = [f"{spelled}_{side}_{word}" for spelled in (model, long) for word in words]
-    return Role(
-        name=name,
-        kind="tokens",
-        unit="nats",
-        description=f"Log-probability of each token of the {side} completion under the "
-        f"{'policy' if model == 'policy' else 'frozen reference model'}, instead of its sum",
-        aliases=tuple(dict.fromkeys(s for s in spellings if s != name)),
-    )
-
-
-def _mask(side: Literal["chosen", "rejected"]) -> Role:
-    return Role(
-        name=f"{side}_token_mask",
-        kind="mask",
-        description=f"For each token of the {side} completion whether it counts (true or 1)",
-        aliases=(f"{side}_completion_mask", f"{side}_loss_mask"),
-    )
-
-
+CHOSEN_TOKENS: Final = _count("chosen")
+REJECTED_TOKENS: Final = _count("rejected")
 LOGP_ROLES: Final = (POLICY_CHOSEN, POLICY_REJECTED, REF_CHOSEN, REF_REJECTED)
 LOGPS: Final = tuple(role.name for role in LOGP_ROLES)
 COUNT_ROLES: Final = (CHOSEN_TOKENS, REJECTED_TOKENS)
@@ -118,18 +109,16 @@ TOKENS_OF: Final = {
     REF_REJECTED.name: _tokens("ref", "rejected"),
 }
 """The token list that each log-prob can be summed from."""
-OTHER_SIDE: Final = {
-    POLICY_CHOSEN.name: POLICY_REJECTED.name,
-    POLICY_REJECTED.name: POLICY_CHOSEN.name,
-    REF_CHOSEN.name: REF_REJECTED.name,
-    REF_REJECTED.name: REF_CHOSEN.name,
-}
+_SAME_MODEL: Final = (
+    (POLICY_CHOSEN.name, POLICY_REJECTED.name),
+    (REF_CHOSEN.name, REF_REJECTED.name),
+)
+OTHER_SIDE: Final = {a: b for pair in _SAME_MODEL for a, b in (pair, pair[::-1])}
 """The log-prob of the other completion under the same model."""
 MASK_OF: Final = {
-    POLICY_CHOSEN.name: CHOSEN_MASK,
-    POLICY_REJECTED.name: REJECTED_MASK,
-    REF_CHOSEN.name: CHOSEN_MASK,
-    REF_REJECTED.name: REJECTED_MASK,
+    name: mask
+    for pair in _SAME_MODEL
+    for name, mask in zip(pair, (CHOSEN_MASK, REJECTED_MASK), strict=True)
 }
 """The mask that says which tokens of each log-prob count."""
 ROLES: Final = {
@@ -203,17 +192,14 @@ LOSS: Final = "loss"
 REWARD_ACCURACY: Final = "reward_accuracy"
 
 SCORED: Final = (
-    Added(
-        name=CHOSEN_LOGRATIO,
-        unit="nats",
-        description="Policy minus reference log-probability of the chosen completion; without a "
-        "reference, the policy's",
-    ),
-    Added(
-        name=REJECTED_LOGRATIO,
-        unit="nats",
-        description="Policy minus reference log-probability of the rejected completion; without a "
-        "reference, the policy's",
+    *(
+        Added(
+            name=name,
+            unit="nats",
+            description=f"Policy minus reference log-probability of the {side} completion; without "
+            "a reference, the policy's",
+        )
+        for name, side in ((CHOSEN_LOGRATIO, "chosen"), (REJECTED_LOGRATIO, "rejected"))
     ),
     Added(
         name=CHOSEN_REWARD,
@@ -288,9 +274,7 @@ class Resolution:
 
 
 def resolve(
-    names: Iterable[str],
-    explicit: Mapping[str, str] | None = None,
-    needs: Needs = ALL_LOGPS,
+    names: Iterable[str], explicit: Mapping[str, str] | None = None, needs: Needs = ALL_LOGPS
 ) -> Resolution:
     """Find the column of each role among `names`.
 

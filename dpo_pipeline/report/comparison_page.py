@@ -23,14 +23,7 @@ from dpo_pipeline.report.chart_data import (
     subset_rows,
     with_sizes,
 )
-from dpo_pipeline.report.charts import (
-    PAGE,
-    Figure,
-    Palette,
-    intervals,
-    plane,
-    signed_histogram,
-)
+from dpo_pipeline.report.charts import PAGE, Figure, Palette, intervals, plane, signed_histogram
 from dpo_pipeline.report.notebook import difference_table
 from dpo_pipeline.report.page import Page, Section, Tile
 from dpo_pipeline.report.page_tables import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final, Literal
 
 from dpo_pipeline.errors import UsageError
@@ -30,12 +30,13 @@ class Role:
     aliases: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Added:
     """A column that the pipeline adds to a table."""
 
     name: str
     description: str
+    _: KW_ONLY
     type: Literal["number", "integer", "string", "array"] = "number"
     unit: str | None = None
     nullable: bool = False
@@ -194,41 +195,29 @@ REWARD_ACCURACY: Final = "reward_accuracy"
 SCORED: Final = (
     *(
         Added(
-            name=name,
-            unit="nats",
-            description=f"Policy minus reference log-probability of the {side} completion; without "
+            name,
+            f"Policy minus reference log-probability of the {side} completion; without "
             "a reference, the policy's",
+            unit="nats",
         )
         for name, side in ((CHOSEN_LOGRATIO, "chosen"), (REJECTED_LOGRATIO, "rejected"))
     ),
     Added(
-        name=CHOSEN_REWARD,
-        unit="nats",
-        description="Implicit reward of the chosen completion: beta * chosen_logratio for the DPO "
+        CHOSEN_REWARD,
+        "Implicit reward of the chosen completion: beta * chosen_logratio for the DPO "
         "loss, beta times what else the loss compares",
-    ),
-    Added(
-        name=REJECTED_REWARD,
         unit="nats",
-        description="Implicit reward of the rejected completion, likewise",
     ),
-    Added(name=REWARD_MARGIN, unit="nats", description="Chosen minus rejected implicit reward"),
-    Added(
-        name=LOSS,
-        unit="nats",
-        description="Loss of the pair; the DPO loss is -log sigmoid(reward_margin)",
-    ),
+    Added(REJECTED_REWARD, "Implicit reward of the rejected completion, likewise", unit="nats"),
+    Added(REWARD_MARGIN, "Chosen minus rejected implicit reward", unit="nats"),
+    Added(LOSS, "Loss of the pair; the DPO loss is -log sigmoid(reward_margin)", unit="nats"),
 )
 
 SOURCE_ROW: Final = "source_row"
 BROKEN_RULES: Final = "broken_rules"
 INVALID: Final = (
-    Added(name=SOURCE_ROW, type="integer", description="Row of the pair in its input file, from 0"),
-    Added(
-        name=BROKEN_RULES,
-        type="array",
-        description="The rules that the pair breaks, as column.rule",
-    ),
+    Added(SOURCE_ROW, "Row of the pair in its input file, from 0", type="integer"),
+    Added(BROKEN_RULES, "The rules that the pair breaks, as column.rule", type="array"),
 )
 
 BATCH: Final = "batch"
@@ -236,27 +225,20 @@ N_PAIRS: Final = "n_pairs"
 N_VALID: Final = "n_valid"
 N_INVALID: Final = "n_invalid"
 COUNTS: Final = (
-    Added(name=N_PAIRS, type="integer", unit="pairs", description="Pairs read"),
-    Added(name=N_VALID, type="integer", unit="pairs", description="Pairs that keep every rule"),
-    Added(
-        name=N_INVALID, type="integer", unit="pairs", description="Pairs that break a rule or more"
-    ),
+    Added(N_PAIRS, "Pairs read", type="integer", unit="pairs"),
+    Added(N_VALID, "Pairs that keep every rule", type="integer", unit="pairs"),
+    Added(N_INVALID, "Pairs that break a rule or more", type="integer", unit="pairs"),
 )
 BATCH_MEANS: Final = (
-    Added(name=BATCH, type="integer", description="Batch number, from 0"),
+    Added(BATCH, "Batch number, from 0", type="integer"),
     *COUNTS,
-    Added(name=LOSS, unit="nats", nullable=True, description="Mean loss of the valid pairs"),
+    Added(LOSS, "Mean loss of the valid pairs", unit="nats", nullable=True),
     Added(
-        name=REWARD_ACCURACY,
+        REWARD_ACCURACY,
+        "Share of the valid pairs whose chosen reward is above the rejected one",
         nullable=True,
-        description="Share of the valid pairs whose chosen reward is above the rejected one",
     ),
-    Added(
-        name=REWARD_MARGIN,
-        unit="nats",
-        nullable=True,
-        description="Mean reward margin of the valid pairs",
-    ),
+    Added(REWARD_MARGIN, "Mean reward margin of the valid pairs", unit="nats", nullable=True),
 )
 
 

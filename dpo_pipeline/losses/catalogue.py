@@ -18,26 +18,18 @@ from dpo_pipeline.losses import batchwise, pairwise
 from dpo_pipeline.losses.loss_row import Loss, Parameter
 
 _SMOOTHING: Final = Parameter(
-    name="label_smoothing",
-    default=0.0,
-    low=0.0,
-    high=0.5,
-    meaning="assumed share of flipped labels",
+    "label_smoothing", 0.0, low=0.0, high=0.5, meaning="assumed share of flipped labels"
 )
 _PARAMETERS: Final = {
     each.name: each
     for each in (
         _SMOOTHING,
-        Parameter(name="baseline", default=0.0, meaning="d, subtracted from both rewards, in nats"),
-        Parameter(name="tau", default=0.05, low=0.0, without=(0.0,), meaning="temperature"),
-        Parameter(
-            name="penalty", default=50.0, low=0.0, meaning="p, on a chosen log-ratio below 0"
-        ),
-        Parameter(name="length_penalty", default=0.0, low=0.0, meaning="a, in nats a token"),
-        Parameter(
-            name="gamma", default=0.5, low=0.0, meaning="margin to reach, not scaled by beta"
-        ),
-        Parameter(name="alpha", default=0.0, meaning="a; SimPO at 0"),
+        Parameter("baseline", 0.0, meaning="d, subtracted from both rewards, in nats"),
+        Parameter("tau", 0.05, low=0.0, without=(0.0,), meaning="temperature"),
+        Parameter("penalty", 50.0, low=0.0, meaning="p, on a chosen log-ratio below 0"),
+        Parameter("length_penalty", 0.0, low=0.0, meaning="a, in nats a token"),
+        Parameter("gamma", 0.5, low=0.0, meaning="margin to reach, not scaled by beta"),
+        Parameter("alpha", 0.0, meaning="a; SimPO at 0"),
     )
 }
 """What the keywords of a loss's function mean, but for beta."""

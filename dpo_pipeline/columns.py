@@ -244,15 +244,10 @@ BATCH_MEANS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolution:
-    """Which input column plays which role, and what stands in the way.
+    """Which input column plays which role, and what stands in the way."""
 
-    Attributes:
-        mapping: Canonical name to input column, for the roles that were found.
-        problems: One sentence for each role that could not be settled.
-    """
-
-    mapping: Mapping[str, str]
-    problems: tuple[str, ...]
+    mapping: Mapping[str, str]  # canonical name to input column, for the roles that were found
+    problems: tuple[str, ...]  # one sentence for each role that could not be settled
 
 
 def resolve(

@@ -24,69 +24,47 @@ from dpo_pipeline.statistics import (
 from dpo_pipeline.tables import aligned
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Section:
-    """A part of a benchmark.
-
-    Attributes:
-        name: What it is called.
-        subsets: Subset to its weight within the section.
-        weight: Weight of the section in the score.
-    """
+    """A part of a benchmark: the weight of each subset in it, and its own in the score."""
 
     name: str
     subsets: Mapping[str, float]
     weight: float = 1.0
 
 
+_CHAT: Final = {
+    "alpacaeval-easy": 100,
+    "alpacaeval-length": 95,
+    "alpacaeval-hard": 95,
+    "mt-bench-easy": 28,
+    "mt-bench-med": 40,
+}
+_CHAT_HARD: Final = {
+    "mt-bench-hard": 37,
+    "llmbar-natural": 100,
+    "llmbar-adver-neighbor": 134,
+    "llmbar-adver-GPTInst": 92,
+    "llmbar-adver-GPTOut": 47,
+    "llmbar-adver-manual": 46,
+}
+_SAFETY: Final = {
+    "refusals-dangerous": 100,
+    "refusals-offensive": 100,
+    "xstest-should-refuse": 154,
+    "xstest-should-respond": 250,
+    "donotanswer": 136,
+}
+_HEP: Final = {f"hep-{code}": 164 for code in ("cpp", "go", "java", "js", "python", "rust")}
 _CORE: Final = (
-    Section(
-        name="Chat",
-        subsets={
-            "alpacaeval-easy": 100,
-            "alpacaeval-length": 95,
-            "alpacaeval-hard": 95,
-            "mt-bench-easy": 28,
-            "mt-bench-med": 40,
-        },
-    ),
-    Section(
-        name="Chat Hard",
-        subsets={
-            "mt-bench-hard": 37,
-            "llmbar-natural": 100,
-            "llmbar-adver-neighbor": 134,
-            "llmbar-adver-GPTInst": 92,
-            "llmbar-adver-GPTOut": 47,
-            "llmbar-adver-manual": 46,
-        },
-    ),
-    Section(
-        name="Safety",
-        subsets={
-            "refusals-dangerous": 100,
-            "refusals-offensive": 100,
-            "xstest-should-refuse": 154,
-            "xstest-should-respond": 250,
-            "donotanswer": 136,
-        },
-    ),
-    Section(
-        name="Reasoning",
-        subsets={
-            "math-prm": 984,  # weighted as so many pairs; it has 447
-            "hep-cpp": 164,
-            "hep-go": 164,
-            "hep-java": 164,
-            "hep-js": 164,
-            "hep-python": 164,
-            "hep-rust": 164,
-        },
-    ),
+    Section("Chat", _CHAT),
+    Section("Chat Hard", _CHAT_HARD),
+    Section("Safety", _SAFETY),
+    Section("Reasoning", {"math-prm": 984, **_HEP}),  # weighted as so many pairs; it has 447
 )
 _PRIOR: Final = Section(
-    name="Prior Sets",
-    subsets={"anthropic_helpful": 1, "anthropic_hhh": 1, "shp": 1, "summarize": 1},
+    "Prior Sets",
+    dict.fromkeys(("anthropic_helpful", "anthropic_hhh", "shp", "summarize"), 1),
     weight=0.5,
 )
 
@@ -98,8 +76,7 @@ BENCHMARKS: Final[Mapping[str, tuple[Section, ...]]] = MappingProxyType(
 
 def check_subsets(benchmark: str, found: Iterable[Any]) -> None:
     """Raise a UsageError if the subsets with a valid pair are not those of the benchmark."""
-    known = [name for section in BENCHMARKS[benchmark] for name in section.subsets]
-    there = set(found)
+    known, there = weights_of(benchmark), set(found)
     missing = [name for name in known if name not in there]
     unknown = sorted(map(str, there - set(known)))
     problems = [
@@ -164,24 +141,17 @@ _JUDGE_RANKS: Final = "judge: rank correlation"
 _JUDGE_AUC: Final = "judge: AUC"
 _DIGITS: Final = {_BEST_BETA: 3, _JUDGE_RANKS: 3, _JUDGE_AUC: 3}
 """Significant digits of figures made from binned margins, which are within 0.25%."""
-_SHOWN_OF_SUBSETS: Final = (
-    *("n_valid", "reward_accuracy", "reward_accuracy_low", "reward_accuracy_high", "p_holm"),
-)
+_ACCURACY: Final = ("reward_accuracy", "reward_accuracy_low", "reward_accuracy_high")
+_SHOWN_OF_SUBSETS: Final = ("n_valid", *_ACCURACY, "p_holm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sections:
-    """The score of a benchmark: means of accuracies, a tie counting as wrong.
+    """The score of a benchmark: means of accuracies, a tie counting as wrong."""
 
-    Attributes:
-        benchmark: Its name.
-        scores: By section, the weighted mean over its subsets.
-        score: The weighted mean over the sections.
-    """
-
-    benchmark: str
-    scores: Mapping[str, Estimate]
-    score: Estimate
+    benchmark: str  # its name
+    scores: Mapping[str, Estimate]  # by section, the weighted mean over its subsets
+    score: Estimate  # the weighted mean over the sections
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,16 +252,10 @@ class Statistics:
     gathered: Gathered
 
     @property
-    def has_ties(self) -> bool:
-        """Whether some pairs have equal rewards."""
+    def tie_rate(self) -> float:
+        """The share of pairs with equal rewards; 0 without a valid pair."""
         ties = self.figures.get("tie_rate")
-        return ties is not None and ties.value > 0.0
-
-    @property
-    def is_all_ties(self) -> bool:
-        """Whether there are valid pairs and all have equal rewards."""
-        ties = self.figures.get("tie_rate")
-        return ties is not None and ties.value == 1.0
+        return 0.0 if ties is None else ties.value
 
     def to_dict(self) -> dict[str, Any]:
         """Return all but the gathered tables as plain data."""

@@ -82,20 +82,8 @@ def mean_over_subsets(
     """Return the weighted mean of the accuracies of subsets; each counts once without weights.
 
     If no cluster spans two subsets, the limits combine those of the subsets. Otherwise they come
-    from a bootstrap of clusters; for more than a hundred subsets, from a jackknife.
-
-    Args:
-        sums: The columns of `gathered.by`, `CLUSTER`, and counts; a subset without a valid pair
-            is none.
-        gathered: Says what the clusters are.
-        weights: Subset to its weight, at least 0; every subset must be named.
-        level: Of the interval.
-
-    Returns:
-        The mean; None without `by`.
-
-    Raises:
-        UsageError: Weights do not name the subsets, or are negative or all 0.
+    from a bootstrap of clusters; for more than a hundred subsets, from a jackknife. A subset
+    without a valid pair is none. None without `by`.
     """
     if not gathered.by:
         return None
@@ -184,11 +172,7 @@ _NO_SPREAD: Final = 1e-12
 def statistics_of(
     gathered: Gathered, objective: CheckedObjective, options: StatisticsOptions
 ) -> Statistics:
-    """Return the statistics made from the gathered tables.
-
-    Raises:
-        UsageError: Weights do not name the subsets.
-    """
+    """Return the statistics made from the gathered tables."""
     level = options.level
     sums = _in_nats(gathered.clusters, objective)
     whole = across_subsets(sums, gathered.by)

@@ -18,7 +18,6 @@ from dpo_pipeline.evaluation.planning import (
     Documents,
     Groups,
     Result,
-    checked_later,
     inputs_of,
     refuse_unreadable,
     staged_batches,
@@ -29,9 +28,9 @@ from dpo_pipeline.evaluation.shards import ShardScorer
 from dpo_pipeline.invalid_report import InvalidReport, why_refused
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Batches, StatisticsOptions, Subsets
-from dpo_pipeline.plan import Facts, Plan, planned
+from dpo_pipeline.plan import Facts, Output, Plan, planned
 from dpo_pipeline.sources import Dataset, publication_of
-from dpo_pipeline.storage import GrowingFile, Output
+from dpo_pipeline.storage import GrowingFile
 from dpo_pipeline.sums import Batching, BatchTable
 
 T = TypeVar("T", bound=Result)
@@ -39,18 +38,7 @@ T = TypeVar("T", bound=Result)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """Opened and bound pairs, and what is measured of them.
-
-    Attributes:
-        groups: The options.
-        dataset: The pairs, joined to their reference.
-        binding: The contract, bound to them.
-        objectives: What is summed of the scores.
-        scorer: What scores a shard.
-        wanted: What is measured beside the totals.
-        executor: Where shards are read.
-        batches: The options of batches.
-    """
+    """Opened and bound pairs, joined to their reference, and what is measured of them."""
 
     groups: Groups
     dataset: Dataset
@@ -77,16 +65,7 @@ class Measurement:
     ) -> Measurement:
         """Check the options against the columns.
 
-        Args:
-            groups: The options.
-            dataset: The pairs.
-            binding: The contract.
-            objectives: What is summed.
-            scored: What is scored, if rules look at scores that are not summed.
-            by: Columns of the subsets.
-            batches: The batches.
-            statistics: How statistics are made, if asked for.
-            by_objective: Whether tables name the objective, even if there is one.
+        Objectives are summed; `scored` is given if rules look at scores that are not.
         """
         subsets, parts = by or Subsets(), batches or Batches()
         wanted = Wanted(
@@ -128,28 +107,23 @@ class Measurement:
             executor=self.executor,
             batch_file=batch_file,
         )
-        self._judge(made, watch)
-        return made
-
-    def _judge(self, measured: Measured, watch: Watch) -> None:
-        """Raise if the measured pairs must not pass."""
-        if measured.n_pairs == 0:
+        if made.n_pairs == 0:
             raise ContractError(f"{self.dataset.name}: it holds no pairs, so nothing was evaluated")
         asked = self.groups.on_invalid
-        reason = why_refused(asked, measured.n_invalid, measured.n_pairs, "pair")
+        reason = why_refused(asked, made.n_invalid, made.n_pairs, "pair")
         if reason is not None:
-            report = measured.report(watch)
             excluding = asked.action != "raise"
             # If no invalid pair is allowed, the report is reason enough.
             raise InvalidPairsError(
-                report, reason=reason if excluding else "", is_excluding=excluding
+                made.report(watch), reason=reason if excluding else "", is_excluding=excluding
             )
+        return made
 
     def facts(
         self, function: str, options: Mapping[str, Any], outputs: tuple[Output, ...], **more: Any
     ) -> Facts:
         """Return the facts of its plan."""
-        batching, rows = self.wanted.batching, self.dataset.rows
+        batching, rows, joined = self.wanted.batching, self.dataset.rows, self.dataset.reference
         size = None if batching is None else batching.size
         return Facts(
             function=function,
@@ -159,7 +133,7 @@ class Measurement:
             inputs=inputs_of(self.dataset),
             rows=rows,
             options=options,
-            checked_later=checked_later(self.dataset),
+            checked_later=() if joined is None else (f"that the keys of {joined.name} fit",),
             columns=dict(self.binding.mapping),
             max_logp=self.binding.max_logp,
             objectives=self.objectives,
@@ -177,12 +151,8 @@ class Measurement:
 class MeasurementPlan(Plan[T]):
     """The plan of `check`, `evaluate` and `sweep`.
 
-    Attributes:
-        function: The call.
-        measurement: What is read and measured.
-        result: Makes the result from what was measured and from which rules were broken.
-        options: The groups of options, under the parameters of the call.
-        outputs: What is written.
+    `result` makes the result from what was measured and from which rules were broken; `options`
+    are the groups under the parameters of the call.
     """
 
     function: str
@@ -355,8 +325,4 @@ def check(
     if scored and objective.is_of_batches:
         raise UsageError(f"{objective} is a loss of batches: evaluate checks its pairs")
     measurement = Measurement.of(groups, dataset, binding, (), scored=scored)
-    return MeasurementPlan.of("check", measurement, _only_report, groups.as_given())
-
-
-def _only_report(_measured: Measured, report: InvalidReport) -> InvalidReport:
-    return report
+    return MeasurementPlan.of("check", measurement, lambda _, report: report, groups.as_given())

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import polars as pl
 
+from dpo_pipeline.arguments import check_extra, check_page_path
 from dpo_pipeline.columns import LOSS, N_INVALID, N_PAIRS, REWARD_ACCURACY, REWARD_MARGIN
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation.estimates import Statistics
@@ -24,9 +25,31 @@ from dpo_pipeline.tables import aligned, as_json
 
 
 class Reported:
-    """A result with charts and a report. Drawing libraries are imported on first use."""
+    """A result whose figures can have marks, with charts and a report.
+
+    Drawing libraries are imported on first use.
+    """
 
     __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        raise NotImplementedError
+
+    @property
+    def gated(self) -> tuple[str, ...]:
+        """The names that a mark can be set for."""
+        raise NotImplementedError
+
+    @property
+    def no_verdict(self) -> str | None:
+        """Why the figures decide nothing; None if they may."""
+        return None
+
+    def figure(self, name: str) -> tuple[float, tuple[float, float] | None]:
+        """Return a figure and its interval."""
+        raise NotImplementedError
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -40,8 +63,6 @@ class Reported:
             UsageError: It is an evaluation without statistics, or the extra `report` is not
                 installed.
         """
-        from dpo_pipeline.arguments import check_extra
-
         check_extra()
         from dpo_pipeline.report import charts_of
 
@@ -64,8 +85,6 @@ class Reported:
                 `report` is not installed.
             StorageError: The file exists, cannot be written, or is what the result was made from.
         """
-        from dpo_pipeline.arguments import check_extra, check_page_path
-
         check_extra()
         if path is not None:
             check_page_path(path)
@@ -159,11 +178,6 @@ class Evaluation(Reported):
         """The figures that a gate can have a mark for."""
         return GATED
 
-    @property
-    def no_verdict(self) -> str | None:
-        """Why the figures decide nothing: None, as an evaluation compares nothing."""
-        return None
-
     def figure(self, name: str) -> tuple[float, tuple[float, float] | None]:
         """Return a figure, by TRL's name or the library's, and its interval.
 
@@ -183,8 +197,7 @@ class Evaluation(Reported):
         return float(value), None if interval is None else (interval.low, interval.high)
 
     def _estimate(self, name: str) -> Estimate | None:
-        statistics = self.statistics
-        if statistics is None:
+        if (statistics := self.statistics) is None:
             return None
         means = {"macro": statistics.macro, "weighted": statistics.weighted}
         if statistics.sections is not None:
@@ -241,11 +254,9 @@ class Evaluation(Reported):
     def __str__(self) -> str:
         """Return the figures as aligned text."""
         s = self.summary
-        figures = [*self.to_metrics().items(), ("ties", s.n_ties)]
-        lines = [
-            _title(self.source, s, self.objective),
-            *aligned(("", ""), figures),
-        ]
+        counts = f"{s.n_pairs:,} pairs, {s.n_invalid:,} invalid"
+        lines = [f"{self.source}: {counts}, {self.objective} loss, beta {self.beta:g}"]
+        lines += aligned(("", ""), [*self.to_metrics().items(), ("ties", s.n_ties)])
         if self.subsets is not None:
             by = [name for name in self.subsets.columns if name not in SUMMARY_FIGURES]
             shown = self.subsets.select(*by, *_SHOWN)
@@ -257,8 +268,3 @@ class Evaluation(Reported):
             lines += [line for each in self.findings or () for line in each.lines()]
             lines += [] if self.findings else ["no findings"]
         return "\n".join(lines)
-
-
-def _title(source: str, summary: Summary, objective: CheckedObjective) -> str:
-    counts = f"{summary.n_pairs:,} pairs, {summary.n_invalid:,} invalid"
-    return f"{source}: {counts}, {objective} loss, beta {objective.beta:g}"

@@ -51,7 +51,7 @@ _NEARLY_SURE: Final = 0.999
 _ROWS_NAMED: Final = 5
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     """Something that is wrong, or can mislead.
 
@@ -83,15 +83,9 @@ class Finding:
 def findings_of(
     statistics: Statistics, warnings: Sequence[str] = (), *, beta: float
 ) -> tuple[Finding, ...]:
-    """Return the findings, gravest first.
-
-    Args:
-        statistics: Of the evaluation.
-        warnings: `Evaluation.warnings`.
-        beta: Of the rewards.
-    """
+    """Return the findings, gravest first; `warnings` are those of the evaluation."""
     found = [*_of_warnings(warnings)]
-    if statistics.is_all_ties:
+    if statistics.tie_rate == 1.0:
         found += _beta_zero(beta)
     else:
         found += _precision(statistics)
@@ -110,8 +104,8 @@ def _of_warnings(warnings: Sequence[str]) -> Iterator[Finding]:
     for text in warnings:
         title, _, evidence = text.partition(": ")
         yield Finding(
-            name="input",
-            severity="problem",
+            "input",
+            "problem",
             title=title,
             evidence=evidence,
             advice="Look at how the log-probs were made before you read any figure.",
@@ -122,8 +116,8 @@ def _beta_zero(beta: float) -> Iterator[Finding]:
     """Yield a finding if all pairs are ties because beta is 0."""
     if beta == 0.0:
         yield Finding(
-            name="beta",
-            severity="problem",
+            "beta",
+            "problem",
             title="beta is 0, so every reward is 0",
             evidence="All pairs are ties.",
             advice="Evaluate with the beta of the training.",
@@ -154,8 +148,8 @@ def _precision(statistics: Statistics) -> Iterator[Finding]:
             whose = " and the ".join(_LOGPS_OF[model] for model in models)
             ties = share_with_limits(statistics.figures["tie_rate"])
             yield Finding(
-                name="precision",
-                severity="problem",
+                "precision",
+                "problem",
                 title=f"log-probs were kept as {name}, too coarse for these margins",
                 evidence=f"All log-probs of the {whose} are {name} numbers, which step by "
                 f"{step:g} at {size:.4g} nats, their mean size; in {share_with_limits(within)} of "
@@ -172,8 +166,8 @@ def _worse_than_chance(statistics: Statistics) -> Iterator[Finding]:
     accuracy = statistics.figures.get("reward_accuracy_half")
     if accuracy is not None and accuracy.interval is not None and accuracy.interval.high < _COIN:
         yield Finding(
-            name="worse_than_chance",
-            severity="problem",
+            "worse_than_chance",
+            "problem",
             title="margins prefer the rejected completion",
             evidence=f"The chosen reward is the larger one in {share_with_limits(accuracy)} of "
             "the pairs, ties half.",
@@ -191,13 +185,13 @@ def _no_better_than_a_guess(statistics: Statistics) -> Iterator[Finding]:
     interval = None if accuracy is None else accuracy.interval
     if accuracy is not None and interval is not None and interval.low <= _COIN <= interval.high:
         yield Finding(
-            name="baseline",
-            severity="caution",
+            "baseline",
+            "caution",
             title="rewards are not shown to be better than tossing a coin",
             evidence=f"They are right in {share_with_limits(accuracy)} of the pairs, ties half.",
             advice="Take no decision from this accuracy; more pairs would narrow the interval.",
         )
-    ties = "; a tie is wrong" if statistics.has_ties else ""
+    ties = "; a tie is wrong" if statistics.tie_rate > 0.0 else ""
     for name, guess in _GUESSES.items():
         gain = statistics.advantages.get(name)
         if gain is None or gain.interval is None or gain.interval.low > 0.0:
@@ -205,8 +199,8 @@ def _no_better_than_a_guess(statistics: Statistics) -> Iterator[Finding]:
         is_worse = gain.interval.high < 0.0
         right = share_with_limits(statistics.baselines[name])
         yield Finding(
-            name="baseline",
-            severity="problem" if is_worse else "caution",
+            "baseline",
+            "problem" if is_worse else "caution",
             title=f"{guess} is right more often than the rewards"
             if is_worse
             else f"rewards are not shown to be better than {guess}",
@@ -232,8 +226,8 @@ def _displacement(statistics: Statistics) -> Iterator[Finding]:
         return
     if _at_least(down, DISPLACED_FROM):
         yield Finding(
-            name="displacement",
-            severity="caution",
+            "displacement",
+            "caution",
             title="likelihood displacement: chosen completions lost likelihood",
             evidence=f"{share_with_limits(down)} of chosen completions are less likely than under "
             f"the reference, and in {share_with_limits(both)} of the pairs both are; the mean "
@@ -265,8 +259,8 @@ def _length(statistics: Statistics) -> Iterator[Finding]:
         accuracy = f" Length alone is right in {share_with_limits(guess)} of the pairs."
     level, overall = line.intercept, statistics.figures[REWARD_MARGIN]
     yield Finding(
-        name="length",
-        severity="caution",
+        "length",
+        "caution",
         title=f"length bias: margins favour the {side} completion",
         evidence=f"The correlation of margin and length difference is {line.correlation:.3g}; a "
         f"token more of the chosen completion is worth {number_with_limits(slope)} nats. At equal "
@@ -293,8 +287,8 @@ def _label_noise(statistics: Statistics) -> Iterator[Finding]:
             return
     suspects = _suspects(statistics, noise.flip_rate)
     yield Finding(
-        name="label_noise",
-        severity="caution",
+        "label_noise",
+        "caution",
         title="labels look flipped",
         evidence=f"The margins are likeliest if {share_with_limits(rate)} of the labels are "
         f"flipped, and a smaller beta would explain them less well.{suspects}",
@@ -341,8 +335,8 @@ def _repeats(statistics: Statistics) -> Iterator[Finding]:
     how_many = f"{share:.1%}" if copies is None else f"About {share_with_limits(copies)}"
     effect = "" if gathered.is_by_prompt else ", and as independent, so that intervals are narrow"
     yield Finding(
-        name="repeats",
-        severity="caution",
+        "repeats",
+        "caution",
         title="pairs are there more than once",
         evidence=f"{how_many} of the pairs have the log-probs of an earlier one; they count again "
         f"in every mean{effect}.",
@@ -366,8 +360,8 @@ def _few(statistics: Statistics) -> Iterator[Finding]:
     )
     half = (accuracy.interval.high - accuracy.interval.low) / 2.0
     yield Finding(
-        name="few",
-        severity="note",
+        "few",
+        "note",
         title=f"few pairs: {accuracy.n:,}{of}",
         evidence=f"The accuracy is {share_with_limits(accuracy)}. Its interval is made by "
         f"{accuracy.interval.method}; those of means take them as nearly normal, which so few "

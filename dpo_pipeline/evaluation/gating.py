@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from dpo_pipeline.columns import did_you_mean
 from dpo_pipeline.errors import GateError, MissedMark, UsageError
 from dpo_pipeline.evaluation.estimates import BASELINES, DISPLACEMENT, ESTIMATED_FIGURES
 from dpo_pipeline.options import Gates
 from dpo_pipeline.sums import SUMMARY_FIGURES, TRL_METRICS
+
+if TYPE_CHECKING:
+    from dpo_pipeline.evaluation.evaluation_result import Reported
 
 _COUNTS: Final = ("n_pairs", "n_valid", "n_invalid", "n_ties")
 ADVANTAGE: Final = "advantage/"
@@ -32,35 +35,8 @@ GATED: Final = (*SUMMED, *_OF_STATISTICS)
 """Figures that can have a mark in an evaluation with statistics."""
 
 
-class GatedResult(Protocol):
-    """A result whose figures can have marks."""
-
-    @property
-    def name(self) -> str:
-        """What errors call it."""
-        ...
-
-    @property
-    def gated(self) -> Sequence[str]:
-        """The names that a mark can be set for."""
-        ...
-
-    @property
-    def no_verdict(self) -> str | None:
-        """Why the figures decide nothing; None if they may."""
-        ...
-
-    def figure(self, name: str) -> tuple[float, tuple[float, float] | None]:
-        """Return a figure and its interval.
-
-        Raises:
-            UsageError: The result was made without it.
-        """
-        ...
-
-
 def gate(
-    result: GatedResult,
+    result: Reported,
     *,
     under: Mapping[str, float] | None = None,
     over: Mapping[str, float] | None = None,
@@ -119,11 +95,7 @@ def gate(
 
 
 def check_gates(gates: Gates, names: Sequence[str]) -> None:
-    """Check marks against the names that a result has.
-
-    Raises:
-        UsageError: There is no such figure, or a mark is no number.
-    """
+    """Raise a UsageError if a mark is no number, or for none of the names that a result has."""
     for argument, marks in (("under", gates.under), ("over", gates.over)):
         flag = f"{argument} (--fail-{argument})"
         for name, mark in marks.items():

@@ -57,19 +57,8 @@ _SUBSET: Final = "__dpo_pipeline_subset_"
 class Measured:
     """Merged partial sums over one pass of the dataset, from which all figures follow.
 
-    Attributes:
-        dataset: What was read.
-        rules: The rules that valid pairs keep, those of scores among them.
-        objectives: What was computed.
-        scorer: What scored the shards.
-        wanted: What was measured beside the totals.
-        totals: Sums over all pairs, one row.
-        subsets: Sums by subset, if asked for.
-        batches: Means by batch, if asked for and not written to a file.
-        bins: Pairs by bin of the margin, if asked for.
-        suspects: The shards that hold invalid pairs.
-        gathered: What statistics are made from, if asked for.
-        executor: Where shards are read.
+    `rules` are those that valid pairs keep, those of scores among them; `suspects` are the shards
+    with invalid pairs. `totals` is one row of sums. Batches are means.
     """
 
     dataset: Dataset
@@ -142,12 +131,7 @@ class Measured:
         )
 
     def figures(self, sums: pl.DataFrame, keys: Mapping[str, str] | None = None) -> pl.DataFrame:
-        """Divide sums: one row of figures for each row of sums and objective.
-
-        Args:
-            sums: `totals` or `subsets`.
-            keys: Key columns of the sums to the names that they get.
-        """
+        """Divide sums: a row for each row and objective. `keys` gives key columns new names."""
         names = dict(keys or {})
         tables = [
             figures(sums, each, keys=list(names), suffix=suffix_of(i, self.objectives)).rename(
@@ -215,12 +199,7 @@ def subset_keys(by: Sequence[str]) -> list[str]:
 class Wanted:
     """What is measured beside the totals.
 
-    Attributes:
-        by: Columns of the subsets.
-        batching: How pairs are put into batches.
-        histogram: Whether margins are binned.
-        statistics: How statistics are made, if asked for.
-        by_objective: Whether tables name the objective, even if there is one.
+    `by_objective` says whether tables name the objective, even if there is one.
     """
 
     by: tuple[str, ...] = ()
@@ -237,20 +216,10 @@ class Wanted:
         return in_order and not others
 
     @property
-    def is_faster_in_order(self) -> bool:
-        """Whether the groups of a shard are summed faster in order than by hash."""
-        return self.only_batches and self.batching is not None and self.batching.are_long
-
-    @property
     def shard_rows(self) -> int:
         """Rows that one query reads."""
         rows = SHARD_ROWS if self.batching is None else self.batching.shard_rows
         return rows if self.statistics is None else min(rows, STATISTICS_ROWS)
-
-    @property
-    def max_subsets(self) -> int:
-        """Most subsets that `by` may make."""
-        return MAX_SUBSETS if self.statistics is None else MAX_SUBSETS_WITH_STATISTICS
 
     def check(self, columns: pl.Schema) -> None:
         """Raise a UsageError if a grouping column is missing, nested or named like a figure."""
@@ -283,14 +252,8 @@ def measure(
 ) -> Measured:
     """Read the dataset once, shard by shard, and add up its partial sums.
 
-    Args:
-        dataset: What is read.
-        scorer: What scores a shard.
-        objectives: Whose scores are summed; if empty, only what needs no score.
-        wanted: What is summed beside the totals.
-        watch: Receives progress, and stops the run.
-        executor: Where shards are read.
-        batch_file: Where batch means go, if not into the result.
+    Without objectives, only what needs no score is summed. `batch_file` is where batch means go,
+    if not into the result.
     """
     binding, batching = scorer.binding, wanted.batching
     dataset.check_keys()
@@ -314,7 +277,7 @@ def measure(
         tally=plan_of,
         most_rows=wanted.shard_rows,
         may_be_endless=wanted.only_batches,
-        in_order=wanted.is_faster_in_order,
+        in_order=wanted.only_batches and batching is not None and batching.are_long,
     )
     gathering, function = None, partial_sums.sums
     if wanted.statistics is not None:
@@ -357,10 +320,10 @@ def measure(
         objectives=objectives,
         scorer=scorer,
         wanted=wanted,
-        totals=sums.totals,
-        subsets=sums.sorted(sums.subsets, sums.subset_keys),
+        totals=pl.DataFrame({N_PAIRS: [0], N_VALID: [0]}) if sums.totals is None else sums.totals,
+        subsets=_sorted(sums.subsets, sums.subset_keys),
         batches=batches,
-        bins=sums.sorted(sums.bins, [*sums.subset_keys, BIN]),
+        bins=_sorted(sums.bins, [*sums.subset_keys, BIN]),
         suspects=tuple(suspects),
         gathered=None if gathering is None else gathering.finish(),
         executor=executor,
@@ -380,12 +343,11 @@ class _RollUps:
     ) -> None:
         self.subset_keys = subset_keys(wanted.by)
         self.batch_keys = [] if wanted.batching is None else [wanted.batching.key]
-        self.totals = pl.DataFrame({N_PAIRS: [0], N_VALID: [0]})
+        self.totals: pl.DataFrame | None = None
         self.subsets: pl.DataFrame | None = None
         self.bins: pl.DataFrame | None = None
         self.n_invalid = 0
         self._wanted = wanted
-        self._empty = True
         self._table: BatchTable | None = None
         if wanted.batching is not None and objectives:
             self._table = BatchTable(
@@ -401,34 +363,30 @@ class _RollUps:
         self.n_invalid += int((part[N_PAIRS] - part[N_VALID]).sum())
         if self._wanted.histogram:
             keys = [*self.subset_keys, BIN]
-            self.bins = self._merged(self.bins, part.select(*keys, N_PAIRS), keys)
+            self.bins = _merged(self.bins, part.select(*keys, N_PAIRS), keys)
             part = part.drop(BIN)
         if self._wanted.by:
-            subsets = part.drop(self.batch_keys)
-            self.subsets = self._merged(self.subsets, subsets, self.subset_keys)
-            self._check_groups(self.subsets)
+            part_of_batches = part.drop(self.batch_keys)
+            self.subsets = _merged(self.subsets, part_of_batches, self.subset_keys)
+            without = self._wanted.statistics is None
+            most = MAX_SUBSETS if without else MAX_SUBSETS_WITH_STATISTICS
+            if self.subsets.height > most:
+                raise UsageError(
+                    f"by: {', '.join(self._wanted.by)} has more than {most:,} subsets; choose a "
+                    "coarser column, or score the pairs and group the output"
+                )
         if self._table is not None:
             self._table.add(part.drop(self.subset_keys), unique=self._wanted.only_batches)
-        total = part.drop(self.batch_keys, self.subset_keys)
-        self.totals = merge([total] if self._empty else [self.totals, total])
-        self._empty = False
-
-    def _check_groups(self, subsets: pl.DataFrame) -> None:
-        if subsets.height > self._wanted.max_subsets:
-            raise UsageError(
-                f"by: {', '.join(self._wanted.by)} has more than {self._wanted.max_subsets:,} "
-                "subsets; choose a coarser column, or score the pairs and group the output"
-            )
-
-    @staticmethod
-    def _merged(old: pl.DataFrame | None, new: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
-        return merge([new] if old is None else [old, new], keys)
-
-    @staticmethod
-    def sorted(sums: pl.DataFrame | None, keys: Sequence[str]) -> pl.DataFrame | None:
-        """Sort by the keys, null last."""
-        return None if sums is None else sums.sort(keys, nulls_last=True)
+        self.totals = _merged(self.totals, part.drop(self.batch_keys, self.subset_keys), ())
 
     def finished_batches(self) -> pl.DataFrame | None:
         """Return the table of batch means; None without one, or where it went to a file."""
         return None if self._table is None else self._table.finish()
+
+
+def _merged(old: pl.DataFrame | None, new: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
+    return merge([new] if old is None else [old, new], keys)
+
+
+def _sorted(sums: pl.DataFrame | None, keys: Sequence[str]) -> pl.DataFrame | None:
+    return None if sums is None else sums.sort(keys, nulls_last=True)

@@ -29,7 +29,7 @@ from dpo_pipeline.options import (
     Reference,
     StatisticsOptions,
 )
-from dpo_pipeline.plan import Input
+from dpo_pipeline.plan import Input, Output
 from dpo_pipeline.sources import (
     FORMATS,
     Dataset,
@@ -42,7 +42,6 @@ from dpo_pipeline.storage import (
     METADATA_KEY,
     Access,
     GrowingFile,
-    Output,
     Outputs as Publication,
     final_name,
     reading,
@@ -52,17 +51,7 @@ from dpo_pipeline.sums import BATCHES_PER_GROUP
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Groups:
-    """The options that every call on pairs takes, as groups.
-
-    Attributes:
-        pairs: Where the pairs are.
-        reference: Where the reference is, if not beside them.
-        loss: What is computed.
-        contract: What a pair must be.
-        on_invalid: What happens to invalid pairs.
-        outputs: The documents.
-        execution: Where the work is done.
-    """
+    """The options that every call on pairs takes, as groups."""
 
     pairs: Pairs
     reference: Reference | None
@@ -74,11 +63,7 @@ class Groups:
 
     @classmethod
     def of(cls, asked: Mapping[str, Any], actions: Iterable[str] = ON_INVALID) -> Self:
-        """Make groups from the arguments of a call, by the names of its parameters.
-
-        Raises:
-            UsageError: An option is given twice, or cannot be used.
-        """
+        """Make groups from the arguments of a call, by the names of its parameters."""
         pairs, found = asked["pairs"], asked.get
         source = pairs if isinstance(pairs, Pairs) else Pairs(pairs)
         made = given(OnInvalid, found("on_invalid"))
@@ -119,8 +104,7 @@ class Groups:
     @property
     def max_logp(self) -> float:
         """The largest log-probability accepted, in nats."""
-        own = self.contract.max_logp
-        return self._settings.get("max_logp", MAX_LOGP) if own is None else own
+        return max_logp_of(self.contract, self._settings.get("max_logp", MAX_LOGP))
 
     @property
     def access(self) -> Access:
@@ -134,11 +118,7 @@ class Groups:
 
     @property
     def executor(self) -> Executor:
-        """Where the work is done.
-
-        Raises:
-            UsageError: There is no such engine, or a Ray address is given for another one.
-        """
+        """Where the work is done."""
         address = self.execution.ray_address
         if address is None:
             return executor_of(self.execution.engine)
@@ -205,12 +185,7 @@ class Groups:
 def refuse_unreadable(
     dataset: Dataset, executor: Executor, objectives: Iterable[CheckedObjective] = ()
 ) -> None:
-    """Raise if there are no pairs, or if the engine or the loss cannot read them in shards.
-
-    Raises:
-        ContractError: The footers say that there is no pair.
-        UsageError: An engine, or a loss of batches, would read a join or a frame in shards.
-    """
+    """Raise if there are no pairs, or if the engine or the loss cannot read them in shards."""
     where = "write the joined pairs first, with join_reference(...).sink_parquet"
     for each in objectives:
         if each.is_of_batches and dataset.has_step:
@@ -234,29 +209,20 @@ def checked_objective(asked: Objective) -> CheckedObjective:
 
 
 def reference_of(pairs: Pairs, reference: Any) -> Reference | None:
-    """Return where the reference is; None if it is beside the policy's log-probs.
-
-    Raises:
-        UsageError: It is given twice.
-    """
-    if reference is None:
-        return pairs.reference if pairs.reference is None else given(Reference, pairs.reference)
-    if pairs.reference is not None:
+    """Return where the reference is; None if it is beside the policy's log-probs."""
+    if reference is not None and pairs.reference is not None:
         raise UsageError("the reference is given twice: as reference= and in Pairs")
-    return given(Reference, reference)
+    found = pairs.reference if reference is None else reference
+    return None if found is None else given(Reference, found)
 
 
-def max_logp_of(contract: Contract) -> float:
+def max_logp_of(contract: Contract, default: float = MAX_LOGP) -> float:
     """Return the largest log-probability accepted, in nats."""
-    return MAX_LOGP if contract.max_logp is None else contract.max_logp
+    return default if contract.max_logp is None else contract.max_logp
 
 
 def statistics_of_call(statistics: Any, outputs: Outputs) -> StatisticsOptions | None:
-    """Return how statistics are made, if they or the report are asked for.
-
-    Raises:
-        UsageError: The report cannot be made or written.
-    """
+    """Return how statistics are made, if they or the report are asked for."""
     check_report(outputs)
     if statistics is None or statistics is False:
         return None if outputs.report is None else StatisticsOptions()
@@ -264,11 +230,7 @@ def statistics_of_call(statistics: Any, outputs: Outputs) -> StatisticsOptions |
 
 
 def check_report(outputs: Outputs) -> None:
-    """Check that a report can be made, if there is to be one.
-
-    Raises:
-        UsageError: The extra that it needs is not installed, or its path is `-`.
-    """
+    """Raise a UsageError if there is to be a report that cannot be made."""
     if outputs.report is not None:
         check_extra()
         check_page_path(outputs.report)
@@ -282,12 +244,6 @@ def inputs_of(dataset: Dataset) -> tuple[Input, ...]:
         return tuple(own)
     joined = inputs_of(dataset.reference)
     return (*own, *(replace(each, is_reference=True) for each in joined))
-
-
-def checked_later(dataset: Dataset) -> tuple[str, ...]:
-    """Return, in words, what only the run can check of what is joined to a dataset."""
-    joined = dataset.reference
-    return () if joined is None else (f"that the keys of {joined.name} fit",)
 
 
 class Result(Protocol):
@@ -341,10 +297,7 @@ def staged_batches(
 
 
 def run_facts(binding: Binding, *objectives: CheckedObjective) -> dict[str, str]:
-    """Return the Parquet metadata of an output: version, loss, beta, contract, column mapping.
-
-    No path, host or time is among them, so that the same run gives the same bytes.
-    """
+    """Return the Parquet metadata of an output; no path, host or time, so that bytes repeat."""
     checked = [n for each in objectives for n in each.columns_to_check(binding.max_logp)]
     rules = binding.rules.with_scores_in_range(list(dict.fromkeys(checked)))
     computed: dict[str, Any] = {"objectives": [each.to_dict() for each in objectives]}

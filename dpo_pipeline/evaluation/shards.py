@@ -20,11 +20,7 @@ from dpo_pipeline.sums import VALID, Batching
 class ShardScorer:
     """Prepares and scores one shard at a time, so that batches are whole.
 
-    Attributes:
-        binding: The contract.
-        objectives: What is computed; none prepares only.
-        batching: How pairs are put into batches.
-        row_bytes: Average bytes of a row, if known.
+    Without objectives it prepares only. `row_bytes` is the average size of a row, if known.
     """
 
     binding: Binding
@@ -90,12 +86,9 @@ class ShardScorer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardTask:
-    """A shard to be read.
+    """A shard to be read. `index` is its number among the tasks.
 
-    Attributes:
-        index: Its number among the tasks.
-        first_row: The number of its first row in the whole dataset.
-        rows: How many; None where only reading can tell.
+    `first_row` counts in the whole dataset; `rows` is None where only reading can tell.
     """
 
     index: int
@@ -105,27 +98,16 @@ class ShardTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartialSums:
-    """Reads a shard into partial sums, or into the rows that statistics are made of.
-
-    Attributes:
-        dataset: What the shard is of.
-        scorer: What scores it.
-        subsets: Name of each key to the column that it is a copy of.
-        valid: True where a pair counts.
-        tally: From scored pairs to their sums.
-        most_rows: A shard of more rows, or of unknown length, is read in chunks.
-        may_be_endless: Whether there can be as many sums as rows.
-        in_order: Whether groups are summed faster in order than by hash.
-    """
+    """Reads a shard into partial sums, or into the rows that statistics are made of."""
 
     dataset: Dataset
     scorer: ShardScorer
-    subsets: Mapping[str, str]
+    subsets: Mapping[str, str]  # name of each key to the column that it is a copy of
     valid: pl.Expr
     tally: Callable[..., pl.LazyFrame]
-    most_rows: int
-    may_be_endless: bool
-    in_order: bool
+    most_rows: int  # a shard of more rows, or of unknown length, is read in chunks
+    may_be_endless: bool  # whether there can be as many sums as rows
+    in_order: bool  # whether groups are summed faster in order than by hash
 
     def sums(self, task: ShardTask) -> Iterator[pl.DataFrame]:
         """Yield the sums of one shard."""
@@ -160,14 +142,7 @@ class PartialSums:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundOffences:
-    """Lists the offences of a shard.
-
-    Attributes:
-        dataset: What the shard is of.
-        scorer: What scores it.
-        rules: The rules.
-        places: The file and row of a row of the dataset.
-    """
+    """Lists the offences of a shard."""
 
     dataset: Dataset
     scorer: ShardScorer

@@ -176,32 +176,24 @@ def needs_of(objectives: Sequence[CheckedObjective]) -> Needs:
 
 
 def objectives_of(asked: Objective) -> Iterator[CheckedObjective]:
-    """Yield what is swept: every loss with every beta.
-
-    Raises:
-        UsageError: An argument cannot be used, or an objective is there twice.
-    """
-    beta, loss, loss_args = asked.beta, asked.loss, asked.arguments
+    """Yield what is swept: every loss with every beta."""
+    beta, loss, arguments = asked.beta, asked.loss, asked.arguments
     betas = beta if isinstance(beta, Sequence) and not isinstance(beta, str) else [beta]
     losses = [loss] if isinstance(loss, (str, Mapping)) else loss
     if not betas or not losses:
         raise UsageError("sweep needs a beta and a loss at least")
-    untaken = set(loss_args)
+    takes = [_arguments_of(each) for each in losses]
+    there = set().union(*takes)
+    untaken = set(arguments) - there - set(TOKEN_ARGUMENTS)
+    if untaken:
+        hint = did_you_mean(min(untaken), sorted(there))
+        raise UsageError(f"arguments (--loss-arg): none of these losses has {min(untaken)!r}{hint}")
     made = []
-    for each in losses:
-        taken = {
-            name: value
-            for name, value in loss_args.items()
-            if name in TOKEN_ARGUMENTS or any(name in LOSSES[term].takes for term in _names(each))
-        }
-        untaken -= set(taken)
+    for each, own in zip(losses, takes, strict=True):
+        taken = {name: arguments[name] for name in arguments if name in {*own, *TOKEN_ARGUMENTS}}
         made += [
             CheckedObjective.of(each, b, loss_args=taken, dialect=asked.dialect) for b in betas
         ]
-    if untaken:
-        there = {name for each in losses for term in _names(each) for name in LOSSES[term].takes}
-        hint = did_you_mean(min(untaken), sorted(there))
-        raise UsageError(f"arguments (--loss-arg): none of these losses has {min(untaken)!r}{hint}")
     for i, objective in enumerate(made):
         if objective in made[:i]:
             raise UsageError(f"{objective} with beta {objective.beta:g} is there twice")
@@ -210,5 +202,6 @@ def objectives_of(asked: Objective) -> Iterator[CheckedObjective]:
     yield from made
 
 
-def _names(loss: LossLike) -> list[str]:
-    return [name for name in ([loss] if isinstance(loss, str) else loss) if name in LOSSES]
+def _arguments_of(loss: LossLike) -> set[str]:
+    names = loss if isinstance(loss, Mapping) else (loss,)
+    return {argument for name in names if name in LOSSES for argument in LOSSES[name].takes}

@@ -13,20 +13,11 @@ from dpo_pipeline.columns import LOSS, N_VALID, PAIR_ID, REWARD_ACCURACY, REWARD
 from dpo_pipeline.defaults import LOSS_NAME
 from dpo_pipeline.evaluation import ESTIMATED_FIGURES, Evaluation, Flips, Statistics
 from dpo_pipeline.invalid_report import BrokenRule, InvalidReport
-from dpo_pipeline.losses import unit_of_loss
+from dpo_pipeline.report import page_tables as tables
 from dpo_pipeline.report.charts import PAGE, Figure
-from dpo_pipeline.report.evaluation_charts import BASELINE_WORDS, figures_of, level_of
+from dpo_pipeline.report.evaluation_charts import BASELINE_WORDS, COIN, figures_of, unit_of
 from dpo_pipeline.report.page import Page, Section, Tile
-from dpo_pipeline.report.page_tables import (
-    SHARES,
-    WORDS_OF_FIGURES,
-    Column,
-    Table,
-    crossed,
-    facts,
-    table_of,
-    three_digits,
-)
+from dpo_pipeline.report.page_tables import Column, Table, all_as
 from dpo_pipeline.statistics import (
     DASH,
     Estimate,
@@ -35,14 +26,12 @@ from dpo_pipeline.statistics import (
     count,
     counted,
     number,
-    p_value,
     points,
     share,
     share_within,
     with_interval,
 )
 
-_COIN: Final = 0.5
 _METHOD: Final = (
     "Rewards are beta times what the loss compares; the margin is the chosen less the rejected "
     "reward, and a pair is right if it is above 0. Each valid pair weighs alike. Means come from "
@@ -70,31 +59,31 @@ def verdict(evaluation: Evaluation, statistics: Statistics) -> str:
     if accuracy is None:
         return "No pair is valid, so there is nothing to say."
     n = counted(evaluation.summary.n_valid, "pair")
-    if statistics.is_all_ties:
+    if statistics.tie_rate == 1.0:
         all_of_them = "The pair is a tie" if accuracy.n == 1 else f"All {n} are ties"
         return f"{all_of_them}: the rewards prefer nothing."
     interval = accuracy.interval
-    told = "not told apart from a coin toss"
-    if interval is not None and interval.low > _COIN:
-        told = "better than a coin toss"
-    elif interval is not None and interval.high < _COIN:
-        told = "worse than a coin toss"
+    told = "not told apart from"
+    if interval is not None and interval.low > COIN:
+        told = "better than"
+    elif interval is not None and interval.high < COIN:
+        told = "worse than"
     found = with_interval(accuracy, share_within(interval))
-    return f"The chosen completion has the higher reward in {found} of {n}: {told}."
+    return f"The chosen completion has the higher reward in {found} of {n}: {told} a coin toss."
 
 
 def _lead(evaluation: Evaluation, statistics: Statistics) -> Iterator[str]:
     summary = evaluation.summary
     gains = statistics.advantages
     hardest = min(gains, key=lambda name: gains[name].value, default=None)
-    if hardest is not None and not statistics.is_all_ties:
+    if hardest is not None and statistics.tie_rate < 1.0:
         rules = {
             "longer": "preferring the longer completion",
             "shorter": "preferring the shorter completion",
             "reference": "the reference's own log-probs",
             "policy": "the policy's own log-probs",
         }
-        ties = " A tie counts as wrong." if statistics.has_ties else ""
+        ties = " A tie counts as wrong." if statistics.tie_rate > 0.0 else ""
         yield (
             f"The best rule without rewards, {rules[hardest]}, is right in "
             f"{share(statistics.baselines[hardest].value)}; the rewards are "
@@ -114,11 +103,11 @@ def _beside(estimate: Estimate) -> str:
     limits = ""
     if interval is not None:
         low, high = sorted(100.0 * sign * each for each in (interval.low, interval.high))
-        limits = f" ({three_digits(low)} to {three_digits(high)})"
+        limits = f" ({tables.three_digits(low)} to {tables.three_digits(high)})"
     if estimate.value == 0.0:
         return f"level{limits} with"
     side = "behind" if estimate.value < 0.0 else "ahead of"
-    return f"{three_digits(100.0 * sign * estimate.value)} points{limits} {side}"
+    return f"{tables.three_digits(100.0 * sign * estimate.value)} points{limits} {side}"
 
 
 def _tiles(evaluation: Evaluation, statistics: Statistics) -> Iterator[Tile]:
@@ -128,7 +117,7 @@ def _tiles(evaluation: Evaluation, statistics: Statistics) -> Iterator[Tile]:
         accuracy = figures[REWARD_ACCURACY]
         yield _tile("Reward accuracy", accuracy, share_within(accuracy.interval))
     if LOSS in figures:
-        unit = _unit(evaluation)
+        unit = unit_of(evaluation)
         title = f"Mean loss ({unit})" if unit else "Mean loss"
         of_no_margins = "0.6931 if all margins were 0" if is_dpo else ""
         yield _tile(title, figures[LOSS], number, of_no_margins)
@@ -137,34 +126,30 @@ def _tiles(evaluation: Evaluation, statistics: Statistics) -> Iterator[Tile]:
     best = statistics.calibration.best_beta
     if best is not None:
         of = "" if is_dpo else " of the DPO loss"
-        yield _tile(f"Best beta{of} ({evaluation.beta:g} was used)", best, three_digits)
+        yield _tile(f"Best beta{of} ({evaluation.beta:g} was used)", best, tables.three_digits)
     yield Tile(
-        title="Valid pairs",
-        value=count(summary.n_valid),
-        note=f"{counted(summary.n_ties, 'tie')}, {count(summary.n_invalid)} invalid",
+        "Valid pairs",
+        count(summary.n_valid),
+        f"{counted(summary.n_ties, 'tie')}, {count(summary.n_invalid)} invalid",
     )
 
 
 def _tile(title: str, estimate: Estimate, written: Any, more: str = "") -> Tile:
     note = "; ".join(filter(None, (between(estimate.interval, written), more)))
-    return Tile(title=title, value=written(estimate.value), note=note)
-
-
-def _unit(evaluation: Evaluation) -> str:
-    return unit_of_loss(term.loss.name for term in evaluation.objective.terms)
+    return Tile(title, written(estimate.value), note)
 
 
 def _sections(
     evaluation: Evaluation, statistics: Statistics, figures: Mapping[str, Figure]
 ) -> Iterator[Section]:
-    tables = {"calibration": _reliability_table(statistics)}
+    beside = {"calibration": _reliability_table(statistics)}
     if statistics.flips is not None:
-        tables["rewards"] = _flips_table(statistics.flips)
+        beside["rewards"] = _flips_table(statistics.flips)
 
     def drawn(*names: str, title: str = "") -> Iterator[Section]:
         """Yield a section of these charts, under the title of the first unless given one."""
         shown = [
-            replace(figures[each], table=tables.get(each)) for each in names if each in figures
+            replace(figures[each], table=beside.get(each)) for each in names if each in figures
         ]
         if shown:
             yield Section(name=names[0], title=title or shown[0].title, figures=shown)
@@ -174,7 +159,7 @@ def _sections(
     yield Section(name="findings", title="Findings", findings=findings, parts=none)
     yield from drawn("margins")
     yield from drawn("accuracy", "subsets", title="Accuracy" if "subsets" in figures else "")
-    unit, subsets = _unit(evaluation), statistics.subsets
+    unit, subsets = unit_of(evaluation), statistics.subsets
     if subsets is not None:
         by_subset = _subsets_table(subsets, statistics.gathered.by, unit)
         yield Section(name="by-subset", title="All subsets", parts=[by_subset])
@@ -193,25 +178,17 @@ def _sections(
 
 def _figures_table(statistics: Statistics, unit: str) -> Table:
     """Return every figure with its interval, and how that was made; `unit` is of the loss."""
+    interval = Column(f"{tables.percent(statistics.level)} interval", str)
+    columns = (Column("figure"), Column("value", str), interval, Column("made by"))
+    rows = []
+    for words, each, written in _figures(statistics, unit):
+        if each is not None:
+            made_by = DASH if each.interval is None else each.interval.method
+            limits = between(each.interval, written)
+            rows.append((words, written(each.value), limits, made_by, each.n))
     return Table(
-        columns=(
-            Column("figure"),
-            Column("value", str),
-            Column(f"{level_of(statistics)} interval", str),
-            Column("made by"),
-            Column("pairs", count),
-        ),
-        rows=[
-            (
-                words,
-                written(each.value),
-                between(each.interval, written),
-                DASH if each.interval is None else each.interval.method,
-                each.n,
-            )
-            for words, each, written in _figures(statistics, unit)
-            if each is not None
-        ],
+        columns=(*columns, Column("pairs", count)),
+        rows=rows,
         caption=f"Intervals from {statistics.clusters}.",
         sortable=False,
     )
@@ -220,10 +197,10 @@ def _figures_table(statistics: Statistics, unit: str) -> Table:
 def _figures(statistics: Statistics, unit: str) -> Iterator[tuple[str, Estimate | None, Any]]:
     """Yield each figure in words, and how it is written."""
     for name, each in statistics.figures.items():
-        words = WORDS_OF_FIGURES.get(name) or f"{name}: {ESTIMATED_FIGURES[name]}"
+        words = tables.WORDS_OF_FIGURES.get(name) or f"{name}: {ESTIMATED_FIGURES[name]}"
         if name == LOSS and unit:
             words = f"{words}, {unit}"
-        yield words, each, share_within(each.interval) if name in SHARES else number
+        yield words, each, share_within(each.interval) if name in tables.SHARES else number
     for name, each in statistics.baselines.items():
         yield f"accuracy of a rule: {BASELINE_WORDS[name]}", each, share_within(each.interval)
     for name, each in statistics.advantages.items():
@@ -233,14 +210,18 @@ def _figures(statistics: Statistics, unit: str) -> Iterator[tuple[str, Estimate 
     yield "mean accuracy of the subsets, each counting once", statistics.macro, share
     yield "mean accuracy of the subsets, weighted", statistics.weighted, share
     yield "calibration error, folded", statistics.calibration.error, number
-    yield "beta of the smallest log loss", statistics.calibration.best_beta, three_digits
+    yield "beta of the smallest log loss", statistics.calibration.best_beta, tables.three_digits
     yield "share of labels that look flipped", statistics.flip_rate, share
     if statistics.length is not None:
         yield "margin at equal length, nats", statistics.length.intercept, number
         yield "margin of a token more, nats", statistics.length.slope, number
     if statistics.judge is not None:
-        yield "judge: rank correlation with the margin", statistics.judge.spearman, three_digits
-        yield "judge: AUC of the margin", statistics.judge.auc, three_digits
+        yield (
+            "judge: rank correlation with the margin",
+            statistics.judge.spearman,
+            tables.three_digits,
+        )
+        yield "judge: AUC of the margin", statistics.judge.auc, tables.three_digits
     if statistics.sections is not None:
         benchmark = statistics.sections.benchmark
         for name, each in statistics.sections.scores.items():
@@ -249,30 +230,25 @@ def _figures(statistics: Statistics, unit: str) -> Iterator[tuple[str, Estimate 
 
 
 def _subsets_table(subsets: pl.DataFrame, by: tuple[str, ...], unit: str) -> Table:
-    """Return the figures of every subset; `unit` is of the loss."""
-    return table_of(
+    return tables.table_of(
         subsets,
         {
             N_VALID: ("pairs", count),
             REWARD_ACCURACY: ("accuracy", share),
             f"{REWARD_ACCURACY}_low": ("from", share),
             f"{REWARD_ACCURACY}_high": ("to", share),
-            "p_value": ("p", p_value),
-            "p_holm": ("p (Holm)", p_value),
-            "p_benjamini_hochberg": ("p (BH)", p_value),
+            **tables.P_VALUES,
             REWARD_MARGIN: ("mean margin", number),
             LOSS: ("mean loss", number),
         },
         by=by,
         caption=f"{counted(subsets.height, 'subset')}. p is of an accuracy (ties half) of 1/2; "
-        "Holm keeps the chance of any false alarm among the subsets, BH (Benjamini and Hochberg) "
-        f"the share of false alarms. Margin{' and loss' if unit else ''} in nats.",
+        f"{tables.WORDS_OF_P_VALUES} Margin{' and loss' if unit else ''} in nats.",
     )
 
 
 def _flips_table(flips: Flips) -> Table:
-    """Return whose own log-probs prefer the chosen completion."""
-    return crossed(
+    return tables.crossed(
         "own log-probs prefer the chosen completion",
         ("policy does", "policy does not"),
         {
@@ -284,28 +260,20 @@ def _flips_table(flips: Flips) -> Table:
 
 
 def _reliability_table(statistics: Statistics) -> Table:
-    return table_of(
+    return tables.table_of(
         statistics.calibration.reliability,
-        {
-            "confidence": ("claimed", share),
-            "accuracy": ("found", share),
-            "accuracy_low": ("from", share),
-            "accuracy_high": ("to", share),
-            "n_pairs": ("pairs", count),
-        },
+        all_as(share, **tables.RELIABILITY) | all_as(count, n_pairs="pairs"),
         folded="The groups as a table",
     )
 
 
 def _lowest_table(lowest: pl.DataFrame) -> Table:
-    """Return the pairs with the smallest margins."""
-    return table_of(
+    return tables.table_of(
         lowest,
         {
             "row": ("row", count),
             REWARD_MARGIN: ("margin", number),
-            "chosen_reward": ("chosen reward", number),
-            "rejected_reward": ("rejected reward", number),
+            **all_as(number, chosen_reward="chosen reward", rejected_reward="rejected reward"),
             LOSS: ("loss", number),
         },
         by=[name for name in (PAIR_ID.name,) if name in lowest.columns],
@@ -315,16 +283,11 @@ def _lowest_table(lowest: pl.DataFrame) -> Table:
 
 
 def _invalid_table(report: InvalidReport) -> Table | str:
-    """Return which rules were broken, how often, and where first."""
     if not report.broken:
         return f"All {counted(report.n_pairs, 'pair')} keep the contract."
+    columns = Column("rule"), Column("a value must be"), Column("rows", count), Column("the first")
     return Table(
-        columns=(
-            Column("rule"),
-            Column("a value must be"),
-            Column("rows", count),
-            Column("the first"),
-        ),
+        columns=columns,
         rows=[(each.name, each.requirement, each.count, _first(each)) for each in report.broken],
         caption=f"{counted(report.n_invalid, 'pair')} of {count(report.n_pairs)} broke the "
         "contract; one that broke two rules counts under both. Rows count from 0.",
@@ -340,14 +303,13 @@ def _first(rule: BrokenRule) -> str:
 
 
 def _method_table(evaluation: Evaluation, statistics: Statistics) -> Table:
-    """Return the inputs, parameters and versions."""
     summary, by = evaluation.summary, statistics.gathered.by
     columns = [
         name if name == source else f"{name} from {source}"
         for name, source in evaluation.columns.items()
     ]
     reference = [] if evaluation.reference is None else [("reference", evaluation.reference)]
-    return facts(
+    return tables.facts(
         [
             ("input", evaluation.source),
             *reference,
@@ -358,7 +320,7 @@ def _method_table(evaluation: Evaluation, statistics: Statistics) -> Table:
             ("columns", ", ".join(columns)),
             ("subsets by", ", ".join(by) or "nothing"),
             ("intervals from", statistics.clusters),
-            ("level of intervals", level_of(statistics)),
+            ("level of intervals", tables.percent(statistics.level)),
             ("versions", ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)),
         ]
     )

@@ -17,29 +17,24 @@ from dpo_pipeline.defaults import OUTPUT_ROWS_PER_GROUP, WIDE_ROWS_PER_GROUP, ZS
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ColumnError, UsageError
 from dpo_pipeline.options import Execution, Outputs, Pairs
-from dpo_pipeline.plan import Facts, Input, Plan, planned
+from dpo_pipeline.plan import Facts, Input, Output, Plan, planned
 from dpo_pipeline.sources.dataset import Dataset, publication_of
 from dpo_pipeline.sources.formats import checked_parquet_name
 from dpo_pipeline.sources.opening import format_of, open_pairs
-from dpo_pipeline.storage import METADATA_KEY, Access, Output, reading, writing
+from dpo_pipeline.storage import METADATA_KEY, Access, reading, writing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertPlan(Plan[int]):
-    """What `convert` does.
-
-    Attributes:
-        columns: Role to the column that was found for it.
-        options: The groups of options, under the parameters of the call.
-    """
+    """What `convert` does."""
 
     dataset: Dataset
     format: str
     sink: str | os.PathLike[str]
-    columns: Mapping[str, str]
+    columns: Mapping[str, str]  # role to the column that was found for it
     made: Outputs
     execution: Execution
-    options: Mapping[str, Any]
+    options: Mapping[str, Any]  # the groups of options, under the parameters of the call
     outputs: tuple[Output, ...]
 
     @property

@@ -39,23 +39,15 @@ _NO_VALUE: Final = "__HIVE_DEFAULT_PARTITION__"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairFile:
-    """A Parquet file, from its footer.
-
-    Attributes:
-        relative: Its path below the source folder (its name, for a single file).
-        first_row: The number of its first row in the whole dataset.
-        row_bytes: Average bytes of a row before compression; 0 if it is not known.
-        row_groups: Rows of each row group.
-        identity: What tells whether it changed since it was opened.
-    """
+    """A Parquet file, from its footer."""
 
     path: str
-    relative: str
-    first_row: int = 0
+    relative: str  # its path below the source folder (its name, for a single file)
+    first_row: int = 0  # the number of its first row in the whole dataset
     rows: int
-    row_bytes: int
-    row_groups: tuple[int, ...]
-    identity: tuple[int, ...]
+    row_bytes: int  # average bytes of a row before compression; 0 if it is not known
+    row_groups: tuple[int, ...]  # rows of each row group
+    identity: tuple[int, ...]  # what tells whether it changed since it was opened
 
     def parts(self, rows: int | None) -> Iterator[Part]:
         """Cut it between row groups into parts of at most `rows` rows, or of one row group."""
@@ -74,17 +66,11 @@ class PairFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Consecutive rows of an input file that make one output file.
+    """Consecutive rows of an input file that make one output file."""
 
-    Attributes:
-        file: The input file; None if the dataset is not read from Parquet files.
-        relative: The output's path below its folder.
-        begin: The number of the first row in the file.
-    """
-
-    file: PairFile | None
-    relative: str
-    begin: int
+    file: PairFile | None  # the input file; None if the dataset is not read from Parquet files
+    relative: str  # the output's path below its folder
+    begin: int  # the number of the first row in the file
     rows: int | None
 
     @property
@@ -159,33 +145,22 @@ def _as_they_are(rows: pl.LazyFrame) -> pl.LazyFrame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """Pairs to be read, from files or from a frame.
-
-    Attributes:
-        files: The files in the order of their path strings; empty for a frame.
-        is_folder: Whether an output of the same shape is a folder.
-        hive: Columns that are in the folder names and in no file.
-        partitions: Path to the columns of its folder's name, where the scan cannot make them.
-        scanned: Arguments with which a scan of some of the files has the columns of all.
-        others: Files that are not Parquet and are read as one shard, each with its identity.
-        step: What is done to rows as soon as they are read, keeping their order and number.
-        reference: The dataset that the step reads, if it reads one.
-        own_notes: What is to be said about the source, a sentence each.
-        compare_keys: Reads the keys of both and raises if they do not match; for `check_keys`.
-    """
+    """Pairs to be read, from files or from a frame."""
 
     name: str
     frame: pl.LazyFrame
-    files: tuple[PairFile, ...] = ()
-    is_folder: bool = False
-    hive: pl.Schema = field(default_factory=pl.Schema)
+    files: tuple[PairFile, ...] = ()  # in the order of their path strings; empty for a frame
+    is_folder: bool = False  # whether an output of the same shape is a folder
+    hive: pl.Schema = field(default_factory=pl.Schema)  # columns in folder names and in no file
+    # Path to the columns of its folders' names, where the scan cannot make them.
     partitions: Mapping[str, tuple[pl.Expr, ...]] = field(default_factory=dict)
+    # Arguments with which a scan of some of the files has the columns of all.
     scanned: Mapping[str, Any] = field(default_factory=dict)
-    others: Identities = field(default_factory=dict)
-    step: Step = _as_they_are
-    reference: Dataset | None = None
-    own_notes: tuple[str, ...] = ()
-    compare_keys: Callable[[], None] | None = None
+    others: Identities = field(default_factory=dict)  # files that are read as one shard
+    step: Step = _as_they_are  # done to rows as soon as they are read; keeps order and number
+    reference: Dataset | None = None  # what the step reads, if it reads a dataset
+    own_notes: tuple[str, ...] = ()  # what is to be said about the source, a sentence each
+    compare_keys: Callable[[], None] | None = None  # raises if keys do not match the reference's
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -72,23 +72,14 @@ class LakeTable(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """The files that a source means.
+    """The files that a source means."""
 
-    Attributes:
-        name: What reports call the source.
-        paths: The files, in the order of their path strings.
-        keys: Path to the keys and values in the names of the folders below the one given.
-        root: The folder that they lie below; None for one file that was named.
-        notes: What is to be said about what is read, and what is not, a sentence each.
-        table: The lake table that the source is; it has no paths then.
-    """
-
-    name: str
-    paths: tuple[str, ...] = ()
-    keys: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    root: str | None = None
-    notes: tuple[str, ...] = ()
-    table: LakeTable | None = None
+    name: str  # what reports call the source
+    paths: tuple[str, ...] = ()  # in the order of their path strings
+    keys: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # of each path's folders
+    root: str | None = None  # the folder that all lie below; None for one file that was named
+    notes: tuple[str, ...] = ()  # what is left out, and the like, a sentence each
+    table: LakeTable | None = None  # what the source is, if it is a lake table and no files
 
     @property
     def identities(self) -> Identities:
@@ -156,29 +147,17 @@ def _some(names: Sequence[str]) -> str:
 
 @dataclass(slots=True, kw_only=True)
 class _Finder:
-    """Gathers the files of a source, item by item.
+    """Gathers the files of a source, item by item."""
 
-    Attributes:
-        endings: Of the names of files in folders.
-        access: How object stores are reached.
-        is_list: Whether the source is a list.
-        is_folder: Whether an item is a folder or a glob.
-        paths: The files.
-        roots: The folder of each item; of a file that is named, the one that it lies in.
-        bases: Path to the folder or glob that it was found by; none for files that are named.
-        left_out: Files that look like data and are not read.
-        second_names: Further names of files and folders, each with the name that is read.
-    """
-
-    endings: tuple[str, ...]
+    endings: tuple[str, ...]  # of the names of files in folders
     access: Access
     is_list: bool
-    is_folder: bool = False
+    is_folder: bool = False  # whether an item is a folder or a glob
     paths: list[str] = field(default_factory=list)
-    roots: list[str] = field(default_factory=list)
-    bases: dict[str, str] = field(default_factory=dict)
-    left_out: set[str] = field(default_factory=set)
-    second_names: set[tuple[str, str]] = field(default_factory=set)
+    roots: list[str] = field(default_factory=list)  # the folder of each item, or of a named file
+    bases: dict[str, str] = field(default_factory=dict)  # the folder or glob that gave a path
+    left_out: set[str] = field(default_factory=set)  # what looks like data and is not read
+    second_names: set[tuple[str, str]] = field(default_factory=set)  # and the names that are read
 
     def fits(self, name: str) -> bool:
         """Return whether a file in a folder is of the format."""

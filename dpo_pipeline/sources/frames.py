@@ -318,7 +318,7 @@ def _scan_iceberg(table: Any) -> pl.LazyFrame:
     return pl.scan_iceberg(table)
 
 
-def _of_duckdb(relation: Any, again: bool) -> Any:  # noqa: FBT001
+def _of_duckdb(relation: Any, again: bool) -> Any:
     return _Once(relation, all_columns=True, ahead=True).lazy() if again else relation.pl(lazy=True)
 
 

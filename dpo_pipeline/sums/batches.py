@@ -33,11 +33,7 @@ class Batching:
 
     @classmethod
     def of(cls, batches: Batches) -> Self | None:
-        """Make it from the options of a call; None if there are to be no batches.
-
-        Raises:
-            UsageError: Both a size and a column are given, or the size is below 1.
-        """
+        """Make it from the options of a call; None if there are to be no batches."""
         size, column = batches.size, batches.by
         if size is not None and column is not None:
             raise UsageError("batches: give size (--batch-size) or by (--batch-by), not both")
@@ -118,12 +114,7 @@ class BatchTable:
             _checked_count(math.ceil(n_rows / batching.size))
 
     def add(self, sums: pl.DataFrame, *, unique: bool) -> None:
-        """Add the sums of some rows; shards must come in the order of the rows.
-
-        Args:
-            sums: Partial sums by batch.
-            unique: Each batch has one row.
-        """
+        """Add sums by batch, in the order of the rows; `unique` if each batch has one row."""
         if not self._batching.in_order:
             self._open = merge([sums] if self._open is None else [self._open, sums], [_KEY])
             _checked_count(self._open.height)

@@ -47,21 +47,13 @@ _MODELS: Final = {"policy": "policy_", "reference": "ref_"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """Extremes and counts over the valid pairs that reveal inputs no model produces.
+    """Extremes and counts over the valid pairs that reveal inputs no model produces."""
 
-    Attributes:
-        n_valid: Valid pairs.
-        n_unmoved: Those whose policy and reference log-probs are equal for both completions.
-        lowest: Smallest value of each log-prob column, in nats.
-        highest: Largest value of each log-prob column, in nats.
-        max_tokens: Largest token count, if token counts are there.
-    """
-
-    n_valid: int
-    n_unmoved: int
-    lowest: Mapping[str, float]
-    highest: Mapping[str, float]
-    max_tokens: int | None
+    n_valid: int  # valid pairs
+    n_unmoved: int  # those whose policy and reference log-probs are equal for both completions
+    lowest: Mapping[str, float]  # smallest value of each log-prob column, in nats
+    highest: Mapping[str, float]  # largest value of each log-prob column, in nats
+    max_tokens: int | None  # largest token count, if token counts are there
 
     @classmethod
     def of_sums(cls, row: Mapping[str, Any]) -> Self:
@@ -198,8 +190,8 @@ def tally(
         valid: True where a pair counts.
         objectives: Whose scores are summed; if empty, only what needs no score.
         needs: Which columns are there.
-        max_logp: Largest log-probability that a valid pair can have, in nats.
-        keys: Columns to group by; none makes one row.
+        max_logp: Of a valid pair, in nats.
+        keys: None makes one row.
         in_order: The one key is sorted, so a group is finished where the next begins.
         by_bin: Group by the margin's histogram bin too; invalid pairs have none.
         with_health: Also carry what warnings are made from.
@@ -267,12 +259,9 @@ def _sums(
 def merge(partials: Sequence[pl.DataFrame], keys: Sequence[str] = ()) -> pl.DataFrame:
     """Add partial sums group by group; groups keep the order in which they first appear."""
     rows = pl.concat(partials)
+    extreme = {"min_": pl.Expr.min, "max_": pl.Expr.max}
     combined = [
-        pl.col(name).min()
-        if name.startswith("min_")
-        else pl.col(name).max()
-        if name.startswith("max_")
-        else pl.col(name).sum()
+        extreme.get(name[:4], pl.Expr.sum)(pl.col(name))
         for name in rows.columns
         if name not in keys
     ]

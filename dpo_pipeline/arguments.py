@@ -48,7 +48,8 @@ class Option:
 
     In settings it has the name of its flag without dashes. `shown` is the default as `--help` shows
     it, if that is not its value; `calls` are the commands that have it, and None means all that
-    take its group; `varied` gives the attributes that differ for a command.
+    take its group; `varied` gives the attributes that differ for a command. What needs `consent`
+    could run code, send keys or replace files: a settings file that was found cannot give it.
     """
 
     flag: str
@@ -57,6 +58,7 @@ class Option:
     shown: str | None = None
     calls: tuple[str, ...] | None = None
     varied: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: NOTHING)
+    consent: bool = False
 
     def of(self, call: str) -> Option:
         """Return the option as this command has it."""

@@ -48,7 +48,9 @@ class Option:
 
     In settings it has the name of its flag without dashes. `shown` is the default as `--help` shows
     it, if that is not its value; `calls` are the commands that have it, and None means all that
-    take its group; `varied` gives the help of a command, or all attributes that differ.
+    take its group; `varied` gives the help of a command, or all attributes that differ. What needs
+    `consent` could run code, send keys or replace files: a settings file that was found cannot
+    give it.
     """
 
     flag: str
@@ -57,6 +59,7 @@ class Option:
     shown: str | None = None
     calls: tuple[str, ...] | None = None
     varied: Mapping[str, str | Mapping[str, Any]] = field(default_factory=lambda: NOTHING)
+    consent: bool = False
 
     def of(self, call: str) -> Option:
         """Return the option as this command has it."""

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from dpo_pipeline.defaults import BF16_EXCESS
+from dpo_pipeline.tables import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,6 +40,9 @@ class DpoPipelineError(Exception):
 
     exit_code: ClassVar[int] = BROKEN_CONTRACT
     """What the command line returns for this error."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(shown(message))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the text and the facts as they are; the constructors take other arguments."""

@@ -120,6 +120,7 @@ class Contract:
         "--contract",
         OBJECT,
         "A pandera schema or model whose checks are added to the contract's.",
+        consent=True,
         default=None,
     )
     _: KW_ONLY
@@ -290,7 +291,9 @@ class Outputs:
         varied={"compare": "Write the report, one HTML page, to this file."},
         default=None,
     )
-    overwrite: bool = option("--overwrite", FLAG, default=False, help="Replace outputs that exist.")
+    overwrite: bool = option(
+        "--overwrite", FLAG, default=False, help="Replace outputs that exist.", consent=True
+    )
     protected: tuple[str, ...] = argument(
         "Files that must never become outputs, such as those of settings.", default=()
     )
@@ -312,6 +315,7 @@ class Execution:
         "--ray-address",
         Kind("text", "ADDRESS"),
         "The Ray cluster of --engine ray.",
+        consent=True,
         shown="RAY_ADDRESS, or a cluster that is started here",
         calls=("check", "evaluate", "sweep", "score"),
         default=None,
@@ -321,12 +325,14 @@ class Execution:
         Kind("store", "NAME=VALUE", repeats=True, secret=True),
         "What Polars is to know of an object store: aws_region=us-east-1. Repeatable; keys "
         "and tokens are better in the environment, or from --credential-provider.",
+        consent=True,
         default=None,
     )
     credential_provider: Callable[[], Any] | Literal["auto"] | None = option(
         "--credential-provider",
         OBJECT,
         "A function that gives credentials of the store, as in Polars.",
+        consent=True,
         default="auto",
         shown="",
     )

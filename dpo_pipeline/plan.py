@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, ParamSpec, TypeVar
 
 from dpo_pipeline.arguments import differing
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.tables import aligned, as_json
+from dpo_pipeline.tables import aligned, as_json, shown
 
 P = ParamSpec("P")
 T_co = TypeVar("T_co", covariant=True)
@@ -105,7 +105,8 @@ class Facts:
 
     def _lines(self) -> Iterator[str]:
         rows = "rows unknown until read" if self.rows is None else f"{self.rows:,} rows"
-        yield f"{self.source}: {rows}; a dry run, so nothing was computed or written"
+        source = shown(self.source)
+        yield f"{source}: {rows}; a dry run, so nothing was computed or written"
         given = differing(self.options, self.call)
         options = [(flag, _words(value)) for flag, value in given.items()]
         for section in (
@@ -116,7 +117,7 @@ class Facts:
             [f"note: {text}" for text in self.notes],
             [f"checked by the run: {what}" for what in self.checked_later],
             [
-                f"would {'replace' if each.replaces else 'write'} {each.path}"
+                f"would {'replace' if each.replaces else 'write'} {shown(each.path)}"
                 + ("" if each.files is None else f", {each.files:,} files")
                 for each in self.outputs
             ],

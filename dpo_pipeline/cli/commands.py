@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from threading import Event
@@ -14,10 +13,11 @@ from dpo_pipeline import errors as exit_codes
 from dpo_pipeline.arguments import checked_limit
 from dpo_pipeline.cli.flag_values import groups_given, roles
 from dpo_pipeline.cli.flags import B_COLUMN, flags_of, run_options
-from dpo_pipeline.cli.running import print_invalid, print_result, print_warnings, run
+from dpo_pipeline.cli.running import print_invalid, print_result, print_warnings, run, say
 from dpo_pipeline.cli.settings import config_file
 from dpo_pipeline.errors import InvalidPairsError, UsageError
 from dpo_pipeline.options import OnInvalid, StatisticsOptions
+from dpo_pipeline.tables import as_json
 
 if TYPE_CHECKING:
     from dpo_pipeline.engine import ProgressCallback
@@ -34,6 +34,8 @@ def _planned(function: str, groups: Groups, ctx: click.Context, *places: Any) ->
     config = config_file(ctx)
     if config is not None:
         groups["outputs"] = replace(groups["outputs"], protected=(config,))
+        if not ctx.params["quiet"]:
+            say(f"settings: {config}", err=True)
 
     def call(cancel: Event, progress: ProgressCallback | None) -> Any:
         execution = replace(groups["execution"], cancel=cancel, progress=progress)
@@ -62,7 +64,7 @@ def _check(groups: Groups, ctx: click.Context) -> int:
         report = _planned("check", groups, ctx)
     except InvalidPairsError as error:
         print_result(error.report, ctx)
-        click.echo(error.reason, err=True)
+        say(error.reason, err=True)
         return exit_codes.BROKEN_CONTRACT
     print_result(report, ctx)
     if ctx.params["dry_run"]:
@@ -72,7 +74,7 @@ def _check(groups: Groups, ctx: click.Context) -> int:
     allowed = OnInvalid("exclude", at_most=0 if limit is None else limit)
     reason = why_refused(allowed, report.n_invalid, report.n_pairs, "pair")
     if reason is not None and limit is not None:
-        click.echo(reason, err=True)
+        say(reason, err=True)
     return exit_codes.DONE if reason is None else exit_codes.BROKEN_CONTRACT
 
 
@@ -166,8 +168,10 @@ def _convert(groups: Groups, ctx: click.Context) -> int:
     result = _planned("convert", groups | {"sink": out}, ctx)
     if ctx.params["dry_run"]:
         return print_result(result, ctx)
-    document = json.dumps({"path": out, "rows": result}, indent=2)
-    click.echo(document if ctx.params["json"] else f"{out}: {result:,} rows")
+    if ctx.params["json"]:
+        click.echo(as_json({"path": out, "rows": result}))
+    else:
+        say(f"{out}: {result:,} rows")
     return exit_codes.DONE
 
 

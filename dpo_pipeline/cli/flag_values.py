@@ -138,7 +138,9 @@ def _imported(flag: str, place: str) -> Any:
     module, colon, name = place.partition(":")
     if not colon:
         raise UsageError(f"{flag} takes MODULE:NAME, found {place!r}")
-    sys.path.insert(0, os.getcwd())
+    # At the end: a file in the current folder takes no other module's place.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         found = getattr(import_module(module), name)
     except Exception as error:  # whatever the user's module raises

@@ -109,6 +109,8 @@ def _flag(declared: Option, call: str, *, default: Any) -> click.Option:
     described = kind.name == "format" and declared.flag == "--format" and call == "evaluate"
     return SettingOption(
         [declared.flag],
+        needs_consent=declared.consent,
+        is_secret=kind.secret,
         type=click.Choice(kind.choices) if kind.choices else _TYPES.get(kind.name),
         is_flag=kind.name == "flag",
         default=default if plain else None,

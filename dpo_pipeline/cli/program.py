@@ -18,7 +18,7 @@ import click
 from dpo_pipeline import errors as exit_codes
 from dpo_pipeline.cli.commands import commands
 from dpo_pipeline.cli.listings import LISTINGS
-from dpo_pipeline.cli.running import Stopped
+from dpo_pipeline.cli.running import Stopped, say
 from dpo_pipeline.cli.settings import PREFIX, used
 from dpo_pipeline.columns import did_you_mean
 from dpo_pipeline.errors import ColumnError, DpoPipelineError, UsageError
@@ -110,12 +110,15 @@ def main(arguments: list[str] | None = None) -> int:
         error.show()
         code = error.exit_code
     except DpoPipelineError as error:
-        click.echo("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), err=True)
+        say("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), err=True)
         return _code_of(error)
     except BrokenPipeError:
         # The reader of stdout left: discard what would be flushed at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exit_codes.DONE
+    except MemoryError:
+        say("error: there is not enough memory", err=True)
+        return exit_codes.STORAGE
     except Exception:  # noqa: BLE001  a fault of ours: the traceback is for its report
         traceback.print_exc()
         return exit_codes.STORAGE

@@ -17,6 +17,7 @@ import click
 from dpo_pipeline import errors as exit_codes
 from dpo_pipeline.cli.settings import used
 from dpo_pipeline.errors import Cancelled, DataWarning
+from dpo_pipeline.tables import shown
 
 if TYPE_CHECKING:
     from dpo_pipeline.engine import Progress, ProgressCallback
@@ -164,12 +165,20 @@ def run(call: Callable[[Event, ProgressCallback | None], T], *, quiet: bool) -> 
             return run_stoppable(lambda cancel: call(cancel, line.show if line.enabled else None))
 
 
+def say(text: str, *, err: bool = False) -> None:
+    """Print text as a terminal may have it."""
+    click.echo(shown(text), err=err)
+
+
 def print_result(result: Any, ctx: click.Context) -> int:
     """Print a result or a plan, as JSON or text."""
     if ctx.params["dry_run"] and not ctx.params["quiet"]:
         for setting in used(ctx):
-            click.echo(f"setting: {setting}", err=True)
-    click.echo(result.to_json() if ctx.params["json"] else str(result))
+            say(f"setting: {setting}", err=True)
+    if ctx.params["json"]:
+        click.echo(result.to_json())
+    else:
+        say(str(result))
     return exit_codes.DONE
 
 
@@ -177,11 +186,11 @@ def print_invalid(report: InvalidReport, done: str, count: int, noun: str) -> No
     """Print to stderr which rules were broken, and what was done with the pairs."""
     if report.n_invalid:
         pairs = f"{count:,} {noun}{'' if count == 1 else 's'}"
-        click.echo(f"{report}\n{done}: {pairs}", err=True)
+        say(f"{report}\n{done}: {pairs}", err=True)
 
 
 def print_warnings(texts: Iterable[str], ctx: click.Context) -> None:
     """Print warnings to stderr, unless --quiet is given."""
     if not ctx.params["quiet"]:
         for text in texts:
-            click.echo(f"warning: {text}", err=True)
+            say(f"warning: {text}", err=True)

@@ -22,8 +22,10 @@ TABLE: Final = "dpo-pipeline"
 """The table below `tool` in a pyproject.toml."""
 
 _PROJECT: Final = "pyproject.toml"
+_LARGEST: Final = 10_000_000  # bytes
 _USED: Final = "dpo_pipeline.settings"
 _CONFIG: Final = "config"
+_FOUND: Final = "dpo_pipeline.found"
 _NUMBER: Final = ((int, float), "a number")
 _TAKES: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
     "float": _NUMBER,
@@ -34,7 +36,18 @@ _TAKES: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
 
 
 class SettingOption(click.Option):
-    """An option that a variable without the command's name sets too; errors name the variable."""
+    """An option that a variable without the command's name sets too; errors name the variable.
+
+    What `needs_consent` is refused from a settings file that was found, and not named. Of values of
+    an option that `is_secret`, only the names are shown.
+    """
+
+    def __init__(
+        self, *names: Any, needs_consent: bool = False, is_secret: bool = False, **more: Any
+    ) -> None:
+        super().__init__(*names, **more)
+        self.needs_consent = needs_consent
+        self.is_secret = is_secret
 
     def process_value(self, ctx: click.Context, value: Any) -> Any:
         """Convert the value, and note where it is from if not from the command line."""
@@ -44,6 +57,12 @@ class SettingOption(click.Option):
             origin = next(name for name in self._variables(ctx) if os.environ.get(name))
         elif source is click.core.ParameterSource.DEFAULT_MAP:
             origin = ctx.meta[_CONFIG]
+            if self.needs_consent and value and ctx.meta[_FOUND] and not ctx.resilient_parsing:
+                key = key_of(self)
+                raise UsageError(
+                    f"{origin}: {key}: needs consent, because this file was found and not named: "
+                    f"give --{key} on the command line, or --config {origin}"
+                )
         try:
             made = super().process_value(ctx, value)
         except click.BadParameter as error:
@@ -53,8 +72,10 @@ class SettingOption(click.Option):
                 f"{error.message} It is from {origin}.", ctx=ctx, param=self
             ) from error
         if origin and self.expose_value and not ctx.resilient_parsing:
-            shown = list(made) if isinstance(made, tuple) else made
-            used(ctx).append(f"{key_of(self)} = {shown!r}, from {origin}")
+            values = list(made) if isinstance(made, tuple) else made
+            if self.is_secret:
+                values = [str(each).partition("=")[0] for each in made]
+            used(ctx).append(f"{key_of(self)} = {values!r}, from {origin}")
         return made
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
@@ -94,6 +115,7 @@ def _apply(ctx: click.Context, _option: click.Parameter, path: str | None) -> No
         return
     name, table = found
     ctx.meta[_CONFIG] = name
+    ctx.meta[_FOUND] = path is None
     ctx.default_map = _checked(name, table, commands, ctx)[ctx.info_name or ""]
 
 
@@ -106,7 +128,7 @@ def config_option() -> click.Option:
         expose_value=False,
         callback=_apply,
         help="Take defaults of options from this TOML file. [default: the nearest pyproject.toml "
-        f"here or above with a table [tool.{TABLE}]]",
+        f"here or above, up to the repository or the home folder, with a table [tool.{TABLE}]]",
     )
 
 
@@ -149,7 +171,8 @@ def _file(path: str | None) -> tuple[str, Mapping[str, Any]] | None:
             table = _project_table(place, _document(place, "; take another file: --config FILE"))
             if table is not None:
                 return place, table
-        if folder == os.path.dirname(folder):
+        is_top = os.path.exists(os.path.join(folder, ".git")) or folder == os.path.dirname(folder)
+        if is_top or os.path.realpath(folder) == os.path.realpath(os.path.expanduser("~")):
             return None
         folder = os.path.dirname(folder)
 
@@ -158,8 +181,12 @@ def _document(path: str, advice: str = "") -> dict[str, Any]:
     import tomllib  # costs a tenth of what --help does
 
     try:
-        with open(path, "rb") as file:
-            return tomllib.loads(file.read().decode("utf-8-sig"))
+        # A pipe would be waited for, and a device may have no end.
+        with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+            text = file.read(_LARGEST + 1)
+        if len(text) > _LARGEST:
+            raise UsageError(f"{path}: is no file of settings: it has over {_LARGEST:,} bytes")
+        return tomllib.loads(text.decode("utf-8-sig"))
     except OSError as error:
         raise StorageError(path, f"settings cannot be read: {error.strerror}{advice}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -235,7 +262,8 @@ def _one(place: str, path: str, option: click.Option, value: Any) -> Any:
     takes, words = _TAKES.get(option.type.name, ((str,), "a string"))
     if not isinstance(value, takes) or (isinstance(value, bool) and bool not in takes):
         many = f"{words}, or a list of such" if option.multiple else words
-        raise UsageError(f"{place}: must be {many}, found {value!r}")
+        found = "" if getattr(option, "is_secret", False) else f", found {value!r}"
+        raise UsageError(f"{place}: must be {many}{found}")
     try:
         option.type.convert(value, option, None)
     except click.BadParameter as error:

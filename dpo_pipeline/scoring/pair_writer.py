@@ -22,7 +22,7 @@ from dpo_pipeline.engine import Watch
 from dpo_pipeline.evaluation import ShardScorer, ShardTask
 from dpo_pipeline.losses import CheckedObjective, with_scores
 from dpo_pipeline.sources import Dataset, Part
-from dpo_pipeline.storage import GrowingFile, Out, Target, reading
+from dpo_pipeline.storage import PART_KEY, GrowingFile, Out, Target, reading
 
 _Output: TypeAlias = Callable[[pl.LazyFrame, int], pl.LazyFrame]
 """From scored pairs and the row of the first of them in its file to the output."""
@@ -30,12 +30,16 @@ _Output: TypeAlias = Callable[[pl.LazyFrame, int], pl.LazyFrame]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartTask:
-    """A part to be written; `has_invalid` says whether there may be invalid pairs in it."""
+    """A part to be written; `has_invalid` says whether there may be invalid pairs in it.
+
+    `listed_as` is its path below the output folder, and None for an output of one file.
+    """
 
     index: int
     part: Part
     target: Target
     has_invalid: bool
+    listed_as: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,13 +83,16 @@ class PairWriter:
         part = task.part
         is_file = part.file is not None and not self.dataset.has_step
         source = part.file.path if part.file is not None and is_file else self.dataset.read_from
+        facts = dict(self.facts)
+        if task.listed_as is not None:
+            facts[PART_KEY] = task.listed_as
 
         def sink(out: Out) -> None:
             if self.objective.is_of_batches:
                 file = GrowingFile(
                     out.path,
                     out.name,
-                    self.facts,
+                    facts,
                     rows_per_group=OUTPUT_ROWS_PER_GROUP,
                     filesystem=out.filesystem,
                 )
@@ -98,13 +105,17 @@ class PairWriter:
                 plan = output(with_scores(pairs, self.objective), part.begin)
                 # Rows that come from no Parquet file may be wide.
                 row_bytes = WIDE_ROW_BYTES if part.file is None else part.file.row_bytes
-                _sink(plan, out, self.facts, row_bytes=row_bytes)
+                _sink(plan, out, facts, row_bytes=row_bytes)
 
         return task.target.write(sink, source)
 
 
 def part_tasks(
-    parts: Sequence[Part], targets: Sequence[Target], suspects: Sequence[ShardTask]
+    parts: Sequence[Part],
+    targets: Sequence[Target],
+    suspects: Sequence[ShardTask],
+    *,
+    is_folder: bool,
 ) -> list[PartTask]:
     """Return the tasks of writing; `suspects` are the shards that hold invalid pairs."""
     return [
@@ -112,6 +123,7 @@ def part_tasks(
             index=index,
             part=part,
             target=target,
+            listed_as=part.relative if is_folder else None,
             has_invalid=any(
                 part.rows is None
                 or (
@@ -125,7 +137,7 @@ def part_tasks(
     ]
 
 
-def _sink(plan: pl.LazyFrame, out: Out, facts: Mapping[str, str], *, row_bytes: int) -> None:
+def _sink(plan: pl.LazyFrame, out: Out, facts: dict[str, str], *, row_bytes: int) -> None:
     is_wide = row_bytes >= WIDE_ROW_BYTES
     chunk = max(SINK_CHUNK_BYTES // row_bytes, 1) if is_wide else SINK_CHUNK_ROWS
     # Polars cuts pages of nested columns by its input chunks: let it cut none.
@@ -134,7 +146,7 @@ def _sink(plan: pl.LazyFrame, out: Out, facts: Mapping[str, str], *, row_bytes: 
     with pl.Config(streaming_chunk_size=chunk):
         plan.sink_parquet(
             out.target,
-            metadata=dict(facts),
+            metadata=facts,
             compression_level=ZSTD_LEVEL,
             row_group_size=WIDE_ROWS_PER_GROUP if is_wide else OUTPUT_ROWS_PER_GROUP,
             data_page_size=2**30 if nested else None,

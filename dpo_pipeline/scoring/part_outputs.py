@@ -68,7 +68,7 @@ class PartOutputs:
     ) -> str:
         """Write all parts and return their manifest: rows by file, and the summary."""
         counts: dict[str, int] = {}
-        tasks = part_tasks(self.parts, targets, measured.suspects)
+        tasks = part_tasks(self.parts, targets, measured.suspects, is_folder=self.is_folder)
         with without_attempts(targets):
             for task, results in in_order(self.executor, function, tasks, watch.check):
                 rows = sum(results)

@@ -64,13 +64,14 @@ def _trl_rows(source: SourcePath) -> Rows:
     if isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
         folder = os.fspath(source)
         if os.path.exists(os.path.join(folder, "dataset_dict.json")):
-            with reading(folder), open(os.path.join(folder, "dataset_dict.json"), "rb") as file:
-                splits = ", ".join(json.load(file)["splits"])
+            splits = ", ".join(_listed(os.path.join(folder, "dataset_dict.json"), "splits"))
             raise StorageError(folder, f"holds several splits ({splits}): name the folder of one")
         state = os.path.join(folder, _STATE)
         if os.path.exists(state):
-            with reading(state), open(state, "rb") as file:
-                names = [each["filename"] for each in json.load(file)["_data_files"]]
+            names = _listed(state, "_data_files", "filename")
+            for each in names:
+                if os.path.basename(each) != each or each in ("", os.curdir, os.pardir):
+                    raise StorageError(state, f"names a file outside its folder: {each!r}")
             if not names:
                 raise StorageError(folder, "is a dataset without rows")
             paths = [os.path.join(folder, each) for each in names]
@@ -80,6 +81,24 @@ def _trl_rows(source: SourcePath) -> Rows:
         return ipc(found.paths)._replace(notes=found.notes)
     dataset = open_dataset(source)
     return Rows(dataset.frame, dataset.inputs, dataset.notes)
+
+
+def _listed(path: str, key: str, of_each: str | None = None) -> list[str]:
+    """Return the texts that a JSON document of save_to_disk lists under a key.
+
+    Raises:
+        StorageError: It is no such document.
+    """
+    with reading(path), open(path, "rb") as file:
+        text = file.read()
+    try:
+        found = json.loads(text)[key]
+        made = [each if of_each is None else each[of_each] for each in found]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StorageError(path, f"is not as save_to_disk writes it: {error!r}") from error
+    if not all(isinstance(each, str) for each in made):
+        raise StorageError(path, f"is not as save_to_disk writes it: {key!r} is no list of names")
+    return made
 
 
 def rewardbench(source: SourcePath, columns: Mapping[str, str] | None = None) -> Rows:  # noqa: ARG001

@@ -1,7 +1,8 @@
-"""Hidden files beside outputs: their names, their locks, and how they are made durable.
+"""Hidden files and folders beside outputs: their names, their owners and their locks.
 
 The system lets go of a process's locks when it ends, however it ends, so a hidden file whose lock
-can be had belongs to a run that is dead.
+can be had belongs to a run that is dead. Others can make files in a shared folder too: a hidden
+file is made anew by the run that writes to it, and one of another user is an error.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final, Literal
 
 from dpo_pipeline.errors import StorageError
+from dpo_pipeline.storage.renames import is_mine, remove
 
 try:
     import fcntl
@@ -23,8 +25,9 @@ except ImportError:  # Windows has other locks; outputs are still whole there
     fcntl = None  # type: ignore[assignment]
 
 _TMP: Final = re.compile(r"\.(.+)\.dpo-pipeline\.(?:[0-9a-f]+\.)?tmp", re.DOTALL)
-_NO_FOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
+NO_FOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
 _UNDO: Final = ".dpo-pipeline.undo"
+IN_USE: Final = "another run is writing it"
 _NO_LOCKS: Final = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL}
 
 
@@ -36,16 +39,21 @@ def hidden_name(final: str, *, locked: bool = True) -> str:
 
 
 def final_name(hidden: str) -> str:
-    """Return what a hidden file shall become."""
-    folder, name = os.path.split(hidden)
-    match = _TMP.fullmatch(name)
-    return os.path.join(folder, match[1]) if match else hidden
+    """Return what a hidden file shall become, or one in a hidden folder."""
+    parts = hidden.split(os.sep)
+    return os.sep.join(m[1] if (m := _TMP.fullmatch(part)) else part for part in parts)
 
 
 def journal_name(final: str) -> str:
     """Return the name of the file that says how to undo a publication that was cut short."""
     folder, name = os.path.split(final)
     return os.path.join(folder, f".{name}{_UNDO}")
+
+
+def kept_name(final: str) -> str:
+    """Return the second name of a file that is replaced where names cannot be exchanged."""
+    folder, name = os.path.split(final)
+    return os.path.join(folder, f".{name}.dpo-pipeline.0.tmp")
 
 
 def is_tmp(name: str) -> bool:
@@ -65,51 +73,117 @@ def place(path: str) -> str:
 
 
 def identity(path: str) -> tuple[int, ...]:
-    """Return what stays the same when a file is renamed, and not when it is written to."""
+    """Return what stays the same when a file or folder is renamed.
+
+    That of a file changes when it is written to.
+    """
     found = os.stat(path)
+    if stat.S_ISDIR(found.st_mode):
+        return found.st_dev, found.st_ino
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def is_still(path: str, was: Sequence[int]) -> bool:
+def is_still(path: str, was: Sequence[int] | None) -> bool:
     """Return whether a file is there and has this identity."""
     try:
-        return identity(path) == tuple(was)
+        return was is not None and identity(path) == tuple(was)
     except OSError:
         return False
 
 
-def hold(final: str, *, name: str) -> tuple[str, int | None]:
-    """Make the hidden file of a target and lock it; return its name, and the lock.
+def check_own(path: str, *, name: str) -> os.stat_result | None:
+    """Return the state of a hidden file; None if there is none.
 
-    Where the file system has no locks, the name is random and the lock None.
+    Raises:
+        StorageError: This user did not make it; the error is about `name`.
+    """
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    is_plain = stat.S_ISDIR(found.st_mode) or stat.S_ISREG(found.st_mode)
+    if not (is_plain and is_mine(found)):
+        raise StorageError(
+            name, f"another user, or a link, has taken {path}, where it would be written: remove it"
+        )
+    return found
+
+
+def hold(
+    final: str, recover: Callable[[], None], *, name: str, is_folder: bool
+) -> tuple[str, int | None]:
+    """Make the hidden file or folder of a target and lock it; return its name, and the lock.
+
+    `recover` is called under the lock, before what a dead run left there is removed. Where the
+    file system has no locks, the name is random and the lock None. Errors are about `name`.
     """
     hidden = hidden_name(final)
     while True:
-        handle = os.open(hidden, os.O_RDWR | os.O_CREAT | _NO_FOLLOW, 0o666)
-        taken = _lock(handle)
+        is_left = check_own(hidden, name=name) is not None
+        try:
+            handle = _opened(hidden) if is_left else _made(hidden, is_folder=is_folder)
+        except (FileExistsError, FileNotFoundError):
+            continue  # another run was faster: see what it does
+        taken = _try_lock(handle)
         if taken is None:
             os.close(handle)
-            os.unlink(hidden)
+            if not is_left:
+                remove(hidden)
             hidden = hidden_name(final, locked=False)
-            with open(hidden, "xb"):
-                return hidden, None
+            os.close(_made(hidden, is_folder=is_folder))
+            return hidden, None
         if not taken:
             os.close(handle)
-            raise StorageError(name, "another run is writing it")
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(hidden), os.fstat(handle)):
-                return hidden, handle
-        # Its run ended after this one had opened it, and renamed or removed it: make another.
-        os.close(handle)
+            raise StorageError(name, IN_USE)
+        if _is_cleared(hidden, handle, recover, is_left=is_left):
+            return hidden, handle
+        let_go(handle)
+
+
+def _is_cleared(hidden: str, handle: int, recover: Callable[[], None], *, is_left: bool) -> bool:
+    """Recover, and remove what a dead run left; return whether the hidden file is this run's."""
+    if not _is_at(handle, hidden):  # its run ended after this one had opened it
+        return False
+    try:
+        recover()
+        if is_left:
+            remove(hidden)
+    except BaseException:
+        if not is_left:
+            remove(hidden)
+        let_go(handle)
+        raise
+    return not is_left
+
+
+def _made(path: str, *, is_folder: bool) -> int:
+    if is_folder:
+        os.mkdir(path)
+        return os.open(path, os.O_RDONLY | NO_FOLLOW)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o666)
+
+
+def _opened(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDWR | NO_FOLLOW)
+    except (IsADirectoryError, PermissionError):
+        return os.open(path, os.O_RDONLY | NO_FOLLOW)
+
+
+def _is_at(handle: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 def holder(hidden: str) -> Literal["alive", "dead", "unknown"]:
     """Return whether the run that made a hidden file is at work."""
     try:
-        handle = os.open(hidden, os.O_RDWR | _NO_FOLLOW)
+        handle = _opened(hidden)
     except FileNotFoundError:
         return "unknown"
-    taken = _lock(handle)
+    taken = _try_lock(handle)
     if taken:
         let_go(handle)
         return "dead"
@@ -117,7 +191,17 @@ def holder(hidden: str) -> Literal["alive", "dead", "unknown"]:
     return "unknown" if taken is None else "alive"
 
 
-def _lock(handle: int) -> bool | None:
+def lock_of(path: str) -> int | None:
+    """Lock a file or folder that is there; return None if that cannot be done."""
+    with suppress(OSError):
+        handle = os.open(path, os.O_RDONLY | NO_FOLLOW)
+        if _try_lock(handle):
+            return handle
+        os.close(handle)
+    return None
+
+
+def _try_lock(handle: int) -> bool | None:
     """Return whether a file is now locked, without waiting; None where there are no locks."""
     if fcntl is None:
         return None
@@ -138,28 +222,3 @@ def let_go(lock: int) -> None:
         with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_UN)
     os.close(lock)
-
-
-def remove_if_there(path: str) -> None:
-    """Remove a file, unless it is gone already."""
-    with suppress(FileNotFoundError):
-        os.unlink(path)
-
-
-def sync(path: str) -> None:
-    """Make a file, or the names in a folder, durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        # Some file systems cannot sync a folder.
-        if error.errno != errno.EINVAL or not stat.S_ISDIR(os.fstat(handle).st_mode):
-            raise
-    finally:
-        os.close(handle)
-
-
-def sync_folders(folders: Iterable[str]) -> None:
-    """Make the names in each folder durable; an empty path is the current one."""
-    for folder in folders:
-        sync(folder or ".")

@@ -11,8 +11,15 @@ from typing import Any, Final
 import polars as pl
 
 from dpo_pipeline.errors import StorageError
+from dpo_pipeline.tables import without_secrets
 
 _OS_ERROR: Final = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)
+
+_IN_WORDS: Final = {
+    FileNotFoundError: "no such file or folder",
+    PermissionError: "permission denied",
+    MemoryError: "there is not enough memory",
+}
 
 
 @contextmanager
@@ -21,29 +28,36 @@ def reading(path: str, hint: Callable[[str], str | None] | None = None) -> Itera
 
     `hint` says, from the path, how a file that is not Parquet could be read.
     """
-    import pyarrow as pa  # costs half of what Polars does to import
-
     try:
         yield
-    except FileNotFoundError as error:
-        raise StorageError(path, "no such file or folder") from error
-    except PermissionError as error:
-        raise StorageError(path, "permission denied") from error
-    except OSError as error:
-        raise StorageError(path, _first_line(error)) from error
-    except pa.ArrowInvalid as error:
-        why = f"cannot be read as Parquet: {_first_line(error).rstrip('.')}"
-        advice = None if hint is None else hint(path)
-        raise StorageError(path, advice or f"{why}. Copy it again.") from error
-    except UnicodeDecodeError as error:  # of pyarrow, on the names in a footer
-        raise StorageError(path, f"cannot be read as Parquet: {error}") from error
-    except (pl.exceptions.PolarsError, pa.ArrowException) as error:
-        raise StorageError(path, _first_line(error)) from error
     except BaseException as error:
-        # A panic of the engine (on a corrupt file, say) is a BaseException.
-        if isinstance(error, pl.exceptions.PanicException):
-            raise StorageError(path, f"cannot be read: {_first_line(error)}") from error
-        raise
+        problem = _problem(error, path, hint)
+        if problem is None:
+            raise
+        # The error behind it names the address with the secrets in it.
+        cause = error if without_secrets(path) == path else None
+        raise StorageError(path, problem) from cause
+
+
+def _problem(
+    error: BaseException, path: str, hint: Callable[[str], str | None] | None
+) -> str | None:
+    import pyarrow as pa  # costs half of what Polars does to import
+
+    for kind, words in _IN_WORDS.items():
+        if isinstance(error, kind):
+            return words
+    if isinstance(error, pa.ArrowInvalid) and not isinstance(error, OSError):
+        advice = None if hint is None else hint(path)
+        why = _first_line(error).rstrip(".")
+        return advice or f"cannot be read as Parquet: {why}. Copy it again."
+    if isinstance(error, UnicodeDecodeError):  # of pyarrow, on the names in a footer
+        return f"cannot be read as Parquet: {error}"
+    if isinstance(error, (OSError, pl.exceptions.PolarsError, pa.ArrowException)):
+        return _first_line(error)
+    if isinstance(error, pl.exceptions.PanicException):  # of the engine, on a corrupt file, say
+        return f"cannot be read: {_first_line(error)}"
+    return None
 
 
 def footer_of(path: str, *, name: str | None = None, filesystem: Any = None) -> Any:

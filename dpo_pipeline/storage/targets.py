@@ -12,9 +12,10 @@ from typing import Any, BinaryIO, TypeAlias
 import polars as pl
 
 from dpo_pipeline.errors import StorageError
-from dpo_pipeline.storage.locks import final_name, hidden_name, is_tmp, sync
+from dpo_pipeline.storage.locks import final_name, hidden_name, is_tmp
 from dpo_pipeline.storage.publication import writing
 from dpo_pipeline.storage.read_errors import footer_of, reading
+from dpo_pipeline.storage.renames import sync
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +84,10 @@ class StagedFile(Target):
 
     def write(self, sink: Sink, source: str) -> int:  # noqa: D102
         final = self.name
-        attempt = hidden_name(final, locked=False) if self.apart else self.hidden
+        attempt = self.hidden
+        if self.apart:
+            own = os.path.basename(hidden_name(final, locked=False))
+            attempt = os.path.join(os.path.dirname(attempt), own)
         try:
             with writing(attempt, source) as file:
                 sink(Out(target=file, path=attempt, name=final))
@@ -117,7 +121,7 @@ def without_attempts(targets: Iterable[Target]) -> Iterator[None]:
     try:
         yield
     finally:
-        for folder in {os.path.dirname(final) for final in finals}:
+        for folder in {os.path.dirname(hidden) for hidden in staged}:
             for name in os.listdir(folder or "."):
                 path = os.path.join(folder, name)
                 if is_tmp(name) and path not in staged and final_name(path) in finals:

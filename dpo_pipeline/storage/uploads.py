@@ -20,7 +20,8 @@ import polars as pl
 
 from dpo_pipeline.errors import StorageError
 from dpo_pipeline.plan import Output
-from dpo_pipeline.storage.publication import METADATA_KEY, SUCCESS, Publication
+from dpo_pipeline.storage.output_checks import METADATA_KEY, SUCCESS
+from dpo_pipeline.storage.publication import Publication
 from dpo_pipeline.storage.read_errors import footer_of, reading
 from dpo_pipeline.storage.stores import LOCAL, Access, is_address, joined
 from dpo_pipeline.storage.targets import Out, Sink, StagedFile, Target

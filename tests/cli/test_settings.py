@@ -172,7 +172,7 @@ def test_a_run_uses_them_as_a_dry_run_says(capsys, home):
     write(home / "pyproject.toml", "[tool.dpo-pipeline]\nbeta = 0.25\nsummary = 'sum.json'\n")
     assert main(["evaluate", "pairs.parquet", "--json"]) == 0
     out, err = capsys.readouterr()
-    assert err == ""
+    assert err == f"settings: {home / 'pyproject.toml'}\n"
     assert json.loads(out)["objective"]["beta"] == 0.25
     assert (home / "sum.json").read_text() == out
 
@@ -297,7 +297,7 @@ def test_errors_of_the_library_say_where_values_are_from(capsys, home, monkeypat
     assert "did you mean 'ipo'" in err
     assert f"setting: loss = ['ipoo'], from {place}\n" in err
     assert "setting: beta = -1.0, from DPO_PIPELINE_BETA\n" in err
-    assert "setting" not in refused(capsys, "--config", "/dev/null", "--loss", "x", "--beta", "1")
+    assert "setting:" not in refused(capsys, "--config", "/dev/null", "--loss", "x", "--beta", "1")
 
 
 # The rules that options keep, so that settings have them

@@ -239,7 +239,7 @@ def test_a_folder_with_foreign_parquet_is_not_overwritten(tmp_path, source, pair
     out = tmp_path / "out"
     out.mkdir()
     pairs.write_parquet(out / "precious.parquet")
-    with pytest.raises(StorageError, match="no output of this tool"):
+    with pytest.raises(StorageError, match="not listed by its output"):
         score_parquet([source], out, outputs=Outputs(overwrite=True))
     assert names(out) == ["precious.parquet"]
 

@@ -203,14 +203,14 @@ def test_a_place_that_is_none(tmp_path, source, which, kind):
     assert {p.name for p in tmp_path.iterdir()} == {"pairs.parquet", place.name}
 
 
-def test_an_output_inside_an_output_folder_is_not_stale(tmp_path, source, monkeypatch):
+def test_an_output_inside_an_output_folder_is_refused(tmp_path, source, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = {"on_invalid": "exclude", "overwrite": True}
     score_parquet([source], "out", **grouped(**options))
-    score_parquet(
-        [source], "out", **grouped(batch_size=5, batches="./out/../out/means.parquet", **options)
-    )
-    assert sorted(os.listdir("out")) == ["_SUCCESS", "means.parquet", "pairs.parquet"]
+    batches = "./out/../out/means.parquet"
+    with pytest.raises(StorageError, match="one output lies in another one"):
+        score_parquet([source], "out", **grouped(batch_size=5, batches=batches, **options))
+    assert sorted(os.listdir("out")) == ["_SUCCESS", "pairs.parquet"]
 
 
 def test_evaluate_refuses_an_input_as_its_batches(source):

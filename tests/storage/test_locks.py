@@ -68,14 +68,21 @@ def test_many_runs_at_once_and_one_output(tmp_path, source):
     assert len(everything(tmp_path)) == 2
 
 
-def test_leftovers_of_dead_runs_go_and_other_files_stay(tmp_path, source):
+def test_leftovers_of_dead_runs_go_and_other_files_stop_the_run(tmp_path, source):
     out = tmp_path / "out"
     (out / "deep").mkdir(parents=True)
     dead = [".pairs.parquet.dpo-pipeline.tmp", "deep/.old.parquet.dpo-pipeline.tmp"]
-    for name in (*dead, ".mine.tmp", "notes.txt"):
+    for name in (*dead, ".mine.tmp"):
         (out / name).write_text("left")
+    beside = tmp_path / ".out.dpo-pipeline.tmp"
+    beside.mkdir()
+    (beside / "half.parquet").write_text("left")
+    with pytest.raises(StorageError, match="not listed by its output") as caught:
+        score_parquet([source], out, on_invalid="exclude", outputs=Outputs(overwrite=True))
+    assert caught.value.path == str(out / ".mine.tmp")
+    (out / ".mine.tmp").unlink()
     score_parquet([source], out, on_invalid="exclude", outputs=Outputs(overwrite=True))
-    assert list(everything(out)) == [".mine.tmp", "_SUCCESS", "notes.txt", "pairs.parquet"]
+    assert list(everything(tmp_path)) == ["out/_SUCCESS", "out/pairs.parquet", "pairs.parquet"]
 
 
 def test_only_leftovers_are_no_content(tmp_path, source):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dpo_pipeline import Cancelled, score_parquet
+from dpo_pipeline.storage import renames
 from dpo_pipeline.storage.publication import Publication
 from option_tools import grouped
 from process_tools import arguments, ended, everything, tool
@@ -69,7 +70,7 @@ def test_an_interrupt_while_cleaning_up_does_not_stop_it(tmp_path, monkeypatch):
 
 
 def test_an_interrupt_between_renamings_does_not_stop_them(tmp_path, monkeypatch):
-    real = os.replace
+    real = renames.renameat2
     calls = []
 
     def interrupted(*args):
@@ -83,7 +84,7 @@ def test_an_interrupt_between_renamings_does_not_stop_them(tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt), Publication(overwrite=False) as publication:  # noqa: PT012
         for name in ("a", "b", "c"):
             Path(publication.stage(tmp_path / name)).write_text("whole")
-        monkeypatch.setattr(os, "replace", interrupted)
+        monkeypatch.setattr(renames, "renameat2", interrupted)
         publication.commit()
     assert everything(tmp_path) == dict.fromkeys("abc", b"whole")
 

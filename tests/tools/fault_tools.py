@@ -21,6 +21,7 @@ from dpo_pipeline import ContractError, OnInvalid, StorageError, score_parquet
 from dpo_pipeline.cli.running import run_stoppable
 from dpo_pipeline.evaluation import measuring
 from dpo_pipeline.sources.dataset import Dataset
+from dpo_pipeline.storage import renames
 from option_tools import grouped
 from pair_tools import LOGPS
 
@@ -53,6 +54,7 @@ class Steps:
     def patch(self, shard_rows):
         for name in ("fsync", "replace", "unlink"):
             setattr(os, name, self.announced(getattr(os, name), name))
+        renames.renameat2 = self.announced(renames.renameat2, "rename")
         shards = Dataset.shards
         Dataset.shards = lambda dataset, _rows: shards(dataset, shard_rows)
 

@@ -34,6 +34,7 @@ from dpo_pipeline.evaluation import (
     Documents,
     Groups,
     check_report,
+    doubts_of,
     inputs_of,
 )
 from dpo_pipeline.exact import lower_edge
@@ -44,7 +45,7 @@ from dpo_pipeline.plan import Facts, Plan, planned
 from dpo_pipeline.sources import Dataset, open_reference, publication_of
 from dpo_pipeline.statistics import counted
 from dpo_pipeline.storage import Output
-from dpo_pipeline.sums import Health, Summary, figures
+from dpo_pipeline.sums import Sense, Summary, figures
 
 _REFERENCES: Final = (REF_CHOSEN.name, REF_REJECTED.name)
 
@@ -367,8 +368,9 @@ def _findings(
             yield _disagreement(each, read.n_valid)
     totals = (read.paired.totals_a, read.paired.totals_b)
     for table, sums in zip(tables[:2], totals, strict=True):
-        for text in Health.of_sums(sums.row(0, named=True)).warnings():
-            yield f"{table.letter.upper()} ({table.name}): {text}"
+        sense = Sense.of_sums(sums.row(0, named=True))
+        for doubt in doubts_of(sense, max_logp=table.binding.max_logp):
+            yield f"{table.letter.upper()} ({table.name}): {doubt}"
 
 
 def _disagreement(found: Disagreement, n_valid: int) -> str:

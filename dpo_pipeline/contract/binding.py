@@ -14,6 +14,7 @@ from dpo_pipeline.columns import (
     COUNT_ROLES,
     LOGPS,
     MASK_OF,
+    OF_INPUT,
     OTHER_SIDE,
     POLICY_CHOSEN,
     POLICY_REJECTED,
@@ -26,6 +27,7 @@ from dpo_pipeline.columns import (
     resolve,
 )
 from dpo_pipeline.contract.compiling import RuleSet, Schema, check_schema, compile_rules
+from dpo_pipeline.contract.row_rules import with_row_rules
 from dpo_pipeline.contract.token_rules import with_token_rules
 from dpo_pipeline.errors import ColumnError
 from dpo_pipeline.losses import (
@@ -60,6 +62,11 @@ class Binding:
     _selection: tuple[pl.Expr, ...]
     _contract: Schema | None
 
+    def source_of(self, name: str) -> str:
+        """Return what an input column is called in prepared pairs."""
+        kept = f"{OF_INPUT}{name}"
+        return kept if kept in self.columns else name
+
     def prepare(self, frame: pl.LazyFrame) -> pl.LazyFrame:
         """Return a part of the dataset under canonical names and types, reading no data."""
         frame = frame.select(self._selection)
@@ -84,6 +91,7 @@ def bind(
     contract: Schema | None = None,
     adds: Iterable[str] = (),
     replace: bool = False,
+    groups_by: Iterable[str] = (),
     needs: Needs = ALL_LOGPS,
 ) -> Binding:
     """Check columns and types and compile the rules, reading no data.
@@ -96,6 +104,7 @@ def bind(
         contract: A pandera schema that adds to ours.
         adds: Columns that the caller will add.
         replace: Drop input columns of the same names instead of raising.
+        groups_by: Input columns that pairs are grouped by, whatever is added.
         needs: Which columns the loss asks for.
 
     Raises:
@@ -135,16 +144,24 @@ def bind(
         if name not in in_the_way
     ]
     selection += [values.alias(name) for name, values in made.items()]
+    selection += [
+        pl.col(name).alias(f"{OF_INPUT}{name}") for name in set(groups_by) & set(in_the_way)
+    ]
     checked = check_schema(
         frame.select(selection), source=source, max_logp=max_logp, contract=contract, needs=needs
     )
     return Binding(
         mapping=dict(found.mapping),
-        rules=with_token_rules(
-            compile_rules(checked, max_logp=max_logp, contract=contract, needs=needs),
-            [name for name in made if name in LOGPS],
+        rules=with_row_rules(
+            with_token_rules(
+                compile_rules(checked, max_logp=max_logp, contract=contract, needs=needs),
+                [name for name in made if name in LOGPS],
+                found.mapping,
+                max_logp=max_logp,
+            ),
+            made,
             found.mapping,
-            max_logp=max_logp,
+            needs,
         ),
         columns=checked.collect_schema(),
         max_logp=max_logp,

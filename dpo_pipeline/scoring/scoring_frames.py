@@ -325,5 +325,4 @@ def _report(scored: pl.LazyFrame, rules: RuleSet, made: pl.DataFrame) -> Invalid
         n_pairs=made.height,
         n_invalid=int(made[_VALID].not_().sum()),
         broken=found.broken(),
-        warnings=(),
     )

@@ -95,7 +95,9 @@ def read(
             storage_options=run.storage_options, credential_provider=run.credential_provider
         )
         return open_dataset(source.source, source.columns, access).frame
-    return _rows(source, as_reference=as_reference, as_text=as_text).frame
+    return _rows(source, as_reference=as_reference, as_text=as_text).frame.drop(
+        trainer_files.LENGTHS, strict=False
+    )
 
 
 def format_of(pairs: Pairs) -> str:
@@ -159,6 +161,7 @@ def open_pairs(
     rows = _rows(pairs, as_reference=bool(as_reference), as_text=keys)
     if file_format == TRL and as_reference is False and not _has_policy(rows.frame, pairs.columns):
         raise _reference_alone(source, file_format)
+    frame = rows.frame if as_reference else rows.frame.drop(trainer_files.LENGTHS, strict=False)
     watch = Watch(cancel=cancel)
 
     def look(part: pl.DataFrame) -> pl.DataFrame:
@@ -166,7 +169,7 @@ def open_pairs(
         return part
 
     # Columns that nobody asks for are still not read.
-    watched = rows.frame.map_batches(look, streamable=True, projection_pushdown=True)
+    watched = frame.map_batches(look, streamable=True, projection_pushdown=True)
     return Dataset(name=label_of(source), frame=watched, others=rows.files)
 
 

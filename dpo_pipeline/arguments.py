@@ -16,7 +16,6 @@ from dpo_pipeline.errors import ArgumentError, UsageError
 
 _NEEDED: Final = ("altair", "vl_convert")
 
-
 G = TypeVar("G")
 
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -26,13 +25,8 @@ NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 class Kind:
     """The kind of values that an option takes; `cli.flag_values` parses them.
 
-    Attributes:
-        name: Name of the kind.
-        metavar: Placeholder of a value in `--help`.
-        repeats: Whether the option is repeated, once for each value.
-        choices: The allowed values; empty if they are not listed.
-        completes: What a shell completes: "role" or "loss".
-        secret: Whether values stay out of dry runs and messages.
+    If it `repeats`, the option is given once for each value. A shell completes what it `completes`
+    ("role" or "loss"). Values of a `secret` kind stay out of dry runs and messages.
     """
 
     name: str
@@ -52,13 +46,9 @@ def choice(*names: str) -> Kind:
 class Option:
     """Metadata of a field that is an option.
 
-    Attributes:
-        flag: Its name on the command line; in settings the same without dashes.
-        kind: What values it takes.
-        help: What it does, in a sentence or two.
-        shown: The default as `--help` shows it, if that is not its value.
-        calls: The commands that have it; None for all that take its group.
-        varied: Command to the attributes that differ for it.
+    In settings it has the name of its flag without dashes. `shown` is the default as `--help` shows
+    it, if that is not its value; `calls` are the commands that have it, and None means all that
+    take its group; `varied` gives the attributes that differ for a command.
     """
 
     flag: str
@@ -114,15 +104,9 @@ def options_of(group: type[Any], call: str | None = None) -> Iterator[tuple[Fiel
 
 
 def given(group: type[G], value: Any, **bare: Any) -> G:
-    """Return the group that an argument of a call stands for.
+    """Return the group that `value` stands for: itself, its short form, or None for all defaults.
 
-    Args:
-        group: The group.
-        value: The group itself, its short form, or None for all defaults.
-        bare: Fields that the call takes as parameters of their own; None if not given.
-
-    Raises:
-        UsageError: A field is given both ways.
+    `bare` are fields that the call takes as parameters of their own, None if not given.
     """
     made: Any = value
     if value is None:
@@ -155,11 +139,7 @@ def differing(groups: Mapping[str, Any], call: str) -> dict[str, Any]:
 
 
 def check_extra() -> None:
-    """Check that the libraries that draw charts are there, without importing them.
-
-    Raises:
-        UsageError: One is missing.
-    """
+    """Check that the libraries that draw charts are there, without importing them."""
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise UsageError(
@@ -168,21 +148,13 @@ def check_extra() -> None:
 
 
 def check_page_path(path: str | os.PathLike[str]) -> None:
-    """Check that a report goes to a file and not to standard output.
-
-    Raises:
-        UsageError: The path is `-`.
-    """
+    """Check that a report goes to a file and not to standard output."""
     if os.fspath(path) == "-":
         raise UsageError("a report is a page for a browser and goes to a file: name one, not '-'")
 
 
 def checked_beta(beta: object) -> float:
-    """Return beta as a float.
-
-    Raises:
-        ArgumentError: It is negative, not finite or not a number.
-    """
+    """Return beta as a float."""
     if isinstance(beta, bool) or not isinstance(beta, Real):
         raise ArgumentError("beta", f"must be a number, found {beta!r}", position=None, value=beta)
     value = as_float(beta)
@@ -201,11 +173,7 @@ def as_float(number: Real) -> float:
 
 
 def checked_names(argument: str, names: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Return one name or several as a tuple, each once.
-
-    Raises:
-        UsageError: One of them is not a name.
-    """
+    """Return one name or several as a tuple, each once."""
     if names is None:
         return ()
     several = [names] if isinstance(names, str) else names
@@ -215,11 +183,7 @@ def checked_names(argument: str, names: str | Sequence[str] | None) -> tuple[str
 
 
 def checked_max_logp(max_logp: object) -> float:
-    """Return max_logp as a float.
-
-    Raises:
-        ArgumentError: It is not a number within `LOGP_LIMIT`, in nats.
-    """
+    """Return max_logp as a float."""
     if isinstance(max_logp, Real) and not isinstance(max_logp, bool):
         nats = as_float(max_logp)
         if -LOGP_LIMIT <= nats <= LOGP_LIMIT:
@@ -229,11 +193,7 @@ def checked_max_logp(max_logp: object) -> float:
 
 
 def checked_choice(on_invalid: str, choices: Sequence[str], at_most: float | None) -> None:
-    """Check that `on_invalid` is one of `choices` and goes with `at_most`.
-
-    Raises:
-        UsageError: It is not, or does not.
-    """
+    """Check that `on_invalid` is one of `choices` and goes with `at_most`."""
     if on_invalid not in choices:
         raise UsageError(f"on_invalid must be one of {', '.join(choices)}, found {on_invalid!r}")
     if on_invalid == "raise" and at_most is not None:
@@ -242,11 +202,7 @@ def checked_choice(on_invalid: str, choices: Sequence[str], at_most: float | Non
 
 
 def checked_limit(at_most: float | None) -> None:
-    """Check that `at_most` is a count (int) or a share (float up to 1).
-
-    Raises:
-        UsageError: It is neither.
-    """
+    """Check that `at_most` is a count (int) or a share (float up to 1)."""
     if at_most is None:
         return
     is_number = isinstance(at_most, (int, float)) and not isinstance(at_most, bool)

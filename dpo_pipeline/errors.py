@@ -69,7 +69,9 @@ class ArgumentError(UsageError):
         value: The value found.
     """
 
-    def __init__(self, argument: str, problem: str, *, position: int | None, value: object) -> None:
+    def __init__(
+        self, argument: str, problem: str, *, position: int | None = None, value: object
+    ) -> None:
         self.argument = argument
         self.position = position
         self.value = value

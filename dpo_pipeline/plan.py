@@ -10,8 +10,8 @@ import functools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Generic, ParamSpec, Protocol, TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Generic, ParamSpec, TypeVar
 
 from dpo_pipeline.arguments import differing
 from dpo_pipeline.errors import UsageError
@@ -26,52 +26,34 @@ _FILES_SHOWN: Final = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
-    """A file or table that the call would read.
-
-    Attributes:
-        path: A file, or the name of a source that has no footers.
-        rows: Rows, from the footer; None where only reading can tell.
-        is_reference: Whether it belongs to the reference.
-    """
+    """A file or table that the call would read; `rows` is None where only reading can tell."""
 
     path: str
     rows: int | None
     is_reference: bool = False
 
 
-class Output(Protocol):
-    """An output of the call; `files` counts the files of a folder, and is None for a file."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """A file or folder that the call would write.
 
-    @property
-    def path(self) -> str: ...  # noqa: D102
-    @property
-    def files(self) -> int | None: ...  # noqa: D102
-    @property
-    def replaces(self) -> bool: ...  # noqa: D102
+    `files` counts the files of a folder, and is None for a file. `replaces` says whether something
+    is there already, which may be overwritten.
+    """
+
+    path: str
+    files: int | None
+    replaces: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What a dry run shows of a plan.
 
-    Attributes:
-        function: The function that was called.
-        call: The command that does the same.
-        source: What reports call the pairs.
-        inputs: What is read.
-        rows: Pairs, from the footers; None where only reading can tell.
-        columns: Role to the input column that was found for it.
-        options: The groups of options, under the parameters of the call.
-        max_logp: Largest log-probability accepted, in nats; None where values are not checked.
-        objectives: What is computed; each has `to_dict`.
-        by: Columns of the subsets.
-        statistics: Whether statistics are made.
-        batch_size: Rows of a batch, if batches are of rows.
-        batch_by: The column of the batches, if they are by value.
-        n_batches: How many batches of rows there are, where that is known.
-        carried: Input columns that scored pairs keep; None if none are written.
-        checked_later: What only the run can check.
-        outputs: What is written.
+    `function` was called, and the command `call` does the same. `rows` and `n_batches` are None
+    where only reading can tell, `max_logp` (in nats) where values are not checked, `carried` where
+    no pairs are written. `columns` are the input columns of roles, and `options` the groups of
+    options, under the parameters of the call.
     """
 
     function: str
@@ -98,12 +80,11 @@ class Facts:
             "dry_run": self.function,
             "source": self.source,
             "rows": self.rows,
-            "inputs": [
-                {"path": each.path, "rows": each.rows, "is_reference": each.is_reference}
-                for each in self.inputs
-            ],
+            "inputs": [asdict(each) for each in self.inputs],
             "columns": dict(self.columns),
-            "options": {flag: _plain(value) for flag, value in self._given.items()},
+            "options": {
+                flag: _plain(value) for flag, value in differing(self.options, self.call).items()
+            },
             "max_logp": self.max_logp,
             "objectives": [objective.to_dict() for objective in self.objectives],
             "by": list(self.by),
@@ -113,19 +94,8 @@ class Facts:
             "n_batches": self.n_batches,
             "carried": None if self.carried is None else list(self.carried),
             "checked_later": list(self.checked_later),
-            "outputs": [
-                {"path": each.path, "files": each.files, "replaces": each.replaces}
-                for each in self.outputs
-            ],
+            "outputs": [asdict(each) for each in self.outputs],
         }
-
-    @property
-    def _given(self) -> dict[str, Any]:
-        return differing(self.options, self.call)
-
-    def to_json(self) -> str:
-        """Return the same as JSON."""
-        return as_json(self.to_dict())
 
     def __str__(self) -> str:
         """Return the same as aligned text."""
@@ -134,28 +104,28 @@ class Facts:
     def _lines(self) -> Iterator[str]:
         rows = "rows unknown until read" if self.rows is None else f"{self.rows:,} rows"
         yield f"{self.source}: {rows}; a dry run, so nothing was computed or written"
-        options = [(flag, _words(value)) for flag, value in self._given.items()]
+        given = differing(self.options, self.call)
+        options = [(flag, _words(value)) for flag, value in given.items()]
         for section in (
             list(self._input_lines()),
             aligned(("role", "column"), list(self.columns.items())),
             aligned(("option", "value"), options) if options else [],
             list(self._figure_lines()),
             [f"checked by the run: {what}" for what in self.checked_later],
-            list(self._output_lines()),
+            [
+                f"would {'replace' if each.replaces else 'write'} {each.path}"
+                + ("" if each.files is None else f", {each.files:,} files")
+                for each in self.outputs
+            ],
         ):
             if section:
                 yield from ("", *section)
 
     def _input_lines(self) -> Iterator[str]:
         if len(self.inputs) > 1:
-            shown = self.inputs[:_FILES_SHOWN]
-            rows = [
-                (f"{each.path}{' (reference)' if each.is_reference else ''}", each.rows)
-                for each in shown
-            ]
-            yield from aligned(("input", "rows"), rows)
-            if len(self.inputs) > len(shown):
-                yield f"... and {len(self.inputs) - len(shown):,} more"
+            of = {True: " (reference)", False: ""}
+            rows = [(f"{each.path}{of[each.is_reference]}", each.rows) for each in self.inputs]
+            yield from aligned(("input", "rows"), rows, most=_FILES_SHOWN)
 
     def _figure_lines(self) -> Iterator[str]:
         for each in self.objectives:
@@ -178,11 +148,6 @@ class Facts:
             yield f"batches: by the value of {self.batch_by}"
         if self.carried is not None:
             yield f"columns carried along: {', '.join(self.carried) or 'none'}"
-
-    def _output_lines(self) -> Iterator[str]:
-        for each in self.outputs:
-            what = "" if each.files is None else f", {each.files:,} files"
-            yield f"would {'replace' if each.replaces else 'write'} {each.path}{what}"
 
 
 class Plan(ABC, Generic[T_co]):
@@ -209,7 +174,7 @@ class Plan(ABC, Generic[T_co]):
 
     def to_json(self) -> str:
         """Return the same as JSON."""
-        return self.facts.to_json()
+        return as_json(self.to_dict())
 
     def __str__(self) -> str:
         """Return the same as aligned text: the dry run."""
@@ -268,7 +233,9 @@ def _plain(value: Any) -> Any:
         return [_plain(each) for each in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    return os.fspath(value) if isinstance(value, os.PathLike) else _name_of(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return getattr(value, "__name__", type(value).__name__)
 
 
 def _words(value: Any) -> str:
@@ -282,7 +249,3 @@ def _words(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_words, value))
     return str(_plain(value))
-
-
-def _name_of(value: Any) -> str:
-    return getattr(value, "__name__", type(value).__name__)

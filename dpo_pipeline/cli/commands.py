@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import fields, replace
 from threading import Event
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import click
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Groups = dict[str, Any]
 
 
-def _planned(function: str, places: tuple[Any, ...], groups: Groups, ctx: click.Context) -> Any:
+def _planned(function: str, groups: Groups, ctx: click.Context, *places: Any) -> Any:
     """Make the plan of a call, and run it unless a dry run was asked for."""
     import dpo_pipeline
 
@@ -55,11 +55,10 @@ def _check(groups: Groups, ctx: click.Context) -> int:
     """  # noqa: D301  click takes the backspace itself
     limit = groups["on_invalid"].at_most
     checked_limit(limit)
-    pairs = replace(groups.pop("pairs"), source=ctx.params["pairs"])
     # Whether too many are invalid is said when the report is printed and written.
     groups["on_invalid"] = OnInvalid("exclude")
     try:
-        report = _planned("check", (pairs,), groups, ctx)
+        report = _planned("check", groups, ctx)
     except InvalidPairsError as error:
         print_result(error.report, ctx)
         click.echo(error.reason, err=True)
@@ -100,8 +99,7 @@ def _evaluate(groups: Groups, ctx: click.Context) -> int:
     )
     if asked is None and needs_statistics(gates):
         groups["statistics"] = StatisticsOptions()
-    pairs = replace(groups.pop("pairs"), source=ctx.params["pairs"])
-    return _figures("evaluate", (pairs,), groups, ctx, gates)
+    return _figures("evaluate", groups, ctx, gates)
 
 
 def _sweep(groups: Groups, ctx: click.Context) -> int:
@@ -112,8 +110,7 @@ def _sweep(groups: Groups, ctx: click.Context) -> int:
       dpo-pipeline sweep pairs.parquet --beta 0.05 --beta 0.1 --loss sigmoid --loss ipo
       dpo-pipeline sweep pairs.parquet --beta 0.1 --json
     """  # noqa: D301  click takes the backspace itself
-    pairs = replace(groups.pop("pairs"), source=ctx.params["pairs"])
-    return _figures("sweep", (pairs,), groups, ctx, None)
+    return _figures("sweep", groups, ctx, None)
 
 
 def _score(groups: Groups, ctx: click.Context) -> int:
@@ -131,15 +128,12 @@ def _score(groups: Groups, ctx: click.Context) -> int:
     check_gates(gates, SUMMED)
     if gates.by_interval:
         raise UsageError("score makes no intervals: use evaluate for --fail-on-interval")
-    pairs = replace(groups.pop("pairs"), source=ctx.params["pairs"])
-    return _figures("score_parquet", (pairs, ctx.params["out"]), groups, ctx, gates)
+    return _figures("score_parquet", groups | {"sink": ctx.params["out"]}, ctx, gates)
 
 
-def _figures(
-    function: str, places: tuple[Any, ...], groups: Groups, ctx: click.Context, gates: Gates | None
-) -> int:
+def _figures(function: str, groups: Groups, ctx: click.Context, gates: Gates | None) -> int:
     """Print figures to stdout, and to stderr what was left out and warned of."""
-    result = _planned(function, places, groups, ctx)
+    result = _planned(function, groups, ctx)
     if ctx.params["dry_run"]:
         return print_result(result, ctx)
     done = "quarantined" if groups["on_invalid"].action == "quarantine" else "excluded"
@@ -155,13 +149,8 @@ def _pass(gates: Gates, result: Any) -> None:
     """Raise a GateError if a result does not pass its gates."""
     import dpo_pipeline
 
-    dpo_pipeline.gate(
-        result,
-        under=gates.under,
-        over=gates.over,
-        by_interval=gates.by_interval,
-        no_verdict=gates.no_verdict,
-    )
+    named = {each.name: getattr(gates, each.name) for each in fields(gates)}
+    dpo_pipeline.gate(result, **named)
 
 
 def _convert(groups: Groups, ctx: click.Context) -> int:
@@ -173,8 +162,7 @@ def _convert(groups: Groups, ctx: click.Context) -> int:
       dpo-pipeline convert trained_dataset/ reference.parquet --format trl
     """  # noqa: D301  click takes the backspace itself
     out = ctx.params["out"]
-    pairs = replace(groups.pop("pairs"), source=ctx.params["pairs"])
-    result = _planned("convert", (pairs, out), groups, ctx)
+    result = _planned("convert", groups | {"sink": out}, ctx)
     if ctx.params["dry_run"]:
         return print_result(result, ctx)
     document = json.dumps({"path": out, "rows": result}, indent=2)
@@ -200,66 +188,50 @@ def _compare(groups: Groups, ctx: click.Context) -> int:
     gates, both = groups.pop("gates"), groups.pop("pairs")
     check_gates(gates, tuple(COMPARED))
     of_b = roles("--b-column", ctx.params["b_column"]) or both.columns
-    sides = (
-        replace(both, source=ctx.params["a"]),
-        replace(both, source=ctx.params["b"], columns=of_b),
-    )
-    result = _planned("compare", sides, {**groups, "on": ctx.params["on"]}, ctx)
-    if not ctx.params["dry_run"]:
-        for side in (result.a, result.b):
-            if side.invalid is not None:
-                print_invalid(side.invalid, "excluded", side.n_invalid, "common pair")
+    a = replace(both, source=ctx.params["a"])
+    b = replace(both, source=ctx.params["b"], columns=of_b)
+    result = _planned("compare", groups | {"on": ctx.params["on"]}, ctx, a, b)
+    if ctx.params["dry_run"]:
+        return print_result(result, ctx)
+    for side in (result.a, result.b):
+        if side.invalid is not None:
+            print_invalid(side.invalid, "excluded", side.n_invalid, "common pair")
     code = print_result(result, ctx)
-    if not ctx.params["dry_run"]:
-        _pass(gates, result)
+    _pass(gates, result)
     return code
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Command:
-    """A command: what it does, its arguments, and its line in the list of commands."""
+_Does: TypeAlias = Callable[[Groups, click.Context], int]
 
-    does: Callable[[Groups, click.Context], int]
-    places: tuple[str, ...] = ("pairs",)
-    short_help: str | None = None
-
-
-_COMMANDS: Final = {
-    "check": _Command(does=_check),
-    "evaluate": _Command(does=_evaluate, short_help="Print figures: loss, rewards, accuracy."),
-    "sweep": _Command(does=_sweep, short_help="Print figures for several betas and losses."),
-    "score": _Command(
-        does=_score, places=("pairs", "out"), short_help="Write pairs with rewards and loss."
-    ),
-    "convert": _Command(
-        does=_convert, places=("pairs", "out"), short_help="Write another format as Parquet."
-    ),
-    "compare": _Command(
-        does=_compare, places=("a", "b"), short_help="Compare two policies on the same pairs."
-    ),
+_COMMANDS: Final[Mapping[str, tuple[_Does, tuple[str, ...], str | None]]] = {
+    "check": (_check, ("pairs",), None),
+    "evaluate": (_evaluate, ("pairs",), "Print figures: loss, rewards, accuracy."),
+    "sweep": (_sweep, ("pairs",), "Print figures for several betas and losses."),
+    "score": (_score, ("pairs", "out"), "Write pairs with rewards and loss."),
+    "convert": (_convert, ("pairs", "out"), "Write another format as Parquet."),
+    "compare": (_compare, ("a", "b"), "Compare two policies on the same pairs."),
 }
+"""What each does, its arguments, and its line in the list of commands."""
 
 
 def commands(calls: Mapping[str, Mapping[str, type[Any]]]) -> list[click.Command]:
     """Return the commands for these groups of options, in the order of `--help`."""
-    return [_command(name, made, calls[name]) for name, made in _COMMANDS.items()]
+    return [_command(name, calls[name]) for name in _COMMANDS]
 
 
-def _command(name: str, made: _Command, groups: Mapping[str, type[Any]]) -> click.Command:
+def _command(name: str, groups: Mapping[str, type[Any]]) -> click.Command:
+    does, places, short_help = _COMMANDS[name]
+
     def callback(**_: Any) -> int:
         ctx = click.get_current_context()
-        return made.does(groups_given(name, groups, ctx), ctx)
+        return does(groups_given(name, groups, ctx), ctx)
 
-    own = [B_COLUMN] if name == "compare" else []
+    params: list[click.Parameter] = [
+        *(click.Argument([place], type=click.Path()) for place in places),
+        *flags_of(name, groups),
+        *([B_COLUMN] if name == "compare" else []),
+        *run_options(),
+    ]
     return click.Command(
-        name,
-        callback=callback,
-        params=[
-            *(click.Argument([place], type=click.Path()) for place in made.places),
-            *flags_of(name, groups),
-            *own,
-            *run_options(),
-        ],
-        help=made.does.__doc__,
-        short_help=made.short_help,
+        name, callback=callback, params=params, help=does.__doc__, short_help=short_help
     )

@@ -17,24 +17,19 @@ from dpo_pipeline.options import Pairs, Reference, StatisticsOptions
 
 
 def groups_given(call: str, groups: Mapping[str, type[Any]], ctx: click.Context) -> dict[str, Any]:
-    """Return the groups of a call, by its parameters. `Pairs` has no source yet.
+    """Return the groups of a call, by its parameters; the sides of `compare` have no source yet.
 
     A group without a given option has its defaults; `reference` and `statistics` are None then.
-
-    Raises:
-        UsageError: A value does not have the form of its option, or a reference lacks its source.
     """
     made: dict[str, Any] = {}
     for parameter, group in groups.items():
-        values = {
-            field.name: _PARSERS.get(declared.kind.name, _as_it_is)(
-                declared.flag, ctx.params[name_of(declared.flag)]
-            )
-            for field, declared in options_of(group, call)
-            if _is_given(ctx, declared.flag)
-        }
+        values = {}
+        for field, declared in options_of(group, call):
+            if _is_given(ctx, declared.flag):
+                given, parse = ctx.params[name_of(declared.flag)], _PARSERS.get(declared.kind.name)
+                values[field.name] = given if parse is None else parse(declared.flag, given)
         if issubclass(group, Pairs):
-            made[parameter] = group(None, **values)
+            made[parameter] = group(ctx.params.get("pairs"), **values)
         elif issubclass(group, Reference):
             made[parameter] = _reference(group, values, call, ctx)
         elif issubclass(group, StatisticsOptions):
@@ -49,10 +44,8 @@ def groups_given(call: str, groups: Mapping[str, type[Any]], ctx: click.Context)
 
 
 def _is_given(ctx: click.Context, flag: str) -> bool:
-    return ctx.get_parameter_source(name_of(flag)) not in (
-        click.core.ParameterSource.DEFAULT,
-        None,
-    )
+    unset = (click.core.ParameterSource.DEFAULT, None)
+    return ctx.get_parameter_source(name_of(flag)) not in unset
 
 
 def _reference(group: type[Any], values: Mapping[str, Any], call: str, ctx: click.Context) -> Any:
@@ -151,10 +144,6 @@ def _imported(flag: str, place: str) -> Any:
     except Exception as error:  # whatever the user's module raises
         raise UsageError(f"{flag} {place}: {type(error).__name__}: {error}") from error
     return found
-
-
-def _as_it_is(_flag: str, value: Any) -> Any:
-    return value
 
 
 _PARSERS: Final[Mapping[str, Callable[[str, Any], Any]]] = {

@@ -7,7 +7,7 @@ so that `--help` does not pay for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -44,17 +44,17 @@ class _Share(_ParamType):
             self.fail(f"{value!r} is neither a count (10) nor a share (0.01 or 1%)", param, ctx)
 
 
-def complete_loss(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Return the losses that begin with `incomplete`, for a shell."""
-    return [name for name in defaults.LOSS_NAMES if name.startswith(incomplete)]
+def completing(names: Iterable[str]) -> Callable[[Any, Any, str], list[str]]:
+    """Return what gives a shell the names that begin with what was typed."""
+    every = list(names)
+    return lambda _ctx, _parameter, typed: [name for name in every if name.startswith(typed)]
 
 
-def complete_role(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Return the roles that begin with `incomplete`, for a shell."""
-    return [f"{name}=" for name in ROLES if name.startswith(incomplete)]
-
-
-_COMPLETE: Final = {"loss": complete_loss, "role": complete_role, None: None}
+_COMPLETE: Final = {
+    "loss": completing(defaults.LOSS_NAMES),
+    "role": completing(f"{name}=" for name in ROLES),
+    None: None,
+}
 _TYPES: Final[Mapping[str, Any]] = {
     "number": float,
     "whole": int,
@@ -68,7 +68,7 @@ B_COLUMN: Final = SettingOption(
     ["--b-column"],
     multiple=True,
     metavar="ROLE=NAME",
-    shell_complete=complete_role,
+    shell_complete=_COMPLETE["role"],
     help="As --column, for B alone, instead of --column. Repeatable.",
 )
 """Options of `compare`, whose sides can have different columns."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import Final
 
 import click
 
 from dpo_pipeline import errors as exit_codes
-from dpo_pipeline.cli.flags import complete_loss
+from dpo_pipeline.cli.flags import completing
 from dpo_pipeline.columns import did_you_mean
+from dpo_pipeline.defaults import LOSS_NAMES
 from dpo_pipeline.errors import UsageError
 
 
@@ -33,10 +34,10 @@ def contract(name: str | None, folder: str | None) -> int:
 
     texts = published()
     if folder is not None:
-        os.makedirs(folder, exist_ok=True)
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
         for file, text in texts.items():
-            with open(os.path.join(folder, file), "w", encoding="utf-8") as out:
-                out.write(text)
+            (place / file).write_text(text, encoding="utf-8")
         return exit_codes.DONE
     by_name = {file.split(".")[0]: text for file, text in texts.items()}
     wanted = name or next(iter(by_name))
@@ -48,7 +49,7 @@ def contract(name: str | None, folder: str | None) -> int:
 
 
 @click.command(short_help="List the losses, or say all of one.")
-@click.argument("name", required=False, shell_complete=complete_loss)
+@click.argument("name", required=False, shell_complete=completing(LOSS_NAMES))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--markdown", is_flag=True, help="Print losses and dialects as tables of Markdown.")
 def losses(name: str | None, *, as_json: bool, markdown: bool) -> int:

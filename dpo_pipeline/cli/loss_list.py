@@ -20,11 +20,7 @@ LEGEND = (
 
 
 def as_text(name: str | None = None) -> str:
-    """Return the list, or all about one loss.
-
-    Raises:
-        UsageError: There is no such loss.
-    """
+    """Return the list, or all about one loss."""
     if name is None:
         rows = [(loss.name, _needs(loss), loss.formula) for loss in LOSSES.values()]
         return "\n".join([*aligned(("loss", "needs", "formula"), rows), "", LEGEND])
@@ -41,11 +37,7 @@ def as_text(name: str | None = None) -> str:
 
 
 def as_json_text(name: str | None = None) -> str:
-    """Return the same as JSON.
-
-    Raises:
-        UsageError: There is no such loss.
-    """
+    """Return the same as JSON."""
     if name is None:
         return as_json({"losses": [as_dict(loss) for loss in LOSSES.values()]})
     return as_json(as_dict(_found(name)))

@@ -44,9 +44,6 @@ def run_stoppable(function: Callable[[Event], T]) -> T:
 
     A signal handler of our own would keep Polars from seeing the signal while it computes in
     the main thread, so the function runs in another one and this one listens.
-
-    Raises:
-        Stopped: A signal came before the function was done.
     """
     cancel = Event()
     received: list[int] = []

@@ -7,8 +7,7 @@ is checked, whichever command runs, before a value of it is used.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, Final
 
 import click
@@ -34,25 +33,6 @@ _TAKES: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """A value of a run that came from a variable or a file.
-
-    Attributes:
-        name: The option, without dashes.
-        value: What it is.
-        origin: The variable or the file that it is from.
-    """
-
-    name: str
-    value: Any
-    origin: str
-
-    def __str__(self) -> str:
-        """Return it as a note for an error."""
-        return f"{self.name} = {self.value!r}, from {self.origin}"
-
-
 class SettingOption(click.Option):
     """An option that a variable without the command's name sets too; errors name the variable."""
 
@@ -74,7 +54,7 @@ class SettingOption(click.Option):
             ) from error
         if origin and self.expose_value and not ctx.resilient_parsing:
             shown = list(made) if isinstance(made, tuple) else made
-            used(ctx).append(Setting(name=key_of(self), value=shown, origin=origin))
+            used(ctx).append(f"{key_of(self)} = {shown!r}, from {origin}")
         return made
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
@@ -86,9 +66,9 @@ class SettingOption(click.Option):
         return f"{ctx.auto_envvar_prefix}_{name}", f"{PREFIX}_{name}"
 
 
-def used(ctx: click.Context) -> list[Setting]:
-    """Return the settings of a run that were not on the command line."""
-    settings: list[Setting] = ctx.meta.setdefault(_USED, [])
+def used(ctx: click.Context) -> list[str]:
+    """Return the options of a run that were not on the command line: their values, where from."""
+    settings: list[str] = ctx.meta.setdefault(_USED, [])
     return settings
 
 
@@ -100,10 +80,14 @@ def key_of(option: click.Parameter) -> str:
 def _apply(ctx: click.Context, _option: click.Parameter, path: str | None) -> None:
     if ctx.resilient_parsing:  # during shell completion
         return
-    every = dict(_commands_with_settings(ctx))
+    group = ctx.find_root().command
+    every = group.commands if isinstance(group, click.Group) else {ctx.info_name or "": ctx.command}
+    commands: dict[str, dict[str, click.Option]] = {}
     # The command that runs comes first, so that errors name it if it has the option.
-    own = {name: each for name, each in every.items() if name == ctx.info_name}
-    commands = own | every
+    for name in sorted(every, key=lambda name: name != ctx.info_name):
+        options = {key_of(p): p for p in every[name].params if isinstance(p, click.Option)}
+        if _CONFIG in options:
+            commands[name] = options
     _refuse_unknown_variables(commands)
     found = _file(path)
     if found is None:
@@ -132,21 +116,12 @@ def config_file(ctx: click.Context) -> str | None:
     return found
 
 
-def _commands_with_settings(ctx: click.Context) -> Iterator[tuple[str, dict[str, click.Option]]]:
-    group = ctx.find_root().command
-    commands = group.commands if isinstance(group, click.Group) else {ctx.info_name: ctx.command}
-    for name, command in commands.items():
-        options = {key_of(p): p for p in command.params if isinstance(p, click.Option)}
-        if name is not None and _CONFIG in options:
-            yield name, options
-
-
 def _refuse_unknown_variables(commands: Mapping[str, Mapping[str, click.Option]]) -> None:
     known = set()
     for command, options in commands.items():
         for option in options.values():
-            own = f"{PREFIX}_{command.upper().replace('-', '_')}"
-            known |= {f"{prefix}_{(option.name or '').upper()}" for prefix in (PREFIX, own)}
+            name = (option.name or "").upper()
+            known |= {f"{PREFIX}_{name}", f"{PREFIX}_{command.upper()}_{name}"}
     for variable in sorted(os.environ):
         if variable.startswith(f"{PREFIX}_") and variable not in known:
             raise UsageError(
@@ -224,9 +199,9 @@ def _checked(
                 given = _value(f"{path}: {key} (of {name})", path, options[key], value)
                 values[name][options[key].name or key] = given
     for name, keys in own.items():
+        known = sorted(set(commands[name]) - {_CONFIG})
         for key, value in keys.items():
-            if key not in commands[name] or key == _CONFIG:
-                known = sorted(set(commands[name]) - {_CONFIG})
+            if key not in known:
                 raise UsageError(_unknown(path, f"{name}.{key}", value, known, ctx))
             option = commands[name][key]
             given = _value(f"{path}: {name}.{key}", path, option, value)
@@ -249,11 +224,7 @@ def _unknown(path: str, place: str, value: object, known: list[str], ctx: click.
 
 
 def _value(place: str, path: str, option: click.Option, value: Any) -> Any:
-    """Return a value as click takes it.
-
-    Raises:
-        UsageError: Its type is not that of the option, or the option refuses it.
-    """
+    """Return a value as click takes it."""
     if isinstance(value, list) and option.multiple:
         return [_one(place, path, option, each) for each in value]
     given = _one(place, path, option, value)

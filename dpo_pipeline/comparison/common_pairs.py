@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import polars as pl
 
@@ -17,7 +17,7 @@ from dpo_pipeline.columns import (
     REWARD_MARGIN,
 )
 from dpo_pipeline.comparison.paired_gathering import PROMPT, Paired, PairedGathering
-from dpo_pipeline.comparison.sides import Table, place_of, prompts_of
+from dpo_pipeline.comparison.sides import Table, place_of
 from dpo_pipeline.contract import RuleSet
 from dpo_pipeline.defaults import MAX_SUBSETS_WITH_STATISTICS, SAME_REFERENCE, STATISTICS_ROWS
 from dpo_pipeline.engine import Watch
@@ -43,68 +43,39 @@ _SAME_MARGIN: Final = "n_same_margin"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disagreement:
-    """A column that belongs to the pair, and on which the sides differ.
-
-    Attributes:
-        column: The column.
-        n_pairs: Valid common pairs where it differs (a log-prob, by more than rounding).
-        largest: The largest difference of numbers; None of other values.
-    """
+    """A column that belongs to the pair, and on which the sides differ."""
 
     column: str
-    n_pairs: int
-    largest: float | None
+    n_pairs: int  # valid common pairs where it differs (a log-prob, by more than rounding)
+    largest: float | None  # the largest difference of numbers; None of other values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommonPairs:
-    """The common pairs, counted and summed.
+    """The common pairs, counted and summed."""
 
-    Attributes:
-        counts: Rows by where their keys are.
-        n_valid: Common pairs that are valid on both sides.
-        n_invalid: Those that are not, by the letter of the table whose rules they break.
-        n_out_of_range: Those with sound log-probs and a score too large to be summed, likewise.
-        n_same_margin: Valid pairs with the same margin on both sides.
-        disagreements: The columns of the pair on which the sides differ.
-        paired: The tables that all figures are made from.
-    """
-
-    counts: Counts
-    n_valid: int
-    n_invalid: dict[str, int]
-    n_out_of_range: dict[str, int]
-    n_same_margin: int
+    counts: Counts  # rows by where their keys are
+    n_valid: int  # common pairs that are valid on both sides
+    n_invalid: dict[str, int]  # those that are not, by the letter of the table that says so
+    n_out_of_range: dict[str, int]  # with sound log-probs and a score too large to be summed
+    n_same_margin: int  # valid pairs with the same margin on both sides
     disagreements: tuple[Disagreement, ...]
     paired: Paired
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedTables:
-    """The tables of a comparison, and how they are joined; no data is read.
+    """The tables of a comparison, and how they are joined; no data is read."""
 
-    Attributes:
-        tables: A, B, and the reference of both if there is one.
-        on: The key.
-        key: The key as an expression that gives the same type in every table.
-        by: Columns of the subsets.
-        places: The table that each subset column is taken from.
-    """
-
-    tables: tuple[Table, ...]
+    tables: tuple[Table, ...]  # A, B, and the reference of both if there is one
     on: str
-    key: pl.Expr
-    by: tuple[str, ...]
-    places: Mapping[str, Table]
+    key: pl.Expr  # gives the same type in every table
+    by: tuple[str, ...]  # columns of the subsets
+    places: Mapping[str, Table]  # the table that each of them is taken from
 
     @classmethod
     def of(cls, tables: tuple[Table, ...], *, on: str, by: tuple[str, ...]) -> Self:
-        """Check the key and the subsets.
-
-        Raises:
-            UsageError: There is no such subset column, or it is not plain, or the key is no name.
-            ColumnError: The key is missing, or of types that cannot be equal.
-        """
+        """Check the key and the subsets."""
         return cls(
             tables=tables,
             on=checked_on(on),
@@ -121,17 +92,11 @@ def read_common_pairs(
 
     Memory grows with the keys and with the numbers of the smaller table; of its other columns,
     only prompts and subsets are held.
-
-    Raises:
-        UsageError: A subset column has too many values.
-        JoinError: Keys are null or are there twice, or no key is shared.
-        ContractError: A table is empty.
-        StorageError: A file cannot be read.
-        Cancelled: The run is to stop.
     """
     tables, key, by, places = pairs.tables, pairs.key, pairs.by, pairs.places
     sides = tables[:2]
-    prompts = prompts_of(sides)
+    # The prompts of A are taken, or those of B where A has none.
+    prompts = next((side for side in sides if PROMPT_ID.name in side.columns), None)
     names = " or ".join(table.name for table in tables)
     total = sum(table.dataset.rows or 0 for table in tables) or None
     with reading(names):
@@ -148,6 +113,9 @@ def read_common_pairs(
     plan = joined([t.keyed(key, n) for t, n in zip(tables, wanted, strict=True)])
     checked = objective.columns_to_check(max_logp)
     subset_keys = [f"{_SUBSET}{i}" for i in range(len(by))]
+    carried = {key: places[name].column(name) for name, key in zip(by, subset_keys, strict=True)}
+    if prompts is not None:
+        carried[PROMPT] = prompts.column(PROMPT_ID.name)
     gathering = PairedGathering(
         objective=objective,
         needs=objective.needs,
@@ -158,7 +126,7 @@ def read_common_pairs(
     )
     sums = []
     with reading(names):
-        for chunk in _chunks(plan):
+        for chunk in plan.collect_batches(maintain_order=False, chunk_size=STATISTICS_ROWS):
             scored = {t.letter: _scored(t, chunk, objective, checked) for t in sides}
             sound = {t.letter: chunk[t.valid] for t in tables}
             for table in sides:
@@ -167,19 +135,7 @@ def read_common_pairs(
                     sound[table.letter] = sound[table.letter] & chunk[table.lender.valid]
             in_range = {letter: scored[letter][VALID] for letter in "ab"}
             valid = sound["a"] & sound["b"] & in_range["a"] & in_range["b"]
-            facts = chunk.select(
-                KEY,
-                valid.alias(VALID),
-                *(
-                    []
-                    if prompts is None
-                    else [pl.col(prompts.column(PROMPT_ID.name)).alias(PROMPT)]
-                ),
-                *(
-                    pl.col(places[name].column(name)).alias(subset)
-                    for name, subset in zip(by, subset_keys, strict=True)
-                ),
-            )
+            facts = chunk.select(KEY, valid.alias(VALID), **carried)
             gathering.add(facts, scored["a"].drop(VALID), scored["b"].drop(VALID))
             if gathering.n_subsets > MAX_SUBSETS_WITH_STATISTICS:
                 raise UsageError(
@@ -188,14 +144,11 @@ def read_common_pairs(
                 )
             kept = chunk.filter(valid)
             margins = [scored[letter][REWARD_MARGIN].filter(valid) for letter in "ab"]
-            row: dict[str, float | None] = {
+            row: dict[str, Any] = {
                 "n_valid": kept.height,
-                _SAME_MARGIN: int((margins[0] == margins[1]).sum()),
-                **{f"invalid {t.letter}": int((~chunk[t.valid]).sum()) for t in tables},
-                **{
-                    f"range {letter}": int((sound[letter] & ~in_range[letter]).sum())
-                    for letter in "ab"
-                },
+                _SAME_MARGIN: (margins[0] == margins[1]).sum(),
+                **{f"invalid {t.letter}": (~chunk[t.valid]).sum() for t in tables},
+                **{f"range {each}": (sound[each] & ~in_range[each]).sum() for each in "ab"},
             }
             for name in shared:
                 row |= _differing(kept, name, sides)
@@ -224,25 +177,23 @@ def _wanted(
     table: Table, objective: CheckedObjective, names: Sequence[str], *, has_prompts: bool
 ) -> list[str]:
     """Return the columns of a table that joined pairs carry."""
-    counts = (CHOSEN_TOKENS.name, REJECTED_TOKENS.name) if objective.needs.tokens else ()
     prompts = (PROMPT_ID.name,) if has_prompts else ()
-    wanted = dict.fromkeys([*objective.needs.logps, *counts, *names, *prompts])
+    wanted = dict.fromkeys([*_roles_of(objective), *names, *prompts])
     return [name for name in wanted if name in table.columns]
 
 
-def _chunks(plan: pl.LazyFrame) -> Iterator[pl.DataFrame]:
-    yield from plan.collect_batches(maintain_order=False, chunk_size=STATISTICS_ROWS)
+def _roles_of(objective: CheckedObjective) -> Iterator[str]:
+    """Yield the columns that the objective is computed from."""
+    yield from objective.needs.logps
+    if objective.needs.tokens:
+        yield from (CHOSEN_TOKENS.name, REJECTED_TOKENS.name)
 
 
 def _scored(
     table: Table, chunk: pl.DataFrame, objective: CheckedObjective, checked: Sequence[str]
 ) -> pl.DataFrame:
     """Return the pairs scored for one side, with `VALID`: no score is out of range."""
-    needs = objective.needs
-    counts = (CHOSEN_TOKENS.name, REJECTED_TOKENS.name) if needs.tokens else ()
-    pairs = chunk.lazy().select(
-        **{name: pl.col(table.source_of(name)) for name in (*needs.logps, *counts)}
-    )
+    pairs = chunk.lazy().select(**{name: table.source_of(name) for name in _roles_of(objective)})
     rules = RuleSet(rules=(), valid=pl.lit(value=True)).with_scores_in_range(checked)
     return with_scores(pairs, objective).with_columns(rules.valid.alias(VALID)).collect()
 

@@ -25,26 +25,18 @@ from dpo_pipeline.comparison.differences import (
     n_clusters_of,
     subsets_of,
 )
-from dpo_pipeline.comparison.paired_gathering import Paired
 from dpo_pipeline.comparison.sides import Table, bound_tables
 from dpo_pipeline.defaults import LOSS_NAME, WIDE_LIMIT
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ContractError, DataWarning, InvalidPairsError, UsageError
-from dpo_pipeline.evaluation import (
-    Documents,
-    Groups,
-    check_report,
-    doubts_of,
-    inputs_of,
-)
+from dpo_pipeline.evaluation import Documents, Groups, check_report, doubts_of, inputs_of
 from dpo_pipeline.exact import lower_edge
 from dpo_pipeline.invalid_report import InvalidReport, why_refused
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Pairs, Reference, StatisticsOptions, Subsets
-from dpo_pipeline.plan import Facts, Plan, planned
+from dpo_pipeline.plan import Facts, Output, Plan, planned
 from dpo_pipeline.sources import Dataset, open_reference, publication_of
 from dpo_pipeline.statistics import counted
-from dpo_pipeline.storage import Output
 from dpo_pipeline.sums import Sense, Summary, figures
 
 _REFERENCES: Final = (REF_CHOSEN.name, REF_REJECTED.name)
@@ -52,24 +44,14 @@ _REFERENCES: Final = (REF_CHOSEN.name, REF_REJECTED.name)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonPlan(Plan[Comparison]):
-    """The plan of `compare`.
+    """The plan of `compare`."""
 
-    Attributes:
-        groups: The options; its pairs are those of A.
-        datasets: What is read: the sides, and the reference of both if there is one.
-        pairs: The tables, and how they are joined.
-        objective: What is computed.
-        level: Confidence level of all intervals.
-        options: The groups of options, under the parameters of the call.
-        outputs: What is written.
-    """
-
-    groups: Groups
-    datasets: tuple[Dataset, ...]
+    groups: Groups  # its pairs are those of A
+    datasets: tuple[Dataset, ...]  # the sides, and the reference of both if there is one
     pairs: PairedTables
     objective: CheckedObjective
-    level: float
-    options: Mapping[str, Any]
+    level: float  # confidence level of all intervals
+    options: Mapping[str, Any]  # as given, under the parameters of the call
     outputs: tuple[Output, ...]
 
     @property
@@ -116,15 +98,19 @@ class ComparisonPlan(Plan[Comparison]):
         return result
 
     def _compared(self, watch: Watch) -> Comparison:
-        objective, level, names = self.objective, self.level, self.pairs.by
-        tables, on = self.pairs.tables, self.pairs.on
-        max_logp = self.groups.max_logp
+        objective, level, max_logp = self.objective, self.level, self.groups.max_logp
+        tables = self.pairs.tables
         for dataset in self.datasets:
             dataset.check_keys()
         read = read_common_pairs(self.pairs, objective=objective, max_logp=max_logp, watch=watch)
-        reports = _reports(tables, read, watch)
+        # The tables of invalid common pairs are read once more, to list the broken rules.
+        reports = {
+            table.letter: table.report(rows, watch)
+            for table, rows in zip(tables, read.counts.rows, strict=True)
+            if read.n_invalid[table.letter]
+        }
         self._judge(read, reports)
-        paired = read.paired
+        paired, bins = read.paired, pl.col("bin")
         incomparable = _other_references(read, objective)
         findings = tuple(_findings(tables, read, incomparable))
         summaries = [
@@ -144,7 +130,7 @@ class ComparisonPlan(Plan[Comparison]):
             for i, table in enumerate(tables[:2])
         ]
         return Comparison(
-            on=on,
+            on=self.pairs.on,
             objective=objective,
             max_logp=max_logp,
             level=level,
@@ -156,33 +142,29 @@ class ComparisonPlan(Plan[Comparison]):
             n_clusters=n_clusters_of(paired),
             differences=differences_of(paired, summaries[0], summaries[1], level),
             mcnemar=mcnemar_of(paired),
-            by=names,
+            by=self.pairs.by,
             subsets=subsets_of(paired, level),
             gained=paired.gained,
             lost=paired.lost,
             findings=findings,
             incomparable=incomparable,
-            changes=_histogram(paired),
+            changes=paired.changes.select(
+                "bin", lower=lower_edge(bins), upper=lower_edge(bins + 1), n_pairs="n_pairs"
+            ),
             margins=paired.margins,
         )
 
     def _judge(self, read: CommonPairs, reports: Mapping[str, InvalidReport]) -> None:
         """Raise if the common pairs must not pass."""
-        common = read.counts.common
-        reason = why_refused(
-            self.groups.on_invalid,
-            common - read.n_valid,
-            common,
-            "common pair",
-            " on both sides",
-        )
+        n, asked = read.counts.common, self.groups.on_invalid
+        reason = why_refused(asked, n - read.n_valid, n, "common pair", " on both sides")
         if reason is None:
             return
         if reports:
             raise InvalidPairsError(
                 next(iter(reports.values())),
                 reason=reason,
-                is_excluding=self.groups.on_invalid.action != "raise",
+                is_excluding=asked.action != "raise",
             )
         raise ContractError(
             f"{reason}: their log-probs are sound, and a reward or loss of theirs is not finite "
@@ -265,25 +247,25 @@ def compare(
     objective, subsets = groups.objective, given(Subsets, by)
     _refuse(objective, subsets)
     key = _key_of(on, groups.reference)
+    # A side may be joined to a reference of its own.
     sides = tuple(
-        _side_of(each, groups, key, name) for each, name in zip((a, b), "AB", strict=True)
+        replace(groups, pairs=each, reference=each.reference).opened(key, name)
+        for each, name in zip((a, b), "AB", strict=True)
     )
-    shared = groups.reference
-    third: tuple[Dataset, ...] = ()
+    shared, third = groups.reference, None
     if shared is not None:
-        other = replace(shared, on=key)
         cancel = groups.execution.cancel
-        third = (open_reference(other, access=groups.access, cancel=cancel),)
+        third = open_reference(replace(shared, on=key), access=groups.access, cancel=cancel)
     tables = bound_tables(
         (sides[0], sides[1]),
         (a.columns, b.columns),
-        third[0] if third else None,
+        third,
         None if shared is None else shared.columns,
         on=key,
         needs=objective.needs,
         contract=replace(groups.contract, max_logp=groups.max_logp),
     )
-    datasets = (*sides, *third)
+    datasets = sides if third is None else (*sides, third)
     publication = publication_of(groups.outputs, groups.access, *datasets)
     return ComparisonPlan(
         groups=groups,
@@ -318,21 +300,6 @@ def _key_of(on: str | None, reference: Reference | None) -> str:
     if own not in (on, PAIR_ID.name):
         raise UsageError(f"on is given twice: on={on!r}, and {own!r} in Reference")
     return on
-
-
-def _side_of(pairs: Pairs, groups: Groups, key: str, name: str) -> Dataset:
-    """Open a side, joined to a reference of its own if it has one."""
-    own = replace(groups, pairs=pairs, reference=pairs.reference)
-    return own.opened(key, name)
-
-
-def _reports(tables: Sequence[Table], read: CommonPairs, watch: Watch) -> dict[str, InvalidReport]:
-    """List the broken rules, reading the tables of invalid common pairs once more."""
-    return {
-        table.letter: table.report(rows, watch)
-        for table, rows in zip(tables, read.counts.rows, strict=True)
-        if read.n_invalid[table.letter]
-    }
 
 
 def _other_references(read: CommonPairs, objective: CheckedObjective) -> str | None:
@@ -381,10 +348,3 @@ def _disagreement(found: Disagreement, n_valid: int) -> str:
         return f"{where}: the same keys may not mean the same pairs; A's prompts are taken"
     by_how_much = "" if found.largest is None else f" by up to {found.largest:g}"
     return f"{where}{by_how_much}: the same keys may not mean the same pairs"
-
-
-def _histogram(paired: Paired) -> pl.DataFrame:
-    bins = pl.col("bin")
-    return paired.changes.select(
-        "bin", lower=lower_edge(bins), upper=lower_edge(bins + 1), n_pairs="n_pairs"
-    )

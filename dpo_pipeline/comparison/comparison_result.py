@@ -16,11 +16,7 @@ from dpo_pipeline.columns import (
     REWARD_ACCURACY,
     REWARD_MARGIN,
 )
-from dpo_pipeline.comparison.verdict import (
-    Accuracies,
-    Difference,
-    loss_sentence,
-)
+from dpo_pipeline.comparison.verdict import Accuracies, Difference, loss_sentence
 from dpo_pipeline.defaults import POWER
 from dpo_pipeline.evaluation import Reported
 from dpo_pipeline.invalid_report import InvalidReport
@@ -78,49 +74,31 @@ _SHOWN_FLIPS: Final = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One of the two policies.
+    """One of the two policies."""
 
-    Attributes:
-        source: Where its pairs came from.
-        n_pairs: Rows read.
-        n_alone: Rows whose key the other side does not have; they are left out.
-        n_invalid: Common pairs that break a rule on this side.
-        summary: Its figures over the common pairs that are valid on both sides.
-        invalid: The rows of the whole source that break rules; None where no common pair does.
-        borrowed: Canonical columns that it does not have, to where they were taken from: the
-            name of the other side's source, or of the reference's.
-    """
-
-    source: str
-    n_pairs: int
-    n_alone: int
-    n_invalid: int
-    summary: Summary
-    invalid: InvalidReport | None
-    borrowed: Mapping[str, str]
+    source: str  # where its pairs came from
+    n_pairs: int  # rows read
+    n_alone: int  # rows whose key the other side does not have; they are left out
+    n_invalid: int  # common pairs that break a rule on this side
+    summary: Summary  # its figures over the common pairs that are valid on both sides
+    invalid: InvalidReport | None  # broken rules of the whole source, if a common pair breaks one
+    borrowed: Mapping[str, str]  # columns that it lacks, to the name of the source that lent them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class McNemar:
     """Valid common pairs by who has them right (a margin above 0), and the tests of equal chances.
 
-    Attributes:
-        both_right: Pairs that both have right.
-        only_a: Pairs that A alone has right: lost by going to B.
-        only_b: Pairs that B alone has right: gained.
-        neither: Pairs that both have wrong or tied.
-        exact: Two-sided p-value of the exact test.
-        mid_p: Two-sided mid-p-value.
-        applies: Whether pairs are independent, as these tests take them to be. Where prompts
-            repeat they are not, and the test of the difference is the one to read.
+    The tests take pairs as independent. Where prompts repeat they are not: then `applies` is
+    False, and the test of the difference is the one to read.
     """
 
     both_right: int
-    only_a: int
-    only_b: int
-    neither: int
-    exact: float
-    mid_p: float
+    only_a: int  # lost by going to B
+    only_b: int  # gained
+    neither: int  # wrong or tied in both
+    exact: float  # two-sided p-value of the exact test
+    mid_p: float  # two-sided mid-p-value
     applies: bool
 
 
@@ -346,11 +324,9 @@ def _p_cell(p: float | None) -> str | None:
 
 
 def _side(side: Side) -> dict[str, Any]:
+    facts = {name: getattr(side, name) for name in ("source", "n_pairs", "n_alone", "n_invalid")}
     return {
-        "source": side.source,
-        "n_pairs": side.n_pairs,
-        "n_alone": side.n_alone,
-        "n_invalid": side.n_invalid,
+        **facts,
         "summary": side.summary.to_dict(),
         "invalid": [] if side.invalid is None else side.invalid.to_dict()["invalid"],
         "borrowed": dict(side.borrowed),

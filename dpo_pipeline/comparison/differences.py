@@ -60,26 +60,24 @@ def differences_of(
     paired: Paired, a: Summary, b: Summary, level: float
 ) -> Mapping[str, Difference]:
     """Return `COMPARED` of both sides; at least one pair must be valid."""
-    whole = _whole(paired)
-    halves = {name: _half(side) for name, side in (("a", a), ("b", b))}
-    made = {}
-    for name, (estimate, p_value, test) in _tested(whole, paired, level).items():
-        of_sides = halves if name == REWARD_ACCURACY_HALF else {}
-        made[name] = Difference(
-            a=of_sides["a"] if of_sides else getattr(a, name),
-            b=of_sides["b"] if of_sides else getattr(b, name),
-            estimate=estimate,
-            p_value=p_value,
-            test=test,
-            smallest_effect=_shown(estimate, level),
+    tested = _tested(_whole(paired), paired, level)
+    return {
+        name: Difference(
+            a=_figure(name, a),
+            b=_figure(name, b),
+            estimate=tested[name][0],
+            p_value=tested[name][1],
+            test=tested[name][2],
+            smallest_effect=_shown(tested[name][0], level),
         )
-    return {name: made[name] for name in COMPARED}
+        for name in COMPARED
+    }
 
 
 def mcnemar_of(paired: Paired) -> McNemar:
     """Return who has which pairs right."""
     whole = _whole(paired)
-    n, both, only_a, only_b = (int(whole[c].sum()) for c in (N_VALID, BOTH_RIGHT, ONLY_A, ONLY_B))
+    n, both, only_a, only_b = _counts(whole)
     return McNemar(
         both_right=both,
         only_a=only_a,
@@ -99,8 +97,7 @@ def subsets_of(paired: Paired, level: float) -> pl.DataFrame | None:
     for key, part in paired.clusters.group_by(paired.by, maintain_order=True):
         tested = _tested(part, paired, level)
         accuracy, p_value, _ = tested[REWARD_ACCURACY]
-        n, both = int(part[N_VALID].sum()), int(part[BOTH_RIGHT].sum())
-        only_a, only_b = int(part[ONLY_A].sum()), int(part[ONLY_B].sum())
+        n, both, only_a, only_b = _counts(part)
         row: dict[str, Any] = {
             **dict(zip(paired.by, key, strict=True)),
             "n_valid": n,
@@ -135,6 +132,10 @@ def n_clusters_of(paired: Paired) -> int | None:
 
 def _whole(paired: Paired) -> pl.DataFrame:
     return across_subsets(paired.clusters, paired.by)
+
+
+def _counts(part: pl.DataFrame) -> tuple[int, ...]:
+    return part.select(N_VALID, BOTH_RIGHT, ONLY_A, ONLY_B).sum().row(0)
 
 
 def _is_clustered(part: pl.DataFrame, paired: Paired) -> bool:
@@ -204,9 +205,7 @@ def _student(part: pl.DataFrame) -> str:
 
 def _with_spread(estimate: Estimate) -> Estimate:
     """Drop an error of 0: clusters that are all alike tell nothing about the spread."""
-    if estimate.standard_error != 0.0:
-        return estimate
-    return without_interval(estimate)
+    return estimate if estimate.standard_error != 0.0 else without_interval(estimate)
 
 
 def _shown(estimate: Estimate, level: float) -> float | None:
@@ -218,5 +217,7 @@ def _limits(name: str, estimate: Estimate) -> dict[str, float | None]:
     return {f"{name}_difference": estimate.value, **limit_columns(name, estimate.interval)}
 
 
-def _half(side: Summary) -> float:
-    return float(side.reward_accuracy or 0.0) + side.n_ties / (2 * side.n_valid)
+def _figure(name: str, side: Summary) -> float:
+    if name == REWARD_ACCURACY_HALF:
+        return float(side.reward_accuracy or 0.0) + side.n_ties / (2 * side.n_valid)
+    return float(getattr(side, name))

@@ -43,34 +43,23 @@ class Paired(ClusterTable):
 
     The sums of `clusters` are `N_VALID`; pairs `BOTH_RIGHT`, `ONLY_A`, `ONLY_B`; `HALVES`: B minus
     A, a correct pair counting 2 and a tie 1; and B minus A of `MEANS`, in quanta.
-
-    Attributes:
-        totals_a: One row of sums of `summary.tally` for A, over all common pairs.
-        totals_b: The same for B.
-        gained: Pairs that B alone has right: `key`, `margin_a`, `margin_b`, `change`.
-        lost: Pairs that A alone has right.
-        changes: `bin` (of `dpo_pipeline.exact`) of the change of margin, `n_pairs`.
-        margins: `a_bin`, `b_bin` (each of `coarse_bin`), `n_pairs`.
     """
 
-    totals_a: pl.DataFrame
-    totals_b: pl.DataFrame
-    gained: pl.DataFrame
-    lost: pl.DataFrame
-    changes: pl.DataFrame
-    margins: pl.DataFrame
+    totals_a: pl.DataFrame  # one row of sums of `summary.tally` for A, over all common pairs
+    totals_b: pl.DataFrame  # the same for B
+    gained: pl.DataFrame  # pairs that B alone has right: key, margin_a, margin_b, change
+    lost: pl.DataFrame  # pairs that A alone has right
+    changes: pl.DataFrame  # `bin` (of `dpo_pipeline.exact`) of the change of margin, `n_pairs`
+    margins: pl.DataFrame  # `a_bin`, `b_bin` (each of `coarse_bin`), `n_pairs`
 
 
 class PairedGathering(GrowingTables):
     """Adds up the tables of `Paired`, chunk by chunk in any order."""
 
     def add(self, shared: pl.DataFrame, a: pl.DataFrame, b: pl.DataFrame) -> None:
-        """Add pairs.
+        """Add pairs: once with `KEY`, `PROMPT`, subset keys and `VALID`, and as each side scores.
 
-        Args:
-            shared: `KEY`, `PROMPT` if there are prompts, the subset keys, and `VALID`.
-            a: The same pairs in the same order, scored for A, under canonical names.
-            b: The same for B.
+        The three frames have the same pairs in the same order.
         """
         for name, side in (("totals_a", a), ("totals_b", b)):
             self._add(name, self._tally(side.lazy().with_columns(shared[VALID])), [])

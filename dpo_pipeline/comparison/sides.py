@@ -17,7 +17,6 @@ from dpo_pipeline.columns import (
     COUNT_ROLES,
     POLICY_CHOSEN,
     POLICY_REJECTED,
-    PROMPT_ID,
     REF_CHOSEN,
     REF_REJECTED,
     SCORED,
@@ -45,21 +44,13 @@ _SOUND: Final = {"logp": pl.lit(-1.0), "count": pl.lit(1)}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A table of a comparison.
+    """A table of a comparison."""
 
-    Attributes:
-        letter: `a`, `b`, or `r` for the reference of both.
-        dataset: Where its rows are.
-        binding: The contract, bound to it.
-        lacks: Canonical columns that it borrows.
-        lender: The table that they come from; None if it borrows nothing.
-    """
-
-    letter: str
+    letter: str  # `a`, `b`, or `r` for the reference of both
     dataset: Dataset
-    binding: Binding
-    lacks: tuple[str, ...]
-    lender: Table | None
+    binding: Binding  # the contract, bound to it
+    lacks: tuple[str, ...]  # canonical columns that it borrows
+    lender: Table | None = None  # the table that they come from; None if it borrows nothing
 
     @property
     def name(self) -> str:
@@ -132,21 +123,13 @@ def bound_tables(
     needs: Needs,
     contract: Contract,
 ) -> tuple[Table, ...]:
-    """Return A, B and the reference of both, if there is one; no data is read.
-
-    Raises:
-        UsageError: A mapping or the schema cannot be used, or the loss has no use for a reference.
-        ColumnError: Columns or types do not fit the contract, or there is a second reference.
-        RefusedCheckError: A check of the schema cannot run row by row.
-    """
-    names = ["A", "B"]
-    for i, dataset in enumerate(datasets):
-        if dataset.name == datasets[1 - i].name:
-            datasets = (
-                replace(datasets[0], name=f"{dataset.name} ({names[0]})"),
-                replace(datasets[1], name=f"{dataset.name} ({names[1]})"),
-            )
-            break
+    """Return A, B and the reference of both, if there is one; no data is read."""
+    if datasets[0].name == datasets[1].name:
+        a, b = (
+            replace(each, name=f"{each.name} ({side})")
+            for each, side in zip(datasets, "AB", strict=True)
+        )
+        datasets = (a, b)
     lacking = [
         _lacking(dataset, mapping, needs)
         for dataset, mapping in zip(datasets, columns, strict=True)
@@ -164,7 +147,6 @@ def bound_tables(
             dataset=dataset,
             binding=_bound(dataset, mapping, lent, needs, contract),
             lacks=lent,
-            lender=None,
         )
         for letter, dataset, mapping, lent in zip(
             "ab", datasets, columns, _lent(lacking, third), strict=True
@@ -179,15 +161,11 @@ def bound_tables(
 
 
 def place_of(name: str, argument: str, tables: Sequence[Table]) -> Table:
-    """Return the first table that has a column.
-
-    Raises:
-        UsageError: None has it, or it is not plain.
-    """
+    """Return the first table that has a column, which must be plain."""
     for table in tables:
-        if name in table.columns:
-            if table.columns[name].is_nested():
-                found = table.columns[name]
+        found = table.columns.get(name)
+        if found is not None:
+            if found.is_nested():
                 raise UsageError(f"{argument}: {name!r} is a {found}, not a plain value")
             return table
     there = list(dict.fromkeys(n for table in tables for n in table.columns))
@@ -195,11 +173,6 @@ def place_of(name: str, argument: str, tables: Sequence[Table]) -> Table:
         f"{argument}: {name!r} is a column of neither side{did_you_mean(name, there)}; "
         f"the columns are {', '.join(there)}"
     )
-
-
-def prompts_of(tables: Sequence[Table]) -> Table | None:
-    """Return the table whose prompts are taken: A, or B where A has none."""
-    return next((table for table in tables[:2] if PROMPT_ID.name in table.columns), None)
 
 
 def _bound(
@@ -290,28 +263,27 @@ def _reference(
     found = reference_columns_of(there, mapping)
     if found.problems:
         raise ColumnError(dataset.name, found.problems)
-    mine = tuple(role.name for role in _REFERENCE)
-    counts = [role.name for role in COUNT_ROLES if role.name in found.mapping]
+    mine = [role.name for role in _REFERENCE]
+    mine += [role.name for role in COUNT_ROLES if role.name in found.mapping]
     before = dataset.step
 
+    # Other columns, such as the log-probs of a policy, are ignored.
+    kept = {on: on} if on in there else {}
+    kept |= {name: found.mapping[name] for name in mine}
+
     def chosen(rows: pl.LazyFrame) -> pl.LazyFrame:
-        # Other columns, such as the log-probs of a policy, are ignored.
-        kept = {name: pl.col(found.mapping[name]) for name in (*mine, *counts)}
-        key = {on: pl.col(on)} if on in there else {}
-        return rows.select(**(key | kept))
+        return rows.select(**kept)
 
     def step(rows: pl.LazyFrame) -> pl.LazyFrame:
         return chosen(before(rows))
 
-    lacks = tuple(role.name for role in _POLICY)
-    lacks += tuple(role.name for role in COUNT_ROLES if role.name not in counts)
+    lacks = tuple(role.name for role in (*_POLICY, *COUNT_ROLES) if role.name not in mine)
     opened = replace(dataset, frame=chosen(dataset.frame), step=step)
     return Table(
         letter="r",
         dataset=opened,
         binding=_bound(opened, None, lacks, Needs(), replace(contract, schema=None)),
         lacks=lacks,
-        lender=None,
     )
 
 

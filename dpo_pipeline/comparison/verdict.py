@@ -18,26 +18,17 @@ from dpo_pipeline.statistics import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One figure of both sides, and how far they differ.
+    """One figure of both sides, over the valid common pairs, and how far they differ.
 
-    Attributes:
-        a: The figure of A, over the valid common pairs.
-        b: The figure of B.
-        estimate: B minus A with its interval, in the unit of the figure. Without an interval
-            where all pairs are of one cluster, or no spread between clusters is seen.
-        p_value: Two-sided, of no difference; None where all pairs are of one cluster, or differ
-            by the same amount.
-        test: How the p-value was made.
-        smallest_effect: The smallest true difference that a test at 1 - level finds with a chance
-            of 80% (`defaults.POWER`) in data like these; None without a standard error.
+    Without an interval and a p-value where all pairs are of one cluster, or no spread is seen.
     """
 
     a: float
     b: float
-    estimate: Estimate
-    p_value: float | None
-    test: str
-    smallest_effect: float | None
+    estimate: Estimate  # B minus A with its interval, in the unit of the figure
+    p_value: float | None  # two-sided, of no difference
+    test: str  # how the p-value was made
+    smallest_effect: float | None  # found with a chance of `POWER`, in data like these
 
     def shown(self, level: float) -> Literal["a", "b"] | None:
         """Return the side that is shown to have the larger figure."""
@@ -52,22 +43,14 @@ class Accuracies:
 
     A tie counts as wrong in the strict accuracy, so that rounding or an untrained policy alone
     could decide by it. Where there are ties, the accuracy that counts them half decides.
-
-    Attributes:
-        strict: The difference of the accuracy in which a tie is wrong.
-        half: The difference of the accuracy in which a tie counts half.
-        ties_a: Ties of A among the valid common pairs.
-        ties_b: Ties of B.
-        n_pairs: Valid common pairs.
-        level: Confidence level of the intervals.
     """
 
-    strict: Difference
-    half: Difference
-    ties_a: int
+    strict: Difference  # of the accuracy in which a tie is wrong
+    half: Difference  # of the accuracy in which a tie counts half
+    ties_a: int  # ties of A among the valid common pairs
     ties_b: int
-    n_pairs: int
-    level: float
+    n_pairs: int  # valid common pairs
+    level: float  # confidence level of the intervals
 
     @property
     def better(self) -> Literal["a", "b"] | None:
@@ -75,11 +58,7 @@ class Accuracies:
         return self._decisive.shown(self.level)
 
     def sentence(self, on: str) -> str:
-        """Return the result in a sentence.
-
-        Args:
-            on: Which pairs, in words.
-        """
+        """Return the result in a sentence; `on` says on which pairs."""
         found = self.strict
         interval = found.estimate.interval
         written = signed_points_within(interval)
@@ -91,14 +70,14 @@ class Accuracies:
         facts += f", {on}{self._of_ties()}"
         if self.better is not None:
             return f"B is {'better' if self.better == 'b' else 'worse'} than A: {facts}"
-        smallest = self._decisive.smallest_effect
+        text, smallest = f"no difference shown: {facts}", self._decisive.smallest_effect
         if smallest is None:
-            return f"no difference shown: {facts}"
+            return text
         if smallest > 1.0:
-            return f"no difference shown: {facts}; so few pairs could hardly have shown any"
+            return f"{text}; so few pairs could hardly have shown any"
         return (
-            f"no difference shown: {facts}; the smallest effect that these data could have shown "
-            f"at {POWER:.0%} power is {100 * smallest:.2g} points"
+            f"{text}; the smallest effect that these data could have shown at {POWER:.0%} power "
+            f"is {100 * smallest:.2g} points"
         )
 
     @property

@@ -26,8 +26,8 @@ from dpo_pipeline.columns import (
     Needs,
     resolve,
 )
-from dpo_pipeline.contract.compiling import RuleSet, Schema, check_schema, compile_rules
 from dpo_pipeline.contract.row_rules import with_row_rules
+from dpo_pipeline.contract.rules import RuleSet, Schema, check_types, rules_for
 from dpo_pipeline.contract.token_rules import with_token_rules
 from dpo_pipeline.errors import ColumnError
 from dpo_pipeline.losses import (
@@ -43,21 +43,13 @@ _COUNTS = {role.name for role in COUNT_ROLES}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
-    """The contract, bound to the columns of one dataset.
+    """The contract, bound to the columns of one dataset."""
 
-    Attributes:
-        mapping: Canonical name to the input column it came from.
-        rules: The rules, as expressions on prepared pairs.
-        columns: The columns of prepared pairs.
-        max_logp: Largest log-probability accepted, in nats.
-        needs: Which columns the loss asks for.
-    """
-
-    mapping: Mapping[str, str]
-    rules: RuleSet
-    columns: pl.Schema
-    max_logp: float
-    needs: Needs
+    mapping: Mapping[str, str]  # canonical name to the input column it came from
+    rules: RuleSet  # expressions on prepared pairs
+    columns: pl.Schema  # of prepared pairs
+    max_logp: float  # largest log-probability accepted, in nats
+    needs: Needs  # which columns the loss asks for
     _source: str
     _selection: tuple[pl.Expr, ...]
     _contract: Schema | None
@@ -73,7 +65,7 @@ class Binding:
         if self._contract is None:
             return frame
         # A user's schema may fill, drop or cast columns, so each part passes through it.
-        return check_schema(
+        return check_types(
             frame,
             source=self._source,
             max_logp=self.max_logp,
@@ -96,22 +88,9 @@ def bind(
 ) -> Binding:
     """Check columns and types and compile the rules, reading no data.
 
-    Args:
-        frame: The input pairs.
-        source: What an error calls them.
-        max_logp: Largest log-probability accepted, in nats.
-        columns: Role to column, overriding names and aliases.
-        contract: A pandera schema that adds to ours.
-        adds: Columns that the caller will add.
-        replace: Drop input columns of the same names instead of raising.
-        groups_by: Input columns that pairs are grouped by, whatever is added.
-        needs: Which columns the loss asks for.
-
-    Raises:
-        UsageError: `max_logp` or `contract` cannot be used.
-        ColumnError: A role is missing or ambiguous, an input column is in the way, or columns or
-            types do not fit the contract.
-        RefusedCheckError: A check of `contract` cannot run row by row.
+    `columns` (role to column) overrides names and aliases. An input column whose name is among
+    `adds`, the columns that the caller will add, is an error, or dropped with `replace`.
+    `groups_by` are input columns that pairs are grouped by, whatever is added.
     """
     max_logp = checked_max_logp(max_logp)
     schema = frame.collect_schema()
@@ -123,14 +102,16 @@ def bind(
         if name not in role_of and (name in set(adds) or name in found.mapping)
     ]
     problems = [
-        *_patterns(schema),
-        *found.problems,
-        *(
-            f"{name}: the input has this column already, and the output would overwrite it; "
-            "rename it, or allow it (replace=True, or --replace)"
-            for name in in_the_way
-            if not replace
-        ),
+        f"{name}: Polars reads this name as a pattern; rename the column"
+        for name in schema
+        if name == "*" or (name.startswith("^") and name.endswith("$"))
+    ]
+    problems += found.problems
+    problems += [
+        f"{name}: the input has this column already, and the output would overwrite it; "
+        "rename it, or allow it (replace=True, or --replace)"
+        for name in in_the_way
+        if not replace
     ]
     problems = problems or list(_token_problems(found.mapping, schema, needs))
     if problems:
@@ -147,14 +128,14 @@ def bind(
     selection += [
         pl.col(name).alias(f"{OF_INPUT}{name}") for name in set(groups_by) & set(in_the_way)
     ]
-    checked = check_schema(
+    checked = check_types(
         frame.select(selection), source=source, max_logp=max_logp, contract=contract, needs=needs
     )
     return Binding(
         mapping=dict(found.mapping),
         rules=with_row_rules(
             with_token_rules(
-                compile_rules(checked, max_logp=max_logp, contract=contract, needs=needs),
+                rules_for(checked, max_logp=max_logp, contract=contract, needs=needs),
                 [name for name in made if name in LOGPS],
                 found.mapping,
                 max_logp=max_logp,
@@ -170,12 +151,6 @@ def bind(
         _selection=tuple(selection),
         _contract=contract,
     )
-
-
-def _patterns(columns: Iterable[str]) -> Iterator[str]:
-    for name in columns:
-        if name == "*" or (name.startswith("^") and name.endswith("$")):
-            yield f"{name}: Polars reads this name as a pattern; rename the column"
 
 
 def _made(mapping: Mapping[str, str], needs: Needs) -> dict[str, pl.Expr]:

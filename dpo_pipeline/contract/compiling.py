@@ -6,91 +6,22 @@ the rules are those that pandera's own validation reports.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import pandera.polars as pa
 import polars as pl
 from pandera.config import ValidationDepth, config_context
 from pandera.errors import SchemaError, SchemaErrors
 
-from dpo_pipeline.columns import ALL_LOGPS, COUNT_ROLES, LOGPS, ROLES, Needs
-from dpo_pipeline.contract.model import OUR_TITLE, pairs_model, rules_of, sound_logp
-from dpo_pipeline.defaults import WIDE_LIMIT
+from dpo_pipeline.columns import ALL_LOGPS, ROLES, Needs
+from dpo_pipeline.contract.model import OUR_TITLE, pairs_model
+from dpo_pipeline.contract.rules import WANTED, WHOLE_FRAME, Rule, Schema
+from dpo_pipeline.defaults import MAX_LOGP
 from dpo_pipeline.errors import ColumnError, RefusedCheckError, UsageError
-
-Schema = pa.DataFrameSchema | type[pa.DataFrameModel]
-
-_WHOLE_FRAME: Final = "*"
-
-_WANTED: Final = {
-    **dict.fromkeys(LOGPS, "a number (any float or integer)"),
-    **{role.name: "an integer" for role in COUNT_ROLES},
-}
-"""Types of our own columns, as type errors name them; `bind` casts numbers to them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """One rule, bound to a column.
-
-    Attributes:
-        column: The column, or None for a check of the whole row.
-        check: The rule's name.
-        requirement: What a value must be, in words.
-        keeps: True where the rule is kept; never null.
-        found: What a report shows of a row that breaks it; the column's value if not given.
-    """
-
-    column: str | None
-    check: str
-    requirement: str
-    keeps: pl.Expr
-    found: pl.Expr | None = None
-
-    @property
-    def name(self) -> str:
-        """The name in reports and in the quarantine file."""
-        return f"{self.column or _WHOLE_FRAME}.{self.check}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RuleSet:
-    """All rules of a run.
-
-    Attributes:
-        rules: Each rule with its name, in the order of reports.
-        valid: True where every rule is kept; never null. The same rows as the rules
-            together, at a fraction of their cost.
-    """
-
-    rules: tuple[Rule, ...]
-    valid: pl.Expr
-
-    def with_scores_in_range(self, names: Sequence[str]) -> RuleSet:
-        """Return these rules and one on each of these columns of a scored pair.
-
-        Sums of scores beyond the range, or not finite, would not be exact. A row that breaks
-        another rule counts as keeping these, so that one fault has one name.
-        """
-        ranges = [
-            pl.col(n).is_between(-WIDE_LIMIT, WIDE_LIMIT).fill_null(value=False) for n in names
-        ]
-        rules = (
-            Rule(
-                column=name,
-                check="in_range",
-                requirement=f"finite and within {WIDE_LIMIT:.3g}",
-                keeps=self.valid.not_() | in_range,
-            )
-            for name, in_range in zip(names, ranges, strict=True)
-        )
-        valid = pl.all_horizontal(self.valid, *ranges)
-        return RuleSet(rules=(*self.rules, *rules), valid=valid)
 
 
 def check_schema(
@@ -101,20 +32,10 @@ def check_schema(
     contract: Schema | None = None,
     needs: Needs = ALL_LOGPS,
 ) -> pl.LazyFrame:
-    """Check names and types with pandera itself, reading no data.
+    """Check the names and types of pairs under canonical names, reading no data.
 
-    Args:
-        frame: Pairs under their canonical names.
-        source: What an error calls the frame.
-        max_logp: Largest log-probability accepted, in nats.
-        contract: A pandera schema that adds to ours.
-        needs: What the loss needs.
-
-    Returns:
-        The frame as pandera hands it back, which a schema may have changed.
-
-    Raises:
-        ColumnError: Columns are missing or of the wrong type.
+    pandera itself checks them. The frame comes back as pandera hands it back: `contract` may add,
+    drop or fill columns.
     """
     for schema in _schemas(max_logp, contract, needs):
         before = frame.collect_schema()
@@ -125,85 +46,45 @@ def check_schema(
                 frame = schema.validate(frame, lazy=True)
             except (SchemaErrors, SchemaError) as error:
                 raise ColumnError(source, tuple(_problems(error, frame))) from None
-        _refuse_coercion(before, frame.collect_schema())
+        for name, dtype in frame.collect_schema().items():
+            if before.get(name, dtype) != dtype:
+                raise RefusedCheckError(
+                    "coerce", name, f"a cell of type {before[name]} that is no {dtype} has no row"
+                )
     gone = [name for name in needs.logps if name not in frame.collect_schema()]
     if gone:
         raise ColumnError(source, tuple(f"{name}: the contract filters it away" for name in gone))
     return frame
 
 
-def _refuse_coercion(before: pl.Schema, after: pl.Schema) -> None:
-    for name, dtype in after.items():
-        if before.get(name, dtype) != dtype:
-            raise RefusedCheckError(
-                "coerce", name, f"a cell of type {before[name]} that is no {dtype} has no row"
-            )
-
-
-def compile_rules(
-    frame: pl.LazyFrame,
-    *,
-    max_logp: float,
-    contract: Schema | None = None,
-    needs: Needs = ALL_LOGPS,
-) -> RuleSet:
-    """Turn the contract into rules on the columns of `frame`, reading no data.
-
-    Args:
-        frame: Pairs that have passed `check_schema`.
-        max_logp: Largest log-probability accepted, in nats.
-        contract: A pandera schema whose checks are added to ours.
-        needs: What the loss needs.
+def compiled(contract: Schema, frame: pl.LazyFrame, needs: Needs) -> list[Rule]:
+    """Turn the checks of a user's contract into rules on the columns of `frame`.
 
     Raises:
         RefusedCheckError: A check cannot run row by row.
     """
     columns = frame.collect_schema()
-    ours = [
-        Rule(
-            column=role.name,
-            check=rule.name,
-            requirement=rule.text,
-            keeps=rule.keeps(pl.col(role.name)).fill_null(value=rule.name != "not_null"),
-        )
-        for role in ROLES.values()
-        if role.name in columns
-        for rule in rules_of(role, max_logp, needs)
-    ]
-    theirs = [
+    return [
         rule
-        for schema in _schemas(max_logp, contract, needs)[1:]
+        for schema in _schemas(MAX_LOGP, contract, needs)[1:]
         for rule in _compiled(schema, frame, columns)
     ]
-    logps = needs.logps
-    sound = [sound_logp(pl.col(name), max_logp) for name in logps]
-    others = [rule.keeps for rule in (*(r for r in ours if r.column not in logps), *theirs)]
-    return RuleSet(rules=_named_apart([*ours, *theirs]), valid=pl.all_horizontal(*sound, *others))
-
-
-def _named_apart(rules: list[Rule]) -> tuple[Rule, ...]:
-    seen: Counter[str] = Counter()
-    apart = []
-    for rule in rules:
-        seen[rule.name] += 1
-        nth = seen[rule.name]
-        apart.append(rule if nth == 1 else replace(rule, check=f"{rule.check}#{nth}"))
-    return tuple(apart)
 
 
 def _schemas(max_logp: float, contract: Schema | None, needs: Needs) -> list[pa.DataFrameSchema]:
     schemas = [pairs_model(max_logp, needs).to_schema()]
-    if contract is not None:
-        is_model = isinstance(contract, type) and issubclass(contract, pa.DataFrameModel)
-        if not (is_model or isinstance(contract, pa.DataFrameSchema)):
-            raise UsageError(
-                "contract must be a pandera.polars DataFrameSchema or DataFrameModel, found "
-                f"{contract!r}"
-            )
+    if isinstance(contract, type) and issubclass(contract, pa.DataFrameModel):
         try:
-            schemas.append(contract.to_schema() if isinstance(contract, type) else contract)
+            schemas.append(contract.to_schema())
         except Exception as error:  # whatever a model's declaration raises, it is that model's
             raise UsageError(f"contract: pandera cannot build {contract!r}: {error}") from error
+    elif isinstance(contract, pa.DataFrameSchema):
+        schemas.append(contract)
+    elif contract is not None:
+        raise UsageError(
+            "contract must be a pandera.polars DataFrameSchema or DataFrameModel, found "
+            f"{contract!r}"
+        )
     schemas = [copy(schema) for schema in schemas]
     for schema in schemas:
         # With drop_invalid_rows pandera keeps silent about missing columns and wrong types.
@@ -228,7 +109,7 @@ def _problems(error: SchemaErrors | SchemaError, frame: pl.LazyFrame) -> Iterato
     for each in error.schema_errors if isinstance(error, SchemaErrors) else [error]:
         name = each.schema.name if isinstance(each.schema, pa.Column) else None
         if each.reason_code is not None and each.reason_code.name == "WRONG_DATATYPE":
-            wanted = _WANTED.get(name or "", str(each.schema.dtype))
+            _, wanted = WANTED.get(name or "", (None, str(each.schema.dtype)))
             yield f"{name}: must be {wanted}, found {found.get(str(name))}; cast it before"
         elif each.reason_code is not None and each.reason_code.name == "COLUMN_NOT_IN_DATAFRAME":
             yield f"{each.failure_cases}: missing; the columns are {', '.join(found.names())}"
@@ -313,7 +194,7 @@ def _called(check: pa.Check, recorder: _Recorder, column: str | None) -> object:
         # A schema copies its checks before their Polars versions are registered.
         function = partial(pa.Check.get_builtin_check_fn(name), **function.keywords)
     try:
-        return function(pa.PolarsData(cast("pl.LazyFrame", recorder), column or _WHOLE_FRAME))
+        return function(pa.PolarsData(cast("pl.LazyFrame", recorder), column or WHOLE_FRAME))
     except _NotRowWiseError:
         raise
     except Exception as error:  # whatever a user's function raises, it is that check's fault

@@ -10,7 +10,7 @@ from typing import Final
 import polars as pl
 
 from dpo_pipeline.columns import BROKEN_RULES, SOURCE_ROW
-from dpo_pipeline.contract.compiling import Rule, RuleSet
+from dpo_pipeline.contract.rules import Rule, RuleSet
 from dpo_pipeline.defaults import OFFENDERS_SHOWN
 from dpo_pipeline.invalid_report import BrokenRule, Offender
 from dpo_pipeline.storage import reading
@@ -27,12 +27,10 @@ def numbered(pairs: pl.LazyFrame, first_row: int = 0) -> pl.LazyFrame:
 
 
 def offences(pairs: pl.LazyFrame, rules: RuleSet, *, row: str = _ROW) -> pl.LazyFrame:
-    """Return the invalid rows alone: their row, what they break, and the values; a plan.
+    """Return the plan of the invalid rows alone: their row, what they break, and the values.
 
-    Args:
-        pairs: Prepared (and scored, if a rule asks for it) pairs that went through `numbered`.
-        rules: The rules.
-        row: The column of row numbers, if they did not.
+    The pairs are prepared, scored if a rule asks for it, and went through `numbered`, or have
+    their row numbers in `row`.
     """
     return pairs.filter(rules.valid.not_()).select(
         pl.col(row).alias(_ROW),
@@ -56,13 +54,7 @@ def listed(
 ) -> Offences:
     """Read pairs and list those that break rules; a few rows are held at a time.
 
-    Args:
-        pairs: Prepared (and scored, if a rule asks for it) pairs.
-        rules: The rules.
-        places: From a row number to its file and row.
-        read_from: What read errors call the source.
-        first_row: The number of the first row.
-        row: The column with the number of each row, if they are numbered already.
+    The pairs are numbered from `first_row`, or have their row numbers in `row` already.
     """
     plan = offences(pairs if row else numbered(pairs, first_row), rules, row=row or _ROW)
     found = Offences(rules.rules)
@@ -73,12 +65,7 @@ def listed(
 
 
 def invalid_pairs(pairs: pl.LazyFrame, rules: RuleSet) -> pl.LazyFrame:
-    """Return the invalid rows alone, with their row and the names of the rules that each breaks.
-
-    Args:
-        pairs: Prepared and scored pairs that went through `numbered`.
-        rules: The rules.
-    """
+    """Return the invalid rows of `numbered` pairs, with the names of the rules that each breaks."""
     names = [
         pl.when(rule.keeps.not_()).then(pl.lit(rule.name)).otherwise(None) for rule in rules.rules
     ]
@@ -109,15 +96,11 @@ class Offences:
         for i, rule in enumerate(self._rules):
             broken = chunk.filter(pl.col(f"{_BROKEN}{i}"))
             self._counts[i] += broken.height
-            room = OFFENDERS_SHOWN - len(self._first[i])
-            if room and broken.height:
-                head = broken.head(room)
-                values = (
-                    [None] * head.height if rule.column is None else head[f"{_VALUE}{i}"].to_list()
-                )
-                for row, value in zip(head[_ROW].to_list(), values, strict=True):
-                    file, row_in_file = place(row)
-                    self._first[i].append(Offender(file=file, row=row_in_file, value=value))
+            head = broken.head(OFFENDERS_SHOWN - len(self._first[i]))
+            values = [None] * head.height if rule.column is None else head[f"{_VALUE}{i}"]
+            for row, value in zip(head[_ROW], values, strict=True):
+                file, row_in_file = place(row)
+                self._first[i].append(Offender(file=file, row=row_in_file, value=value))
 
     def join(self, later: Offences) -> None:
         """Add the offences of later rows against the same rules."""

@@ -17,7 +17,7 @@ from dpo_pipeline.columns import (
     TOKENS_OF,
     Needs,
 )
-from dpo_pipeline.contract.compiling import Rule, RuleSet
+from dpo_pipeline.contract.rules import Rule, RuleSet
 
 _SIDES = ((POLICY_CHOSEN.name, REF_CHOSEN.name), (POLICY_REJECTED.name, REF_REJECTED.name))
 _PADDING = 2

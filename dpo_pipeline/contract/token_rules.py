@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import polars as pl
 
@@ -15,7 +16,7 @@ from dpo_pipeline.columns import (
     REJECTED_TOKENS,
     TOKENS_OF,
 )
-from dpo_pipeline.contract.compiling import Rule, RuleSet
+from dpo_pipeline.contract.rules import Rule, RuleSet
 from dpo_pipeline.defaults import TOKEN_SUM_SLACK, TOKEN_SUM_TOLERANCE
 from dpo_pipeline.losses import kept_tokens, sum_of_tokens
 
@@ -25,16 +26,10 @@ _SIDES = (("policy_chosen_logps", REF_CHOSEN.name), ("policy_rejected_logps", RE
 def with_token_rules(
     rules: RuleSet, summed: Sequence[str], columns: Mapping[str, str], *, max_logp: float
 ) -> RuleSet:
-    """Return these rules and those of the tokens behind the sums.
+    """Return these rules and those of the tokens behind `summed`, the sums made from tokens.
 
     If tokens break a rule, their sum counts as keeping its own, so that one fault has one name. A
     sum that the input has beside its tokens is used, and must agree with them.
-
-    Args:
-        rules: The rules of the sums.
-        summed: The log-probs that are made from tokens.
-        columns: Canonical name to the column that is there.
-        max_logp: Largest log-probability of a token accepted, in nats.
     """
     own = [*_rules(summed, columns, max_logp), *_agreements(summed, columns, max_logp)]
     if not own:
@@ -61,44 +56,43 @@ def _sound(rules: Sequence[Rule], summed: Sequence[str]) -> pl.Expr:
 
 
 def _rules(summed: Sequence[str], columns: Mapping[str, str], max_logp: float) -> Iterator[Rule]:
+    of_tokens: tuple[tuple[str, str, Callable[[pl.Expr], pl.Expr]], ...] = (
+        ("no_null_token", "no token null", lambda t: t.is_null()),
+        ("no_nan_token", "no token NaN", lambda t: t.is_nan()),
+        ("finite_tokens", "all tokens finite", lambda t: t.is_infinite()),
+        (
+            "tokens_at_most",
+            f"all tokens at most {max_logp:,.10g}",
+            lambda t: (t > max_logp) & t.is_finite(),
+        ),
+    )
     for name in summed:
-        role = TOKENS_OF[name].name
-        mask = MASK_OF[name].name
-        fits = pl.lit(value=True)
-        if mask in columns:
-            fits = pl.col(mask).list.len() == pl.col(role).list.len()
-        yield Rule(
-            column=role,
-            check="not_null",
-            requirement="not null",
-            keeps=pl.col(role).is_not_null(),
-        )
-        if mask in columns:
-            yield Rule(
-                column=role,
-                check="fits_mask",
-                requirement=f"as long as {mask}",
-                keeps=(pl.col(role).is_null() | fits).fill_null(value=False),
-                found=_lengths(role, mask),
-            )
-        places = None
+        role, mask = TOKENS_OF[name].name, MASK_OF[name].name
+        tokens = pl.col(role)
+        of_role = partial(Rule, column=role)
+        yield of_role(check="not_null", requirement="not null", keeps=tokens.is_not_null())
+        counting, places, fits = _counting(name, columns), None, pl.lit(value=True)
         if mask in columns:
             places = pl.col(mask).cast(pl.List(pl.Boolean)).list.eval(pl.element().arg_true())
-        counting = kept_tokens(pl.col(role), pl.col(mask) if mask in columns else None)
-        yield Rule(
-            column=role,
+            fits = pl.col(mask).list.len() == tokens.list.len()
+            yield of_role(
+                check="fits_mask",
+                requirement=f"as long as {mask}",
+                keeps=(tokens.is_null() | fits).fill_null(value=False),
+                found=_lengths(role, mask),
+            )
+        yield of_role(
             check="not_empty",
             requirement="a token at least",
             keeps=(fits.not_() | (counting.list.len() > 0)).fill_null(value=True),
-            found=pl.format("0 of {} tokens count", pl.col(role).list.len()),
+            found=pl.format("0 of {} tokens count", tokens.list.len()),
         )
-        for check, requirement, is_broken in _of_tokens(max_logp):
+        for check, requirement, is_broken in of_tokens:
             broken = counting.list.eval(is_broken(pl.element()).fill_null(value=False))
             first = broken.list.eval(pl.element().arg_true()).list.first()
             place = first if places is None else places.list.get(first, null_on_oob=True)
             value = counting.list.get(first, null_on_oob=True).cast(pl.String).fill_null("null")
-            yield Rule(
-                column=role,
+            yield of_role(
                 check=check,
                 requirement=requirement,
                 keeps=(fits.not_() | broken.list.any().not_()).fill_null(value=True),
@@ -122,10 +116,8 @@ def _agreements(
     for name, role in TOKENS_OF.items():
         if name in summed or name not in columns or role.name not in columns:
             continue
-        mask = MASK_OF[name].name
-        counting = kept_tokens(pl.col(role.name), pl.col(mask) if mask in columns else None)
         # Another rule is broken where a value is null, not finite or too large.
-        given, total = pl.col(name), sum_of_tokens(counting)
+        given, total = pl.col(name), sum_of_tokens(_counting(name, columns))
         comparable = given.is_finite() & (given <= max_logp) & total.is_finite()
         allowed = TOKEN_SUM_TOLERANCE * total.abs() + TOKEN_SUM_SLACK
         yield Rule(
@@ -137,17 +129,10 @@ def _agreements(
         )
 
 
-def _of_tokens(max_logp: float) -> tuple[tuple[str, str, Callable[[pl.Expr], pl.Expr]], ...]:
-    return (
-        ("no_null_token", "no token null", lambda t: t.is_null()),
-        ("no_nan_token", "no token NaN", lambda t: t.is_nan()),
-        ("finite_tokens", "all tokens finite", lambda t: t.is_infinite()),
-        (
-            "tokens_at_most",
-            f"all tokens at most {max_logp:,.10g}",
-            lambda t: (t > max_logp) & t.is_finite(),
-        ),
-    )
+def _counting(name: str, columns: Mapping[str, str]) -> pl.Expr:
+    """Return the tokens behind a log-prob that its mask, if there is one, lets count."""
+    mask = MASK_OF[name].name
+    return kept_tokens(pl.col(TOKENS_OF[name].name), pl.col(mask) if mask in columns else None)
 
 
 def _lengths(column: str, other: str) -> pl.Expr:

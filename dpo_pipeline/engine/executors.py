@@ -41,12 +41,8 @@ class Executor(Protocol):
         """Yield the index of each task with its results.
 
         It takes tasks as it can run them, a bounded number ahead of the results. Closing it early
-        stops the tasks that run.
-
-        Args:
-            function: What to run.
-            tasks: On what.
-            check: Raises if the run is to stop; called now and then while nothing arrives.
+        stops the tasks that run. `check` raises if the run is to stop; it is called now and then
+        while nothing arrives.
         """
         ...
 
@@ -70,11 +66,7 @@ Engine: TypeAlias = str | Executor
 
 
 def executor_of(engine: Engine) -> Executor:
-    """Return the executor that `engine` stands for.
-
-    Raises:
-        UsageError: No engine has this name, or its library is not installed.
-    """
+    """Return the executor that `engine` stands for."""
     local, ray = ENGINES
     if engine == local:
         return Local()
@@ -93,9 +85,6 @@ def in_order(
     """Yield each task with its results in the order of the tasks, whatever order they arrive in.
 
     A second result of a task is dropped.
-
-    Raises:
-        RuntimeError: The executor ended without the results of a task.
     """
     given: dict[int, T] = {}  # in the order of the tasks
     arrived: dict[int, Iterable[Any]] = {}

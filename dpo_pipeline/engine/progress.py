@@ -47,20 +47,12 @@ class Watch:
         return Watch, ()
 
     def check(self) -> None:
-        """Raise if the run is to stop.
-
-        Raises:
-            Cancelled: The cancel event is set.
-        """
+        """Raise if the run is to stop."""
         if self.cancel is not None and self.cancel.is_set():
             raise Cancelled("stopped; nothing was published")
 
     def step(self, phase: Phase, rows: int, total: int | None) -> None:
-        """Tell that `rows` more rows are done.
-
-        Raises:
-            Cancelled: The run is to stop.
-        """
+        """Tell that `rows` more rows are done."""
         self.check()
         with self._lock:  # the engine's threads come here with their morsels
             done = self._rows[phase] = self._rows.get(phase, 0) + rows

@@ -51,12 +51,7 @@ class RayExecutor:
     def __call__(
         self, function: Function, tasks: Iterable[Task], check: Callable[[], None]
     ) -> Generator[tuple[int, Iterable[Any]]]:
-        """Yield the index of each task with its results, in order; closing it cancels the rest.
-
-        Raises:
-            UsageError: Ray is not installed.
-            EngineError: The cluster cannot be reached, or workers were lost too often.
-        """
+        """Yield the index of each task with its results, in order; closing it cancels the rest."""
         ray = self._connected()
         cpus = ray.cluster_resources().get("CPU", 1.0)
         most = self.max_in_flight or max(4, int(4 * cpus / self.cpus_per_task))

@@ -28,9 +28,9 @@ from dpo_pipeline.evaluation.shards import ShardScorer
 from dpo_pipeline.invalid_report import InvalidReport, why_refused
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Batches, StatisticsOptions, Subsets
-from dpo_pipeline.plan import Facts, Plan, planned
+from dpo_pipeline.plan import Facts, Output, Plan, planned
 from dpo_pipeline.sources import Dataset, publication_of
-from dpo_pipeline.storage import GrowingFile, Output
+from dpo_pipeline.storage import GrowingFile
 from dpo_pipeline.sums import Batching, BatchTable
 
 T = TypeVar("T", bound=Result)

@@ -29,7 +29,7 @@ from dpo_pipeline.options import (
     Reference,
     StatisticsOptions,
 )
-from dpo_pipeline.plan import Input
+from dpo_pipeline.plan import Input, Output
 from dpo_pipeline.sources import (
     FORMATS,
     Dataset,
@@ -42,7 +42,6 @@ from dpo_pipeline.storage import (
     METADATA_KEY,
     Access,
     GrowingFile,
-    Output,
     Outputs as Publication,
     final_name,
     reading,

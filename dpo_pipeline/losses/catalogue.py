@@ -7,6 +7,7 @@ What a loss needs follows from its function's arguments and from its score. The 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
@@ -18,14 +19,6 @@ _SMOOTHING: Final = Parameter(
     default=0.0,
     low=0.0,
     high=0.5,
-    meaning="assumed share of flipped labels",
-)
-_HALF_OPEN: Final = Parameter(
-    name="label_smoothing",
-    default=0.0,
-    low=0.0,
-    high=0.5,
-    without=(0.5,),
     meaning="assumed share of flipped labels",
 )
 _GAMMA: Final = Parameter(
@@ -74,7 +67,7 @@ _ROWS: Final = (
         function=pairwise.robust,
         formula="((1-e) sp(z) - e sp(-z)) / (1-2e)",
         source="arXiv 2403.00409",
-        parameters=(_HALF_OPEN,),
+        parameters=(replace(_SMOOTHING, without=(0.5,)),),
         peers={"TRL": "robust", "Liger": "robust"},
         by_length="optional",
         f_divergence=True,
@@ -117,11 +110,9 @@ _ROWS: Final = (
         formula="sigma(z) (log sigma(z) - log(1-e)) + sigma(-z) (log sigma(-z) - log e)",
         source="arXiv 2402.00856, Eq. 16",
         parameters=(
-            Parameter(
-                name="label_smoothing",
+            replace(
+                _SMOOTHING,
                 default=1e-3,
-                low=0.0,
-                high=0.5,
                 without=(0.0,),
                 meaning="share that the target gives to the rejected completion",
             ),
@@ -251,10 +242,7 @@ _ROWS: Final = (
         function=pairwise.alphapo,
         formula="sp(beta (R_c - R_r) - g), with R = (1 - p^-a) / a, p = exp(c / L_c)",
         source="arXiv 2501.03884",
-        parameters=(
-            Parameter(name="gamma", default=0.5, low=0.0, meaning=_GAMMA.meaning),
-            Parameter(name="alpha", default=0.0, meaning="a; SimPO at 0"),
-        ),
+        parameters=(_GAMMA, Parameter(name="alpha", default=0.0, meaning="a; SimPO at 0")),
         peers={"TRL": "CPOTrainer alpha"},
         reference="never",
         by_length="always",

@@ -19,14 +19,11 @@ class Dialect:
     """The conventions of a system.
 
     Attributes:
-        name: What it is called here.
-        system: Which one it is.
         beta: KL strength if none is given.
         rewards: What beta multiplies: the score that the loss compares, or the log-ratio of sums.
         defaults: Loss to arguments that differ from the catalogue's.
         refused: Argument of one loss (`loss.argument`) or of all that the system lacks, to what it
             does instead.
-        sources: Topic to its source.
     """
 
     name: str
@@ -83,9 +80,7 @@ _ROWS: Final = (
         system="RewardBench",
         beta=1.0,
         rewards="score",
-        refused={
-            "f_divergence": "RewardBench has the reverse KL only",
-        },
+        refused={"f_divergence": "RewardBench has the reverse KL only"},
         sources={
             "beta": "DPOInference.inference_step: the log-ratio itself, without beta",
             "rewards": "the same; without a reference the policy's log-prob alone",

@@ -18,6 +18,7 @@ from dpo_pipeline.losses.dpo import sigmoid_loss
 from dpo_pipeline.losses.pairwise import expm1
 
 REVERSE_KL: Final = "reverse_kl"
+ALPHA_DIVERGENCE: Final = "alpha_divergence"
 
 
 def reverse_kl(logratio: pl.Expr, _alpha: float) -> pl.Expr:
@@ -50,7 +51,7 @@ F_DIVERGENCES: Final[Mapping[str, Callable[[pl.Expr, float], pl.Expr]]] = Mappin
         REVERSE_KL: reverse_kl,
         "forward_kl": forward_kl,
         "js_divergence": js_divergence,
-        "alpha_divergence": alpha_divergence,
+        ALPHA_DIVERGENCE: alpha_divergence,
     }
 )
 """f' of each divergence, as a function of the log-ratio (arXiv 2309.16240).

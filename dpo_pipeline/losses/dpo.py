@@ -20,25 +20,14 @@ def softplus(x: pl.Expr) -> pl.Expr:
 
 
 def logratio(policy: pl.Expr, reference: pl.Expr) -> pl.Expr:
-    """Return log(pi(y|x) / pi_ref(y|x)), the part of the reward without beta (section 4).
-
-    Args:
-        policy: Log-probability of one completion under the policy, summed over its tokens.
-        reference: The same under the frozen reference model.
-    """
+    """Return log(pi(y|x) / pi_ref(y|x)) of summed log-probs: a reward without beta (section 4)."""
     return policy - reference
 
 
 def implicit_reward(logratio: pl.Expr, *, beta: float) -> pl.Expr:
     """Return the reward that a policy implies for one completion (section 5, Theorem 1).
 
-    Args:
-        logratio: Policy minus reference log-probability of the completion.
-        beta: KL strength, at least 0. Dimensionless.
-
-    Returns:
-        beta * logratio. Defined up to a constant per prompt, so only differences within a
-        pair mean anything.
+    It is defined up to a constant per prompt, so only differences within a pair mean anything.
     """
     return beta * logratio
 

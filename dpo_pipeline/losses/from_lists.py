@@ -34,13 +34,7 @@ def needs_python(x: pl.Expr) -> pl.Expr:
 
 
 def python_rounded(exact: pl.Series, rounded: pl.Series, marked: pl.Series) -> list[float]:
-    """Return `[round(x, 4) for x in exact]` to the last bit.
-
-    Args:
-        exact: The values, Float64 and finite.
-        rounded: `exact.round(4)`.
-        marked: `needs_python` of them.
-    """
+    """Return `[round(x, 4) for x in exact]` to the last bit, `marked` being `needs_python`."""
     result: list[float] = rounded.to_list()
     if marked.any():
         positions = marked.arg_true()
@@ -120,25 +114,25 @@ def dpo_loss(
     rewards, results = _plan(beta)
     # select_seq starts no threads, which for a training batch would be most of the time.
     scored = pl.DataFrame(series).select_seq(rewards).select_seq(results)
-    chosen, rejected, loss = (scored[name] for name in ("chosen", "rejected", "loss"))
-    if not all(_is_finite(column) for column in (chosen, rejected, loss)):
+    if not all(_is_finite(scored[name]) for name in ("chosen", "rejected", "loss")):
         for argument, column in zip(ARGUMENTS, series, strict=True):
             _refuse_non_finite(argument, column)
-        _refuse_results(chosen, rejected, loss, beta=beta)
+        _refuse_results(scored, beta=beta)
     for argument, column in zip(ARGUMENTS, series, strict=True):
         _warn_of_positive(argument, column)
     try:
-        mean = math.fsum(loss.to_list()) / len(loss)
+        mean = math.fsum(scored["loss"].to_list()) / len(scored)
     except OverflowError:
-        raise ArgumentError(
-            "beta", f"= {beta!r} makes the sum of the losses overflow", position=None, value=beta
-        ) from None
+        problem = f"= {beta!r} makes the sum of the losses overflow"
+        raise ArgumentError("beta", problem, value=beta) from None
+    chosen_rewards, rejected_rewards = (
+        python_rounded(scored[name], scored[f"{name}_rounded"], scored[f"{name}_marked"])
+        for name in ("chosen", "rejected")
+    )
     return {
         "loss": round(mean, DECIMALS),
-        "chosen_rewards": python_rounded(chosen, scored["chosen_rounded"], scored["chosen_marked"]),
-        "rejected_rewards": python_rounded(
-            rejected, scored["rejected_rounded"], scored["rejected_marked"]
-        ),
+        "chosen_rewards": chosen_rewards,
+        "rejected_rewards": rejected_rewards,
     }
 
 
@@ -170,19 +164,11 @@ def _is_finite(column: pl.Series) -> bool:
 
 def _column(column: str, argument: str, values: LogProbs) -> pl.Series:
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-        raise ArgumentError(
-            argument,
-            f"must be a sequence of numbers, found {type(values).__name__}",
-            position=None,
-            value=values,
-        )
-    if isinstance(values, (list, tuple)) and not _has_bool(values):
-        try:
-            return pl.Series(column, values, dtype=pl.Float64)
-        except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError):
-            raise _not_a_number(argument, values) from None
+        raise _no_sequence(argument, values)
+    # Polars would read True as 1.0. A set of types costs a tenth of a loop.
+    is_plain = isinstance(values, (list, tuple)) and bool not in set(map(type, values))
     try:
-        series = pl.Series(column, values)
+        series = pl.Series(column, values, dtype=pl.Float64 if is_plain else None)
     except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError):
         raise _not_a_number(argument, values) from None
     if series.dtype.is_float() or series.dtype.is_integer() or series.dtype == pl.Null:
@@ -190,61 +176,44 @@ def _column(column: str, argument: str, values: LogProbs) -> pl.Series:
     raise _not_a_number(argument, values)
 
 
-def _has_bool(values: Sequence[Any]) -> bool:
-    # Polars would read True as 1.0. A set of types costs a tenth of a loop.
-    return bool in set(map(type, values))
+def _no_sequence(argument: str, values: Any) -> ArgumentError:
+    problem = f"must be a sequence of numbers, found {type(values).__name__}"
+    return ArgumentError(argument, problem, value=values)
 
 
 def _not_a_number(argument: str, values: Any) -> ArgumentError:
     for position, value in enumerate(values):
         plain = value.as_py() if hasattr(value, "as_py") else value
-        if isinstance(plain, bool) or not _floats(plain):
-            return ArgumentError(
-                argument, f"must be a number, found {plain!r}", position=position, value=plain
-            )
-    return ArgumentError(
-        argument,
-        f"must be a sequence of numbers, found {type(values).__name__}",
-        position=None,
-        value=values,
-    )
+        if isinstance(plain, (bool, str)) or not _floats(plain):
+            problem = f"must be a number, found {plain!r}"
+            return ArgumentError(argument, problem, position=position, value=plain)
+    return _no_sequence(argument, values)
 
 
 def _floats(value: Any) -> bool:
-    if value is None:
-        return True
     try:
-        float(value)
+        float(0.0 if value is None else value)
     except (TypeError, ValueError, OverflowError):
         return False
-    return not isinstance(value, str)
+    return True
 
 
 def _check_lengths(series: Sequence[pl.Series]) -> None:
-    lengths = {name: len(column) for name, column in zip(ARGUMENTS, series, strict=True)}
-    first = ARGUMENTS[0]
-    for name, length in lengths.items():
-        if length != lengths[first]:
-            raise ArgumentError(
-                name,
-                f"has {length:,} values, and {first} has {lengths[first]:,}",
-                position=None,
-                value=length,
-            )
-    if lengths[first] == 0:
-        raise ArgumentError(
-            first, "is empty: a batch has at least one pair", position=None, value=0
-        )
+    first, length = ARGUMENTS[0], len(series[0])
+    for name, column in zip(ARGUMENTS, series, strict=True):
+        if len(column) != length:
+            problem = f"has {len(column):,} values, and {first} has {length:,}"
+            raise ArgumentError(name, problem, value=len(column))
+    if length == 0:
+        raise ArgumentError(first, "is empty: a batch has at least one pair", value=0)
 
 
 def _refuse_non_finite(argument: str, column: pl.Series) -> None:
     bad = column.is_finite().fill_null(value=False).not_().arg_true()
     if len(bad):
-        position = bad[0]
-        value = column[position]
-        raise ArgumentError(
-            argument, f"must be finite, found {value!r}", position=position, value=value
-        )
+        value = column[bad[0]]
+        problem = f"must be finite, found {value!r}"
+        raise ArgumentError(argument, problem, position=bad[0], value=value)
 
 
 def _warn_of_positive(argument: str, column: pl.Series) -> None:
@@ -259,16 +228,13 @@ def _warn_of_positive(argument: str, column: pl.Series) -> None:
         )
 
 
-def _refuse_results(
-    chosen: pl.Series, rejected: pl.Series, loss: pl.Series, *, beta: float
-) -> None:
-    named = {"chosen reward": chosen, "rejected reward": rejected, "loss": loss}
-    for what, results in named.items():
-        bad = results.is_finite().not_().arg_true()
+def _refuse_results(scored: pl.DataFrame, *, beta: float) -> None:
+    for name, what in {
+        "chosen": "chosen reward",
+        "rejected": "rejected reward",
+        "loss": "loss",
+    }.items():
+        bad = scored[name].is_finite().not_().arg_true()
         if len(bad):
-            raise ArgumentError(
-                "beta",
-                f"= {beta!r} gives a {what} of {results[bad[0]]!r} at position {bad[0]}",
-                position=bad[0],
-                value=beta,
-            )
+            found = f"a {what} of {scored[name][bad[0]]!r} at position {bad[0]}"
+            raise ArgumentError("beta", f"= {beta!r} gives {found}", position=bad[0], value=beta)

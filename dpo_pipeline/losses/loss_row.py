@@ -13,21 +13,12 @@ import polars as pl
 
 from dpo_pipeline.arguments import as_float
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.losses import batchwise as batch_losses
+from dpo_pipeline.losses import batchwise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """A number that a loss takes.
-
-    Attributes:
-        name: Its keyword.
-        default: Its value where none is given.
-        low: Smallest value.
-        high: Largest value.
-        without: Ends of that range that are excluded.
-        meaning: What it does.
-    """
+    """A number that a loss takes, from `low` to `high`; ends of that range in `without` are out."""
 
     name: str
     default: float
@@ -45,11 +36,7 @@ class Parameter:
         return " ".join(["a finite number", " and ".join(ends)]).rstrip()
 
     def checked(self, value: object, loss: str) -> float:
-        """Return the value.
-
-        Raises:
-            UsageError: It is no number, or out of range.
-        """
+        """Return the value."""
         if isinstance(value, Real) and not isinstance(value, bool):
             number = as_float(value)
             inside = self.low <= number <= self.high and number not in self.without
@@ -66,10 +53,8 @@ class Loss:
     """One row of the table.
 
     Attributes:
-        name: What it is called here.
         function: From `pairwise` or `batchwise`.
         formula: The same in letters; z is the margin.
-        source: Where it was published.
         parameters: What it takes besides beta.
         peers: Other system to the name of the loss there.
         reference: Whether the reference is subtracted.
@@ -118,7 +103,7 @@ class Loss:
     @property
     def is_of_batches(self) -> bool:
         """Whether it depends on the other pairs of a batch."""
-        return self.function.__module__ == batch_losses.__name__
+        return self.function.__module__ == batchwise.__name__
 
     def needs(self, *, reference: bool, per_token: bool) -> str:
         """Return the columns that it needs, in words."""

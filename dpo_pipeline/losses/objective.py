@@ -13,7 +13,7 @@ from dpo_pipeline.defaults import BETA, LOGP_LIMIT, LOSS_NAME
 from dpo_pipeline.errors import ArgumentError, UsageError
 from dpo_pipeline.losses.catalogue import LOSSES
 from dpo_pipeline.losses.dialects import DIALECTS, Dialect, Rewards
-from dpo_pipeline.losses.divergences import F_DIVERGENCES, REVERSE_KL
+from dpo_pipeline.losses.divergences import ALPHA_DIVERGENCE, F_DIVERGENCES, REVERSE_KL
 from dpo_pipeline.losses.loss_row import Loss
 
 LossLike: TypeAlias = str | Mapping[str, float]
@@ -89,11 +89,7 @@ class CheckedObjective:
         loss_args: LossArguments | None = None,
         dialect: str | None = None,
     ) -> Self:
-        """Check the arguments of a call.
-
-        Raises:
-            UsageError: There is no such loss, dialect or argument, or a value cannot be used.
-        """
+        """Check the arguments of a call."""
         system = _dialect(dialect)
         weights = _weights(loss)
         given = _arguments(loss_args)
@@ -102,20 +98,16 @@ class CheckedObjective:
         terms = []
         for name, weight in weights.items():
             row = LOSSES[name]
-            own = {p.name: p for p in row.parameters}
-            takes = set(row.takes)
-            unknown -= takes
-            of_system = dict(system.defaults.get(name, {}) if system else {})
-            mine = {**of_system, **{n: v for n, v in given.items() if n in takes}}
-            _refuse(system, row, {name for name in takes if given.get(name, False) is not False})
-            terms.append(
-                Term(
-                    loss=row,
-                    weight=weight,
-                    arguments={n: p.checked(mine.get(n, p.default), name) for n, p in own.items()},
-                    basis=_basis(row, mine),
-                )
-            )
+            unknown -= set(row.takes)
+            mine = {n: value for n, value in given.items() if n in row.takes}
+            if system is not None:
+                _refuse(system, row, {n for n, value in mine.items() if value is not False})
+                mine = {**system.defaults.get(name, {}), **mine}
+            arguments = {
+                p.name: p.checked(mine.get(p.name, p.default), name) for p in row.parameters
+            }
+            basis = _basis(row, mine)
+            terms.append(Term(loss=row, weight=weight, arguments=arguments, basis=basis))
         if unknown:
             _no_such_argument(min(unknown), weights)
         strength = (BETA if system is None else system.beta) if beta is None else beta
@@ -132,7 +124,7 @@ class CheckedObjective:
         for term in terms:
             if term.loss.positive_beta and made.beta == 0.0:
                 problem = f"must be above 0 for {term.loss.name}, which divides by it"
-                raise ArgumentError("beta", problem, position=None, value=made.beta)
+                raise ArgumentError("beta", problem, value=made.beta)
         return made
 
     @property
@@ -186,12 +178,13 @@ class CheckedObjective:
                     "loss": term.loss.name,
                     "weight": term.weight,
                     **term.arguments,
-                    "reference_free": not term.basis.reference,
-                    "per_token": term.basis.per_token,
-                    "f_divergence": term.basis.f_divergence,
-                    **({"f_alpha": term.basis.f_alpha} if _has_alpha(term.basis) else {}),
+                    "reference_free": not basis.reference,
+                    "per_token": basis.per_token,
+                    "f_divergence": basis.f_divergence,
+                    **_alpha(basis),
                 }
                 for term in self.terms
+                for basis in [term.basis]
             ],
         }
 
@@ -203,8 +196,8 @@ class CheckedObjective:
         )
 
 
-def _has_alpha(basis: Basis) -> bool:
-    return basis.f_divergence == "alpha_divergence"
+def _alpha(basis: Basis) -> dict[str, float]:
+    return {"f_alpha": basis.f_alpha} if basis.f_divergence == ALPHA_DIVERGENCE else {}
 
 
 def _dialect(name: str | None) -> Dialect | None:
@@ -270,8 +263,8 @@ def _basis(loss: Loss, given: Mapping[str, float | bool | str]) -> Basis:
     alpha = given.get("f_alpha", _F_ALPHA)
     if isinstance(alpha, bool) or not isinstance(alpha, Real) or not -100 <= alpha <= 100:  # noqa: PLR2004
         raise UsageError(f"f_alpha of {loss.name} must be a number within 100, found {alpha!r}")
-    if "f_alpha" in given and divergence != "alpha_divergence":
-        raise UsageError("f_alpha goes with f_divergence='alpha_divergence' alone")
+    if "f_alpha" in given and divergence != ALPHA_DIVERGENCE:
+        raise UsageError(f"f_alpha goes with f_divergence={ALPHA_DIVERGENCE!r} alone")
     free = loss.reference == "never" or bool(given.get("reference_free", False))
     if free and divergence != REVERSE_KL:
         raise UsageError("an f-divergence is one from the reference: not with reference_free")
@@ -283,9 +276,7 @@ def _basis(loss: Loss, given: Mapping[str, float | bool | str]) -> Basis:
     )
 
 
-def _refuse(system: Dialect | None, loss: Loss, names: set[str]) -> None:
-    if system is None:
-        return
+def _refuse(system: Dialect, loss: Loss, names: set[str]) -> None:
     for name in sorted(names):
         why = system.refused.get(f"{loss.name}.{name}", system.refused.get(name))
         if why is not None:

@@ -134,11 +134,7 @@ def dpop(chosen_score: pl.Expr, rejected_score: pl.Expr, *, beta: float, penalty
 
 
 def length_regularised(
-    margin: pl.Expr,
-    chosen_tokens: pl.Expr,
-    rejected_tokens: pl.Expr,
-    *,
-    length_penalty: float,
+    margin: pl.Expr, chosen_tokens: pl.Expr, rejected_tokens: pl.Expr, *, length_penalty: float
 ) -> pl.Expr:
     """Return sp(m + a (chosen tokens - rejected tokens)): R-DPO (arXiv 2403.19159).
 

@@ -6,7 +6,6 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from types import MappingProxyType
 from typing import Any, Final
 
 import polars as pl
@@ -34,12 +33,7 @@ from dpo_pipeline.losses.objective import Basis, CheckedObjective, Term
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WithinBatches:
-    """What a loss of batches needs to know about its rows, which are whole batches.
-
-    Attributes:
-        key: The column with the batch's number.
-        sound: True where a pair takes part.
-    """
+    """Of rows that are whole batches: the column with their number, and which pairs take part."""
 
     key: str
     sound: pl.Expr
@@ -66,7 +60,7 @@ def with_scores(
         .with_columns(
             reward_margin=rewards.reward_margin(pl.col(CHOSEN_REWARD), pl.col(REJECTED_REWARD))
         )
-        .with_columns(loss=_loss(objective, within))
+        .with_columns(loss=_loss(objective, {basis: _from_columns(basis)}, within))
     )
 
 
@@ -102,35 +96,24 @@ def scores_to_check(objectives: Sequence[CheckedObjective], max_logp: float) -> 
 def _scores_of(objective: CheckedObjective) -> dict[str, pl.Expr]:
     """Return rewards, margin and loss as expressions of log-probs."""
     scores = _from_logps(objective.reward_basis, objective.beta)
-    compared = {term.basis: _from_logps(term.basis, objective.beta) for term in objective.terms}
     return {
         CHOSEN_REWARD: scores["chosen_reward"],
         REJECTED_REWARD: scores["rejected_reward"],
         REWARD_MARGIN: scores["margin"],
-        LOSS: _sum(objective, compared, None),
+        LOSS: _loss(objective, {}, None),
     }
 
 
-def _loss(objective: CheckedObjective, within: WithinBatches | None) -> pl.Expr:
-    """Return the loss of a pair that has its log-ratios, rewards and margin already."""
-    ready = _from_columns(objective.reward_basis)
-    compared = {
-        term.basis: ready
-        if term.basis == objective.reward_basis
-        else _from_logps(term.basis, objective.beta)
-        for term in objective.terms
-    }
-    return _sum(objective, compared, within)
-
-
-def _sum(
+def _loss(
     objective: CheckedObjective,
-    compared: Mapping[Basis, Mapping[str, pl.Expr]],
+    ready: Mapping[Basis, Mapping[str, pl.Expr]],
     within: WithinBatches | None,
 ) -> pl.Expr:
+    """Return the weighted sum of the losses; `ready` has what they compare where it is a column."""
     weighted = []
     for term in objective.terms:
-        value = _term(term, objective.beta, compared[term.basis], within)
+        compared = ready.get(term.basis) or _from_logps(term.basis, objective.beta)
+        value = _term(term, objective.beta, compared, within)
         weighted.append(value if term.weight == 1.0 else term.weight * value)
     return reduce(operator.add, weighted)
 
@@ -153,13 +136,12 @@ def _term(
 
 def _from_columns(basis: Basis) -> dict[str, pl.Expr]:
     """Return all that a row-wise loss can compare, from scored columns of the same basis."""
-    return {
+    return _FROM_INPUT | {
         "margin": pl.col(REWARD_MARGIN),
         "chosen_score": _score(pl.col(CHOSEN_LOGRATIO), CHOSEN_TOKENS, basis),
         "rejected_score": _score(pl.col(REJECTED_LOGRATIO), REJECTED_TOKENS, basis),
         "chosen_reward": pl.col(CHOSEN_REWARD),
         "rejected_reward": pl.col(REJECTED_REWARD),
-        **_FROM_INPUT,
     }
 
 
@@ -169,24 +151,21 @@ def _from_logps(basis: Basis, beta: float) -> dict[str, pl.Expr]:
     rejected = _score(_logratio(POLICY_REJECTED, REF_REJECTED, basis), REJECTED_TOKENS, basis)
     chosen_reward = rewards.implicit_reward(chosen, beta=beta)
     rejected_reward = rewards.implicit_reward(rejected, beta=beta)
-    return {
+    return _FROM_INPUT | {
         "margin": rewards.reward_margin(chosen_reward, rejected_reward),
         "chosen_score": chosen,
         "rejected_score": rejected,
         "chosen_reward": chosen_reward,
         "rejected_reward": rejected_reward,
-        **_FROM_INPUT,
     }
 
 
-_FROM_INPUT: Final = MappingProxyType(
-    {
-        "chosen_tokens": pl.col(CHOSEN_TOKENS.name),
-        "rejected_tokens": pl.col(REJECTED_TOKENS.name),
-        "policy_difference": pl.col(POLICY_CHOSEN.name) - pl.col(POLICY_REJECTED.name),
-        "reference_difference": pl.col(REF_CHOSEN.name) - pl.col(REF_REJECTED.name),
-    }
-)
+_FROM_INPUT: Final = {
+    "chosen_tokens": pl.col(CHOSEN_TOKENS.name),
+    "rejected_tokens": pl.col(REJECTED_TOKENS.name),
+    "policy_difference": pl.col(POLICY_CHOSEN.name) - pl.col(POLICY_REJECTED.name),
+    "reference_difference": pl.col(REF_CHOSEN.name) - pl.col(REF_REJECTED.name),
+}
 
 
 def _logratio(policy: Role, reference: Role, basis: Basis) -> pl.Expr:

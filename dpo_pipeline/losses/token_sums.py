@@ -10,12 +10,7 @@ import polars as pl
 
 
 def kept_tokens(tokens: pl.Expr, mask: pl.Expr | None) -> pl.Expr:
-    """Return the tokens that the mask keeps (all without one), as a list of Float64.
-
-    Args:
-        tokens: Log-prob of each token, in nats.
-        mask: For each token whether it counts; of the same length.
-    """
+    """Return the tokens that the mask keeps (all without one), as a list of Float64."""
     numbers = tokens.cast(pl.List(pl.Float64))
     if mask is None:
         return numbers

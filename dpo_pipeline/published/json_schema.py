@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -30,25 +30,17 @@ _PLAIN: Final[Mapping[Any, Schema]] = {
 
 
 def document(title: str, definitions: Iterable[Any], **properties: Schema) -> str:
-    """Return the text of the schema of a document.
-
-    Args:
-        title: What the document is called.
-        definitions: Classes that `properties` refer to.
-        **properties: The schema of each property.
-    """
-    return (
-        json.dumps(
-            {
-                "$schema": "https://json-schema.org/draft/2020-12/schema",
-                "title": title,
-                **object_of(**properties),
-                "$defs": _definitions(definitions),
-            },
-            indent=2,
-        )
-        + "\n"
-    )
+    """Return the text of the schema of a document; `properties` refer to the definitions."""
+    found: dict[str, Schema] = {}
+    for kind in definitions:
+        _define(kind, found)
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": title,
+        **object_of(**properties),
+        "$defs": found,
+    }
+    return json.dumps(schema, indent=2) + "\n"
 
 
 def object_of(**properties: Schema) -> Schema:
@@ -84,12 +76,7 @@ def reference_to(kind: Any) -> Schema:
 
 
 def properties_of(kind: Any, *, whole: Schema | None = None) -> dict[str, Schema]:
-    """Return the schema of each field of a class.
-
-    Args:
-        kind: A dataclass.
-        whole: The schema of its whole numbers, where they are counts.
-    """
+    """Return the schema of each field of a dataclass; `whole` is that of its whole numbers."""
     hints = get_type_hints(kind)
     plain = _PLAIN if whole is None else {**_PLAIN, int: whole}
     names = [field.name for field in fields(kind) if field.name not in _NOT_WRITTEN]
@@ -113,23 +100,11 @@ def _of(kind: Any, plain: Mapping[Any, Schema]) -> Schema:
     return dict(plain.get(kind, {}))
 
 
-def _definitions(kinds: Iterable[Any]) -> dict[str, Schema]:
-    """Return the schemas of classes, and of those that their fields name, by their names."""
-    found: dict[str, Schema] = {}
-    for kind in kinds:
-        _define(kind, found)
-    return found
-
-
 def _define(kind: Any, found: dict[str, Schema]) -> None:
-    if kind.__name__ not in found:
+    """Add the schemas of the classes that a type names, and of those that their fields name."""
+    for each in get_args(kind):
+        _define(each, found)
+    if isinstance(kind, type) and is_dataclass(kind) and kind.__name__ not in found:
         found[kind.__name__] = object_of(**properties_of(kind))
-        for each in _classes(get_type_hints(kind)[field] for field in properties_of(kind)):
-            _define(each, found)
-
-
-def _classes(kinds: Iterable[Any]) -> Iterator[Any]:
-    for kind in kinds:
-        if is_dataclass(kind):
-            yield kind
-        yield from _classes(get_args(kind))
+        for name in properties_of(kind):
+            _define(get_type_hints(kind)[name], found)

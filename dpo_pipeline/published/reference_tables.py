@@ -21,11 +21,27 @@ the JSON Schemas of the documents.
 
 def reference_page() -> str:
     """Return `schemas/README.md`."""
+    formats = [
+        (f"`{row.name}`", " ".join(f"`{each}`" for each in row.endings), row.description)
+        for row in FORMATS.values()
+    ]
+    columns = [
+        (
+            f"`{role.name}`",
+            "input",
+            role.unit or "",
+            role.description,
+            " ".join(f"`{alias}`" for alias in role.aliases),
+        )
+        for role in ROLES.values()
+    ]
+    columns += [(f"`{a.name}`", "added", a.unit or "", a.description, "") for a in SCORED]
+    exit_codes = [(str(code), text) for code, text in MEANINGS.items()]
     sections = {
         "Options": option_table(),
-        "Formats": format_table(),
-        "Columns": column_table(),
-        "Exit codes": exit_code_table(),
+        "Formats": _table(("format", "endings", "what is in it"), formats),
+        "Columns": _table(("column", "", "unit", "what it is", "also called"), columns),
+        "Exit codes": _table(("code", "meaning"), exit_codes),
     }
     return "\n".join([_HEAD, *(f"## {name}\n\n{text}\n" for name, text in sections.items())])
 
@@ -58,38 +74,6 @@ def _option_rows(calls: Mapping[str, Mapping[str, type[Any]]]) -> Iterator[Seque
         variable = f"DPO_PIPELINE_{flag.lstrip('-').replace('-', '_').upper()}"
         commands = "all" if len(where[flag]) == len(calls) else ", ".join(where[flag])
         yield f"`{flag}`", place, f"`{variable}`", default, commands, declared.help
-
-
-def format_table() -> str:
-    """Return the formats that pairs can be in."""
-    return _table(
-        ("format", "endings", "what is in it"),
-        (
-            (f"`{row.name}`", " ".join(f"`{each}`" for each in row.endings), row.description)
-            for row in FORMATS.values()
-        ),
-    )
-
-
-def column_table() -> str:
-    """Return the roles that columns can have, and the columns that scoring adds."""
-    roles = (
-        (
-            f"`{role.name}`",
-            "input",
-            role.unit or "",
-            role.description,
-            " ".join(f"`{alias}`" for alias in role.aliases),
-        )
-        for role in ROLES.values()
-    )
-    added = ((f"`{a.name}`", "added", a.unit or "", a.description, "") for a in SCORED)
-    return _table(("column", "", "unit", "what it is", "also called"), (*roles, *added))
-
-
-def exit_code_table() -> str:
-    """Return the exit codes of the command line."""
-    return _table(("code", "meaning"), ((str(code), text) for code, text in MEANINGS.items()))
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

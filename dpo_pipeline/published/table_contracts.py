@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from dpo_pipeline.columns import BATCH_MEANS, INVALID, LOGP_ROLES, ROLES, SCORED, Added, Role
-from dpo_pipeline.contract import ValueRule, rules_of
+from dpo_pipeline.contract import rules_of
 from dpo_pipeline.published.document_schemas import comparison_document, summary_document
 from dpo_pipeline.published.reference_tables import reference_page
 
@@ -104,20 +104,20 @@ def _input(role: Role) -> dict[str, Any]:
     rules = rules_of(role)
     # The bounds stand among the rules alone: a checker that turned logicalTypeOptions into a
     # maximum failed on the first NaN instead of counting it.
+    select = "SELECT COUNT(*) FROM {object} WHERE "
     if rules:
-        column["quality"] = [_quality(role, rule) for rule in rules]
+        column["quality"] = [
+            {
+                "name": f"{role.name}.{rule.name}",
+                "description": rule.text,
+                "type": "sql",
+                "query": select + rule.broken_sql.format(column=role.name),
+                "mustBe": 0,
+                "dimension": "conformity",
+            }
+            for rule in rules
+        ]
     return column
-
-
-def _quality(role: Role, rule: ValueRule) -> dict[str, Any]:
-    return {
-        "name": f"{role.name}.{rule.name}",
-        "description": rule.text,
-        "type": "sql",
-        "query": "SELECT COUNT(*) FROM {object} WHERE " + rule.broken_sql.format(column=role.name),
-        "mustBe": 0,
-        "dimension": "conformity",
-    }
 
 
 def _added(column: Added) -> dict[str, Any]:

@@ -59,12 +59,9 @@ class Grid:
 
 
 def grid_over(histogram: pl.DataFrame, bars: int, *, widen: float = 1.0) -> Grid:
-    """Return bars over nearly all values of a histogram and over zero.
+    """Return about as many bars (at most twice) over nearly all of a histogram, and over zero.
 
-    Args:
-        histogram: `bin` and `n_pairs`.
-        bars: How many, about; at most twice as many.
-        widen: How many bins of `exact` make one of these.
+    The histogram has `bin`, each as wide as `widen` bins of `exact`, and `n_pairs`.
     """
     fine = histogram.select((pl.col("bin") * widen).alias("bin"), N_PAIRS)
     low, high = quantile(fine, _TAIL) or 0.0, quantile(fine, 1.0 - _TAIL) or 0.0
@@ -79,16 +76,9 @@ def grid_over(histogram: pl.DataFrame, bars: int, *, widen: float = 1.0) -> Grid
 
 
 def laid_over(bins: pl.DataFrame, grid: Grid, *, widen: int = 1, name: str = "bin") -> pl.DataFrame:
-    """Return which share of each bin lies in which bar.
+    """Return which `share` (1 in all) of each bin of the column `name` lies in which `bar`.
 
-    Args:
-        bins: Bins in the column `name`; repeated ones count once.
-        grid: The bars.
-        widen: How many bins of `exact` make one of these.
-        name: The column of the bins.
-
-    Returns:
-        Columns `name`, `bar` (from 0) and `share`, which adds up to 1 for each bin.
+    A bin is as wide as `widen` bins of `exact`. Repeated ones count once.
     """
     number = pl.col(name).cast(pl.Float64) * widen
     edges = (
@@ -123,7 +113,7 @@ def ends_of(table: pl.DataFrame, name: str) -> tuple[float, float]:
 
 
 def interval_rows(named: Mapping[str, Estimate]) -> pl.DataFrame:
-    """Return the rows of a chart of intervals, from label to figure."""
+    """Return the rows of a chart of intervals: `label`, `value`, `low`, `high`, `n_pairs`."""
     limits = [each.interval for each in named.values()]
     return pl.DataFrame(
         {
@@ -168,15 +158,10 @@ def with_sizes(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def histogram_bars(margins: pl.DataFrame, grid: Grid, n_ties: int) -> pl.DataFrame:
-    """Return the bars of a histogram of margins without its ties.
+    """Return the bars of a histogram of margins without its ties: `lower`, `upper`, `n_pairs`.
 
-    Args:
-        margins: `bin`, which may repeat, and `n_pairs`.
-        grid: The bars; zero is an edge.
-        n_ties: Pairs with a margin of exactly 0, which are among those of the bin around zero.
-
-    Returns:
-        `lower`, `upper`, `n_pairs` (a part of a large bin's pairs need not be whole).
+    The ties, margins of exactly 0, are among the pairs of the bin around zero. A part of a large
+    bin's pairs need not be whole.
     """
     counts = (
         margins.group_by("bin")
@@ -205,16 +190,10 @@ def histogram_bars(margins: pl.DataFrame, grid: Grid, n_ties: int) -> pl.DataFra
 
 
 def density(table: pl.DataFrame, *, x: str, y: str) -> pl.DataFrame:
-    """Return the cells of two values that have pairs.
+    """Return the cells with pairs: `{x}_low`, `{x}_high`, `{y}_low`, `{y}_high`, `n_pairs`.
 
-    Args:
-        table: `{x}_bin` and `{y}_bin` (each `COARSE` bins of `exact`) and `n_pairs`.
-        x: Name of the one value.
-        y: Name of the other.
-
-    Returns:
-        `{x}_low`, `{x}_high`, `{y}_low`, `{y}_high`, in nats, and `n_pairs` (a part of a bin's
-        pairs need not be whole).
+    The table has `{x}_bin` and `{y}_bin`, each `COARSE` bins of `exact`. A part of a bin's pairs
+    need not be whole.
     """
     cells, edges = table, {}
     for side in (x, y):
@@ -232,11 +211,9 @@ def density(table: pl.DataFrame, *, x: str, y: str) -> pl.DataFrame:
 
 
 def course(gathered: Gathered) -> pl.DataFrame:
-    """Return the mean loss of runs of consecutive rows: few enough runs, with enough pairs each.
+    """Return means over runs of consecutive rows: few enough runs, with enough valid pairs each.
 
-    Returns:
-        `first_row` and `last_row` (from 1), `n_pairs` (the valid ones), `loss` and
-        `reward_margin` (means, in nats), `reward_accuracy`.
+    Rows, `first_row` to `last_row`, count from 1.
     """
     table, size = gathered.course, gathered.rows_per_point
     n = int(table[N_PAIRS].sum())
@@ -260,14 +237,9 @@ def course(gathered: Gathered) -> pl.DataFrame:
 
 
 def by_length(lengths: pl.DataFrame) -> pl.DataFrame:
-    """Return mean margin and accuracy of groups of pairs, by the difference of lengths.
+    """Return means of groups of nearly equal size of `Gathered.lengths`.
 
-    Args:
-        lengths: `Gathered.lengths`.
-
-    Returns:
-        `tokens` (mean difference, chosen less rejected, within 2.5%), `n_pairs`, `reward_margin`
-        (mean, in nats), `reward_accuracy`; rising.
+    `tokens` is the mean of the chosen less the rejected length, within 2.5%, and rises.
     """
     n = pl.col(N_PAIRS)
     middle = SCALE * (pl.col("length_bin").cast(pl.Float64) * GROWTH * COARSE).sinh()
@@ -289,13 +261,7 @@ def by_length(lengths: pl.DataFrame) -> pl.DataFrame:
 def loss_by_beta(margins: pl.DataFrame, beta: float, *, shown: list[float]) -> pl.DataFrame:
     """Return the mean DPO loss for a range of betas, from margins that were made with `beta`.
 
-    Args:
-        margins: `bin` and `n_pairs`.
-        beta: Above 0.
-        shown: Betas that the range must hold, all above 0.
-
-    Returns:
-        `beta`, evenly spaced by their logarithm, and `loss` in nats.
+    The range holds all betas `shown`, and is even in their logarithm.
     """
     low, high = min(shown) / _BETA_FACTOR, max(shown) * _BETA_FACTOR
     ratio = (high / low) ** (1.0 / (_BETA_POINTS - 1))

@@ -61,31 +61,23 @@ _LABEL: Final = 170
 
 Chart = alt.LayerChart
 DASHED: Final[Mapping[str, Any]] = {"strokeDash": [4, 3], "strokeWidth": 1.5}
+Tip = tuple[str, str]
+"""Title and format of a number in a tooltip."""
 COUNT: Final = ","
 """Format of a number of pairs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """A chart with its words.
+    """A chart with its words."""
 
-    Attributes:
-        name: Key, and the anchor in the page.
-        title: What it shows.
-        caption: How to read it, and of how many pairs it is.
-        description: What it shows, for readers who cannot see it.
-        opening: What stands before the description where the chart is not in sight.
-        chart: An altair chart, without title and description.
-        table: A table of the same, which stands below the chart.
-    """
-
-    name: str
+    name: str  # key, and the anchor in the page
     title: str
-    caption: str
-    description: str
-    opening: str = ""
-    chart: Chart
-    table: Table | None = None
+    caption: str  # how to read it, and of how many pairs it is
+    description: str  # what it shows, for readers who cannot see it
+    opening: str = ""  # stands before the description where the chart is not in sight
+    chart: Chart  # without title and description
+    table: Table | None = None  # of the same numbers, below the chart
 
     def titled(self) -> Chart:
         """Return the chart with its title and description, to stand by itself."""
@@ -112,15 +104,14 @@ def one_row(**values: Any) -> alt.InlineData:
 
 def framed(layers: Sequence[Any], palette: Palette, *, height: int) -> Chart:
     """Return layers as one chart in the colours of a palette."""
-    colours = {"labelColor": palette.muted, "titleColor": palette.muted}
-    text: dict[str, Any] = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
+    text: dict[str, Any] = {"labelColor": palette.muted, "titleColor": palette.muted}
+    text |= {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
     chart: Chart = (
         alt.layer(*layers)
         .properties(width=WIDTH, height=height)
         .configure(font=FONT, background=palette.paper)
         .configure_view(stroke=None)
         .configure_axis(
-            **colours,
             **text,
             domainColor=palette.neutral,
             tickColor=palette.neutral,
@@ -130,7 +121,7 @@ def framed(layers: Sequence[Any], palette: Palette, *, height: int) -> Chart:
             labelOverlap=True,
             labelSeparation=6,
         )
-        .configure_legend(**colours, **text)
+        .configure_legend(**text)
         .configure_title(color=palette.ink, fontSize=15, anchor="start")
         .configure_text(color=palette.ink, fontSize=12)
     )
@@ -163,7 +154,7 @@ def rule_at(
     return alt.Chart(one_row(none=None)).mark_rule(**mark).encode(**channels)
 
 
-def tips(of: Mapping[str, tuple[str, str]]) -> list[alt.Tooltip]:
+def tips(of: Mapping[str, Tip]) -> list[alt.Tooltip]:
     """Return a tooltip of numbers: column to title and format."""
     return [
         alt.Tooltip(f"{name}:Q", title=title, format=form) for name, (title, form) in of.items()
@@ -195,17 +186,11 @@ def intervals(
     chance: float,
     domain: tuple[float, float] | None = None,
 ) -> Chart:
-    """Return a chart of one figure a row, with its interval, against a line.
+    """Return a chart of one figure a row (of `interval_rows`) against a line at `chance`.
 
     A figure whose interval lies above the line has the colour of the chosen completion, one below
-    it that of the rejected, and is neutral else.
-
-    Args:
-        table: `label`, `value`, `low`, `high`, `n_pairs`, in the order of the rows.
-        palette: The colours.
-        axis: Title of the values.
-        chance: Where the line is.
-        domain: Ends of the scale; what lies beyond is cut off. Without it, values are shares.
+    it that of the rejected, and is neutral else. What lies beyond the domain is cut off; without
+    one, values are shares.
     """
     written = ".1%" if domain is None else ".4g"
     side = (
@@ -251,18 +236,13 @@ def signed_histogram(
     mean: float,
     ties: int,
 ) -> Chart:
-    """Return a histogram in two colours that meet at zero.
+    """Return a histogram of `histogram_bars` in two colours that meet at zero.
 
-    Args:
-        bars: `lower`, `upper`, `n_pairs`; zero is an edge.
-        palette: The colours.
-        axis: Title of the values.
-        below: What stands above the bars below zero.
-        above: What stands above the others.
-        mean: What is marked.
-        ties: Pairs at exactly zero, which no bar has.
+    `below` and `above` stand over the bars of either sign. No bar has the ties, which lie at zero.
     """
     side = pl.when(pl.col("lower") < 0.0).then(pl.lit("below")).otherwise(pl.lit("above"))
+    tooltip = {"lower": ("from", ".4~g"), "upper": ("to", ".4~g")}
+    tooltip[N_PAIRS] = ("pairs, about", ",.0f")
     top: dict[str, Any] = {"y": alt.value(-24), "fontWeight": "bold"}
     beside: dict[str, Any] = {"y": alt.value(-6), "fontWeight": "bold"}
     beside |= {"align": "left", "dx": 4} if mean >= 0.0 else {"align": "right", "dx": -4}
@@ -274,13 +254,7 @@ def signed_histogram(
             x2="upper:Q",
             y=alt.Y(f"{N_PAIRS}:Q").axis(title="pairs", tickCount=5),
             color=_two_colours(palette),
-            tooltip=tips(
-                {
-                    "lower": ("from", ".4~g"),
-                    "upper": ("to", ".4~g"),
-                    N_PAIRS: ("pairs, about", ",.0f"),
-                }
-            ),
+            tooltip=tips(tooltip),
         ),
         rule_at(palette, x=alt.XDatum(0.0), colour=palette.ink),
         rule_at(palette, x=alt.XDatum(mean), colour=palette.mark),
@@ -289,23 +263,26 @@ def signed_histogram(
         label(above, palette, colour=palette.chosen, x=alt.value("width"), align="right", **top),
     ]
     if ties:
-        layers += _ties(ties, palette)
+        data = rows_of(pl.DataFrame({"at": [0.0], "bottom": [0], N_PAIRS: [ties]}))
+        place: dict[str, Any] = {"x": alt.XDatum(0.0), "y": alt.value(12)}
+        layers += [
+            alt.Chart(data)
+            .mark_rule(strokeWidth=4, color=palette.neutral)
+            .encode(
+                x="at:Q", y="bottom:Q", y2=f"{N_PAIRS}:Q", tooltip=tips({N_PAIRS: ("ties", COUNT)})
+            ),
+            label(counted(ties, "tie"), palette, **place, align="right", dx=-8),
+        ]
     return framed(layers, palette, height=240)
 
 
 def plane(
     cells: pl.DataFrame, palette: Palette, *, x: str, y: str, title: str, above: str, below: str
 ) -> Chart:
-    """Return the density of pairs over two values, in two colours that meet where they are equal.
+    """Return the `density` of pairs over two values, in two colours that meet where they are equal.
 
-    Args:
-        cells: `{x}_low`, `{x}_high`, `{y}_low`, `{y}_high`, `n_pairs`.
-        palette: The colours.
-        x: Name of the value to the right.
-        y: Name of the value upward.
-        title: Of an axis, with `{}` for the name.
-        above: What is so where y is larger.
-        below: What is so where x is larger.
+    `title` is of an axis, with `{}` for the value's name; `above` says what is so where y is
+    larger, `below` where x is.
     """
     middle_x, middle_y = (pl.col(f"{name}_low") + pl.col(f"{name}_high") for name in (x, y))
     side = pl.when(middle_y > middle_x).then(pl.lit("above")).otherwise(pl.lit("below"))
@@ -355,19 +332,3 @@ def _by_side(colours: Mapping[str, str]) -> alt.Color:
 
 def _two_colours(palette: Palette) -> alt.Color:
     return _by_side({"below": palette.rejected, "above": palette.chosen})
-
-
-def _ties(ties: int, palette: Palette) -> list[Any]:
-    data = rows_of(pl.DataFrame({"at": [0.0], "bottom": [0], N_PAIRS: [ties]}))
-    bar = (
-        alt.Chart(data)
-        .mark_rule(strokeWidth=4, color=palette.neutral)
-        .encode(
-            x=alt.X("at:Q"),
-            y=alt.Y("bottom:Q"),
-            y2=f"{N_PAIRS}:Q",
-            tooltip=tips({N_PAIRS: ("ties", COUNT)}),
-        )
-    )
-    place: dict[str, Any] = {"x": alt.XDatum(0.0), "y": alt.value(12), "align": "right", "dx": -8}
-    return [bar, label(counted(ties, "tie"), palette, **place)]

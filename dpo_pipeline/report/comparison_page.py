@@ -34,11 +34,14 @@ from dpo_pipeline.report.charts import (
 from dpo_pipeline.report.notebook import difference_table
 from dpo_pipeline.report.page import Page, Section, Tile
 from dpo_pipeline.report.page_tables import (
+    P_VALUES,
     WORDS_OF_FIGURES,
+    WORDS_OF_P_VALUES,
     Column,
     Table,
     crossed,
     facts,
+    percent,
     table_of,
     three_digits,
     writer_of,
@@ -86,7 +89,7 @@ def _differences(comparison: Comparison, palette: Palette) -> Figure:
     return Figure(
         name="differences",
         title="Difference of accuracy",
-        caption=f"{said} Each has its {100.0 * comparison.level:g}% interval, and its pairs in "
+        caption=f"{said} Each has its {percent(comparison.level)} interval, and its pairs in "
         f"brackets. Blue is B better, orange A better, grey not told apart.{note}",
         description=said,
         chart=intervals(with_sizes(rows), palette, axis=axis, chance=0.0, domain=domain),
@@ -96,9 +99,7 @@ def _differences(comparison: Comparison, palette: Palette) -> Figure:
 def domain_of(rows: pl.DataFrame) -> tuple[float, float]:
     """Return the ends of the scale of differences: a tiny subset must not flatten the rest.
 
-    Args:
-        rows: `value`, `low` and `high`, which can be null, in points, and `n_pairs`; the first
-            row is of all pairs.
+    The first row is of all pairs.
     """
     wide = rows.filter((pl.col("n_pairs") >= PAIRS_FOR_SCALE) | (pl.int_range(pl.len()) == 0))
     ends = [value for name in ("value", "low", "high") for value in wide[name].drop_nulls()]
@@ -112,12 +113,9 @@ def _changes(comparison: Comparison, palette: Palette) -> Figure:
     grid = grid_over(changes, BARS)
     n = comparison.n_valid
     # The bin around zero holds changes that are lost in rounding as well: they count as none.
-    counts = {
-        name: int(changes.filter(where)["n_pairs"].sum())
-        for name, where in (("fell", pl.col("bin") < 0), ("rose", pl.col("bin") > 0))
-    }
-    same = n - sum(counts.values())
-    fell, rose = (share(each / n) for each in counts.values())
+    moved = [int(changes.filter(pl.col("bin").sign() == i)["n_pairs"].sum()) for i in (-1, 1)]
+    fell, rose = (share(each / n) for each in moved)
+    same = n - sum(moved)
     mean = comparison.differences[REWARD_MARGIN].estimate.value
     said = (
         f"The margin fell from A to B in {fell} of {counted(n, 'pair')} and rose in {rose}; the "
@@ -256,9 +254,7 @@ def _subsets_table(subsets: pl.DataFrame, by: tuple[str, ...]) -> Table:
             "accuracy_difference": ("B minus A", points),
             "accuracy_low": ("from", points),
             "accuracy_high": ("to", points),
-            "p_value": ("p", p_value),
-            "p_holm": ("p (Holm)", p_value),
-            "p_benjamini_hochberg": ("p (BH)", p_value),
+            **P_VALUES,
             "only_a": ("only A", count),
             "only_b": ("only B", count),
             "margin_difference": ("margin", number),
@@ -266,14 +262,12 @@ def _subsets_table(subsets: pl.DataFrame, by: tuple[str, ...]) -> Table:
         },
         by=by,
         caption=f"{counted(subsets.height, 'subset')}: accuracy of A and B, their difference with "
-        "its interval, and p of no difference; Holm keeps the chance of any false alarm among the "
-        "subsets, BH (Benjamini and Hochberg) the share of false alarms. Only A and only B are "
-        "pairs that one alone has right; margin and loss are mean differences in nats.",
+        f"its interval, and p of no difference; {WORDS_OF_P_VALUES} Only A and only B are pairs "
+        "that one alone has right; margin and loss are mean differences in nats.",
     )
 
 
 def _right_table(comparison: Comparison) -> Table:
-    """Return how many pairs each side has right."""
     m = comparison.mcnemar
     applies = (
         ""
@@ -306,7 +300,6 @@ def _flips_table(flips: pl.DataFrame, on: str, who: str, total: int) -> Table | 
 
 
 def _method(comparison: Comparison) -> Table:
-    """Return the inputs, parameters and versions."""
     return facts(
         [
             *_side("A", comparison.a),
@@ -319,7 +312,7 @@ def _method(comparison: Comparison) -> Table:
             ("loss", str(comparison.objective)),
             ("beta", f"{comparison.objective.beta:g}"),
             ("largest log-prob accepted", f"{comparison.max_logp:g} nats"),
-            ("level of intervals", f"{100.0 * comparison.level:g}%"),
+            ("level of intervals", percent(comparison.level)),
             ("intervals from", comparison.clusters),
             ("test of accuracy", comparison.differences[REWARD_ACCURACY].test),
             ("versions", f"dpo_pipeline {version('dpo_pipeline')}, polars {version('polars')}"),

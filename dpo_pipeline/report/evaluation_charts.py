@@ -2,29 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
+import altair as alt
 import polars as pl
 
-from dpo_pipeline.columns import REWARD_ACCURACY
-from dpo_pipeline.evaluation import Evaluation, Statistics
+from dpo_pipeline.columns import LOSS, N_PAIRS, REWARD_ACCURACY
+from dpo_pipeline.evaluation import Agreement, Evaluation, Statistics
+from dpo_pipeline.losses import unit_of_loss
 from dpo_pipeline.report.chart_data import (
     BARS,
+    by_length,
+    course,
     density,
     ends_of,
     grid_over,
     histogram_bars,
     interval_rows,
+    loss_by_beta,
     subset_rows,
     with_sizes,
 )
-from dpo_pipeline.report.charts import Figure, Palette, intervals, plane, signed_histogram
-from dpo_pipeline.report.detail_charts import detail_figures
-from dpo_pipeline.statistics import counted, number, share
+from dpo_pipeline.report.charts import (
+    COUNT,
+    DASHED,
+    Figure,
+    Palette,
+    Tip,
+    corners,
+    framed,
+    intervals,
+    label,
+    one_row,
+    plane,
+    rows_of,
+    rule_at,
+    signed_histogram,
+    tips,
+)
+from dpo_pipeline.report.page_tables import percent, three_digits
+from dpo_pipeline.statistics import (
+    Estimate,
+    Line,
+    between,
+    counted,
+    normal_quantile,
+    number,
+    share,
+    with_interval,
+)
 from dpo_pipeline.sums import Summary
 
-_COIN: Final = 0.5
+_HEIGHT: Final = 240
+_DOT: Final[dict[str, Any]] = {"filled": True, "size": 60, "opacity": 1}
+_PAIRS: Final = {N_PAIRS: ("pairs", COUNT)}
+_MAY_FALL_OUTSIDE: Final = 0.05
+"""Share of the points of a course that lie outside its band if the order means nothing."""
+COIN: Final = 0.5
 """Accuracy of a coin toss."""
 BASELINE_WORDS: Final = {
     "longer": "longer completion",
@@ -46,7 +81,21 @@ def figures_of(
         yield _subsets(statistics.subsets, statistics, palette)
     if statistics.tie_rate < 1.0:
         yield _rewards(evaluation.summary, statistics, palette)
-    yield from detail_figures(evaluation, statistics, palette)
+    points = course(statistics.gathered)
+    if points.height > 1:
+        yield _course(points, statistics.figures[LOSS], palette, unit_of(evaluation))
+    yield _calibration(statistics, palette)
+    if statistics.length is not None:
+        yield _lengths(statistics.length, by_length(statistics.gathered.lengths), palette)
+    if statistics.calibration.best is not None:
+        yield _betas(evaluation.beta, statistics, palette)
+    if statistics.judge is not None:
+        yield _judge(statistics.judge, palette)
+
+
+def unit_of(evaluation: Evaluation) -> str:
+    """Return the unit of the loss; empty if it has none."""
+    return unit_of_loss(term.loss.name for term in evaluation.objective.terms)
 
 
 def _margins(evaluation: Evaluation, statistics: Statistics, palette: Palette) -> Figure:
@@ -88,7 +137,7 @@ def _accuracy(statistics: Statistics, palette: Palette) -> Figure:
         name="accuracy",
         title="Accuracy against simple rules",
         caption="The share of pairs in which each rule prefers the chosen completion, with its "
-        f"{level_of(statistics)} interval; a tie prefers nothing. Blue is above a coin toss, "
+        f"{percent(statistics.level)} interval; a tie prefers nothing. Blue is above a coin toss, "
         "orange below it, grey not told apart from it. A policy is worth what it does better than "
         "the rules below it.",
         description=f"Share of pairs in which each rule prefers the chosen completion: {said}.",
@@ -96,7 +145,7 @@ def _accuracy(statistics: Statistics, palette: Palette) -> Figure:
             interval_rows(named),
             palette,
             axis="share of pairs that prefer the chosen completion",
-            chance=_COIN,
+            chance=COIN,
         ),
     )
 
@@ -110,12 +159,12 @@ def _subsets(subsets: pl.DataFrame, statistics: Statistics, palette: Palette) ->
         name="subsets",
         title="Accuracy by subset",
         caption=f"The share of pairs with the chosen reward above the rejected one, with its "
-        f"{level_of(statistics)} interval, by {', '.join(by)} (pairs in brackets).{note} Intervals "
-        "are of each subset by itself: of many, some miss. The table has p-values that allow "
-        "for their number.",
+        f"{percent(statistics.level)} interval, by {', '.join(by)} (pairs in brackets).{note} "
+        "Intervals are of each subset by itself: of many, some miss. The table has p-values that "
+        "allow for their number.",
         description=f"Accuracy of {counted(drawn.height, 'subset')}, from {share(least)} to "
         f"{share(most)}.",
-        chart=intervals(with_sizes(drawn), palette, axis="accuracy", chance=_COIN),
+        chart=intervals(with_sizes(drawn), palette, axis="accuracy", chance=COIN),
     )
 
 
@@ -152,6 +201,255 @@ def _rewards(summary: Summary, statistics: Statistics, palette: Palette) -> Figu
     )
 
 
-def level_of(statistics: Statistics) -> str:
-    """Return the level of the intervals in words."""
-    return f"{100.0 * statistics.level:g}%"
+def _course(points: pl.DataFrame, loss: Estimate, palette: Palette, unit: str) -> Figure:
+    row = alt.X("first_row:Q").axis(title="row of the input", tickCount=6).scale(nice=False)
+    title = f"mean loss ({unit})" if unit else "mean loss"
+    low, mean = (
+        alt.Y(f"{name}:Q").scale(zero=False).axis(title=title, tickCount=5)
+        for name in ("low", LOSS)
+    )
+    layers: list[Any] = []
+    band = ""
+    if loss.standard_error is not None:
+        spread = loss.standard_error * loss.n**0.5
+        z = normal_quantile(1.0 - _MAY_FALL_OUTSIDE / 2.0)
+        half = z * spread / pl.col(N_PAIRS).sqrt()
+        data = points.with_columns(low=loss.value - half, high=loss.value + half)
+        layers.append(
+            alt.Chart(rows_of(data))
+            .mark_area(color=palette.neutral, opacity=0.18, interpolate="step-after")
+            .encode(x=row, y=low, y2="high:Q")
+        )
+        band = (
+            f" If the order of the rows means nothing, about {percent(1 - _MAY_FALL_OUTSIDE)} of "
+            "the points lie in the grey band."
+        )
+    dots = alt.OverlayMarkDef(color=palette.chosen, size=22, filled=True, opacity=1)
+    tooltip = {
+        "first_row": ("rows from", COUNT),
+        "last_row": ("to", COUNT),
+        N_PAIRS: ("valid pairs", COUNT),
+        LOSS: ("mean loss", ".4g"),
+        "reward_accuracy": ("accuracy", ".1%"),
+    }
+    layers += [
+        rule_at(palette, y=alt.YDatum(loss.value), colour=palette.mark),
+        alt.Chart(rows_of(points))
+        .mark_line(color=palette.chosen, strokeWidth=1.5, point=dots)
+        .encode(x=row, y=mean, tooltip=tips(tooltip)),
+    ]
+    each = int(points["last_row"][0] - points["first_row"][0] + 1)
+    least, most = ends_of(points, LOSS)
+    said = (
+        f"Mean loss of {counted(points.height, 'run')} of {counted(each, 'consecutive row')} each: "
+        f"from {number(least)} to {number(most)}{unit and ' ' + unit}, "
+        f"{number(loss.value)} over all."
+    )
+    return Figure(
+        name="course",
+        title="Loss over the rows",
+        caption=f"{said}{band} A trend or a step says that the dataset is not of one kind.",
+        description=said,
+        chart=framed(layers, palette, height=_HEIGHT),
+    )
+
+
+def _calibration(statistics: Statistics, palette: Palette) -> Figure:
+    table = statistics.calibration.reliability
+    ends = pl.DataFrame({"confidence": [0.5, 1.0], "accuracy": [0.5, 1.0]})
+    claimed, found = "claimed: mean of sigmoid(|margin|)", "found: accuracy"
+    percent: dict[str, Any] = {"format": ".0%", "tickCount": 6}
+    lowest = min(0.4, ends_of(table, "accuracy_low")[0])
+    scale = alt.Scale(domain=[max(0.0, lowest - 0.02), 1.0], nice=False)
+    x = alt.X("confidence:Q").scale(domain=[0.5, 1.0]).axis(title=claimed, **percent)
+    y = alt.Y("accuracy:Q", scale=scale).axis(title=found, **percent)
+    tooltip = {
+        "confidence": ("claimed", ".1%"),
+        "accuracy": ("found", ".1%"),
+        "accuracy_low": ("from", ".1%"),
+        "accuracy_high": ("to", ".1%"),
+        **_PAIRS,
+    }
+    layers = [
+        alt.Chart(rows_of(ends))
+        .mark_line(color=palette.neutral, strokeDash=DASHED["strokeDash"])
+        .encode(x=x, y=y),
+        _accuracy_intervals(table, palette, x, alt.Y("accuracy_low:Q", scale=scale, title=found)),
+        _dots(table, palette, x, y, tooltip),
+        *corners("claims too little", "claims too much", palette, margin=8, colour=palette.muted),
+    ]
+    error = statistics.calibration.error
+    biased = (
+        ""
+        if error is None
+        else f" The calibration error is {with_interval(error, three_digits)}, biased upward where "
+        "pairs are few."
+    )
+    said = (
+        f"Accuracy of {counted(table.height, 'group')} of pairs by the confidence that their "
+        f"margins claim.{biased}"
+    )
+    return Figure(
+        name="calibration",
+        title="Calibration",
+        caption=f"{said} Groups are of nearly equal size, each with the interval of its accuracy. "
+        "On the dashed line margins can be believed as log-odds.",
+        description=said,
+        chart=framed(layers, palette, height=300),
+    )
+
+
+def _lengths(line: Line, points: pl.DataFrame, palette: Palette) -> Figure:
+    ends = ends_of(points, "tokens")
+    fitted = [line.intercept.value + line.slope.value * each for each in ends]
+    x = alt.X("tokens:Q").axis(title="chosen less rejected length (tokens)", tickCount=7)
+    y = alt.Y("reward_margin:Q").axis(title="mean margin (nats)", tickCount=6)
+    tooltip = {
+        "tokens": ("tokens longer", ".3~g"),
+        "reward_margin": ("mean margin", ".4~g"),
+        "reward_accuracy": ("accuracy", ".1%"),
+        **_PAIRS,
+    }
+    layers = [
+        rule_at(palette, x=alt.XDatum(0.0)),
+        rule_at(palette, y=alt.YDatum(0.0)),
+        alt.Chart(rows_of(pl.DataFrame({"tokens": ends, "reward_margin": fitted})))
+        .mark_line(color=palette.mark, strokeWidth=1.5)
+        .encode(x=x, y=y),
+        _dots(points, palette, x, y, tooltip),
+    ]
+    r = "" if line.correlation is None else f" Their correlation is {number(line.correlation, 2)}."
+    said = (
+        f"A token more is worth {with_interval(line.slope, three_digits)} nats of margin; at equal "
+        f"length the mean margin is {with_interval(line.intercept, three_digits)} nats.{r}"
+    )
+    n = int(points[N_PAIRS].sum())
+    return Figure(
+        name="lengths",
+        title="Margin and length",
+        caption=f"{said} Each point is the mean of a group of nearly equal size of the "
+        f"{counted(n, 'pair')} with token counts; the line is fitted to all of them.",
+        description=said,
+        chart=framed(layers, palette, height=_HEIGHT),
+    )
+
+
+def _betas(used: float, statistics: Statistics, palette: Palette) -> Figure:
+    best, estimate = statistics.calibration.best, statistics.calibration.best_beta
+    margins, at_used = statistics.gathered.margins, statistics.figures["log_loss"].value
+    interval = None if estimate is None else estimate.interval
+    found = None if best is None else best.value
+    curve = loss_by_beta(margins, used, shown=[used] if found is None else [used, found])
+    x = alt.X("beta:Q").axis(title="beta (logarithmic)", tickCount=6, grid=False)
+    x = x.scale(type="log", nice=False)
+    y = alt.Y("loss:Q").axis(title="mean DPO loss (nats)", tickCount=5)
+    y = y.scale(zero=False, padding=12)
+    layers: list[Any] = []
+    low, high = float(curve["beta"][0]), float(curve["beta"][-1])
+    if interval is not None and interval.high > low and interval.low < high:
+        band = one_row(beta=max(interval.low, low), to=min(interval.high, high))
+        layers.append(
+            alt.Chart(band)
+            .mark_rect(color=palette.neutral, opacity=0.2)
+            .encode(x=x, x2="to:Q", tooltip=alt.value(None))
+        )
+    tooltip = [alt.Tooltip("beta:Q", format=".4~g"), *tips({"loss": ("mean loss", ".4f")})]
+    layers.append(
+        alt.Chart(rows_of(curve))
+        .mark_line(color=palette.chosen, strokeWidth=2)
+        .encode(x=x, y=y, tooltip=tooltip)
+    )
+    if found is not None:
+        align, shift = ("left", 6) if used < found else ("right", -6)
+        place: dict[str, Any] = {"x": alt.XDatum(found), "y": alt.value(12)}
+        bold: dict[str, Any] = {"align": align, "dx": shift, "fontWeight": "bold"}
+        layers += [
+            rule_at(palette, x=alt.XDatum(found), colour=palette.mark),
+            label(f"best {three_digits(found)}", palette, **place, **bold),
+        ]
+    place = {"x": alt.XDatum(used), "y": alt.YDatum(at_used)}
+    layers += [
+        alt.Chart(one_row(beta=used, loss=at_used))
+        .mark_point(color=palette.rejected, **_DOT)
+        .encode(x=x, y=y),
+        label(f"used {used:g}", palette, **place, align="center", dy=-16),
+    ]
+    if found is None or best is None:
+        said = f"No beta is best: {_why_none(margins)}."
+    else:
+        limits = "" if interval is None else f" (interval {between(interval, three_digits)})"
+        said = (
+            f"Beta {three_digits(found)}{limits} has the smallest DPO loss on these pairs, "
+            f"{number(best.log_loss)} nats; {used:g} was used, with {number(at_used)}."
+        )
+    return Figure(
+        name="betas",
+        title="Loss by beta",
+        caption=f"{said} All from one reading: the log-probs stay as they are, so this says which "
+        "beta fits this policy's margins, not which one to train with.",
+        description=said,
+        chart=framed(layers, palette, height=_HEIGHT),
+    )
+
+
+def _why_none(margins: pl.DataFrame) -> str:
+    low, high = ends_of(margins, "bin")
+    if low == high == 0.0:
+        return "all margins are 0, so beta changes nothing"
+    if low < 0.0:
+        which = "every margin is below 0" if high < 0.0 else "no margin is above 0"
+        which = "margins are below 0 on the whole" if high > 0.0 else which
+        return f"{which}, so the loss keeps falling as beta nears 0"
+    which = "every margin is above 0" if low > 0.0 else "no margin is below 0"
+    return f"{which}, so the loss keeps falling as beta grows"
+
+
+def _judge(judge: Agreement, palette: Palette) -> Figure:
+    table = judge.by_gap.with_columns(gap=(pl.col("gap_low") + pl.col("gap_high")) / 2.0)
+    share = "margin above 0"
+    x = alt.X("gap:Q").axis(title=f"judge's preference ({' less '.join(judge.columns)})")
+    y = alt.Y("accuracy:Q").axis(title=share, format=".0%", tickCount=6)
+    y = y.scale(domain=[0.0, 1.0])
+    tooltip = {
+        "gap_low": ("preference from", ".3~g"),
+        "gap_high": ("to", ".3~g"),
+        "accuracy": (share, ".1%"),
+        **_PAIRS,
+    }
+    layers = [
+        rule_at(palette, y=alt.YDatum(0.5)),
+        rule_at(palette, x=alt.XDatum(0.0)),
+        _accuracy_intervals(table, palette, x, alt.Y("accuracy_low:Q", title=share)),
+        _dots(table, palette, x, y, tooltip),
+    ]
+    figures = {"rank correlation": judge.spearman, "AUC": judge.auc}
+    said = "; ".join(
+        f"{name} {with_interval(each, three_digits)}"
+        for name, each in figures.items()
+        if each is not None
+    )
+    description = (
+        f"Agreement with the judge's scores: {said}." if said else "Agreement with the judge."
+    )
+    n = int(table[N_PAIRS].sum())
+    return Figure(
+        name="judge",
+        title="Agreement with the judge",
+        caption=f"{description} Each point is a group of the {counted(n, 'pair')} with a score, "
+        "with the interval of its share; agreement rises from the lower left to the upper right.",
+        description=description,
+        chart=framed(layers, palette, height=_HEIGHT),
+    )
+
+
+def _dots(
+    table: pl.DataFrame, palette: Palette, x: alt.X, y: alt.Y, tooltip: Mapping[str, Tip]
+) -> Any:
+    mark = alt.Chart(rows_of(table)).mark_point(color=palette.chosen, **_DOT)
+    return mark.encode(x=x, y=y, tooltip=tips(tooltip))
+
+
+def _accuracy_intervals(table: pl.DataFrame, palette: Palette, x: alt.X, low: alt.Y) -> Any:
+    """Return the intervals of accuracies; `low` is the channel of their lower ends."""
+    mark = alt.Chart(rows_of(table)).mark_rule(color=palette.chosen, strokeWidth=2, opacity=0.6)
+    return mark.encode(x=x, y=low, y2="accuracy_high:Q")

@@ -13,17 +13,19 @@ from dpo_pipeline.columns import LOSS, N_VALID, PAIR_ID, REWARD_ACCURACY, REWARD
 from dpo_pipeline.defaults import LOSS_NAME
 from dpo_pipeline.evaluation import ESTIMATED_FIGURES, Evaluation, Flips, Statistics
 from dpo_pipeline.invalid_report import BrokenRule, InvalidReport
-from dpo_pipeline.losses import unit_of_loss
 from dpo_pipeline.report.charts import PAGE, Figure
-from dpo_pipeline.report.evaluation_charts import BASELINE_WORDS, figures_of, level_of
+from dpo_pipeline.report.evaluation_charts import BASELINE_WORDS, COIN, figures_of, unit_of
 from dpo_pipeline.report.page import Page, Section, Tile
 from dpo_pipeline.report.page_tables import (
+    P_VALUES,
     SHARES,
     WORDS_OF_FIGURES,
+    WORDS_OF_P_VALUES,
     Column,
     Table,
     crossed,
     facts,
+    percent,
     table_of,
     three_digits,
 )
@@ -35,14 +37,12 @@ from dpo_pipeline.statistics import (
     count,
     counted,
     number,
-    p_value,
     points,
     share,
     share_within,
     with_interval,
 )
 
-_COIN: Final = 0.5
 _METHOD: Final = (
     "Rewards are beta times what the loss compares; the margin is the chosen less the rejected "
     "reward, and a pair is right if it is above 0. Each valid pair weighs alike. Means come from "
@@ -74,13 +74,13 @@ def verdict(evaluation: Evaluation, statistics: Statistics) -> str:
         all_of_them = "The pair is a tie" if accuracy.n == 1 else f"All {n} are ties"
         return f"{all_of_them}: the rewards prefer nothing."
     interval = accuracy.interval
-    told = "not told apart from a coin toss"
-    if interval is not None and interval.low > _COIN:
-        told = "better than a coin toss"
-    elif interval is not None and interval.high < _COIN:
-        told = "worse than a coin toss"
+    told = "not told apart from"
+    if interval is not None and interval.low > COIN:
+        told = "better than"
+    elif interval is not None and interval.high < COIN:
+        told = "worse than"
     found = with_interval(accuracy, share_within(interval))
-    return f"The chosen completion has the higher reward in {found} of {n}: {told}."
+    return f"The chosen completion has the higher reward in {found} of {n}: {told} a coin toss."
 
 
 def _lead(evaluation: Evaluation, statistics: Statistics) -> Iterator[str]:
@@ -128,7 +128,7 @@ def _tiles(evaluation: Evaluation, statistics: Statistics) -> Iterator[Tile]:
         accuracy = figures[REWARD_ACCURACY]
         yield _tile("Reward accuracy", accuracy, share_within(accuracy.interval))
     if LOSS in figures:
-        unit = _unit(evaluation)
+        unit = unit_of(evaluation)
         title = f"Mean loss ({unit})" if unit else "Mean loss"
         of_no_margins = "0.6931 if all margins were 0" if is_dpo else ""
         yield _tile(title, figures[LOSS], number, of_no_margins)
@@ -148,10 +148,6 @@ def _tiles(evaluation: Evaluation, statistics: Statistics) -> Iterator[Tile]:
 def _tile(title: str, estimate: Estimate, written: Any, more: str = "") -> Tile:
     note = "; ".join(filter(None, (between(estimate.interval, written), more)))
     return Tile(title=title, value=written(estimate.value), note=note)
-
-
-def _unit(evaluation: Evaluation) -> str:
-    return unit_of_loss(term.loss.name for term in evaluation.objective.terms)
 
 
 def _sections(
@@ -174,7 +170,7 @@ def _sections(
     yield Section(name="findings", title="Findings", findings=findings, parts=none)
     yield from drawn("margins")
     yield from drawn("accuracy", "subsets", title="Accuracy" if "subsets" in figures else "")
-    unit, subsets = _unit(evaluation), statistics.subsets
+    unit, subsets = unit_of(evaluation), statistics.subsets
     if subsets is not None:
         by_subset = _subsets_table(subsets, statistics.gathered.by, unit)
         yield Section(name="by-subset", title="All subsets", parts=[by_subset])
@@ -193,25 +189,17 @@ def _sections(
 
 def _figures_table(statistics: Statistics, unit: str) -> Table:
     """Return every figure with its interval, and how that was made; `unit` is of the loss."""
+    interval = Column(f"{percent(statistics.level)} interval", str)
+    columns = (Column("figure"), Column("value", str), interval, Column("made by"))
+    rows = []
+    for words, each, written in _figures(statistics, unit):
+        if each is not None:
+            made_by = DASH if each.interval is None else each.interval.method
+            limits = between(each.interval, written)
+            rows.append((words, written(each.value), limits, made_by, each.n))
     return Table(
-        columns=(
-            Column("figure"),
-            Column("value", str),
-            Column(f"{level_of(statistics)} interval", str),
-            Column("made by"),
-            Column("pairs", count),
-        ),
-        rows=[
-            (
-                words,
-                written(each.value),
-                between(each.interval, written),
-                DASH if each.interval is None else each.interval.method,
-                each.n,
-            )
-            for words, each, written in _figures(statistics, unit)
-            if each is not None
-        ],
+        columns=(*columns, Column("pairs", count)),
+        rows=rows,
         caption=f"Intervals from {statistics.clusters}.",
         sortable=False,
     )
@@ -249,7 +237,6 @@ def _figures(statistics: Statistics, unit: str) -> Iterator[tuple[str, Estimate 
 
 
 def _subsets_table(subsets: pl.DataFrame, by: tuple[str, ...], unit: str) -> Table:
-    """Return the figures of every subset; `unit` is of the loss."""
     return table_of(
         subsets,
         {
@@ -257,21 +244,17 @@ def _subsets_table(subsets: pl.DataFrame, by: tuple[str, ...], unit: str) -> Tab
             REWARD_ACCURACY: ("accuracy", share),
             f"{REWARD_ACCURACY}_low": ("from", share),
             f"{REWARD_ACCURACY}_high": ("to", share),
-            "p_value": ("p", p_value),
-            "p_holm": ("p (Holm)", p_value),
-            "p_benjamini_hochberg": ("p (BH)", p_value),
+            **P_VALUES,
             REWARD_MARGIN: ("mean margin", number),
             LOSS: ("mean loss", number),
         },
         by=by,
         caption=f"{counted(subsets.height, 'subset')}. p is of an accuracy (ties half) of 1/2; "
-        "Holm keeps the chance of any false alarm among the subsets, BH (Benjamini and Hochberg) "
-        f"the share of false alarms. Margin{' and loss' if unit else ''} in nats.",
+        f"{WORDS_OF_P_VALUES} Margin{' and loss' if unit else ''} in nats.",
     )
 
 
 def _flips_table(flips: Flips) -> Table:
-    """Return whose own log-probs prefer the chosen completion."""
     return crossed(
         "own log-probs prefer the chosen completion",
         ("policy does", "policy does not"),
@@ -298,7 +281,6 @@ def _reliability_table(statistics: Statistics) -> Table:
 
 
 def _lowest_table(lowest: pl.DataFrame) -> Table:
-    """Return the pairs with the smallest margins."""
     return table_of(
         lowest,
         {
@@ -315,16 +297,11 @@ def _lowest_table(lowest: pl.DataFrame) -> Table:
 
 
 def _invalid_table(report: InvalidReport) -> Table | str:
-    """Return which rules were broken, how often, and where first."""
     if not report.broken:
         return f"All {counted(report.n_pairs, 'pair')} keep the contract."
+    columns = Column("rule"), Column("a value must be"), Column("rows", count), Column("the first")
     return Table(
-        columns=(
-            Column("rule"),
-            Column("a value must be"),
-            Column("rows", count),
-            Column("the first"),
-        ),
+        columns=columns,
         rows=[(each.name, each.requirement, each.count, _first(each)) for each in report.broken],
         caption=f"{counted(report.n_invalid, 'pair')} of {count(report.n_pairs)} broke the "
         "contract; one that broke two rules counts under both. Rows count from 0.",
@@ -340,7 +317,6 @@ def _first(rule: BrokenRule) -> str:
 
 
 def _method_table(evaluation: Evaluation, statistics: Statistics) -> Table:
-    """Return the inputs, parameters and versions."""
     summary, by = evaluation.summary, statistics.gathered.by
     columns = [
         name if name == source else f"{name} from {source}"
@@ -358,7 +334,7 @@ def _method_table(evaluation: Evaluation, statistics: Statistics) -> Table:
             ("columns", ", ".join(columns)),
             ("subsets by", ", ".join(by) or "nothing"),
             ("intervals from", statistics.clusters),
-            ("level of intervals", level_of(statistics)),
+            ("level of intervals", percent(statistics.level)),
             ("versions", ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)),
         ]
     )

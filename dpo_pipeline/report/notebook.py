@@ -11,7 +11,7 @@ from dpo_pipeline.columns import LOSS, N_INVALID, N_PAIRS, REWARD_ACCURACY, REWA
 from dpo_pipeline.comparison import Comparison
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation import Evaluation, Reported
-from dpo_pipeline.report.page_tables import SHARES, Column, Table, Writer, table_of
+from dpo_pipeline.report.page_tables import SHARES, Column, Table, Writer, percent, table_of
 from dpo_pipeline.statistics import between, count, number, p_value, points, share
 from dpo_pipeline.sums import SUMMARY_FIGURES, TRL_METRICS
 from dpo_pipeline.tables import ROWS_SHOWN
@@ -35,7 +35,7 @@ def _evaluation(evaluation: Evaluation) -> Iterator[str]:
     )
     columns = [Column(""), Column("value", str)]
     if statistics is not None:
-        columns.append(Column(f"{100.0 * statistics.level:g}% interval", str))
+        columns.append(Column(f"{percent(statistics.level)} interval", str))
     rows = []
     for metric, name in TRL_METRICS.items():
         written = share if name in SHARES else number
@@ -91,7 +91,7 @@ def difference_table(comparison: Comparison, *, missing: str = "") -> Table:
         interval = between(each.estimate.interval, differing)
         smallest = missing if each.smallest_effect is None else differing(each.smallest_effect)
         rows.append((name, *values, interval, p_value(each.p_value), smallest))
-    level = f"{100.0 * comparison.level:g}% interval"
+    level = f"{percent(comparison.level)} interval"
     titles = ("A", "B", "B minus A", level, "p", "smallest effect")
     return Table(
         columns=[Column(""), *(Column(title, str) for title in titles)], rows=rows, sortable=False

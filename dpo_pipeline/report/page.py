@@ -9,15 +9,12 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
-from typing import Final
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from dpo_pipeline.evaluation import Finding
 from dpo_pipeline.report.charts import DARK, LIGHT, Figure, custom_properties
 from dpo_pipeline.report.page_tables import Table
-
-_SCRIPT: Final = "page.js"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,57 +28,38 @@ class Tile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """A part of a page under a heading of its own, in the order of the fields.
+    """A part of a page under a heading of its own, in the order of the fields."""
 
-    Attributes:
-        name: The anchor.
-        title: The heading; also in the navigation.
-        figures: Charts; several have headings of their own.
-        findings: What the reader must know; one without a title is its evidence alone.
-        parts: Tables, and texts as paragraphs.
-    """
-
-    name: str
+    name: str  # the anchor
     title: str
-    figures: Sequence[Figure] = ()
-    findings: Sequence[Finding] = ()
-    parts: Sequence[Table | str] = ()
+    figures: Sequence[Figure] = ()  # several have headings of their own
+    findings: Sequence[Finding] = ()  # one without a title is its evidence alone
+    parts: Sequence[Table | str] = ()  # texts are paragraphs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """A whole report.
-
-    Attributes:
-        title: What was evaluated.
-        verdict: The answer, in a sentence.
-        lead: What else the reader must know at once, as paragraphs.
-        tiles: The main figures.
-        sections: In the order of reading.
-    """
+    """A whole report."""
 
     title: str
-    verdict: str
-    lead: Sequence[str]
+    verdict: str  # the answer, in a sentence
+    lead: Sequence[str]  # what else the reader must know at once, as paragraphs
     tiles: Sequence[Tile]
     sections: Sequence[Section]
 
     def html(self) -> str:
         """Return the page as one HTML document."""
-        bundle, script = _bundle(), _asset(_SCRIPT)
-        return (
-            templates()
-            .get_template("page.html.j2")
-            .render(
-                page=self,
-                policy=_policy(bundle, script),
-                scripts=(bundle, script),
-                style=_asset("style.css"),
-                light=custom_properties(LIGHT),
-                dark=custom_properties(DARK),
-                licences=_asset("licences.txt"),
-                version=version("dpo_pipeline"),
-            )
+        bundle, script = _bundle(), _asset("page.js")
+        template = templates().get_template("page.html.j2")
+        return template.render(
+            page=self,
+            policy=_policy(bundle, script),
+            scripts=(bundle, script),
+            style=_asset("style.css"),
+            light=custom_properties(LIGHT),
+            dark=custom_properties(DARK),
+            licences=_asset("licences.txt"),
+            version=version("dpo_pipeline"),
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from dpo_pipeline.statistics import as_written, count, number
+from dpo_pipeline.statistics import as_written, count, number, p_value
 
 Writer = Callable[[Any], str]
 """Returns a number as text."""
@@ -17,6 +17,11 @@ Writer = Callable[[Any], str]
 def three_digits(value: float | None) -> str:
     """Return a number with three digits: a figure from a histogram is known no better (0.25%)."""
     return number(value, 3)
+
+
+def percent(level: float) -> str:
+    """Return a level of confidence in per cent."""
+    return f"{100.0 * level:g}%"
 
 
 WORDS_OF_FIGURES: Final = {
@@ -34,6 +39,15 @@ WORDS_OF_FIGURES: Final = {
     "ref_chosen_logps": "mean log-prob of the chosen completion under the reference, nats",
     "ref_rejected_logps": "mean log-prob of the rejected completion under the reference, nats",
 }
+P_VALUES: Final[Mapping[str, tuple[str, Writer]]] = {
+    "p_value": ("p", p_value),
+    "p_holm": ("p (Holm)", p_value),
+    "p_benjamini_hochberg": ("p (BH)", p_value),
+}
+WORDS_OF_P_VALUES: Final = (
+    "Holm keeps the chance of any false alarm among the subsets, BH (Benjamini and Hochberg) the "
+    "share of false alarms."
+)
 SHARES: Final = frozenset({"reward_accuracy", "reward_accuracy_half", "tie_rate"})
 """Figures that are written in per cent."""
 
@@ -43,12 +57,7 @@ _LONG: Final = 40
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a table.
-
-    Attributes:
-        title: Its head.
-        write: How its numbers are written; None for a column of words.
-    """
+    """A column of a table; one of words has no `write`, which writes numbers."""
 
     title: str
     write: Writer | None = None
@@ -71,21 +80,13 @@ class Column:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A table whose first column names the rows.
+    """A table whose first column names the rows."""
 
-    Attributes:
-        columns: Its columns; a table without titles has no head.
-        rows: Values in the order of the columns; None is a missing one.
-        caption: What it shows.
-        sortable: Whether its heads are buttons that sort.
-        folded: What is clicked to see the table; without it the table is open.
-    """
-
-    columns: Sequence[Column]
-    rows: Sequence[Sequence[Any]]
+    columns: Sequence[Column]  # without a title in any, the table has no head
+    rows: Sequence[Sequence[Any]]  # None is a missing value
     caption: str = ""
-    sortable: bool = True
-    folded: str = ""
+    sortable: bool = True  # its heads are buttons that sort
+    folded: str = ""  # what is clicked to see the table; without it the table is open
 
     @property
     def has_head(self) -> bool:
@@ -125,19 +126,11 @@ def table_of(
     caption: str = "",
     folded: str = "",
 ) -> Table:
-    """Return a table of columns of a frame.
+    """Return a table of columns of a frame, each with its title and how it is written.
 
-    Args:
-        frame: Where the values are.
-        columns: Column of the frame to its title and how it is written.
-        by: Columns of the dataset that stand first, under their own names.
-        caption: What the table shows.
-        folded: What is clicked to see it.
+    The columns `by` of the dataset stand first, under their own names.
     """
     named = {name: (name, writer_of(frame.schema[name])) for name in by} | dict(columns)
-    return Table(
-        columns=[Column(*each) for each in named.values()],
-        rows=frame.select(*named).rows(),
-        caption=caption,
-        folded=folded,
-    )
+    heads = [Column(*each) for each in named.values()]
+    rows = frame.select(*named).rows()
+    return Table(columns=heads, rows=rows, caption=caption, folded=folded)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -30,14 +30,7 @@ _Output: TypeAlias = Callable[[pl.LazyFrame, int], pl.LazyFrame]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartTask:
-    """A part to be written.
-
-    Attributes:
-        index: Its number among the tasks.
-        part: The part.
-        target: Where.
-        has_invalid: Whether there may be invalid pairs in it.
-    """
+    """A part to be written; `has_invalid` says whether there may be invalid pairs in it."""
 
     index: int
     part: Part
@@ -49,15 +42,8 @@ class PartTask:
 class PairWriter:
     """Writes the outputs of a run: each file by one plan with one sink, or by plans in turn.
 
-    Attributes:
-        dataset: The input.
-        rules: The rules of the run.
-        objective: What is computed.
-        scorer: What scored the shards.
-        names: Input columns that are kept.
-        watch: Receives progress, if it is in this process.
-        n_valid: Valid pairs of the dataset.
-        facts: Metadata of the files.
+    `names` are the input columns that are kept, `n_valid` the valid pairs of the whole dataset,
+    and `facts` the metadata of the files.
     """
 
     dataset: Dataset
@@ -96,10 +82,17 @@ class PairWriter:
 
         def sink(out: Out) -> None:
             if self.objective.is_of_batches:
-                pieces = self.scorer.scored_part(self.dataset, part)
-                with reading(source):
-                    plans = (output(piece, first) for piece, first in pieces)
-                    _sink_in_turn(plans, out, self.facts)
+                file = GrowingFile(
+                    out.path,
+                    out.name,
+                    self.facts,
+                    rows_per_group=OUTPUT_ROWS_PER_GROUP,
+                    filesystem=out.filesystem,
+                )
+                # The rows of one plan are in memory at a time.
+                with reading(source), file:
+                    for piece, first in self.scorer.scored_part(self.dataset, part):
+                        file.append(output(piece, first).collect(engine="streaming"))
             else:
                 pairs = self.scorer.binding.prepare(self.dataset.scan(part))
                 plan = output(with_scores(pairs, self.objective), part.begin)
@@ -148,13 +141,3 @@ def _sink(plan: pl.LazyFrame, out: Out, facts: Mapping[str, str], *, row_bytes: 
             engine="streaming",
             **out.options,
         )
-
-
-def _sink_in_turn(plans: Iterable[pl.LazyFrame], out: Out, facts: Mapping[str, str]) -> None:
-    """Write the rows of several plans to one file, those of one plan in memory at a time."""
-    rows = OUTPUT_ROWS_PER_GROUP
-    with GrowingFile(
-        out.path, out.name, facts, rows_per_group=rows, filesystem=out.filesystem
-    ) as file:
-        for plan in plans:
-            file.append(plan.collect(engine="streaming"))

@@ -19,14 +19,7 @@ from dpo_pipeline.tables import as_json
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartOutputs:
-    """The files of an output: one for each input file, or one for each run of row groups.
-
-    Attributes:
-        dataset: The input.
-        parts: The parts of the input, each an output file.
-        is_folder: Whether they lie in a folder.
-        executor: What writes them.
-    """
+    """The files of an output: one for each part of the input; `is_folder` if in a folder."""
 
     dataset: Dataset
     parts: Sequence[Part]
@@ -35,11 +28,7 @@ class PartOutputs:
 
     @classmethod
     def of(cls, dataset: Dataset, part_rows: int | None, executor: Executor) -> Self:
-        """Cut the files of a dataset into parts of at most `part_rows` rows.
-
-        Raises:
-            UsageError: `part_rows` cannot be used, or an engine would write to one file.
-        """
+        """Cut the files of a dataset into parts of at most `part_rows` rows."""
         whole = isinstance(part_rows, int) and not isinstance(part_rows, bool)
         if part_rows is not None and not (whole and part_rows >= 1):
             raise UsageError(f"part_rows must be a whole number, at least 1, found {part_rows!r}")
@@ -54,12 +43,8 @@ class PartOutputs:
                 "one output file has one writer: give part_rows (--part-rows) to cut the input "
                 "into parts, whose output is a folder, or leave the engine out"
             )
-        return cls(
-            dataset=dataset,
-            parts=dataset.parts(part_rows),
-            is_folder=is_folder,
-            executor=executor,
-        )
+        parts = dataset.parts(part_rows)
+        return cls(dataset=dataset, parts=parts, is_folder=is_folder, executor=executor)
 
     @property
     def relatives(self) -> list[str] | None:
@@ -81,11 +66,7 @@ class PartOutputs:
         total: int,
         is_told: bool,
     ) -> str:
-        """Write all parts and return their manifest: rows by file, and the summary.
-
-        Raises:
-            StorageError: The parts do not add up to `total` rows, or a file is missing.
-        """
+        """Write all parts and return their manifest: rows by file, and the summary."""
         counts: dict[str, int] = {}
         tasks = part_tasks(self.parts, targets, measured.suspects)
         with without_attempts(targets):

@@ -29,25 +29,19 @@ from dpo_pipeline.evaluation import (
     warn_of,
 )
 from dpo_pipeline.options import Batches, Scored, Subsets
-from dpo_pipeline.plan import Facts, Plan, planned
+from dpo_pipeline.plan import Facts, Output, Plan, planned
 from dpo_pipeline.scoring.pair_writer import PairWriter
 from dpo_pipeline.scoring.part_outputs import PartOutputs
 from dpo_pipeline.sources import Dataset, checked_parquet_name, publication_of
-from dpo_pipeline.storage import Output, is_address
+from dpo_pipeline.storage import is_address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScorePlan(Plan[Evaluation]):
     """The plan of `score_parquet`.
 
-    Attributes:
-        measurement: What is read and measured.
-        parts: The output files.
-        sink: Where scored pairs go.
-        invalid: Where invalid pairs go, if they are quarantined.
-        carried: Input columns that scored pairs keep.
-        options: The groups of options, under the parameters of the call.
-        outputs: What is written.
+    Scored pairs go to `sink` and keep the columns `carried`. Invalid pairs go to `invalid`, if they
+    are quarantined. `options` are the groups of options, under the parameters of the call.
     """
 
     measurement: Measurement
@@ -210,26 +204,19 @@ def score_parquet(
     )
 
 
-def check_outside(source: object, targets: Sequence[object]) -> None:
-    """Check that no output lies in an input folder.
-
-    Raises:
-        StorageError: One does.
-    """
-    if isinstance(source, str) and is_address(source):
-        for target in targets:
-            if is_address(target) and str(target).startswith(source.rstrip("/") + "/"):
-                raise StorageError(
-                    str(target), "lies in the input folder, and a next run would read it"
-                )
-    if not isinstance(source, (str, os.PathLike)) or not os.path.isdir(source):
+def check_outside(source: object, targets: Sequence[str | os.PathLike[str] | None]) -> None:
+    """Check that no output lies in an input folder."""
+    if not isinstance(source, (str, os.PathLike)):
         return
-    folder = os.path.realpath(source)
-    for target in targets:
-        if isinstance(target, (str, os.PathLike)):
-            path = os.fspath(target)
-            if os.path.realpath(path).startswith(folder + os.sep):
-                raise StorageError(path, "lies in the input folder, and a next run would read it")
+
+    def whole(path: str | os.PathLike[str]) -> str:
+        return os.fspath(path) if is_address(path) else os.path.realpath(path)
+
+    folder = whole(source).rstrip("/") + "/"
+    for target in targets if is_address(source) or os.path.isdir(source) else ():
+        if target is not None and whole(target).startswith(folder):
+            problem = "lies in the input folder, and a next run would read it"
+            raise StorageError(os.fspath(target), problem)
 
 
 def beside(sink: str | os.PathLike[str]) -> str | Path:
@@ -251,11 +238,7 @@ def in_files(binding: Binding, dataset: Dataset) -> list[str]:
 def carried_columns(
     keep: str | Sequence[str] | None, binding: Binding, dataset: Dataset
 ) -> list[str]:
-    """Return the input columns that scored pairs keep; all of them by default.
-
-    Raises:
-        UsageError: There is no such column.
-    """
+    """Return the input columns that scored pairs keep; all of them by default."""
     names = in_files(binding, dataset)
     if keep is None:
         return names

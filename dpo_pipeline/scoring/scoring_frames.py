@@ -24,14 +24,7 @@ from dpo_pipeline.columns import (
     TOKENS_OF,
     resolve,
 )
-from dpo_pipeline.contract import (
-    Binding,
-    Places,
-    RuleSet,
-    Schema,
-    bind,
-    listed,
-)
+from dpo_pipeline.contract import Binding, Places, Schema, bind, listed
 from dpo_pipeline.defaults import LOSS_NAME, ON_INVALID
 from dpo_pipeline.errors import ColumnError, InvalidPairsError, UsageError
 from dpo_pipeline.evaluation import Groups, ShardScorer, checked_objective, max_logp_of
@@ -48,6 +41,7 @@ if TYPE_CHECKING:
 
 _TABLE: Final = "the table"
 _VALID: Final = "__dpo_pipeline_valid"
+_ADDED: Final = tuple(added.name for added in SCORED)
 
 
 def score(
@@ -95,8 +89,7 @@ def score(
     groups = Groups.of(locals())
     objective, kept = groups.objective, given(Scored, scored)
     dataset = groups.opened()
-    adds = [added.name for added in SCORED]
-    binding = groups.bound(dataset, objective.needs, adds=adds, replace_added=kept.replace)
+    binding = groups.bound(dataset, objective.needs, adds=_ADDED, replace_added=kept.replace)
     sizes = given(Batches, batches)
     if sizes.file is not None:
         raise UsageError("score makes no batch means: use evaluate for a file of them")
@@ -105,7 +98,7 @@ def score(
         raise UsageError(f"batches: {objective} does not depend on batches")
     scorer = ShardScorer(binding=binding, objectives=(objective,), batching=batching)
     made = scorer.scored(Shard(frame=dataset.frame, first_row=0, rows=None))
-    return made.select(*carried_columns(kept.keep, binding, dataset), *adds)
+    return made.select(*carried_columns(kept.keep, binding, dataset), *_ADDED)
 
 
 def token_kl(pairs: Any, *, contract: Any = None, scored: Any = None) -> pl.LazyFrame:
@@ -242,87 +235,58 @@ class ArrowStage:
         """
         import pyarrow as pa
 
-        bound = self._bound(table)
-        scored = with_scores(bound.binding.prepare(bound.frame.lazy()), self.objective)
-        made = scored.with_columns(bound.rules.valid.alias(_VALID)).collect()
-        own = {name: table.column(source) for name, source in bound.untouched.items()}
-        computed = made.select(n for n in (*bound.names, *_ADDED) if n not in own).to_arrow()
+        frame, binding, whole = self._bound(table)
+        rules = binding.rules.with_scores_in_range(self.objective.columns_to_check(self.max_logp))
+        scored = with_scores(binding.prepare(frame.lazy()), self.objective)
+        made = scored.with_columns(rules.valid.alias(_VALID)).collect()
+        untouched = {
+            name: source
+            for name in whole.columns
+            if self.contract is None
+            and (source := whole.mapping.get(name, name)) in table.column_names
+            and frame.schema.get(source, pl.Null) == whole.columns[name]
+        }
+        names = (*whole.columns, *_ADDED)
+        computed = made.select(name for name in names if name not in untouched).to_arrow()
         fields, arrays = [], []
-        for name in (*bound.names, *_ADDED):
-            source = bound.untouched.get(name)
-            inside = computed if source is None else table
-            field = inside.schema.field(name if source is None else source)
-            fields.append(field.with_name(name))
-            arrays.append(inside.column(field.name))
+        for name in names:
+            source, inside = untouched.get(name, name), table if name in untouched else computed
+            fields.append(inside.schema.field(source).with_name(name))
+            arrays.append(inside.column(source))
         result = pa.table(arrays, schema=pa.schema(fields, metadata=table.schema.metadata))
         if made[_VALID].all():
             return result
         if self.on_invalid == "raise":
-            raise InvalidPairsError(_report(scored, bound.rules, made))
+            report = InvalidReport(
+                source=_TABLE,
+                n_pairs=made.height,
+                n_invalid=int(made[_VALID].not_().sum()),
+                broken=listed(scored, rules, Places([]), read_from=_TABLE).broken(),
+            )
+            raise InvalidPairsError(report)
         return result.filter(made[_VALID].to_arrow())
 
-    def _bound(self, table: pa.Table) -> _Bound:
-        names = table.column_names
-        needs = self.objective.needs
+    def _bound(self, table: pa.Table) -> tuple[pl.DataFrame, Binding, Binding]:
+        """Return the columns that Polars reads, their contract, and that of the whole table."""
+        names, needs = table.column_names, self.objective.needs
         roles = set(resolve(names, self.columns, needs).mapping.values())
         # Only these go through Polars: other columns may be of types that it lacks.
         read = [name for name in names if name in roles or self.contract is not None]
         with reading(_TABLE):
             frame = pl.DataFrame(table.select(read))
-        arguments: dict[str, Any] = {
-            "source": _TABLE,
-            "max_logp": self.max_logp,
-            "columns": self.columns,
-            "contract": self.contract,
-            "needs": needs,
-        }
-        adds = [added.name for added in SCORED]
+
+        def bound(plan: pl.LazyFrame) -> Binding:
+            return bind(
+                plan,
+                source=_TABLE,
+                max_logp=self.max_logp,
+                columns=self.columns,
+                contract=self.contract,
+                needs=needs,
+                adds=_ADDED,
+                replace=self.replace,
+            )
+
         schema = {name: frame.schema.get(name, pl.Null) for name in names}
-        whole = bind(pl.LazyFrame(schema=schema), adds=adds, replace=self.replace, **arguments)
-        binding = bind(frame.lazy(), adds=adds, replace=self.replace, **arguments)
-        untouched = {
-            name: source
-            for name in whole.columns
-            if self.contract is None and (source := whole.mapping.get(name, name)) in names
-            if frame.schema.get(source, pl.Null) == whole.columns[name]
-        }
-        checked = self.objective.columns_to_check(self.max_logp)
-        return _Bound(
-            frame=frame,
-            binding=binding,
-            rules=binding.rules.with_scores_in_range(checked),
-            names=tuple(whole.columns),
-            untouched=untouched,
-        )
-
-
-_ADDED: Final = tuple(added.name for added in SCORED)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Bound:
-    """A table that the contract was bound to.
-
-    Attributes:
-        frame: The columns that Polars reads.
-        binding: The contract.
-        rules: All rules, also those on scores.
-        names: The columns of the result before the added ones.
-        untouched: The columns that are copied as they are, to their input columns.
-    """
-
-    frame: pl.DataFrame
-    binding: Binding
-    rules: RuleSet
-    names: tuple[str, ...]
-    untouched: Mapping[str, str]
-
-
-def _report(scored: pl.LazyFrame, rules: RuleSet, made: pl.DataFrame) -> InvalidReport:
-    found = listed(scored, rules, Places([]), read_from=_TABLE)
-    return InvalidReport(
-        source=_TABLE,
-        n_pairs=made.height,
-        n_invalid=int(made[_VALID].not_().sum()),
-        broken=found.broken(),
-    )
+        whole = bound(pl.LazyFrame(schema=schema))
+        return frame, bound(frame.lazy()), whole

@@ -37,11 +37,7 @@ def ipc(source: SourcePath, columns: Mapping[str, str] | None = None) -> Rows:  
 
 
 def streams(paths: Iterable[str]) -> pl.LazyFrame:
-    """Return the rows of Arrow IPC streams, mapped into memory and read a record batch at a time.
-
-    Raises:
-        StorageError: One cannot be read, or its columns are not those of the first.
-    """
+    """Return the rows of Arrow IPC streams, mapped into memory and read batch by batch."""
     import pyarrow as pa
 
     def batches(path: str) -> Iterator[Any]:
@@ -55,9 +51,9 @@ def streams(paths: Iterable[str]) -> pl.LazyFrame:
 
     schemas = {path: pl.DataFrame(next(batches(path))).schema for path in paths}
     first, schema = next(iter(schemas.items()))
-    for path, other in schemas.items():
-        if other != schema:
-            raise StorageError(path, f"has other columns or types than {first}")
+    odd = next((path for path, other in schemas.items() if other != schema), None)
+    if odd is not None:
+        raise StorageError(odd, f"has other columns or types than {first}")
 
     def parts(names: list[str], n_rows: int | None) -> Iterator[pl.DataFrame]:
         left = n_rows

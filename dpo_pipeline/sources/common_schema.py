@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import polars as pl
 
@@ -11,26 +11,15 @@ from dpo_pipeline.columns import LOGP_ROLES, resolve
 from dpo_pipeline.errors import ColumnError
 
 WIDENING: Final = pl.ScanCastOptions(
-    integer_cast=["upcast", "allow-float"],
-    float_cast="upcast",
-    categorical_to_string="allow",
+    integer_cast=["upcast", "allow-float"], float_cast="upcast", categorical_to_string="allow"
 )
 """What a scan may do to a column so that it has the type in the common schema."""
 
-_UNSIGNED: Final[dict[pl.DataType, int]] = {
-    pl.UInt8(): 8,
-    pl.UInt16(): 16,
-    pl.UInt32(): 32,
-    pl.UInt64(): 64,
-}
-_SIGNED: Final[dict[pl.DataType, int]] = {
-    pl.Int8(): 8,
-    pl.Int16(): 16,
-    pl.Int32(): 32,
-    pl.Int64(): 64,
-}
-_FLOATS: Final[dict[pl.DataType, int]] = {pl.Float16(): 11, pl.Float32(): 24, pl.Float64(): 53}
-_BITS: Final[dict[pl.DataType, int]] = {**_UNSIGNED, **_SIGNED, **_FLOATS}
+_Bits: TypeAlias = dict[pl.DataType, int]
+_UNSIGNED: Final[_Bits] = {pl.UInt8(): 8, pl.UInt16(): 16, pl.UInt32(): 32, pl.UInt64(): 64}
+_SIGNED: Final[_Bits] = {pl.Int8(): 8, pl.Int16(): 16, pl.Int32(): 32, pl.Int64(): 64}
+_FLOATS: Final[_Bits] = {pl.Float16(): 11, pl.Float32(): 24, pl.Float64(): 53}
+_BITS: Final[_Bits] = {**_UNSIGNED, **_SIGNED, **_FLOATS}
 """Numbers from narrow to wide, and the bits that each holds; of a float, its mantissa's."""
 
 
@@ -39,16 +28,9 @@ def common_schema(
 ) -> pl.Schema | None:
     """Return the schema that holds every file's values; None if all files have the same one.
 
-    Columns stand as in the first file; those that it lacks follow. A column that a file
-    lacks will be null there, unless it is a log-prob.
-
-    Args:
-        files: Paths and their schemas.
-        columns: Role to column, as the user said.
-
-    Raises:
-        ColumnError: A file lacks a log-prob that others have, or calls it by another name, or
-            has a column of a type that goes with no other file's. The file is the error's source.
+    Columns stand as in the first file; those that it lacks follow. A column that a file lacks will
+    be null there, unless it is a log-prob: that is an error, whose source is the file, and so are
+    types that do not go together. `columns` is role to column, as the user said.
     """
     layouts: dict[tuple[tuple[str, pl.DataType], ...], str] = {}
     for path, schema in files:

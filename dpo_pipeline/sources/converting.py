@@ -17,17 +17,11 @@ from dpo_pipeline.defaults import OUTPUT_ROWS_PER_GROUP, WIDE_ROWS_PER_GROUP, ZS
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ColumnError, UsageError
 from dpo_pipeline.options import Execution, Outputs, Pairs
-from dpo_pipeline.plan import Facts, Input, Plan, planned
+from dpo_pipeline.plan import Facts, Input, Output, Plan, planned
 from dpo_pipeline.sources.dataset import Dataset, publication_of
 from dpo_pipeline.sources.formats import checked_parquet_name
 from dpo_pipeline.sources.opening import format_of, open_pairs
-from dpo_pipeline.storage import (
-    METADATA_KEY,
-    Access,
-    Output,
-    reading,
-    writing,
-)
+from dpo_pipeline.storage import METADATA_KEY, Access, reading, writing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,14 +29,8 @@ class ConvertPlan(Plan[int]):
     """What `convert` does.
 
     Attributes:
-        dataset: The rows.
-        format: The format that they are in.
-        sink: The Parquet file.
         columns: Role to the column that was found for it.
-        made: The options of outputs.
-        execution: How the data is reached.
         options: The groups of options, under the parameters of the call.
-        outputs: What is written.
     """
 
     dataset: Dataset
@@ -82,8 +70,7 @@ class ConvertPlan(Plan[int]):
             "format": self.format,
             "columns": dict(self.columns),
         }
-        access = Access.of(self.execution)
-        with publication_of(self.made, access, self.dataset) as publication:
+        with publication_of(self.made, Access.of(self.execution), self.dataset) as publication:
             hidden = publication.stage(self.sink)
             # Rows may be long, and the reader runs ahead of the sink by a number of chunks.
             with writing(hidden, name) as out, pl.Config(streaming_chunk_size=WIDE_ROWS_PER_GROUP):
@@ -138,14 +125,13 @@ def convert(
         ...     dpo_pipeline.convert(source, os.path.join(folder, "pairs.parquet"))
         1
     """
-    source = pairs if isinstance(pairs, Pairs) else Pairs(pairs)
-    if format is not None:
-        source = given(Pairs, source, format=format)
+    source = given(Pairs, pairs if isinstance(pairs, Pairs) else Pairs(pairs), format=format)
     if not isinstance(sink, (str, os.PathLike)):
         raise UsageError(f"sink must be a path, found {type(sink).__name__}")
     checked_parquet_name(sink)
     made, run = given(Outputs, outputs), given(Execution, execution)
-    dataset = open_pairs(source, access=Access.of(run), as_reference=None, cancel=run.cancel)
+    access = Access.of(run)
+    dataset = open_pairs(source, access=access, as_reference=None, cancel=run.cancel)
     with reading(dataset.name):
         names = dataset.frame.collect_schema().names()
     mapping = _useful_mapping(dataset.name, names, resolve(names, source.columns))
@@ -157,16 +143,12 @@ def convert(
         made=made,
         execution=run,
         options={"pairs": source, "outputs": made, "execution": run},
-        outputs=(publication_of(made, Access.of(run), dataset).check(sink),),
+        outputs=(publication_of(made, access, dataset).check(sink),),
     )
 
 
 def _useful_mapping(source: str, names: list[str], found: Resolution) -> dict[str, str]:
-    """Return the roles that were found, if they are of use.
-
-    Raises:
-        ColumnError: They are not both log-probs of a model, or something is in the way.
-    """
+    """Return the roles that were found, if they are of use."""
     sides = {
         model: [
             any(

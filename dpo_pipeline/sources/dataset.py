@@ -15,26 +15,16 @@ from dpo_pipeline.defaults import MAX_FILE_ROWS, SHARD_ROWS
 from dpo_pipeline.errors import StorageError
 from dpo_pipeline.options import Outputs
 from dpo_pipeline.sources.common_schema import WIDENING, common_schema
-from dpo_pipeline.sources.files import (
-    Identities,
-    PairFile,
-    Part,
-    SourcePath,
-    footers,
-    found_files,
-)
+from dpo_pipeline.sources.files import Identities, PairFile, Part, SourcePath, footers, found_files
 from dpo_pipeline.sources.formats import not_parquet
 from dpo_pipeline.storage import LOCAL, Access, Outputs as Publication, reading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """Consecutive rows of a dataset that one query evaluates.
+    """Consecutive rows of a dataset, from number `first_row` on, that one query evaluates.
 
-    Attributes:
-        frame: The rows.
-        first_row: The number of the first one in the whole dataset.
-        rows: How many; None where only reading can tell.
+    `rows` is None where only reading can tell.
     """
 
     frame: pl.LazyFrame
@@ -55,8 +45,6 @@ class Dataset:
     """Pairs to be read, from files or from a frame.
 
     Attributes:
-        name: What reports call it.
-        frame: All of it.
         files: The files in the order of their path strings; empty for a frame.
         is_folder: Whether an output of the same shape is a folder.
         hive: Columns that are in the folder names and in no file.
@@ -79,12 +67,7 @@ class Dataset:
     compare_keys: Callable[[], None] | None = None
 
     def check_keys(self) -> None:
-        """Read the keys of the rows and of their reference, if they have one.
-
-        Raises:
-            JoinError: Keys are null, are there twice, or are on one side only.
-            StorageError: A file cannot be read.
-        """
+        """Read the keys of the rows and of their reference, if they have one."""
         if self.compare_keys is not None:
             self.compare_keys()
 
@@ -179,16 +162,8 @@ def open_dataset(
     """Find the Parquet files of a source and read their footers; no data is read.
 
     Files may have their columns in different orders, types that one type holds without loss,
-    and lack columns other than log-probs; they are read as if all were alike.
-
-    Args:
-        source: Where they are.
-        columns: Role to column, where names and aliases do not say it.
-        access: How object stores are reached.
-
-    Raises:
-        StorageError: There is no such file, it is not Parquet, or it has too many rows.
-        ColumnError: A file's columns do not go with those of the others.
+    and lack columns other than log-probs (by `columns`, role to column, and aliases); they are
+    read as if all were alike.
     """
     name, root, paths, is_folder = found_files(source, access)
     files: list[PairFile] = []
@@ -196,10 +171,8 @@ def open_dataset(
     first_row = 0
     for file, schema in footers(paths, root, access):
         if file.rows > MAX_FILE_ROWS:
-            raise StorageError(
-                file.path,
-                f"has {file.rows:,} rows; a file can have {MAX_FILE_ROWS:,}, so split it",
-            )
+            problem = f"has {file.rows:,} rows; a file can have {MAX_FILE_ROWS:,}, so split it"
+            raise StorageError(file.path, problem)
         files.append(replace(file, first_row=first_row))
         schemas.append(schema)
         first_row += file.rows
@@ -216,12 +189,7 @@ def open_dataset(
         frame = pl.scan_parquet(paths, glob=False, **scanned)
         frame.collect_schema()
     return Dataset(
-        name=name,
-        frame=frame,
-        files=tuple(files),
-        is_folder=is_folder,
-        hive=hive,
-        scanned=scanned,
+        name=name, frame=frame, files=tuple(files), is_folder=is_folder, hive=hive, scanned=scanned
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import polars as pl
 
@@ -44,14 +44,8 @@ Identities: TypeAlias = Mapping[str, tuple[int, ...]]
 """Paths of files, each with what tells whether it changed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
-    """Rows of a source that is not read in shards.
-
-    Attributes:
-        frame: The rows.
-        files: The files that they are read from.
-    """
+class Rows(NamedTuple):
+    """Rows of a source that is not read in shards, and the files that they are read from."""
 
     frame: pl.LazyFrame
     files: Identities
@@ -62,10 +56,8 @@ class PairFile:
     """A Parquet file, from its footer.
 
     Attributes:
-        path: Where it is.
         relative: Its path below the source folder (its name, for a single file).
         first_row: The number of its first row in the whole dataset.
-        rows: How many rows it has.
         row_bytes: Average bytes of a row before compression; 0 if it is not known.
         row_groups: Rows of each row group.
         identity: What tells whether it changed since it was opened.
@@ -102,7 +94,6 @@ class Part:
         file: The input file; None if the dataset is not read from Parquet files.
         relative: The output's path below its folder.
         begin: The number of the first row in the file.
-        rows: How many; None where only reading can tell.
     """
 
     file: PairFile | None
@@ -121,10 +112,7 @@ def footers(
 ) -> Iterator[tuple[PairFile, pl.Schema]]:
     """Yield each file and its schema, reading footers ahead where files are far away.
 
-    Args:
-        paths: The files.
-        root: The folder that they are in; None for a single file.
-        access: How object stores are reached.
+    `root` is the folder that they are in; None for a single file.
     """
     read = partial(_footer, root=root, access=access)
     if not is_address(paths[0]):
@@ -247,11 +235,7 @@ def _found_paths(path: str) -> tuple[str, str | None, list[str], bool]:
 
 
 def files_of(source: SourcePath, endings: Sequence[str]) -> Identities:
-    """Find the files of a path, a list, a glob, or a folder that holds files with these endings.
-
-    Raises:
-        StorageError: There are none, or one is not there.
-    """
+    """Find the files of a path, a list, a glob, or a folder that holds files with these endings."""
     if not isinstance(source, (str, os.PathLike)):
         found = sorted(os.fspath(path) for path in source)
         name = "the list of inputs"
@@ -269,11 +253,7 @@ def files_of(source: SourcePath, endings: Sequence[str]) -> Identities:
 
 
 def text_files(source: SourcePath, endings: Sequence[str]) -> Identities:
-    """As `files_of`, for files that must hold text.
-
-    Raises:
-        StorageError: There are none, or one is of a binary format.
-    """
+    """As `files_of`, for files that must hold text."""
     files = files_of(source, endings)
     for path in files:
         kind = kind_of(path)
@@ -321,10 +301,7 @@ def lazily(
 ) -> pl.LazyFrame:
     """Return rows that are read in parts when they are asked for.
 
-    Args:
-        schema: The columns.
-        parts: From the names of the columns asked for, and the number of rows if it is limited,
-            to the rows.
+    `parts` gets the names of the columns asked for, and the number of rows if it is limited.
     """
     from polars.io.plugins import register_io_source
 

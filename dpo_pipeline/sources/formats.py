@@ -20,8 +20,6 @@ class Format:
     """A format and what is to be known before one reads it.
 
     Attributes:
-        name: What it is called.
-        description: What is in it, in a few words.
         endings: File names that end so are in this format and in no other.
         may_end: File names that end so can be in this format.
         reference_only: Whether it holds the reference's log-probs and never the policy's.
@@ -136,27 +134,19 @@ def not_parquet(path: str) -> str | None:
 
 def without_parquet(folder: str) -> str:
     """Say what a folder without Parquet seems to hold, and what to do."""
-    names = os.listdir(folder)
+    names, nothing = os.listdir(folder), "no .parquet file in this folder"
     if _SAVED & set(names) or any(name.endswith(".arrow") for name in names):
         return (
-            "no .parquet file in this folder; it looks like a dataset of save_to_disk: if it has "
-            "TRL's log-probs, say so (--reference-format trl; in Python, dpo_pipeline.read(path, "
-            "'trl'))"
+            f"{nothing}; it looks like a dataset of save_to_disk: if it has TRL's log-probs, say "
+            "so (--reference-format trl; in Python, dpo_pipeline.read(path, 'trl'))"
         )
-    found = [
-        row.name for row in _ROWS if row.endings and any(n.endswith(row.endings) for n in names)
-    ]
-    if found:
-        return f"no .parquet file in this folder; for its other files say --format {found[0]}"
-    return "no .parquet file in this folder"
+    found = (row.name for row in _ROWS if any(n.endswith(row.endings) for n in names))
+    other = next(found, None)
+    return nothing if other is None else f"{nothing}; for its other files say --format {other}"
 
 
 def checked_parquet_name(sink: str | os.PathLike[str]) -> None:
-    """Check that a file of Parquet is not named as one of another format.
-
-    Raises:
-        UsageError: It is.
-    """
+    """Check that a file of Parquet is not named as one of another format."""
     path = os.fspath(sink)
     name = _format_of(path)
     if name != PARQUET:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from threading import Event
@@ -35,18 +35,12 @@ KEY: Final = "__dpo_pipeline_key"
 
 _ROWS: Final = "__dpo_pipeline_rows_"
 _OURS: Final = ("__dpo_pipeline_chosen_tokens", "__dpo_pipeline_rejected_tokens")
-_REFERENCE_ROLES: Final = (REF_CHOSEN, REF_REJECTED)
+_REFERENCE: Final = (REF_CHOSEN.name, REF_REJECTED.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """Rows by where their keys are.
-
-    Attributes:
-        rows: Rows of each table.
-        alone: Rows of the first and of the second table whose key the other one does not have.
-        common: Keys of both.
-    """
+    """Rows of each table, rows of the first two whose key the other lacks, and keys of both."""
 
     rows: tuple[int, ...]
     alone: tuple[int, ...]
@@ -54,11 +48,7 @@ class Counts:
 
 
 def checked_on(on: object) -> str:
-    """Return the name of the key.
-
-    Raises:
-        UsageError: It is no name, or a pattern.
-    """
+    """Return the name of the key."""
     if not isinstance(on, str) or on == "*" or (on.startswith("^") and on.endswith("$")):
         raise UsageError(f"on must be the name of a column, and no pattern, found {on!r}")
     return on
@@ -68,14 +58,7 @@ def key_of(on: str, schemas: Mapping[str, pl.Schema]) -> pl.Expr:
     """Return the key as an expression that gives the same type in every table.
 
     Integers of any width are compared as Int128, which holds all of them; an integer and a text as
-    text: 7 is '7' and not '07'; categories as text.
-
-    Args:
-        on: The key.
-        schemas: Name of each table to its columns.
-
-    Raises:
-        ColumnError: A table has no such column, or one whose values cannot be equal to others'.
+    text: 7 is '7' and not '07'; categories as text. `schemas` are the tables' columns by name.
     """
     for name, schema in schemas.items():
         if on not in schema:
@@ -103,11 +86,7 @@ def count_keys(on: str, keys: Mapping[str, pl.LazyFrame], *, must_match: bool = 
     Args:
         on: What errors call the key.
         keys: Name of each table to its keys, as a frame with the one column `KEY`.
-        must_match: Whether a key that only one of the two tables has is a fault.
-
-    Raises:
-        JoinError: Keys are null or are there twice, or a shared one is not in the third table;
-            or keys are in one table alone, where they must match, or none is shared.
+        must_match: Whether a key that only one of the first two tables has is a fault.
     """
     names = list(keys)
     columns = [f"{_ROWS}{i}" for i in range(len(names))]
@@ -216,9 +195,7 @@ def join_reference(
     source = pairs if isinstance(pairs, Pairs) else Pairs(pairs)
     other = given(Reference, reference, on=on)
     run = given(Execution, execution)
-    access = Access(
-        storage_options=run.storage_options, credential_provider=run.credential_provider
-    )
+    access = Access.of(run)
     left = open_pairs(source, access=access, keys=[other.on], name="policy", cancel=run.cancel)
     dataset = with_reference(left, other, columns=source.columns, access=access, cancel=run.cancel)
     dataset.check_keys()
@@ -226,44 +203,60 @@ def join_reference(
 
 
 def with_reference(
-    dataset: Dataset,
+    policy: Dataset,
     reference: Reference,
     *,
     columns: Mapping[str, str] | None,
     access: Access,
     cancel: Event | None = None,
 ) -> Dataset:
-    """Return a dataset whose rows get the reference's log-probs.
+    """Return the policy's dataset, whose rows get the reference's log-probs.
 
-    No row is read: `check_keys` of the dataset reads and compares the keys.
-
-    Args:
-        dataset: Rows with the policy's log-probs.
-        reference: Where the reference is.
-        columns: Role to the policy's column, where names and aliases do not say it.
-        access: How the reference is reached, if it is in an object store.
-        cancel: Set it to stop the reading.
-
-    Raises:
-        UsageError, ColumnError, StorageError: As `join_reference`.
+    No row is read: `check_keys` of the dataset reads and compares the keys. `columns` is role to
+    the policy's column.
     """
-    other = open_reference(reference, access=access, cancel=cancel)
-    if other.name == dataset.name:
+    on, other = checked_on(reference.on), open_reference(reference, access=access, cancel=cancel)
+    if other.name == policy.name:
         other = replace(other, name=f"{other.name} (reference)")
-    return _joined(dataset, other, checked_on(reference.on), columns, reference.columns)
+    with reading(policy.name):
+        left = policy.frame.collect_schema()
+    with reading(other.name):
+        right = other.frame.collect_schema()
+    taken = reference_columns_of(right, reference.columns)
+    _check_joinable(other.name, on, right, taken.problems)
+    _check_joinable(policy.name, on, left, _on_both_sides(left, columns, other.name))
+    key = key_of(on, {other.name: right, policy.name: left}).alias(KEY)
+    found = other.frame.select(
+        key, *(pl.col(taken.mapping[name]).alias(name) for name in _REFERENCE)
+    )
+
+    def step(rows: pl.LazyFrame) -> pl.LazyFrame:
+        keyed = rows.with_columns(key)
+        return keyed.join(found, on=KEY, how="left", maintain_order="left").drop(KEY)
+
+    def compare_keys() -> None:
+        keys = {policy.name: policy.frame.select(key), other.name: found.select(KEY)}
+        with reading(" or ".join(keys)):
+            if on == PAIR_ID.name and LENGTHS[0] in right:
+                _prove_row_numbers(policy, other, key, columns)
+            count_keys(on, keys, must_match=True)
+
+    joint = step(policy.frame)
+    return replace(policy, frame=joint, step=step, reference=other, compare_keys=compare_keys)
+
+
+def _check_joinable(name: str, on: str, columns: pl.Schema, problems: Iterable[str]) -> None:
+    faults = [*problems, *([] if on in columns else [_no_key(on, columns)])]
+    if faults:
+        raise ColumnError(name, tuple(faults))
 
 
 def open_reference(reference: Reference, *, access: Access, cancel: Event | None = None) -> Dataset:
-    """Return a reference as a dataset.
-
-    Raises:
-        UsageError: A role is none of a reference.
-    """
+    """Return a reference as a dataset."""
     resolve((), reference.columns)  # refuses what is no mapping, or no role
     for role in reference.columns or ():
-        if role not in {each.name for each in _REFERENCE_ROLES}:
-            allowed = " and ".join(each.name for each in _REFERENCE_ROLES)
-            raise UsageError(f"reference columns: {role!r} is none of {allowed}")
+        if role not in _REFERENCE:
+            raise UsageError(f"reference columns: {role!r} is none of {' and '.join(_REFERENCE)}")
     pairs = Pairs(reference.source, format=reference.format, columns=reference.columns)
     return open_pairs(
         pairs,
@@ -272,54 +265,6 @@ def open_reference(reference: Reference, *, access: Access, cancel: Event | None
         name="reference",
         as_reference=True,
         cancel=cancel,
-    )
-
-
-def _joined(
-    policy: Dataset,
-    reference: Dataset,
-    on: str,
-    columns: Mapping[str, str] | None,
-    reference_columns: Mapping[str, str] | None,
-) -> Dataset:
-    """Return the policy's dataset, any part of which gets the reference's log-probs."""
-    with reading(policy.name):
-        left = policy.frame.collect_schema()
-    with reading(reference.name):
-        right = reference.frame.collect_schema()
-    taken = reference_columns_of(right, reference_columns)
-    problems = list(taken.problems)
-    if on not in right:
-        problems.append(_no_key(on, right))
-    if problems:
-        raise ColumnError(reference.name, tuple(problems))
-    problems = list(_on_both_sides(left, columns, reference.name))
-    if on not in left:
-        problems.append(_no_key(on, left))
-    if problems:
-        raise ColumnError(policy.name, tuple(problems))
-    key = key_of(on, {reference.name: right, policy.name: left}).alias(KEY)
-    found = reference.frame.select(
-        key, *(pl.col(taken.mapping[role.name]).alias(role.name) for role in _REFERENCE_ROLES)
-    )
-
-    def step(rows: pl.LazyFrame) -> pl.LazyFrame:
-        keyed = rows.with_columns(key)
-        return keyed.join(found, on=KEY, how="left", maintain_order="left").drop(KEY)
-
-    def compare_keys() -> None:
-        keys = {policy.name: policy.frame.select(key), reference.name: found.select(KEY)}
-        with reading(" or ".join(keys)):
-            if on == PAIR_ID.name and LENGTHS[0] in right:
-                _prove_row_numbers(policy, reference, key, columns)
-            count_keys(on, keys, must_match=True)
-
-    return replace(
-        policy,
-        frame=step(policy.frame),
-        step=step,
-        reference=reference,
-        compare_keys=compare_keys,
     )
 
 
@@ -360,21 +305,20 @@ def _prove_row_numbers(
 
 def reference_columns_of(columns: pl.Schema, explicit: Mapping[str, str] | None) -> Resolution:
     """Return the columns of a reference by role, with what is wrong with its log-probs."""
-    names = tuple(role.name for role in _REFERENCE_ROLES)
     found = resolve(columns.names(), explicit)
     problems = [
         problem.replace(MAPPING, "Reference(columns={role: name}), or --reference-column role=name")
         for problem in found.problems
-        if problem.startswith(names)
+        if problem.startswith(_REFERENCE)
     ]
     problems += [
         f"{name}: it is there token by token, and a reference is joined by sums; sum it before"
-        for name in names
+        for name in _REFERENCE
         if name not in found.mapping and not any(p.startswith(name) for p in problems)
     ]
-    used = [found.mapping.get(name) for name in names]
-    if used[0] is not None and used[0] == used[1]:
-        problems.append(f"column {used[0]!r} is mapped to {names[0]} and {names[1]}")
+    used = {found.mapping.get(name) for name in _REFERENCE}
+    if len(used) == 1 and None not in used:
+        problems.append(f"column {used.pop()!r} is mapped to {' and '.join(_REFERENCE)}")
     return Resolution(mapping=found.mapping, problems=tuple(problems))
 
 
@@ -382,7 +326,7 @@ def _on_both_sides(
     policy: pl.Schema, columns: Mapping[str, str] | None, reference_name: str
 ) -> Iterator[str]:
     mine = resolve(policy.names(), columns).mapping
-    for role in _REFERENCE_ROLES:
-        for name in (role.name, TOKENS_OF[role.name].name):
+    for role in _REFERENCE:
+        for name in (role, TOKENS_OF[role].name):
             if name in mine:
                 yield f"{name}: it is here as {mine[name]!r}, and in {reference_name} too; drop one"

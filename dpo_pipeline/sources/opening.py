@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from threading import Event
 from types import MappingProxyType
-from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Final, TypeAlias
 
 import polars as pl
 
@@ -32,9 +32,7 @@ from dpo_pipeline.sources.formats import (
     VLLM,
     guess,
 )
-from dpo_pipeline.storage import (
-    Access,
-)
+from dpo_pipeline.storage import Access
 
 Reader: TypeAlias = Callable[[SourcePath, Mapping[str, str] | None], Rows]
 """From files, and from role to column where names do not say it, to rows."""
@@ -87,13 +85,9 @@ def read(
         ...     dpo_pipeline.read(source).collect().row(0)
         ('007', -1.5)
     """
-    source = pairs if isinstance(pairs, Pairs) else Pairs(pairs)
-    source = given(Pairs, source, format=format)
+    source = given(Pairs, pairs if isinstance(pairs, Pairs) else Pairs(pairs), format=format)
     if format_of(source) == PARQUET:
-        run = given(Execution, execution)
-        access = Access(
-            storage_options=run.storage_options, credential_provider=run.credential_provider
-        )
+        access = Access.of(given(Execution, execution))
         return open_dataset(source.source, source.columns, access).frame
     return _rows(source, as_reference=as_reference, as_text=as_text).frame.drop(
         trainer_files.LENGTHS, strict=False
@@ -101,12 +95,12 @@ def read(
 
 
 def format_of(pairs: Pairs) -> str:
-    """Return the format that pairs are in, by their options or by the ending of their name.
-
-    Raises:
-        UsageError: There is none of this name.
-    """
-    return known_format(guess(pairs.source) if pairs.format is None else pairs.format)
+    """Return the format that pairs are in, by their options or by the ending of their name."""
+    name = guess(pairs.source) if pairs.format is None else pairs.format
+    if name not in FORMATS:
+        there = f"there are {', '.join(FORMATS)}"
+        raise UsageError(f"no format is named {name!r}{did_you_mean(name, FORMATS)}; {there}")
+    return name
 
 
 def _rows(pairs: Pairs, *, as_reference: bool, as_text: Collection[str]) -> Rows:
@@ -136,20 +130,13 @@ def open_pairs(
         keys: Columns that rows are joined by, which are text in CSV whatever they look like.
         name: What reports call a dataframe.
         as_reference: Whether they are a reference's; None if they may be either's.
-        cancel: Set it to stop the reading of a format that is one shard.
-
-    Raises:
-        UsageError: There is no such format, or it needs what is not installed, or pairs hold the
-            reference's log-probs alone.
-        ColumnError, StorageError: As `read`.
+        cancel: Stops the reading of a format that is one shard.
     """
     source = pairs.source
     if isinstance(source, Dataset):  # what opened it knows its name and its files
         return source
-    is_list = isinstance(source, Sequence) and all(
-        isinstance(path, (str, os.PathLike)) for path in source
-    )
-    if not (isinstance(source, (str, os.PathLike)) or is_list):
+    paths = [source] if isinstance(source, (str, os.PathLike)) else source
+    if not isinstance(paths, Sequence) or not all(isinstance(p, (str, os.PathLike)) for p in paths):
         if pairs.format is not None:
             raise UsageError(f"format {pairs.format!r} is of files, and {name} is a dataframe")
         return Dataset(name=name, frame=as_lazy(source))
@@ -191,37 +178,8 @@ def label_of(source: SourcePath) -> str:
     return os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the inputs"
 
 
-def known_format(name: str) -> str:
-    """Return the name of a format.
-
-    Raises:
-        UsageError: There is none of this name.
-    """
-    if name not in FORMATS:
-        raise UsageError(
-            f"no format is named {name!r}{did_you_mean(name, FORMATS)}; "
-            f"there are {', '.join(FORMATS)}"
-        )
-    return name
-
-
-@runtime_checkable
-class ArrowStream(Protocol):
-    """Anything that exports an Arrow stream through the PyCapsule interface."""
-
-    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
-
-
-FrameLike: TypeAlias = pl.LazyFrame | pl.DataFrame | ArrowStream | Any
-"""A Polars frame, a pyarrow Table, a pandas DataFrame, a Hugging Face Dataset, ..."""
-
-
-def as_lazy(pairs: FrameLike) -> pl.LazyFrame:
-    """Return any dataframe as a LazyFrame; a one-shot stream is read into memory once.
-
-    Raises:
-        UsageError: It is not a dataframe.
-    """
+def as_lazy(pairs: Any) -> pl.LazyFrame:
+    """Return any dataframe as a LazyFrame; a one-shot stream is read into memory once."""
     if isinstance(pairs, pl.LazyFrame):
         return pairs
     if isinstance(pairs, pl.DataFrame):

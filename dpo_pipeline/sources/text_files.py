@@ -65,10 +65,7 @@ def _records(lines: Iterator[bytes]) -> Iterator[tuple[int, int]]:
 
 
 def broken_json(path: str) -> str | None:
-    """Say which line of a file is no JSON object, or has a key of another kind than before.
-
-    None if there is no such line.
-    """
+    """Say which line of a file is no JSON object, or has a key of another kind than before."""
     seen: dict[str, dict[str, int]] = {}
     with reading(path), open(path, "rb") as file:
         for number, line in enumerate(file, 1):
@@ -81,27 +78,20 @@ def broken_json(path: str) -> str | None:
             except ValueError as error:  # a constant, or bytes that are not UTF-8
                 return f"line {number:,}: {error}"
             if not isinstance(row, dict):
-                return f"line {number:,}: must be an object, found {_kind(row)}"
+                return f"line {number:,}: must be an object, found {_KINDS[type(row)]}"
             for name, value in row.items():
                 if value is None:
                     continue
                 kinds = seen.setdefault(name, {})
-                kinds.setdefault(_kind(value), number)
+                kinds.setdefault(_KINDS[type(value)], number)
                 if len(kinds) > 1 and set(kinds) not in _MIXED:
-                    return f"{name}: is {_told(kinds)}"
+                    told = (f"{kind} on line {where:,}" for kind, where in kinds.items())
+                    return f"{name}: is {', and '.join(told)}"
     return None
 
 
 def _refused(constant: str) -> NoReturn:
     raise ValueError(f"JSON has no {constant}; write null")
-
-
-def _kind(value: Any) -> str:
-    return _KINDS[type(value)]
-
-
-def _told(kinds: Mapping[str, int]) -> str:
-    return ", and ".join(f"{kind} on line {number:,}" for kind, number in kinds.items())
 
 
 INFERRED_ROWS: Final = 10_000
@@ -131,10 +121,6 @@ def ndjson(
     """Return rows of JSON objects, one a line; `types` are those of columns without a role.
 
     All lines are read once to know all keys and their types, and once more for the rows.
-
-    Raises:
-        ColumnError: A log-prob or a token count is text.
-        StorageError: A line is no object, or has a key of another kind than those before.
     """
     files = text_files(source, FORMATS[NDJSON].endings)
     paths = list(files)
@@ -170,26 +156,23 @@ def _keys_of(path: str) -> pl.Schema:
 
 
 def csv(
-    source: SourcePath,
-    columns: Mapping[str, str] | None = None,
-    *,
-    as_text: Collection[str] = (),
+    source: SourcePath, columns: Mapping[str, str] | None = None, *, as_text: Collection[str] = ()
 ) -> Rows:
     """Return the rows of files with a header and commas.
 
     Keys (`pair_id`, `prompt_id`) and `as_text` are text, so that 7 and 07 are two. A row with fewer
     fields than the header has nulls at its end; one with more is an error.
-
-    Raises:
-        ColumnError: A log-prob or a token count is text.
-        StorageError: There is no header with commas; when rows are read, one has too many fields.
     """
     files = text_files(source, FORMATS[CSV].endings)
     paths = list(files)
     scanned: dict[str, Any] = {"glob": False, "infer_schema_length": INFERRED_ROWS}
     with reading_as(paths[0], "CSV"):
         schema = pl.scan_csv(paths, **scanned).collect_schema()
-    _check_separator(paths[0], schema.names())
+    only = "".join(schema) if len(schema) == 1 else ""
+    separator = next((s for s in _OTHER_SEPARATORS if s in only), None)
+    if separator is not None:
+        problem = f"the separator looks like {separator!r}, and commas are read: save it with them"
+        raise StorageError(paths[0], problem)
     problems = [
         f"{name.removesuffix('_duplicated_0')}: the header has it twice"
         for name in schema.names()
@@ -204,7 +187,7 @@ def csv(
     # role are therefore read as text, which cannot fail, and cast where a caller asks for them.
     read_as = {name: types.get(name, pl.String()) for name in schema}
     whole = pl.scan_csv(paths, glob=False, schema_overrides=read_as).map_batches(
-        _as_it_is, streamable=True, projection_pushdown=False, predicate_pushdown=False
+        lambda rows: rows, streamable=True, projection_pushdown=False, predicate_pushdown=False
     )
     texts = pl.scan_csv(paths, glob=False, infer_schema=False)
     with reading_as(paths[0], "CSV"):
@@ -234,14 +217,6 @@ def csv(
     as_types = {name: _of_text(pl.col(name), dtype) for name, dtype in others.items()}
     frame = _diagnosed(whole, paths, "CSV", fault, as_types=as_types)
     return Rows(frame=frame, files=files)
-
-
-def _check_separator(path: str, names: Sequence[str]) -> None:
-    separator = next((s for s in _OTHER_SEPARATORS if len(names) == 1 and s in names[0]), None)
-    if separator is not None:
-        raise StorageError(
-            path, f"the separator looks like {separator!r}, and commas are read: save it with them"
-        )
 
 
 def _roles(
@@ -330,7 +305,3 @@ def _diagnosed(
             raise known from error
 
     return lazily(schema, parts)
-
-
-def _as_it_is(rows: pl.DataFrame) -> pl.DataFrame:
-    return rows

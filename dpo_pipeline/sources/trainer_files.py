@@ -10,7 +10,6 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib import import_module
 from typing import Any, Final
 
@@ -51,16 +50,9 @@ _STATE: Final = "state.json"
 def trl(source: SourcePath, columns: Mapping[str, str] | None = None) -> Rows:
     """Return a dataset with the reference's log-probs, which `precompute_ref_log_probs` adds.
 
-    Where there is no `pair_id`, it is the number of the row, from 0. Row numbers say which pair it
-    is only as long as no row was dropped; `LENGTHS` beside them let a join prove it.
-
-    Args:
-        source: A folder that `save_to_disk` made, `.arrow` files of a cache, or Parquet.
-        columns: Role to column, where names and aliases do not say it.
-
-    Raises:
-        ColumnError: The reference's log-probs are not there.
-        StorageError: It is no such folder or file.
+    It is a folder that `save_to_disk` made, `.arrow` files of a cache, or Parquet. Where there is
+    no `pair_id`, it is the number of the row, from 0, and
+    `LENGTHS` beside it let a join prove that no row was dropped.
     """
     name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the dataset"
     rows = _trl_rows(source)
@@ -83,7 +75,7 @@ def trl(source: SourcePath, columns: Mapping[str, str] | None = None) -> Rows:
     numbered = _numbered(rows.frame).with_columns(
         length.alias(name) for length, name in zip(lengths, LENGTHS, strict=True)
     )
-    return replace(rows, frame=numbered)
+    return Rows(frame=numbered, files=rows.files)
 
 
 def _numbered(frame: pl.LazyFrame) -> pl.LazyFrame:
@@ -120,19 +112,12 @@ def rewardbench(source: SourcePath, columns: Mapping[str, str] | None = None) ->
     a loss without a reference, it gives RewardBench's figures; it can be above 0, so `max_logp` has
     to be raised: `FORMATS["rewardbench"].settings` are the arguments.
 
-    Args:
-        source: `_outputs.jsonl` or `_all.jsonl` of its command line, or a file of
-            `eval-set-scores`. A score may be alone in a list, as some models give it.
-        columns: Not needed: the scores have one name.
-
-    Raises:
-        ColumnError: The scores are not there, or are no numbers.
-        StorageError: A file cannot be read.
+    The source is `_outputs.jsonl` or `_all.jsonl` of its command line, or a file of
+    `eval-set-scores`. A score may be alone in a list, as some models give it.
     """
     if isinstance(source, (str, os.PathLike)) and os.path.exists(os.path.join(source, _STATE)):
-        raise StorageError(
-            os.fspath(source), "is a dataset of save_to_disk, as TRL's are, and not RewardBench's"
-        )
+        problem = "is a dataset of save_to_disk, as TRL's are, and not RewardBench's"
+        raise StorageError(os.fspath(source), problem)
     files = text_files(source, (".jsonl", ".json"))
     paths = list(files)
     is_document = any(_is_document(path) for path in paths)
@@ -141,14 +126,8 @@ def rewardbench(source: SourcePath, columns: Mapping[str, str] | None = None) ->
     else:
         frame = ndjson(paths).frame
     schema = frame.collect_schema()
-    names = next(
-        (
-            names
-            for names in (("scores_chosen", "scores_rejected"), _SIDES)
-            if all(name in schema for name in names)
-        ),
-        None,
-    )
+    candidates = (("scores_chosen", "scores_rejected"), _SIDES)
+    names = next((some for some in candidates if all(name in schema for name in some)), None)
     if names is None:
         problem = (
             "scores_chosen, scores_rejected: missing, and so are chosen, rejected: these are not "
@@ -157,15 +136,16 @@ def rewardbench(source: SourcePath, columns: Mapping[str, str] | None = None) ->
         if "scores" in schema:
             problem += "; RewardBench 2 has the scores of many completions in a list, and no pairs"
         raise ColumnError(paths[0], (f"{problem}; the columns are {', '.join(schema)}",))
+    types = {name: dtype for name in names if (dtype := _score_type(schema[name])) is not None}
     odd = [
         f"{name}: must be a number, or a list of one number, found {schema[name]}"
         for name in names
-        if not _is_score(schema[name])
+        if name not in types
     ]
     if odd:
         raise ColumnError(paths[0], tuple(odd))
     if not is_document:  # numbers that are whole in the first rows need not be so later
-        frame = ndjson(paths, types={name: _as_floats(schema[name]) for name in names}).frame
+        frame = ndjson(paths, types=types).frame
     scores = {
         role.name: _score(pl.col(name), schema[name])
         for role, name in zip((POLICY_CHOSEN, POLICY_REJECTED), names, strict=True)
@@ -173,12 +153,11 @@ def rewardbench(source: SourcePath, columns: Mapping[str, str] | None = None) ->
     return Rows(frame=frame.with_columns(**scores).drop(names), files=files)
 
 
-def _is_score(dtype: pl.DataType) -> bool:
+def _score_type(dtype: pl.DataType) -> pl.DataType | None:
+    """Return the type that scores are read as; None if they are no numbers."""
     number = dtype.inner if isinstance(dtype, pl.List) else dtype
-    return number.is_numeric() or number == pl.Null
-
-
-def _as_floats(dtype: pl.DataType) -> pl.DataType:
+    if not (number.is_numeric() or number == pl.Null):
+        return None
     return pl.List(pl.Float64) if isinstance(dtype, pl.List) else pl.Float64()
 
 
@@ -210,17 +189,8 @@ def open_instruct(
 ) -> Rows:
     """Return open-instruct's cache of the reference's log-probs; `pair_id` is the row's index.
 
-    An index that was not computed, -inf in the cache, has null.
-
-    Args:
-        source: The `.pt` file, in `REFERENCE_LOGPROBS_CACHE_PATH`.
-        columns: Not needed: the cache has names of its own.
-        averaged: Whether it was made for a loss that averages over tokens.
-
-    Raises:
-        ColumnError: It holds something else, or what looks averaged and is not said to be.
-        StorageError: It cannot be read.
-        UsageError: torch is not installed.
+    It is the `.pt` file in `REFERENCE_LOGPROBS_CACHE_PATH`, `averaged` if it was made for a loss
+    that averages over tokens. An index that was not computed, -inf in the cache, has null.
     """
     if not isinstance(source, (str, os.PathLike)):
         raise UsageError("the cache of open-instruct is one file, found a list")
@@ -268,9 +238,8 @@ def _tensors(path: str, cache: Any) -> dict[str, list[float]]:
         shape = getattr(tensor, "shape", None)
         if shape is None or len(shape) != 1 or not tensor.is_floating_point():
             what = type(tensor).__name__ if shape is None else f"{tensor.dtype} of {list(shape)}"
-            raise ColumnError(
-                path, (f"{name}: must be a tensor of floats in one row, found {what}",)
-            )
+            problem = f"{name}: must be a tensor of floats in one row, found {what}"
+            raise ColumnError(path, (problem,))
         values[side] = tensor.tolist()
     chosen, rejected = map(len, values.values())
     if chosen != rejected:

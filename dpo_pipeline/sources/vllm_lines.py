@@ -28,9 +28,9 @@ from dpo_pipeline.sources.formats import FORMATS, NDJSON
 from dpo_pipeline.storage import reading
 
 _SIDES: Final = ("chosen", "rejected")
+_COUNTS: Final = (CHOSEN_TOKENS, REJECTED_TOKENS)
 _CLAMPED: Final = -9999.0
 """What the server writes for a log-prob of -inf, which JSON has not."""
-
 
 _QUOTED: Final = 200
 """Characters of a server's error that ours has."""
@@ -54,14 +54,7 @@ def vllm(
     response, `prompt_logprobs` and `prompt_token_ids`, may also stand on the line itself. Without
     token ids there must be one log-prob a token (`prompt_logprobs=0`).
 
-    Args:
-        source: The files of lines.
-        columns: Not needed: the keys have names of their own.
-        model: Whose log-probs they are.
-
-    Raises:
-        ColumnError: A line is not of this form, or a side of a pair is there twice or not at all.
-        StorageError: A file cannot be read.
+    `model` is the one whose log-probs they are.
     """
     pairs: dict[int | str, dict[str, tuple[float, int]]] = {}
     files = text_files(source, FORMATS[NDJSON].endings)
@@ -89,29 +82,18 @@ def vllm(
         count = f"{len(alone):,} side{'' if len(alone) == 1 else 's'}"
         problem = f"{count} missing: {shown}; ask again, or leave out the pair's other line"
         raise ColumnError(path, (problem,))
-    roles = {
-        "policy": (POLICY_CHOSEN, POLICY_REJECTED),
-        "ref": (REF_CHOSEN, REF_REJECTED),
-    }[model]
-    sums = {
-        role.name: [pairs[pair][side][0] for pair in pairs]
-        for role, side in zip(roles, _SIDES, strict=True)
-    }
-    counts = {
-        role.name: [pairs[pair][side][1] for pair in pairs]
-        for role, side in zip((CHOSEN_TOKENS, REJECTED_TOKENS), _SIDES, strict=True)
-    }
-    types = dict.fromkeys(sums, pl.Float64()) | dict.fromkeys(counts, pl.Int64())
-    key = {PAIR_ID.name: list(pairs)}
-    return Rows(frame=pl.LazyFrame(key | sums | counts, schema_overrides=types), files=files)
+    logps = {"policy": (POLICY_CHOSEN, POLICY_REJECTED), "ref": (REF_CHOSEN, REF_REJECTED)}[model]
+    frame = pl.DataFrame({PAIR_ID.name: list(pairs)})
+    for i, (roles, dtype) in enumerate([(logps, pl.Float64), (_COUNTS, pl.Int64)]):
+        frame = frame.with_columns(
+            pl.Series(role.name, [sides[side][i] for sides in pairs.values()], dtype=dtype)
+            for role, side in zip(roles, _SIDES, strict=True)
+        )
+    return Rows(frame=frame.lazy(), files=files)
 
 
 def _completion(line: bytes) -> tuple[int | str, str, list[float]]:
-    """Return the pair, the side, and the log-prob of each token of the completion.
-
-    Raises:
-        _LineError, ValueError: The line is not of the form that `vllm` takes.
-    """
+    """Return the pair, the side, and the log-prob of each token of the completion."""
     row = json.loads(line)
     if not isinstance(row, dict):
         raise _LineError("must be an object")

@@ -20,7 +20,7 @@ from dpo_pipeline.statistics.intervals import (
     STUDENT,
     Estimate,
     group_of_equal_mass,
-    student_interval,
+    student_estimate,
     with_rate_limits,
 )
 
@@ -45,16 +45,11 @@ def area_under_curve(cells: pl.DataFrame) -> float | None:
     out. None where the judge prefers only chosen, or only rejected answers.
     """
     gap, n = pl.col("gap"), pl.col("n")
-    by_margin = (
-        _there(cells)
-        .group_by("margin")
-        .agg(up=n.filter(gap > 0).sum(), down=n.filter(gap < 0).sum())
-        .sort("margin")
-    )
+    sums = {"up": n.filter(gap > 0).sum(), "down": n.filter(gap < 0).sum()}
+    by_margin = _there(cells).group_by("margin").agg(**sums).sort("margin")
     up, down = pl.col("up"), pl.col("down")
-    wins = (up * (down.cum_sum() - down / 2.0)).sum()
-    sums = by_margin.select(wins, up.sum().alias("ups"), down.sum().alias("downs"))
-    won, ups, downs = sums.row(0)
+    wins = up * (down.cum_sum() - down / 2.0)
+    won, ups, downs = by_margin.select(wins=wins, up=up, down=down).sum().row(0)
     return won / (ups * downs) if ups and downs else None
 
 
@@ -63,33 +58,17 @@ def accuracy_by_gap(
 ) -> pl.DataFrame:
     """Return the share of pairs with a margin above 0, by the judge's gap, rising.
 
-    Args:
-        cells: The table.
-        n_groups: Groups of nearly equal size, at most; fewer where many pairs share a gap.
-            None makes each gap a group.
-        level: Of the intervals, as of independent pairs.
-
-    Returns:
-        Columns `gap_low` and `gap_high` (of the pairs in it), `n_pairs`, `n_correct` (margin
-        above 0), `n_ties` (margin of 0), `accuracy` (n_correct / n_pairs), `accuracy_low`,
-        `accuracy_high`.
-
-    Raises:
-        UsageError: `n_groups` is below 1, or the level not between 0 and 1.
+    `n_groups` is the most groups of nearly equal size, fewer where many pairs share a gap; None
+    makes each gap a group. Columns: `gap_low`, `gap_high`, `n_pairs`, `n_correct` (margin above
+    0), `n_ties` (margin of 0), `accuracy` (n_correct / n_pairs), and the limits `accuracy_low`,
+    `accuracy_high`, as of independent pairs.
     """
     if n_groups is not None and n_groups < 1:
         raise UsageError(f"n_groups must be at least 1, found {n_groups!r}")
     margin, n, gap = pl.col("margin"), pl.col("n"), pl.col("gap")
-    gaps = (
-        _there(cells)
-        .group_by("gap")
-        .agg(
-            n=n.sum(),
-            n_correct=n.filter(margin > 0.0).sum(),
-            n_ties=n.filter(margin == 0.0).sum(),
-        )
-        .sort("gap")
-    )
+    correct, ties = n.filter(margin > 0.0).sum(), n.filter(margin == 0.0).sum()
+    by_gap = _there(cells).group_by("gap").agg(n=n.sum(), n_correct=correct, n_ties=ties)
+    gaps = by_gap.sort("gap")
     place = gap if n_groups is None else group_of_equal_mass(n_groups)
     counts = pl.col("n", "n_correct", "n_ties").sum().cast(pl.Int64)
     groups = (
@@ -135,19 +114,9 @@ def line_of_clusters(clusters: pl.DataFrame, level: float = CONFIDENCE_LEVEL) ->
 
     The sandwich variance over clusters times C / (C - 1) * (N - 1) / (N - 2), and Student's t
     with C - 1 degrees of freedom (A. C. Cameron, D. Miller, "A Practitioner's Guide to
-    Cluster-Robust Inference", 2015, Eq. 11 and 12).
-
-    Args:
-        clusters: The columns of `SUMS`, one row a cluster, in any numeric type; whole numbers of
-            any size are used exactly.
-        level: Of the intervals.
-
-    Returns:
-        The line; without standard errors and intervals for one cluster or two pairs. None where
-        x does not vary.
-
-    Raises:
-        UsageError: A column is missing.
+    Cluster-Robust Inference", 2015, Eq. 11 and 12). `clusters` has the columns of `SUMS`, one
+    row a cluster; whole numbers of any size are used exactly. Without standard errors and
+    intervals for one cluster or two pairs. None where x does not vary.
     """
     missing = [name for name in SUMS if name not in clusters.columns]
     if missing:
@@ -173,14 +142,12 @@ def line_of_clusters(clusters: pl.DataFrame, level: float = CONFIDENCE_LEVEL) ->
         moved = clusters.cast(pl.Float64).select(_influences(n, x=x, y=y, xx=xx, slope=slope))
         errors = [math.sqrt(factor * float((each**2).sum())) for each in moved]
     of_slope, of_intercept = (
-        Estimate(
-            value=value,
-            standard_error=error,
-            interval=None
-            if error is None
-            else student_interval(
-                value, error, n_clusters - 1, level=level, method=STUDENT + CLUSTERED
-            ),
+        student_estimate(
+            value,
+            error,
+            n_clusters - 1,
+            level=level,
+            method=STUDENT + CLUSTERED,
             n=n,
             n_clusters=n_clusters,
         )

@@ -34,9 +34,7 @@ from dpo_pipeline.statistics.intervals import group_of_equal_mass, with_rate_lim
 def margins_of(histogram: pl.DataFrame) -> pl.DataFrame:
     """Return columns `margin`, in nats, and `n`, both Float64, by rising margin.
 
-    Args:
-        histogram: Columns `bin` (of `dpo_pipeline.exact`) and `n_pairs`, in any order, bins
-            possibly repeated; null bins are the invalid pairs, and left out as are empty bins.
+    Bins may come in any order and repeatedly; null bins are the invalid pairs, and left out.
     """
     # The middle of a bin is the lower edge of one that starts half a bin later.
     return (
@@ -72,14 +70,8 @@ def label_noise(histogram: pl.DataFrame) -> LabelNoise | None:
     The sum is concave in e. A rate of 0 is the end of the range, so the likelihood ratio is 0 in
     half of all samples without noise and chi-squared with one degree of freedom in the other
     (S. Self, K. Liang, 1987, case 5). Pairs of one prompt are not independent: then take the
-    spread of the rate from `delete_a_group`, and not this p-value.
-
-    Args:
-        histogram: Of margins of the sigmoid loss: columns `bin` (of `dpo_pipeline.exact`) and
-            `n_pairs`; null bins are left out. Binning moves a margin by up to 0.25%.
-
-    Returns:
-        The rate with its evidence; None without pairs.
+    spread of the rate from `delete_a_group`, and not this p-value. Margins must be those of the
+    sigmoid loss. None without pairs.
     """
     margins = margins_of(histogram)
     if margins.is_empty():
@@ -130,20 +122,10 @@ def reliability(
 ) -> pl.DataFrame:
     """Return confidence and accuracy of groups of pairs of nearly equal size, rising.
 
-    Args:
-        histogram: Of margins.
-        n_bins: Groups, at most; fewer where many pairs share a margin.
-        level: Of the interval of each accuracy, as of independent pairs.
-
-    Returns:
-        Columns `n_pairs`, `confidence` (mean of sigmoid(|margin|)), `accuracy` (share with a
-        margin above 0, ties half), `accuracy_low` and `accuracy_high`. No rows without pairs.
-
-    Raises:
-        UsageError: `n_bins` is below 1, or the level not between 0 and 1.
+    There are `n_bins` groups at most; fewer where many pairs share a margin. Columns: `n_pairs`,
+    `confidence` (mean of sigmoid(|margin|)), `accuracy` (share with a margin above 0, ties half),
+    and its limits `accuracy_low`, `accuracy_high`, as of independent pairs.
     """
-    if n_bins < 1:
-        raise UsageError(f"n_bins must be at least 1, found {n_bins!r}")
     groups = _folded(histogram, n_bins)
     n = pl.col("n_pairs")
     return with_rate_limits(groups, pl.col("accuracy") * n, n, level).cast({"n_pairs": pl.Int64})
@@ -156,12 +138,7 @@ def expected_calibration_error(
 
     From 0 to 1. Biased upward where groups are small: chance alone moves an accuracy. None
     without pairs.
-
-    Raises:
-        UsageError: `n_bins` is below 1.
     """
-    if n_bins < 1:
-        raise UsageError(f"n_bins must be at least 1, found {n_bins!r}")
     gap = (pl.col("accuracy") - pl.col("confidence")).abs()
     return _weighted_mean(_folded(histogram, n_bins), gap, "n_pairs")
 
@@ -194,9 +171,6 @@ def best_beta(histogram: pl.DataFrame, beta: float) -> BestScale:
 
     beta times `best_scale`. None, beside its reasons, where that is not above 0: then the loss is
     the smaller the nearer beta is to 0.
-
-    Raises:
-        UsageError: beta is not above 0, so that margins say nothing about others.
     """
     if not 0.0 < beta < math.inf:
         raise UsageError(f"beta must be above 0, found {beta!r}")
@@ -231,24 +205,19 @@ def _fitted_scale(margins: pl.DataFrame) -> BestScale:
 
 def _folded(histogram: pl.DataFrame, n_bins: int) -> pl.DataFrame:
     """Return `n_pairs`, `confidence`, `accuracy` of each group of equal mass."""
+    if n_bins < 1:
+        raise UsageError(f"n_bins must be at least 1, found {n_bins!r}")
     margin, n = pl.col("margin"), pl.col("n")
     right = pl.when(margin > 0.0).then(n).when(margin < 0.0).then(0.0).otherwise(n / 2.0)
-    confidences = (
-        margins_of(histogram)
-        .group_by(margin=margin.abs())
-        .agg(n=n.sum(), right=right.sum())
-        .sort("margin")
-    )
+    by_size = margins_of(histogram).group_by(margin=margin.abs())
+    confidences = by_size.agg(n=n.sum(), right=right.sum()).sort("margin")
     place = group_of_equal_mass(n_bins).alias("place")
-    return (
-        confidences.group_by(place, maintain_order=True)
-        .agg(
-            n_pairs=n.sum(),
-            confidence=(n * sigmoid(margin)).sum() / n.sum(),
-            accuracy=pl.col("right").sum() / n.sum(),
-        )
-        .drop("place")
+    groups = confidences.group_by(place, maintain_order=True).agg(
+        n_pairs=n.sum(),
+        confidence=(n * sigmoid(margin)).sum() / n.sum(),
+        accuracy=pl.col("right").sum() / n.sum(),
     )
+    return groups.drop("place")
 
 
 def _weighted_mean(table: pl.DataFrame, values: pl.Expr, weight: str) -> float | None:

@@ -25,17 +25,11 @@ def root_of_rising(
     *,
     start: float,
 ) -> float:
-    """Return the x from low to high at which a rising function passes zero.
+    """Return the x from low to high at which a function that does not fall passes zero.
 
     A step of Newton's is taken where it stays in the bracket and at least halves the step
     before it; else the bracket is halved. So it always ends, at neighbouring floats at the worst.
-
-    Args:
-        value_and_slope: The function and its derivative at x. It does not fall, and is at
-            most 0 at `low` and at least 0 at `high`.
-        low: Lower end of the bracket.
-        high: Upper end of the bracket.
-        start: Where to start; anything outside the bracket is replaced by its middle.
+    A `start` outside the bracket is replaced by its middle.
     """
     x = start if low < start < high else _middle(low, high)
     last_step = high - low
@@ -73,11 +67,7 @@ _STIRLING_FROM: Final = 16.0
 
 
 def checked_probability(name: str, value: float) -> float:
-    """Return a level or probability.
-
-    Raises:
-        UsageError: It is not above 0 and below 1.
-    """
+    """Return a level or probability, if it is above 0 and below 1; else raise a UsageError."""
     if not 0.0 < value < 1.0:
         raise UsageError(f"{name} must be above 0 and below 1, found {value!r}")
     return value
@@ -98,11 +88,8 @@ def beta_tails(
 ) -> tuple[float, float]:
     """Return P(X <= x) and P(X > x) of the beta distribution, each exact in its own tail.
 
-    Args:
-        x: From 0 to 1.
-        a: First parameter, at least 0; at 0 all mass is at 0.
-        b: Second parameter, at least 0; at 0 all mass is at 1.
-        complement: 1 - x, where the caller knows it better than the subtraction does.
+    All mass is at 0 for a = 0, and at 1 for b = 0. `complement` is 1 - x, where the caller knows
+    it better than the subtraction does.
     """
     y = 1.0 - x if complement is None else complement
     if a == 0.0 or y <= 0.0:

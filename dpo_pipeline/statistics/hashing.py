@@ -28,14 +28,9 @@ def mixed(numbers: pl.Expr) -> pl.Expr:
 
 
 def cluster_hashes(prompts: pl.Series | None, pairs: pl.Series) -> pl.Series:
-    """Return a UInt64 for the cluster of each pair: its prompt, or the pair where it has none.
+    """Return a UInt64 for the cluster of each pair: its prompt, or the pair where that is null.
 
-    Args:
-        prompts: Of any plain type; null, or None for all, where a pair has no prompt.
-        pairs: A UInt64 for each pair, all different.
-
-    Raises:
-        UsageError: The prompts are lists or structs.
+    `pairs` holds a UInt64 for each pair, all different.
     """
     if prompts is None:
         return pairs
@@ -48,9 +43,6 @@ def hashed(keys: pl.Series) -> pl.Series:
 
     Equal integers have equal hashes whatever their width, and so have equal strings, categories
     and the text of any other type (of bytes, in hexadecimal).
-
-    Raises:
-        UsageError: The keys are lists or structs.
     """
     dtype = keys.dtype
     if dtype.is_nested():

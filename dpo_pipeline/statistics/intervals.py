@@ -88,18 +88,9 @@ def limit_columns(name: str, interval: Interval | None) -> dict[str, float | Non
 def rate_of(successes: int, n: int, level: float = CONFIDENCE_LEVEL) -> Estimate | None:
     """Return a rate of independent pairs with its interval, which is never of zero width.
 
-    Args:
-        successes: How many of n; ties must have been decided.
-        n: Pairs.
-        level: Of the interval.
-
-    Returns:
-        The rate, by Jeffreys where fewer than `WILSON_FROM` succeed or fail, else by Wilson. Its
-        standard error is sqrt(p (1 - p) / n); at 0 and n, where that is 0, half the interval's
-        width over the normal quantile. None for n = 0.
-
-    Raises:
-        UsageError: The successes are not from 0 to n, or the level not between 0 and 1.
+    By Jeffreys where fewer than `WILSON_FROM` succeed or fail, else by Wilson. The standard error
+    is sqrt(p (1 - p) / n); at 0 and n, where that is 0, half the interval's width over the normal
+    quantile. None for n = 0.
     """
     if not 0 <= successes <= n:
         raise UsageError(f"successes must be from 0 to n = {n:,}, found {successes!r}")
@@ -124,16 +115,8 @@ def rate_of_clusters(
     In simulations 95% intervals cover 94% to 97% where some ten clusters or more hold the rarer
     outcome, and up to 99% where fewer do, which cannot show how alike their pairs are.
 
-    Args:
-        successes: Of each cluster, from 0 to its count. Halves may stand for ties.
-        counts: Pairs of each cluster. Clusters of none are left out.
-        level: Of the interval.
-
-    Returns:
-        The rate; `rate_of` where every cluster is one pair. None without pairs.
-
-    Raises:
-        UsageError: The lengths differ, or a value is null or out of range.
+    Halves may stand for ties; clusters without pairs are left out. `rate_of` where every cluster
+    is one pair. None without pairs.
     """
     table = clusters_of(successes, counts)
     if table.select(((pl.col("sum") < 0) | (pl.col("sum") > pl.col("n"))).any()).item():
@@ -167,19 +150,8 @@ def mean_of_clusters(
 
     SE^2 = C / (C - 1) * sum (S_c - x n_c)^2 / N^2, and Student's t with C - 1 degrees of
     freedom (arXiv 2411.00640, Eq. 4, with the factor for few clusters). Where every cluster is
-    one pair this is the usual sqrt(s^2 / n).
-
-    Args:
-        sums: Sum of the values of each cluster, in any unit.
-        counts: Pairs of each cluster. Clusters of none are left out.
-        level: Of the interval.
-
-    Returns:
-        The mean, in the unit of the values. The interval is of zero width where all clusters
-        have the same mean. NaN propagates. None without pairs.
-
-    Raises:
-        UsageError: The lengths differ, a value is null, or a count negative.
+    one pair this is the usual sqrt(s^2 / n). The interval is of zero width where all clusters
+    have the same mean. NaN propagates. None without pairs.
     """
     table = clusters_of(sums, counts)
     n_clusters, n = table.height, float(table["n"].sum())
@@ -188,14 +160,8 @@ def mean_of_clusters(
     mean = float(table["sum"].sum()) / n
     method = STUDENT if n == n_clusters else STUDENT + CLUSTERED
     error = _standard_error(table, mean) if n_clusters > 1 else None
-    return Estimate(
-        value=mean,
-        standard_error=error,
-        interval=None
-        if error is None
-        else student_interval(mean, error, n_clusters - 1, level=level, method=method),
-        n=int(n),
-        n_clusters=n_clusters,
+    return student_estimate(
+        mean, error, n_clusters - 1, level=level, method=method, n=int(n), n_clusters=n_clusters
     )
 
 
@@ -206,20 +172,9 @@ def macro_mean(
 
     SE^2 = sum (w / W)^2 SE^2. The limits are put together from those of the subsets, so that
     they stay within what the figure can be and are honest at 0 and 1 (G. Zou, A. Donner,
-    "Construction of confidence limits about effect measures", 2008: MOVER).
-
-    Args:
-        estimates: Of the subsets; their intervals must have the level.
-        weights: One for each, at least 0 and not all 0; they need not add up to 1.
-        level: Of the interval.
-
-    Returns:
-        The mean. Its standard error and interval are None where that of a subset with a
-        weight is. None without subsets.
-
-    Raises:
-        UsageError: There are not as many weights as estimates, a weight is negative, all are
-            0, or an interval has another level.
+    "Construction of confidence limits about effect measures", 2008: MOVER). Weights need not
+    add up to 1. Standard error and interval are None where that of a subset with a weight is.
+    None without subsets.
     """
     if len(weights) != len(estimates):
         raise UsageError(f"{len(estimates)} estimates have {len(weights)} weights")
@@ -230,36 +185,43 @@ def macro_mean(
         raise UsageError("weights must be at least 0, finite, and not all 0")
     parts = [(w / total, e) for w, e in zip(weights, estimates, strict=True) if w > 0.0]
     value = math.fsum(share * part.value for share, part in parts)
-    errors = [(share, part.standard_error) for share, part in parts]
-    intervals = [(share, part.value, part.interval) for share, part in parts]
-    levels = {interval.level for _, _, interval in intervals if interval is not None}
-    if levels - {level}:
+    errors = [w * e.standard_error for w, e in parts if e.standard_error is not None]
+    limits = [(w, e.value, e.interval) for w, e in parts if e.interval is not None]
+    if {i.level for _, _, i in limits} - {level}:
         raise UsageError(f"the intervals of the subsets must have level {level:g}")
+    interval = None
+    if len(limits) == len(parts):
+        low = value - math.hypot(*(w * (x - i.low) for w, x, i in limits))
+        high = value + math.hypot(*(w * (i.high - x) for w, x, i in limits))
+        interval = Interval(low=low, high=high, level=level, method=MOVER)
     return Estimate(
         value=value,
-        standard_error=None
-        if any(error is None for _, error in errors)
-        else math.hypot(*(share * error for share, error in errors if error is not None)),
-        interval=None
-        if any(interval is None for _, _, interval in intervals)
-        else Interval(
-            low=value - math.hypot(*(w * (x - i.low) for w, x, i in intervals if i is not None)),
-            high=value + math.hypot(*(w * (i.high - x) for w, x, i in intervals if i is not None)),
-            level=level,
-            method=MOVER,
-        ),
+        standard_error=math.hypot(*errors) if len(errors) == len(parts) else None,
+        interval=interval,
         n=sum(part.n for _, part in parts),
         n_clusters=sum(part.n_clusters for _, part in parts),
     )
 
 
-def student_interval(
-    value: float, standard_error: float, degrees_of_freedom: float, *, level: float, method: str
-) -> Interval:
-    """Return value -/+ the t quantile times the standard error."""
-    tail = (1.0 + checked_probability("level", level)) / 2.0
-    half = t_quantile(tail, degrees_of_freedom) * standard_error
-    return Interval(low=value - half, high=value + half, level=level, method=method)
+def student_estimate(
+    value: float,
+    error: float | None,
+    degrees_of_freedom: float,
+    *,
+    level: float,
+    method: str,
+    n: int,
+    n_clusters: int,
+) -> Estimate:
+    """Return an estimate with value -/+ the t quantile times its standard error, if it has one."""
+    interval = None
+    if error is not None:
+        half = t_quantile((1.0 + checked_probability("level", level)) / 2.0, degrees_of_freedom)
+        half *= error
+        interval = Interval(low=value - half, high=value + half, level=level, method=method)
+    return Estimate(
+        value=value, standard_error=error, interval=interval, n=n, n_clusters=n_clusters
+    )
 
 
 def _rate(
@@ -297,11 +259,9 @@ def with_rate_limits(
 ) -> pl.DataFrame:
     """Add `accuracy_low` and `accuracy_high`, for a rate of independent pairs in each row."""
     counts = rates.select(successes.cast(pl.Float64).alias("k"), n.cast(pl.Float64).alias("n"))
-    intervals = [rate_interval(k, of, level) for k, of in counts.rows()]
-    return rates.with_columns(
-        accuracy_low=pl.Series([i.low for i in intervals], dtype=pl.Float64),
-        accuracy_high=pl.Series([i.high for i in intervals], dtype=pl.Float64),
-    )
+    limits = [limit_columns("accuracy", rate_interval(k, of, level)) for k, of in counts.rows()]
+    schema = {"accuracy_low": pl.Float64, "accuracy_high": pl.Float64}
+    return rates.hstack(pl.DataFrame(limits, schema=schema))
 
 
 def group_of_equal_mass(n_groups: int) -> pl.Expr:
@@ -317,12 +277,8 @@ def clusters_of(sums: Numbers, counts: Numbers) -> pl.DataFrame:
     """Return the clusters that have pairs, as columns `sum` and `n` of Float64."""
     if len(sums) != len(counts):
         raise UsageError(f"{len(sums):,} sums have {len(counts):,} counts")
-    table = pl.DataFrame(
-        {
-            "sum": pl.Series(sums, dtype=None).cast(pl.Float64),
-            "n": pl.Series(counts).cast(pl.Float64),
-        }
-    )
+    columns = {"sum": pl.Series(sums), "n": pl.Series(counts)}
+    table = pl.DataFrame({name: each.cast(pl.Float64) for name, each in columns.items()})
     if table["sum"].null_count() or table["n"].null_count():
         raise UsageError("the sum or count of a cluster is null")
     if table.select((pl.col("n") < 0).any()).item():

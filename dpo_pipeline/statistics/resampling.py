@@ -23,7 +23,7 @@ from dpo_pipeline.defaults import BOOTSTRAP_REPLICATES, BOOTSTRAP_SEED, CONFIDEN
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.statistics.distributions import checked_probability, normal_upper, t_quantile
 from dpo_pipeline.statistics.hashing import GAMMA, mixed, uint64
-from dpo_pipeline.statistics.intervals import Estimate, Interval, student_interval
+from dpo_pipeline.statistics.intervals import Estimate, Interval, student_estimate
 
 JACKKNIFE: Final = "jackknife"
 
@@ -45,8 +45,7 @@ def delete_a_group(
     Args:
         table: A column that numbers the groups, key columns, and columns of numbers that add
             up, such as the histogram of each group.
-        statistic: Of such a table with all groups added up: the keys and the sums, in
-            the order of the keys.
+        statistic: Of such a table with all groups added up, in the order of the keys.
         group: The column of groups.
         keys: The key columns, such as `bin`.
         count: The column that counts observations.
@@ -55,48 +54,38 @@ def delete_a_group(
     Returns:
         The figure; without standard error and interval where there is only one group, or
         the figure is None or not finite without one of them. None where it is so on all.
-
-    Raises:
-        UsageError: A column is missing, or the level not between 0 and 1.
     """
     missing = {group, count, *keys} - set(table.columns)
     if missing:
         raise UsageError(f"no column {', '.join(map(repr, sorted(missing)))} in the table")
-    value = _finite_or_none(statistic(_added_up(table, group, keys)))
+
+    def figure(rows: pl.DataFrame) -> float | None:
+        sums = pl.exclude(group, *keys).sum()
+        added = rows.group_by(keys).agg(sums).sort(keys) if keys else rows.select(sums)
+        found = statistic(added)
+        return found if found is not None and math.isfinite(found) else None
+
+    value = figure(table)
     if value is None:
         return None
     groups = table[group].unique()
-    n_groups, error, interval = groups.len(), None, None
+    n_groups, error = groups.len(), None
     # Without its only group a table is empty, which a statistic need not stand.
     without = [
-        _finite_or_none(
-            statistic(_added_up(table.filter(pl.col(group).ne_missing(name)), group, keys))
-        )
-        for name in groups
-        if n_groups > 1
+        figure(table.filter(pl.col(group).ne_missing(name))) for name in groups if n_groups > 1
     ]
     offsets = [other - value for other in without if other is not None]
     if offsets and len(offsets) == n_groups:
         error = math.sqrt((n_groups - 1) / n_groups) * math.hypot(*offsets)
-        interval = student_interval(value, error, n_groups - 1, level=level, method=JACKKNIFE)
-    return Estimate(
-        value=value,
-        standard_error=error,
-        interval=interval,
+    return student_estimate(
+        value,
+        error,
+        n_groups - 1,
+        level=level,
+        method=JACKKNIFE,
         n=int(table[count].sum()),
         n_clusters=n_groups,
     )
-
-
-def _added_up(table: pl.DataFrame, group: str, keys: Sequence[str]) -> pl.DataFrame:
-    sums = pl.exclude(group, *keys).sum()
-    if not keys:
-        return table.select(sums)
-    return table.group_by(keys).agg(sums).sort(keys)
-
-
-def _finite_or_none(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 BOOTSTRAP: Final = "bootstrap"
@@ -119,18 +108,8 @@ def resampled(
 ) -> pl.DataFrame:
     """Return the sums of `n_replicates` samples of as many rows as there are, with replacement.
 
-    Args:
-        sums: One row a cluster or bag, columns of numbers that add up. The order of the rows
-            matters for which are drawn, so it must be the same each time.
-        n_replicates: Samples.
-        seed: From 0 to 2**64 - 1.
-
-    Returns:
-        The same columns as Float64, one row a replicate. The chance of a row to be drawn is
-        even to 1 in 2**32 / rows. Memory is bounded; time grows with rows times replicates.
-
-    Raises:
-        UsageError: There are no rows or 2**31 or more, no replicates, or no such seed.
+    The order of the rows decides which are drawn, so it must be the same each time. The chance of
+    a row to be drawn is even to 1 in 2**32 / rows. Memory is bounded.
     """
     rows = sums.height
     if not 0 < rows < _MOST_ROWS:
@@ -142,10 +121,7 @@ def resampled(
     parts = []
     for start in range(0, n_replicates, step):
         height = min(step, n_replicates - start)
-        words = splitmix64(start * rows, height * rows, seed=seed)
-        drawn = words.to_frame("drawn").select(
-            (pl.col("drawn") // 2**32 * rows // 2**32).cast(pl.UInt32)
-        )["drawn"]
+        drawn = (splitmix64(start * rows, height * rows, seed=seed) // 2**32) * rows // 2**32
         sample = pl.all().gather(drawn).reshape((height, rows)).arr.sum()
         parts.append(values.select(sample))
     return pl.concat(parts)
@@ -174,11 +150,7 @@ def bootstrap(
     Returns:
         By name: the figure of all rows; the standard deviation of its replicates times
         sqrt(C / (C - 1)); the interval. The last two are None for a single row. Replicates in which
-        the figure is null, NaN or infinite are left out; the figure is None where it is
-        one of these on all rows.
-
-    Raises:
-        UsageError: As `resampled`, or the level is not between 0 and 1.
+        the figure is null, NaN or infinite are left out; None where it is one of these on all rows.
     """
     checked_probability("level", level)
     values = sums.cast(pl.Float64)
@@ -218,13 +190,11 @@ def _estimate(
         return None
     if rows < 2 or replicates.len() < 2:  # noqa: PLR2004  no spread of fewer
         return Estimate(value=value, standard_error=None, interval=None, n=n, n_clusters=rows)
-    widening = math.sqrt(rows / (rows - 1))
-    deviation = replicates.to_frame("x").select(pl.col("x").std()).item()
+    widening, x = math.sqrt(rows / (rows - 1)), pl.col("x")
     half = widening * t_quantile((1.0 + level) / 2.0, rows - 1)
-    low, high = (
-        _quantile(replicates, share)
-        for share in _shares(value, replicates, _acceleration(without_one), half)
-    )
+    shares = _shares(value, replicates, _acceleration(without_one), half)
+    quantiles = [x.quantile(share, "linear").alias(str(i)) for i, share in enumerate(shares)]
+    deviation, low, high = replicates.to_frame("x").select(x.std(), *quantiles).row(0)
     return Estimate(
         value=value,
         standard_error=widening * deviation,
@@ -259,7 +229,3 @@ def _acceleration(without_one: pl.Series) -> float:
     offsets = float(without_one.sum()) / without_one.len() - without_one
     squares = float((offsets**2).sum())
     return float((offsets**3).sum()) / (6.0 * squares**1.5) if squares > 0.0 else 0.0
-
-
-def _quantile(replicates: pl.Series, share: float) -> float:
-    return float(replicates.to_frame("x").select(pl.col("x").quantile(share, "linear")).item())

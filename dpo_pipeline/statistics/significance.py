@@ -39,9 +39,6 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
     Holds whatever the tests have in common (S. Holm, "A simple sequentially rejective multiple
     test procedure", 1979).
-
-    Raises:
-        UsageError: A p-value is not from 0 to 1.
     """
     order = _rising(p_values)
     adjusted: list[float | None] = [None] * len(p_values)
@@ -57,9 +54,6 @@ def benjamini_hochberg(p_values: Sequence[float | None]) -> list[float | None]:
 
     Holds for tests that are independent or positively related (Y. Benjamini, Y. Hochberg,
     "Controlling the false discovery rate", 1995).
-
-    Raises:
-        UsageError: A p-value is not from 0 to 1.
     """
     order = _rising(p_values)
     adjusted: list[float | None] = [None] * len(p_values)
@@ -104,9 +98,6 @@ def mcnemar_exact(gains: int, losses: int) -> float:
 
     At most 5% of tests fall below 5% where there is no difference, and fewer for few pairs.
     1 without gains and losses.
-
-    Raises:
-        UsageError: A count is negative.
     """
     fewer, total = _discordant(gains, losses)
     return min(1.0, 2.0 * binomial_lower(fewer, total, 0.5))
@@ -117,9 +108,6 @@ def mcnemar_mid_p(gains: int, losses: int) -> float:
 
     Nearer to 5% false alarms than the exact test, which it seldom exceeds (M. Fagerland,
     S. Lydersen, P. Laake, "The McNemar test for binary matched-pairs data", 2013).
-
-    Raises:
-        UsageError: A count is negative.
     """
     fewer, total = _discordant(gains, losses)
     if 2 * fewer == total:
@@ -134,16 +122,10 @@ def sign_flip_exact(sums: Numbers) -> float | None:
     sign, all at once (R. Fisher, "The Design of Experiments", 1935, section 21). Never more
     false alarms than the level, where Student's t of few clusters that differ has too many.
 
-    Args:
-        sums: Gains less losses of each cluster, whole numbers.
-
     Returns:
-        The chance of a total as far from 0; `mcnemar_exact` where every cluster is one pair. 1
-        where all sums are 0. None where they come to more than `MOST_FLIPS` without their
+        The chance of a total as far from 0 as that of these whole `sums`; `mcnemar_exact` where
+        every cluster is one pair. None where they come to more than `MOST_FLIPS` without their
         signs: then `paired_difference` is right and this would be slow.
-
-    Raises:
-        UsageError: A sum is null or not whole.
     """
     values = pl.Series(sums).to_list()
     if any(value is None or not float(value).is_integer() for value in values):
@@ -167,24 +149,15 @@ def paired_difference(
 ) -> DifferenceTest | None:
     """Return the mean difference over all pairs, tested by Student's t between clusters.
 
-    Args:
-        sums: Sum over each cluster of what the new model has above the old, in any unit.
-        counts: Pairs of each cluster; `mean_of_clusters` says more.
-        level: Of the interval.
-
-    Returns:
-        The test; without a p-value for a single cluster, and where every cluster has the same
-        difference and it is not 0, so that t has nothing to measure it by. None without pairs.
-
-    Raises:
-        UsageError: As `mean_of_clusters`.
+    `sums` are of what the new model has above the old, cluster by cluster. There is no p-value for
+    a single cluster, and where every cluster has the same difference and it is not 0, so that t
+    has nothing to measure it by. None without pairs.
     """
     mean = mean_of_clusters(sums, counts, level)
     if mean is None:
         return None
     freedom = mean.n_clusters - 1
-    t: float | None = None
-    p_value: float | None = None
+    t = p_value = None
     if mean.standard_error:
         t = mean.value / mean.standard_error
         p_value = t_two_sided(t, freedom)
@@ -200,19 +173,8 @@ def rate_difference(
 
     The interval is of Wald's form with a pair added to the gains and one to the losses, so that it
     is never of zero width (D. Bonett, R. Price, "Adjusted Wald confidence interval for a
-    difference of binomial proportions based on paired data", 2012).
-
-    Args:
-        gains: Pairs that only the new model has right.
-        losses: Pairs that only the old model has right.
-        n: Pairs, with those on which both agree.
-        level: Of the interval.
-
-    Returns:
-        (gains - losses) / n with the standard error of the adjusted counts. None for n = 0.
-
-    Raises:
-        UsageError: A count is negative, or gains and losses are more than n.
+    difference of binomial proportions based on paired data", 2012). The standard error is that
+    of the adjusted counts. `n` counts the pairs on which both agree too. None for n = 0.
     """
     _, total = _discordant(gains, losses)
     if total > n:
@@ -231,18 +193,7 @@ def rate_difference_of_clusters(
     The interval is that of `rate_difference` for as many independent pairs as would give the
     standard error that the clusters show, never more than there are, by Student's t. Where
     the clusters show no spread each counts as one pair, as does a single cluster.
-
-    Args:
-        gains: Pairs of each cluster that only the new model has right.
-        losses: Pairs of each cluster that only the old model has right.
-        counts: Pairs of each cluster. Clusters of none are left out.
-        level: Of the interval.
-
-    Returns:
-        The difference; `rate_difference` where every cluster is one pair. None without pairs.
-
-    Raises:
-        UsageError: The lengths differ, or a value is null or out of range.
+    `rate_difference` where every cluster is one pair. None without pairs.
     """
     if len(gains) != len(losses):
         raise UsageError(f"{len(gains):,} gains have {len(losses):,} losses")
@@ -285,17 +236,11 @@ def smallest_effect(
     """Return the smallest true difference that a two-sided test finds with a chance of `power`.
 
     (z_(1 - level/2) + z_power) * SE, in the unit of the standard error (arXiv 2411.00640,
-    section 5).
-
-    Args:
-        standard_error: Of the difference.
-        power: Chance to find it.
-        level: Of the test: the chance of a false alarm.
+    section 5). `level` is that of the test: the chance of a false alarm.
     """
-    return (
-        normal_quantile(1.0 - checked_probability("level", level) / 2.0)
-        + normal_quantile(checked_probability("power", power))
-    ) * standard_error
+    tail = 1.0 - checked_probability("level", level) / 2.0
+    found = normal_quantile(checked_probability("power", power))
+    return (normal_quantile(tail) + found) * standard_error
 
 
 def _discordant(gains: int, losses: int) -> tuple[int, int]:

@@ -1,10 +1,6 @@
 from .growing_file import GrowingFile as GrowingFile
 from .locks import final_name as final_name, identity as identity
-from .publication import (
-    METADATA_KEY as METADATA_KEY,
-    Output as Output,
-    writing as writing,
-)
+from .publication import METADATA_KEY as METADATA_KEY, writing as writing
 from .read_errors import reading as reading
 from .stores import (
     LOCAL as LOCAL,

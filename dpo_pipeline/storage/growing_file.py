@@ -17,12 +17,8 @@ if TYPE_CHECKING:
 class GrowingFile:
     """Appends frames of one schema to a Parquet file; its bytes do not tell how they were cut.
 
-    Args:
-        hidden: Where to write.
-        final: What errors call it.
-        metadata: The file's key-value metadata.
-        rows_per_group: Rows of a row group; so many wait in memory.
-        filesystem: The pyarrow file system of `hidden`, if not this machine's.
+    It is written to `hidden`, on this machine or on a pyarrow file system, and errors call it
+    `final`. `rows_per_group` rows wait in memory.
     """
 
     def __init__(

@@ -82,9 +82,6 @@ def hold(final: str, *, name: str) -> tuple[str, int | None]:
     """Make the hidden file of a target and lock it; return its name, and the lock.
 
     Where the file system has no locks, the name is random and the lock None.
-
-    Raises:
-        StorageError: Another run holds it; the error is about `name`.
     """
     hidden = hidden_name(final)
     while True:

@@ -12,6 +12,7 @@ from typing import BinaryIO, Final, Self
 from weakref import WeakSet
 
 from dpo_pipeline.errors import StorageError
+from dpo_pipeline.plan import Output
 from dpo_pipeline.storage.locks import (
     final_name,
     hidden_name,
@@ -28,7 +29,7 @@ from dpo_pipeline.storage.locks import (
     sync,
     sync_folders,
 )
-from dpo_pipeline.storage.read_errors import reading, system_error
+from dpo_pipeline.storage.read_errors import footer_of, reading, system_error
 
 SUCCESS: Final = "_SUCCESS"
 """The marker that a folder of outputs is complete."""
@@ -39,33 +40,9 @@ METADATA_KEY: Final = "dpo_pipeline"
 _NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Output:
-    """A file or a folder that a run will write.
-
-    Attributes:
-        path: Where.
-        files: The number of files in a folder of outputs; None for a file.
-        replaces: Whether something is there already, which may be overwritten.
-    """
-
-    path: str
-    files: int | None
-    replaces: bool
-
-
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Staged:
-    """A file that is being written.
-
-    Attributes:
-        hidden: Its name while it is written.
-        final: Its name once it is published.
-        lock: The lock on the hidden file, if it has one.
-        folder: The folder that it is the marker of, if it is a marker.
-        written: The identity of what was written.
-        renamed: Whether it has its final name.
-    """
+    """A file that is being written under a hidden name; `folder` is set for a folder's marker."""
 
     hidden: str
     final: str
@@ -135,15 +112,8 @@ class Publication:
     ) -> Output:
         """Check whether an output can be written now, as staging does; nothing is changed.
 
-        What a killed run left behind is no error where staging removes it.
-
-        Args:
-            target: A file, or a folder.
-            relatives: The paths of the folder's parts below it; None for a file.
-
-        Raises:
-            StorageError: It exists already, is an input or another output, is no place for it,
-                or another run is writing it.
+        `relatives` are the paths of a folder's parts below it, and None for a file. What a killed
+        run left behind is no error where staging removes it.
         """
         path = os.fspath(target)
         if relatives is None:
@@ -151,11 +121,7 @@ class Publication:
         return self._check_folder(path, relatives)
 
     def stage(self, target: str | os.PathLike[str]) -> str:
-        """Return where to write what shall become `target`.
-
-        Raises:
-            StorageError: As `check`.
-        """
+        """Return where to write what shall become `target`."""
         path = os.fspath(target)
         self._check_file(path)
         with reading(path):
@@ -168,11 +134,7 @@ class Publication:
         return hidden
 
     def stage_folder(self, target: str | os.PathLike[str], relatives: Sequence[str]) -> list[str]:
-        """Return where to write the parts of a folder; its marker is published last of all.
-
-        Raises:
-            StorageError: As `check`.
-        """
+        """Return where to write the parts of a folder; its marker is published last of all."""
         path = os.fspath(target)
         self._check_folder(path, relatives)
         marker = os.path.join(path, SUCCESS)
@@ -195,14 +157,7 @@ class Publication:
         return [part.hidden for part in parts]
 
     def commit(self, check: Callable[[], None] | None = None) -> None:
-        """Give every output its final name.
-
-        Args:
-            check: Raises if the run is to stop; called until outputs get their names.
-
-        Raises:
-            StorageError: An output cannot be made durable or named, or an input changed.
-        """
+        """Give every output its final name; `check` raises if the run is to stop before that."""
         for step in self._steps:
             with reading(step.final):
                 sync(step.hidden)
@@ -256,7 +211,7 @@ class Publication:
         _check_free(marker, name=path)
         there = _parts(path)
         for part in there:
-            if not is_ours(part):
+            if METADATA_KEY.encode() not in (footer_of(part).metadata or {}):
                 raise StorageError(part, "is in the output folder and no output of this tool")
         for relative in relatives:
             self._check_place(os.path.join(path, relative))
@@ -432,14 +387,6 @@ def writing(hidden: str, source: str) -> Iterator[BinaryIO]:
         at_fault = hidden in str(error) or system_error(error) in _NO_ROOM
         with reading(final_name(hidden) if at_fault else source):
             raise
-
-
-def is_ours(path: str) -> bool:
-    """Return whether a Parquet file carries the metadata that this package writes."""
-    import pyarrow.parquet as pq
-
-    with reading(path):
-        return METADATA_KEY.encode() in (pq.read_metadata(path).metadata or {})
 
 
 def _check_free(final: str, *, name: str) -> None:

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import polars as pl
 
@@ -44,6 +44,14 @@ def reading(path: str, hint: Callable[[str], str | None] | None = None) -> Itera
         if isinstance(error, pl.exceptions.PanicException):
             raise StorageError(path, f"cannot be read: {_first_line(error)}") from error
         raise
+
+
+def footer_of(path: str, *, name: str | None = None, filesystem: Any = None) -> Any:
+    """Return the footer of a Parquet file, as pyarrow does; errors call it `name`."""
+    import pyarrow.parquet as pq
+
+    with reading(name or path):
+        return pq.read_metadata(path, filesystem=filesystem)
 
 
 def system_error(error: BaseException) -> int | None:

@@ -39,12 +39,7 @@ def joined(*parts: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """How object stores are reached: two arguments of Polars, which it documents.
-
-    Attributes:
-        storage_options: Such as `aws_region`, `aws_endpoint_url`, `account_name`.
-        credential_provider: Gives credentials; "auto" for those of the environment.
-    """
+    """How object stores are reached: two arguments of Polars, which it documents."""
 
     storage_options: Mapping[str, Any] | None = None
     credential_provider: CredentialProvider | Literal["auto"] | None = "auto"
@@ -52,10 +47,8 @@ class Access:
     @classmethod
     def of(cls, execution: Execution) -> Access:
         """Return how a call reaches object stores."""
-        return cls(
-            storage_options=execution.storage_options,
-            credential_provider=execution.credential_provider,
-        )
+        options, provider = execution.storage_options, execution.credential_provider
+        return cls(storage_options=options, credential_provider=provider)
 
     def polars(self, path: str) -> dict[str, Any]:
         """Return what a scan or a sink of Polars has to be told."""
@@ -65,11 +58,7 @@ class Access:
         return {"storage_options": options, "credential_provider": self.credential_provider}
 
     def filesystem(self, address: str) -> tuple[Any, str]:
-        """Return pyarrow's file system of an address, and its name there.
-
-        Raises:
-            UsageError: pyarrow has none, so that it can only be read.
-        """
+        """Return pyarrow's file system of an address, and its name there."""
         from pyarrow import fs
 
         scheme, _, path = address.partition("://")
@@ -91,11 +80,10 @@ class Access:
         return address.partition("://")[0] in (*_S3, *_GOOGLE, *_AZURE)
 
     def find(self, address: str) -> tuple[str, list[str]]:
-        """Resolve an address: an object, a folder or a glob.
+        """Resolve an address (an object, a folder or a glob).
 
-        Returns:
-            The folder that all objects found are in (empty for one object), and these objects,
-            in no order.
+        Return the folder that all objects found are in (empty for one object), and these objects,
+        in no order.
         """
         from pyarrow import fs
 

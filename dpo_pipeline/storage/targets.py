@@ -14,20 +14,12 @@ import polars as pl
 from dpo_pipeline.errors import StorageError
 from dpo_pipeline.storage.locks import final_name, hidden_name, is_tmp, sync
 from dpo_pipeline.storage.publication import writing
-from dpo_pipeline.storage.read_errors import reading
+from dpo_pipeline.storage.read_errors import footer_of, reading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Out:
-    """What a sink writes to.
-
-    Attributes:
-        target: For Polars: an open file, or an address.
-        options: What Polars has to know of the address.
-        path: For pyarrow: the name.
-        filesystem: The pyarrow file system of the name; None for this machine's.
-        name: What errors call it.
-    """
+    """What a sink writes to, for Polars and for pyarrow; errors call it `name`."""
 
     target: BinaryIO | str
     path: str
@@ -58,9 +50,6 @@ class Target(ABC):
         """Have the file written and return its rows, from its footer.
 
         Until that is known nothing has the name under which the file is expected.
-
-        Raises:
-            StorageError: It cannot be written, or `source` cannot be read.
         """
 
     @abstractmethod
@@ -78,10 +67,8 @@ class Target(ABC):
 class StagedFile(Target):
     """A hidden file on this machine.
 
-    Attributes:
-        hidden: Its name.
-        apart: Whether each attempt writes to a name of its own, and moves that to the hidden one
-            when it is whole: two attempts of one task may run at the same time, on two machines.
+    If `apart`, each attempt writes to a name of its own and moves that to the hidden one when it is
+    whole: two attempts of one task may run at the same time, on two machines.
     """
 
     hidden: str
@@ -100,7 +87,7 @@ class StagedFile(Target):
         try:
             with writing(attempt, source) as file:
                 sink(Out(target=file, path=attempt, name=final))
-            rows = _rows_in(attempt)
+            rows = int(footer_of(attempt).num_rows)
             if self.apart:
                 with reading(final):
                     sync(attempt)
@@ -119,14 +106,7 @@ class StagedFile(Target):
                 "it was written by a process that does not share this file system: the output "
                 "must lie where all machines see it",
             )
-        return _rows_in(self.hidden)
-
-
-def _rows_in(path: str) -> int:
-    import pyarrow.parquet as pq
-
-    with reading(path):
-        return int(pq.read_metadata(path).num_rows)
+        return int(footer_of(self.hidden).num_rows)
 
 
 @contextmanager

@@ -14,13 +14,14 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import polars as pl
 
 from dpo_pipeline.errors import StorageError
-from dpo_pipeline.storage.publication import METADATA_KEY, SUCCESS, Output, Publication
-from dpo_pipeline.storage.read_errors import reading
+from dpo_pipeline.plan import Output
+from dpo_pipeline.storage.publication import METADATA_KEY, SUCCESS, Publication
+from dpo_pipeline.storage.read_errors import footer_of, reading
 from dpo_pipeline.storage.stores import LOCAL, Access, is_address, joined
 from dpo_pipeline.storage.targets import Out, Sink, StagedFile, Target
 
@@ -33,13 +34,7 @@ MANIFEST: Final = ".manifest.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredObject(Target):
-    """An object in a store.
-
-    Attributes:
-        address: Where it shall be.
-        attempts: The folder in which it is written.
-        access: How the store is reached.
-    """
+    """An object in a store, which is written in the folder `attempts` and then moved."""
 
     address: str
     attempts: str
@@ -69,7 +64,7 @@ class StoredObject(Target):
                 with reading(self.address if path in str(error) else source):
                     raise
             # A sink that failed can leave an object that can be read, and has no rows.
-            rows = self._rows(system, path)
+            rows = int(footer_of(path, name=self.address, filesystem=system).num_rows)
             with reading(self.address):
                 system.move(path, self.access.filesystem(self.address)[1])
         except BaseException:
@@ -79,25 +74,15 @@ class StoredObject(Target):
         return rows
 
     def rows(self) -> int:  # noqa: D102
-        return self._rows(*self.access.filesystem(self.address))
-
-    def _rows(self, system: Any, path: str) -> int:
-        import pyarrow.parquet as pq
-
-        with reading(self.address):
-            return int(pq.read_metadata(path, filesystem=system).num_rows)
+        system, path = self.access.filesystem(self.address)
+        return int(footer_of(path, name=self.address, filesystem=system).num_rows)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Folder:
-    """A folder of objects, or one object.
+    """A folder of objects, or one object, which has no marker.
 
-    Attributes:
-        address: Where it is.
-        marker: The object that says that the folder is complete; None for one object.
-        objects: Its parts.
-        stale: Parts of an output that is replaced, which have no successor of their name.
-        manifest: What is published beside it.
+    `stale` are parts of an output that is replaced, which have no successor of their name.
     """
 
     address: str
@@ -156,11 +141,7 @@ class Outputs(Publication):
         return Output(path=folder, files=len(relatives), replaces=bool(there))
 
     def stage(self, target: str | os.PathLike[str]) -> str:
-        """Return where to write a document, which shall become `target`.
-
-        Raises:
-            StorageError: As `check`.
-        """
+        """Return where to write a document, which shall become `target`."""
         if not is_address(target):
             return super().stage(target)
         address = os.fspath(target)
@@ -181,9 +162,6 @@ class Outputs(Publication):
         """Return where to write a Parquet file, or the parts of a folder; arguments as in `check`.
 
         `apart` says that two processes may write one part at the same time.
-
-        Raises:
-            StorageError: As `check`.
         """
         if is_address(target):
             return [*self._stage_objects(os.fspath(target), relatives)]
@@ -217,11 +195,7 @@ class Outputs(Publication):
                 folder.manifest = manifest
 
     def commit(self, check: Callable[[], None] | None = None) -> None:
-        """Publish documents, then what lies on this machine, then markers in stores.
-
-        Raises:
-            StorageError: An output cannot be published, or an input changed.
-        """
+        """Publish documents, then what lies on this machine, then markers in stores."""
         if check is not None:
             check()
         self._check_objects_read()
@@ -275,7 +249,10 @@ class Outputs(Publication):
         attempts = joined(folder, ATTEMPTS) + "/"
         parts = [n for n in names if n.endswith(".parquet") and not n.startswith(attempts)]
         for name in parts:
-            self._check_ours(name)
+            system, path = self._access.filesystem(name)
+            metadata = footer_of(path, name=name, filesystem=system).metadata or {}
+            if METADATA_KEY.encode() not in metadata:
+                raise StorageError(name, "is in the output folder and no output of this tool")
         return parts
 
     def _take(self, address: str) -> None:
@@ -292,15 +269,6 @@ class Outputs(Publication):
         for address, was in known.items():
             if found[address] != was:
                 raise StorageError(address, "it changed while it was read")
-
-    def _check_ours(self, address: str) -> None:
-        import pyarrow.parquet as pq
-
-        system, path = self._access.filesystem(address)
-        with reading(address):
-            metadata = pq.read_metadata(path, filesystem=system).metadata or {}
-        if METADATA_KEY.encode() not in metadata:
-            raise StorageError(address, "is in the output folder and no output of this tool")
 
     def _put(self, address: str, content: bytes) -> None:
         system, path = self._access.filesystem(address)

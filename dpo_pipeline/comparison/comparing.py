@@ -112,7 +112,8 @@ class ComparisonPlan(Plan[Comparison]):
         self._judge(read, reports)
         paired, bins = read.paired, pl.col("bin")
         incomparable = _other_references(read, objective)
-        findings = tuple(_findings(tables, read, incomparable))
+        doubts = tuple(_doubts(tables, read))
+        findings = (*doubts, *_findings(tables, read, incomparable))
         summaries = [
             Summary.of_row(figures(totals, objective).row(0, named=True))
             for totals in (paired.totals_a, paired.totals_b)
@@ -146,6 +147,7 @@ class ComparisonPlan(Plan[Comparison]):
             subsets=subsets_of(paired, level),
             gained=paired.gained,
             lost=paired.lost,
+            doubts=doubts,
             findings=findings,
             incomparable=incomparable,
             changes=paired.changes.select(
@@ -333,6 +335,10 @@ def _findings(
     for each in read.disagreements:
         if each.column not in _REFERENCES:
             yield _disagreement(each, read.n_valid)
+
+
+def _doubts(tables: Sequence[Table], read: CommonPairs) -> Iterator[str]:
+    """Yield what is surely wrong with a side, a sentence each."""
     totals = (read.paired.totals_a, read.paired.totals_b)
     for table, sums in zip(tables[:2], totals, strict=True):
         sense = Sense.of_sums(sums.row(0, named=True))

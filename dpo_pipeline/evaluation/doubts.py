@@ -37,11 +37,13 @@ _EXCHANGED: Final = 0.6
 _NEARLY_EXCHANGED: Final = 0.9
 _SHIFTED: Final = 0.5
 _NO_CLOSER: Final = 1.1
-_OTHER_TEXTS: Final = 0.65
+_OTHER_TEXTS: Final = 0.8
 _SOME_SPREAD: Final = 0.2
 _SAME_AMOUNT: Final = 0.8
-_RELATED: Final = 0.6
+_MORE_ALIKE: Final = 0.4
+_PROMPT_SPREAD: Final = 0.01
 _LITTLE_SPREAD: Final = 0.02
+_EVEN: Final = 0.5
 _UNEVEN: Final = 0.4
 _UNEVEN_SPREAD: Final = 0.05
 _OPPOSITE: Final = -0.6
@@ -63,6 +65,7 @@ _OF_SUMS: Final = frozenset(
     }
 )
 _LOOK_AT_LOGPS: Final = "Look at how the log-probs were made before you read any figure."
+_LOOK_CUT: Final = "Look whether texts were cut short for one model only."
 _CHECK_JOIN: Final = "Compare the texts that both models scored, and what joined them, row by row."
 
 
@@ -89,20 +92,23 @@ def doubts_of(
     are_logps = max_logp <= 2.0 * BF16_EXCESS
     copies = [*_unmoved(sense, subsets), *_copies(sense)]
     whole = chain(copies, _averaged(sense) if are_logps else (), _constant(sense))
-    found = list(whole)
+    found = list(whole) or list(_all_ties(sense, n_ties))
     if are_logps and not found:
         found += _sums(sense)
-    if not found and n_ties == sense.n_valid:
-        found.append(
-            Doubt(
-                "all_ties",
-                "all pairs are ties",
-                f"both rewards are equal in all {counted(n_ties, 'valid pair')}",
-                "Look whether chosen and rejected are two texts.",
-                _OF_SUMS,
-            )
-        )
     return (*found, *_repeated(repeats))
+
+
+def _all_ties(sense: Sense, n_ties: int | None) -> Iterator[Doubt]:
+    alike = [sense.share_equal(_C, _R)]
+    alike += [sense.share_equal(_REF_C, _REF_R)] if sense.has_reference else []
+    if n_ties == sense.n_valid or (min(alike) == 1.0 and sense.n_valid > 1):
+        yield Doubt(
+            "all_ties",
+            "all pairs are ties",
+            f"both rewards are equal in all {counted(sense.n_valid, 'valid pair')}",
+            "Look whether chosen and rejected are two texts.",
+            _OF_SUMS,
+        )
 
 
 def _sums(sense: Sense) -> Iterator[Doubt]:
@@ -110,7 +116,7 @@ def _sums(sense: Sense) -> Iterator[Doubt]:
     if sense.n < SENSE_FROM:
         return
     of_both = (_exchanged, _shifted, _prompt)
-    less_clear = (_of_size, _other_texts, _some_pairs)
+    less_clear = (_of_size, _other_texts, _cut_short, _some_pairs)
     checks = (*of_both, _of_tokens, *less_clear) if sense.has_reference else (_of_tokens,)
     yield from [found for check in checks if (found := check(sense)) is not None][:1]
 
@@ -155,10 +161,12 @@ def _shifted(sense: Sense) -> Doubt | None:
 
 
 def _prompt(sense: Sense) -> Doubt | None:
-    if not (sense.same_move > _SAME_AMOUNT and _spread(sense) > _LITTLE_SPREAD):
+    is_in_all = _evenness(sense) > _EVEN
+    if not (sense.same_move > _SAME_AMOUNT and _spread(sense) > _PROMPT_SPREAD and is_in_all):
         return None
+    # Both sides of a pair are alike in one model too, and then move alike.
     own = min(sense.correlation(_C, _R), sense.correlation(_REF_C, _REF_R))
-    if own >= _RELATED:
+    if 1.0 - sense.same_move > _MORE_ALIKE * (1.0 - own):
         return None
     return _doubt(
         "one_amount",
@@ -213,7 +221,7 @@ def _other_texts(sense: Sense) -> Doubt | None:
 
 
 def _some_pairs(sense: Sense) -> Doubt | None:
-    spread, evenness = _spread(sense), min(sense.evenness(ours) for ours in _OURS)
+    spread, evenness = _spread(sense), _evenness(sense)
     seen = (
         f"few log-ratios make up most of their spread ({evenness:.2f} of the root mean square on "
         f"average), which is {spread:.1%} of that of both log-probs"
@@ -226,22 +234,43 @@ def _some_pairs(sense: Sense) -> Doubt | None:
         )
     if not (evenness < _UNEVEN and spread > _UNEVEN_SPREAD):
         return None
-    sides = [sense.one_sidedness(ours) for ours in _OURS]
-    if min(map(abs, sides)) > _ONE_SIDED and sides[0] * sides[1] > 0.0:
-        lower = "policy" if sides[0] < 0.0 else "reference"
+    lower = _lower(sense)
+    if lower is not None:
         return _doubt(
-            "some_lower",
-            f"the {lower} is far below the other model in some pairs",
-            seen,
-            "Look whether texts were cut short for one model only.",
+            "some_lower", f"the {lower} is far below the other model in some pairs", seen, _LOOK_CUT
         )
     return _doubt(
         "some_other_texts", "policy and reference seem of other texts in some pairs", seen
     )
 
 
+def _cut_short(sense: Sense) -> Doubt | None:
+    """One model is lower throughout, by amounts that vary as log-probs of other lengths do."""
+    lower, spread = _lower(sense), min(sense.spread(ours) for ours in _OURS)
+    if lower is None or not spread > _SOME_SPREAD:
+        return None
+    return _doubt(
+        "lower",
+        f"the {lower} is far below the other model, by very different amounts",
+        f"log-ratios vary by {spread:.0%} of what both log-probs do; {_means(sense)}",
+        _LOOK_CUT,
+    )
+
+
+def _lower(sense: Sense) -> str | None:
+    """Return the model that is the lower one on both sides, nearly everywhere."""
+    sides = [sense.one_sidedness(ours) for ours in _OURS]
+    if not (min(map(abs, sides)) > _ONE_SIDED and sides[0] * sides[1] > 0.0):
+        return None
+    return "policy" if sides[0] < 0.0 else "reference"
+
+
 def _spread(sense: Sense) -> float:
     return max(sense.spread(ours) for ours in _OURS)
+
+
+def _evenness(sense: Sense) -> float:
+    return min(sense.evenness(ours) for ours in _OURS)
 
 
 def _means(sense: Sense) -> str:

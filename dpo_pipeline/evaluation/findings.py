@@ -52,6 +52,7 @@ _GUESSES: Final = {
     "reference": "the reference alone",
 }
 _COIN: Final = 0.5
+_HALF: Final = "__dpo_pipeline_half"
 _LIKELY: Final = 0.5
 _NEARLY_SURE: Final = 0.999
 _ROWS_NAMED: Final = 5
@@ -146,13 +147,13 @@ def _subsets_worse_than_chance(statistics: Statistics) -> Iterator[Finding]:
         return
     by = list(statistics.gathered.by)
     right = (pl.col("n_correct") + 0.5 * pl.col("n_ties")).sum() / pl.col(N_VALID).sum()
-    halves = statistics.gathered.clusters.group_by(by).agg(half=right)
+    halves = statistics.gathered.clusters.group_by(by).agg(right.alias(_HALF))
     table = statistics.subsets.join(halves, on=by, nulls_equal=True, maintain_order="left")
-    low = table.filter((pl.col("half") < _COIN) & (pl.col("p_holm") < 1.0 - statistics.level))
+    low = table.filter((pl.col(_HALF) < _COIN) & (pl.col("p_holm") < 1.0 - statistics.level))
     if low.is_empty():
         return
     named = [
-        f"{' / '.join(str(row[name]) for name in by)} ({row['half']:.1%} of {row[N_VALID]:,}, "
+        f"{' / '.join(str(row[name]) for name in by)} ({row[_HALF]:.1%} of {row[N_VALID]:,}, "
         f"p {p_value(row['p_holm'])})"
         for row in low.sort("p_holm").head(_ROWS_NAMED).iter_rows(named=True)
     ]
@@ -170,7 +171,7 @@ def _subsets_worse_than_chance(statistics: Statistics) -> Iterator[Finding]:
 def _contradictions(statistics: Statistics) -> Iterator[Finding]:
     """Yield pairs that are there with chosen and rejected exchanged as well."""
     share, seen = statistics.gathered.contradictory, statistics.gathered.repeats_seen
-    if share is None or share < CONTRADICTORY_FROM:
+    if share is None or share < CONTRADICTORY_FROM or _is_coarse(statistics):
         return
     yield Finding(
         "contradictory",
@@ -397,12 +398,10 @@ def _repeats(statistics: Statistics) -> Iterator[Finding]:
     No finding if log-probs are bf16 or f16 numbers: different pairs can have the same ones then.
     """
     gathered = statistics.gathered
-    sums = gathered.groups.sum().row(0, named=True)
-    n, share = sums[N_VALID], gathered.repeats
-    coarse = [f"n_{model}_{name}" for model in _LOGPS_OF for name in ("bf16", "f16")]
-    if share is None or any(sums.get(name) == n for name in coarse):
+    share, seen = gathered.repeats, gathered.repeats_seen
+    if share is None or _is_coarse(statistics):
         return
-    seen = gathered.repeats_seen
+    n = gathered.groups[N_VALID].sum()
     copies = None if seen == n else rate_of(round(share * seen), seen, statistics.level)
     if not (share >= REPEATED_FROM if copies is None else _at_least(copies, REPEATED_FROM)):
         return
@@ -416,6 +415,13 @@ def _repeats(statistics: Statistics) -> Iterator[Finding]:
         f"in every mean{effect}.",
         advice=f"Leave copies out, or name what belongs together in a column {PROMPT_ID.name}.",
     )
+
+
+def _is_coarse(statistics: Statistics) -> bool:
+    """Return whether log-probs are numbers so short that different pairs can have the same."""
+    sums = statistics.gathered.groups.sum().row(0, named=True)
+    coarse = [f"n_{model}_{name}" for model in _LOGPS_OF for name in ("bf16", "f16")]
+    return any(sums.get(name) == sums[N_VALID] for name in coarse)
 
 
 def _few(statistics: Statistics) -> Iterator[Finding]:

@@ -49,7 +49,8 @@ def with_summed(pairs: pl.LazyFrame, needs: Needs, *, lagged: bool) -> pl.LazyFr
     total = pl.sum_horizontal(needs.logps)
     is_summed = pl.col(VALID) & (total > _LOWEST)
     pairs = pairs.with_columns(
-        pl.when(is_summed).then(pl.col(name)).alias(_SUMMED[name]) for name in needs.logps
+        pl.when(is_summed).then(pl.col(name).cast(pl.Float64)).alias(_SUMMED[name])
+        for name in needs.logps
     )
     if not lagged:
         return pairs

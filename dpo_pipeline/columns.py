@@ -213,6 +213,9 @@ SCORED: Final = (
     Added(LOSS, "Loss of the pair; the DPO loss is -log sigmoid(reward_margin)", unit="nats"),
 )
 
+OF_INPUT: Final = "__dpo_pipeline_input_"
+"""Begins the name, in prepared pairs, of an input column that a scored one takes the name of."""
+
 SOURCE_ROW: Final = "source_row"
 BROKEN_RULES: Final = "broken_rules"
 INVALID: Final = (

@@ -161,6 +161,15 @@ COURSE_POINTS: Final = 500
 ROWS_SHOWN: Final = 20
 """Pairs that a report lists."""
 
+KEYS_HELD: Final = 1_048_576
+"""Hashes of `pair_id` held to find repeated ones; of more pairs, a share is held."""
+
+NEIGHBOURS_ROWS: Final = 262_144
+"""Rows at the start of a dataset that are compared with the reference of their neighbours."""
+
+SENSE_FROM: Final = 50
+"""Pairs from which the spread of log-probs is looked at; that of fewer is chance."""
+
 REPEATS_HELD: Final = 65_536
 """Hashes of pairs held to find repeats; of more pairs, a share is held."""
 
@@ -178,6 +187,12 @@ MISLABELLED_FROM: Final = 0.05
 
 IMPRECISE_FROM: Final = 0.05
 """A finding if this share of margins is within a step of the log-probs' number format."""
+
+MANY_TIES_FROM: Final = 0.05
+"""A finding if a larger share of pairs are ties."""
+
+CONTRADICTORY_FROM: Final = 0.001
+"""A finding if this share of pairs stands there with chosen and rejected exchanged too."""
 
 REPEATED_FROM: Final = 0.01
 """A finding if this share of pairs repeats another; a few may be chance."""

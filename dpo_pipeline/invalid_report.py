@@ -44,6 +44,29 @@ class BrokenRule:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Something that is wrong with valid pairs as a whole, or with the models' log-probs.
+
+    Attributes:
+        name: The kind of doubt, for programs.
+        title: What is seen, in a few words.
+        evidence: The numbers that show it.
+        advice: What to do.
+        explains: Names of findings that it can be the cause of, which are then not said.
+    """
+
+    name: str
+    title: str
+    evidence: str
+    advice: str
+    explains: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        """Return it as a sentence."""
+        return f"{self.title}: {self.evidence}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InvalidReport:
     """How many pairs broke which rule. A pair that breaks two rules counts under both.
@@ -53,7 +76,7 @@ class InvalidReport:
         n_pairs: Pairs read.
         n_invalid: Pairs that break a rule or more.
         broken: The rules that were broken, in the order of the contract.
-        warnings: What is surely wrong in the valid pairs, a sentence each.
+        doubts: What is surely wrong in the valid pairs, gravest first.
         notes: What is to be said about the input as it was found, such as files that were left out.
     """
 
@@ -61,13 +84,18 @@ class InvalidReport:
     n_pairs: int
     n_invalid: int
     broken: tuple[BrokenRule, ...]
-    warnings: tuple[str, ...]
+    doubts: tuple[Doubt, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is surely wrong in the valid pairs, a sentence each."""
+        return tuple(map(str, self.doubts))
+
+    @property
     def all_warnings(self) -> tuple[str, ...]:
-        """Notes and warnings: what a call warns of, and what its document lists."""
-        return (*self.notes, *self.warnings)
+        """Warnings and notes: what a call warns of, and what its document lists."""
+        return (*self.warnings, *self.notes)
 
     @property
     def by_rule(self) -> Mapping[str, int]:
@@ -78,10 +106,10 @@ class InvalidReport:
         """Return the facts as plain data."""
         return {
             "source": self.source,
+            "warnings": list(self.all_warnings),
             "n_pairs": self.n_pairs,
             "n_invalid": self.n_invalid,
             "invalid": [rule.to_dict() for rule in self.broken],
-            "warnings": list(self.all_warnings),
         }
 
     def to_json(self) -> str:
@@ -90,8 +118,10 @@ class InvalidReport:
 
     def __str__(self) -> str:
         """Return the report as an aligned table under a sentence."""
+        warned = [f"warning: {text}" for text in self.warnings]
         if not self.n_invalid:
-            return f"{self.source}: all {self.n_pairs:,} pairs keep the contract"
+            kept = f"{self.source}: all {self.n_pairs:,} pairs keep the contract"
+            return "\n".join([*warned, kept])
         file = os.path.basename(self.source)
         head = f"{self.source} breaks its contract in {self.n_invalid:,} of {self.n_pairs:,} rows"
         rows = [
@@ -102,7 +132,9 @@ class InvalidReport:
             )
             for rule in self.broken
         ]
-        return "\n".join([head, *(f"  {line}" for line in aligned(("", "", ""), rows, most=None))])
+        return "\n".join(
+            [*warned, head, *(f"  {line}" for line in aligned(("", "", ""), rows, most=None))]
+        )
 
 
 def why_refused(

@@ -69,6 +69,21 @@ def as_json(document: Mapping[str, Any]) -> str:
     return json.dumps(_finite(document), indent=2, allow_nan=False, default=str)
 
 
+def rows_by_key(table: Any, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the rows of a table of groups; keys that JSON has no number for are text.
+
+    Otherwise the groups of NaN, of the infinities and of null would have one name.
+    """
+    return [
+        {name: str(v) if name in keys and _is_odd(v) else v for name, v in row.items()}
+        for row in table.to_dicts()
+    ]
+
+
+def _is_odd(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {
@@ -77,7 +92,7 @@ def _finite(value: Any) -> Any:
         }
     if isinstance(value, (list, tuple)):
         return [_finite(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
+    if _is_odd(value):
         return None
     return without_secrets(value) if isinstance(value, str) else value
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from dpo_pipeline.cli import running as progress_line
-from dpo_pipeline.evaluation import estimating, gathering
+from dpo_pipeline.evaluation import estimating, gathering, measuring, shards
 from pair_tools import COUNTS, DATA, TOOLS, split
 
 pytest.register_assert_rewrite(
@@ -97,13 +97,23 @@ class Engine:
 
     @property
     def data_scans(self):
-        """Scans of Parquet in all plans."""
-        return self.count("multi-scan[parquet]")
+        """Scans of Parquet in all plans, but for those that read the ids and nothing else."""
+        return self.count("multi-scan[parquet]") - self.id_scans
+
+    @property
+    def id_scans(self):
+        """Scans of the column of ids alone."""
+        return sum("is_not_null" in graph and "_logps" not in graph for graph in self.graphs)
 
 
 @pytest.fixture
 def engine(monkeypatch):
-    """Record every plan that is run, through any of the ways to run one."""
+    """Record every plan that is run, through any of the ways to run one.
+
+    Neighbouring rows are not compared: that keeps the first rows, and only them, in memory.
+    """
+    for module in (measuring, shards):
+        monkeypatch.setattr(module, "NEIGHBOURS_ROWS", 0)
     record = Engine()
     collect, sink, chunks = (
         pl.LazyFrame.collect,
@@ -131,6 +141,19 @@ def engine(monkeypatch):
     def as_sink(frame, target, **kwargs):
         return sink(frame, target, **{**kwargs, "lazy": True})
 
+    def together(frames, *args, **kwargs):
+        # Plans that are run together share one scan: what they are without it is in `explain_all`.
+        shared = pl.explain_all(frames).count("Parquet SCAN")
+        assert shared <= 1
+        record.note(frames[0])
+        inside.append(True)
+        try:
+            return all_of(frames, *args, **kwargs)
+        finally:
+            inside.clear()
+
+    all_of = pl.collect_all
+    monkeypatch.setattr(pl, "collect_all", together)
     monkeypatch.setattr(pl.LazyFrame, "collect", recorded(collect, itself))
     monkeypatch.setattr(pl.LazyFrame, "collect_batches", recorded(chunks, itself))
     monkeypatch.setattr(pl.LazyFrame, "sink_parquet", recorded(sink, as_sink))

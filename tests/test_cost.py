@@ -35,9 +35,8 @@ def clean(request, tmp_path, pairs):
 
 @pytest.fixture
 def dirty(tmp_path, pairs):
-    pairs.with_columns(ref_chosen_logps=pl.lit(1.0)).head(3).vstack(pairs).write_parquet(
-        tmp_path / "dirty.parquet"
-    )
+    invalid = pairs.with_columns(pl.col("pair_id") + "'", ref_chosen_logps=pl.lit(1.0))
+    invalid.head(3).vstack(pairs).write_parquet(tmp_path / "dirty.parquet")
     return tmp_path / "dirty.parquet"
 
 
@@ -85,7 +84,7 @@ def test_evaluate_of_a_lazy_frame_runs_it_once(engine, clean, tmp_path, argument
 )
 def test_evaluate_of_a_frame_streams(engine, pairs, make):
     evaluate(make(pairs), by="subset", batches=2)
-    assert len(engine.graphs) == 1
+    assert len(engine.graphs) == 2  # to score the rows, and to sum them chunk by chunk
     assert_streams(engine)
 
 

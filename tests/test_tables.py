@@ -44,9 +44,7 @@ def test_every_broken_rule_is_listed():
         )
         for i in range(60)
     )
-    report = InvalidReport(
-        source="in/a.parquet", n_pairs=9000, n_invalid=100, broken=broken, warnings=()
-    )
+    report = InvalidReport(source="in/a.parquet", n_pairs=9000, n_invalid=100, broken=broken)
     head, *lines = str(report).splitlines()
     assert head == "in/a.parquet breaks its contract in 100 of 9,000 rows"
     assert len(lines) == 60

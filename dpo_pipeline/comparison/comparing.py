@@ -29,7 +29,7 @@ from dpo_pipeline.comparison.sides import Table, bound_tables
 from dpo_pipeline.defaults import LOSS_NAME, WIDE_LIMIT
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ContractError, DataWarning, InvalidPairsError, UsageError
-from dpo_pipeline.evaluation import Documents, Groups, check_report, inputs_of
+from dpo_pipeline.evaluation import Documents, Groups, check_report, doubts_of, inputs_of
 from dpo_pipeline.exact import lower_edge
 from dpo_pipeline.invalid_report import InvalidReport, why_refused
 from dpo_pipeline.losses import CheckedObjective
@@ -37,7 +37,7 @@ from dpo_pipeline.options import Pairs, Reference, StatisticsOptions, Subsets
 from dpo_pipeline.plan import Facts, Output, Plan, planned
 from dpo_pipeline.sources import Dataset, open_reference, publication_of
 from dpo_pipeline.statistics import counted
-from dpo_pipeline.sums import Health, Summary, figures
+from dpo_pipeline.sums import Sense, Summary, figures
 
 _REFERENCES: Final = (REF_CHOSEN.name, REF_REJECTED.name)
 
@@ -113,7 +113,12 @@ class ComparisonPlan(Plan[Comparison]):
         self._judge(read, reports)
         paired, bins = read.paired, pl.col("bin")
         incomparable = _other_references(read, objective)
-        findings = (*_notes(self.datasets), *_findings(tables, read, incomparable))
+        doubts = tuple(_doubts(tables, read))
+        findings = (
+            *doubts,
+            *_notes(self.datasets),
+            *_findings(tables, read, incomparable),
+        )
         summaries = [
             Summary.of_row(figures(totals, objective).row(0, named=True))
             for totals in (paired.totals_a, paired.totals_b)
@@ -147,6 +152,7 @@ class ComparisonPlan(Plan[Comparison]):
             subsets=subsets_of(paired, level),
             gained=paired.gained,
             lost=paired.lost,
+            doubts=doubts,
             findings=findings,
             incomparable=incomparable,
             changes=paired.changes.select(
@@ -339,10 +345,15 @@ def _findings(
     for each in read.disagreements:
         if each.column not in _REFERENCES:
             yield _disagreement(each, read.n_valid)
+
+
+def _doubts(tables: Sequence[Table], read: CommonPairs) -> Iterator[str]:
+    """Yield what is surely wrong with a side, a sentence each."""
     totals = (read.paired.totals_a, read.paired.totals_b)
     for table, sums in zip(tables[:2], totals, strict=True):
-        for text in Health.of_sums(sums.row(0, named=True)).warnings():
-            yield f"{table.letter.upper()} ({table.name}): {text}"
+        sense = Sense.of_sums(sums.row(0, named=True))
+        for doubt in doubts_of(sense, max_logp=table.binding.max_logp):
+            yield f"{table.letter.upper()} ({table.name}): {doubt}"
 
 
 def _disagreement(found: Disagreement, n_valid: int) -> str:

@@ -126,7 +126,8 @@ class Comparison(Reported):
         gained: Pairs that B alone has right, up to 20 with the largest change: `key`, `margin_a`,
             `margin_b`, `change` = margin_b - margin_a, in nats.
         lost: Pairs that A alone has right, likewise.
-        findings: Sentences about what makes the comparison doubtful.
+        doubts: What is surely wrong with a side, a sentence each.
+        findings: Sentences about what makes the comparison doubtful; doubts come first.
         incomparable: The finding that leaves nothing to compare; None without one.
         changes: Histogram of the change of margin: `bin` (of `dpo_pipeline.exact`), its edges
             `lower` and `upper` in nats, `n_pairs`. Not in the document.
@@ -150,6 +151,7 @@ class Comparison(Reported):
     subsets: pl.DataFrame | None
     gained: pl.DataFrame
     lost: pl.DataFrame
+    doubts: tuple[str, ...]
     findings: tuple[str, ...]
     incomparable: str | None
     changes: pl.DataFrame
@@ -262,6 +264,7 @@ class Comparison(Reported):
         return "all clusters differ by the same amount"
 
     def _lines(self) -> Iterator[str]:
+        yield from (f"warning: {text}" for text in self.doubts)
         yield self.verdict
         if self.loss_verdict is not None:
             yield f"{self.loss_verdict}."
@@ -308,7 +311,7 @@ class Comparison(Reported):
                 yield f"right in {who}, the largest changes of {n:,}"
                 rows = [(str(key), *rest) for key, *rest in flips.head(_SHOWN_FLIPS).rows()]
                 yield from aligned((self.on, *FLIP_COLUMNS[1:]), rows)
-        for text in self.findings:
+        for text in self.findings[len(self.doubts) :]:
             yield ""
             yield f"{'problem' if text == self.incomparable else 'note'}: {text}"
 

@@ -110,7 +110,6 @@ class Table:
             n_pairs=n_pairs,
             n_invalid=found.n_invalid,
             broken=found.broken(),
-            warnings=(),
         )
 
 

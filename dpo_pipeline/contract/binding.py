@@ -14,6 +14,7 @@ from dpo_pipeline.columns import (
     COUNT_ROLES,
     LOGPS,
     MASK_OF,
+    OF_INPUT,
     OTHER_SIDE,
     POLICY_CHOSEN,
     POLICY_REJECTED,
@@ -25,6 +26,7 @@ from dpo_pipeline.columns import (
     Needs,
     resolve,
 )
+from dpo_pipeline.contract.row_rules import with_row_rules
 from dpo_pipeline.contract.rules import RuleSet, Schema, check_types, rules_for
 from dpo_pipeline.contract.token_rules import with_token_rules
 from dpo_pipeline.errors import ColumnError
@@ -52,6 +54,11 @@ class Binding:
     _selection: tuple[pl.Expr, ...]
     _contract: Schema | None
 
+    def source_of(self, name: str) -> str:
+        """Return what an input column is called in prepared pairs."""
+        kept = f"{OF_INPUT}{name}"
+        return kept if kept in self.columns else name
+
     def prepare(self, frame: pl.LazyFrame) -> pl.LazyFrame:
         """Return a part of the dataset under canonical names and types, reading no data."""
         frame = frame.select(self._selection)
@@ -76,12 +83,14 @@ def bind(
     contract: Schema | None = None,
     adds: Iterable[str] = (),
     replace: bool = False,
+    groups_by: Iterable[str] = (),
     needs: Needs = ALL_LOGPS,
 ) -> Binding:
     """Check columns and types and compile the rules, reading no data.
 
     `columns` (role to column) overrides names and aliases. An input column whose name is among
     `adds`, the columns that the caller will add, is an error, or dropped with `replace`.
+    `groups_by` are input columns that pairs are grouped by, whatever is added.
     """
     max_logp = checked_max_logp(max_logp)
     schema = frame.collect_schema()
@@ -116,16 +125,24 @@ def bind(
         if name not in in_the_way
     ]
     selection += [values.alias(name) for name, values in made.items()]
+    selection += [
+        pl.col(name).alias(f"{OF_INPUT}{name}") for name in set(groups_by) & set(in_the_way)
+    ]
     checked = check_types(
         frame.select(selection), source=source, max_logp=max_logp, contract=contract, needs=needs
     )
     return Binding(
         mapping=dict(found.mapping),
-        rules=with_token_rules(
-            rules_for(checked, max_logp=max_logp, contract=contract, needs=needs),
-            [name for name in made if name in LOGPS],
+        rules=with_row_rules(
+            with_token_rules(
+                rules_for(checked, max_logp=max_logp, contract=contract, needs=needs),
+                [name for name in made if name in LOGPS],
+                found.mapping,
+                max_logp=max_logp,
+            ),
+            made,
             found.mapping,
-            max_logp=max_logp,
+            needs,
         ),
         columns=checked.collect_schema(),
         max_logp=max_logp,

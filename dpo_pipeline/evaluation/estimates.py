@@ -21,7 +21,7 @@ from dpo_pipeline.statistics import (
     short_limits,
     short_number,
 )
-from dpo_pipeline.tables import aligned
+from dpo_pipeline.tables import aligned, rows_by_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,11 +259,14 @@ class Statistics:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all but the gathered tables as plain data."""
-        return {
+        found = {
             field.name: _plain_data(getattr(self, field.name))
             for field in fields(self)
             if field.name != "gathered"
         }
+        if self.subsets is not None:
+            found["subsets"] = rows_by_key(self.subsets, self.gathered.by)
+        return found
 
     def lines(self) -> Iterator[str]:
         """Yield the statistics as text."""

@@ -75,7 +75,7 @@ class Measurement:
             statistics=statistics,
             by_objective=by_objective,
         )
-        wanted.check(binding.columns)
+        wanted.check(binding)
         executor = groups.executor
         refuse_unreadable(dataset, executor, scored or objectives)
         if wanted.batching is not None and parts.file is None:
@@ -267,7 +267,8 @@ def evaluate(
     subsets, parts = given(Subsets, by), given(Batches, batches)
     dataset = groups.opened()
     # Scores in the data are computed again, whatever beta they had.
-    binding = groups.bound(dataset, objective.needs, adds=[added.name for added in SCORED])
+    adds = [added.name for added in SCORED]
+    binding = groups.bound(dataset, objective.needs, adds=adds, groups_by=subsets.names)
     measurement = Measurement.of(
         groups, dataset, binding, (objective,), by=subsets, batches=parts, statistics=asked
     )

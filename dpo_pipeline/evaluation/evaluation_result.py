@@ -21,7 +21,7 @@ from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.statistics import Estimate
 from dpo_pipeline.sums import SUMMARY_FIGURES, TRL_METRICS, Summary
-from dpo_pipeline.tables import aligned, as_json
+from dpo_pipeline.tables import aligned, as_json, rows_by_key
 
 
 class Reported:
@@ -160,7 +160,7 @@ class Evaluation(Reported):
         return (
             None
             if self.statistics is None
-            else findings_of(self.statistics, self.warnings, beta=self.beta)
+            else findings_of(self.statistics, self.invalid.doubts, beta=self.beta)
         )
 
     @property
@@ -228,6 +228,7 @@ class Evaluation(Reported):
         findings = self.findings
         return {
             "document_version": DOCUMENT_VERSION,
+            "warnings": list(self.invalid.all_warnings),
             "dpo_pipeline": version("dpo_pipeline"),
             "source": self.source,
             "reference": self.reference,
@@ -239,13 +240,18 @@ class Evaluation(Reported):
             "summary": self.summary.to_dict(),
             "metrics": self.to_metrics(),
             "invalid": self.invalid.to_dict()["invalid"],
-            "subsets": None if self.subsets is None else self.subsets.to_dicts(),
+            "subsets": None if self.subsets is None else rows_by_key(self.subsets, self._by),
             "batches": None if self.batches is None else self.batches.to_dicts(),
-            "histogram": None if self.histogram is None else self.histogram.to_dicts(),
+            "histogram": None if self.histogram is None else rows_by_key(self.histogram, self._by),
             "statistics": None if self.statistics is None else self.statistics.to_dict(),
             "findings": None if findings is None else [each.to_dict() for each in findings],
-            "warnings": list(self.invalid.all_warnings),
         }
+
+    @property
+    def _by(self) -> list[str]:
+        if self.subsets is None:
+            return []
+        return [name for name in self.subsets.columns if name not in SUMMARY_FIGURES]
 
     def to_json(self) -> str:
         """Return the summary document as JSON; what is not finite is null."""
@@ -255,11 +261,11 @@ class Evaluation(Reported):
         """Return the figures as aligned text."""
         s = self.summary
         counts = f"{s.n_pairs:,} pairs, {s.n_invalid:,} invalid"
-        lines = [f"{self.source}: {counts}, {self.objective} loss, beta {self.beta:g}"]
+        lines = [f"warning: {text}" for text in self.warnings]
+        lines += [f"{self.source}: {counts}, {self.objective} loss, beta {self.beta:g}"]
         lines += aligned(("", ""), [*self.to_metrics().items(), ("ties", s.n_ties)])
         if self.subsets is not None:
-            by = [name for name in self.subsets.columns if name not in SUMMARY_FIGURES]
-            shown = self.subsets.select(*by, *_SHOWN)
+            shown = self.subsets.select(*self._by, *_SHOWN)
             lines += ["", *aligned(shown.columns, shown.rows())]
         if self.batches is not None:
             lines += ["", *aligned(self.batches.columns, self.batches.rows())]

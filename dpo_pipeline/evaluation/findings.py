@@ -13,22 +13,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final, Literal, TypeGuard
 
+import polars as pl
+
 from dpo_pipeline.columns import N_VALID, PAIR_ID, PROMPT_ID, REWARD_MARGIN
 from dpo_pipeline.defaults import (
+    CONTRADICTORY_FROM,
     DISPLACED_FROM,
     FEW_CLUSTERS,
     FEW_PAIRS,
     IMPRECISE_FROM,
     LENGTH_CORRELATION_FROM,
+    MANY_TIES_FROM,
     MISLABELLED_FROM,
     REPEATED_FROM,
 )
 from dpo_pipeline.evaluation.estimates import Statistics
+from dpo_pipeline.invalid_report import Doubt
 from dpo_pipeline.statistics import (
     Estimate,
     counted,
     log_loss,
     number_with_limits,
+    p_value,
     points_with_limits,
     rate_of,
     share_with_limits,
@@ -46,6 +52,7 @@ _GUESSES: Final = {
     "reference": "the reference alone",
 }
 _COIN: Final = 0.5
+_HALF: Final = "__dpo_pipeline_half"
 _LIKELY: Final = 0.5
 _NEARLY_SURE: Final = 0.999
 _ROWS_NAMED: Final = 5
@@ -81,35 +88,28 @@ class Finding:
 
 
 def findings_of(
-    statistics: Statistics, warnings: Sequence[str] = (), *, beta: float
+    statistics: Statistics, doubts: Sequence[Doubt] = (), *, beta: float
 ) -> tuple[Finding, ...]:
-    """Return the findings, gravest first; `warnings` are those of the evaluation."""
-    found = [*_of_warnings(warnings)]
+    """Return the findings, gravest first: doubts, and what none of them can be the cause of."""
+    found: list[Finding] = []
     if statistics.tie_rate == 1.0:
         found += _beta_zero(beta)
     else:
+        found += _ties(statistics)
         found += _precision(statistics)
         found += _worse_than_chance(statistics)
+        found += _subsets_worse_than_chance(statistics)
         found += _no_better_than_a_guess(statistics)
-        found += _label_noise(statistics)
+        found += _confident_errors(statistics)
     found += _displacement(statistics)
     found += _length(statistics)
     found += _repeats(statistics)
+    found += _contradictions(statistics)
     found += _few(statistics)
-    return tuple(sorted(found, key=lambda each: SEVERITIES.index(each.severity)))
-
-
-def _of_warnings(warnings: Sequence[str]) -> Iterator[Finding]:
-    """Yield a finding for each warning of `Health`."""
-    for text in warnings:
-        title, _, evidence = text.partition(": ")
-        yield Finding(
-            "input",
-            "problem",
-            title=title,
-            evidence=evidence,
-            advice="Look at how the log-probs were made before you read any figure.",
-        )
+    explained = frozenset[str]().union(*(each.explains for each in doubts))
+    known = [each for each in found if each.name not in explained]
+    first = [Finding(d.name, "problem", d.title, f"{d.evidence}.", d.advice) for d in doubts]
+    return (*first, *sorted(known, key=lambda each: SEVERITIES.index(each.severity)))
 
 
 def _beta_zero(beta: float) -> Iterator[Finding]:
@@ -122,6 +122,65 @@ def _beta_zero(beta: float) -> Iterator[Finding]:
             evidence="All pairs are ties.",
             advice="Evaluate with the beta of the training.",
         )
+
+
+def _ties(statistics: Statistics) -> Iterator[Finding]:
+    """Yield a finding if more than `MANY_TIES_FROM` of the pairs are ties."""
+    ties = statistics.figures.get("tie_rate")
+    if _at_least(ties, MANY_TIES_FROM):
+        yield Finding(
+            "ties",
+            "caution",
+            title="many pairs are ties",
+            evidence=f"Both rewards are equal in {share_with_limits(ties)} of the pairs; the "
+            "accuracy counts each as wrong.",
+            advice="Read reward_accuracy_half, which counts them half, and look at such pairs.",
+        )
+
+
+def _subsets_worse_than_chance(statistics: Statistics) -> Iterator[Finding]:
+    """Yield the subsets whose accuracy, ties half, is shown to be below 1/2.
+
+    The p-value is adjusted for the number of subsets (Holm).
+    """
+    if statistics.subsets is None:
+        return
+    by = list(statistics.gathered.by)
+    right = (pl.col("n_correct") + 0.5 * pl.col("n_ties")).sum() / pl.col(N_VALID).sum()
+    halves = statistics.gathered.clusters.group_by(by).agg(right.alias(_HALF))
+    table = statistics.subsets.join(halves, on=by, nulls_equal=True, maintain_order="left")
+    low = table.filter((pl.col(_HALF) < _COIN) & (pl.col("p_holm") < 1.0 - statistics.level))
+    if low.is_empty():
+        return
+    named = [
+        f"{' / '.join(str(row[name]) for name in by)} ({row[_HALF]:.1%} of {row[N_VALID]:,}, "
+        f"p {p_value(row['p_holm'])})"
+        for row in low.sort("p_holm").head(_ROWS_NAMED).iter_rows(named=True)
+    ]
+    more = low.height - len(named)
+    yield Finding(
+        "subset_worse_than_chance",
+        "problem",
+        title=f"margins prefer the rejected completion in {counted(low.height, 'subset')}",
+        evidence=f"Right, ties half, in {', '.join(named)}{f' and {more:,} more' if more else ''}; "
+        f"p is adjusted for {counted(table.height, 'subset')}.",
+        advice="Read pairs of these subsets before the mean over all.",
+    )
+
+
+def _contradictions(statistics: Statistics) -> Iterator[Finding]:
+    """Yield pairs that are there with chosen and rejected exchanged as well."""
+    share, seen = statistics.gathered.contradictory, statistics.gathered.repeats_seen
+    if share is None or share < CONTRADICTORY_FROM or _is_coarse(statistics):
+        return
+    yield Finding(
+        "contradictory",
+        "caution",
+        title="pairs are there with chosen and rejected exchanged as well",
+        evidence=f"{share:.2%} of {seen:,} pairs have the log-probs of another one, exchanged; one "
+        "of the two is wrong whatever the policy does.",
+        advice="Keep one label of each, or leave both out.",
+    )
 
 
 def _precision(statistics: Statistics) -> Iterator[Finding]:
@@ -192,7 +251,12 @@ def _no_better_than_a_guess(statistics: Statistics) -> Iterator[Finding]:
             advice="Take no decision from this accuracy; more pairs would narrow the interval.",
         )
     ties = "; a tie is wrong" if statistics.tie_rate > 0.0 else ""
-    for name, guess in _GUESSES.items():
+    rules = dict(_GUESSES)
+    lengths = [name for name in ("longer", "shorter") if name in statistics.advantages]
+    # Of the two rules on length, one is worse than a coin wherever the other is better.
+    for name in sorted(lengths, key=lambda each: statistics.baselines[each].value)[:-1]:
+        del rules[name]
+    for name, guess in rules.items():
         gain = statistics.advantages.get(name)
         if gain is None or gain.interval is None or gain.interval.low > 0.0:
             continue
@@ -232,9 +296,19 @@ def _displacement(statistics: Statistics) -> Iterator[Finding]:
             evidence=f"{share_with_limits(down)} of chosen completions are less likely than under "
             f"the reference, and in {share_with_limits(both)} of the pairs both are; the mean "
             f"chosen reward is {number_with_limits(reward)} nats.",
-            advice="The likelihood went to neither: read what the policy writes now. Losses that "
-            "hold on to the chosen completion are dpop, apo_zero, and sigmoid with an sft term.",
+            advice=f"{_where_it_went(statistics)}Read what the policy writes now. Losses that hold "
+            "on to the chosen completion are dpop, apo_zero, and sigmoid with an sft term.",
         )
+
+
+def _where_it_went(statistics: Statistics) -> str:
+    rejected = statistics.figures.get("rejected_reward")
+    interval = None if rejected is None else rejected.interval
+    if rejected is None or interval is None or interval.low <= 0.0 <= interval.high:
+        return ""
+    if interval.high < 0.0:
+        return "The likelihood went to neither of the two. "
+    return f"Rejected completions gained: mean reward {number_with_limits(rejected)} nats. "
 
 
 def _length(statistics: Statistics) -> Iterator[Finding]:
@@ -271,8 +345,8 @@ def _length(statistics: Statistics) -> Iterator[Finding]:
     )
 
 
-def _label_noise(statistics: Statistics) -> Iterator[Finding]:
-    """Yield label noise: the flip rate that conservative DPO's likelihood prefers.
+def _confident_errors(statistics: Statistics) -> Iterator[Finding]:
+    """Yield more errors of large margins than they allow: conservative DPO's likeliest flip rate.
 
     It is above `MISLABELLED_FROM`, and explains the margins better than one scale for all of them
     would: margins that are all too large look like noise as well.
@@ -287,13 +361,14 @@ def _label_noise(statistics: Statistics) -> Iterator[Finding]:
             return
     suspects = _suspects(statistics, noise.flip_rate)
     yield Finding(
-        "label_noise",
+        "confident_errors",
         "caution",
-        title="labels look flipped",
-        evidence=f"The margins are likeliest if {share_with_limits(rate)} of the labels are "
-        f"flipped, and a smaller beta would explain them less well.{suspects}",
-        advice="Read these pairs and mend their labels. Losses that allow for flipped labels are "
-        "robust, and sigmoid with label_smoothing, at about this rate.",
+        title="more confident errors than these margins allow",
+        evidence=f"Margins are log-odds that hold best if {share_with_limits(rate)} of the labels "
+        f"were reversed at random; one smaller beta would explain them less well.{suspects}",
+        advice="Read these pairs: labels, log-probs or the policy can be wrong there, and margins "
+        "cannot tell which. If it is the labels, losses that allow for it are robust, and sigmoid "
+        "with label_smoothing, at about this rate.",
     )
 
 
@@ -323,12 +398,10 @@ def _repeats(statistics: Statistics) -> Iterator[Finding]:
     No finding if log-probs are bf16 or f16 numbers: different pairs can have the same ones then.
     """
     gathered = statistics.gathered
-    sums = gathered.groups.sum().row(0, named=True)
-    n, share = sums[N_VALID], gathered.repeats
-    coarse = [f"n_{model}_{name}" for model in _LOGPS_OF for name in ("bf16", "f16")]
-    if share is None or any(sums.get(name) == n for name in coarse):
+    share, seen = gathered.repeats, gathered.repeats_seen
+    if share is None or _is_coarse(statistics):
         return
-    seen = gathered.repeats_seen
+    n = gathered.groups[N_VALID].sum()
     copies = None if seen == n else rate_of(round(share * seen), seen, statistics.level)
     if not (share >= REPEATED_FROM if copies is None else _at_least(copies, REPEATED_FROM)):
         return
@@ -342,6 +415,13 @@ def _repeats(statistics: Statistics) -> Iterator[Finding]:
         f"in every mean{effect}.",
         advice=f"Leave copies out, or name what belongs together in a column {PROMPT_ID.name}.",
     )
+
+
+def _is_coarse(statistics: Statistics) -> bool:
+    """Return whether log-probs are numbers so short that different pairs can have the same."""
+    sums = statistics.gathered.groups.sum().row(0, named=True)
+    coarse = [f"n_{model}_{name}" for model in _LOGPS_OF for name in ("bf16", "f16")]
+    return any(sums.get(name) == sums[N_VALID] for name in coarse)
 
 
 def _few(statistics: Statistics) -> Iterator[Finding]:
@@ -366,8 +446,8 @@ def _few(statistics: Statistics) -> Iterator[Finding]:
         evidence=f"The accuracy is {share_with_limits(accuracy)}. Its interval is made by "
         f"{accuracy.interval.method}; those of means take them as nearly normal, which so few "
         "pairs leave uncertain.",
-        advice=f"Read intervals, not values: accuracies less than about {half * 100:.2g} points "
-        "apart are not told apart.",
+        advice=f"Read intervals, not values: on other pairs, an accuracy within about "
+        f"{half * 100:.2g} points may be the same. Compare policies on the same pairs.",
     )
 
 

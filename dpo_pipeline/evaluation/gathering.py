@@ -16,7 +16,9 @@ from dpo_pipeline.columns import (
     CHOSEN_REWARD,
     CHOSEN_TOKENS,
     LOSS,
+    N_PAIRS,
     N_VALID,
+    OTHER_SIDE,
     PAIR_ID,
     PROMPT_ID,
     REJECTED_LOGRATIO,
@@ -49,6 +51,7 @@ from dpo_pipeline.sums import (
 
 GROUP: Final = "__dpo_pipeline_group"
 ROW: Final = "row"
+_SWAPPED: Final = "n_swapped"
 GROUPS: Final = 64
 """Groups of clusters that a jackknife leaves out in turn; a divisor of the bags."""
 _JUDGED: Final = (GROUP, "gap", "bin")
@@ -76,6 +79,8 @@ class Gathered(ClusterTable):
             `pair_id` where there is one.
         repeats: The share of pairs whose log-probs are all those of an earlier pair, to 2**-40
             nats, counted among `repeats_seen` pairs. None if no pair was looked at.
+        contradictory: The share of them whose log-probs are those of another pair with chosen and
+            rejected exchanged.
         judged: `GROUP`, `gap` (the judge's preference for the chosen completion), `bin` (of
             `coarse_bin`, of the margin), `n_pairs`; None without a judge.
     """
@@ -92,6 +97,7 @@ class Gathered(ClusterTable):
     lowest: pl.DataFrame
     repeats: float | None
     repeats_seen: int
+    contradictory: float | None
     judged: pl.DataFrame | None
 
 
@@ -170,7 +176,12 @@ class Gathering(GrowingTables):
         """Return the tables; at least one chunk must have been added."""
         tables = self._tables
         in_use = tables["clusters"].filter(pl.col(N_VALID) > 0)[CLUSTER].n_unique()
-        seen = int(tables["repeats"]["n_pairs"].sum())
+        repeats = tables["repeats"]
+        seen = int(repeats.select(pl.col(N_PAIRS, _SWAPPED).sum()).sum_horizontal().item())
+        distinct = int(
+            repeats.select((pl.col(N_PAIRS, _SWAPPED) > 0).sum()).sum_horizontal().item()
+        )
+        opposed = int(repeats.select(2 * pl.min_horizontal(N_PAIRS, _SWAPPED)).sum().item())
         first_row = (pl.col("point") * self._rows_per_point).alias("first_row")
         return Gathered(
             by=self._by,
@@ -187,8 +198,9 @@ class Gathering(GrowingTables):
             course=tables["course"].sort("point").select(first_row, pl.exclude("point")),
             rows_per_point=self._rows_per_point,
             lowest=tables["lowest"],
-            repeats=1.0 - tables["repeats"].height / seen if seen else None,
+            repeats=1.0 - distinct / seen if seen else None,
             repeats_seen=seen,
+            contradictory=opposed / seen if seen else None,
             judged=tables["judged"].sort(_JUDGED) if self._judge else None,
         )
 
@@ -210,11 +222,23 @@ class Gathering(GrowingTables):
         self._add_sums("course", rows, ["point"], pair_count(), *course_sums(), loss)
 
     def _add_repeats(self, valid: pl.DataFrame) -> None:
-        hashes = valid.select(pl.lit(0, dtype=pl.UInt64).alias("hash"), *self._needs.logps)
+        logps = self._needs.logps
+        nothing = pl.lit(0, dtype=pl.UInt64)
+        hashes = valid.select(nothing.alias("as_is"), nothing.alias("exchanged"), *logps)
         # Mixed after each column, because bf16 values fill few bits of a word.
-        for name in self._needs.logps:
-            hashes = hashes.with_columns(hash=mixed(pl.col("hash") ^ steps_of(pl.col(name))))
-        self._add_sums("repeats", hashes.filter(self._is_kept()), ["hash"], pair_count())
+        for name in logps:
+            hashes = hashes.with_columns(
+                as_is=mixed(pl.col("as_is") ^ steps_of(pl.col(name))),
+                exchanged=mixed(pl.col("exchanged") ^ steps_of(pl.col(OTHER_SIDE[name]))),
+            )
+        # A pair and its exchange share a row, and count in a column each.
+        is_swapped = pl.col("as_is") > pl.col("exchanged")
+        hashes = hashes.select(pl.min_horizontal("as_is", "exchanged").alias("hash"), s=is_swapped)
+        counts = [
+            where.sum().cast(pl.Int64).alias(name)
+            for where, name in ((~pl.col("s"), N_PAIRS), (pl.col("s"), _SWAPPED))
+        ]
+        self._add_sums("repeats", hashes.filter(self._is_kept()), ["hash"], *counts)
         # Copies share a hash, so a sample of the hashes keeps the share of copies.
         while self._tables["repeats"].height > REPEATS_HELD:
             self._thinning *= 2

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import polars as pl
 
-from dpo_pipeline.columns import N_PAIRS, N_VALID, SOURCE_ROW, did_you_mean
-from dpo_pipeline.contract import Offences, Places, RuleSet, listed
+from dpo_pipeline.columns import (
+    CHOSEN_REWARD,
+    COUNT_ROLES,
+    LOSS,
+    N_PAIRS,
+    N_VALID,
+    PAIR_ID,
+    REJECTED_REWARD,
+    REWARD_MARGIN,
+    SOURCE_ROW,
+    did_you_mean,
+)
+from dpo_pipeline.contract import Binding, Offences, Places, RuleSet, listed
 from dpo_pipeline.defaults import (
     MAX_SUBSETS,
     MAX_SUBSETS_WITH_STATISTICS,
+    NEIGHBOURS_ROWS,
     SHARD_ROWS,
     STATISTICS_ROWS,
 )
 from dpo_pipeline.engine import Executor, Watch, in_order
 from dpo_pipeline.errors import UsageError
+from dpo_pipeline.evaluation.doubts import doubts_of
 from dpo_pipeline.evaluation.estimating import statistics_of
 from dpo_pipeline.evaluation.evaluation_result import Evaluation
 from dpo_pipeline.evaluation.gathering import Gathered, Gathering
@@ -30,21 +43,27 @@ from dpo_pipeline.evaluation.shards import (
     ShardTask,
 )
 from dpo_pipeline.exact import lower_edge
-from dpo_pipeline.invalid_report import InvalidReport
-from dpo_pipeline.losses import CheckedObjective, scores_to_check, with_scores_of
+from dpo_pipeline.invalid_report import Doubt, InvalidReport
+from dpo_pipeline.losses import CheckedObjective, name_of_score, scores_to_check, with_scores_of
 from dpo_pipeline.options import StatisticsOptions
 from dpo_pipeline.sources import Dataset, Part
-from dpo_pipeline.storage import GrowingFile, Target
+from dpo_pipeline.storage import GrowingFile, Target, reading
 from dpo_pipeline.sums import (
+    BETA,
     BIN,
+    N_UNMOVED,
+    OBJECTIVE,
     SUMMARY_FIGURES,
     VALID,
     Batching,
     BatchTable,
-    Health,
+    RepeatedKeys,
+    Repeats,
+    RollUps,
+    Sense,
     Summary,
     figures,
-    merge,
+    hashed_ids,
     suffix_of,
     tally,
     with_objectives,
@@ -70,6 +89,8 @@ class Measured:
     subsets: pl.DataFrame | None
     batches: pl.DataFrame | None
     bins: pl.DataFrame | None
+    sense: Sense
+    repeats: Repeats | None
     suspects: tuple[ShardTask, ...]
     gathered: Gathered | None
     executor: Executor
@@ -126,8 +147,28 @@ class Measured:
             n_pairs=self.n_pairs,
             n_invalid=self.n_invalid,
             broken=found.broken(),
-            warnings=tuple(Health.of_sums(self.totals.row(0, named=True)).warnings()),
+            doubts=self._doubts,
             notes=self.dataset.notes,
+        )
+
+    @property
+    def _doubts(self) -> tuple[Doubt, ...]:
+        unmoved = None
+        if self.subsets is not None:
+            unmoved = self.subsets.select(
+                *(pl.col(key).alias(name) for key, name in self._subset_names.items()),
+                N_VALID,
+                N_UNMOVED,
+            )
+        n_ties = None
+        if len(self.objectives) == 1 and self.objectives[0].beta > 0.0:
+            n_ties = int(self.totals["n_ties"].item())
+        return doubts_of(
+            self.sense,
+            max_logp=self.scorer.binding.max_logp,
+            subsets=unmoved,
+            repeats=self.repeats,
+            n_ties=n_ties,
         )
 
     def figures(self, sums: pl.DataFrame, keys: Mapping[str, str] | None = None) -> pl.DataFrame:
@@ -143,7 +184,7 @@ class Measured:
 
     @property
     def _subset_names(self) -> dict[str, str]:
-        return dict(zip(subset_keys(self.wanted.by), self.wanted.by, strict=True))
+        return dict(zip(subset_keys(self.wanted.by), self.wanted.labels, strict=True))
 
     @property
     def subset_figures(self) -> pl.DataFrame | None:
@@ -209,6 +250,16 @@ class Wanted:
     by_objective: bool = False
 
     @property
+    def batch_keys(self) -> list[str]:
+        """The column of the batches in sums, if there are batches."""
+        return [] if self.batching is None else [self.batching.key]
+
+    @property
+    def is_keyed(self) -> bool:
+        """Whether sums are by subset, batch or bin."""
+        return bool(self.by or self.histogram or self.batching is not None)
+
+    @property
     def only_batches(self) -> bool:
         """Whether rows are grouped by batches of consecutive rows alone."""
         in_order = self.batching is not None and self.batching.in_order
@@ -221,23 +272,34 @@ class Wanted:
         rows = SHARD_ROWS if self.batching is None else self.batching.shard_rows
         return rows if self.statistics is None else min(rows, STATISTICS_ROWS)
 
-    def check(self, columns: pl.Schema) -> None:
-        """Raise a UsageError if a grouping column is missing, nested or named like a figure."""
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The columns of the subsets as tables call them, beside those of figures."""
+        taken = {*SUMMARY_FIGURES, *((OBJECTIVE, BETA) if self.by_objective else ())}
+        if self.statistics is not None:
+            ends = ("_low", "_high")
+            taken |= {n for n in self.by if n.startswith(("n_", "sum_", "p_")) or n.endswith(ends)}
+        return tuple(f"by_{name}" if name in taken else name for name in self.by)
+
+    def check(self, binding: Binding) -> None:
+        """Raise a UsageError if a grouping column is missing, nested, or there twice in tables."""
+        columns = binding.columns
         if self.statistics is not None:
             self.statistics.check(columns, self.by)
         batch_by = self.batching.column if self.batching is not None else None
         for argument, name in [*(("by", name) for name in self.by), ("batches", batch_by)]:
             if name is None:
                 continue
-            if name not in columns:
+            source = binding.source_of(name) if argument == "by" else name
+            if source not in columns:
                 raise UsageError(
                     f"{argument}: {name!r} is not a column{did_you_mean(name, columns)}; "
                     f"the columns are {', '.join(columns)}"
                 )
-            if columns[name].is_nested():
-                raise UsageError(f"{argument}: {name!r} is a {columns[name]}, not a plain value")
-            if argument == "by" and name in SUMMARY_FIGURES:
-                raise UsageError(f"by: {name!r} is the name of a figure; rename the column before")
+            if columns[source].is_nested():
+                raise UsageError(f"{argument}: {name!r} is a {columns[source]}, not a plain value")
+        if len(set(self.labels)) < len(self.labels):
+            raise UsageError(f"by: {', '.join(self.labels)} are columns of one name in tables")
 
 
 def measure(
@@ -255,61 +317,39 @@ def measure(
     Without objectives, only what needs no score is summed. `batch_file` is where batch means go,
     if not into the result.
     """
-    binding, batching = scorer.binding, wanted.batching
+    binding = scorer.binding
     dataset.check_keys()
     checked = scores_to_check(scorer.objectives, binding.max_logp)
     rules = binding.rules.with_scores_in_range(checked) if checked else binding.rules
-    sums = _RollUps(wanted, objectives=objectives, n_rows=dataset.rows, file=batch_file)
-    plan_of = partial(
-        tally,
-        objectives=objectives,
-        needs=binding.needs,
-        max_logp=binding.max_logp,
-        keys=[*sums.batch_keys, *sums.subset_keys],
-        by_bin=wanted.histogram,
-        extra=[] if batching is None else batching.sums(),
+    keys = subset_keys(wanted.by)
+    gathering = _gathering(binding, objectives, wanted)
+    partial_sums = _partial_sums(dataset, scorer, rules, objectives, wanted)
+    columns = _columns_of_rows(dataset, binding, objectives, wanted, gathering)
+    function: Callable[[ShardTask], Iterator[Any]] = partial_sums.sums
+    if columns:
+        function = partial(partial_sums.rows, columns=columns)
+    sums = RollUps(
+        by=wanted.by,
+        subset_keys=keys,
+        batch_keys=wanted.batch_keys,
+        has_bins=wanted.histogram,
+        most_subsets=MAX_SUBSETS if wanted.statistics is None else MAX_SUBSETS_WITH_STATISTICS,
+        batches=_batch_table(objectives, wanted, dataset.rows, batch_file),
+        unique_batches=wanted.only_batches,
     )
-    partial_sums = PartialSums(
-        dataset=dataset,
-        scorer=scorer,
-        subsets=dict(zip(sums.subset_keys, wanted.by, strict=True)),
-        valid=rules.valid,
-        tally=plan_of,
-        most_rows=wanted.shard_rows,
-        may_be_endless=wanted.only_batches,
-        in_order=wanted.only_batches and batching is not None and batching.are_long,
-    )
-    gathering, function = None, partial_sums.sums
-    if wanted.statistics is not None:
-        (objective,) = objectives
-        gathering = Gathering(
-            schema=binding.columns,
-            objective=objective,
-            needs=binding.needs,
-            max_logp=binding.max_logp,
-            by=wanted.by,
-            keys=sums.subset_keys,
-            judge=wanted.statistics.judge_columns,
-        )
-        of_batches = () if batching is None else batching.columns
-        columns = [*gathering.columns, *sums.subset_keys, *of_batches, VALID]
-        function = partial(partial_sums.rows, columns=list(dict.fromkeys(columns)))
-
-    def tasks() -> Iterator[ShardTask]:
-        for index, shard in enumerate(dataset.shards(scorer.rows(wanted.shard_rows))):
-            yield ShardTask(index=index, first_row=shard.first_row, rows=shard.rows)
-
     suspects = []
     with batch_file or nullcontext():
-        for shard, results in in_order(executor, function, tasks(), watch.check):
+        tasks = _tasks(dataset, scorer, wanted, cuts=not columns)
+        for shard, results in in_order(executor, function, tasks, watch.check):
             n_invalid = sums.n_invalid
             for part in results:
-                if gathering is None:
-                    sums.add(part)
-                else:  # statistics need the rows themselves, in order
+                if gathering is not None:  # statistics need the rows themselves, in order
                     gathering.add(part)
-                    plan = plan_of(part.lazy(), valid=pl.col(VALID), in_order=partial_sums.in_order)
-                    sums.add(plan.collect(engine="streaming"))
+                if columns:
+                    lagged = sums.totals is None and NEIGHBOURS_ROWS > 0
+                    sums.add(partial_sums.summed(part.lazy(), valid=pl.col(VALID), lagged=lagged))
+                else:
+                    sums.add(part)
             if sums.n_invalid > n_invalid:
                 suspects.append(shard)
             watch.step("evaluating", shard.rows or 0, dataset.rows)
@@ -321,71 +361,133 @@ def measure(
         scorer=scorer,
         wanted=wanted,
         totals=pl.DataFrame({N_PAIRS: [0], N_VALID: [0]}) if sums.totals is None else sums.totals,
-        subsets=_sorted(sums.subsets, sums.subset_keys),
+        subsets=_sorted(sums.subsets, keys),
         batches=batches,
-        bins=_sorted(sums.bins, [*sums.subset_keys, BIN]),
+        bins=_sorted(sums.bins, [*keys, BIN]),
+        sense=Sense.of_sums(sums.sense_row),
+        repeats=sums.repeats if partial_sums.id_column else _repeats(dataset, binding, watch),
         suspects=tuple(suspects),
         gathered=None if gathering is None else gathering.finish(),
         executor=executor,
     )
 
 
-class _RollUps:
-    """Running sums: the totals and, if wanted, by subset, batch and bin."""
-
-    def __init__(
-        self,
-        wanted: Wanted,
-        *,
-        objectives: tuple[CheckedObjective, ...],
-        n_rows: int | None,
-        file: GrowingFile | None,
-    ) -> None:
-        self.subset_keys = subset_keys(wanted.by)
-        self.batch_keys = [] if wanted.batching is None else [wanted.batching.key]
-        self.totals: pl.DataFrame | None = None
-        self.subsets: pl.DataFrame | None = None
-        self.bins: pl.DataFrame | None = None
-        self.n_invalid = 0
-        self._wanted = wanted
-        self._table: BatchTable | None = None
-        if wanted.batching is not None and objectives:
-            self._table = BatchTable(
-                wanted.batching,
-                objectives=objectives,
-                by_objective=wanted.by_objective,
-                n_rows=n_rows,
-                file=file,
-            )
-
-    def add(self, part: pl.DataFrame) -> None:
-        """Add the result of one `tally`."""
-        self.n_invalid += int((part[N_PAIRS] - part[N_VALID]).sum())
-        if self._wanted.histogram:
-            keys = [*self.subset_keys, BIN]
-            self.bins = _merged(self.bins, part.select(*keys, N_PAIRS), keys)
-            part = part.drop(BIN)
-        if self._wanted.by:
-            part_of_batches = part.drop(self.batch_keys)
-            self.subsets = _merged(self.subsets, part_of_batches, self.subset_keys)
-            without = self._wanted.statistics is None
-            most = MAX_SUBSETS if without else MAX_SUBSETS_WITH_STATISTICS
-            if self.subsets.height > most:
-                raise UsageError(
-                    f"by: {', '.join(self._wanted.by)} has more than {most:,} subsets; choose a "
-                    "coarser column, or score the pairs and group the output"
-                )
-        if self._table is not None:
-            self._table.add(part.drop(self.subset_keys), unique=self._wanted.only_batches)
-        self.totals = _merged(self.totals, part.drop(self.batch_keys, self.subset_keys), ())
-
-    def finished_batches(self) -> pl.DataFrame | None:
-        """Return the table of batch means; None without one, or where it went to a file."""
-        return None if self._table is None else self._table.finish()
+def _gathering(
+    binding: Binding, objectives: Sequence[CheckedObjective], wanted: Wanted
+) -> Gathering | None:
+    if wanted.statistics is None:
+        return None
+    return Gathering(
+        schema=binding.columns,
+        objective=objectives[0],
+        needs=binding.needs,
+        max_logp=binding.max_logp,
+        by=wanted.labels,
+        keys=subset_keys(wanted.by),
+        judge=wanted.statistics.judge_columns,
+    )
 
 
-def _merged(old: pl.DataFrame | None, new: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
-    return merge([new] if old is None else [old, new], keys)
+def _columns_of_rows(
+    dataset: Dataset,
+    binding: Binding,
+    objectives: Sequence[CheckedObjective],
+    wanted: Wanted,
+    gathering: Gathering | None,
+) -> list[str]:
+    """Return the columns of the rows that are read, if sums are not made where they are read.
+
+    A frame or a join is one shard, of any length: it is summed chunk by chunk.
+    """
+    columns = [] if gathering is None else gathering.columns
+    if gathering is None and (dataset.rows is None or dataset.has_step):
+        scores = (CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN, LOSS)
+        names = [name_of_score(name, each, objectives) for each in objectives for name in scores]
+        counts = [role.name for role in COUNT_ROLES if role.name in binding.columns]
+        columns = [*binding.needs.logps, *counts, *names]
+    if not columns:
+        return []
+    more = [*subset_keys(wanted.by), VALID]
+    more += [] if wanted.batching is None else wanted.batching.columns
+    more += [PAIR_ID.name] if PAIR_ID.name in binding.columns else []
+    return list(dict.fromkeys([*columns, *more]))
+
+
+def _partial_sums(
+    dataset: Dataset,
+    scorer: ShardScorer,
+    rules: RuleSet,
+    objectives: tuple[CheckedObjective, ...],
+    wanted: Wanted,
+) -> PartialSums:
+    binding, batching = scorer.binding, wanted.batching
+    keys = subset_keys(wanted.by)
+    has_ids = PAIR_ID.name in binding.columns and not dataset.has_step
+    return PartialSums(
+        dataset=dataset,
+        scorer=scorer,
+        subsets=dict(zip(keys, map(binding.source_of, wanted.by), strict=True)),
+        valid=rules.valid,
+        tally=partial(
+            tally,
+            objectives=objectives,
+            needs=binding.needs,
+            max_logp=binding.max_logp,
+            keys=[*wanted.batch_keys, *keys],
+            by_bin=wanted.histogram,
+            extra=[] if batching is None else batching.sums(),
+        ),
+        is_keyed=wanted.is_keyed,
+        # Of files, the column of ids is read apart, unless rows are read with all they hold.
+        id_column=PAIR_ID.name if has_ids and (wanted.statistics or not dataset.files) else None,
+        most_rows=wanted.shard_rows,
+        in_order=wanted.only_batches and batching is not None and batching.are_long,
+    )
+
+
+def _batch_table(
+    objectives: tuple[CheckedObjective, ...],
+    wanted: Wanted,
+    n_rows: int | None,
+    file: GrowingFile | None,
+) -> BatchTable | None:
+    if wanted.batching is None or not objectives:
+        return None
+    return BatchTable(
+        wanted.batching,
+        objectives=objectives,
+        by_objective=wanted.by_objective,
+        n_rows=n_rows,
+        file=file,
+    )
+
+
+def _tasks(
+    dataset: Dataset, scorer: ShardScorer, wanted: Wanted, *, cuts: bool
+) -> Iterator[ShardTask]:
+    """Yield the shards; the first rows, which cost more, are one of their own if `cuts`."""
+    index = 0
+    for shard in dataset.shards(scorer.rows(wanted.shard_rows)):
+        first, rows = shard.first_row, shard.rows
+        is_long = rows is not None and 0 < NEIGHBOURS_ROWS < rows and first == 0
+        if cuts and is_long and not (dataset.has_step or scorer.is_coupled) and rows is not None:
+            yield ShardTask(index=index, first_row=0, rows=NEIGHBOURS_ROWS)
+            index, first, rows = index + 1, NEIGHBOURS_ROWS, rows - NEIGHBOURS_ROWS
+        yield ShardTask(index=index, first_row=first, rows=rows)
+        index += 1
+
+
+def _repeats(dataset: Dataset, binding: Binding, watch: Watch) -> Repeats | None:
+    """Look at the ids of files, whose other columns are not read again; None without ids."""
+    column = binding.mapping.get(PAIR_ID.name)
+    if column is None or dataset.has_step:  # joined rows have each key once
+        return None
+    ids = RepeatedKeys()
+    with reading(dataset.name):
+        for part in hashed_ids(dataset.frame, column).collect_batches():
+            watch.check()
+            ids.add(part.to_series())
+    return ids.found
 
 
 def _sorted(sums: pl.DataFrame | None, keys: Sequence[str]) -> pl.DataFrame | None:

@@ -162,6 +162,7 @@ class Groups:
         *,
         adds: Iterable[str] = (),
         replace_added: bool = True,
+        groups_by: Iterable[str] = (),
     ) -> Binding:
         """Bind the contract to the columns of the pairs."""
         with reading(dataset.name):
@@ -173,6 +174,7 @@ class Groups:
                 contract=self.contract.schema,
                 adds=adds,
                 replace=replace_added,
+                groups_by=groups_by,
                 needs=needs,
             )
 

@@ -8,12 +8,17 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from dpo_pipeline.contract import Binding, Offences, Places, RuleSet, listed
-from dpo_pipeline.defaults import COUPLED_SHARD_BYTES, COUPLED_SHARD_ROWS, STATISTICS_ROWS
+from dpo_pipeline.defaults import (
+    COUPLED_SHARD_BYTES,
+    COUPLED_SHARD_ROWS,
+    NEIGHBOURS_ROWS,
+    STATISTICS_ROWS,
+)
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.losses import CheckedObjective, WithinBatches, with_scores_of
 from dpo_pipeline.sources import Dataset, Part, Shard
 from dpo_pipeline.storage import reading
-from dpo_pipeline.sums import VALID, Batching
+from dpo_pipeline.sums import VALID, Batching, Partial, hashed_ids, sense_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +47,11 @@ class ShardScorer:
         """Rows of a batch, if a loss depends on the other pairs of its batch."""
         of_batches = any(each.is_of_batches for each in self.objectives)
         return self.batching.size if of_batches and self.batching is not None else None
+
+    @property
+    def is_coupled(self) -> bool:
+        """Whether a loss depends on the other pairs of its batch."""
+        return self._batch_size is not None
 
     def rows(self, otherwise: int) -> int:
         """Return how many rows a shard has: whole batches, if a loss depends on them."""
@@ -98,28 +108,44 @@ class ShardTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartialSums:
-    """Reads a shard into partial sums, or into the rows that statistics are made of."""
+    """Reads a shard into partial sums, or into rows."""
 
     dataset: Dataset
     scorer: ShardScorer
     subsets: Mapping[str, str]  # name of each key to the column that it is a copy of
     valid: pl.Expr
     tally: Callable[..., pl.LazyFrame]
+    is_keyed: bool  # whether sums are by key, so that those of all pairs are made beside them
+    id_column: str | None  # the column of ids that are looked at with the rows
     most_rows: int  # a shard of more rows, or of unknown length, is read in chunks
-    may_be_endless: bool  # whether there can be as many sums as rows
     in_order: bool  # whether groups are summed faster in order than by hash
 
-    def sums(self, task: ShardTask) -> Iterator[pl.DataFrame]:
+    def sums(self, task: ShardTask) -> Iterator[Partial]:
         """Yield the sums of one shard."""
-        # A DataFrame or a join is never split into shards, so the number of batches per shard is
-        # not bounded.
-        endless = self.may_be_endless and not self._is_bounded(task)
-        plan = self.tally(self._pairs(task), valid=self.valid, in_order=endless or self.in_order)
+        # Neighbours are compared in few rows, as this costs most.
+        lagged = task.first_row == 0 and 0 < (task.rows or 0) <= NEIGHBOURS_ROWS
         with reading(self.dataset.read_from):
-            if endless:
-                yield from plan.collect_batches(maintain_order=True)
-            else:
-                yield plan.collect(engine="streaming")
+            yield self.summed(self._pairs(task), valid=self.valid, lagged=lagged)
+
+    def summed(self, pairs: pl.LazyFrame, *, valid: pl.Expr, lagged: bool) -> Partial:
+        """Return the sums of scored pairs, reading them once."""
+        needs = self.scorer.binding.needs
+        plans = [self.tally(pairs, valid=valid, in_order=self.in_order, lagged=lagged)]
+        if self.is_keyed:
+            plans.append(sense_of(pairs, valid=valid, needs=needs, lagged=lagged))
+        if self.id_column is not None:
+            plans.append(hashed_ids(pairs, self.id_column))
+        # One plan alone is run as such: several share a reading, at some cost.
+        made = (
+            pl.collect_all(plans, engine="streaming")
+            if len(plans) > 1
+            else [plans[0].collect(engine="streaming")]
+        )
+        return Partial(
+            sums=made[0],
+            sense=made[1] if self.is_keyed else None,
+            ids=None if self.id_column is None else made[-1].to_series(),
+        )
 
     def rows(self, task: ShardTask, *, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
         """Yield columns of the scored rows of one shard, with `VALID`."""

@@ -28,7 +28,7 @@ from dpo_pipeline.losses import LOSSES, TOKEN_ARGUMENTS, CheckedObjective, LossL
 from dpo_pipeline.options import Batches, Objective, Subsets
 from dpo_pipeline.plan import Plan, planned
 from dpo_pipeline.sums import BETA, OBJECTIVE
-from dpo_pipeline.tables import aligned, as_json
+from dpo_pipeline.tables import aligned, as_json, rows_by_key
 
 _SHOWN: Final = (LOSS, "reward_accuracy", CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN)
 
@@ -70,16 +70,22 @@ class Sweep:
         rows = self.table.drop(OBJECTIVE, BETA).to_dicts()
         return {
             "source": self.source,
+            "warnings": list(self.invalid.all_warnings),
             "rows": [
                 {"objective": objective.to_dict(), "summary": row}
                 for objective, row in zip(self.objectives, rows, strict=True)
             ],
             "best_beta": self.best,
-            "subsets": None if self.subsets is None else self.subsets.to_dicts(),
+            "subsets": None if self.subsets is None else rows_by_key(self.subsets, self._by),
             "batches": None if self.batches is None else self.batches.to_dicts(),
             "invalid": self.invalid.to_dict()["invalid"],
-            "warnings": list(self.invalid.all_warnings),
         }
+
+    @property
+    def _by(self) -> list[str]:
+        if self.subsets is None:
+            return []
+        return [name for name in self.subsets.columns if name not in self.table.columns]
 
     def to_json(self) -> str:
         """Return the same as JSON; what is not finite is null."""
@@ -89,13 +95,13 @@ class Sweep:
         """Return the figures as aligned text."""
         shown = self.table.select(OBJECTIVE, BETA, *_SHOWN)
         n_pairs, n_invalid = self.invalid.n_pairs, self.invalid.n_invalid
-        lines = [f"{self.source}: {n_pairs:,} pairs, {n_invalid:,} invalid", ""]
+        lines = [f"warning: {text}" for text in self.invalid.warnings]
+        lines += [f"{self.source}: {n_pairs:,} pairs, {n_invalid:,} invalid", ""]
         lines += aligned(shown.columns, shown.rows())
         best = [f"{name}: beta {beta:g}" for name, beta in self.best.items()]
         lines += ["", f"smallest loss of those tried: {'; '.join(best)}"]
         if self.subsets is not None:
-            by = [n for n in self.subsets.columns if n not in self.table.columns]
-            shown = self.subsets.select(OBJECTIVE, BETA, *by, *_SHOWN)
+            shown = self.subsets.select(OBJECTIVE, BETA, *self._by, *_SHOWN)
             lines += ["", *aligned(shown.columns, shown.rows())]
         if self.batches is not None:
             lines += ["", *aligned(self.batches.columns, self.batches.rows())]
@@ -147,7 +153,8 @@ def sweep(
     if subsets.histogram:
         raise UsageError("a sweep has no histogram of margins: evaluate each beta for it")
     dataset = groups.opened()
-    binding = groups.bound(dataset, needs_of(objectives), adds=[each.name for each in SCORED])
+    adds = [each.name for each in SCORED]
+    binding = groups.bound(dataset, needs_of(objectives), adds=adds, groups_by=subsets.names)
     measurement = Measurement.of(
         groups, dataset, binding, objectives, by=subsets, batches=parts, by_objective=True
     )

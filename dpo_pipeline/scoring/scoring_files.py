@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_pipeline.arguments import checked_names, given
-from dpo_pipeline.columns import INVALID, SCORED, did_you_mean
+from dpo_pipeline.columns import INVALID, OF_INPUT, SCORED, did_you_mean
 from dpo_pipeline.contract import Binding
 from dpo_pipeline.defaults import LOSS_NAME, ON_INVALID_JOB
 from dpo_pipeline.errors import StorageError, UsageError
@@ -181,7 +181,9 @@ def score_parquet(
     for source in (groups.pairs.source, reference_source):
         check_outside(source, (sink, apart, sizes.file))
     adds = [added.name for added in (*SCORED, *(INVALID if quarantine else ()))]
-    binding = groups.bound(dataset, objective.needs, adds=adds, replace_added=kept.replace)
+    binding = groups.bound(
+        dataset, objective.needs, adds=adds, replace_added=kept.replace, groups_by=subsets.names
+    )
     measurement = Measurement.of(groups, dataset, binding, (objective,), by=subsets, batches=sizes)
     carried = carried_columns(kept.keep, binding, dataset)
     parts = PartOutputs.of(dataset, kept.part_rows, measurement.executor)
@@ -229,7 +231,11 @@ def beside(sink: str | os.PathLike[str]) -> str | Path:
 def in_files(binding: Binding, dataset: Dataset) -> list[str]:
     """Return the columns that the output files hold: all but hive columns."""
     # A hive column lives in the folder names, of the output as of the input.
-    return [name for name in binding.columns if name not in dataset.hive]
+    return [
+        name
+        for name in binding.columns
+        if name not in dataset.hive and not name.startswith(OF_INPUT)
+    ]
 
 
 def carried_columns(

@@ -262,7 +262,6 @@ class ArrowStage:
                 n_pairs=made.height,
                 n_invalid=int(made[_VALID].not_().sum()),
                 broken=listed(scored, rules, Places([]), read_from=_TABLE).broken(),
-                warnings=(),
             )
             raise InvalidPairsError(report)
         return result.filter(made[_VALID].to_arrow())

@@ -12,7 +12,9 @@ import polars as pl
 
 from dpo_pipeline.arguments import given
 from dpo_pipeline.columns import (
+    COUNT_ROLES,
     MAPPING,
+    PAIR_ID,
     REF_CHOSEN,
     REF_REJECTED,
     TOKENS_OF,
@@ -25,12 +27,14 @@ from dpo_pipeline.errors import ColumnError, JoinError, UsageError
 from dpo_pipeline.options import Execution, Pairs, Reference
 from dpo_pipeline.sources.dataset import Dataset
 from dpo_pipeline.sources.opening import open_pairs
+from dpo_pipeline.sources.trainer_files import LENGTHS
 from dpo_pipeline.storage import Access, reading
 
 KEY: Final = "__dpo_pipeline_key"
 """The name of the key in tables that are joined, of the same type in all of them."""
 
 _ROWS: Final = "__dpo_pipeline_rows_"
+_OURS: Final = ("__dpo_pipeline_chosen_tokens", "__dpo_pipeline_rejected_tokens")
 _REFERENCE: Final = (REF_CHOSEN.name, REF_REJECTED.name)
 
 
@@ -234,6 +238,8 @@ def with_reference(
     def compare_keys() -> None:
         keys = {policy.name: policy.frame.select(key), other.name: found.select(KEY)}
         with reading(" or ".join(keys)):
+            if on == PAIR_ID.name and LENGTHS[0] in right:
+                _prove_row_numbers(policy, other, key, columns)
             count_keys(on, keys, must_match=True)
 
     joint = step(policy.frame)
@@ -262,6 +268,41 @@ def open_reference(reference: Reference, *, access: Access, cancel: Event | None
         again=True,
         cancel=cancel,
     )
+
+
+def _prove_row_numbers(
+    policy: Dataset, reference: Dataset, key: pl.Expr, columns: Mapping[str, str] | None
+) -> None:
+    """Raise if the lengths of completions do not show that row numbers name the same pairs."""
+    mapping = resolve(policy.frame.collect_schema().names(), columns).mapping
+    counts = [mapping.get(role.name) for role in COUNT_ROLES]
+    remedy = (
+        "carry an id: add a column pair_id to the dataset before TRL precomputes its log-probs, "
+        "and write the same ids beside the policy's"
+    )
+    problem = f"{PAIR_ID.name}: the reference has none, and the number of a row is no identity"
+    if None in counts:
+        names = " and ".join(role.name for role in COUNT_ROLES)
+        raise ColumnError(
+            reference.name,
+            (f"{problem}; {names} of the policy would prove it by their lengths. Or {remedy}",),
+        )
+    ours = [
+        pl.col(str(name)).cast(pl.Int64).alias(n) for name, n in zip(counts, _OURS, strict=True)
+    ]
+    both = policy.frame.select(key, *ours).join(
+        reference.frame.select(key, *LENGTHS), on=KEY, how="full", coalesce=True
+    )
+    is_alike = pl.all_horizontal(
+        pl.col(one) == pl.col(other) for one, other in zip(_OURS, LENGTHS, strict=True)
+    ).fill_null(value=False)
+    n, n_other = both.select(pl.len(), is_alike.not_().sum()).collect(engine="streaming").row(0)
+    if n_other:
+        problem += (
+            f": joined by it, {n_other:,} of {n:,} rows have completions of other lengths, or are "
+            f"on one side only; {remedy}"
+        )
+        raise ColumnError(reference.name, (problem,))
 
 
 def reference_columns_of(columns: pl.Schema, explicit: Mapping[str, str] | None) -> Resolution:

@@ -92,7 +92,8 @@ def read(
         dataset = open_dataset(source.source, source.columns, access)
     else:
         rows = _rows(source, as_reference=as_reference, as_text=as_text)
-        dataset = Dataset(name=label_of(source.source), frame=rows.frame, own_notes=rows.notes)
+        frame = rows.frame.drop(trainer_files.LENGTHS, strict=False)
+        dataset = Dataset(name=label_of(source.source), frame=frame, own_notes=rows.notes)
     dataset.warn(stacklevel=3)
     return dataset.frame
 
@@ -153,6 +154,7 @@ def open_pairs(
     rows = _rows(pairs, as_reference=bool(as_reference), as_text=keys)
     if file_format == TRL and as_reference is False and not _has_policy(rows.frame, pairs.columns):
         raise _reference_alone(source, file_format)
+    frame = rows.frame if as_reference else rows.frame.drop(trainer_files.LENGTHS, strict=False)
     watch = Watch(cancel=cancel)
 
     def look(part: pl.DataFrame) -> pl.DataFrame:
@@ -160,7 +162,7 @@ def open_pairs(
         return part
 
     # Columns that nobody asks for are still not read.
-    watched = rows.frame.map_batches(look, streamable=True, projection_pushdown=True)
+    watched = frame.map_batches(look, streamable=True, projection_pushdown=True)
     return Dataset(name=label_of(source), frame=watched, others=rows.files, own_notes=rows.notes)
 
 

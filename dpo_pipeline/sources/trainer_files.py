@@ -33,6 +33,8 @@ from dpo_pipeline.sources.text_files import ndjson
 from dpo_pipeline.storage import reading
 
 _SIDES: Final = ("chosen", "rejected")
+LENGTHS: Final = tuple(f"__dpo_pipeline_{side}_length" for side in _SIDES)
+"""Tokens of each completion, beside row numbers that stand for ids."""
 _STATE: Final = "state.json"
 """What save_to_disk leaves in a folder."""
 
@@ -41,7 +43,8 @@ def trl(source: SourcePath, columns: Mapping[str, str] | None = None) -> Rows:
     """Return a dataset with the reference's log-probs, which `precompute_ref_log_probs` adds.
 
     It is a folder that `save_to_disk` made, `.arrow` files of a cache, or Parquet. Where there is
-    no `pair_id`, it is the number of the row, from 0.
+    no `pair_id`, it is the number of the row, from 0, and
+    `LENGTHS` beside it let a join prove that no row was dropped.
     """
     name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the dataset"
     rows = _trl_rows(source)
@@ -53,7 +56,18 @@ def trl(source: SourcePath, columns: Mapping[str, str] | None = None) -> Rows:
         raise ColumnError(name, (*problems, hint))
     if PAIR_ID.name in found.mapping:
         return rows
-    return rows._replace(frame=_numbered(rows.frame))
+    ids = [f"{side}_ids" for side in _SIDES]
+    columns_there = rows.frame.collect_schema()
+    lengths = [
+        pl.col(name).list.len().cast(pl.Int64)
+        if isinstance(columns_there.get(name), pl.List)
+        else pl.lit(None, dtype=pl.Int64)
+        for name in ids
+    ]
+    numbered = _numbered(rows.frame).with_columns(
+        length.alias(name) for length, name in zip(lengths, LENGTHS, strict=True)
+    )
+    return rows._replace(frame=numbered)
 
 
 def _numbered(frame: pl.LazyFrame) -> pl.LazyFrame:

@@ -25,17 +25,24 @@ from .pair_sums import (
     split_cells as split_cells,
     steps_of as steps_of,
 )
+from .repeated_keys import (
+    RepeatedKeys as RepeatedKeys,
+    Repeats as Repeats,
+    hashed_ids as hashed_ids,
+)
+from .roll_ups import Partial as Partial, RollUps as RollUps
+from .sense import N_UNMOVED as N_UNMOVED, Sense as Sense
 from .summary import (
     BETA as BETA,
     BIN as BIN,
     OBJECTIVE as OBJECTIVE,
     SUMMARY_FIGURES as SUMMARY_FIGURES,
     TRL_METRICS as TRL_METRICS,
-    Health as Health,
     Summary as Summary,
     figures as figures,
     merge as merge,
     reward_sums as reward_sums,
+    sense_of as sense_of,
     suffix_of as suffix_of,
     tally as tally,
     with_objectives as with_objectives,

@@ -111,7 +111,7 @@ class GrowingTables:
             needs=self._needs,
             max_logp=self._max_logp,
             keys=keys,
-            with_health=not keys,
+            with_sense=not keys,
             extra=extra,
         )
 

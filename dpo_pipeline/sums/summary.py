@@ -7,7 +7,7 @@ are summed: the means of rewards and margins follow from these without error.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, Final, Self
@@ -30,87 +30,15 @@ from dpo_pipeline.columns import (
     REWARD_MARGIN,
     Needs,
 )
-from dpo_pipeline.defaults import AVERAGED_LOGP_FLOOR, MAX_LOGP
+from dpo_pipeline.defaults import MAX_LOGP
 from dpo_pipeline.exact import bin_of, exact_sum, exact_sum_of_wide, mean_of
 from dpo_pipeline.losses import CheckedObjective, is_correct, name_of_score
 from dpo_pipeline.sums.pair_sums import VALID, pair_count, valid_only
+from dpo_pipeline.sums.sense import N_UNMOVED, sense_sums, with_summed
 
 OBJECTIVE: Final = "objective"
 BETA: Final = "beta"
 """Columns that tell the figures of several objectives apart."""
-
-N_UNMOVED: Final = "n_unmoved"
-MAX_TOKENS: Final = "max_tokens"
-_MODELS: Final = {"policy": "policy_", "reference": "ref_"}
-"""How the names of each model's log-probs begin."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Health:
-    """Extremes and counts over the valid pairs that reveal inputs no model produces."""
-
-    n_valid: int  # valid pairs
-    n_unmoved: int  # those whose policy and reference log-probs are equal for both completions
-    lowest: Mapping[str, float]  # smallest value of each log-prob column, in nats
-    highest: Mapping[str, float]  # largest value of each log-prob column, in nats
-    max_tokens: int | None  # largest token count, if token counts are there
-
-    @classmethod
-    def of_sums(cls, row: Mapping[str, Any]) -> Self:
-        """Make it from merged partial sums of all pairs."""
-        return cls(
-            n_valid=row[N_VALID],
-            n_unmoved=row[N_UNMOVED],
-            lowest={name: row[f"min_{name}"] for name in LOGPS if f"min_{name}" in row},
-            highest={name: row[f"max_{name}"] for name in LOGPS if f"max_{name}" in row},
-            max_tokens=row.get(MAX_TOKENS),
-        )
-
-    def warnings(self) -> Iterator[str]:
-        """Yield what is surely wrong, a sentence each."""
-        if self.n_valid == 0:
-            return
-        if self.n_unmoved == self.n_valid:
-            yield (
-                f"policy and reference log-probs are equal on all {self.n_valid:,} valid pairs: "
-                "every reward is 0; was the same model scored twice?"
-            )
-        yield from self._averaged()
-        if self.n_valid > 1:
-            for name in self.lowest:
-                if self.lowest[name] == self.highest[name]:
-                    yield (
-                        f"{name} is {self.lowest[name]:.6g} on all {self.n_valid:,} valid pairs: "
-                        "a constant column is no model's output"
-                    )
-
-    def _averaged(self) -> Iterator[str]:
-        if self.max_tokens is not None and self.max_tokens <= -AVERAGED_LOGP_FLOOR:
-            return  # sums over so few tokens can be as high as averages
-        lowest = {
-            model: min(value for name, value in self.lowest.items() if name.startswith(prefix))
-            for model, prefix in _MODELS.items()
-            if any(name.startswith(prefix) for name in self.lowest)
-        }
-        high = [model for model, value in lowest.items() if value > AVERAGED_LOGP_FLOOR]
-        if not high:
-            return
-        if len(high) == len(lowest):
-            yield (
-                f"no log-prob is below {AVERAGED_LOGP_FLOOR:g} nats (the lowest is "
-                f"{min(lowest.values()):.4g}): they look averaged over tokens, and the DPO loss "
-                "takes sums"
-            )
-            return
-        if lowest[high[0]] == 0.0:
-            return  # a column of zeros: a reference that was left out
-        other = next(model for model in lowest if model not in high)
-        yield (
-            f"no log-prob of the {high[0]} is below {AVERAGED_LOGP_FLOOR:g} nats (the lowest is "
-            f"{lowest[high[0]]:.4g}), and those of the {other} go down to {lowest[other]:.4g}: the "
-            f"{high[0]}'s look averaged over tokens, and the loss takes sums of both"
-        )
-
 
 _ROW: Final = "__dpo_pipeline_row"
 BIN: Final = "__dpo_pipeline_bin"
@@ -180,7 +108,8 @@ def tally(
     keys: Sequence[str] = (),
     in_order: bool = False,
     by_bin: bool = False,
-    with_health: bool = True,
+    with_sense: bool = True,
+    lagged: bool = False,
     extra: Sequence[pl.Expr] = (),
 ) -> pl.LazyFrame:
     """Return one row of partial sums for each group of `keys`; nothing is read yet.
@@ -194,13 +123,17 @@ def tally(
         keys: None makes one row.
         in_order: The one key is sorted, so a group is finished where the next begins.
         by_bin: Group by the margin's histogram bin too; invalid pairs have none.
-        with_health: Also carry what warnings are made from.
+        with_sense: Also carry what warnings are made from; by key, only the unmoved pairs.
+        lagged: Also compare neighbouring rows.
         extra: More sums to carry; one named `min_...` merges by the minimum.
     """
-    counts = [c.name for c in COUNT_ROLES if c.name in pairs.collect_schema()]
     marked = pairs.with_columns(valid.alias(VALID))
-    sums = [pair_count(), pl.col(VALID).sum().cast(pl.Int64).alias(N_VALID)]
-    sums += [*(_health(counts, needs) if with_health else ()), *extra]
+    sums = [pair_count(), pl.col(VALID).sum().cast(pl.Int64).alias(N_VALID), *extra]
+    if with_sense:
+        sums.append(_unmoved(needs))
+    if with_sense and not (keys or by_bin):
+        marked = with_summed(marked, needs, lagged=lagged)
+        sums += sense_sums(needs, _counts(pairs), lagged=lagged)
     if objectives:
         sums += [exact_sum(valid_only(pl.col(name))).alias(f"sum_{name}") for name in needs.logps]
     for i, objective in enumerate(objectives):
@@ -215,17 +148,23 @@ def tally(
     return marked.group_by(keys).agg(sums)
 
 
-def _health(counts: Sequence[str], needs: Needs) -> list[pl.Expr]:
+def sense_of(pairs: pl.LazyFrame, *, valid: pl.Expr, needs: Needs, lagged: bool) -> pl.LazyFrame:
+    """Return one row of the sums of `sense_sums` over prepared pairs."""
+    marked = with_summed(pairs.with_columns(valid.alias(VALID)), needs, lagged=lagged)
+    return marked.select(sense_sums(needs, _counts(pairs), lagged=lagged))
+
+
+def _counts(pairs: pl.LazyFrame) -> list[str]:
+    columns = pairs.collect_schema()
+    return [role.name for role in COUNT_ROLES if role.name in columns]
+
+
+def _unmoved(needs: Needs) -> pl.Expr:
     unmoved = [
         pl.col(policy.name) == pl.col(reference.name) if needs.reference else pl.lit(value=False)
         for policy, reference in ((POLICY_CHOSEN, REF_CHOSEN), (POLICY_REJECTED, REF_REJECTED))
     ]
-    return [
-        pl.all_horizontal(VALID, *unmoved).sum().cast(pl.Int64).alias(N_UNMOVED),
-        *(valid_only(pl.col(name)).min().alias(f"min_{name}") for name in needs.logps),
-        *(valid_only(pl.col(name)).max().alias(f"max_{name}") for name in needs.logps),
-        *([pl.max_horizontal(pl.col(counts).max()).alias(MAX_TOKENS)] if counts else []),
-    ]
+    return pl.all_horizontal(VALID, *unmoved).sum().cast(pl.Int64).alias(N_UNMOVED)
 
 
 def suffix_of(i: int, objectives: Sequence[CheckedObjective]) -> str:

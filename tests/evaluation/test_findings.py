@@ -124,12 +124,12 @@ def test_a_policy_that_is_its_reference_is_found_first():
         pl.col(f"ref_{side}_logps").alias(f"policy_{side}_logps") for side in SIDES
     )
     first = found(same)[0]
-    assert (first.name, first.severity) == ("input", "problem")
+    assert (first.name, first.severity) == ("unmoved", "problem")
     assert "equal on all 2,000 valid pairs" in first.title
     assert "scored twice" in first.evidence
 
 
-ABOUT_MARGINS = {"baseline", "precision", "worse_than_chance", "label_noise"}
+ABOUT_MARGINS = {"baseline", "precision", "worse_than_chance", "confident_errors"}
 
 
 def test_ties_alone_say_nothing_of_chance_or_precision():
@@ -149,13 +149,13 @@ def test_a_beta_of_0_is_found():
 def test_averages_where_sums_are_expected_are_found():
     averaged = made().with_columns(pl.col(LOGPS) / 100.0)
     (first, *_) = found(averaged)
-    assert first.name == "input"
+    assert first.name == "averaged"
     assert "averaged over tokens" in f"{first.title} {first.evidence}"
 
 
 def test_a_constant_reference_is_found():
     constant = made().with_columns(ref_chosen_logps=-150.0)
-    inputs = [finding for finding in found(constant) if finding.name == "input"]
+    inputs = [finding for finding in found(constant) if finding.name == "constant"]
     assert [finding.title for finding in inputs] == [
         "ref_chosen_logps is -150 on all 2,000 valid pairs"
     ]
@@ -179,7 +179,7 @@ def rounded(pairs, dtype, columns=LOGPS):
 
 
 def test_bf16_at_700_nats_steps_by_4():
-    pairs = made(size=(600.0, 800.0))
+    pairs = made(size=(600.0, 800.0)).drop("chosen_num_tokens", "rejected_num_tokens")
     coarse = rounded(pairs, "bf16")
     finding = only(found(coarse), "precision")
     assert finding.severity == "problem"
@@ -213,7 +213,7 @@ def test_bf16_is_no_finding_where_margins_are_far_larger_than_its_steps():
 
 @pytest.mark.parametrize(("share", "expected"), [(0.05, ["repeats"]), (0.004, [])])
 def test_copies_are_found_where_there_are_many(share, expected):
-    pairs = made()
+    pairs = made().drop("pair_id")
     with_copies = pl.concat([pairs, pairs[: int(share * N)]])
     assert names(with_copies) == expected
     if expected:
@@ -223,8 +223,51 @@ def test_copies_are_found_where_there_are_many(share, expected):
 
 
 def test_copies_of_coarse_numbers_are_not_told_from_other_pairs():
-    pairs = rounded(made(spread=400.0), "bf16")
+    pairs = rounded(made(spread=400.0), "bf16").drop("pair_id")
     assert "repeats" not in names(pl.concat([pairs, pairs[:200]]))
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 100])
+def test_a_pair_and_its_exchange_contradict_each_other(n):
+    pairs = made().drop("pair_id")
+    some = swapped(pairs[:n], np.ones(n, dtype=bool))
+    with_both = pl.concat([pairs, some])
+    gathered = evaluate(with_both, statistics=True).statistics.gathered
+    assert gathered.contradictory == pytest.approx(2 * n / (N + n), abs=1e-15)
+    assert gathered.repeats == 0.0
+    findings = [each for each in found(with_both) if each.name == "contradictory"]
+    assert bool(findings) == (n >= 2)
+    if n == 100:
+        assert findings[0].evidence.startswith("9.52% of 2,100 pairs have the log-probs of another")
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.04, False), (0.1, True), (0.6, True)])
+def test_many_ties_are_found(share, expected):
+    same = pl.int_range(pl.len()) < int(share * N)
+    pairs = made().with_columns(
+        pl.when(same).then(chosen).otherwise(rejected).alias(rejected)
+        for chosen, rejected in (LOGPS[:2], LOGPS[2:])
+    )
+    assert ("ties" in names(pairs)) == expected
+
+
+def test_coarse_numbers_are_no_contradictions():
+    assert "contradictory" not in names(rounded(made(size=(650.0, 750.0), spread=2.0), "bf16"))
+
+
+def test_a_subset_below_a_coin_is_found_after_holm():
+    pairs = made(spread=200.0).with_columns(
+        subset=pl.Series(["a", "b", None, "d"] * (N // 4)), part=pl.int_range(N) % 2
+    )
+    assert "subset_worse_than_chance" not in names(pairs, by="subset")
+    wrong = swapped(pairs, pairs["subset"].is_null().to_numpy())
+    finding = only(found(wrong, by="subset"), "subset_worse_than_chance")
+    assert finding.severity == "problem"
+    assert finding.title == "margins prefer the rejected completion in 1 subset"
+    assert re.search(r"Right, ties half, in None \([\d.]+% of 500, p ", finding.evidence)
+    assert "worse_than_chance" not in names(wrong, by="subset")
+    # 58 of 100 wrong are p = .13 alone, and nothing among many.
+    assert "subset_worse_than_chance" not in names(wrong[:40], by="subset")
 
 
 # ---- what the policy does
@@ -318,7 +361,7 @@ def noisy(share, seed=3):
 
 def test_flipped_labels_are_found_with_the_rows():
     pairs, flipped = noisy(0.2)
-    finding = only(found(pairs, beta=1.0), "label_noise")
+    finding = only(found(pairs, beta=1.0), "confident_errors")
     rate, low, high = map(
         float, re.search(r"if ([\d.]+)% \(([\d.]+)% to ([\d.]+)%\)", finding.evidence).groups()
     )
@@ -331,7 +374,7 @@ def test_flipped_labels_are_found_with_the_rows():
 
 
 def test_labels_that_are_not_flipped_are_no_noise():
-    assert "label_noise" not in names(noisy(0.0)[0], beta=1.0)
+    assert "confident_errors" not in names(noisy(0.0)[0], beta=1.0)
 
 
 def test_margins_that_are_all_too_large_are_no_noise():
@@ -339,11 +382,11 @@ def test_margins_that_are_all_too_large_are_no_noise():
     rate = evaluate(pairs, beta=5.0, statistics=True).statistics.flip_rate
     # They look like noise, and more like too large a beta.
     assert rate.interval.low > MISLABELLED_FROM
-    assert "label_noise" not in names(pairs, beta=5.0)
+    assert "confident_errors" not in names(pairs, beta=5.0)
 
 
 def test_noise_is_of_the_dpo_loss_alone():
-    assert "label_noise" not in names(noisy(0.2)[0], beta=1.0, loss="ipo")
+    assert "confident_errors" not in names(noisy(0.2)[0], beta=1.0, loss="ipo")
 
 
 # ---- what the policy is worth

@@ -10,10 +10,11 @@ from types import SimpleNamespace
 
 import polars as pl
 import pytest
+from pyarrow import ipc
 
 from dpo_pipeline import ColumnError, StorageError, UsageError, evaluate, read
 from dpo_pipeline.cli.program import main
-from pair_tools import LOGPS
+from pair_tools import COUNTS, LOGPS
 from reader_tools import SAMPLES, N, figures, summary, write_stream
 
 # TRL
@@ -24,7 +25,20 @@ def trl_logps():
     return json.loads((SAMPLES / "trl_dataset.json").read_text())
 
 
+def with_counts(policy, lengths=None):
+    """Give the policy the token counts of TRL's completions."""
+    parts = sorted((SAMPLES / "trl_dataset").glob("data-*.arrow"))
+    rows = [row for p in parts for row in ipc.open_stream(p.read_bytes()).read_all().to_pylist()]
+    counts = [
+        pl.Series(name, lengths or [len(row[key]) for row in rows], dtype=pl.Int64)
+        for name, key in zip(COUNTS, ("chosen_ids", "rejected_ids"), strict=True)
+    ]
+    pl.read_parquet(policy).with_columns(counts).write_parquet(policy)
+    return policy
+
+
 def test_trl_reference_in_one_command(capsys, eight, policy):
+    with_counts(policy)
     found = summary(
         capsys, policy, "--reference", SAMPLES / "trl_dataset", "--reference-format", "trl"
     )
@@ -32,6 +46,39 @@ def test_trl_reference_in_one_command(capsys, eight, policy):
     logps = zip(*(trl_logps()[name] for name in LOGPS[2:]), strict=True)
     rows = [(*mine, *theirs) for mine, theirs in zip(own, logps, strict=True)]
     assert found == pytest.approx(figures(rows), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        pytest.param(
+            lambda p: p, "chosen_num_tokens and rejected_num_tokens of the policy", id="no"
+        ),
+        pytest.param(
+            lambda p: with_counts(p, [3] * N), "rows have completions of other", id="other"
+        ),
+        pytest.param(
+            lambda p: with_counts(p) and pl.read_parquet(p)[:-1].write_parquet(p),
+            "1 of 8 rows have completions of other lengths, or are on one side only",
+            id="short",
+        ),
+    ],
+)
+def test_a_row_number_is_no_id_unless_lengths_prove_it(capsys, policy, change, said):
+    change(policy)
+    arguments = ["--reference", str(SAMPLES / "trl_dataset"), "--reference-format", "trl"]
+    assert main(["evaluate", str(policy), *arguments]) == 1
+    err = capsys.readouterr().err
+    assert "the number of a row is no identity" in err
+    assert said in err
+    assert "carry an id: add a column pair_id" in err
+
+
+def test_an_id_that_the_dataset_carries_needs_no_proof(capsys, policy, tmp_path):
+    rows = read(SAMPLES / "trl_dataset", "trl").collect().with_columns(pl.col("pair_id") + 100)
+    rows.write_parquet(tmp_path / "ref.parquet")
+    pl.read_parquet(policy).with_columns(pl.col("pair_id") + 100).write_parquet(policy)
+    summary(capsys, policy, "--reference", tmp_path / "ref.parquet", "--reference-format", "trl")
 
 
 def test_trl_as_pairs_is_told_to_be_the_reference(capsys):

@@ -1,0 +1,77 @@
+"""The rules of what cannot be a pair, whatever each value is: empty or padded completions."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+
+import polars as pl
+
+from dpo_pipeline.columns import (
+    CHOSEN_TOKENS,
+    MASK_OF,
+    POLICY_CHOSEN,
+    POLICY_REJECTED,
+    REF_CHOSEN,
+    REF_REJECTED,
+    REJECTED_TOKENS,
+    TOKENS_OF,
+    Needs,
+)
+from dpo_pipeline.contract.rules import Rule, RuleSet
+
+_SIDES = ((POLICY_CHOSEN.name, REF_CHOSEN.name), (POLICY_REJECTED.name, REF_REJECTED.name))
+_PADDING = 2
+"""Zeros in a row, under both models, that are no log-probs; one can be a token that is certain."""
+
+
+def with_row_rules(
+    rules: RuleSet, made: Collection[str], columns: Mapping[str, str], needs: Needs
+) -> RuleSet:
+    """Return these rules and those of empty and of padded completions.
+
+    Args:
+        rules: The rules so far.
+        made: The sums and counts that are made from tokens.
+        columns: Canonical name to the column that is there.
+        needs: What the loss needs.
+    """
+    own = [*_not_padded(made, columns, needs), *(_not_empty() if needs.reference else ())]
+    valid = pl.all_horizontal(rules.valid, *(rule.keeps for rule in own))
+    return RuleSet(rules=(*rules.rules, *own), valid=valid)
+
+
+def _not_empty() -> Iterator[Rule]:
+    for ours, theirs in _SIDES:
+        keeps = (pl.col(ours) != 0.0) | (pl.col(theirs) != 0.0)
+        yield Rule(
+            column=ours,
+            check="not_empty",
+            requirement=f"not 0 where {theirs} is 0 too: no token was scored",
+            keeps=keeps.fill_null(value=True),
+        )
+
+
+def _not_padded(made: Collection[str], columns: Mapping[str, str], needs: Needs) -> Iterator[Rule]:
+    counts = (CHOSEN_TOKENS.name, REJECTED_TOKENS.name)
+    for (ours, theirs), count in zip(_SIDES, counts, strict=True):
+        logps = (ours, theirs) if needs.reference else (ours,)
+        lists = [
+            TOKENS_OF[name].name
+            for name in logps
+            if TOKENS_OF[name].name in columns and (name in made or count in made)
+        ]
+        if not lists or MASK_OF[ours].name in columns:
+            continue
+        padded = pl.all_horizontal(_ends_in_zeros(pl.col(name)) for name in lists)
+        yield Rule(
+            column=lists[0],
+            check="not_padded",
+            requirement=f"without zeros at its end, or with {MASK_OF[ours].name}",
+            keeps=padded.not_().fill_null(value=True),
+            found=pl.format("zeros at the end of {} tokens", pl.col(lists[0]).list.len()),
+        )
+
+
+def _ends_in_zeros(tokens: pl.Expr) -> pl.Expr:
+    last = tokens.list.tail(_PADDING)
+    return (last.list.len() == _PADDING) & (last.list.min() == 0) & (last.list.max() == 0)

@@ -1,0 +1,58 @@
+"""Keys that stand in more than one row, counted in memory that does not grow with the rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from dpo_pipeline.defaults import KEYS_HELD
+
+
+def hashed_ids(pairs: pl.LazyFrame, column: str) -> pl.LazyFrame:
+    """Return the hash of each id; rows without one are left out."""
+    return pairs.select(pl.col(column)).drop_nulls().select(pl.col(column).hash())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repeats:
+    """Rows whose key an earlier row has.
+
+    Attributes:
+        n_looked_at: Keys that were compared.
+        n_repeated: Those of them that were there before.
+        is_exact: Whether all keys were compared; otherwise a sample of the keys, with all rows of
+            each, so that the share is estimated.
+    """
+
+    n_looked_at: int
+    n_repeated: int
+    is_exact: bool
+
+
+class RepeatedKeys:
+    """Holds hashes of keys: all of up to `KEYS_HELD`, and of more a share that halves."""
+
+    def __init__(self) -> None:
+        self._held: list[pl.Series] = []
+        self._thinning = 1
+
+    def add(self, hashes: pl.Series) -> None:
+        """Add the hashes of the keys of some rows; a row without a key has none."""
+        self._held.append(self._kept(hashes))
+        while sum(map(len, self._held)) > KEYS_HELD:
+            self._thinning *= 2
+            self._held = [self._kept(each) for each in self._held]
+
+    def _kept(self, hashes: pl.Series) -> pl.Series:
+        return hashes if self._thinning == 1 else hashes.filter(hashes % self._thinning == 0)
+
+    @property
+    def found(self) -> Repeats:
+        """What the keys so far amount to."""
+        held = pl.concat(self._held) if self._held else pl.Series([], dtype=pl.UInt64)
+        return Repeats(
+            n_looked_at=len(held),
+            n_repeated=len(held) - held.n_unique(),
+            is_exact=self._thinning == 1,
+        )

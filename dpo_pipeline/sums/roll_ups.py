@@ -1,0 +1,114 @@
+"""Running sums of a dataset: the totals and, if wanted, by subset, batch and bin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from dpo_pipeline.columns import N_PAIRS, N_VALID
+from dpo_pipeline.errors import UsageError
+from dpo_pipeline.sums.batches import BatchTable
+from dpo_pipeline.sums.repeated_keys import RepeatedKeys, Repeats
+from dpo_pipeline.sums.summary import BIN, merge
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partial:
+    """Sums of some rows: by key, if there are keys, and then `sense` apart; and hashed ids."""
+
+    sums: pl.DataFrame
+    sense: pl.DataFrame | None
+    ids: pl.Series | None
+
+
+class RollUps:
+    """Adds up the partial sums of a dataset.
+
+    Attributes:
+        totals: One row of sums over all pairs; None before the first rows.
+        subsets: Sums by subset.
+        bins: Pairs by subset and bin of the margin.
+        n_invalid: Pairs that break a rule.
+    """
+
+    def __init__(
+        self,
+        *,
+        by: Sequence[str],
+        subset_keys: Sequence[str],
+        batch_keys: Sequence[str],
+        has_bins: bool,
+        most_subsets: int,
+        batches: BatchTable | None,
+        unique_batches: bool,
+    ) -> None:
+        """Start without rows.
+
+        Args:
+            by: Columns of the subsets, as errors call them.
+            subset_keys: Their names in the sums.
+            batch_keys: The column of the batches in the sums, if there are batches.
+            has_bins: Whether sums are by bin.
+            most_subsets: How many there may be.
+            batches: The table of batch means.
+            unique_batches: Whether a batch has one row in the sums of a shard.
+        """
+        self.totals: pl.DataFrame | None = None
+        self.subsets: pl.DataFrame | None = None
+        self.bins: pl.DataFrame | None = None
+        self.n_invalid = 0
+        self._sense: pl.DataFrame | None = None
+        self._ids = RepeatedKeys()
+        self._by = by
+        self._subset_keys = list(subset_keys)
+        self._batch_keys = list(batch_keys)
+        self._has_bins = has_bins
+        self._most_subsets = most_subsets
+        self._batches = batches
+        self._unique_batches = unique_batches
+
+    @property
+    def sense_row(self) -> dict[str, Any]:
+        """The sums that `Sense` is made from."""
+        found = {N_VALID: 0} if self.totals is None else self.totals.row(0, named=True)
+        return found | ({} if self._sense is None else self._sense.row(0, named=True))
+
+    @property
+    def repeats(self) -> Repeats:
+        """What the ids so far amount to."""
+        return self._ids.found
+
+    def add(self, partial: Partial) -> None:
+        """Add the sums of some rows."""
+        part = partial.sums
+        if partial.sense is not None:
+            self._sense = _merged(self._sense, partial.sense, ())
+        if partial.ids is not None:
+            self._ids.add(partial.ids)
+        self.n_invalid += int((part[N_PAIRS] - part[N_VALID]).sum())
+        if self._has_bins:
+            keys = [*self._subset_keys, BIN]
+            self.bins = _merged(self.bins, part.select(*keys, N_PAIRS), keys)
+            part = part.drop(BIN)
+        if self._subset_keys:
+            of_subsets = part.drop(self._batch_keys)
+            self.subsets = _merged(self.subsets, of_subsets, self._subset_keys)
+            if self.subsets.height > self._most_subsets:
+                raise UsageError(
+                    f"by: {', '.join(self._by)} has more than {self._most_subsets:,} subsets; "
+                    "choose a coarser column, or score the pairs and group the output"
+                )
+        if self._batches is not None:
+            self._batches.add(part.drop(self._subset_keys), unique=self._unique_batches)
+        self.totals = _merged(self.totals, part.drop(self._batch_keys, self._subset_keys), ())
+
+    def finished_batches(self) -> pl.DataFrame | None:
+        """Return the table of batch means; None without one, or where it went to a file."""
+        return None if self._batches is None else self._batches.finish()
+
+
+def _merged(old: pl.DataFrame | None, new: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
+    return merge([new] if old is None else [old, new], keys)

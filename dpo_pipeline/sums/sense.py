@@ -1,0 +1,266 @@
+"""Sums that show whether columns of log-probs belong together, and what they amount to.
+
+Products of log-probs are summed in whole quanta, as the other sums are, so that they do not depend
+on threads, files or the order of merging. No figure is made from them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Final, Self
+
+import polars as pl
+
+from dpo_pipeline.columns import (
+    LOGPS,
+    N_VALID,
+    POLICY_CHOSEN,
+    POLICY_REJECTED,
+    REF_CHOSEN,
+    REF_REJECTED,
+    Needs,
+)
+from dpo_pipeline.sums.pair_sums import VALID, valid_only
+
+N_UNMOVED: Final = "n_unmoved"
+MAX_TOKENS: Final = "max_tokens"
+_LOWEST: Final = -(2.0**15)
+"""Pairs whose log-probs sum to less are left out of the products, in nats."""
+_QUANTA: Final = 2**10
+"""Quanta in a square nat. 2**22 pairs of the lowest log-probs fit Int64."""
+_SHIFT: Final = 1.5 * 2.0**42
+"""Added to a number below 2**41, it leaves the number in quanta in the low bits."""
+_BITS: Final = 0x4298000000000000
+"""The bits of `_SHIFT`."""
+_SUMMED: Final = {name: f"__dpo_pipeline_{name}" for name in LOGPS}
+_BEFORE: Final = {name: f"__dpo_pipeline_{name}_before" for name in LOGPS}
+_PAIRS: Final = tuple(combinations(LOGPS, 2))
+_AGAINST: Final = {POLICY_CHOSEN.name: REF_CHOSEN.name, POLICY_REJECTED.name: REF_REJECTED.name}
+LAGGED: Final = ("own", "before", "after")
+"""Squared distances of the policy's log-probs to the reference's of the same, the row before and
+the row after."""
+
+
+def with_summed(pairs: pl.LazyFrame, needs: Needs, *, lagged: bool) -> pl.LazyFrame:
+    """Add the log-probs that `sense_sums` reads: null where a pair is invalid or out of range."""
+    total = pl.sum_horizontal(needs.logps)
+    is_summed = pl.col(VALID) & (total > _LOWEST)
+    pairs = pairs.with_columns(
+        pl.when(is_summed).then(pl.col(name).cast(pl.Float64)).alias(_SUMMED[name])
+        for name in needs.logps
+    )
+    if not lagged:
+        return pairs
+    return pairs.with_columns(pl.col(_SUMMED[n]).shift(1).alias(_BEFORE[n]) for n in needs.logps)
+
+
+def sense_sums(needs: Needs, counts: Sequence[str], *, lagged: bool) -> list[pl.Expr]:
+    """Return extremes, equal columns and second moments, over pairs of `with_summed`.
+
+    Args:
+        needs: Which columns are there.
+        counts: The columns of token counts that are there.
+        lagged: Whether neighbouring rows are compared, which costs most.
+    """
+    logps = needs.logps
+    sums = [
+        *(valid_only(pl.col(name)).min().alias(f"min_{name}") for name in logps),
+        *(valid_only(pl.col(name)).max().alias(f"max_{name}") for name in logps),
+        *([pl.max_horizontal(pl.col(counts).max()).alias(MAX_TOKENS)] if counts else []),
+        *(valid_only(pl.col(name)).sum().cast(pl.Int64).alias(f"n_of_{name}") for name in counts),
+        *(valid_only(pl.col(name)).count().cast(pl.Int64).alias(f"n_{name}") for name in counts),
+    ]
+    columns = {name: pl.col(_SUMMED[name]) for name in logps}
+    there = [pair for pair in _PAIRS if set(pair) <= set(logps)]
+    # Over all valid pairs: those out of range can be equal too.
+    sums += [
+        (pl.col(VALID) & (pl.col(one) == pl.col(other)))
+        .sum()
+        .cast(pl.Int64)
+        .alias(equal(one, other))
+        for one, other in there
+    ]
+    sums.append(columns[logps[0]].count().cast(pl.Int64).alias("n_summed"))
+    sums += [_sum(columns[name]).alias(f"sum_of_{name}") for name in logps]
+    sums += [
+        _sum(columns[one] * columns[other]).alias(product(one, other))
+        for one, other in (*((name, name) for name in logps), *there)
+    ]
+    if not needs.reference:
+        return sums
+    ratios = {ours: columns[ours] - columns[theirs] for ours, theirs in _AGAINST.items()}
+    sums += [_sum(ratio.abs()).alias(f"sum_size_{name}") for name, ratio in ratios.items()]
+    return sums + _lagged(columns, lagged=lagged)
+
+
+def _lagged(columns: Mapping[str, pl.Expr], *, lagged: bool) -> list[pl.Expr]:
+    if not lagged:
+        nothing = pl.lit(0, dtype=pl.Int64)
+        return [nothing.alias("n_lagged"), *(nothing.cast(pl.Int128).alias(n) for n in LAGGED)]
+    squares = dict.fromkeys(LAGGED, pl.lit(0.0))
+    before = {name: pl.col(_BEFORE[name]) for name in columns}
+    for ours, theirs in _AGAINST.items():
+        squares["own"] += (columns[ours] - columns[theirs]).pow(2)
+        squares["before"] += (columns[ours] - before[theirs]).pow(2)
+        squares["after"] += (before[ours] - columns[theirs]).pow(2)
+    # The first row has no row before it; a null makes all three null.
+    both = squares["before"] + squares["after"]
+    return [
+        both.count().cast(pl.Int64).alias("n_lagged"),
+        *(_sum(pl.when(both.is_not_null()).then(squares[n])).alias(n) for n in LAGGED),
+    ]
+
+
+def equal(one: str, other: str) -> str:
+    """Return the name of the count of pairs with two equal log-probs."""
+    return f"n_equal_{one}_{other}"
+
+
+def product(one: str, other: str) -> str:
+    """Return the name of the sum of products of two log-probs."""
+    return f"sum_{'_'.join(sorted((one, other), key=LOGPS.index))}"
+
+
+def _sum(values: pl.Expr) -> pl.Expr:
+    # Integers wrap, so that the bits of the shift come off again.
+    bits = (values + _SHIFT).reinterpret(dtype=pl.Int64).sum()
+    return (bits - values.count().cast(pl.Int64) * _BITS).cast(pl.Int128)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sense:
+    """What the valid pairs of a dataset, or of one side of a comparison, look like.
+
+    Attributes:
+        n_valid: Valid pairs.
+        n_unmoved: Those whose policy and reference log-probs are equal for both completions.
+        lowest: Smallest value of each log-prob column, in nats.
+        highest: Largest value of each log-prob column, in nats.
+        max_tokens: Largest token count, if token counts are there.
+        sums: All sums by name.
+    """
+
+    n_valid: int
+    n_unmoved: int
+    lowest: Mapping[str, float]
+    highest: Mapping[str, float]
+    max_tokens: int | None
+    sums: Mapping[str, Any]
+
+    @classmethod
+    def of_sums(cls, row: Mapping[str, Any]) -> Self:
+        """Make it from merged partial sums of all pairs."""
+        return cls(
+            n_valid=row[N_VALID],
+            n_unmoved=row.get(N_UNMOVED, 0),
+            lowest={name: row[f"min_{name}"] for name in LOGPS if f"min_{name}" in row},
+            highest={name: row[f"max_{name}"] for name in LOGPS if f"max_{name}" in row},
+            max_tokens=row.get(MAX_TOKENS),
+            sums=row,
+        )
+
+    @property
+    def n(self) -> int:
+        """Pairs behind the moments."""
+        return int(self.sums["n_summed"])
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether log-probs of the reference are there."""
+        return REF_CHOSEN.name in self.lowest
+
+    def share_equal(self, one: str, other: str) -> float:
+        """Return the share of valid pairs in which two log-probs are equal."""
+        return float(self.sums[equal(one, other)] / self.n_valid)
+
+    def mean(self, name: str) -> float:
+        """Return the mean of a log-prob, in nats."""
+        return float(self.sums[f"sum_of_{name}"] / (self.n * _QUANTA))
+
+    def tokens_mean(self, name: str) -> float | None:
+        """Return the mean of a token count, if every valid pair has one."""
+        if self.sums.get(f"n_{name}") != self.n_valid:
+            return None
+        return float(self.sums[f"n_of_{name}"] / self.n_valid)
+
+    def _raw(self, one: str, other: str) -> float:
+        """Return the mean of the products of two log-probs."""
+        return float(self.sums[product(one, other)] / (self.n * _QUANTA))
+
+    def covariance(self, one: str, other: str) -> float:
+        """Return the covariance of two log-probs; with itself the variance."""
+        n, (x, y) = self.n, (self.sums[f"sum_of_{name}"] for name in (one, other))
+        # In integers, because the two terms nearly cancel.
+        whole = n * self.sums[product(one, other)] * _QUANTA - x * y
+        return float(whole / (n * _QUANTA) ** 2)
+
+    def correlation(self, one: str, other: str) -> float:
+        """Return the correlation of two log-probs; NaN if one is constant."""
+        return _ratio(
+            self.covariance(one, other),
+            math.sqrt(max(self.covariance(one, one) * self.covariance(other, other), 0.0)),
+        )
+
+    def distance(self, one: str, other: str) -> float:
+        """Return the mean squared difference of two log-probs."""
+        return self._raw(one, one) + self._raw(other, other) - 2.0 * self._raw(one, other)
+
+    def spread(self, ours: str) -> float:
+        """Return the variance of a log-ratio over those of the two log-probs."""
+        theirs = _AGAINST[ours]
+        own = self.covariance(ours, ours) + self.covariance(theirs, theirs)
+        return _ratio(own - 2.0 * self.covariance(ours, theirs), own)
+
+    def evenness(self, ours: str) -> float:
+        """Return the mean size of a log-ratio over its root mean square: low if few are large."""
+        size = self.sums[f"sum_size_{ours}"] / (self.n * _QUANTA)
+        return _ratio(size, math.sqrt(max(self.distance(ours, _AGAINST[ours]), 0.0)))
+
+    def one_sidedness(self, ours: str) -> float:
+        """Return the mean log-ratio over its mean size: 1 if the policy is never below, or -1."""
+        size = self.sums[f"sum_size_{ours}"] / (self.n * _QUANTA)
+        return _ratio(self.mean(ours) - self.mean(_AGAINST[ours]), size)
+
+    def size(self, ours: str) -> float:
+        """Return the mean log-ratio over the size of both log-probs: 0.5 if one is thrice."""
+        one, other = self.mean(ours), self.mean(_AGAINST[ours])
+        return _ratio(one - other, abs(one) + abs(other))
+
+    @property
+    def same_move(self) -> float:
+        """The correlation of chosen and rejected log-ratios."""
+        c, r, ref_c, ref_r = LOGPS
+        both = self.covariance(c, r) - self.covariance(c, ref_r)
+        both += self.covariance(ref_c, ref_r) - self.covariance(ref_c, r)
+        chosen, rejected = (
+            self.covariance(ours, ours)
+            + self.covariance(theirs, theirs)
+            - 2.0 * self.covariance(ours, theirs)
+            for ours, theirs in _AGAINST.items()
+        )
+        return _ratio(both, math.sqrt(max(chosen, 0.0) * max(rejected, 0.0)))
+
+    @property
+    def _own(self) -> float:
+        return sum(self.distance(ours, theirs) for ours, theirs in _AGAINST.items())
+
+    @property
+    def exchange(self) -> float:
+        """Squared distance to the reference of the other completion, over that to its own."""
+        c, r, ref_c, ref_r = LOGPS
+        return _ratio(self.distance(c, ref_r) + self.distance(r, ref_c), self._own)
+
+    @property
+    def lag(self) -> float:
+        """Squared distance to the reference of a neighbouring row, over that to its own.
+
+        NaN where no rows were compared.
+        """
+        return _ratio(min(self.sums["before"], self.sums["after"]), self.sums["own"])
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return math.nan if denominator == 0.0 else float(numerator / denominator)

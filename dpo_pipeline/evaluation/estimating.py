@@ -45,9 +45,9 @@ from dpo_pipeline.statistics import (
     area_under_curve,
     best_beta,
     bootstrap,
+    calibration_error,
     cut_to,
     delete_a_group,
-    expected_calibration_error,
     label_noise,
     limit_columns,
     line_of_clusters,
@@ -344,9 +344,12 @@ def _calibration(gathered: Gathered, objective: CheckedObjective, level: float) 
     if objective.reward_basis.is_linear and objective.beta > 0.0:
         best = best_beta(margins, objective.beta)
         estimate = _jackknifed(margins, lambda t: best_beta(t, objective.beta).value, level)
+    error = calibration_error(margins, group=GROUP, level=level)
     return Calibration(
         reliability=reliability(margins, level=level),
-        error=_jackknifed(margins, expected_calibration_error, level, high=1.0),
+        error=None if error is None else error.estimate,
+        error_measured=None if error is None else error.measured,
+        error_by_chance=None if error is None else error.by_chance,
         best_beta=estimate,
         best=best,
     )

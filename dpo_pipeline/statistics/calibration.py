@@ -186,7 +186,7 @@ def calibration_error(
     cells = _placed(table, n_bins, group).select(group, "place", "n", "chance", gap=gap)
     if cells.is_empty():
         return None
-    places = cells.group_by("place", maintain_order=True).agg(pl.col("n", "gap", "chance").sum())
+    places = _added_up(cells.drop(group), "place")
     whole, n_groups = float(places["n"].sum()), cells[group].n_unique()
     places = places.with_columns(off=pl.col("gap") / n, error=pl.col("chance").sqrt() / n)
     deviation = None
@@ -195,11 +195,11 @@ def calibration_error(
         known = cells.join(places.select("place", "off"), on="place", maintain_order="left")
         known = known.with_columns(moved=pl.col("gap") - pl.col("off") * n)
         moved, off = pl.col("moved"), pl.col("off")
-        by_place = known.group_by("place", maintain_order=True).agg(square=(moved**2).sum())
+        by_place = _added_up(known.select("place", square=moved**2), "place")
         # Pairs of one prompt resemble each other, which the binomial error does not know.
         error = (factor * by_place["square"]).sqrt() / places["n"]
         places = places.with_columns(error=pl.max_horizontal("error", error))
-        by_group = known.group_by(group, maintain_order=True).agg(moved=(moved * off.sign()).sum())
+        by_group = _added_up(known.sort(group, "place").select(group, moved * off.sign()), group)
         deviation = math.sqrt(factor * float((by_group["moved"] ** 2).sum())) / whole
     rows = places.select(n / whole, pl.col("off").abs(), "error").rows()
     measured = math.fsum(weight * off for weight, off, _ in rows)
@@ -237,23 +237,24 @@ def _placed(table: pl.DataFrame, n_bins: int, *keys: str) -> pl.DataFrame:
     margin, n = lower_edge(pl.col("bin") + 0.5), pl.col("n_pairs").cast(pl.Float64)
     right = pl.when(margin > 0.0).then(n).when(margin < 0.0).then(0.0).otherwise(n / 2.0)
     there = pl.col("bin").is_not_null() & (pl.col("n_pairs") > 0)
-    sides = table.filter(there).select(*keys, "bin", margin=margin.abs(), n=n, right=right)
+    bins = table.filter(there).group_by(*keys, "bin").agg(pl.col("n_pairs").sum())
+    sides = bins.select(*keys, "bin", margin=margin.abs(), n=n, right=right)
     by_size = sides.group_by("margin").agg(pl.col("n").sum()).sort("margin")
     places = by_size.select("margin", place=group_of_equal_mass(n_bins))
     confidence = sigmoid(pl.col("margin"))
     expected = pl.col("n") * confidence
-    # Sorted before and after, so that equal tables give equal bits.
-    return (
-        sides.sort(*keys, "margin", "bin")
-        .join(places, on="margin", maintain_order="left")
-        .group_by("place", *keys, maintain_order=True)
-        .agg(
-            pl.col("n", "right").sum(),
-            expected=expected.sum(),
-            chance=(expected * (1.0 - confidence)).sum(),
-        )
-        .sort("place", *keys)
-    )
+    rows = sides.join(places, on="margin").sort("place", *keys, "margin", "bin")
+    sums = {"expected": expected, "chance": expected * (1.0 - confidence)}
+    return _added_up(rows.select("place", *keys, "n", "right", **sums), "place", *keys)
+
+
+def _added_up(rows: pl.DataFrame, *keys: str) -> pl.DataFrame:
+    """Add up columns by keys, in the order of the rows: to the same bits on any number of threads.
+
+    The sums of a `group_by` are made of parts that depend on the number of threads.
+    """
+    lists = rows.group_by(keys, maintain_order=True).agg(pl.all())
+    return lists.with_columns(pl.exclude(keys).list.sum())
 
 
 def _added_by_chance(rows: Sequence[tuple[float, float, float]]) -> float:

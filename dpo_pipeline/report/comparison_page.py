@@ -153,22 +153,11 @@ def page_of(comparison: Comparison) -> str:
 
 def _tiles(comparison: Comparison) -> Iterator[Tile]:
     found = comparison.differences[REWARD_ACCURACY]
-<<<<<<< HEAD
-    yield Tile(title="Accuracy of A", value=share(found.a))
-    yield Tile(title="Accuracy of B", value=share(found.b))
-    yield Tile(
-        title="B minus A",
-        value=points(found.estimate.value),
-        note=between(found.estimate.interval, points),
-    )
-    if found.p_value is not None:
-        yield Tile(title="p of no difference", value=p_value(found.p_value))
-=======
     yield Tile("Accuracy of A", share(found.a))
     yield Tile("Accuracy of B", share(found.b))
     yield Tile("B minus A", points(found.estimate.value), between(found.estimate.interval, points))
-    yield Tile("p of no difference", p_value(found.p_value))
->>>>>>> main
+    if found.p_value is not None:
+        yield Tile("p of no difference", p_value(found.p_value))
     if comparison.better is None and found.smallest_effect is not None:
         yield Tile(
             f"Smallest effect that shows at {POWER:.0%} power", points(found.smallest_effect)

@@ -65,6 +65,9 @@ MAX_SUBSETS: Final = 10_000
 MAX_SUBSETS_WITH_STATISTICS: Final = 500
 """The same with statistics."""
 
+LEAST_KNOWN: Final = 1e-12
+"""Unit of the last decimal that is known of a mean, in nats: twice half a quantum is 9.1e-13."""
+
 SHARD_ROWS: Final = 4_000_000
 """Rows that one query evaluates: bounds memory, and is the step of progress and of a stop."""
 
@@ -133,6 +136,9 @@ POWER: Final = 0.8
 
 MOST_FLIPS: Final = 1_000
 """Gains plus losses up to which the sign-flip test of clusters is exact."""
+
+FLIPS_TOLD_FROM: Final = 20
+"""Prompts from which the sign-flip test states its smallest effect, if prompts repeat."""
 
 BOOTSTRAP_REPLICATES: Final = 2_000
 """Replicates of a bootstrap."""

@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from dpo_pipeline.defaults import LEAST_KNOWN
+
 ROWS_SHOWN: Final = 50
 """Rows of a table in a terminal or a notebook; documents and files have them all."""
 
@@ -123,12 +125,31 @@ def aligned(
     return lines
 
 
+def significant(value: float, digits: int) -> str:
+    """Return a figure with at most so many significant digits, and no more than are known of it.
+
+    Figures come from sums in quanta, so that nothing below `LEAST_KNOWN` is known of a mean.
+    """
+    if value == 0.0 or not math.isfinite(value):
+        return f"{value:g}"
+    known = known_digits(value, digits)
+    if known < 1:
+        return f"<{LEAST_KNOWN:g}" if value > 0.0 else f">-{LEAST_KNOWN:g}"
+    return f"{value:.{known}g}"
+
+
+def known_digits(value: float, most: int) -> int:
+    """Return how many significant digits are known of a figure that is not 0; 0 if none is."""
+    decimals = round(-math.log10(LEAST_KNOWN))
+    return max(0, min(most, math.floor(math.log10(abs(value))) + 1 + decimals))
+
+
 def _cell(value: object) -> str:
     """Return a value as text: six digits for a float, separators for a count, `-` for none."""
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return significant(value, 6)
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return shown(str(value), _LONGEST_CELL).replace("\n", "\\n")

@@ -10,7 +10,7 @@ from typing import Any, Final
 import polars as pl
 
 from dpo_pipeline.arguments import given
-from dpo_pipeline.columns import PAIR_ID, PROMPT_ID, REF_CHOSEN, REF_REJECTED
+from dpo_pipeline.columns import PAIR_ID, PROMPT_ID, REF_CHOSEN, REF_REJECTED, REWARD_ACCURACY
 from dpo_pipeline.comparison.common_pairs import (
     CommonPairs,
     Disagreement,
@@ -135,6 +135,11 @@ class ComparisonPlan(Plan[Comparison]):
             )
             for i, table in enumerate(tables[:2])
         ]
+        differences = differences_of(
+            paired, summaries[0], summaries[1], level, is_tested=incomparable is None
+        )
+        # Without a verdict there is no p-value that somebody could take for one.
+        is_tested = differences[REWARD_ACCURACY].p_value is not None
         return Comparison(
             on=self.pairs.on,
             objective=objective,
@@ -146,10 +151,10 @@ class ComparisonPlan(Plan[Comparison]):
             n_valid=read.n_valid,
             clusters=clusters_in_words(paired),
             n_clusters=n_clusters_of(paired),
-            differences=differences_of(paired, summaries[0], summaries[1], level),
-            mcnemar=mcnemar_of(paired),
+            differences=differences,
+            mcnemar=mcnemar_of(paired, is_tested=is_tested),
             by=self.pairs.by,
-            subsets=subsets_of(paired, level),
+            subsets=subsets_of(paired, level, is_tested=incomparable is None),
             gained=paired.gained,
             lost=paired.lost,
             doubts=doubts,

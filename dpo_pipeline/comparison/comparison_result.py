@@ -97,8 +97,8 @@ class McNemar:
     only_a: int  # lost by going to B
     only_b: int  # gained
     neither: int  # wrong or tied in both
-    exact: float  # two-sided p-value of the exact test
-    mid_p: float  # two-sided mid-p-value
+    exact: float | None  # two-sided p-value of the exact test; None if there is no verdict
+    mid_p: float | None  # two-sided mid-p-value, likewise
     applies: bool
 
 
@@ -297,9 +297,10 @@ class Comparison(Reported):
             f"right: both {m.both_right:,}, only A {m.only_a:,}, only B {m.only_b:,}, "
             f"neither {m.neither:,}"
         )
-        yield f"McNemar: exact {p_equation(m.exact)}, mid-{p_equation(m.mid_p)}" + (
-            "" if m.applies else "; prompts repeat, so read the p of reward_accuracy instead"
-        )
+        if m.exact is not None and m.mid_p is not None:
+            yield f"McNemar: exact {p_equation(m.exact)}, mid-{p_equation(m.mid_p)}" + (
+                "" if m.applies else "; prompts repeat, so read the p of reward_accuracy instead"
+            )
         if self.subsets is not None:
             yield ""
             shown = self.subsets.select(*self.by, *_SHOWN_OF_SUBSETS)

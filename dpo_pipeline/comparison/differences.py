@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 import polars as pl
@@ -22,7 +24,7 @@ from dpo_pipeline.comparison.paired_gathering import (
     ONLY_B,
     Paired,
 )
-from dpo_pipeline.comparison.verdict import Difference
+from dpo_pipeline.comparison.verdict import EXACT, MID_P, SIGN_FLIPS, Difference
 from dpo_pipeline.defaults import BAGS, MID_P_FROM
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.exact import QUANTA_PER_NAT
@@ -32,49 +34,51 @@ from dpo_pipeline.statistics import (
     DifferenceTest,
     Estimate,
     adjusted_for_many,
+    agreeing,
     counted,
     cut_to,
     limit_columns,
     mcnemar_exact,
     mcnemar_mid_p,
+    of_independent,
     paired_difference,
     rate_difference,
     rate_difference_of_clusters,
     sign_flip_exact,
     smallest_effect,
+    smallest_effect_of_flips,
     without_interval,
 )
 from dpo_pipeline.sums import Summary, across_subsets
 
 T = TypeVar("T")
 
-EXACT: Final = "McNemar, exact"
-MID_P: Final = "McNemar, mid-p"
-SIGN_FLIPS: Final = "sign flips, exact"
-
 _COUNTS: Final = {"n_valid", "n_clusters", "only_a", "only_b"}
 """The whole numbers of a subset."""
 
 
 def differences_of(
-    paired: Paired, a: Summary, b: Summary, level: float
+    paired: Paired, a: Summary, b: Summary, level: float, *, is_tested: bool = True
 ) -> Mapping[str, Difference]:
-    """Return `COMPARED` of both sides; at least one pair must be valid."""
+    """Return `COMPARED` of both sides; at least one pair must be valid.
+
+    Sides that cannot be compared are not tested: their p-values would be taken for a verdict.
+    """
     tested = _tested(_whole(paired), paired, level)
     return {
         name: Difference(
             a=_figure(name, a),
             b=_figure(name, b),
-            estimate=tested[name][0],
-            p_value=tested[name][1],
-            test=tested[name][2],
-            smallest_effect=_shown(tested[name][0], level),
+            estimate=tested[name].estimate,
+            p_value=tested[name].p_value if is_tested else None,
+            test=tested[name].test,
+            smallest_effect=tested[name].smallest_effect if is_tested else None,
         )
         for name in COMPARED
     }
 
 
-def mcnemar_of(paired: Paired) -> McNemar:
+def mcnemar_of(paired: Paired, *, is_tested: bool) -> McNemar:
     """Return who has which pairs right."""
     whole = _whole(paired)
     n, both, only_a, only_b = _counts(whole)
@@ -83,20 +87,20 @@ def mcnemar_of(paired: Paired) -> McNemar:
         only_a=only_a,
         only_b=only_b,
         neither=n - both - only_a - only_b,
-        exact=mcnemar_exact(only_b, only_a),
-        mid_p=mcnemar_mid_p(only_b, only_a),
+        exact=mcnemar_exact(only_b, only_a) if is_tested else None,
+        mid_p=mcnemar_mid_p(only_b, only_a) if is_tested else None,
         applies=not _is_clustered(whole, paired),
     )
 
 
-def subsets_of(paired: Paired, level: float) -> pl.DataFrame | None:
+def subsets_of(paired: Paired, level: float, *, is_tested: bool) -> pl.DataFrame | None:
     """Return `SUBSET_FIGURES` of each subset; None without `by`."""
     if not paired.by:
         return None
     rows: list[dict[str, Any]] = []
     for key, part in paired.clusters.group_by(paired.by, maintain_order=True):
         tested = _tested(part, paired, level)
-        accuracy, p_value, _ = tested[REWARD_ACCURACY]
+        accuracy = tested[REWARD_ACCURACY]
         n, both, only_a, only_b = _counts(part)
         row: dict[str, Any] = {
             **dict(zip(paired.by, key, strict=True)),
@@ -104,13 +108,13 @@ def subsets_of(paired: Paired, level: float) -> pl.DataFrame | None:
             "n_clusters": part.height if paired.is_exact else None,
             "accuracy_a": (both + only_a) / n,
             "accuracy_b": (both + only_b) / n,
-            **_limits("accuracy", accuracy),
-            "p_value": p_value,
-            "smallest_effect": _shown(accuracy, level),
+            **_limits("accuracy", accuracy.estimate),
+            "p_value": accuracy.p_value if is_tested else None,
+            "smallest_effect": accuracy.smallest_effect if is_tested else None,
             "only_a": only_a,
             "only_b": only_b,
-            **_limits("loss", tested[LOSS][0]),
-            **_limits("margin", tested[REWARD_MARGIN][0]),
+            **_limits("loss", tested[LOSS].estimate),
+            **_limits("margin", tested[REWARD_MARGIN].estimate),
         }
         rows.append(row)
     schema = {name: paired.clusters.schema[name] for name in paired.by}
@@ -143,53 +147,96 @@ def _is_clustered(part: pl.DataFrame, paired: Paired) -> bool:
     return paired.is_by_prompt and not (paired.is_exact and part.height == part[N_VALID].sum())
 
 
-def _tested(
-    part: pl.DataFrame, paired: Paired, level: float
-) -> dict[str, tuple[Estimate, float | None, str]]:
-    """Return the difference of each figure with its p-value and how that was made."""
-    n = part[N_VALID]
-    found = {REWARD_ACCURACY: _of_accuracy(part, paired, level)}
-    halves = _there(paired_difference(part[HALVES] / 2.0, n, level))
-    half = cut_to(_with_spread(halves.difference), -1.0, 1.0)
-    found[REWARD_ACCURACY_HALF] = half, *_p_of_counts(part[HALVES], halves, part)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tested:
+    estimate: Estimate
+    p_value: float | None
+    test: str
+    smallest_effect: float | None
+
+
+def _tested(part: pl.DataFrame, paired: Paired, level: float) -> dict[str, _Tested]:
+    """Return each figure's difference, its test, and the smallest effect the test could find."""
+    n, is_clustered = part[N_VALID], _is_clustered(part, paired)
+    halves = _of_counts(part[HALVES], part, is_clustered=is_clustered, unit=0.5, level=level)
+    found = {
+        REWARD_ACCURACY: _of_accuracy(part, is_clustered=is_clustered, level=level),
+        REWARD_ACCURACY_HALF: replace(halves, estimate=cut_to(halves.estimate, -1.0, 1.0)),
+    }
     for name in MEANS:
         mean = _there(paired_difference(part[name].cast(pl.Float64) / QUANTA_PER_NAT, n, level))
-        found[name] = _with_spread(mean.difference), mean.p_value, _student(part)
+        found[name] = _by_student(mean, is_clustered=is_clustered, level=level)
     return found
 
 
-def _of_accuracy(
-    part: pl.DataFrame, paired: Paired, level: float
-) -> tuple[Estimate, float | None, str]:
+def _of_accuracy(part: pl.DataFrame, *, is_clustered: bool, level: float) -> _Tested:
     gains, losses, n = part[ONLY_B], part[ONLY_A], part[N_VALID]
-    if not _is_clustered(part, paired):
-        gained, lost = int(gains.sum()), int(losses.sum())
-        estimate = _there(rate_difference(gained, lost, int(n.sum()), level))
-        if gained + lost < MID_P_FROM:
-            return estimate, mcnemar_exact(gained, lost), EXACT
-        return estimate, mcnemar_mid_p(gained, lost), MID_P
-    estimate = _there(rate_difference_of_clusters(gains, losses, n, level))
-    test = _there(paired_difference(gains - losses, n, level))
-    return estimate, *_p_of_counts(gains - losses, test, part)
+    if is_clustered:
+        found = _of_counts(gains - losses, part, is_clustered=True, unit=1.0, level=level)
+        estimate = _there(rate_difference_of_clusters(gains, losses, n, level))
+        return replace(found, estimate=agreeing(estimate, found.p_value, level))
+    gained, lost, of = int(gains.sum()), int(losses.sum()), int(n.sum())
+    is_exact = gained + lost < MID_P_FROM
+    p_value = (mcnemar_exact if is_exact else mcnemar_mid_p)(gained, lost)
+    estimate = _there(rate_difference(gained, lost, of, level))
+    if is_exact:
+        steps = [1] * (gained + lost)
+        smallest = smallest_effect_of_flips(steps, n_clusters=of, n=of, level=1.0 - level)
+    else:
+        smallest = smallest_effect(math.sqrt(gained + lost) / of, math.inf, level=1.0 - level)
+    return _Tested(
+        estimate=agreeing(estimate, p_value, level),
+        p_value=p_value,
+        test=EXACT if is_exact else MID_P,
+        smallest_effect=smallest,
+    )
 
 
-def _p_of_counts(
-    nets: pl.Series, test: DifferenceTest, part: pl.DataFrame
-) -> tuple[float | None, str]:
-    """Return the p-value of whole-number differences and how it was made.
+def _of_counts(
+    nets: pl.Series, part: pl.DataFrame, *, is_clustered: bool, unit: float, level: float
+) -> _Tested:
+    """Return the difference of whole numbers of units.
 
-    It is exact if few clusters differ, else Student's. On a few differences of one size, t gives
-    too many false alarms: four of the same sign, which happens one time in eight, have t = 2.
+    Its test is exact if few clusters differ, else Student's. On a few differences of one size, t
+    gives too many false alarms: four of the same sign, which happens one time in eight, have t = 2.
     """
+    difference = _there(paired_difference(nets * unit, part[N_VALID], level))
+    found = _by_student(difference, is_clustered=is_clustered, level=level)
     differ = nets.filter(nets != 0)
     exact = None
     # Where all clusters have the same difference, t is not defined.
-    if part.height > 1 and (differ.len() < MID_P_FROM or test.p_value is None):
+    if part.height > 1 and (differ.len() < MID_P_FROM or difference.p_value is None):
         exact = sign_flip_exact(differ)
-    if exact is None and test.p_value is None and part.height > 1:
+    if exact is None and difference.p_value is None and part.height > 1:
         # All differences have the same size and sign, so only their number counts.
         exact = mcnemar_exact(differ.len(), 0)
-    return (test.p_value, _student(part)) if exact is None else (exact, SIGN_FLIPS)
+    if exact is None:
+        return found
+    n = int(part[N_VALID].sum())
+    n_clusters = part.height if is_clustered else n
+    smallest = smallest_effect_of_flips(differ, n_clusters=n_clusters, n=n, level=1.0 - level)
+    return _Tested(
+        estimate=agreeing(found.estimate, exact, level),
+        p_value=exact,
+        test=SIGN_FLIPS,
+        smallest_effect=None if smallest is None else smallest * unit,
+    )
+
+
+def _by_student(found: DifferenceTest, *, is_clustered: bool, level: float) -> _Tested:
+    estimate = found.difference if is_clustered else of_independent(found.difference)
+    error, freedom, smallest = estimate.standard_error, found.degrees_of_freedom, None
+    if error == 0.0:
+        # Clusters that are all alike tell nothing about the spread.
+        estimate = without_interval(estimate)
+    elif error is not None:
+        smallest = smallest_effect(error, freedom, level=1.0 - level)
+    return _Tested(
+        estimate=estimate,
+        p_value=found.p_value,
+        test=STUDENT + CLUSTERED if is_clustered else STUDENT,
+        smallest_effect=smallest if smallest is not None and math.isfinite(smallest) else None,
+    )
 
 
 def _there(found: T | None) -> T:
@@ -197,20 +244,6 @@ def _there(found: T | None) -> T:
     if found is None:
         raise UsageError("without a valid pair nothing can be compared")
     return found
-
-
-def _student(part: pl.DataFrame) -> str:
-    return STUDENT if part.height == part[N_VALID].sum() else STUDENT + CLUSTERED
-
-
-def _with_spread(estimate: Estimate) -> Estimate:
-    """Drop an error of 0: clusters that are all alike tell nothing about the spread."""
-    return estimate if estimate.standard_error != 0.0 else without_interval(estimate)
-
-
-def _shown(estimate: Estimate, level: float) -> float | None:
-    error = estimate.standard_error
-    return None if error is None else smallest_effect(error, level=1.0 - level)
 
 
 def _limits(name: str, estimate: Estimate) -> dict[str, float | None]:

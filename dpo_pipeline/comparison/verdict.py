@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from dpo_pipeline.defaults import POWER, TIES_DIFFER_FROM
 from dpo_pipeline.statistics import (
     Estimate,
     between,
     counted,
+    fewest_that_reject,
     p_equation,
     percent,
     signed_points_within,
 )
+
+EXACT: Final = "McNemar, exact"
+MID_P: Final = "McNemar, mid-p"
+SIGN_FLIPS: Final = "sign flips, exact"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +77,24 @@ class Accuracies:
             return f"B is {'better' if self.better == 'b' else 'worse'} than A: {facts}"
         text, smallest = f"no difference shown: {facts}", self._decisive.smallest_effect
         if smallest is None:
-            return text
+            return text + self._why_no_effect()
         if smallest > 1.0:
             return f"{text}; so few pairs could hardly have shown any"
         return (
             f"{text}; the smallest effect that these data could have shown at {POWER:.0%} power "
             f"is {100 * smallest:.2g} points"
         )
+
+    def _why_no_effect(self) -> str:
+        """Say it where the test could not have shown any difference, however large."""
+        estimate, fewest = self._decisive.estimate, fewest_that_reject(1.0 - self.level)
+        if self._decisive.test not in {EXACT, SIGN_FLIPS}:
+            return ""
+        is_clustered = estimate.n > estimate.n_clusters
+        if estimate.n_clusters < fewest:
+            unit = "prompt" if is_clustered else "pair"
+            return f"; fewer than {counted(fewest, unit)} cannot show any"
+        return "" if is_clustered else "; so few pairs could hardly have shown any"
 
     @property
     def _decisive(self) -> Difference:
@@ -95,11 +111,13 @@ class Accuracies:
             if n
         ]
         count = "counts" if self.ties_a + self.ties_b == 1 else "count"
-        half = signed_points_within(self.half.estimate.interval)(self.half.estimate.value)
+        interval = self.half.estimate.interval
+        written = signed_points_within(interval)
+        limits = "" if interval is None else f" ({between(interval, written)})"
         p = "" if self.half.p_value is None else f", {p_equation(self.half.p_value)}"
         return (
             f" ({' and '.join(ties)}, which {count} as wrong; with ties half the difference is "
-            f"{half}{p})"
+            f"{written(self.half.estimate.value)}{limits}{p})"
         )
 
 

@@ -171,7 +171,9 @@ class Calibration:
     Attributes:
         reliability: Rows of nearly equal size: `n_pairs`, `confidence` = mean sigmoid(|margin|),
             `accuracy`, `accuracy_low`, `accuracy_high`.
-        error: Folded expected calibration error; biased upward where pairs are few.
+        error: Folded expected calibration error, less what chance adds to it.
+        error_measured: The same as measured; chance alone makes it larger where pairs are few.
+        error_by_chance: What would be measured, in the mean, if the margins were calibrated.
         best_beta: The beta of the smallest log loss on these pairs.
         best: `best_beta` with its log loss, or why there is none. None if margins are not
             proportional to beta.
@@ -179,6 +181,8 @@ class Calibration:
 
     reliability: pl.DataFrame
     error: Estimate | None
+    error_measured: float | None
+    error_by_chance: float | None
     best_beta: Estimate | None
     best: BestScale | None
 

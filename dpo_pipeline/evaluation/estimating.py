@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import polars as pl
@@ -45,15 +46,16 @@ from dpo_pipeline.statistics import (
     area_under_curve,
     best_beta,
     bootstrap,
+    calibration_error,
     cut_to,
     delete_a_group,
-    expected_calibration_error,
     label_noise,
     limit_columns,
     line_of_clusters,
     macro_mean,
     mcnemar_exact,
     mean_of_clusters,
+    of_independent,
     paired_difference,
     rate_of,
     rate_of_clusters,
@@ -176,7 +178,7 @@ def statistics_of(
     level = options.level
     sums = _in_nats(gathered.clusters, objective)
     whole = across_subsets(sums, gathered.by)
-    figures = _figures(whole, gathered, level)
+    figures = _named(_figures(whole, gathered, level), whole, gathered)
     subsets = _subsets(sums, gathered, level)
     noise = label_noise(gathered.margins) if _has_log_odds(objective) else None
     return Statistics(
@@ -184,7 +186,7 @@ def statistics_of(
         clusters=_in_words(gathered),
         figures=figures,
         baselines=_rates(tuple(BASELINES), whole, gathered, level),
-        advantages=_advantages(whole, level),
+        advantages=_named(_advantages(whole, level), whole, gathered),
         displacement=_rates(tuple(DISPLACEMENT), whole, gathered, level)
         if gathered.has_reference
         else {},
@@ -196,7 +198,7 @@ def statistics_of(
         else None,
         sections=_sections(sums, gathered, options.sections, level),
         calibration=_calibration(gathered, objective, level),
-        length=_length(gathered, level),
+        length=_length(gathered, whole, level),
         noise=noise,
         flip_rate=_jackknifed(gathered.margins, _flip_rate, level, high=0.5)
         if noise is not None and noise.flip_rate > 0.0
@@ -344,9 +346,12 @@ def _calibration(gathered: Gathered, objective: CheckedObjective, level: float) 
     if objective.reward_basis.is_linear and objective.beta > 0.0:
         best = best_beta(margins, objective.beta)
         estimate = _jackknifed(margins, lambda t: best_beta(t, objective.beta).value, level)
+    error = calibration_error(margins, group=GROUP, level=level)
     return Calibration(
         reliability=reliability(margins, level=level),
-        error=_jackknifed(margins, expected_calibration_error, level, high=1.0),
+        error=None if error is None else error.estimate,
+        error_measured=None if error is None else error.measured,
+        error_by_chance=None if error is None else error.by_chance,
         best_beta=estimate,
         best=best,
     )
@@ -374,14 +379,34 @@ def _jackknifed(
     return cut_to(found, low, high)
 
 
-def _length(gathered: Gathered, level: float) -> Line | None:
+def _is_clustered(whole: pl.DataFrame, gathered: Gathered) -> bool:
+    """Return whether pairs may depend on each other: prompts repeat, or are not known not to."""
+    return gathered.is_by_prompt and not (
+        gathered.is_exact and whole.height == whole[N_VALID].sum()
+    )
+
+
+def _named(
+    estimates: dict[str, Estimate], whole: pl.DataFrame, gathered: Gathered
+) -> dict[str, Estimate]:
+    """Return the estimates; methods of independent pairs do not speak of clusters."""
+    if _is_clustered(whole, gathered):
+        return estimates
+    return {name: of_independent(each) for name, each in estimates.items()}
+
+
+def _length(gathered: Gathered, whole: pl.DataFrame, level: float) -> Line | None:
     if not gathered.has_lengths:
         return None
     sums = gathered.groups.select(
         n="n_sized",
         **{name: pl.col(name).cast(pl.Float64) / QUANTA_PER_NAT for name in SUMS[1:]},
     )
-    return line_of_clusters(sums, level)
+    line = line_of_clusters(sums, level)
+    if line is None or _is_clustered(whole, gathered):
+        return line
+    slope, intercept = of_independent(line.slope), of_independent(line.intercept)
+    return replace(line, slope=slope, intercept=intercept)
 
 
 def _agreement(gathered: Gathered, columns: tuple[str, ...], level: float) -> Agreement | None:

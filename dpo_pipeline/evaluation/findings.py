@@ -51,6 +51,8 @@ _GUESSES: Final = {
     "shorter": "preferring the shorter completion",
     "reference": "the reference alone",
 }
+_RULES: Final = (("longer", "shorter"), ("reference",))
+"""Guesses that are one rule, each in one finding."""
 _COIN: Final = 0.5
 _HALF: Final = "__dpo_pipeline_half"
 _LIKELY: Final = 0.5
@@ -251,25 +253,34 @@ def _no_better_than_a_guess(statistics: Statistics) -> Iterator[Finding]:
             advice="Take no decision from this accuracy; more pairs would narrow the interval.",
         )
     ties = "; a tie is wrong" if statistics.tie_rate > 0.0 else ""
-    rules = dict(_GUESSES)
-    lengths = [name for name in ("longer", "shorter") if name in statistics.advantages]
-    # Of the two rules on length, one is worse than a coin wherever the other is better.
-    for name in sorted(lengths, key=lambda each: statistics.baselines[each].value)[:-1]:
-        del rules[name]
-    for name, guess in rules.items():
-        gain = statistics.advantages.get(name)
-        if gain is None or gain.interval is None or gain.interval.low > 0.0:
+    for names in _RULES:
+        gains = {
+            name: statistics.advantages[name] for name in names if name in statistics.advantages
+        }
+        unbeaten = [
+            name
+            for name, gain in gains.items()
+            if gain.interval is not None and gain.interval.low <= 0.0
+        ]
+        if not unbeaten:
             continue
-        is_worse = gain.interval.high < 0.0
-        right = share_with_limits(statistics.baselines[name])
+        # Both ways to go by length are one rule: the one that is right more often is named first.
+        unbeaten.sort(key=lambda name: gains[name].value)
+        first = gains[unbeaten[0]].interval
+        is_worse = first is not None and first.high < 0.0
+        guess = _GUESSES[unbeaten[0]]
+        evidence = "; ".join(
+            f"{_GUESSES[name]} is right in {share_with_limits(statistics.baselines[name])} of the "
+            f"pairs, the rewards differ from it by {points_with_limits(gains[name])}"
+            for name in unbeaten
+        )
         yield Finding(
             "baseline",
             "problem" if is_worse else "caution",
             title=f"{guess} is right more often than the rewards"
             if is_worse
             else f"rewards are not shown to be better than {guess}",
-            evidence=f"{guess} is right in {right} of the pairs, "
-            f"the rewards differ from it by {points_with_limits(gain)}, on the same pairs{ties}.",
+            evidence=f"{evidence}, on the same pairs{ties}.",
             advice="Do not choose a policy by this accuracy: what it is worth is what it has above "
             "such a rule."
             if is_worse
@@ -446,8 +457,9 @@ def _few(statistics: Statistics) -> Iterator[Finding]:
         evidence=f"The accuracy is {share_with_limits(accuracy)}. Its interval is made by "
         f"{accuracy.interval.method}; those of means take them as nearly normal, which so few "
         "pairs leave uncertain.",
-        advice=f"Read intervals, not values: on other pairs, an accuracy within about "
-        f"{half * 100:.2g} points may be the same. Compare policies on the same pairs.",
+        advice="Read intervals, not values. The accuracies of two such sets of other pairs differ "
+        f"by up to about {half * math.sqrt(2.0) * 100:.2g} points by chance; compare tells smaller "
+        "differences of two policies on the same pairs.",
     )
 
 

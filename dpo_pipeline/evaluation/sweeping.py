@@ -56,14 +56,36 @@ class Sweep:
 
     @property
     def best(self) -> dict[str, float]:
-        """Loss to the tried beta with its smallest mean loss.
-
-        Betas are comparable only under losses that are likelihoods of the labels (`sigmoid` and
-        those made from it). Under others, or at an end of the tried betas, a minimum says little.
-        """
+        """Loss to the tried beta with its smallest mean loss; `notes` says where it says little."""
         smallest = self.table.filter(pl.col(LOSS) == pl.col(LOSS).min().over(OBJECTIVE))
         first = smallest.unique(OBJECTIVE, keep="first", maintain_order=True)
         return dict(first.select(OBJECTIVE, BETA).iter_rows())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why a beta of `best` is not the best one: a sentence each."""
+        return tuple(self._notes())
+
+    def _notes(self) -> Iterator[str]:
+        for name, best in self.best.items():
+            objectives = [each for each in self.objectives if str(each) == name]
+            betas = [each.beta for each in objectives]
+            losses = self.table.filter(pl.col(OBJECTIVE) == name)[LOSS].drop_nulls()
+            if len(betas) == 1:
+                continue
+            if any(term.loss.beta_moves_scale for term in objectives[0].terms):
+                yield (
+                    f"{name}: the scale of this loss moves with beta, so that its losses for two "
+                    "betas cannot be compared: no beta is shown to be the best"
+                )
+            elif losses.min() == losses.max():
+                yield f"{name}: the loss is the same for all betas"
+            elif best in {min(betas), max(betas)}:
+                side = "smallest" if best == min(betas) else "largest"
+                yield (
+                    f"{name}: {best:g} is the {side} beta tried, so that the loss may be smaller "
+                    f"still for a {side[:-3]}er one"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain data."""
@@ -76,6 +98,7 @@ class Sweep:
                 for objective, row in zip(self.objectives, rows, strict=True)
             ],
             "best_beta": self.best,
+            "notes": list(self.notes),
             "subsets": None if self.subsets is None else rows_by_key(self.subsets, self._by),
             "batches": None if self.batches is None else self.batches.to_dicts(),
             "invalid": self.invalid.to_dict()["invalid"],
@@ -100,6 +123,7 @@ class Sweep:
         lines += aligned(shown.columns, shown.rows())
         best = [f"{name}: beta {beta:g}" for name, beta in self.best.items()]
         lines += ["", f"smallest loss of those tried: {'; '.join(best)}"]
+        lines += [f"note: {text}" for text in self.notes]
         if self.subsets is not None:
             shown = self.subsets.select(OBJECTIVE, BETA, *self._by, *_SHOWN)
             lines += ["", *aligned(shown.columns, shown.rows())]

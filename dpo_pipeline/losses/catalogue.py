@@ -122,6 +122,7 @@ _ROWS: Final = (
         },
         **_LIKE_DPO,
         positive_beta=True,
+        beta_moves_scale=True,
     ),
     _row(
         pairwise.exo_pair,
@@ -159,6 +160,7 @@ _ROWS: Final = (
         {"TRL": "sppo_hard", "Liger": "sppo_hard"},
         f_divergence=True,
         positive_beta=True,
+        beta_moves_scale=True,
     ),
     _row(
         pairwise.apo_zero,
@@ -232,6 +234,7 @@ _ROWS: Final = (
         "-c / L_c + beta sp(log odds ratio)",
         "arXiv 2403.07691",
         {"TRL": "ORPOTrainer", "LLaMA-Factory": "orpo", "Liger": "orpo"},
+        beta_moves_scale=True,
         **_OF_MEANS,
     ),
     _row(
@@ -239,6 +242,7 @@ _ROWS: Final = (
         "beta sp(log odds ratio), odds = p / (1 - p), p = exp(c / L_c)",
         "arXiv 2403.07691",
         {"LLaMA-Factory": "odds_ratio_loss"},
+        beta_moves_scale=True,
         **_OF_MEANS,
     ),
     _row(

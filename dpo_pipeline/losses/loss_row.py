@@ -62,6 +62,8 @@ class Loss:
         by_length: Whether log-probs are divided by the number of tokens.
         f_divergence: Whether the log-ratio can be that of another divergence.
         positive_beta: Whether the loss divides by beta.
+        beta_moves_scale: Whether another beta gives another loss to the same rewards, so that the
+            losses of two betas cannot be compared.
         grows_as_margin: Whether it is at most |margin| + 2 for any parameters.
     """
 
@@ -75,6 +77,7 @@ class Loss:
     by_length: Choice = "never"
     f_divergence: bool = False
     positive_beta: bool = False
+    beta_moves_scale: bool = False
     grows_as_margin: bool = False
 
     @property

@@ -156,7 +156,8 @@ def _tiles(comparison: Comparison) -> Iterator[Tile]:
     yield Tile("Accuracy of A", share(found.a))
     yield Tile("Accuracy of B", share(found.b))
     yield Tile("B minus A", points(found.estimate.value), between(found.estimate.interval, points))
-    yield Tile("p of no difference", p_value(found.p_value))
+    if found.p_value is not None:
+        yield Tile("p of no difference", p_value(found.p_value))
     if comparison.better is None and found.smallest_effect is not None:
         yield Tile(
             f"Smallest effect that shows at {POWER:.0%} power", points(found.smallest_effect)
@@ -229,10 +230,12 @@ def _subsets_table(subsets: pl.DataFrame, by: tuple[str, ...]) -> Table:
 
 
 def _right_table(comparison: Comparison) -> Table:
-    m = comparison.mcnemar
+    m, tests = comparison.mcnemar, ""
+    if m.exact is not None and m.mid_p is not None:
+        tests = f"McNemar's test: exact {p_equation(m.exact)}, mid-{p_equation(m.mid_p)}."
     applies = (
         ""
-        if m.applies
+        if m.applies or not tests
         else " Prompts repeat, so that pairs are not independent as McNemar's test takes them to "
         "be: read the p of the difference of accuracy instead."
     )
@@ -240,7 +243,7 @@ def _right_table(comparison: Comparison) -> Table:
         "pairs",
         ("B right", "B wrong or tied"),
         {"A right": (m.both_right, m.only_a), "A wrong or tied": (m.only_b, m.neither)},
-        caption=f"McNemar's test: exact {p_equation(m.exact)}, mid-{p_equation(m.mid_p)}.{applies}",
+        caption=tests + applies,
     )
 
 

@@ -209,7 +209,7 @@ def _figures(statistics: Statistics, unit: str) -> Iterator[tuple[str, Estimate 
         yield f"less likely than under the reference: {name.removesuffix('_down')}", each, share
     yield "mean accuracy of the subsets, each counting once", statistics.macro, share
     yield "mean accuracy of the subsets, weighted", statistics.weighted, share
-    yield "calibration error, folded", statistics.calibration.error, number
+    yield "calibration error, folded, less chance", statistics.calibration.error, number
     yield "beta of the smallest log loss", statistics.calibration.best_beta, tables.three_digits
     yield "share of labels that look flipped", statistics.flip_rate, share
     if statistics.length is not None:

@@ -8,9 +8,10 @@ from .association import (
 )
 from .calibration import (
     BestScale as BestScale,
+    CalibrationError as CalibrationError,
     LabelNoise as LabelNoise,
     best_beta as best_beta,
-    expected_calibration_error as expected_calibration_error,
+    calibration_error as calibration_error,
     label_noise as label_noise,
     log_loss as log_loss,
     margins_of as margins_of,
@@ -29,6 +30,7 @@ from .intervals import (
     limit_columns as limit_columns,
     macro_mean as macro_mean,
     mean_of_clusters as mean_of_clusters,
+    of_independent as of_independent,
     rate_of as rate_of,
     rate_of_clusters as rate_of_clusters,
     without_interval as without_interval,
@@ -37,6 +39,8 @@ from .resampling import bootstrap as bootstrap, delete_a_group as delete_a_group
 from .significance import (
     DifferenceTest as DifferenceTest,
     adjusted_for_many as adjusted_for_many,
+    agreeing as agreeing,
+    fewest_that_reject as fewest_that_reject,
     mcnemar_exact as mcnemar_exact,
     mcnemar_mid_p as mcnemar_mid_p,
     paired_difference as paired_difference,
@@ -44,6 +48,7 @@ from .significance import (
     rate_difference_of_clusters as rate_difference_of_clusters,
     sign_flip_exact as sign_flip_exact,
     smallest_effect as smallest_effect,
+    smallest_effect_of_flips as smallest_effect_of_flips,
 )
 from .words import (
     DASH as DASH,

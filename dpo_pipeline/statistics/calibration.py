@@ -18,17 +18,25 @@ All functions take a histogram of margins: columns `bin` (of `dpo_pipeline.exact
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import polars as pl
 
-from dpo_pipeline.defaults import CALIBRATION_BINS, CONFIDENCE_LEVEL
+from dpo_pipeline.defaults import CALIBRATION_BINS, CONFIDENCE_LEVEL, JACKKNIFE_FROM
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.exact import lower_edge
 from dpo_pipeline.losses import sigmoid, softplus
-from dpo_pipeline.statistics.distributions import normal_upper, root_of_rising
-from dpo_pipeline.statistics.intervals import group_of_equal_mass, with_rate_limits
+from dpo_pipeline.statistics.distributions import normal_upper, root_of_rising, t_quantile
+from dpo_pipeline.statistics.intervals import (
+    Estimate,
+    Interval,
+    group_of_equal_mass,
+    with_rate_limits,
+)
+
+DEBIASED: Final = "jackknife, debiased"
 
 
 def margins_of(histogram: pl.DataFrame) -> pl.DataFrame:
@@ -126,21 +134,151 @@ def reliability(
     `confidence` (mean of sigmoid(|margin|)), `accuracy` (share with a margin above 0, ties half),
     and its limits `accuracy_low`, `accuracy_high`, as of independent pairs.
     """
-    groups = _folded(histogram, n_bins)
     n = pl.col("n_pairs")
+    groups = _placed(histogram, n_bins).select(
+        n_pairs="n",
+        confidence=pl.col("expected") / pl.col("n"),
+        accuracy=pl.col("right") / pl.col("n"),
+    )
     return with_rate_limits(groups, pl.col("accuracy") * n, n, level).cast({"n_pairs": pl.Int64})
 
 
-def expected_calibration_error(
-    histogram: pl.DataFrame, n_bins: int = CALIBRATION_BINS
-) -> float | None:
-    """Return the mean of |accuracy - confidence| over groups of nearly equal size, by pairs.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationError:
+    """The mean of |accuracy - confidence| over groups of nearly equal size, by pairs."""
 
-    From 0 to 1. Biased upward where groups are small: chance alone moves an accuracy. None
-    without pairs.
+    estimate: Estimate  # from 0 to 1, less what chance adds
+    measured: float  # as it is on these pairs, with what chance adds
+    by_chance: float  # what calibrated margins of as many pairs would give in the mean
+
+
+def calibration_error(
+    table: pl.DataFrame,
+    *,
+    group: str,
+    n_bins: int = CALIBRATION_BINS,
+    level: float = CONFIDENCE_LEVEL,
+) -> CalibrationError | None:
+    """Return the expected calibration error, less what chance adds to it.
+
+    Chance alone moves the accuracy of a group, so that |accuracy - confidence| of calibrated
+    margins is sqrt(2 / pi) standard errors in the mean. The estimate is the one error e which, in
+    all groups, would give the measured mean: it is unbiased for calibrated margins but for the
+    end at 0, and a little above the truth where some groups are calibrated and others far off.
+
+    The interval takes from the measured error and its jackknife limits what chance may add: for
+    the lower limit as if each group were a standard error better calibrated than it looks, for
+    the upper limit as if half of one worse. In simulations of 200 to 5,000 pairs 95% intervals
+    hold the truth in 92% to 99.7%: 0 in 95% to 98% of calibrated samples, and errors of 0.02
+    to 0.1 in 92% and more.
+
+    Args:
+        table: A histogram of margins for each group of clusters: `bin`, `n_pairs` and the group.
+        group: The column that numbers the groups, which are of much the same size.
+        n_bins: Groups of pairs, at most.
+        level: Of the interval.
+
+    Returns:
+        The error; without an interval for fewer than `JACKKNIFE_FROM` groups of clusters. None
+        without pairs.
     """
-    gap = (pl.col("accuracy") - pl.col("confidence")).abs()
-    return _weighted_mean(_folded(histogram, n_bins), gap, "n_pairs")
+    n, gap = pl.col("n"), pl.col("right") - pl.col("expected")
+    cells = _placed(table, n_bins, group).select(group, "place", "n", "chance", gap=gap)
+    if cells.is_empty():
+        return None
+    places = _added_up(cells.drop(group), "place")
+    whole, n_groups = float(places["n"].sum()), cells[group].n_unique()
+    places = places.with_columns(off=pl.col("gap") / n, error=pl.col("chance").sqrt() / n)
+    deviation = None
+    if n_groups >= JACKKNIFE_FROM:
+        factor = n_groups / (n_groups - 1)
+        known = cells.join(places.select("place", "off"), on="place", maintain_order="left")
+        known = known.with_columns(moved=pl.col("gap") - pl.col("off") * n)
+        moved, off = pl.col("moved"), pl.col("off")
+        by_place = _added_up(known.select("place", square=moved**2), "place")
+        # Pairs of one prompt resemble each other, which the binomial error does not know.
+        error = (factor * by_place["square"]).sqrt() / places["n"]
+        places = places.with_columns(error=pl.max_horizontal("error", error))
+        by_group = _added_up(known.sort(group, "place").select(group, moved * off.sign()), group)
+        deviation = math.sqrt(factor * float((by_group["moved"] ** 2).sum())) / whole
+    rows = places.select(n / whole, pl.col("off").abs(), "error").rows()
+    measured = math.fsum(weight * off for weight, off, _ in rows)
+    by_chance = _added_by_chance([(weight, 0.0, error) for weight, _, error in rows])
+    value = _even_error(rows, measured) if measured > by_chance else 0.0
+    interval = None
+    if deviation is not None:
+        half = deviation * t_quantile((1.0 + level) / 2.0, n_groups - 1)
+        most = _added_by_chance([(w, max(0.0, off - s), s) for w, off, s in rows])
+        least = _added_by_chance([(w, off + s / 2.0, s) for w, off, s in rows])
+        interval = Interval(
+            low=max(0.0, min(value, measured - most - half)),
+            high=min(1.0, max(value, measured - least + half)),
+            level=level,
+            method=DEBIASED,
+        )
+    estimate = Estimate(
+        value=value,
+        standard_error=deviation,
+        interval=interval,
+        n=int(whole),
+        n_clusters=n_groups,
+    )
+    return CalibrationError(estimate=estimate, measured=measured, by_chance=by_chance)
+
+
+def _placed(table: pl.DataFrame, n_bins: int, *keys: str) -> pl.DataFrame:
+    """Return sums of each group of equal mass, by its number `place` and the keys.
+
+    `n`, what is `right` (ties half), what is `expected` to be by the confidences, and the binomial
+    variance of that (`chance`).
+    """
+    if n_bins < 1:
+        raise UsageError(f"n_bins must be at least 1, found {n_bins!r}")
+    margin, n = lower_edge(pl.col("bin") + 0.5), pl.col("n_pairs").cast(pl.Float64)
+    right = pl.when(margin > 0.0).then(n).when(margin < 0.0).then(0.0).otherwise(n / 2.0)
+    there = pl.col("bin").is_not_null() & (pl.col("n_pairs") > 0)
+    bins = table.filter(there).group_by(*keys, "bin").agg(pl.col("n_pairs").sum())
+    sides = bins.select(*keys, "bin", margin=margin.abs(), n=n, right=right)
+    by_size = sides.group_by("margin").agg(pl.col("n").sum()).sort("margin")
+    places = by_size.select("margin", place=group_of_equal_mass(n_bins))
+    confidence = sigmoid(pl.col("margin"))
+    expected = pl.col("n") * confidence
+    rows = sides.join(places, on="margin").sort("place", *keys, "margin", "bin")
+    sums = {"expected": expected, "chance": expected * (1.0 - confidence)}
+    return _added_up(rows.select("place", *keys, "n", "right", **sums), "place", *keys)
+
+
+def _added_up(rows: pl.DataFrame, *keys: str) -> pl.DataFrame:
+    """Add up columns by keys, in the order of the rows: to the same bits on any number of threads.
+
+    The sums of a `group_by` are made of parts that depend on the number of threads.
+    """
+    lists = rows.group_by(keys, maintain_order=True).agg(pl.all())
+    return lists.with_columns(pl.exclude(keys).list.sum())
+
+
+def _added_by_chance(rows: Sequence[tuple[float, float, float]]) -> float:
+    """Return the mean of E|X| - |m| of normal X with mean m and a standard error, by weight."""
+    return math.fsum(weight * _added(off, error) for weight, off, error in rows)
+
+
+def _added(off: float, error: float) -> float:
+    if error == 0.0:
+        return 0.0
+    u = off / error
+    density = math.exp(-u * u / 2.0) / math.sqrt(2.0 * math.pi)
+    return 2.0 * error * (density - u * normal_upper(u))
+
+
+def _even_error(rows: Sequence[tuple[float, float, float]], measured: float) -> float:
+    """Return the e which, as the error of all groups, gives the measured mean."""
+
+    def excess(e: float) -> tuple[float, float]:
+        value = e + _added_by_chance([(weight, e, error) for weight, _, error in rows])
+        slope = math.fsum(w * (1.0 - 2.0 * normal_upper(e / s)) if s else w for w, _, s in rows)
+        return value - measured, slope
+
+    return root_of_rising(excess, 0.0, measured, start=measured)
 
 
 def log_loss(histogram: pl.DataFrame) -> float | None:
@@ -201,23 +339,6 @@ def _fitted_scale(margins: pl.DataFrame) -> BestScale:
     value = root_of_rising(slope_and_curvature, min(near, far), max(near, far), start=far)
     smallest = _weighted_mean(margins, softplus(-(value * margin)), "n")
     return BestScale(value=value, log_loss=smallest, reason=None)
-
-
-def _folded(histogram: pl.DataFrame, n_bins: int) -> pl.DataFrame:
-    """Return `n_pairs`, `confidence`, `accuracy` of each group of equal mass."""
-    if n_bins < 1:
-        raise UsageError(f"n_bins must be at least 1, found {n_bins!r}")
-    margin, n = pl.col("margin"), pl.col("n")
-    right = pl.when(margin > 0.0).then(n).when(margin < 0.0).then(0.0).otherwise(n / 2.0)
-    by_size = margins_of(histogram).group_by(margin=margin.abs())
-    confidences = by_size.agg(n=n.sum(), right=right.sum()).sort("margin")
-    place = group_of_equal_mass(n_bins).alias("place")
-    groups = confidences.group_by(place, maintain_order=True).agg(
-        n_pairs=n.sum(),
-        confidence=(n * sigmoid(margin)).sum() / n.sum(),
-        accuracy=pl.col("right").sum() / n.sum(),
-    )
-    return groups.drop("place")
 
 
 def _weighted_mean(table: pl.DataFrame, values: pl.Expr, weight: str) -> float | None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import polars as pl
 
-from dpo_pipeline.defaults import CONFIDENCE_LEVEL, MOST_FLIPS, POWER
+from dpo_pipeline.defaults import CONFIDENCE_LEVEL, FLIPS_TOLD_FROM, MOST_FLIPS, POWER
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.statistics.distributions import (
     binomial_lower,
@@ -30,8 +30,10 @@ from dpo_pipeline.statistics.intervals import (
     Interval,
     Numbers,
     clusters_of,
-    mean_of_clusters,
+    mean_and_freedom,
 )
+
+_LEAST_P: Final = 1e-300
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -89,7 +91,7 @@ class DifferenceTest:
 
     difference: Estimate  # new minus old, in the unit of the values
     t: float | None  # difference over its standard error; None where that is 0 or unknown
-    degrees_of_freedom: int  # clusters - 1
+    degrees_of_freedom: float  # of Student's t; 0 for a single cluster
     p_value: float | None  # two-sided; None where t is, but for a difference of 0 everywhere
 
 
@@ -153,10 +155,10 @@ def paired_difference(
     a single cluster, and where every cluster has the same difference and it is not 0, so that t
     has nothing to measure it by. None without pairs.
     """
-    mean = mean_of_clusters(sums, counts, level)
-    if mean is None:
+    found = mean_and_freedom(sums, counts, level)
+    if found is None:
         return None
-    freedom = mean.n_clusters - 1
+    mean, freedom = found
     t = p_value = None
     if mean.standard_error:
         t = mean.value / mean.standard_error
@@ -210,12 +212,12 @@ def rate_difference_of_clusters(
     if n == n_clusters:
         return rate_difference(int(gained), int(lost), int(n), level)
     tail = (1.0 + checked_probability("level", level)) / 2.0
-    clustered = mean_of_clusters(table["sum"] - table["losses"], table["n"], level)
-    error = None if clustered is None else clustered.standard_error
+    found = mean_and_freedom(table["sum"] - table["losses"], table["n"], level)
+    error, freedom = (None, 0.0) if found is None else (found[0].standard_error, found[1])
     if error:
         difference = (gained - lost) / n
         spread = (gained + lost) / n - difference * difference
-        effective, quantile = min(n, spread / error**2), t_quantile(tail, n_clusters - 1)
+        effective, quantile = min(n, spread / error**2), t_quantile(tail, freedom)
     else:
         effective, quantile = float(n_clusters), normal_quantile(tail)
     return _adjusted(
@@ -230,17 +232,115 @@ def rate_difference_of_clusters(
     )
 
 
-def smallest_effect(
-    standard_error: float, power: float = POWER, level: float = 1.0 - CONFIDENCE_LEVEL
-) -> float:
-    """Return the smallest true difference that a two-sided test finds with a chance of `power`.
+def agreeing(estimate: Estimate, p_value: float | None, level: float) -> Estimate:
+    """Return a difference whose interval holds 0 if and only if the test does not reject.
 
-    (z_(1 - level/2) + z_power) * SE, in the unit of the standard error (arXiv 2411.00640,
-    section 5). `level` is that of the test: the chance of a false alarm.
+    An exact test and an interval of another procedure can disagree where the p-value is near
+    1 - level. Then the limit next to 0 becomes that of the test: the value less z of the level
+    times an error of value / z of the p-value (O. Miettinen, 1976).
+    """
+    interval = estimate.interval
+    if p_value is None or interval is None or estimate.value == 0.0:
+        return estimate
+    rejects = p_value < 1.0 - level
+    if rejects != (interval.low <= 0.0 <= interval.high):
+        return estimate
+    z = normal_quantile((1.0 + level) / 2.0)
+    z_of_p = -normal_quantile(max(p_value, _LEAST_P) / 2.0)
+    limit = estimate.value * (1.0 - z / z_of_p) if z_of_p > 0.0 else -math.inf * estimate.value
+    # On the other side of 0 it goes no further than the interval does on this.
+    if estimate.value > 0.0:
+        moved = replace(interval, low=max(limit, -interval.high))
+    else:
+        moved = replace(interval, high=min(limit, -interval.low))
+    return replace(estimate, interval=moved)
+
+
+def smallest_effect(
+    standard_error: float,
+    degrees_of_freedom: float,
+    power: float = POWER,
+    level: float = 1.0 - CONFIDENCE_LEVEL,
+) -> float:
+    """Return the smallest true difference that Student's t finds with a chance of `power`.
+
+    In units of the standard error it is the d with d = t + z * sqrt(1 + (t^2 + d^2) / (2 v)), with
+    t of the test, z of the power and v degrees of freedom. The second term under the root is
+    there because this error and that of the next dataset are both guesses; for many degrees of
+    freedom d is t + z (arXiv 2411.00640, section 5). In simulations of two datasets, one to state
+    the effect and one to find it, 80% is 78% to 80%, from 1 degree of freedom on.
+
+    Args:
+        standard_error: Of the difference; the effect has its unit.
+        degrees_of_freedom: Of the standard error; infinite if it is known.
+        power: Chance to find the effect.
+        level: Of the test: the chance of a false alarm.
+
+    Returns:
+        The effect; infinite where the error is too uncertain to state any.
     """
     tail = 1.0 - checked_probability("level", level) / 2.0
-    found = normal_quantile(checked_probability("power", power))
-    return (normal_quantile(tail) + found) * standard_error
+    z = normal_quantile(checked_probability("power", power))
+    if math.isinf(degrees_of_freedom):
+        return (normal_quantile(tail) + z) * standard_error
+    t = t_quantile(tail, degrees_of_freedom)
+    # (1 - a) d^2 - 2 t d + (1 - a) t^2 - z^2 = 0
+    rest = 1.0 - z * z / (2.0 * degrees_of_freedom)
+    if rest <= 0.0:
+        return math.inf
+    root = math.sqrt(t * t - rest * (rest * t * t - z * z))
+    return (t + math.copysign(root, z)) / rest * standard_error
+
+
+def fewest_that_reject(level: float = 1.0 - CONFIDENCE_LEVEL) -> int:
+    """Return how many pairs, or clusters, all of one sign, an exact test needs: p = 2 * 2^-n."""
+    n = math.floor(1.0 - math.log2(checked_probability("level", level)))
+    return n if 2.0 ** (1 - n) < level else n + 1
+
+
+def smallest_effect_of_flips(
+    sums: Numbers,
+    *,
+    n_clusters: int,
+    n: int,
+    power: float = POWER,
+    level: float = 1.0 - CONFIDENCE_LEVEL,
+) -> float | None:
+    """Return the smallest true difference that `sign_flip_exact` finds with a chance of `power`.
+
+    Of N pairs: (s + d * sqrt(sum S^2)) / N, where s is the usual size of a sum S that is not 0: the
+    test moves by whole steps. d is that of `smallest_effect`: z + z for independent pairs (each
+    cluster is one), and for clusters with the degrees of freedom of F. Satterthwaite. It is never
+    less than what makes `fewest_that_reject` clusters differ, all in one direction. In
+    simulations what is stated for 80% is found in 79% to 97%.
+
+    Args:
+        sums: Gains less losses of each cluster, whole numbers; those of 0 can be left out.
+        n_clusters: Clusters; `n` if every pair is one.
+        n: Pairs.
+        power: Chance to find the effect.
+        level: Of the test: the chance of a false alarm.
+
+    Returns:
+        The effect, in units of the sums a pair. None for fewer clusters than `fewest_that_reject`;
+        for repeated prompts also below `FLIPS_TOLD_FROM` clusters, where it depends on how alike
+        the pairs of a prompt are; and where no difference would be found so often.
+    """
+    fewest, is_clustered = fewest_that_reject(level), n > n_clusters
+    if n_clusters < (max(FLIPS_TOLD_FROM, fewest) if is_clustered else fewest):
+        return None
+    squares = [float(value) ** 2 for value in pl.Series(sums).to_list() if value]
+    total, step, freedom = math.fsum(squares), n / n_clusters, math.inf
+    if squares:
+        step = math.sqrt(total / len(squares))
+        if is_clustered:
+            freedom = 2.0 * total**2 / math.fsum(square**2 for square in squares)
+    effect = step + smallest_effect(math.sqrt(total), freedom, power, level)
+    # The upper limit of Wilson's interval of a share of fewest - 1/2, one-sided, at this power.
+    square, few = normal_quantile(power) ** 2 / n_clusters, (fewest - 0.5) / n_clusters
+    share = few + square / 2.0 + math.sqrt(square * (few * (1.0 - few) + square / 4.0))
+    effect = max(effect, step * n_clusters * share / (1.0 + square))
+    return effect / n if effect <= n else None
 
 
 def _discordant(gains: int, losses: int) -> tuple[int, int]:

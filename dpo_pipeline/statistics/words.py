@@ -12,11 +12,14 @@ from functools import partial
 from typing import Any, Final
 
 from dpo_pipeline.statistics.intervals import Estimate, Interval
+from dpo_pipeline.tables import known_digits, significant
 
 MINUS: Final = "\N{MINUS SIGN}"
 DASH: Final = "\N{EN DASH}"
 """Stands for a figure that is not there."""
 _SMALLEST_P: Final = 0.0001
+_LEVELS: Final = frozenset({"0.1", "0.05", "0.01", "0.001"})
+"""Usual levels of a test, as text."""
 _LARGE: Final = 1e7
 _MOST_DECIMALS: Final = 4
 
@@ -60,8 +63,15 @@ def points(value: float | None) -> str:
 
 
 def signed_points_within(interval: Interval | None) -> Callable[[float], str]:
-    """Return a function that writes a difference of shares in points, with sign, without unit."""
+    """Return a function that writes a difference of shares in points, with sign, without unit.
+
+    An interval that does not hold 0 does not look as if it did.
+    """
     digits = _decimals(interval)
+    if interval is not None and interval.low * interval.high > 0.0:
+        nearest = 100.0 * min(abs(interval.low), abs(interval.high))
+        while digits < _MOST_DECIMALS and float(f"{nearest:.{digits}f}") == 0.0:
+            digits += 1
     return lambda value: f"{100.0 * value:+.{digits}f}"
 
 
@@ -81,7 +91,9 @@ def number(value: float | None, digits: int = 4) -> str:
         return "0"
     if not math.isfinite(value):
         return _signed(f"{value:g}")
-    size = math.floor(math.log10(abs(value)))
+    size, digits = math.floor(math.log10(abs(value))), known_digits(value, digits)
+    if digits < 1:
+        return _signed(significant(value, digits))
     if abs(value) >= _LARGE or size < -digits:
         return _signed(f"{value:.{digits - 1}e}")
     return _signed(f"{value:,.{max(digits - 1 - size, 0)}f}")
@@ -89,7 +101,7 @@ def number(value: float | None, digits: int = 4) -> str:
 
 def short_number(value: float, digits: int = 3) -> str:
     """Return a number with at most so many significant digits, in ASCII and without padding."""
-    return f"{value:.{digits}g}"
+    return significant(value, digits)
 
 
 def p_value(p: float | None) -> str:
@@ -103,7 +115,11 @@ def p_equation(p: float) -> str:
 
 
 def _p_text(p: float, equal: str, below: str) -> str:
-    return f"{equal}{p:.2g}" if p >= _SMALLEST_P else f"{below}{_SMALLEST_P:.4f}"
+    if p < _SMALLEST_P:
+        return f"{below}{_SMALLEST_P:.4f}"
+    # A third digit where two would say that p is the level itself.
+    digits = 3 if f"{p:.2g}" in _LEVELS and f"{p:.3g}" not in _LEVELS else 2
+    return f"{equal}{p:.{digits}g}"
 
 
 def as_written(value: Any) -> str:

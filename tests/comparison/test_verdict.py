@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from compare_tools import BETA, REL, A, B, broken_at, frames, shifted
+from compare_tools import BETA, REL, A, B, broken_at, frames, shifted, units_found
 from dpo_pipeline import StatisticsOptions, compare
 from dpo_pipeline.published.table_contracts import published
 from pair_tools import LOGPS, REFS
@@ -63,10 +63,10 @@ def test_ties_alone_decide_nothing():
     assert result.better is None
     assert result.verdict.startswith("no difference shown: accuracy +52.0 points")
     assert (
-        f"(A ties on 200 pairs, which count as wrong; with ties half the difference is +2.0, "
-        f"p = {p:.2g}); the smallest effect"
+        f"(A ties on 200 pairs, which count as wrong; with ties half the difference is +2.0 "
+        f"(-5.0 to +9.0), p = {p:.2g}); the smallest effect"
     ) in result.verdict
-    shown = (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * stats.sem(d)
+    shown = units_found(199) * stats.sem(d)
     assert result.verdict.endswith(f"is {100 * shown:.2g} points")
 
 
@@ -104,7 +104,9 @@ def test_no_rate_differs_by_more_than_one():
     result = compare(*of_margins([-1.0, -1, 0], [1.0, 2, 3]))
     interval = result.differences["reward_accuracy_half"].estimate.interval
     assert interval.high == 1.0
-    low = 5 / 6 - stats.t.ppf(0.975, 2) / 6
+    # Two of eight flips are as far from 0: p = 1/4, so that the lower limit goes below 0.
+    assert result.differences["reward_accuracy_half"].p_value == 0.25
+    low = 5 / 6 * (1 - stats.norm.ppf(0.975) / stats.norm.isf(0.125))
     assert interval.low == pytest.approx(low, rel=REL)
 
 
@@ -140,7 +142,7 @@ def test_the_level_decides():
     expected = by_ttest_at(a, b, 0.8)
     assert (found.interval.low, found.interval.high) == pytest.approx(expected, rel=REL)
     assert loss.smallest_effect == pytest.approx(
-        (stats.norm.ppf(0.9) + stats.norm.ppf(0.8)) * found.standard_error, rel=REL
+        units_found(399, level=0.8) * found.standard_error, rel=1e-8
     )
 
 

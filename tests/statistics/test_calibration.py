@@ -16,7 +16,7 @@ from dpo_pipeline.exact import bin_of, middle, value_error
 from dpo_pipeline.statistics.calibration import (
     best_beta,
     best_scale,
-    expected_calibration_error,
+    calibration_error,
     label_noise,
     log_loss,
     margins_of,
@@ -86,10 +86,15 @@ def error_by_hand(margins, n_bins):
     return sum(n * abs(accuracy - confidence) for n, confidence, accuracy in parts) / len(margins)
 
 
+def measured(histogram, n_bins=15):
+    table = histogram.with_columns(group=0)
+    return calibration_error(table, group="group", n_bins=n_bins).measured
+
+
 @pytest.mark.parametrize("n_bins", [1, 5, 15, 40])
 def test_calibration_error_is_that_of_the_rows(margins, n_bins):
     histogram = histogram_of(margins)
-    found = expected_calibration_error(histogram, n_bins)
+    found = measured(histogram, n_bins)
     # A bin holds some 60 of 30,000 pairs at most, and both its edges may cut one.
     assert found == pytest.approx(error_by_hand(margins, n_bins), abs=6e-4 + n_bins * 60 / 30_000)
     table = reliability(histogram, n_bins)
@@ -113,10 +118,83 @@ def test_calibration_error_by_hand():
     assert table["accuracy"].to_list() == [0.5, 0.5, 1.0]
     assert table["n_pairs"].to_list() == [1, 4, 2]
     expected = (4 * (unsure - 0.5) + 2 * (1 - sure)) / 7
-    assert expected_calibration_error(histogram, 7) == pytest.approx(expected, rel=1e-12)
+    assert measured(histogram, 7) == pytest.approx(expected, rel=1e-12)
     low_end, high_end = proportion_confint(2, 4, method="jeffreys")
     assert table["accuracy_low"][1] == pytest.approx(low_end, rel=1e-9)
     assert table["accuracy_high"][1] == pytest.approx(high_end, rel=1e-9)
+
+
+def by_group(margins, groups, *, is_right=None):
+    """Return binned margins of groups of clusters; a wrong pair has a margin below 0."""
+    signed = margins if is_right is None else np.where(is_right, margins, -margins)
+    rows = pl.DataFrame({"group": groups, "margin": signed})
+    return rows.group_by("group", bin=bin_of(pl.col("margin"))).agg(n_pairs=pl.len())
+
+
+def test_calibration_error_less_chance_against_scipy():
+    """Two groups of equal mass, 20 groups of clusters: all of it by numpy and scipy."""
+    rng = np.random.default_rng(21)
+    groups = np.repeat(np.arange(20), 25)
+    bins = np.where(rng.random(500) < 0.5, 900, 300) + np.arange(500) % 3
+    confidence = expit([middle(int(b)) for b in bins])
+    is_right = rng.random(500) < confidence - 0.08
+    table = pl.DataFrame({"group": groups, "bin": np.where(is_right, bins, -bins)})
+    table = table.group_by("group", "bin").agg(n_pairs=pl.len())
+    found = calibration_error(table, group="group", n_bins=2)
+    values, counts = np.unique(bins, return_counts=True)
+    # A bin belongs where its middle pair does.
+    place = np.isin(bins, values[counts.cumsum() - counts / 2 >= 250])
+    off, error, weight, moved = [], [], [], np.zeros(20)
+    for part in (place, ~place):
+        gap = is_right[part] - confidence[part]
+        mean, n = gap.mean(), part.sum()
+        by_cluster = np.array([(gap - mean)[groups[part] == g].sum() for g in range(20)])
+        binomial = math.sqrt((confidence * (1 - confidence))[part].sum()) / n
+        off.append(abs(mean))
+        error.append(max(binomial, math.sqrt(20 / 19 * (by_cluster**2).sum()) / n))
+        weight.append(n / 500)
+        moved += np.sign(mean) * by_cluster
+    off, error, weight = map(np.array, (off, error, weight))
+
+    def added(m):
+        return weight @ (stats.foldnorm.mean(m / error, scale=error) - m)
+
+    assert found.measured == pytest.approx(weight @ off, rel=1e-9)
+    assert found.by_chance == pytest.approx(added(0 * off), rel=1e-9)
+    value = optimize.brentq(lambda e: e + added(e + 0 * off) - weight @ off, 0, 1, xtol=1e-14)
+    assert found.estimate.value == pytest.approx(value, rel=1e-8)
+    half = stats.t.ppf(0.975, 19) * math.sqrt(20 / 19 * (moved**2).sum()) / 500
+    low = weight @ off - added(np.maximum(0, off - error)) - half
+    high = weight @ off - added(off + error / 2) + half
+    assert limits_of(found) == pytest.approx((max(0, min(value, low)), high), rel=1e-8)
+    assert found.estimate.interval.method == "jackknife, debiased"
+
+
+def limits_of(found):
+    return found.estimate.interval.low, found.estimate.interval.high
+
+
+def test_calibration_error_of_calibrated_margins_holds_0():
+    """What is measured excludes it: 100 samples, of which 5 may fail by chance, 12 hardly."""
+    rng = np.random.default_rng(22)
+    excluded = zero = 0
+    for _ in range(100):
+        size = np.abs(rng.normal(0, 2, 500))
+        is_right = rng.random(500) < expit(size)
+        table = by_group(size, np.arange(500) % 64, is_right=is_right)
+        found = calibration_error(table, group="group")
+        excluded += found.estimate.interval.low > 0.0
+        zero += found.estimate.value < 0.01
+        assert found.measured > 0.015
+        assert found.by_chance == pytest.approx(0.052, abs=0.01)
+    assert excluded <= 12
+    assert zero >= 35
+
+
+def test_calibration_error_of_few_groups_has_no_interval():
+    found = calibration_error(by_group(np.array([1.0, 2.0, -1.0]), [0, 1, 2]), group="group")
+    assert found.estimate.interval is found.estimate.standard_error is None
+    assert found.estimate.n_clusters == 3
 
 
 def test_a_bin_belongs_where_its_middle_pair_does():
@@ -129,8 +207,8 @@ def test_perfectly_calibrated_margins_have_a_small_error():
     rng = np.random.default_rng(16)
     size = np.abs(rng.normal(0, 1.5, 200_000))
     margins = np.where(rng.random(200_000) < expit(size), size, -size)
-    assert expected_calibration_error(histogram_of(margins)) < 0.006
-    assert expected_calibration_error(histogram_of(3 * margins)) > 0.1
+    assert measured(histogram_of(margins)) < 0.006
+    assert measured(histogram_of(3 * margins)) > 0.1
 
 
 def test_best_scale_is_the_smallest_loss_of_the_rows(margins, binned):
@@ -197,14 +275,14 @@ def test_one_wrong_pair_of_very_many_has_a_scale():
 def test_no_pairs_have_no_calibration():
     nothing = histogram_of([])
     assert log_loss(nothing) is None
-    assert expected_calibration_error(nothing) is None
+    assert calibration_error(nothing.with_columns(group=0), group="group") is None
     assert label_noise(nothing) is None
     assert reliability(nothing).height == 0
     assert reliability(nothing).columns == reliability(histogram_of([1.0])).columns
 
 
 def test_arguments_that_say_nothing(binned):
-    for function in (reliability, expected_calibration_error):
+    for function in (reliability, measured):
         with pytest.raises(UsageError, match="n_bins"):
             function(histogram_of(binned), 0)
     for beta in (0.0, -1.0, math.inf, math.nan):

@@ -18,6 +18,7 @@ from dpo_pipeline.statistics.intervals import (
     Interval,
     macro_mean,
     mean_of_clusters,
+    of_independent,
     rate_of,
     rate_of_clusters,
 )
@@ -120,22 +121,43 @@ def by_cluster(rows):
     return rows.group_by("cluster").agg(pl.col("value").sum(), n=pl.len()).sort("cluster")
 
 
-def test_mean_of_clusters_is_that_of_statsmodels(rows):
+def without_each(rows):
+    """Return what leaving out each cluster moves the mean of the rows by."""
+    mean = rows["value"].mean()
+    clusters = rows["cluster"].unique()
+    return np.array([rows.filter(pl.col("cluster") != c)["value"].mean() - mean for c in clusters])
+
+
+def satterthwaite(squares):
+    return 2 * squares.sum() ** 2 / (squares**2).sum()
+
+
+def test_mean_of_clusters_of_one_size_is_that_of_statsmodels():
+    rng = np.random.default_rng(11)
+    cluster = np.repeat(np.arange(25), 3)
+    values = rng.normal(3.0, 1.0, 25)[cluster] + rng.normal(0.0, 0.5, 75)
+    sums = by_cluster(pl.DataFrame({"cluster": cluster, "value": values}))
+    mean = mean_of_clusters(sums["value"], sums["n"])
+    # With its correction statsmodels multiplies by C / (C - 1) * (N - 1) / (N - 1).
+    fitted = sm.OLS(values, np.ones(75)).fit(
+        cov_type="cluster", cov_kwds={"groups": cluster}, use_t=True
+    )
+    assert mean.value == pytest.approx(fitted.params[0], rel=1e-12)
+    assert mean.standard_error == pytest.approx(fitted.bse[0], rel=1e-12)
+    assert limits(mean) == tuple(fitted.conf_int()[0])
+
+
+def test_mean_of_unequal_clusters_has_the_spread_of_leaving_each_out(rows):
     sums = by_cluster(rows)
     mean = mean_of_clusters(sums["value"], sums["n"])
-    ones = np.ones(rows.height)
-    groups = {"groups": rows["cluster"].to_numpy()}
-    plain = sm.OLS(rows["value"].to_numpy(), ones).fit(
-        cov_type="cluster", cov_kwds=groups | {"use_correction": False}
-    )
-    assert mean.value == pytest.approx(plain.params[0], rel=1e-12)
-    assert mean.standard_error == pytest.approx(plain.bse[0] * math.sqrt(40 / 39), rel=1e-12)
-    # With the correction statsmodels multiplies by C / (C - 1) * (N - 1) / (N - 1).
-    corrected = sm.OLS(rows["value"].to_numpy(), ones).fit(
-        cov_type="cluster", cov_kwds=groups, use_t=True
-    )
-    assert mean.standard_error == pytest.approx(corrected.bse[0], rel=1e-12)
-    assert limits(mean) == tuple(corrected.conf_int()[0])
+    squares = without_each(rows) ** 2
+    error = math.sqrt(39 / 40 * squares.sum())
+    assert mean.value == pytest.approx(rows["value"].mean(), rel=1e-12)
+    assert mean.standard_error == pytest.approx(error, rel=1e-9)
+    freedom = satterthwaite(squares)
+    assert 15 < freedom < 35
+    half = stats.t.ppf(0.975, freedom) * error
+    assert limits(mean) == (mean.value - half, mean.value + half)
     assert (mean.n, mean.n_clusters) == (rows.height, 40)
     assert mean.interval.method == "Student t, clustered"
 
@@ -150,11 +172,20 @@ def test_a_mean_of_single_rows_has_the_usual_interval(rows):
 
 
 def test_a_mean_by_hand():
-    # Clusters of (2 rows, sum 2), (1 row, sum 4): mean 2, residuals 2 - 4 and 4 - 2;
-    # SE^2 = 2/1 * (4 + 4) / 9; t of one degree, 12.7062.
+    # Clusters of (2 rows, sum 2), (1 row, sum 4): mean 2, without the first 4, without the second
+    # 1; SE^2 = 1/2 * (4 + 1); t of one degree, 12.7062.
     mean = mean_of_clusters([2, 4], [2, 1])
-    assert (mean.value, mean.standard_error) == pytest.approx((2.0, 4 / 3), rel=1e-14)
-    assert mean.interval.high == pytest.approx(2 + 12.706204736174698 * 4 / 3, rel=1e-12)
+    assert (mean.value, mean.standard_error) == pytest.approx((2.0, math.sqrt(2.5)), rel=1e-14)
+    assert mean.interval.high == pytest.approx(2 + 12.706204736174698 * math.sqrt(2.5), rel=1e-12)
+
+
+def test_independent_pairs_are_not_called_clustered():
+    mean = mean_of_clusters([2.0, 4.0], [2, 1])
+    named = of_independent(mean)
+    assert (mean.interval.method, named.interval.method) == ("Student t, clustered", "Student t")
+    assert (named.value, named.interval.low) == (mean.value, mean.interval.low)
+    single = mean_of_clusters([6.0], [3])
+    assert of_independent(single) == single
 
 
 def test_a_mean_far_from_zero_keeps_its_spread(rows):
@@ -208,10 +239,10 @@ def test_rate_of_clusters_has_the_standard_error_of_the_mean(answers):
 def test_rate_of_clusters_is_wilsons_for_the_effective_number_of_pairs(answers):
     rate = rate_of_clusters(*answers)
     assert rate.interval.method == "Wilson, clustered"
-    residuals = answers[0] - rate.value * answers[1]
-    variance = 300 / 299 * (residuals**2).sum() / answers[1].sum() ** 2
-    pairs = rate.value * (1 - rate.value) / variance
-    freedom = 2 * (residuals**2).sum() ** 2 / (residuals**4).sum()
+    right, of = answers
+    moved = (right.sum() - right) / (of.sum() - of) - right.sum() / of.sum()
+    pairs = rate.value * (1 - rate.value) / (299 / 300 * (moved**2).sum())
+    freedom = satterthwaite(moved**2)
     assert 150 < freedom < 299
     pairs *= (stats.norm.ppf(0.975) / stats.t.ppf(0.975, freedom)) ** 2
     expected = proportion_confint(rate.value * pairs, pairs, method="wilson")

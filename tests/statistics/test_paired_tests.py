@@ -14,7 +14,9 @@ from statsmodels.stats.multitest import multipletests
 from dpo_pipeline.defaults import MOST_FLIPS
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.statistics.significance import (
+    agreeing,
     benjamini_hochberg,
+    fewest_that_reject,
     holm,
     mcnemar_exact,
     mcnemar_mid_p,
@@ -23,6 +25,7 @@ from dpo_pipeline.statistics.significance import (
     rate_difference_of_clusters,
     sign_flip_exact,
     smallest_effect,
+    smallest_effect_of_flips,
 )
 
 COUNTS = [(0, 1), (1, 5), (6, 6), (30, 23), (7, 0), (1012, 1100), (0, 80)]
@@ -189,15 +192,99 @@ def test_where_all_clusters_agree_each_counts_as_one_pair(gains, losses):
     assert (clusters.n, clusters.n_clusters) == (24, 12)
 
 
-def test_smallest_effect():
+def test_smallest_effect_of_a_known_error():
     # 1.959964 + 0.841621
-    assert smallest_effect(0.02) == pytest.approx(0.02 * 2.801585218, rel=1e-9)
-    assert smallest_effect(1.0, power=0.9, level=0.1) == pytest.approx(1.6448536 + 1.2815516)
-    # A difference of that size is found with that chance, by a simulation of the test.
-    draws = np.random.default_rng(9).normal(smallest_effect(1.0), 1.0, 200_000)
-    assert (np.abs(draws) > 1.959964).mean() == pytest.approx(0.8, abs=0.004)
+    assert smallest_effect(0.02, math.inf) == pytest.approx(0.02 * 2.801585218, rel=1e-9)
+    found = smallest_effect(1.0, math.inf, power=0.9, level=0.1)
+    assert found == pytest.approx(1.6448536 + 1.2815516)
     with pytest.raises(UsageError, match="power"):
-        smallest_effect(1.0, power=1.0)
+        smallest_effect(1.0, 5, power=1.0)
+    # z = 2.33 of one degree: no difference would be found so often.
+    assert smallest_effect(1.0, 1, power=0.99) == math.inf
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 4.5, 30])
+def test_smallest_effect_is_found_as_often_as_it_says(freedom):
+    """One dataset states the effect, another one has it: 400,000 of each, to 0.1%."""
+    rng = np.random.default_rng(9)
+    of_first, of_second = np.sqrt(rng.chisquare(freedom, (2, 400_000)) / freedom)
+    stated = smallest_effect(1.0, freedom) * of_first
+    t = rng.normal(stated, 1.0) / of_second
+    found = (np.abs(t) > stats.t.ppf(0.975, freedom)).mean()
+    assert 0.77 < found < 0.805
+
+
+def test_fewest_that_reject():
+    for level in (0.2, 0.05, 0.01, 0.3):
+        n = fewest_that_reject(level)
+        assert mcnemar_exact(n, 0) < level <= mcnemar_exact(n - 1, 0)
+
+
+def test_too_few_clusters_state_no_effect():
+    five = smallest_effect_of_flips([1] * 5, n_clusters=5, n=5)
+    assert five is smallest_effect_of_flips([1] * 19, n_clusters=19, n=38) is None
+    assert smallest_effect_of_flips([1] * 20, n_clusters=20, n=40) is not None
+
+
+def chance_to_reject(n, gain, loss):
+    """Return how often McNemar's exact test of n pairs is below 5%, over all outcomes."""
+    found = 0.0
+    for total in range(n + 1):
+        ups = np.arange(total + 1)
+        rejects = [mcnemar_exact(int(up), int(total - up)) < 0.05 for up in ups]
+        share = gain / (gain + loss) if gain + loss else 0.5
+        found += stats.binom.pmf(total, n, gain + loss) * (
+            stats.binom.pmf(ups, total, share) @ np.array(rejects, dtype=float)
+        )
+    return found
+
+
+@pytest.mark.parametrize(("n", "discordant"), [(8, 0.1), (30, 0.1), (30, 0.4), (60, 0.2)])
+def test_smallest_effect_of_few_pairs_is_found_as_often_as_it_says(n, discordant):
+    """Averaged over what the first dataset can show, exactly; the second has the effect."""
+    found = chance = 0.0
+    for total in range(n + 1):
+        stated = smallest_effect_of_flips([1] * total, n_clusters=n, n=n)
+        weight = stats.binom.pmf(total, n, discordant)
+        if stated is None or weight < 1e-4:
+            continue
+        both = max(discordant, stated)
+        found += weight * chance_to_reject(n, (both + stated) / 2, (both - stated) / 2)
+        chance += weight
+    assert chance > 0.95
+    assert 0.79 < found / chance < 0.93
+
+
+@pytest.mark.parametrize("n", [5, 6, 8, 12, 30])
+@pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
+def test_interval_and_test_agree(n, level):
+    """For every outcome the interval holds 0 if and only if McNemar's exact test does not reject.
+
+    Limits that change are those of a normal test: value / z of the p-value is its error.
+    """
+    changed = 0
+    for gains in range(n + 1):
+        for losses in range(n + 1 - gains):
+            p, plain = mcnemar_exact(gains, losses), rate_difference(gains, losses, n, level)
+            found = agreeing(plain, p, level).interval
+            assert (p < 1 - level) != (found.low <= 0 <= found.high)
+            assert found.low <= (gains - losses) / n <= found.high
+            if found == plain.interval:
+                continue
+            changed += 1
+            near = found.low if gains > losses else found.high
+            z_of_p = stats.norm.isf(p / 2)
+            if z_of_p > 0 and abs(near) < max(abs(found.low), abs(found.high)):
+                error = (gains - losses) / n / z_of_p
+                by_test = (gains - losses) / n - stats.norm.isf((1 - level) / 2) * error
+                assert near == pytest.approx(by_test, rel=1e-9)
+    assert changed > 0
+
+
+def test_an_interval_that_agrees_stays():
+    plain = rate_difference(14, 6, 100)
+    assert agreeing(plain, 0.115, 0.95) == agreeing(plain, None, 0.95) == plain
+    assert agreeing(plain, 0.049, 0.95).interval.low > 0.0
 
 
 P_VALUES = [

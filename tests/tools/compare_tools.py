@@ -7,7 +7,7 @@ import math
 import numpy as np
 import polars as pl
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
 from dpo_pipeline import compare
 from option_tools import grouped
@@ -59,6 +59,14 @@ def by_ttest(differences):
     test = stats.ttest_1samp(differences, 0.0)
     interval = test.confidence_interval(0.95)
     return differences.mean(), stats.sem(differences), interval.low, interval.high, test.pvalue
+
+
+def units_found(freedom, level=0.95):
+    """Return d = t + z * sqrt(1 + (t^2 + d^2) / (2 v)), solved by scipy."""
+    t, z = stats.t.ppf((1 + level) / 2, freedom), stats.norm.ppf(0.8)
+    return optimize.brentq(
+        lambda d: d - t - z * math.sqrt(1 + (t * t + d * d) / (2 * freedom)), t, 100 * t
+    )
 
 
 def told(difference):

@@ -10,7 +10,7 @@ from typing import Final
 
 import polars as pl
 
-from dpo_pipeline.columns import N_PAIRS, N_VALID, SOURCE_ROW, did_you_mean
+from dpo_pipeline.columns import N_PAIRS, N_VALID, SOURCE_ROW
 from dpo_pipeline.contract import Offences, Places, RuleSet, listed
 from dpo_pipeline.defaults import (
     MAX_SUBSETS,
@@ -220,7 +220,7 @@ class Wanted:
         rows = SHARD_ROWS if self.batching is None else self.batching.shard_rows
         return rows if self.statistics is None else min(rows, STATISTICS_ROWS)
 
-    def check(self, columns: pl.Schema) -> None:
+    def check(self, columns: pl.Schema, dataset: Dataset) -> None:
         """Raise a UsageError if a grouping column is missing, nested or named like a figure."""
         if self.statistics is not None:
             self.statistics.check(columns, self.by)
@@ -230,7 +230,7 @@ class Wanted:
                 continue
             if name not in columns:
                 raise UsageError(
-                    f"{argument}: {name!r} is not a column{did_you_mean(name, columns)}; "
+                    f"{argument}: {dataset.no_column(name, columns)}; "
                     f"the columns are {', '.join(columns)}"
                 )
             if columns[name].is_nested():

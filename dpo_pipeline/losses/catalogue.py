@@ -39,7 +39,7 @@ _ROWS: Final = (
             "OpenRLHF": "dpo",
             "LLaMA-Factory": "sigmoid",
             "HALOs": "dpo, cdpo (epsilon 0.2)",
-            "Liger": "sigmoid",
+            "Liger": "sigmoid (ignores label_smoothing)",
             "NeMo": "dpo (beta 0.05)",
             "open-instruct": "dpo",
         },
@@ -195,6 +195,7 @@ _ROWS: Final = (
     Loss(
         name="rdpo",
         function=pairwise.length_regularised,
+        reward=pairwise.length_regularised_reward,
         formula="sp(z + a (L_c - L_r))",
         source="arXiv 2403.19159",
         parameters=(
@@ -240,6 +241,7 @@ _ROWS: Final = (
     Loss(
         name="alphapo",
         function=pairwise.alphapo,
+        reward=pairwise.alphapo_reward,
         formula="sp(beta (R_c - R_r) - g), with R = (1 - p^-a) / a, p = exp(c / L_c)",
         source="arXiv 2501.03884",
         parameters=(_GAMMA, Parameter(name="alpha", default=0.0, meaning="a; SimPO at 0")),
@@ -285,7 +287,7 @@ _ROWS: Final = (
         formula="sp(beta (u_(k) - v_(k))), u = c - r and v = C - R sorted within a batch",
         source="arXiv 2406.05882",
         parameters=(_SMOOTHING,),
-        peers={"TRL": "aot", "Liger": "aot"},
+        peers={"TRL": "aot"},
         reference="always",
         grows_as_margin=True,
     ),

@@ -62,6 +62,8 @@ class Loss:
         f_divergence: Whether the log-ratio can be that of another divergence.
         positive_beta: Whether the loss divides by beta.
         grows_as_margin: Whether it is at most |margin| + 2 for any parameters.
+        reward: From the score and the tokens of a completion, and its keywords, to the reward that
+            it compares; None where that is beta times the score.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Loss:
     f_divergence: bool = False
     positive_beta: bool = False
     grows_as_margin: bool = False
+    reward: Callable[..., pl.Expr] | None = None
 
     @property
     def compares(self) -> tuple[str, ...]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import polars as pl
 
+from dpo_pipeline.columns import Needs, did_you_mean, resolve
 from dpo_pipeline.defaults import MAX_FILE_ROWS, SHARD_ROWS
-from dpo_pipeline.errors import StorageError
+from dpo_pipeline.errors import ColumnError, StorageError
 from dpo_pipeline.options import Outputs
+from dpo_pipeline.sources.arrow_files import parquet_in_batches
 from dpo_pipeline.sources.common_schema import WIDENING, common_schema
 from dpo_pipeline.sources.files import Identities, PairFile, Part, SourcePath, footers, found_files
 from dpo_pipeline.sources.formats import not_parquet
@@ -53,6 +56,8 @@ class Dataset:
         step: What is done to rows as soon as they are read, keeping their order and number.
         reference: The dataset that the step reads, if it reads one.
         compare_keys: Reads the keys of both and raises if they do not match; for `check_keys`.
+        unread: Columns that are there and not read, and why: no call may carry them.
+        in_batches: From paths to rows, where Polars cannot open the files itself.
     """
 
     name: str
@@ -65,6 +70,28 @@ class Dataset:
     step: Step = _as_they_are
     reference: Dataset | None = None
     compare_keys: Callable[[], None] | None = None
+    unread: Mapping[str, str] = field(default_factory=dict)
+    in_batches: Callable[[list[str]], pl.LazyFrame] | None = None
+
+    def refuse_unread(self, advice: str) -> None:
+        """Raise a ColumnError that names the columns that are not read, if there are some."""
+        if self.unread:
+            problems = (f"{name}: {why}" for name, why in self.unread.items())
+            raise ColumnError(self.name, (*problems, advice))
+
+    def check_roles(self, columns: Mapping[str, str] | None, needs: Needs) -> None:
+        """Raise a ColumnError if a column that plays a role is not read."""
+        names = (*self.frame.collect_schema().names(), *self.unread) if self.unread else ()
+        roles = resolve(names, columns, needs).mapping if names else {}
+        odd = [name for name in roles.values() if name in self.unread]
+        if odd:
+            raise ColumnError(self.name, tuple(f"{name}: {self.unread[name]}" for name in odd))
+
+    def no_column(self, name: str, columns: Iterable[str]) -> str:
+        """Say, of a column that is asked for, that it is not there or why it is not read."""
+        if name in self.unread:
+            return f"{name!r} cannot be read: {self.unread[name]}"
+        return f"{name!r} is not a column{did_you_mean(name, columns)}"
 
     def check_keys(self) -> None:
         """Read the keys of the rows and of their reference, if they have one."""
@@ -118,7 +145,10 @@ class Dataset:
         return [part for file in self.files for part in file.parts(rows)]
 
     def _scan(self, files: Sequence[PairFile]) -> pl.LazyFrame:
-        return pl.scan_parquet([file.path for file in files], glob=False, **self.scanned)
+        paths = [file.path for file in files]
+        if self.in_batches is not None:
+            return self.in_batches(paths)
+        return pl.scan_parquet(paths, glob=False, **self.scanned)
 
     def shards(self, rows: int = SHARD_ROWS) -> Iterator[Shard]:
         """Cut the dataset into runs of at most `rows` rows; a frame is one shard.
@@ -176,21 +206,52 @@ def open_dataset(
         files.append(replace(file, first_row=first_row))
         schemas.append(schema)
         first_row += file.rows
+    unread = {n: why for file in files for n, why in file.unread.items()}
+    schemas = [pl.Schema({n: t for n, t in s.items() if n not in unread}) for s in schemas]
     common = common_schema(zip(paths, schemas, strict=True), columns)
+    whole = common.schema or schemas[0]
     scanned: dict[str, Any] = {"hive_partitioning": False, **access.polars(paths[0])}
-    if common is not None:
-        scanned |= {"schema": common, "missing_columns": "insert", "cast_options": WIDENING}
-    hive = None
+    if common.schema is not None:
+        scanned |= {"schema": whole, "missing_columns": "insert", "cast_options": WIDENING}
+        scanned |= {"extra_columns": "ignore"}
+    is_hive = any("=" in part for f in files for part in Path(f.relative).parent.parts)
+    hive, in_batches = None, None
     with reading(name, not_parquet):
-        if any("=" in part for f in files for part in Path(f.relative).parent.parts):
-            keys = _hive_keys(paths, common or schemas[0], access)
-            hive = pl.Schema({n: t for n, t in keys.items() if n not in (common or schemas[0])})
-            scanned |= {"hive_partitioning": True, "hive_schema": keys}
-        frame = pl.scan_parquet(paths, glob=False, **scanned)
-        frame.collect_schema()
+        if unread:
+            keys = _folder_values(files) if is_hive else pl.Schema()
+            hive = pl.Schema({n: t for n, t in keys.items() if n not in whole}) if is_hive else None
+            whole = pl.Schema({**whole, **(hive or {})})
+            in_batches = partial(parquet_in_batches, schema=whole, hive=[*keys], access=access)
+            frame = in_batches(paths)
+        else:
+            if is_hive:
+                keys = _hive_keys(paths, whole, access)
+                hive = pl.Schema({n: t for n, t in keys.items() if n not in whole})
+                scanned |= {"hive_partitioning": True, "hive_schema": keys}
+            frame = pl.scan_parquet(paths, glob=False, **scanned)
+            frame.collect_schema()
     return Dataset(
-        name=name, frame=frame, files=tuple(files), is_folder=is_folder, hive=hive, scanned=scanned
+        name=name,
+        frame=frame,
+        files=tuple(files),
+        is_folder=is_folder,
+        hive=hive,
+        scanned=scanned,
+        unread={**unread, **common.unread},
+        in_batches=in_batches,
     )
+
+
+def _folder_values(files: Sequence[PairFile]) -> pl.Schema:
+    """Return the columns that folder names give, of files that Polars cannot open."""
+    values: dict[str, list[str]] = {}
+    for file in files:
+        for part in Path(file.relative).parent.parts:
+            key, is_one, value = part.partition("=")
+            if is_one:
+                values.setdefault(key, []).append(value)
+    whole = {key: all(each.isdecimal() for each in some) for key, some in values.items()}
+    return pl.Schema({key: pl.Int64() if whole[key] else pl.String() for key in values})
 
 
 def _hive_keys(paths: list[str], in_files: pl.Schema, access: Access) -> pl.Schema:

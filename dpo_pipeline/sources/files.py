@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import polars as pl
 
 from dpo_pipeline.defaults import REQUESTS_AT_A_TIME
 from dpo_pipeline.errors import StorageError
+from dpo_pipeline.sources.common_schema import unreadable
 from dpo_pipeline.sources.formats import not_parquet, without_parquet
 from dpo_pipeline.storage import Access, identity, is_address, reading
 
@@ -49,6 +50,7 @@ class Rows(NamedTuple):
 
     frame: pl.LazyFrame
     files: Identities
+    unread: Mapping[str, str] = {}  # columns that Polars does not read, and why
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,7 @@ class PairFile:
         row_bytes: Average bytes of a row before compression; 0 if it is not known.
         row_groups: Rows of each row group.
         identity: What tells whether it changed since it was opened.
+        unread: Columns that Polars does not read, and why.
     """
 
     path: str
@@ -70,6 +73,7 @@ class PairFile:
     row_bytes: int
     row_groups: tuple[int, ...]
     identity: tuple[int, ...]
+    unread: Mapping[str, str] = field(default_factory=dict)
 
     def parts(self, rows: int | None) -> Iterator[Part]:
         """Cut it between row groups into parts of at most `rows` rows, or of one row group."""
@@ -125,20 +129,22 @@ def footers(
 
 
 def _footer(path: str, *, root: str | None, access: Access) -> tuple[PairFile, pl.Schema]:
-    import pyarrow.parquet as pq
-
     is_far = is_address(path)
     with reading(path, not_parquet):
         frame = pl.scan_parquet(path, glob=False, hive_partitioning=False, **access.polars(path))
-        if is_far and not access.is_known(path):
+        is_known = not is_far or access.is_known(path)
+        footer = _read_footer(path, access) if is_known else None
+        if footer is None:
             rows, n_bytes = int(frame.select(pl.len()).collect().item()), 0
-            groups, now = [rows], _UNKNOWN
+            groups, unread = [rows], {}
         else:
-            system, name = access.filesystem(path) if is_far else (None, path)
-            footer = pq.read_metadata(name, filesystem=system)
             row_groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
             rows, groups = footer.num_rows, [group.num_rows for group in row_groups]
             n_bytes = sum(group.total_byte_size for group in row_groups)
+            arrow = footer.schema.to_arrow_schema()
+            unread = unreadable(arrow, _intervals(footer.schema))
+        now = _UNKNOWN
+        if is_known:
             now = access.identity(path) if is_far else identity(path)
         file = PairFile(
             path=path,
@@ -147,8 +153,36 @@ def _footer(path: str, *, root: str | None, access: Access) -> tuple[PairFile, p
             row_bytes=n_bytes // max(rows, 1),
             row_groups=tuple(groups),
             identity=now,
+            unread=unread,
         )
+        if unread:
+            return file, readable_schema(arrow, unread)
         return file, frame.collect_schema()
+
+
+def _read_footer(path: str, access: Access) -> Any:
+    """Return pyarrow's metadata of a file; None if it does not know a type that Polars may know."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    system, name = access.filesystem(path) if is_address(path) else (None, path)
+    try:
+        return pq.read_metadata(name, filesystem=system)
+    except pa.ArrowNotImplementedError:  # 128-bit integers
+        return None
+
+
+def _intervals(schema: Any) -> set[str]:
+    leaves = (schema.column(i) for i in range(len(schema)))
+    return {leaf.path.split(".")[0] for leaf in leaves if leaf.converted_type == "INTERVAL"}
+
+
+def readable_schema(arrow: Any, unread: Collection[str]) -> pl.Schema:
+    """Return the columns of an Arrow schema that Polars reads."""
+    import pyarrow as pa
+
+    fields = [each for each in arrow if each.name not in unread]
+    return pl.DataFrame(pa.schema(fields).empty_table()).schema
 
 
 def _relative_to(path: str, root: str | None) -> str:
@@ -308,8 +342,9 @@ def lazily(
     def read(
         names: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, _size: int | None
     ) -> Iterator[pl.DataFrame]:
-        for part in parts(list(schema) if names is None else names, n_rows):
-            yield part if predicate is None else part.filter(predicate)
+        for part in parts(list(schema) if names is None else names or [*schema][:1], n_rows):
+            rows = part if predicate is None else part.filter(predicate)
+            yield rows.drop(rows.columns) if names == [] else rows
 
     return register_io_source(read, schema=schema)
 
@@ -324,6 +359,4 @@ def reading_as(path: str, what: str) -> Iterator[None]:
             yield
         except (pl.exceptions.PolarsError, pa.ArrowInvalid) as error:
             why = str(error).splitlines()[0]
-            if "TapeError" in why:
-                why += "; JSON has no NaN and no Infinity: write null"
             raise StorageError(path, f"cannot be read as {what}: {why}") from error

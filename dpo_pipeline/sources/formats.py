@@ -105,7 +105,8 @@ def _paths(source: object) -> Iterator[str]:
 
 def _format_of(path: str) -> str:
     ending = os.path.splitext(path)[1].lower()
-    return next((row.name for row in _ROWS if ending in row.endings), PARQUET)
+    found = (row.name for row in _ROWS if ending in row.endings)
+    return next(found, NDJSON if ending == ".json" else PARQUET)
 
 
 def not_parquet(path: str) -> str | None:

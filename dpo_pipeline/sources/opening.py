@@ -88,8 +88,12 @@ def read(
     source = given(Pairs, pairs if isinstance(pairs, Pairs) else Pairs(pairs), format=format)
     if format_of(source) == PARQUET:
         access = Access.of(given(Execution, execution))
-        return open_dataset(source.source, source.columns, access).frame
-    return _rows(source, as_reference=as_reference, as_text=as_text).frame
+        dataset = open_dataset(source.source, source.columns, access)
+    else:
+        rows = _rows(source, as_reference=as_reference, as_text=as_text)
+        dataset = Dataset(name=label_of(source.source), frame=rows.frame, unread=rows.unread)
+    dataset.refuse_unread("read returns all columns: evaluate and its like skip these")
+    return dataset.frame
 
 
 def format_of(pairs: Pairs) -> str:
@@ -154,7 +158,7 @@ def open_pairs(
 
     # Columns that nobody asks for are still not read.
     watched = rows.frame.map_batches(look, streamable=True, projection_pushdown=True)
-    return Dataset(name=label_of(source), frame=watched, others=rows.files)
+    return Dataset(name=label_of(source), frame=watched, others=rows.files, unread=rows.unread)
 
 
 def _has_policy(rows: pl.LazyFrame, columns: Mapping[str, str] | None) -> bool:

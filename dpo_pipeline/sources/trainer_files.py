@@ -25,7 +25,7 @@ from dpo_pipeline.columns import (
 )
 from dpo_pipeline.defaults import AVERAGED_LOGP_FLOOR
 from dpo_pipeline.errors import ColumnError, StorageError, UsageError
-from dpo_pipeline.sources.arrow_files import ipc, streams
+from dpo_pipeline.sources.arrow_files import in_batches, ipc
 from dpo_pipeline.sources.dataset import open_dataset
 from dpo_pipeline.sources.files import (
     Rows,
@@ -82,7 +82,8 @@ def _trl_rows(source: SourcePath) -> Rows:
             if not names:
                 raise StorageError(folder, "is a dataset without rows")
             paths = [os.path.join(folder, each) for each in names]
-            return Rows(frame=streams(paths), files=identities([state, *paths]))
+            rows = in_batches(identities(paths))
+            return rows._replace(files=identities([state, *paths]))
     files = files_of(source, (".arrow", ".parquet"))
     if kind_of(next(iter(files))) != "Parquet":
         return ipc(list(files))

@@ -27,7 +27,7 @@ from dpo_pipeline.columns import (
     Needs,
     resolve,
 )
-from dpo_pipeline.contract.compiling import RuleSet, Schema, check_schema, compile_rules
+from dpo_pipeline.contract.rules import RuleSet, Schema, check_types, rules_for
 from dpo_pipeline.contract.token_rules import with_token_rules
 from dpo_pipeline.contract.whole_counts import whole, with_whole_rules
 from dpo_pipeline.errors import ColumnError
@@ -59,7 +59,7 @@ class Binding:
         if self._contract is None:
             return frame
         # A user's schema may fill, drop or cast columns, so each part passes through it.
-        return check_schema(
+        return check_types(
             frame,
             source=self._source,
             max_logp=self.max_logp,
@@ -120,7 +120,7 @@ def bind(
     ]
     selection += [values.alias(name) for name, values in made.items()]
     try:
-        checked = check_schema(
+        checked = check_types(
             frame.select(selection),
             source=source,
             max_logp=max_logp,
@@ -131,7 +131,7 @@ def bind(
         asked = (n for n in unread if any(p.startswith(f"{n}:") for p in error.problems))
         why = (f"{name}: {unread[name]}" for name in asked)
         raise ColumnError(source, (*error.problems, *why)) from None
-    rules = compile_rules(checked, max_logp=max_logp, contract=contract, needs=needs)
+    rules = rules_for(checked, max_logp=max_logp, contract=contract, needs=needs)
     rules = with_token_rules(
         rules, [name for name in made if name in LOGPS], found.mapping, max_logp=max_logp
     )

@@ -8,7 +8,7 @@ from typing import Final
 
 import polars as pl
 
-from dpo_pipeline.contract.compiling import Rule, RuleSet
+from dpo_pipeline.contract.rules import Rule, RuleSet
 
 WHOLE: Final = "whole"
 """The name of the rule."""

@@ -54,6 +54,7 @@ class InvalidReport:
         n_invalid: Pairs that break a rule or more.
         broken: The rules that were broken, in the order of the contract.
         warnings: What is surely wrong in the valid pairs, a sentence each.
+        notes: What is to be said about the input as it was found, such as files that were left out.
     """
 
     source: str
@@ -61,6 +62,12 @@ class InvalidReport:
     n_invalid: int
     broken: tuple[BrokenRule, ...]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def all_warnings(self) -> tuple[str, ...]:
+        """Notes and warnings: what a call warns of, and what its document lists."""
+        return (*self.notes, *self.warnings)
 
     @property
     def by_rule(self) -> Mapping[str, int]:
@@ -74,7 +81,7 @@ class InvalidReport:
             "n_pairs": self.n_pairs,
             "n_invalid": self.n_invalid,
             "invalid": [rule.to_dict() for rule in self.broken],
-            "warnings": list(self.warnings),
+            "warnings": list(self.all_warnings),
         }
 
     def to_json(self) -> str:

@@ -53,7 +53,7 @@ class Facts:
     `function` was called, and the command `call` does the same. `rows` and `n_batches` are None
     where only reading can tell, `max_logp` (in nats) where values are not checked, `carried` where
     no pairs are written. `columns` are the input columns of roles, and `options` the groups of
-    options, under the parameters of the call.
+    options, under the parameters of the call. `notes` say what is left out of the inputs.
     """
 
     function: str
@@ -71,6 +71,7 @@ class Facts:
     batch_by: str | None = None
     n_batches: int | None = None
     carried: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
     checked_later: tuple[str, ...] = ()
     outputs: tuple[Output, ...] = ()
 
@@ -93,6 +94,7 @@ class Facts:
             "batch_by": self.batch_by,
             "n_batches": self.n_batches,
             "carried": None if self.carried is None else list(self.carried),
+            "notes": list(self.notes),
             "checked_later": list(self.checked_later),
             "outputs": [asdict(each) for each in self.outputs],
         }
@@ -111,6 +113,7 @@ class Facts:
             aligned(("role", "column"), list(self.columns.items())),
             aligned(("option", "value"), options) if options else [],
             list(self._figure_lines()),
+            [f"note: {text}" for text in self.notes],
             [f"checked by the run: {what}" for what in self.checked_later],
             [
                 f"would {'replace' if each.replaces else 'write'} {each.path}"

@@ -38,6 +38,7 @@ def _planned(function: str, groups: Groups, ctx: click.Context, *places: Any) ->
     def call(cancel: Event, progress: ProgressCallback | None) -> Any:
         execution = replace(groups["execution"], cancel=cancel, progress=progress)
         made = plan(*places, **{**groups, "execution": execution})
+        print_warnings(made.facts.notes, ctx)
         return made if ctx.params["dry_run"] else made.run()
 
     return run(call, quiet=ctx.params["quiet"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -68,6 +68,7 @@ class ComparisonPlan(Plan[Comparison]):
             function="compare",
             call="compare",
             source=" and ".join(table.name for table in tables[:2]),
+            notes=_notes(self.datasets),
             inputs=tuple(
                 replace(each, is_reference=each.is_reference or i > 1)
                 for i, dataset in enumerate(self.datasets)
@@ -112,7 +113,7 @@ class ComparisonPlan(Plan[Comparison]):
         self._judge(read, reports)
         paired, bins = read.paired, pl.col("bin")
         incomparable = _other_references(read, objective)
-        findings = tuple(_findings(tables, read, incomparable))
+        findings = (*_notes(self.datasets), *_findings(tables, read, incomparable))
         summaries = [
             Summary.of_row(figures(totals, objective).row(0, named=True))
             for totals in (paired.totals_a, paired.totals_b)
@@ -316,6 +317,11 @@ def _other_references(read: CommonPairs, objective: CheckedObjective) -> str | N
         f"A and B were scored against different references ({'; '.join(found)}), so accuracy, "
         "rewards, margins and loss cannot be compared"
     )
+
+
+def _notes(datasets: Iterable[Dataset]) -> tuple[str, ...]:
+    """Return what is to be said about the inputs."""
+    return tuple(f"{each.name}: {note}" for each in datasets for note in each.notes)
 
 
 def _findings(

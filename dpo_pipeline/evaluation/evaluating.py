@@ -129,6 +129,7 @@ class Measurement:
             function=function,
             call=function.removesuffix("_parquet"),
             source=self.dataset.name,
+            notes=self.dataset.notes,
             inputs=inputs_of(self.dataset),
             rows=rows,
             options=options,

@@ -244,7 +244,7 @@ class Evaluation(Reported):
             "histogram": None if self.histogram is None else self.histogram.to_dicts(),
             "statistics": None if self.statistics is None else self.statistics.to_dict(),
             "findings": None if findings is None else [each.to_dict() for each in findings],
-            "warnings": list(self.warnings),
+            "warnings": list(self.invalid.all_warnings),
         }
 
     def to_json(self) -> str:

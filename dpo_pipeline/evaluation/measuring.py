@@ -127,6 +127,7 @@ class Measured:
             n_invalid=self.n_invalid,
             broken=found.broken(),
             warnings=tuple(Health.of_sums(self.totals.row(0, named=True)).warnings()),
+            notes=self.dataset.notes,
         )
 
     def figures(self, sums: pl.DataFrame, keys: Mapping[str, str] | None = None) -> pl.DataFrame:

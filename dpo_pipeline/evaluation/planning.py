@@ -128,10 +128,13 @@ class Groups:
 
         return RayExecutor(address=address)
 
-    def opened(self, key: str | None = None, name: str = "pairs") -> Dataset:
+    def opened(
+        self, key: str | None = None, name: str = "pairs", *, again: bool = False
+    ) -> Dataset:
         """Open the pairs, joined to their reference; no key and no value is read.
 
-        `key` is a column for a further join by the caller; `name` is what reports call a dataframe.
+        `key` is a column for a further join by the caller; `name` is what reports call a dataframe;
+        `again` says that the caller reads more columns after a first reading.
         """
         keys = (PAIR_ID.name if self.reference is None else self.reference.on, key)
         pairs = open_pairs(
@@ -139,6 +142,7 @@ class Groups:
             access=self.access,
             keys=[each for each in keys if each is not None],
             name=name,
+            again=again or key is not None or self.reference is not None,
             cancel=self.execution.cancel,
         )
         if self.reference is None:
@@ -316,6 +320,6 @@ def run_facts(binding: Binding, *objectives: CheckedObjective) -> dict[str, str]
 
 def warn_of(report: InvalidReport) -> None:
     """Issue a report's warnings, at the line that called the library."""
-    for text in report.warnings:
+    for text in report.all_warnings:
         # Skips this function, the plan's run and the call itself.
         warnings.warn(f"{report.source}: {text}", DataWarning, stacklevel=4)

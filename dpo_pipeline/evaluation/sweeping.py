@@ -78,7 +78,7 @@ class Sweep:
             "subsets": None if self.subsets is None else self.subsets.to_dicts(),
             "batches": None if self.batches is None else self.batches.to_dicts(),
             "invalid": self.invalid.to_dict()["invalid"],
-            "warnings": list(self.invalid.warnings),
+            "warnings": list(self.invalid.all_warnings),
         }
 
     def to_json(self) -> str:

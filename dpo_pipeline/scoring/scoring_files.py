@@ -176,7 +176,7 @@ def score_parquet(
         apart = beside(sink)
     subsets, sizes, kept = given(Subsets, by), given(Batches, batches), given(Scored, scored)
     objective = groups.objective
-    dataset = groups.opened()
+    dataset = groups.opened(again=True)
     reference_source = None if groups.reference is None else groups.reference.source
     for source in (groups.pairs.source, reference_source):
         check_outside(source, (sink, apart, sizes.file))
@@ -242,7 +242,7 @@ def beside(sink: str | os.PathLike[str]) -> str | Path:
 def in_files(binding: Binding, dataset: Dataset) -> list[str]:
     """Return the columns that the output files hold: all but hive columns."""
     # A hive column lives in the folder names, of the output as of the input.
-    return [name for name in binding.columns if dataset.hive is None or name not in dataset.hive]
+    return [name for name in binding.columns if name not in dataset.hive]
 
 
 def carried_columns(

@@ -1,6 +1,11 @@
 from .converting import convert as convert
-from .dataset import Dataset as Dataset, Shard as Shard, publication_of as publication_of
-from .files import Part as Part, SourcePath as SourcePath
+from .dataset import (
+    Dataset as Dataset,
+    Part as Part,
+    Shard as Shard,
+    publication_of as publication_of,
+)
+from .files import SourcePath as SourcePath
 from .formats import (
     FORMATS as FORMATS,
     PARQUET as PARQUET,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final, TypeAlias
@@ -168,6 +168,14 @@ def unreadable(schema: Any, intervals: Iterable[str] = ()) -> dict[str, str]:
         for name in dict.fromkeys(names)
         if name in odd or names.count(name) > 1
     }
+
+
+def readable_schema(arrow: Any, unread: Collection[str]) -> pl.Schema:
+    """Return the columns of an Arrow schema that Polars reads."""
+    import pyarrow as pa
+
+    fields = [each for each in arrow if each.name not in unread]
+    return pl.DataFrame(pa.schema(fields).empty_table()).schema
 
 
 def _odd(dtype: Any) -> str | None:

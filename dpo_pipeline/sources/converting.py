@@ -45,6 +45,7 @@ class ConvertPlan(Plan[int]):
             function="convert",
             call="convert",
             source=self.dataset.name,
+            notes=self.dataset.notes,
             inputs=files or (Input(path=self.dataset.name, rows=None),),
             rows=self.dataset.rows,
             columns=self.columns,
@@ -79,6 +80,7 @@ class ConvertPlan(Plan[int]):
             with reading(hidden):
                 count = int(pq.read_metadata(hidden).num_rows)
             publication.commit(watch.check)
+        self.dataset.warn(stacklevel=4)
         return count
 
 

@@ -3,24 +3,151 @@
 from __future__ import annotations
 
 import os
+import warnings
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeAlias
+from itertools import groupby, pairwise
+from typing import Any, Final, TypeAlias
+from urllib.parse import unquote
 
 import polars as pl
 
 from dpo_pipeline.columns import Needs, did_you_mean, resolve
-from dpo_pipeline.defaults import MAX_FILE_ROWS, SHARD_ROWS
-from dpo_pipeline.errors import ColumnError, StorageError
+from dpo_pipeline.defaults import MAX_FILE_ROWS, REQUESTS_AT_A_TIME, SHARD_ROWS
+from dpo_pipeline.errors import ColumnError, DataWarning, StorageError
 from dpo_pipeline.options import Outputs
-from dpo_pipeline.sources.arrow_files import parquet_in_batches
-from dpo_pipeline.sources.common_schema import WIDENING, common_schema
-from dpo_pipeline.sources.files import Identities, PairFile, Part, SourcePath, footers, found_files
-from dpo_pipeline.sources.formats import not_parquet
-from dpo_pipeline.storage import LOCAL, Access, Outputs as Publication, reading
+from dpo_pipeline.sources.common_schema import (
+    WIDENING,
+    common_schema,
+    readable_schema,
+    unreadable,
+)
+from dpo_pipeline.sources.files import Identities, SourcePath, below, find
+from dpo_pipeline.sources.formats import PARQUET_ENDINGS, not_parquet
+from dpo_pipeline.sources.frames import lake_rows, parquet_in_batches
+from dpo_pipeline.storage import (
+    LOCAL,
+    Access,
+    Outputs as Publication,
+    identity,
+    is_address,
+    reading,
+)
+
+_UNKNOWN: Final[tuple[int, ...]] = ()
+"""The identity of an object of which only Polars knows how to read it."""
+
+_NO_VALUE: Final = "__HIVE_DEFAULT_PARTITION__"
+"""What a folder is called of rows whose key is null."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairFile:
+    """A Parquet file, from its footer."""
+
+    path: str
+    relative: str  # its path below the source folder (its name, for a single file)
+    first_row: int = 0  # the number of its first row in the whole dataset
+    rows: int
+    row_bytes: int  # average bytes of a row before compression; 0 if it is not known
+    row_groups: tuple[int, ...]  # rows of each row group
+    identity: tuple[int, ...]  # what tells whether it changed since it was opened
+    unread: Mapping[str, str] = field(default_factory=dict)  # columns that Polars cannot read
+
+    def parts(self, rows: int | None) -> Iterator[Part]:
+        """Cut it between row groups into parts of at most `rows` rows, or of one row group."""
+        if rows is None:
+            yield Part(file=self, relative=self.relative, begin=0, rows=self.rows)
+            return
+        stem, ending = os.path.splitext(self.relative)
+        cuts, end = [0], 0
+        for group in self.row_groups:
+            if end > cuts[-1] and end + group - cuts[-1] > rows:
+                cuts.append(end)
+            end += group
+        for i, (begin, end) in enumerate(pairwise([*cuts, self.rows])):
+            yield Part(file=self, relative=f"{stem}-{i:05}{ending}", begin=begin, rows=end - begin)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Consecutive rows of an input file that make one output file."""
+
+    file: PairFile | None  # the input file; None if the dataset is not read from Parquet files
+    relative: str  # the output's path below its folder
+    begin: int  # the number of the first row in the file
+    rows: int | None
+
+    @property
+    def first_row(self) -> int:
+        """The number of its first row in the whole dataset."""
+        return self.begin if self.file is None else self.file.first_row + self.begin
+
+
+def footers(
+    paths: Sequence[str], root: str | None, access: Access
+) -> Iterator[tuple[PairFile, pl.Schema]]:
+    """Yield each file and its schema, reading footers ahead where files are far away.
+
+    `root` is the folder that they are in; None for a single file.
+    """
+    read = partial(_footer, root=root, access=access)
+    if not is_address(paths[0]):
+        yield from map(read, paths)
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(REQUESTS_AT_A_TIME) as pool:
+        yield from pool.map(read, paths)
+
+
+def _footer(path: str, *, root: str | None, access: Access) -> tuple[PairFile, pl.Schema]:
+    is_far = is_address(path)
+    with reading(path, not_parquet):
+        frame = pl.scan_parquet(path, glob=False, hive_partitioning=False, **access.polars(path))
+        is_known = not is_far or access.is_known(path)
+        footer = _read_footer(path, access) if is_known else None
+        if footer is None:
+            rows, n_bytes = int(frame.select(pl.len()).collect().item()), 0
+            groups, unread = [rows], {}
+        else:
+            row_groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+            rows, groups = footer.num_rows, [group.num_rows for group in row_groups]
+            n_bytes = sum(group.total_byte_size for group in row_groups)
+            arrow = footer.schema.to_arrow_schema()
+            unread = unreadable(arrow, _intervals(footer.schema))
+        now = _UNKNOWN
+        if is_known:
+            now = access.identity(path) if is_far else identity(path)
+        file = PairFile(
+            path=path,
+            relative=below(path, root),
+            rows=rows,
+            row_bytes=n_bytes // max(rows, 1),
+            row_groups=tuple(groups),
+            identity=now,
+            unread=unread,
+        )
+        return file, readable_schema(arrow, unread) if unread else frame.collect_schema()
+
+
+def _read_footer(path: str, access: Access) -> Any:
+    """Return pyarrow's metadata of a file; None if it does not know a type that Polars may know."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    system, name = access.filesystem(path) if is_address(path) else (None, path)
+    try:
+        return pq.read_metadata(name, filesystem=system)
+    except pa.ArrowNotImplementedError:  # 128-bit integers
+        return None
+
+
+def _intervals(schema: Any) -> set[str]:
+    leaves = (schema.column(i) for i in range(len(schema)))
+    return {leaf.path.split(".")[0] for leaf in leaves if leaf.converted_type == "INTERVAL"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,33 +172,24 @@ def _as_they_are(rows: pl.LazyFrame) -> pl.LazyFrame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """Pairs to be read, from files or from a frame.
-
-    Attributes:
-        files: The files in the order of their path strings; empty for a frame.
-        is_folder: Whether an output of the same shape is a folder.
-        hive: Columns that are in the folder names and in no file.
-        scanned: Arguments with which a scan of some of the files has the columns of all.
-        others: Files that are not Parquet and are read as one shard, each with its identity.
-        step: What is done to rows as soon as they are read, keeping their order and number.
-        reference: The dataset that the step reads, if it reads one.
-        compare_keys: Reads the keys of both and raises if they do not match; for `check_keys`.
-        unread: Columns that are there and not read, and why: no call may carry them.
-        in_batches: From paths to rows, where Polars cannot open the files itself.
-    """
+    """Pairs to be read, from files or from a frame."""
 
     name: str
     frame: pl.LazyFrame
-    files: tuple[PairFile, ...] = ()
-    is_folder: bool = False
-    hive: pl.Schema | None = None
+    files: tuple[PairFile, ...] = ()  # in the order of their path strings; empty for a frame
+    is_folder: bool = False  # whether an output of the same shape is a folder
+    hive: pl.Schema = field(default_factory=pl.Schema)  # columns in folder names and in no file
+    # Path to the columns of its folders' names, where the scan cannot make them.
+    partitions: Mapping[str, tuple[pl.Expr, ...]] = field(default_factory=dict)
+    # Arguments with which a scan of some of the files has the columns of all.
     scanned: Mapping[str, Any] = field(default_factory=dict)
-    others: Identities = field(default_factory=dict)
-    step: Step = _as_they_are
-    reference: Dataset | None = None
-    compare_keys: Callable[[], None] | None = None
-    unread: Mapping[str, str] = field(default_factory=dict)
-    in_batches: Callable[[list[str]], pl.LazyFrame] | None = None
+    others: Identities = field(default_factory=dict)  # files that are read as one shard
+    step: Step = _as_they_are  # done to rows as soon as they are read; keeps order and number
+    reference: Dataset | None = None  # what the step reads, if it reads a dataset
+    own_notes: tuple[str, ...] = ()  # what is to be said about the source, a sentence each
+    compare_keys: Callable[[], None] | None = None  # raises if keys do not match the reference's
+    unread: Mapping[str, str] = field(default_factory=dict)  # columns that cannot be read, and why
+    in_batches: Callable[[list[str]], pl.LazyFrame] | None = None  # scans what Polars cannot open
 
     def refuse_unread(self, advice: str) -> None:
         """Raise a ColumnError that names the columns that are not read, if there are some."""
@@ -92,6 +210,17 @@ class Dataset:
         if name in self.unread:
             return f"{name!r} cannot be read: {self.unread[name]}"
         return f"{name!r} is not a column{did_you_mean(name, columns)}"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said about the source and that of the reference, a sentence each."""
+        other = () if self.reference is None else self.reference.notes
+        return (*self.own_notes, *(f"{self.joined}: {text}" for text in other))
+
+    def warn(self, *, stacklevel: int) -> None:
+        """Issue the notes as warnings, at the line that called the library."""
+        for text in self.notes:
+            warnings.warn(f"{self.name}: {text}", DataWarning, stacklevel=stacklevel)
 
     def check_keys(self) -> None:
         """Read the keys of the rows and of their reference, if they have one."""
@@ -133,7 +262,7 @@ class Dataset:
         """Scan the rows of a part."""
         if part.file is None:
             return self.frame
-        frame = self._scan([part.file])
+        frame = self.scan_files([part.file])
         is_whole = part.rows == part.file.rows
         return self.step(frame if is_whole else frame.slice(part.begin, part.rows))
 
@@ -144,11 +273,19 @@ class Dataset:
             return [Part(file=None, relative=name, begin=0, rows=None)]
         return [part for file in self.files for part in file.parts(rows)]
 
-    def _scan(self, files: Sequence[PairFile]) -> pl.LazyFrame:
-        paths = [file.path for file in files]
-        if self.in_batches is not None:
-            return self.in_batches(paths)
-        return pl.scan_parquet(paths, glob=False, **self.scanned)
+    def scan_files(self, files: Sequence[PairFile]) -> pl.LazyFrame:
+        """Scan whole files, with what their folders are called."""
+        groups = groupby(files, lambda file: self.partitions and os.path.dirname(file.path))
+        scans = []
+        for some in (list(group) for _, group in groups):
+            paths = [file.path for file in some]
+            if self.in_batches is None:
+                scan = pl.scan_parquet(paths, glob=False, **self.scanned)
+            else:
+                scan = self.in_batches(paths)
+            named = self.partitions.get(some[0].path)
+            scans.append(scan.with_columns(named) if named else scan)
+        return pl.concat(scans) if len(scans) > 1 else scans[0]
 
     def shards(self, rows: int = SHARD_ROWS) -> Iterator[Shard]:
         """Cut the dataset into runs of at most `rows` rows; a frame is one shard.
@@ -172,7 +309,7 @@ class Dataset:
         last = min(first + rows, self.rows or 0)
         begin = bisect_right(files, first, key=_first_row) - 1
         inside = files[begin : bisect_left(files, max(last, 1), key=_first_row)]
-        frame = self._scan(inside)
+        frame = self.scan_files(inside)
         skip = first - inside[0].first_row
         whole = skip == 0 and sum(file.rows for file in inside) == last - first
         return Shard(
@@ -195,11 +332,15 @@ def open_dataset(
     and lack columns other than log-probs (by `columns`, role to column, and aliases); they are
     read as if all were alike.
     """
-    name, root, paths, is_folder = found_files(source, access)
+    found = find(source, PARQUET_ENDINGS, access)
+    if found.table is not None:
+        rows = lake_rows(found.table, access)
+        return Dataset(name=found.name, frame=rows.frame, others=rows.files, own_notes=rows.notes)
+    name, paths = found.name, list(found.paths)
     files: list[PairFile] = []
     schemas = []
     first_row = 0
-    for file, schema in footers(paths, root, access):
+    for file, schema in footers(paths, found.root, access):
         if file.rows > MAX_FILE_ROWS:
             problem = f"has {file.rows:,} rows; a file can have {MAX_FILE_ROWS:,}, so split it"
             raise StorageError(file.path, problem)
@@ -214,55 +355,80 @@ def open_dataset(
     if common.schema is not None:
         scanned |= {"schema": whole, "missing_columns": "insert", "cast_options": WIDENING}
         scanned |= {"extra_columns": "ignore"}
-    is_hive = any("=" in part for f in files for part in Path(f.relative).parent.parts)
-    hive, in_batches = None, None
+    in_batches = partial(parquet_in_batches, schema=whole, access=access) if unread else None
     with reading(name, not_parquet):
-        if unread:
-            keys = _folder_values(files) if is_hive else pl.Schema()
-            hive = pl.Schema({n: t for n, t in keys.items() if n not in whole}) if is_hive else None
-            whole = pl.Schema({**whole, **(hive or {})})
-            in_batches = partial(parquet_in_batches, schema=whole, hive=[*keys], access=access)
-            frame = in_batches(paths)
-        else:
-            if is_hive:
-                keys = _hive_keys(paths, whole, access)
-                hive = pl.Schema({n: t for n, t in keys.items() if n not in whole})
-                scanned |= {"hive_partitioning": True, "hive_schema": keys}
-            frame = pl.scan_parquet(paths, glob=False, **scanned)
-            frame.collect_schema()
-    return Dataset(
-        name=name,
-        frame=frame,
-        files=tuple(files),
-        is_folder=is_folder,
-        hive=hive,
-        scanned=scanned,
-        unread={**unread, **common.unread},
-        in_batches=in_batches,
+        hive, partitions = _partitions(
+            found.keys, dict(zip(paths, schemas, strict=True)), whole, by_scan=in_batches is None
+        )
+        if hive and not partitions:
+            scanned |= {"hive_partitioning": True, "hive_schema": hive}
+        dataset = Dataset(
+            name=name,
+            frame=pl.LazyFrame(),
+            files=tuple(files),
+            is_folder=found.root is not None,
+            hive=pl.Schema({n: t for n, t in hive.items() if n not in whole}),
+            scanned=scanned,
+            partitions=partitions,
+            own_notes=found.notes,
+            unread={**unread, **common.unread},
+            in_batches=in_batches,
+        )
+        frame = dataset.scan_files(files)
+        frame.collect_schema()
+    return replace(dataset, frame=frame)
+
+
+def _partitions(
+    keys: Mapping[str, Mapping[str, str]],
+    schemas: Mapping[str, pl.Schema],
+    in_files: pl.Schema,
+    *,
+    by_scan: bool,
+) -> tuple[pl.Schema, dict[str, tuple[pl.Expr, ...]]]:
+    """Return the columns that are in folder names, and how they come to the rows of each path.
+
+    Polars reads them from the paths and they need nothing more, if it scans the files, all paths
+    have the same ones, and folders above those that were given have none. A column that files hold
+    too keeps its type.
+    """
+    names = list(dict.fromkeys(name for each in keys.values() for name in each))
+    for path, own in keys.items():
+        missing = [name for name in names if name not in own and name not in schemas[path]]
+        if missing:
+            problem = f"has no {missing[0]}, by which other files' folders are named"
+            raise StorageError(path, problem)
+    if not names:
+        return pl.Schema(), {}
+    values = {
+        name: _typed([own[name] for own in keys.values() if name in own], in_files.get(name))
+        for name in names
+    }
+    types = pl.Schema({name: typed.dtype for name, typed in values.items()})
+    if by_scan and all(len(own) == len(names) == path.count("=") for path, own in keys.items()):
+        return types, {}
+    each = {name: iter(typed) for name, typed in values.items()}
+    return types, {
+        path: tuple(pl.lit(next(each[name]), dtype=types[name]).alias(name) for name in own)
+        for path, own in keys.items()
+    }
+
+
+def _typed(texts: Sequence[str], dtype: pl.DataType | None) -> pl.Series:
+    """Return the values of a key with the type of a column of files, or that of a CSV file.
+
+    Polars finds the types of keys and of CSV in the same way.
+    """
+    lines = ["" if text == _NO_VALUE else unquote(text) for text in texts]
+    rows = pl.read_csv(
+        "\n".join([*lines, ""]).encode(),
+        has_header=False,
+        separator="\0",
+        quote_char=None,
+        infer_schema_length=None,
+        try_parse_dates=True,
     )
-
-
-def _folder_values(files: Sequence[PairFile]) -> pl.Schema:
-    """Return the columns that folder names give, of files that Polars cannot open."""
-    values: dict[str, list[str]] = {}
-    for file in files:
-        for part in Path(file.relative).parent.parts:
-            key, is_one, value = part.partition("=")
-            if is_one:
-                values.setdefault(key, []).append(value)
-    whole = {key: all(each.isdecimal() for each in some) for key, some in values.items()}
-    return pl.Schema({key: pl.Int64() if whole[key] else pl.String() for key in values})
-
-
-def _hive_keys(paths: list[str], in_files: pl.Schema, access: Access) -> pl.Schema:
-    """Return the columns that folder names give; one that files hold too keeps its type there."""
-    whole = pl.scan_parquet(
-        paths, glob=False, hive_partitioning=True, **access.polars(paths[0])
-    ).collect_schema()
-    named = {part.partition("=")[0] for path in paths for part in Path(path).parts if "=" in part}
-    return pl.Schema(
-        {n: in_files.get(n, t) for n, t in whole.items() if n not in in_files or n in named}
-    )
+    return rows.to_series() if dtype is None else rows.to_series().cast(dtype)
 
 
 def publication_of(outputs: Outputs, access: Access, *datasets: Dataset) -> Publication:

@@ -1,31 +1,40 @@
-"""Finds the files of a source, and says what they are: by their footers or first bytes."""
+"""Which files a source means, by one rule for every format and every kind of input.
+
+A file that is named is read. Of a folder, all files below it are read whose names end as those of
+the format do, through links too and each once. A glob names files and folders, and its wildcards
+stand for no name that begins with a dot or an underscore. A list holds any of these.
+"""
 
 from __future__ import annotations
 
+import fnmatch
 import glob
+import io
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+import stat
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias, cast
 
 import polars as pl
 
-from dpo_pipeline.defaults import REQUESTS_AT_A_TIME
+from dpo_pipeline.defaults import OFFENDERS_SHOWN
 from dpo_pipeline.errors import StorageError
-from dpo_pipeline.sources.common_schema import unreadable
-from dpo_pipeline.sources.formats import not_parquet, without_parquet
-from dpo_pipeline.storage import Access, identity, is_address, reading
+from dpo_pipeline.sources.formats import (
+    NDJSON_ENDING,
+    PARQUET_ENDINGS,
+    looks_like_data,
+    without_parquet,
+)
+from dpo_pipeline.storage import LOCAL, Access, identity, is_address, reading
 
 SourcePath: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-"""A Parquet file, a list of them, a glob, or a folder (hive-partitioned or not)."""
-
-HIDDEN: Final = (".", "_")
-"""Names that begin so are not data: temporary files and markers."""
-
+"""A file, a folder (hive-partitioned or not), a glob, or a list of these."""
 
 ARROW_FILE: Final = "an Arrow IPC file"
 ARROW_STREAM: Final = "an Arrow IPC stream"
@@ -38,243 +47,392 @@ _BINARY: Final = {
 }
 """The first bytes of binary formats."""
 
-_UNKNOWN: Final[tuple[int, ...]] = ()
-"""The identity of an object of which only Polars knows how to read it."""
+_TABLES: Final = ("Parquet", ARROW_FILE, "Feather version 1")
+
+_COMPRESSED: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+"""The first bytes of compressed files, and what pyarrow calls their compression."""
+
+DELTA: Final = "Delta Lake"
+HUDI: Final = "Hudi"
+ICEBERG: Final = "Iceberg"
+ICEBERG_FILE: Final = re.compile(r"(v?(?P<version>\d+)(-.*)?|.*)\.metadata\.json(\.gz)?")
+_MARKERS: Final = {"_delta_log": DELTA, ".hoodie": HUDI, "metadata": ICEBERG}
+"""Folders in a lake table, and the system that makes them. Iceberg's has metadata files too."""
 
 Identities: TypeAlias = Mapping[str, tuple[int, ...]]
 """Paths of files, each with what tells whether it changed."""
 
 
-class Rows(NamedTuple):
-    """Rows of a source that is not read in shards, and the files that they are read from."""
+class LakeTable(NamedTuple):
+    """The folder of a table that is not the sum of its files, and the system that wrote it."""
 
-    frame: pl.LazyFrame
-    files: Identities
-    unread: Mapping[str, str] = {}  # columns that Polars does not read, and why
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairFile:
-    """A Parquet file, from its footer."""
-
+    system: str
     path: str
-    relative: str  # its path below the source folder (its name, for a single file)
-    first_row: int = 0  # the number of its first row in the whole dataset
-    rows: int
-    row_bytes: int  # average bytes of a row before compression; 0 if it is not known
-    row_groups: tuple[int, ...]  # rows of each row group
-    identity: tuple[int, ...]  # what tells whether it changed since it was opened
-    unread: Mapping[str, str] = field(default_factory=dict)  # columns that Polars cannot read
-
-    def parts(self, rows: int | None) -> Iterator[Part]:
-        """Cut it between row groups into parts of at most `rows` rows, or of one row group."""
-        if rows is None:
-            yield Part(file=self, relative=self.relative, begin=0, rows=self.rows)
-            return
-        stem, ending = os.path.splitext(self.relative)
-        cuts, end = [0], 0
-        for group in self.row_groups:
-            if end > cuts[-1] and end + group - cuts[-1] > rows:
-                cuts.append(end)
-            end += group
-        for i, (begin, end) in enumerate(pairwise([*cuts, self.rows])):
-            yield Part(file=self, relative=f"{stem}-{i:05}{ending}", begin=begin, rows=end - begin)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """Consecutive rows of an input file that make one output file."""
+class Found:
+    """The files that a source means."""
 
-    file: PairFile | None  # the input file; None if the dataset is not read from Parquet files
-    relative: str  # the output's path below its folder
-    begin: int  # the number of the first row in the file
-    rows: int | None
+    name: str  # what reports call the source
+    paths: tuple[str, ...] = ()  # in the order of their path strings
+    keys: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # of each path's folders
+    root: str | None = None  # the folder that all lie below; None for one file that was named
+    notes: tuple[str, ...] = ()  # what is left out, and the like, a sentence each
+    table: LakeTable | None = None  # what the source is, if it is a lake table and no files
 
     @property
-    def first_row(self) -> int:
-        """The number of its first row in the whole dataset."""
-        return self.begin if self.file is None else self.file.first_row + self.begin
+    def identities(self) -> Identities:
+        """The files of this machine, with what tells whether they change from now on."""
+        return identities(self.paths)
 
 
-def footers(
-    paths: Sequence[str], root: str | None, access: Access
-) -> Iterator[tuple[PairFile, pl.Schema]]:
-    """Yield each file and its schema, reading footers ahead where files are far away.
+def find(source: SourcePath, endings: Sequence[str], access: Access = LOCAL) -> Found:
+    """Find the files of a source; in a folder, those whose names end in one of `endings`.
 
-    `root` is the folder that they are in; None for a single file.
+    A subfolder that cannot be read and a link to nothing are errors: they would make a smaller
+    dataset. So are files of a lake table that is not the source itself.
     """
-    read = partial(_footer, root=root, access=access)
-    if not is_address(paths[0]):
-        yield from map(read, paths)
-        return
-    from concurrent.futures import ThreadPoolExecutor
+    is_list = not isinstance(source, (str, os.PathLike))
+    items = [os.fspath(path) for path in cast(Any, source if is_list else [source])]
+    if not items:
+        raise StorageError("the list of inputs", "it is empty")
+    if len({is_address(item) for item in items}) > 1:
+        raise StorageError("the list of inputs", "it has paths and addresses; give one kind")
+    kind = _Objects if is_address(items[0]) else _Paths
+    finder = kind(endings=tuple(endings), access=access, is_list=is_list)
+    for item in items:
+        finder.take(item)
+    paths = tuple(sorted(finder.paths))
+    name = f"{len(paths)} files" if is_list else items[0]
+    table = finder.table()
+    if table is not None and not is_list and finder.is_same(table.path, name):
+        return Found(name=name, table=table)
+    if table is not None:
+        where = table.path if is_list else name
+        raise StorageError(where, f"belongs to a table of {table.system}, {table.path}: give that")
+    if not paths:
+        looked = f"no file in it or like it (looked for {', '.join(endings)})"
+        is_plain = endings[0] == PARQUET_ENDINGS[0] and os.path.isdir(name)
+        said = without_parquet(name) if is_plain else looked
+        raise StorageError("the list of inputs" if is_list else name, said)
+    root = finder.common_root() if is_list or finder.is_folder else None
+    keys = {path: hive_keys(path, finder.bases.get(path, root)) for path in paths}
+    notes = tuple(finder.notes(root))
+    return Found(name=name, paths=paths, keys=keys, root=root, notes=notes)
 
-    with ThreadPoolExecutor(REQUESTS_AT_A_TIME) as pool:
-        yield from pool.map(read, paths)
+
+def hive_keys(path: str, base: str | None) -> dict[str, str]:
+    """Return the keys and values in the names of the folders below a base that a file lies in."""
+    folders = [] if base is None else below(path, base).replace(os.sep, "/").split("/")[:-1]
+    return dict(name.split("=", 1) for name in folders if "=" in name)
 
 
-def _footer(path: str, *, root: str | None, access: Access) -> tuple[PairFile, pl.Schema]:
-    is_far = is_address(path)
-    with reading(path, not_parquet):
-        frame = pl.scan_parquet(path, glob=False, hive_partitioning=False, **access.polars(path))
-        is_known = not is_far or access.is_known(path)
-        footer = _read_footer(path, access) if is_known else None
-        if footer is None:
-            rows, n_bytes = int(frame.select(pl.len()).collect().item()), 0
-            groups, unread = [rows], {}
+def below(path: str, root: str | None) -> str:
+    """Return the path of a file below the folder of all; its name without one."""
+    if is_address(path):
+        return path.removeprefix(root).strip("/") if root else path.rpartition("/")[2]
+    return os.path.relpath(path, root) if root is not None else os.path.basename(path)
+
+
+def _is_hidden(name: str, *, is_folder: bool) -> bool:
+    """Return whether a name is no data's, but a marker or a job's; `_part=1` is a partition."""
+    return name.startswith(".") or (name.startswith("_") and not (is_folder and "=" in name))
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f", and {len(names) - OFFENDERS_SHOWN:,} more" if len(names) > OFFENDERS_SHOWN else ""
+    return ", ".join(names[:OFFENDERS_SHOWN]) + more
+
+
+@dataclass(slots=True, kw_only=True)
+class _Finder:
+    """Gathers the files of a source, item by item."""
+
+    endings: tuple[str, ...]  # of the names of files in folders
+    access: Access
+    is_list: bool
+    is_folder: bool = False  # whether an item is a folder or a glob
+    paths: list[str] = field(default_factory=list)
+    roots: list[str] = field(default_factory=list)  # the folder of each item, or of a named file
+    bases: dict[str, str] = field(default_factory=dict)  # the folder or glob that gave a path
+    left_out: set[str] = field(default_factory=set)  # what looks like data and is not read
+    second_names: set[tuple[str, str]] = field(default_factory=set)  # and the names that are read
+
+    def fits(self, name: str) -> bool:
+        """Return whether a file in a folder is of the format."""
+        return name.lower().endswith(self.endings)
+
+    def looks_like_data(self, name: str) -> bool:
+        """Return whether a file in a folder is of another format that pairs could be in."""
+        return looks_like_data(name, with_json=NDJSON_ENDING in self.endings)
+
+    def notes(self, root: str | None) -> Iterator[str]:
+        """Say what is there and is not read."""
+        out = [below(path, root) for path in sorted(self.left_out)]
+        if out:
+            are = " looks like data and is" if len(out) == 1 else "s look like data and are"
+            yield f"{len(out):,} file{are} left out: {_some(out)}"
+        twice = [f"{below(a, root)} is {below(b, root)}" for a, b in sorted(self.second_names)]
+        if twice:
+            lead = " leads" if len(twice) == 1 else "s lead"
+            yield f"{len(twice):,} name{lead} to what is read by another one: {_some(twice)}"
+
+
+class _Paths(_Finder):
+    """Files of this machine. Each is found once, whatever links and names lead to it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._base: str | None = None  # of the item that is taken, if it is a folder or a glob
+        self._seen: dict[tuple[Any, ...], tuple[str, str | None]] = {}
+        self._links: deque[Callable[[], None]] = deque()
+
+    def take(self, item: str) -> None:
+        """Take a file, a folder or a glob."""
+        self._base = None
+        if os.path.isdir(item):
+            self._base = item
+            self._go(item, ("**",), self._take_inside)
+        elif os.path.lexists(item) or not glob.has_magic(item):
+            self._take(item)
         else:
-            row_groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
-            rows, groups = footer.num_rows, [group.num_rows for group in row_groups]
-            n_bytes = sum(group.total_byte_size for group in row_groups)
-            arrow = footer.schema.to_arrow_schema()
-            unread = unreadable(arrow, _intervals(footer.schema))
-        now = _UNKNOWN
-        if is_known:
-            now = access.identity(path) if is_far else identity(path)
-        file = PairFile(
-            path=path,
-            relative=_relative_to(path, root),
-            rows=rows,
-            row_bytes=n_bytes // max(rows, 1),
-            row_groups=tuple(groups),
-            identity=now,
-            unread=unread,
-        )
-        if unread:
-            return file, readable_schema(arrow, unread)
-        return file, frame.collect_schema()
+            self._take_glob(item)
+        self.is_folder |= self._base is not None
+        self.roots.append(os.path.dirname(item) if self._base is None else self._base)
+
+    def common_root(self) -> str:
+        """Return the folder that all items lie in."""
+        if len(self.roots) == 1:
+            return self.roots[0]
+        return os.path.commonpath([os.path.abspath(root) for root in self.roots])
+
+    def table(self) -> LakeTable | None:
+        """Return the lake table that a file or an item belongs to."""
+        targets = map(os.path.realpath, filter(os.path.islink, self.paths))
+        folders = {*map(os.path.dirname, (*self.paths, *targets)), *self.roots}
+        places = {Path(real(folder)) for folder in folders for real in _REAL}
+        above = {each for place in places for each in (place, *place.parents)}
+        return next(filter(None, map(_lake_table, sorted(above))), None)
+
+    def is_same(self, path: str, item: str) -> bool:
+        """Return whether an item is a folder."""
+        return os.path.isdir(item) and os.path.samefile(path, item)
+
+    def _take(self, path: str) -> None:
+        with reading(path):
+            there = os.stat(path)
+        if not stat.S_ISREG(there.st_mode):
+            raise StorageError(path, "is a device or a pipe, and no file that can be read twice")
+        if self._is_new(path, (there.st_dev, there.st_ino)):
+            self.paths.append(path)
+            if self._base is not None:
+                self.bases[path] = self._base
+
+    def _is_new(self, path: str, key: tuple[Any, ...]) -> bool:
+        """Return whether a file or a folder was not seen before; another name of it is noted."""
+        if key not in self._seen:
+            self._seen[key] = path, self._base
+            return True
+        first, base = self._seen[key]
+        real, place = os.path.realpath(path), os.path.realpath(os.path.dirname(path))
+        if first != path and os.path.commonpath([real, place]) != real:  # no link up to its folder
+            mine = hive_keys(os.path.join(path, "_"), self._base)
+            if not mine.items() <= hive_keys(os.path.join(first, "_"), base).items():
+                raise StorageError(path, f"is {first} by another name, and in another partition")
+            self.second_names.add((path, first))
+        return False
+
+    def _take_inside(self, path: str) -> None:
+        """Take a file that lies in a folder, if it is of the format."""
+        if self.fits(path):
+            self._take(path)
+        elif self.looks_like_data(path) or kind_of(path) in _TABLES:
+            self.left_out.add(path)
+
+    def _take_glob(self, pattern: str) -> None:
+        parts = Path(pattern).parts + (("**",) if pattern.endswith(os.sep) else ())
+        fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+        self._base = root = os.fspath(Path(*parts[:fixed]))
+        matches: list[str] = []
+        if os.path.isdir(root):
+            self._go(root, parts[fixed:], matches.append)
+        if not matches:
+            raise StorageError(pattern, "no file matches this pattern")
+        files = [path for path in matches if not os.path.isdir(path)]
+        is_plain = not any(map(self.fits, files)) and len(files) == len(matches)
+        take = self._take if is_plain else self._take_inside
+        for path in files:
+            take(path)
+        for folder in filter(os.path.isdir, matches):
+            self._go(folder, ("**",), self._take_inside)
+
+    def _go(self, folder: str, parts: tuple[str, ...], take: Callable[[str], None]) -> None:
+        """Take what a pattern matches below a folder; what links lead to, last."""
+        self._match(folder, parts, take)
+        while self._links:
+            self._links.popleft()()
+
+    def _match(self, folder: str, parts: tuple[str, ...], take: Callable[[str], None]) -> None:
+        with reading(folder):
+            there = os.stat(folder)
+        if not self._is_new(folder, (there.st_dev, there.st_ino, parts)):
+            return
+        part, rest = parts[0], parts[1:]
+        if part == "**" and rest:
+            self._match(folder, rest, take)
+        fits = re.compile(fnmatch.translate("*" if part == "**" else part)).match
+        for entry, is_folder in _inside(folder):
+            path = os.path.join("" if folder == os.curdir else folder, entry.name)
+            if entry.name[0] != part[0] and _is_hidden(entry.name, is_folder=is_folder):
+                if parts == ("**",):
+                    self.left_out |= set(filter(self.looks_like_data, files_below(path)))
+                continue
+            deeper = parts if part == "**" else rest
+            if is_folder and deeper and fits(entry.name):
+                step = partial(self._match, path, deeper, take)
+            elif not rest and not (is_folder and part == "**") and fits(entry.name):
+                step = partial(take, path)
+            else:
+                continue
+            if entry.is_symlink():
+                self._links.append(step)
+            else:
+                step()
 
 
-def _read_footer(path: str, access: Access) -> Any:
-    """Return pyarrow's metadata of a file; None if it does not know a type that Polars may know."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+_REAL: Final = (os.path.abspath, os.path.realpath)
 
-    system, name = access.filesystem(path) if is_address(path) else (None, path)
-    try:
-        return pq.read_metadata(name, filesystem=system)
-    except pa.ArrowNotImplementedError:  # 128-bit integers
+
+def _inside(folder: str) -> Iterator[tuple[os.DirEntry[str], bool]]:
+    """Yield the entries of a folder in order, and whether each is a folder."""
+    with reading(folder), os.scandir(folder) as entries:
+        inside = sorted(entries, key=lambda entry: entry.name)
+    for entry in inside:
+        try:
+            yield entry, stat.S_ISDIR(entry.stat().st_mode)
+        except OSError as error:
+            if not _is_hidden(entry.name, is_folder=False):
+                raise StorageError(entry.path, "is a link to nothing that can be read") from error
+
+
+def files_below(path: str) -> Iterator[str]:
+    """Yield a file, or the files below a folder."""
+    if not os.path.isdir(path):
+        yield path
+    for folder, _, names in os.walk(path):
+        yield from (os.path.join(folder, name) for name in names)
+
+
+def _lake_table(folder: Path) -> LakeTable | None:
+    for marker, system in _MARKERS.items():
+        with suppress(OSError):
+            inside = os.listdir(folder / marker)
+            if system != ICEBERG or any(map(ICEBERG_FILE.fullmatch, inside)):
+                return LakeTable(system, os.fspath(folder))
+    return None
+
+
+class _Objects(_Finder):
+    """Objects in a store. Those of stores that cannot list are as they are given."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._listed: list[str] = []
+
+    def take(self, item: str) -> None:
+        """Take an object, a folder or a glob."""
+        is_glob = glob.has_magic(item)
+        with reading(item):
+            if not self.access.is_known(item):
+                self._take_unlisted(item, is_glob=is_glob)
+                return
+            is_named = self.is_list and self.fits(item) and not is_glob
+            root, found = ("", [item]) if is_named else self.access.find(item)
+        self.roots.append(root or item.rpartition("/")[0])
+        self._listed += found
+        if not root:
+            self._take(found)
+            return
+        self.is_folder = True
+        inside = [name for name in found if not _has_hidden(below(name, root))]
+        ours = [name for name in inside if self.fits(name)]
+        self._take(ours or (inside if is_glob else []))
+        if not is_glob:
+            self.left_out |= {n for n in found if self.looks_like_data(n)} - set(ours)
+
+    def _take(self, names: Iterable[str]) -> None:
+        self.paths += [name for name in dict.fromkeys(names) if name not in self.paths]
+
+    def _take_unlisted(self, item: str, *, is_glob: bool) -> None:
+        self.roots.append(item.rpartition("/")[0])
+        if self.fits(item) and not is_glob:
+            self._take([item])
+            return
+        self.is_folder = True
+        magic = min((item.find(c) for c in "*?[" if c in item), default=len(item))
+        self.roots[-1] = item if magic == len(item) else item[: item.rfind("/", 0, magic)]
+        frame = pl.scan_parquet(item, include_file_paths="path", **self.access.polars(item))
+        self._take(frame.select("path").unique().collect()["path"])
+
+    def common_root(self) -> str:
+        """Return the folder that all items lie in."""
+        folders = [root.split("/") for root in self.roots]
+        same = [len(set(names)) == 1 for names in zip(*folders, strict=False)]
+        return "/".join(folders[0][: [*same, False].index(False)])
+
+    def table(self) -> LakeTable | None:
+        """Return the lake table that an object or an item belongs to."""
+        for name in self._listed:
+            path, _, inside = name.rpartition("/")
+            path, _, marker = path.rpartition("/")
+            if marker in _MARKERS and (
+                _MARKERS[marker] != ICEBERG or ICEBERG_FILE.fullmatch(inside)
+            ):
+                return LakeTable(_MARKERS[marker], path)
+        for root in filter(self.access.is_known, dict.fromkeys(self.roots)):
+            scheme, _, place = root.partition("://")
+            folders = place.strip("/").split("/")
+            for depth in range(2, len(folders) + 1):  # not all of a bucket
+                system = self._lake_at(scheme, "/".join(folders[:depth]))
+                if system is not None:
+                    return LakeTable(system, f"{scheme}://{'/'.join(folders[:depth])}")
         return None
 
+    def _lake_at(self, scheme: str, folder: str) -> str | None:
+        from pyarrow import fs
 
-def _intervals(schema: Any) -> set[str]:
-    leaves = (schema.column(i) for i in range(len(schema)))
-    return {leaf.path.split(".")[0] for leaf in leaves if leaf.converted_type == "INTERVAL"}
+        store, _ = self.access.filesystem(f"{scheme}://{folder}")
+        with suppress(OSError):  # who may read a folder need not see those above
+            for info in store.get_file_info([f"{folder}/{marker}" for marker in _MARKERS]):
+                marker = info.base_name
+                if info.type == fs.FileType.Directory and (
+                    _MARKERS[marker] != ICEBERG
+                    or any(
+                        ICEBERG_FILE.fullmatch(each.base_name)
+                        for each in store.get_file_info(fs.FileSelector(info.path))
+                    )
+                ):
+                    return _MARKERS[marker]
+        return None
 
-
-def readable_schema(arrow: Any, unread: Collection[str]) -> pl.Schema:
-    """Return the columns of an Arrow schema that Polars reads."""
-    import pyarrow as pa
-
-    fields = [each for each in arrow if each.name not in unread]
-    return pl.DataFrame(pa.schema(fields).empty_table()).schema
-
-
-def _relative_to(path: str, root: str | None) -> str:
-    """Return the path of a file below the folder of all."""
-    if is_address(path):
-        return path.removeprefix(root or "").strip("/") if root else path.rpartition("/")[2]
-    return os.path.relpath(path, root) if root else os.path.basename(path)
-
-
-def _found_objects(source: str, access: Access) -> tuple[str | None, list[str]]:
-    """Return the folder and the names of objects; those of stores that cannot list, as given."""
-    if not access.is_known(source):
-        if glob.has_magic(source) or not source.endswith(".parquet"):
-            frame = pl.scan_parquet(source, include_file_paths="path", **access.polars(source))
-            return _folder_of(source), frame.select("path").unique().collect()["path"].to_list()
-        return None, [source]
-    root, found = access.find(source)
-    names = [
-        name
-        for name in found
-        if name.endswith(".parquet")
-        and not any(p.startswith(HIDDEN) for p in name.removeprefix(root).split("/"))
-    ]
-    return root or None, names
+    def is_same(self, path: str, item: str) -> bool:
+        """Return whether an item is a folder."""
+        return path == item.rstrip("/")
 
 
-def _folder_of(source: str) -> str:
-    magic = min((source.find(c) for c in "*?[" if c in source), default=len(source))
-    return source if magic == len(source) else source[: source.rfind("/", 0, magic)]
+def _has_hidden(name: str) -> bool:
+    *folders, last = name.split("/")
+    is_hidden = any(_is_hidden(each, is_folder=True) for each in folders)
+    return is_hidden or _is_hidden(last, is_folder=False)
 
 
-def found_files(source: SourcePath, access: Access) -> tuple[str, str | None, list[str], bool]:
-    """Return the source's name, its root folder, its files in order, and whether it is a folder."""
-    if isinstance(source, str) and is_address(source):
-        with reading(source):
-            root, found = _found_objects(source, access)
-        if not found:
-            raise StorageError(source, "no .parquet object is there")
-        return source, root, sorted(found), root is not None
-    if not isinstance(source, (str, os.PathLike)):
-        paths = sorted(os.fspath(path) for path in source)
-        if not paths:
-            raise StorageError("the list of inputs", "it is empty")
-        if any(map(is_address, paths)):
-            return f"{len(paths)} files", _common_folder(paths), paths, True
-        root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
-        return f"{len(paths)} files", root, paths, True
-    return _found_paths(os.fspath(source))
-
-
-def _common_folder(addresses: Sequence[str]) -> str:
-    if not all(map(is_address, addresses)):
-        raise StorageError("the list of inputs", "it has paths and addresses; give one kind")
-    folders = [address.split("/")[:-1] for address in addresses]
-    depth = next(
-        (i for i, names in enumerate(zip(*folders, strict=False)) if len(set(names)) > 1),
-        min(map(len, folders)),
-    )
-    return "/".join(folders[0][:depth])
-
-
-def _found_paths(path: str) -> tuple[str, str | None, list[str], bool]:
-    if os.path.isdir(path):
-        found = [
-            os.path.join(folder, name)
-            for folder, folders, names in os.walk(path)
-            for name in names
-            if name.endswith(".parquet")
-            and not any(p.startswith(HIDDEN) for p in Path(folder, name).relative_to(path).parts)
-        ]
-        if not found:
-            raise StorageError(path, without_parquet(path))
-        return path, path, sorted(found), True
-    if not os.path.exists(path) and glob.has_magic(path):
-        found = _matches(path)
-        if not found:
-            raise StorageError(path, "no file matches this pattern")
-        magic = next(i for i, p in enumerate(Path(path).parts) if glob.has_magic(p))
-        root = os.fspath(Path(*Path(path).parts[:magic]))
-        return path, root, found, True
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise StorageError(path, "is a device or a pipe: Parquet is read from its end")
-    return path, None, [path], False
-
-
-def files_of(source: SourcePath, endings: Sequence[str]) -> Identities:
-    """Find the files of a path, a list, a glob, or a folder that holds files with these endings."""
-    if not isinstance(source, (str, os.PathLike)):
-        found = sorted(os.fspath(path) for path in source)
-        name = "the list of inputs"
-    else:
-        name = os.fspath(source)
-        found = [name]
-        if os.path.isdir(name):
-            pattern = os.path.join(glob.escape(name), "**", "*")
-            found = [path for path in _matches(pattern) if path.endswith(tuple(endings))]
-        elif not os.path.exists(name) and glob.has_magic(name):
-            found = _matches(name)
-    if not found:
-        raise StorageError(name, f"no file in it or like it (looked for {', '.join(endings)})")
-    return identities(found)
-
-
-def text_files(source: SourcePath, endings: Sequence[str]) -> Identities:
-    """As `files_of`, for files that must hold text."""
-    files = files_of(source, endings)
-    for path in files:
+def text_files(source: SourcePath, endings: Sequence[str]) -> Found:
+    """As `find`, for files that must hold text, compressed or not."""
+    found = find(source, endings)
+    if is_address(found.paths[0]):
+        raise StorageError(found.paths[0], "is in an object store, where Parquet alone is read")
+    for path in found.paths:
         kind = kind_of(path)
         if kind is not None:
             raise StorageError(path, f"is {kind}, and not text: say so with another format")
@@ -282,7 +440,7 @@ def text_files(source: SourcePath, endings: Sequence[str]) -> Identities:
         # UTF-16 may begin with a byte order mark; without one it has zero bytes, as text has not.
         if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head[:2]:
             raise StorageError(path, "is UTF-16; save it as UTF-8")
-    return files
+    return found
 
 
 def identities(paths: Iterable[str]) -> Identities:
@@ -301,47 +459,21 @@ def kind_of(path: str) -> str | None:
 
 
 def _head(path: str) -> bytes:
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise StorageError(path, "is no file")
-    with reading(path), open(path, "rb") as file:
+    with unpacked(path) as file:
         return file.read(8)
 
 
-def _matches(pattern: str) -> list[str]:
-    """Return the files that match a glob, in order, but for those with hidden names."""
-    found = glob.glob(pattern, recursive=True)
-    return sorted(
-        p for p in found if os.path.isfile(p) and not os.path.basename(p).startswith(HIDDEN)
-    )
-
-
-def lazily(
-    schema: pl.Schema, parts: Callable[[list[str], int | None], Iterator[pl.DataFrame]]
-) -> pl.LazyFrame:
-    """Return rows that are read in parts when they are asked for.
-
-    `parts` gets the names of the columns asked for, and the number of rows if it is limited.
-    """
-    from polars.io.plugins import register_io_source
-
-    def read(
-        names: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, _size: int | None
-    ) -> Iterator[pl.DataFrame]:
-        for part in parts(list(schema) if names is None else names or [*schema][:1], n_rows):
-            rows = part if predicate is None else part.filter(predicate)
-            yield rows.drop(rows.columns) if names == [] else rows
-
-    return register_io_source(read, schema=schema)
-
-
 @contextmanager
-def reading_as(path: str, what: str) -> Iterator[None]:
-    """As `reading`, saying as what the file was to be read."""
+def unpacked(path: str) -> Iterator[BinaryIO]:
+    """Open a file for reading bytes, those of gzip and zstd unpacked, whatever its name."""
     import pyarrow as pa
 
-    with reading(path):
-        try:
-            yield
-        except (pl.exceptions.PolarsError, pa.ArrowInvalid) as error:
-            why = str(error).splitlines()[0]
-            raise StorageError(path, f"cannot be read as {what}: {why}") from error
+    with reading(path), open(path, "rb") as file:
+        head = file.read(4)
+        packing = next((c for magic, c in _COMPRESSED.items() if head.startswith(magic)), None)
+        file.seek(0)
+        if packing is None:
+            yield file
+        else:
+            with pa.CompressedInputStream(file, packing) as stream:
+                yield cast(BinaryIO, io.BufferedReader(cast(Any, stream)))

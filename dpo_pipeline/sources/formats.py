@@ -46,10 +46,23 @@ OPEN_INSTRUCT: Final = "open-instruct"
 OPEN_INSTRUCT_AVERAGED: Final = "open-instruct-averaged"
 VLLM: Final = "vllm"
 
+PARQUET_ENDINGS: Final = (".parquet", ".pq", ".parq")
+NDJSON_ENDING: Final = ".jsonl"
+
+
+def _text(*endings: str) -> tuple[str, ...]:
+    """Return endings of text, which may be compressed."""
+    return tuple(ending + packed for ending in endings for packed in ("", ".gz", ".zst"))
+
+
 _ROWS: Final = (
-    Format(name=PARQUET, description="Parquet", endings=(".parquet",)),
-    Format(name=NDJSON, description="one JSON object a line", endings=(".jsonl", ".ndjson")),
-    Format(name=CSV, description="commas, with a header", endings=(".csv",)),
+    Format(name=PARQUET, description="Parquet", endings=PARQUET_ENDINGS),
+    Format(
+        name=NDJSON,
+        description="one JSON object a line",
+        endings=_text(NDJSON_ENDING, ".ndjson"),
+    ),
+    Format(name=CSV, description="commas, with a header", endings=_text(".csv")),
     Format(
         name=IPC,
         description="Arrow IPC, files (Feather) or streams",
@@ -104,9 +117,16 @@ def _paths(source: object) -> Iterator[str]:
 
 
 def _format_of(path: str) -> str:
-    ending = os.path.splitext(path)[1].lower()
-    found = (row.name for row in _ROWS if ending in row.endings)
-    return next(found, NDJSON if ending == ".json" else PARQUET)
+    found = (row.name for row in _ROWS if row.endings and path.lower().endswith(row.endings))
+    return next(found, NDJSON if path.lower().endswith(_text(".json")) else PARQUET)
+
+
+def looks_like_data(name: str, *, with_json: bool) -> bool:
+    """Return whether pairs could be in a file of this name, in one format or another."""
+    plain = name.lower()
+    for packed in _PACKED:
+        plain = plain.removesuffix(packed)
+    return plain.endswith((*_DATA, ".json") if with_json else _DATA)
 
 
 def not_parquet(path: str) -> str | None:
@@ -116,10 +136,9 @@ def not_parquet(path: str) -> str | None:
     """
     name = _format_of(path)
     if name != PARQUET:
-        out = f"{os.path.splitext(path)[0]}.parquet"
         return (
             f"is {_CALLED[name]} by its ending, and this reads Parquet: `dpo-pipeline convert "
-            f"{path} {out}` first; in Python, dpo_pipeline.read({path!r})"
+            f"{path} {_as_parquet(path)}` first; in Python, dpo_pipeline.read({path!r})"
         )
     ending = os.path.splitext(path)[1].lower()
     if ending in _UNKNOWN:
@@ -135,7 +154,8 @@ def not_parquet(path: str) -> str | None:
 
 def without_parquet(folder: str) -> str:
     """Say what a folder without Parquet seems to hold, and what to do."""
-    names, nothing = os.listdir(folder), "no .parquet file in this folder"
+    names = [name.lower() for name in os.listdir(folder)]
+    nothing = "no .parquet file in this folder"
     if _SAVED & set(names) or any(name.endswith(".arrow") for name in names):
         return (
             f"{nothing}; it looks like a dataset of save_to_disk: if it has TRL's log-probs, say "
@@ -153,15 +173,22 @@ def checked_parquet_name(sink: str | os.PathLike[str]) -> None:
     if name != PARQUET:
         raise UsageError(
             f"{path}: Parquet is written, and this ending says {_CALLED[name]}: name it "
-            f"{os.path.splitext(path)[0]}.parquet"
+            f"{_as_parquet(path)}"
         )
 
 
+def _as_parquet(path: str) -> str:
+    ending = next(e for row in _ROWS for e in row.endings[::-1] if path.lower().endswith(e))
+    return f"{path[: -len(ending)]}.parquet"
+
+
+_PACKED: Final = (".gz", ".zst", ".bz2", ".xz", ".zip", ".lz4")
+_DATA: Final = (*(e for row in _ROWS for e in row.endings), ".tsv", ".orc", ".avro")
 _CALLED: Final = {CSV: "CSV", NDJSON: "NDJSON", IPC: "Arrow IPC"}
 _SAVED: Final = {"dataset_info.json", "state.json", "dataset_dict.json"}
 """Files that save_to_disk leaves."""
 _UNKNOWN: Final = {
     ".tsv": "separated by tabs by its ending, and of text CSV with commas is read: save it so",
     ".txt": "text by its ending: name it .csv or .jsonl, or say --format",
-    **dict.fromkeys((".gz", ".zst", ".bz2", ".xz", ".zip"), "compressed: unpack it first"),
+    **dict.fromkeys(_PACKED, "compressed: unpack it first"),
 }

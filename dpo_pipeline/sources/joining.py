@@ -196,6 +196,7 @@ def join_reference(
     dataset = with_reference(left, other, columns=source.columns, access=access, cancel=run.cancel)
     dataset.refuse_unread("a join carries all columns: evaluate(..., reference=) skips these")
     dataset.check_keys()
+    dataset.warn(stacklevel=3)
     return dataset.frame
 
 
@@ -259,6 +260,7 @@ def open_reference(reference: Reference, *, access: Access, cancel: Event | None
         keys=[checked_on(reference.on)],
         name="reference",
         as_reference=True,
+        again=True,
         cancel=cancel,
     )
 

@@ -16,9 +16,9 @@ from dpo_pipeline.columns import PAIR_ID, did_you_mean, resolve
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.options import Execution, Pairs
-from dpo_pipeline.sources import arrow_files, text_files, trainer_files, vllm_lines
+from dpo_pipeline.sources import frames, text_files, trainer_files, vllm_lines
 from dpo_pipeline.sources.dataset import Dataset, open_dataset
-from dpo_pipeline.sources.files import Rows, SourcePath
+from dpo_pipeline.sources.files import SourcePath
 from dpo_pipeline.sources.formats import (
     CSV,
     FORMATS,
@@ -32,6 +32,7 @@ from dpo_pipeline.sources.formats import (
     VLLM,
     guess,
 )
+from dpo_pipeline.sources.frames import Rows, as_lazy
 from dpo_pipeline.storage import Access
 
 Reader: TypeAlias = Callable[[SourcePath, Mapping[str, str] | None], Rows]
@@ -41,7 +42,7 @@ READERS: Final[Mapping[str, Reader]] = MappingProxyType(
     {
         NDJSON: text_files.ndjson,
         CSV: text_files.csv,
-        IPC: arrow_files.ipc,
+        IPC: frames.ipc,
         TRL: trainer_files.trl,
         REWARDBENCH: trainer_files.rewardbench,
         OPEN_INSTRUCT: trainer_files.open_instruct,
@@ -91,8 +92,14 @@ def read(
         dataset = open_dataset(source.source, source.columns, access)
     else:
         rows = _rows(source, as_reference=as_reference, as_text=as_text)
-        dataset = Dataset(name=label_of(source.source), frame=rows.frame, unread=rows.unread)
+        dataset = Dataset(
+            name=label_of(source.source),
+            frame=rows.frame,
+            own_notes=rows.notes,
+            unread=rows.unread,
+        )
     dataset.refuse_unread("read returns all columns: evaluate and its like skip these")
+    dataset.warn(stacklevel=3)
     return dataset.frame
 
 
@@ -122,6 +129,7 @@ def open_pairs(
     keys: Collection[str] = (PAIR_ID.name,),
     name: str = "pairs",
     as_reference: bool | None = False,
+    again: bool = False,
     cancel: Event | None = None,
 ) -> Dataset:
     """Return files or a dataframe as a dataset; Parquet can be read in shards.
@@ -132,6 +140,7 @@ def open_pairs(
         keys: Columns that rows are joined by, which are text in CSV whatever they look like.
         name: What reports call a dataframe.
         as_reference: Whether they are a reference's; None if they may be either's.
+        again: Whether rows are read more than once, as for a join.
         cancel: Stops the reading of a format that is one shard.
     """
     source = pairs.source
@@ -141,7 +150,7 @@ def open_pairs(
     if not isinstance(paths, Sequence) or not all(isinstance(p, (str, os.PathLike)) for p in paths):
         if pairs.format is not None:
             raise UsageError(f"format {pairs.format!r} is of files, and {name} is a dataframe")
-        return Dataset(name=name, frame=as_lazy(source))
+        return Dataset(name=name, frame=as_lazy(source, pairs.columns, again=again))
     file_format = format_of(pairs)
     if file_format == PARQUET:
         return open_dataset(source, pairs.columns, access)
@@ -158,7 +167,13 @@ def open_pairs(
 
     # Columns that nobody asks for are still not read.
     watched = rows.frame.map_batches(look, streamable=True, projection_pushdown=True)
-    return Dataset(name=label_of(source), frame=watched, others=rows.files, unread=rows.unread)
+    return Dataset(
+        name=label_of(source),
+        frame=watched,
+        others=rows.files,
+        own_notes=rows.notes,
+        unread=rows.unread,
+    )
 
 
 def _has_policy(rows: pl.LazyFrame, columns: Mapping[str, str] | None) -> bool:
@@ -177,25 +192,3 @@ def _reference_alone(source: SourcePath, name: str) -> UsageError:
 def label_of(source: SourcePath) -> str:
     """Return what reports call a source."""
     return os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the inputs"
-
-
-def as_lazy(pairs: Any) -> pl.LazyFrame:
-    """Return any dataframe as a LazyFrame; a one-shot stream is read into memory once."""
-    if isinstance(pairs, pl.LazyFrame):
-        return pairs
-    if isinstance(pairs, pl.DataFrame):
-        return pairs.lazy()
-    try:
-        if hasattr(pairs, "__arrow_c_stream__"):
-            return pl.DataFrame(pairs).lazy()
-        if hasattr(pairs, "to_polars"):  # datasets.Dataset has no Arrow stream of its own
-            return as_lazy(pairs.to_polars())
-        if isinstance(pairs, Mapping):
-            return pl.LazyFrame(pairs)
-    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
-        raise UsageError(f"pairs cannot be read as a dataframe: {error}") from error
-    raise UsageError(
-        f"pairs must be a dataframe (Polars, pyarrow, pandas, datasets.Dataset, or anything with "
-        f"__arrow_c_stream__) or, for calls that read files, a path; found "
-        f"{type(pairs).__name__}"
-    )

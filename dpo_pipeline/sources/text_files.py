@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import glob
+import io
 import json
 import os
 import re
@@ -20,16 +21,9 @@ import polars as pl
 
 from dpo_pipeline.columns import ROLES, resolve
 from dpo_pipeline.errors import ColumnError, DpoPipelineError, StorageError
-from dpo_pipeline.sources.files import (
-    Identities,
-    Rows,
-    SourcePath,
-    lazily,
-    reading_as,
-    text_files,
-)
+from dpo_pipeline.sources.files import Found, SourcePath, text_files, unpacked
 from dpo_pipeline.sources.formats import CSV, FORMATS, NDJSON
-from dpo_pipeline.storage import reading
+from dpo_pipeline.sources.frames import Rows, lazily, reading_as
 
 _KINDS: Final[Mapping[type, str]] = {
     bool: "true or false",
@@ -46,7 +40,7 @@ _MIXED: Final = ({"a number", "text"},)
 
 def ragged_lines(path: str) -> str | None:
     """Say where lines of a CSV file have more fields than its header; None if none has."""
-    with reading(path), open(path, "rb") as file:
+    with unpacked(path) as file:
         records = _records(file)
         _, n_names = next(records, (1, 1))
         count, first = 0, None
@@ -79,7 +73,7 @@ def _records(lines: Iterator[bytes]) -> Iterator[tuple[int, int]]:
 def broken_json(path: str) -> str | None:
     """Say which line of a file is no JSON object, or has a key of another kind than before."""
     seen: dict[str, dict[str, int]] = {}
-    with reading(path), open(path, "rb") as file:
+    with unpacked(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -136,8 +130,8 @@ def ndjson(
 
     All lines are read once to know all keys and their types, and once more for the rows.
     """
-    files = _json_files(source)
-    paths = list(files)
+    found = _json_files(source)
+    paths = list(found.paths)
     keys = {path: _keys_of(path) for path in paths}
     with reading_as(paths[0], "NDJSON"):
         empty = [schema.to_frame() for schema, _ in keys.values()]
@@ -158,10 +152,10 @@ def ndjson(
     def fault(_names: Collection[str]) -> DpoPipelineError | None:
         return _first_fault(paths, broken_json)
 
-    return Rows(frame=_diagnosed(scan, paths, "NDJSON", fault), files=files)
+    return Rows(_diagnosed(scan, paths, "NDJSON", fault), found.identities, found.notes)
 
 
-def _json_files(source: SourcePath) -> Identities:
+def _json_files(source: SourcePath) -> Found:
     """Return the files of a source; those of a folder end in .json if none ends as lines do."""
     if isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
         with suppress(StorageError):
@@ -211,12 +205,12 @@ def _has_constant(chunk: bytes) -> bool:
 
 
 def _has_mark(path: str) -> bool:
-    with reading(path), open(path, "rb") as file:
+    with unpacked(path) as file:
         return file.read(3) == codecs.BOM_UTF8
 
 
 def _is_array(path: str) -> bool:
-    with reading(path), open(path, "rb") as file:
+    with unpacked(path) as file:
         return file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
 
 
@@ -225,7 +219,7 @@ def _json_chunks(path: str) -> Iterator[bytes]:
     if _is_array(path):
         yield from _lines_of_array(path)
         return
-    with reading(path), open(path, "rb") as file:
+    with unpacked(path) as file:
         rest = b""
         while more := file.read(_CHUNK):
             rest += more
@@ -238,7 +232,8 @@ def _json_chunks(path: str) -> Iterator[bytes]:
 def _lines_of_array(path: str) -> Iterator[bytes]:
     """Yield the objects of an array as lines, many at a time."""
     decoder = json.JSONDecoder()
-    with open(path, encoding="utf-8-sig") as file:
+    with unpacked(path) as packed:
+        file = io.TextIOWrapper(packed, encoding="utf-8-sig")
         text, place = file.read(_CHUNK), 0
         lines: list[str] = []
         while True:
@@ -286,8 +281,8 @@ def csv(
     fields than the header has nulls at its end; one with more is an error; one without a value, as
     a blank line, is none. Files may have their columns in different orders.
     """
-    files = text_files(source, FORMATS[CSV].endings)
-    paths = list(files)
+    found = text_files(source, FORMATS[CSV].endings)
+    paths = list(found.paths)
     scanned: dict[str, Any] = {"glob": False, "missing_columns": _order_of(paths)}
     with reading_as(paths[0], "CSV"):
         inferred = pl.scan_csv(paths, **scanned, infer_schema_length=INFERRED_ROWS)
@@ -345,7 +340,7 @@ def csv(
 
     as_types = {name: _of_text(pl.col(name), dtype) for name, dtype in others.items()}
     frame = _diagnosed(whole, paths, "CSV", fault, as_types=as_types)
-    return Rows(frame=frame, files=files)
+    return Rows(frame, found.identities, found.notes)
 
 
 def _order_of(paths: Sequence[str]) -> Literal["insert", "raise"]:

@@ -25,18 +25,10 @@ from dpo_pipeline.columns import (
 )
 from dpo_pipeline.defaults import AVERAGED_LOGP_FLOOR
 from dpo_pipeline.errors import ColumnError, StorageError, UsageError
-from dpo_pipeline.sources.arrow_files import in_batches, ipc
 from dpo_pipeline.sources.dataset import open_dataset
-from dpo_pipeline.sources.files import (
-    Rows,
-    SourcePath,
-    files_of,
-    identities,
-    kind_of,
-    reading_as,
-    text_files,
-)
-from dpo_pipeline.sources.formats import OPEN_INSTRUCT_AVERAGED
+from dpo_pipeline.sources.files import SourcePath, find, identities, kind_of, text_files, unpacked
+from dpo_pipeline.sources.formats import OPEN_INSTRUCT_AVERAGED, PARQUET_ENDINGS
+from dpo_pipeline.sources.frames import Rows, in_batches, ipc, reading_as
 from dpo_pipeline.sources.text_files import ndjson
 from dpo_pipeline.storage import reading
 
@@ -61,7 +53,7 @@ def trl(source: SourcePath, columns: Mapping[str, str] | None = None) -> Rows:
         raise ColumnError(name, (*problems, hint))
     if PAIR_ID.name in found.mapping:
         return rows
-    return Rows(frame=_numbered(rows.frame), files=rows.files)
+    return rows._replace(frame=_numbered(rows.frame))
 
 
 def _numbered(frame: pl.LazyFrame) -> pl.LazyFrame:
@@ -82,13 +74,12 @@ def _trl_rows(source: SourcePath) -> Rows:
             if not names:
                 raise StorageError(folder, "is a dataset without rows")
             paths = [os.path.join(folder, each) for each in names]
-            rows = in_batches(identities(paths))
-            return rows._replace(files=identities([state, *paths]))
-    files = files_of(source, (".arrow", ".parquet"))
-    if kind_of(next(iter(files))) != "Parquet":
-        return ipc(list(files))
+            return in_batches(paths)._replace(files=identities([state, *paths]))
+    found = find(source, (".arrow", *PARQUET_ENDINGS))
+    if found.paths and kind_of(found.paths[0]) != "Parquet":
+        return ipc(found.paths)._replace(notes=found.notes)
     dataset = open_dataset(source)
-    return Rows(frame=dataset.frame, files=dataset.inputs)
+    return Rows(dataset.frame, dataset.inputs, dataset.notes)
 
 
 def rewardbench(source: SourcePath, columns: Mapping[str, str] | None = None) -> Rows:  # noqa: ARG001
@@ -105,8 +96,8 @@ def rewardbench(source: SourcePath, columns: Mapping[str, str] | None = None) ->
     if isinstance(source, (str, os.PathLike)) and os.path.exists(os.path.join(source, _STATE)):
         problem = "is a dataset of save_to_disk, as TRL's are, and not RewardBench's"
         raise StorageError(os.fspath(source), problem)
-    files = text_files(source, (".jsonl", ".json"))
-    paths = list(files)
+    found = text_files(source, (".jsonl", ".json"))
+    paths = list(found.paths)
     is_document = any(_is_document(path) for path in paths)
     if is_document:
         frame = pl.concat([_of_document(path) for path in paths], how="diagonal_relaxed")
@@ -137,7 +128,7 @@ def rewardbench(source: SourcePath, columns: Mapping[str, str] | None = None) ->
         role.name: _score(pl.col(name), schema[name])
         for role, name in zip((POLICY_CHOSEN, POLICY_REJECTED), names, strict=True)
     }
-    return Rows(frame=frame.with_columns(**scores).drop(names), files=files)
+    return Rows(frame.with_columns(**scores).drop(names), found.identities, found.notes)
 
 
 def _score_type(dtype: pl.DataType) -> pl.DataType | None:
@@ -157,13 +148,14 @@ def _score(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
 
 def _is_document(path: str) -> bool:
     """Return whether a file is one object over many lines, its columns being lists."""
-    with reading(path), open(path, "rb") as file:
+    with unpacked(path) as file:
         return file.readline(64).strip() == b"{"
 
 
 def _of_document(path: str) -> pl.LazyFrame:
     with reading_as(path, "JSON"):
-        row = pl.read_json(path)
+        with unpacked(path) as file:
+            row = pl.read_json(file.read())
         lists = [name for name, dtype in row.schema.items() if isinstance(dtype, pl.List)]
         return row.lazy().explode(lists).collect().lazy()
 
@@ -210,7 +202,7 @@ def open_instruct(
             f"the DPO loss takes sums. If averages are meant: format {OPEN_INSTRUCT_AVERAGED}"
         )
         raise ColumnError(path, (problem,))
-    return Rows(frame=_numbered(pl.LazyFrame(logps)), files=files)
+    return Rows(_numbered(pl.LazyFrame(logps)), files)
 
 
 def _tensors(path: str, cache: Any) -> dict[str, list[float]]:

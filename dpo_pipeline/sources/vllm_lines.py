@@ -23,9 +23,9 @@ from dpo_pipeline.columns import (
 )
 from dpo_pipeline.defaults import OFFENDERS_SHOWN
 from dpo_pipeline.errors import ColumnError
-from dpo_pipeline.sources.files import Rows, SourcePath, text_files
+from dpo_pipeline.sources.files import SourcePath, text_files, unpacked
 from dpo_pipeline.sources.formats import FORMATS, NDJSON
-from dpo_pipeline.storage import reading
+from dpo_pipeline.sources.frames import Rows
 
 _SIDES: Final = ("chosen", "rejected")
 _COUNTS: Final = (CHOSEN_TOKENS, REJECTED_TOKENS)
@@ -57,9 +57,9 @@ def vllm(
     `model` is the one whose log-probs they are.
     """
     pairs: dict[int | str, dict[str, tuple[float, int]]] = {}
-    files = text_files(source, FORMATS[NDJSON].endings)
-    for path in files:
-        with reading(path), open(path, "rb") as file:
+    found = text_files(source, FORMATS[NDJSON].endings)
+    for path in found.paths:
+        with unpacked(path) as file:
             for number, line in enumerate(file, 1):
                 try:
                     pair, side, completion = _completion(line)
@@ -89,7 +89,7 @@ def vllm(
             pl.Series(role.name, [sides[side][i] for sides in pairs.values()], dtype=dtype)
             for role, side in zip(roles, _SIDES, strict=True)
         )
-    return Rows(frame=frame.lazy(), files=files)
+    return Rows(frame.lazy(), found.identities, found.notes)
 
 
 def _completion(line: bytes) -> tuple[int | str, str, list[float]]:

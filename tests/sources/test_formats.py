@@ -38,6 +38,10 @@ def test_every_format_but_parquet_has_a_reader():
     [
         ("a.parquet", "parquet"),
         ("a.CSV", "csv"),
+        ("a.csv.gz", "csv"),
+        ("a.JSONL.ZST", "ndjson"),
+        ("a.PARQ", "parquet"),
+        ("a.parquet.gz", "parquet"),
         ("a.jsonl", "ndjson"),
         ("a.ndjson", "ndjson"),
         ("a.arrow", "ipc"),
@@ -114,7 +118,7 @@ def test_parquet_by_its_name_alone_is_read_so(capsys, tmp_path, eight):
         ("a.pt", "tells no format: say which (--format or --reference-format: open-instruct, "),
         ("a.json", "cannot be read as NDJSON, one JSON object a line: line 1 is no JSON"),
         ("a.tsv", "is separated by tabs by its ending"),
-        ("a.csv.gz", "is compressed: unpack it first"),
+        ("a.csv.bz2", "is compressed: unpack it first"),
         ("a.parquet", "cannot be read as Parquet: "),
     ],
 )  # fmt: skip

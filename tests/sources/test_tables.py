@@ -42,7 +42,7 @@ def test_a_list_a_glob_and_a_folder(tmp_path, eight, ending):
     paths = [folder / f"{part}[x].{ending}" for part in "ab"]
     for path, rows in zip(paths, (eight.head(3), eight.tail(5)), strict=True):
         TABLES[ending](rows, path)
-    TABLES[ending](eight, folder / f"_hidden.{ending}")
+    TABLES[ending](eight, folder / f"_{ending}")
     expected = evaluate(eight).summary
     name = guess(paths)
     for source in (paths, folder.parent, tmp_path / "*" / "deeper" / f"*.{ending}"):

@@ -9,7 +9,7 @@ import random
 import polars as pl
 import pytest
 
-from dpo_pipeline import ColumnError, Pairs, StorageError, check, evaluate, read
+from dpo_pipeline import ColumnError, DataWarning, Pairs, StorageError, check, evaluate, read
 from dpo_pipeline.sources import text_files
 from pair_tools import LOGPS
 
@@ -135,9 +135,10 @@ def test_a_folder_of_json(tmp_path, pairs):
     for name, rows in (("part-0.json", pairs[:2]), ("part-1.json", pairs[2:])):
         (tmp_path / name).write_text("\n".join(lines_of(rows)))
     assert evaluate(Pairs(tmp_path, format="ndjson")).summary == evaluate(pairs).summary
-    # What lies beside files that end as lines do is no data.
+    # Beside files that end as lines do, they may be anything, and are named.
     (tmp_path / "only.jsonl").write_text(lines_of(pairs)[0])
-    assert evaluate(Pairs(tmp_path, format="ndjson")).summary.n_pairs == 1
+    with pytest.warns(DataWarning, match=r"left out: part-0\.json, part-1\.json"):
+        assert evaluate(Pairs(tmp_path, format="ndjson")).summary.n_pairs == 1
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])

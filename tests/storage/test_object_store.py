@@ -128,7 +128,7 @@ def both(store, real_pairs, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         pairs[180 * i : 180 * (i + 1)].write_parquet(path, row_group_size=50)
         store.put(f"in/{name}.parquet", path.read_bytes())
-    store.put("in/_notes.parquet", b"hidden")
+    store.put("in/_notes", b"hidden")
     store.put("in/notes.txt", b"not Parquet")
     return here
 
@@ -322,7 +322,7 @@ def test_an_input_that_changes_is_noticed(both, store, how):
 
 
 def test_errors_name_the_object(both, store, how):  # noqa: ARG001
-    with pytest.raises(StorageError, match=r"s3://bucket/none: no \.parquet object is there"):
+    with pytest.raises(StorageError, match=r"s3://bucket/none: no file in it or like it"):
         evaluate("s3://bucket/none", **grouped(**how))
     store.put("bad.parquet", b"PAR1 and no more")
     with pytest.raises(StorageError, match="s3://bucket/bad.parquet: "):

@@ -290,6 +290,7 @@ def resolve(
                 )
             continue
         found = [n for n in (role.name, *role.aliases) if n in names and n not in explicit.values()]
+        found = found or _policys_alone(role, [n for n in names if n not in explicit.values()])
         if len(found) == 1:
             mapping[role.name] = found[0]
         elif found:
@@ -305,6 +306,15 @@ def resolve(
         for c in sorted(doubled)
     ]
     return Resolution(mapping=mapping, problems=tuple(problems))
+
+
+def _policys_alone(role: Role, names: list[str]) -> list[str]:
+    """Return ambiguous names that are the policy's, since the reference's stand beside them."""
+    reference = {POLICY_CHOSEN: REF_CHOSEN, POLICY_REJECTED: REF_REJECTED}.get(role)
+    if reference is None or not any(n in names for n in (reference.name, *reference.aliases)):
+        return []
+    side = "chosen" if role is POLICY_CHOSEN else "rejected"
+    return [name for name in names if name in AMBIGUOUS and name.startswith(side)]
 
 
 def _can_be_made(role: Role, mapping: Mapping[str, str]) -> bool:

@@ -39,9 +39,40 @@ def test_no_alias_stands_for_two_roles_or_an_output():
 
 
 @pytest.mark.parametrize("name", ["chosen_logps", "chosen_logprobs", "chosen_log_probs"])
-def test_a_name_that_tools_use_for_either_model_is_never_taken(pairs, name):
+def test_a_name_that_tools_use_for_either_model_is_not_taken_alone(pairs, name):
+    alone = pairs.rename({"policy_chosen_logps": name}).drop("ref_chosen_logps")
     with pytest.raises(ColumnError, match=f"say which with policy_chosen_logps={name}"):
-        score(pairs.rename({"policy_chosen_logps": name}))
+        score(alone)
+    with pytest.raises(ColumnError, match=f"say which with policy_chosen_logps={name}"):
+        score(alone, loss="cpo")
+
+
+@pytest.mark.parametrize("reference", ["ref_{}_logps", "reference_{}_logprobs"])
+@pytest.mark.parametrize("word", ["logps", "logprobs", "log_probs"])
+def test_such_a_name_beside_the_references_is_the_policys(pairs, word, reference):
+    names = {f"policy_{side}_logps": f"{side}_{word}" for side in ("chosen", "rejected")}
+    names |= {f"ref_{side}_logps": reference.format(side) for side in ("chosen", "rejected")}
+    found = evaluate(pairs.rename(names))
+    assert found.summary == evaluate(pairs).summary
+    assert found.columns["policy_chosen_logps"] == f"chosen_{word}"
+    # A loss without a reference takes no reference's column, and knows whose the other is.
+    assert (
+        evaluate(pairs.rename(names), loss="cpo").summary.loss
+        == evaluate(pairs, loss="cpo").summary.loss
+    )
+
+
+def test_a_mapping_of_such_a_name_wins(pairs):
+    names = {"policy_chosen_logps": "chosen_logps"}
+    mapped = {"ref_chosen_logps": "chosen_logps", "policy_chosen_logps": "ref_chosen_logps"}
+    rewards = score(Pairs(pairs.rename(names), columns=mapped)).collect()["chosen_reward"]
+    assert rewards.to_list() == (-score(pairs).collect()["chosen_reward"]).to_list()
+
+
+def test_two_such_names_are_in_doubt(pairs):
+    both = pairs.rename({"policy_chosen_logps": "chosen_logps"})
+    with pytest.raises(ColumnError, match="'chosen_logps' and 'chosen_logprobs' could both be it"):
+        score(both.with_columns(chosen_logprobs="chosen_logps"))
 
 
 def test_a_mapping_wins(pairs):

@@ -66,6 +66,8 @@ def dialects_as_markdown() -> str:
     for each in DIALECTS.values():
         sets = [f"`{loss}`: {_pairs(values)}" for loss, values in each.defaults.items()]
         refused = [f"`{name}`: {why}" for name, why in each.refused.items()]
+        if each.lacks:
+            refused.insert(0, f"the losses {', '.join(f'`{name}`' for name in each.lacks)}")
         read = [f"{topic}: {source}" for topic, source in each.sources.items()]
         cells = [f"`{each.name}` ({each.system})", f"{each.beta:g}", _REWARDS[each.rewards]]
         cells += ["; ".join(sets) or "nothing", "; ".join(refused), "; ".join(read)]

@@ -207,6 +207,7 @@ def _lacking(
     """Return the groups of columns that another table could lend, of which none is there."""
     with reading(dataset.name):
         names = dataset.frame.collect_schema().names()
+    dataset.check_roles(mapping, needs)
     # Every alias counts, even an ambiguous one: the contract reports that.
     found = resolve(names, mapping, needs).mapping
     spelled = {*names, *(mapping or ()), *found}

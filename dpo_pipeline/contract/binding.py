@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace as replace_rule
+from types import MappingProxyType
+from typing import Any, cast
 
 import polars as pl
 
@@ -29,6 +31,7 @@ from dpo_pipeline.columns import (
 from dpo_pipeline.contract.row_rules import with_row_rules
 from dpo_pipeline.contract.rules import RuleSet, Schema, check_types, rules_for
 from dpo_pipeline.contract.token_rules import with_token_rules
+from dpo_pipeline.contract.whole_counts import whole, with_whole_rules
 from dpo_pipeline.errors import ColumnError
 from dpo_pipeline.losses import (
     clamped_logratio,
@@ -37,8 +40,6 @@ from dpo_pipeline.losses import (
     number_of_tokens,
     sum_of_tokens,
 )
-
-_COUNTS = {role.name for role in COUNT_ROLES}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +82,7 @@ def bind(
     max_logp: float,
     columns: Mapping[str, str] | None = None,
     contract: Schema | None = None,
+    unread: Mapping[str, str] = MappingProxyType({}),
     adds: Iterable[str] = (),
     replace: bool = False,
     groups_by: Iterable[str] = (),
@@ -91,6 +93,7 @@ def bind(
     `columns` (role to column) overrides names and aliases. An input column whose name is among
     `adds`, the columns that the caller will add, is an error, or dropped with `replace`.
     `groups_by` are input columns that pairs are grouped by, whatever is added.
+    `unread` are columns that cannot be read, and why.
     """
     max_logp = checked_max_logp(max_logp)
     schema = frame.collect_schema()
@@ -116,9 +119,9 @@ def bind(
     problems = problems or list(_token_problems(found.mapping, schema, needs))
     if problems:
         raise ColumnError(source, tuple(problems))
-    made = _made(found.mapping, needs)
+    made = _made(found.mapping, schema, needs)
     selection = [
-        _typed(pl.col(name), schema[name], role_of[name]).alias(role_of[name])
+        _typed(name, schema[name], role_of[name]).alias(role_of[name])
         if name in role_of
         else pl.col(name)
         for name in schema.names()
@@ -128,22 +131,35 @@ def bind(
     selection += [
         pl.col(name).alias(f"{OF_INPUT}{name}") for name in set(groups_by) & set(in_the_way)
     ]
-    checked = check_types(
-        frame.select(selection), source=source, max_logp=max_logp, contract=contract, needs=needs
+    try:
+        checked = check_types(
+            frame.select(selection),
+            source=source,
+            max_logp=max_logp,
+            contract=contract,
+            needs=needs,
+        )
+    except ColumnError as error:
+        asked = (n for n in unread if any(p.startswith(f"{n}:") for p in error.problems))
+        why = (f"{name}: {unread[name]}" for name in asked)
+        raise ColumnError(source, (*error.problems, *why)) from None
+    rules = rules_for(checked, max_logp=max_logp, contract=contract, needs=needs)
+    rules = with_token_rules(
+        rules, [name for name in made if name in LOGPS], found.mapping, max_logp=max_logp
     )
+    types = {role: schema[column] for role, column in found.mapping.items()}
+    floats = [r.name for r in COUNT_ROLES if r.name in types and _is_real(types[r.name])]
+    listed = {name for name, dtype in types.items() if _is_listed(dtype, ROLES[name].kind)}
+    told = tuple(
+        replace_rule(rule, requirement="not null, nor a list of none or of several")
+        if rule.column in listed and rule.check == "not_null"
+        else rule
+        for rule in rules.rules
+    )
+    rules = with_whole_rules(RuleSet(rules=told, valid=rules.valid), floats)
     return Binding(
         mapping=dict(found.mapping),
-        rules=with_row_rules(
-            with_token_rules(
-                rules_for(checked, max_logp=max_logp, contract=contract, needs=needs),
-                [name for name in made if name in LOGPS],
-                found.mapping,
-                max_logp=max_logp,
-            ),
-            made,
-            found.mapping,
-            needs,
-        ),
+        rules=with_row_rules(rules, made, found.mapping, needs),
         columns=checked.collect_schema(),
         max_logp=max_logp,
         needs=needs,
@@ -153,14 +169,14 @@ def bind(
     )
 
 
-def _made(mapping: Mapping[str, str], needs: Needs) -> dict[str, pl.Expr]:
+def _made(mapping: Mapping[str, str], schema: pl.Schema, needs: Needs) -> dict[str, pl.Expr]:
     """Return the missing sums and counts, made from lists of tokens."""
     lists = {}
     for name in needs.logps:
         tokens, mask = mapping.get(TOKENS_OF[name].name), mapping.get(MASK_OF[name].name)
         if tokens is not None and (name not in mapping or needs.tokens):
-            kept = None if mask is None else pl.col(mask)
-            lists[name] = kept_tokens(pl.col(tokens), kept)
+            kept = None if mask is None else _as_list(mask, schema[mask])
+            lists[name] = kept_tokens(_as_list(tokens, schema[tokens]), kept)
     made = {n: sum_of_tokens(values) for n, values in lists.items() if n not in mapping}
     if needs.ld_alpha != 1.0:
         for name, values in lists.items():
@@ -192,13 +208,48 @@ def _token_problems(mapping: Mapping[str, str], schema: pl.Schema, needs: Needs)
 
 
 def _is_list(dtype: pl.DataType) -> bool:
-    return isinstance(dtype, pl.List) and (dtype.inner.is_numeric() or dtype.inner == pl.Boolean)
+    inner = _inner(dtype)
+    return inner is not None and (inner.is_numeric() or inner == pl.Boolean)
 
 
-def _typed(column: pl.Expr, dtype: pl.DataType, role: str) -> pl.Expr:
-    # A column of another type stays as it is, so that pandera's error names the type found.
-    if role in LOGPS and (dtype.is_float() or dtype.is_integer() or dtype == pl.Null):
+def _inner(dtype: pl.DataType) -> pl.DataType | None:
+    """Return the type of the values of a list or a one-dimensional array."""
+    is_plain = isinstance(dtype, pl.List) or (isinstance(dtype, pl.Array) and len(dtype.shape) == 1)
+    return cast("Any", dtype).inner if is_plain else None
+
+
+def _as_list(name: str, dtype: pl.DataType) -> pl.Expr:
+    return pl.col(name).arr.to_list() if isinstance(dtype, pl.Array) else pl.col(name)
+
+
+def _typed(name: str, dtype: pl.DataType, role: str) -> pl.Expr:
+    """Return a column of numbers in the type of its role.
+
+    One of another type stays as it is, so that pandera's error names the type found.
+    """
+    kind, inner = ROLES[role].kind, _inner(dtype)
+    if kind in ("tokens", "mask"):
+        return _as_list(name, dtype)
+    column = pl.col(name)
+    if _is_listed(dtype, kind) and inner is not None:
+        # A list of none or of several is no number: null, which the contract counts.
+        values = _as_list(name, dtype)
+        column, dtype = pl.when(values.list.len() == 1).then(values.list.first()), inner
+    if kind not in ("logp", "count") or not (dtype.is_numeric() or dtype == pl.Null):
+        return column
+    if kind == "logp":
         return column.cast(pl.Float64)
-    if role in _COUNTS and (dtype.is_integer() or dtype == pl.Null):
-        return column.cast(pl.Int64)
-    return column
+    return whole(column) if _is_real(dtype) else column.cast(pl.Int64)
+
+
+def _is_listed(dtype: pl.DataType, kind: str) -> bool:
+    """Return whether the numbers of a role stand in lists, which may hold one each."""
+    inner = _inner(dtype)
+    is_one = not isinstance(dtype, pl.Array) or dtype.shape == (1,)
+    return kind in ("logp", "count") and inner is not None and inner.is_numeric() and is_one
+
+
+def _is_real(dtype: pl.DataType) -> bool:
+    """Return whether numbers of a type, or in a list of it, need not be whole."""
+    number = _inner(dtype) or dtype
+    return number.is_float() or number.is_decimal()

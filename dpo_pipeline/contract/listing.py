@@ -11,6 +11,7 @@ import polars as pl
 
 from dpo_pipeline.columns import BROKEN_RULES, SOURCE_ROW
 from dpo_pipeline.contract.rules import Rule, RuleSet
+from dpo_pipeline.contract.whole_counts import WHOLE, without_bits
 from dpo_pipeline.defaults import OFFENDERS_SHOWN
 from dpo_pipeline.invalid_report import BrokenRule, Offender
 from dpo_pipeline.storage import reading
@@ -72,6 +73,7 @@ def invalid_pairs(pairs: pl.LazyFrame, rules: RuleSet) -> pl.LazyFrame:
     return pairs.filter(rules.valid.not_()).with_columns(
         pl.concat_list(names).list.drop_nulls().alias(BROKEN_RULES),
         pl.col(_ROW).alias(SOURCE_ROW),
+        *(without_bits(pl.col(r.column)) for r in rules.rules if r.column and r.check == WHOLE),
     )
 
 

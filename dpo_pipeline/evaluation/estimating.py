@@ -343,7 +343,7 @@ def _sections(
 def _calibration(gathered: Gathered, objective: CheckedObjective, level: float) -> Calibration:
     margins = gathered.margins
     best, estimate = None, None
-    if objective.reward_basis.is_linear and objective.beta > 0.0:
+    if objective.has_linear_rewards and objective.beta > 0.0:
         best = best_beta(margins, objective.beta)
         estimate = _jackknifed(margins, lambda t: best_beta(t, objective.beta).value, level)
     error = calibration_error(margins, group=GROUP, level=level)

@@ -75,7 +75,7 @@ class Measurement:
             statistics=statistics,
             by_objective=by_objective,
         )
-        wanted.check(binding)
+        wanted.check(binding, dataset)
         executor = groups.executor
         refuse_unreadable(dataset, executor, scored or objectives)
         if wanted.batching is not None and parts.file is None:

@@ -20,7 +20,6 @@ from dpo_pipeline.columns import (
     REJECTED_REWARD,
     REWARD_MARGIN,
     SOURCE_ROW,
-    did_you_mean,
 )
 from dpo_pipeline.contract import Binding, Offences, Places, RuleSet, listed
 from dpo_pipeline.defaults import (
@@ -281,7 +280,7 @@ class Wanted:
             taken |= {n for n in self.by if n.startswith(("n_", "sum_", "p_")) or n.endswith(ends)}
         return tuple(f"by_{name}" if name in taken else name for name in self.by)
 
-    def check(self, binding: Binding) -> None:
+    def check(self, binding: Binding, dataset: Dataset) -> None:
         """Raise a UsageError if a grouping column is missing, nested, or there twice in tables."""
         columns = binding.columns
         if self.statistics is not None:
@@ -293,7 +292,7 @@ class Wanted:
             source = binding.source_of(name) if argument == "by" else name
             if source not in columns:
                 raise UsageError(
-                    f"{argument}: {name!r} is not a column{did_you_mean(name, columns)}; "
+                    f"{argument}: {dataset.no_column(name, columns)}; "
                     f"the columns are {', '.join(columns)}"
                 )
             if columns[source].is_nested():

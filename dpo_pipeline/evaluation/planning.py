@@ -166,12 +166,14 @@ class Groups:
     ) -> Binding:
         """Bind the contract to the columns of the pairs."""
         with reading(dataset.name):
+            dataset.check_roles(self.pairs.columns, needs)
             return bind(
                 dataset.frame,
                 source=dataset.name,
                 max_logp=self.max_logp,
                 columns=self.pairs.columns,
                 contract=self.contract.schema,
+                unread=dataset.unread,
                 adds=adds,
                 replace=replace_added,
                 groups_by=groups_by,

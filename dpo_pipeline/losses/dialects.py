@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal
 
+from dpo_pipeline.defaults import LOSS_NAMES
+
 Rewards = Literal["score", "logratio"]
 
 
@@ -22,8 +24,9 @@ class Dialect:
         beta: KL strength if none is given.
         rewards: What beta multiplies: the score that the loss compares, or the log-ratio of sums.
         defaults: Loss to arguments that differ from the catalogue's.
-        refused: Argument of one loss (`loss.argument`) or of all that the system lacks, to what it
-            does instead.
+        lacks: Losses that the system has not.
+        refused: What else it lacks, to what it does instead: an argument of one loss
+            (`loss.argument`) or of all, or a sum of losses.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Dialect:
     beta: float
     rewards: Rewards
     defaults: Mapping[str, Mapping[str, float | bool]] = field(default_factory=dict)
+    lacks: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
     sources: Mapping[str, str]
 
@@ -42,11 +46,23 @@ _ROWS: Final = (
         beta=0.1,
         rewards="logratio",
         defaults={"ipo": {"per_token": True}},
+        lacks=("dpop", "rdpo", "kto_pair", "orpo_odds_ratio"),
         refused={
             "sigmoid.label_smoothing": "TRL 1.x ignores it for this loss",
             "sigmoid_norm.label_smoothing": "TRL 1.x ignores it for this loss",
             "reference_free": "TRL 1.x has no reference-free DPO; its CPOTrainer has cpo and simpo",
             "sigmoid.per_token": "TRL 1.x calls it sigmoid_norm",
+            "ipo.per_token": "TRL 1.x divides by the tokens, always",
+            **{
+                f"{loss}.per_token": "TRL 1.x sums log-probs over tokens for this loss"
+                for loss in ("robust", "hinge", "exo_pair", "discopop")
+            },
+            **{
+                f"{loss}.f_divergence": "TRL 1.x raises: this loss is not of the margin alone"
+                for loss in ("nca_pair", "bco_pair", "sppo_hard")
+            },
+            "bco_pair.baseline": "TRL 1.x subtracts none",
+            "humanline": "TRL 1.x clamps no log-ratio; HALOs does",
         },
         sources={
             "beta": "DPOConfig.beta",
@@ -61,7 +77,11 @@ _ROWS: Final = (
         system="the DPO authors' code",
         beta=0.1,
         rewards="logratio",
+        lacks=tuple(name for name in LOSS_NAMES if name not in ("sigmoid", "ipo")),
         refused={
+            "sum of losses": "the authors' code trains on one loss",
+            "ld_alpha": "the authors' code sums log-probs over tokens",
+            "humanline": "the authors' code clamps no log-ratio; HALOs does",
             "per_token": "the authors' code sums log-probs over tokens",
             "f_divergence": "the paper has the reverse KL only",
             "reference_free": "the authors' code leaves the reference out of the loss and not out "
@@ -80,7 +100,11 @@ _ROWS: Final = (
         system="RewardBench",
         beta=1.0,
         rewards="score",
-        refused={"f_divergence": "RewardBench has the reverse KL only"},
+        refused={
+            "f_divergence": "RewardBench has the reverse KL only",
+            "ld_alpha": "RewardBench weighs all tokens alike",
+            "humanline": "RewardBench clamps no log-ratio; HALOs does",
+        },
         sources={
             "beta": "DPOInference.inference_step: the log-ratio itself, without beta",
             "rewards": "the same; without a reference the policy's log-prob alone",
@@ -99,7 +123,7 @@ OTHERS: Final[Mapping[str, str]] = MappingProxyType(
         "LLaMA-Factory": "the defaults; ipo with per_token; simpo with gamma",
         "HALOs": "cdpo: sigmoid with label_smoothing 0.2; simpo: gamma = 0.3 * beta, beta 10; "
         "ipo with per_token, its rewards without beta",
-        "Liger": "the defaults; label_smoothing of sigmoid is cDPO",
+        "Liger": "the defaults; sigmoid ignores label_smoothing",
         "NeMo": "beta 0.05; preference_average_log_probs: sigmoid_norm",
         "open-instruct": "dpo_norm: sigmoid_norm with beta 5; simpo: gamma = 0.3 * beta",
         "TRL to 0.24": "label_smoothing of sigmoid is cDPO; aot_pair: aot_unpaired",

@@ -65,6 +65,8 @@ class Loss:
         beta_moves_scale: Whether another beta gives another loss to the same rewards, so that the
             losses of two betas cannot be compared.
         grows_as_margin: Whether it is at most |margin| + 2 for any parameters.
+        reward: From the score and the tokens of a completion, and its keywords, to the reward that
+            it compares; None where that is beta times the score.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Loss:
     positive_beta: bool = False
     beta_moves_scale: bool = False
     grows_as_margin: bool = False
+    reward: Callable[..., pl.Expr] | None = None
 
     @property
     def compares(self) -> tuple[str, ...]:

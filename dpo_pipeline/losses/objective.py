@@ -22,7 +22,8 @@ LossLike: TypeAlias = str | Mapping[str, float]
 LossArguments: TypeAlias = Mapping[str, float | bool | str]
 """Arguments of the losses, by name."""
 
-TOKEN_ARGUMENTS: Final = ("ld_alpha", "humanline")
+_TOKEN_DEFAULTS: Final[Mapping[str, float | bool]] = {"ld_alpha": 1.0, "humanline": False}
+TOKEN_ARGUMENTS: Final = tuple(_TOKEN_DEFAULTS)
 """Arguments of every loss: how sums are made from lists of tokens."""
 
 _F_ALPHA: Final = 0.5
@@ -93,6 +94,7 @@ class CheckedObjective:
         system = _dialect(dialect)
         weights = _weights(loss)
         given = _arguments(loss_args)
+        _refuse_of_all(system, weights, given)
         ld_alpha, humanline = _token_arguments(given)
         unknown = set(given)
         terms = []
@@ -101,7 +103,7 @@ class CheckedObjective:
             unknown -= set(row.takes)
             mine = {n: value for n, value in given.items() if n in row.takes}
             if system is not None:
-                _refuse(system, row, {n for n, value in mine.items() if value is not False})
+                _refuse(system, row, mine)
                 mine = {**system.defaults.get(name, {}), **mine}
             arguments = {
                 p.name: p.checked(mine.get(p.name, p.default), name) for p in row.parameters
@@ -144,6 +146,18 @@ class CheckedObjective:
         if self.rewards == "logratio" and basis.reference:
             return Basis(reference=True)
         return basis
+
+    @property
+    def own_reward(self) -> Loss | None:
+        """The loss whose reward is not beta times a score, if rewards are of such a loss."""
+        term = self.terms[0]
+        plain = self.rewards == "logratio" and term.basis.reference
+        return None if plain or term.loss.reward is None else term.loss
+
+    @property
+    def has_linear_rewards(self) -> bool:
+        """Whether mean rewards follow from mean log-probs."""
+        return self.own_reward is None and self.reward_basis.is_linear
 
     @property
     def is_of_batches(self) -> bool:
@@ -240,7 +254,7 @@ def _arguments(loss_args: LossArguments | None) -> dict[str, float | bool | str]
 
 def _token_arguments(given: dict[str, float | bool | str]) -> tuple[float, bool]:
     """Remove and return the token arguments, which apply to all losses."""
-    alpha, humanline = given.pop("ld_alpha", 1.0), given.pop("humanline", False)
+    alpha, humanline = (given.pop(name, plain) for name, plain in _TOKEN_DEFAULTS.items())
     if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0.0 <= alpha <= 1.0:
         raise UsageError(f"ld_alpha must be a number from 0 to 1, found {alpha!r}")
     if not isinstance(humanline, bool):
@@ -276,8 +290,26 @@ def _basis(loss: Loss, given: Mapping[str, float | bool | str]) -> Basis:
     )
 
 
-def _refuse(system: Dialect, loss: Loss, names: set[str]) -> None:
-    for name in sorted(names):
+def _refuse_of_all(
+    system: Dialect | None, weights: Mapping[str, float], given: Mapping[str, float | bool | str]
+) -> None:
+    """Raise a UsageError if the system has no such loss, no sum, or no such token argument."""
+    if system is None:
+        return
+    for name in weights:
+        if name in system.lacks:
+            raise UsageError(f"dialect {system.name}: {system.system} has no {name}")
+    asked = {"sum of losses"} if len(weights) > 1 else set()
+    asked |= {n for n, plain in _TOKEN_DEFAULTS.items() if given.get(n, plain) != plain}
+    for name in sorted(asked & set(system.refused)):
+        raise UsageError(f"dialect {system.name}: {name}: {system.refused[name]}")
+
+
+def _refuse(system: Dialect, loss: Loss, given: Mapping[str, float | bool | str]) -> None:
+    """Raise a UsageError if an argument is not at its default, and the system has no other."""
+    plain: dict[str, float | bool | str] = {p.name: p.default for p in loss.parameters}
+    plain |= {"f_divergence": REVERSE_KL, **system.defaults.get(loss.name, {})}
+    for name in sorted(name for name, value in given.items() if value != plain.get(name, False)):
         why = system.refused.get(f"{loss.name}.{name}", system.refused.get(name))
         if why is not None:
             raise UsageError(f"dialect {system.name}: {name} of {loss.name}: {why}")

@@ -143,6 +143,13 @@ def length_regularised(
     return sigmoid_loss(margin + length_penalty * (chosen_tokens - rejected_tokens))
 
 
+def length_regularised_reward(
+    score: pl.Expr, tokens: pl.Expr, *, beta: float, length_penalty: float
+) -> pl.Expr:
+    """Return the reward that R-DPO's objective implies: beta * score + a * tokens."""
+    return beta * score + length_penalty * tokens
+
+
 def simpo(margin: pl.Expr, *, gamma: float, label_smoothing: float) -> pl.Expr:
     """Return the DPO loss of m - gamma (arXiv 2405.14734), m from mean log-probs."""
     return smoothed_sigmoid(margin - gamma, label_smoothing=label_smoothing)
@@ -156,11 +163,24 @@ def alphapo(
     p is the exponential of the score, the mean log-prob; SimPO for alpha = 0. NaN where both
     rewards overflow.
     """
-    chosen, rejected = (
-        score if alpha == 0.0 else -expm1(-alpha * score) / alpha
-        for score in (chosen_score, rejected_score)
-    )
+    chosen, rejected = (_of_power(score, alpha) for score in (chosen_score, rejected_score))
     return sigmoid_loss(beta * (chosen - rejected) - gamma)
+
+
+def alphapo_reward(
+    score: pl.Expr,
+    tokens: pl.Expr,  # noqa: ARG001  as of all rewards
+    *,
+    beta: float,
+    gamma: float,  # noqa: ARG001  it is on the margin
+    alpha: float,
+) -> pl.Expr:
+    """Return the reward that `alphapo` compares: beta (1 - p^-alpha) / alpha."""
+    return beta * _of_power(score, alpha)
+
+
+def _of_power(score: pl.Expr, alpha: float) -> pl.Expr:
+    return score if alpha == 0.0 else -expm1(-alpha * score) / alpha
 
 
 def orpo_odds_ratio(chosen_score: pl.Expr, rejected_score: pl.Expr, *, beta: float) -> pl.Expr:

@@ -43,7 +43,7 @@ def with_scores(
     pairs: pl.LazyFrame, objective: CheckedObjective, within: WithinBatches | None = None
 ) -> pl.LazyFrame:
     """Add the scored columns to pairs under canonical names. Null and NaN propagate."""
-    basis, beta = objective.reward_basis, objective.beta
+    basis = objective.reward_basis
     ready = _from_columns(basis)
     return (
         pairs.with_columns(
@@ -51,13 +51,15 @@ def with_scores(
             rejected_logratio=_logratio(POLICY_REJECTED, REF_REJECTED, basis),
         )
         .with_columns(
-            chosen_reward=rewards.implicit_reward(ready["chosen_score"], beta=beta),
-            rejected_reward=rewards.implicit_reward(ready["rejected_score"], beta=beta),
+            chosen_reward=_reward(objective, ready["chosen_score"], CHOSEN_TOKENS),
+            rejected_reward=_reward(objective, ready["rejected_score"], REJECTED_TOKENS),
         )
         .with_columns(
             reward_margin=rewards.reward_margin(pl.col(CHOSEN_REWARD), pl.col(REJECTED_REWARD))
         )
-        .with_columns(loss=_loss(objective, {basis: ready}, within))
+        .with_columns(
+            loss=_loss(objective, {basis: ready} if objective.own_reward is None else {}, within)
+        )
     )
 
 
@@ -93,12 +95,23 @@ def scores_to_check(objectives: Sequence[CheckedObjective], max_logp: float) -> 
 def _scores_of(objective: CheckedObjective) -> dict[str, pl.Expr]:
     """Return rewards, margin and loss as expressions of log-probs."""
     scores = _from_logps(objective.reward_basis, objective.beta)
+    chosen = _reward(objective, scores["chosen_score"], CHOSEN_TOKENS)
+    rejected = _reward(objective, scores["rejected_score"], REJECTED_TOKENS)
     return {
-        CHOSEN_REWARD: scores["chosen_reward"],
-        REJECTED_REWARD: scores["rejected_reward"],
-        REWARD_MARGIN: scores["margin"],
+        CHOSEN_REWARD: chosen,
+        REJECTED_REWARD: rejected,
+        REWARD_MARGIN: rewards.reward_margin(chosen, rejected),
         LOSS: _loss(objective, {}, None),
     }
+
+
+def _reward(objective: CheckedObjective, score: pl.Expr, tokens: Role) -> pl.Expr:
+    """Return the reward that the first loss compares."""
+    loss, beta = objective.own_reward, objective.beta
+    if loss is None or loss.reward is None:
+        return rewards.implicit_reward(score, beta=beta)
+    arguments = objective.terms[0].arguments
+    return loss.reward(score, pl.col(tokens.name), beta=beta, **arguments)
 
 
 def _loss(

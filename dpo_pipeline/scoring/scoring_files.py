@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from dpo_pipeline.arguments import checked_names, given
-from dpo_pipeline.columns import INVALID, OF_INPUT, SCORED, did_you_mean
+from dpo_pipeline.columns import INVALID, OF_INPUT, SCORED
 from dpo_pipeline.contract import Binding
 from dpo_pipeline.defaults import LOSS_NAME, ON_INVALID_JOB
-from dpo_pipeline.errors import StorageError, UsageError
+from dpo_pipeline.errors import ColumnError, StorageError, UsageError
 from dpo_pipeline.evaluation import (
     Documents,
     Evaluation,
@@ -185,7 +185,10 @@ def score_parquet(
         dataset, objective.needs, adds=adds, replace_added=kept.replace, groups_by=subsets.names
     )
     measurement = Measurement.of(groups, dataset, binding, (objective,), by=subsets, batches=sizes)
+    if quarantine:
+        dataset.refuse_unread("quarantined pairs keep all columns: exclude invalid pairs instead")
     carried = carried_columns(kept.keep, binding, dataset)
+    _check_written(carried if apart is None else in_files(binding, dataset), binding, dataset)
     parts = PartOutputs.of(dataset, kept.part_rows, measurement.executor)
     publication = publication_of(groups.outputs, groups.access, dataset)
     checked: tuple[Output, ...] = ()
@@ -219,6 +222,16 @@ def check_outside(source: object, targets: Sequence[str | os.PathLike[str] | Non
             raise StorageError(os.fspath(target), problem)
 
 
+def _check_written(names: Sequence[str], binding: Binding, dataset: Dataset) -> None:
+    """Raise a ColumnError if Polars would write what other readers of Parquet refuse."""
+    wide = [
+        f"{n}: it is {binding.columns[n]}" for n in names if "Int128" in f"{binding.columns[n]}"
+    ]
+    if wide:
+        advice = "no other reader of Parquet knows this: name the columns to keep (--keep), or cast"
+        raise ColumnError(dataset.name, (*wide, advice))
+
+
 def beside(sink: str | os.PathLike[str]) -> str | Path:
     """Return where quarantined pairs go by default."""
     if is_address(sink):
@@ -244,12 +257,14 @@ def carried_columns(
     """Return the input columns that scored pairs keep; all of them by default."""
     names = in_files(binding, dataset)
     if keep is None:
+        dataset.refuse_unread(
+            "scored pairs carry all columns: name those to keep, in Scored(keep=[...]) or --keep"
+        )
         return names
     wanted = checked_names("keep", keep)
     for name in wanted:
         if name not in binding.columns:
             raise UsageError(
-                f"keep: {name!r} is not a column{did_you_mean(name, names)}; "
-                f"the columns are {', '.join(names)}"
+                f"keep: {dataset.no_column(name, names)}; the columns are {', '.join(names)}"
             )
     return [name for name in names if name in wanted]

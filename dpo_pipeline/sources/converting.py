@@ -129,6 +129,7 @@ def convert(
     made, run = given(Outputs, outputs), given(Execution, execution)
     access = Access.of(run)
     dataset = open_pairs(source, access=access, as_reference=None, cancel=run.cancel)
+    dataset.refuse_unread("convert carries all columns: leave them out before")
     with reading(dataset.name):
         names = dataset.frame.collect_schema().names()
     mapping = _useful_mapping(dataset.name, names, resolve(names, source.columns))

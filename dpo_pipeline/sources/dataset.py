@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby, pairwise
@@ -14,13 +14,19 @@ from urllib.parse import unquote
 
 import polars as pl
 
+from dpo_pipeline.columns import Needs, did_you_mean, resolve
 from dpo_pipeline.defaults import MAX_FILE_ROWS, REQUESTS_AT_A_TIME, SHARD_ROWS
-from dpo_pipeline.errors import DataWarning, StorageError
+from dpo_pipeline.errors import ColumnError, DataWarning, StorageError
 from dpo_pipeline.options import Outputs
-from dpo_pipeline.sources.common_schema import WIDENING, common_schema
+from dpo_pipeline.sources.common_schema import (
+    WIDENING,
+    common_schema,
+    readable_schema,
+    unreadable,
+)
 from dpo_pipeline.sources.files import Identities, SourcePath, below, find
 from dpo_pipeline.sources.formats import PARQUET_ENDINGS, not_parquet
-from dpo_pipeline.sources.frames import lake_rows
+from dpo_pipeline.sources.frames import lake_rows, parquet_in_batches
 from dpo_pipeline.storage import (
     LOCAL,
     Access,
@@ -48,6 +54,7 @@ class PairFile:
     row_bytes: int  # average bytes of a row before compression; 0 if it is not known
     row_groups: tuple[int, ...]  # rows of each row group
     identity: tuple[int, ...]  # what tells whether it changed since it was opened
+    unread: Mapping[str, str] = field(default_factory=dict)  # columns that Polars cannot read
 
     def parts(self, rows: int | None) -> Iterator[Part]:
         """Cut it between row groups into parts of at most `rows` rows, or of one row group."""
@@ -97,20 +104,22 @@ def footers(
 
 
 def _footer(path: str, *, root: str | None, access: Access) -> tuple[PairFile, pl.Schema]:
-    import pyarrow.parquet as pq
-
     is_far = is_address(path)
     with reading(path, not_parquet):
         frame = pl.scan_parquet(path, glob=False, hive_partitioning=False, **access.polars(path))
-        if is_far and not access.is_known(path):
+        is_known = not is_far or access.is_known(path)
+        footer = _read_footer(path, access) if is_known else None
+        if footer is None:
             rows, n_bytes = int(frame.select(pl.len()).collect().item()), 0
-            groups, now = [rows], _UNKNOWN
+            groups, unread = [rows], {}
         else:
-            system, name = access.filesystem(path) if is_far else (None, path)
-            footer = pq.read_metadata(name, filesystem=system)
             row_groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
             rows, groups = footer.num_rows, [group.num_rows for group in row_groups]
             n_bytes = sum(group.total_byte_size for group in row_groups)
+            arrow = footer.schema.to_arrow_schema()
+            unread = unreadable(arrow, _intervals(footer.schema))
+        now = _UNKNOWN
+        if is_known:
             now = access.identity(path) if is_far else identity(path)
         file = PairFile(
             path=path,
@@ -119,8 +128,26 @@ def _footer(path: str, *, root: str | None, access: Access) -> tuple[PairFile, p
             row_bytes=n_bytes // max(rows, 1),
             row_groups=tuple(groups),
             identity=now,
+            unread=unread,
         )
-        return file, frame.collect_schema()
+        return file, readable_schema(arrow, unread) if unread else frame.collect_schema()
+
+
+def _read_footer(path: str, access: Access) -> Any:
+    """Return pyarrow's metadata of a file; None if it does not know a type that Polars may know."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    system, name = access.filesystem(path) if is_address(path) else (None, path)
+    try:
+        return pq.read_metadata(name, filesystem=system)
+    except pa.ArrowNotImplementedError:  # 128-bit integers
+        return None
+
+
+def _intervals(schema: Any) -> set[str]:
+    leaves = (schema.column(i) for i in range(len(schema)))
+    return {leaf.path.split(".")[0] for leaf in leaves if leaf.converted_type == "INTERVAL"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +188,28 @@ class Dataset:
     reference: Dataset | None = None  # what the step reads, if it reads a dataset
     own_notes: tuple[str, ...] = ()  # what is to be said about the source, a sentence each
     compare_keys: Callable[[], None] | None = None  # raises if keys do not match the reference's
+    unread: Mapping[str, str] = field(default_factory=dict)  # columns that cannot be read, and why
+    in_batches: Callable[[list[str]], pl.LazyFrame] | None = None  # scans what Polars cannot open
+
+    def refuse_unread(self, advice: str) -> None:
+        """Raise a ColumnError that names the columns that are not read, if there are some."""
+        if self.unread:
+            problems = (f"{name}: {why}" for name, why in self.unread.items())
+            raise ColumnError(self.name, (*problems, advice))
+
+    def check_roles(self, columns: Mapping[str, str] | None, needs: Needs) -> None:
+        """Raise a ColumnError if a column that plays a role is not read."""
+        names = (*self.frame.collect_schema().names(), *self.unread) if self.unread else ()
+        roles = resolve(names, columns, needs).mapping if names else {}
+        odd = [name for name in roles.values() if name in self.unread]
+        if odd:
+            raise ColumnError(self.name, tuple(f"{name}: {self.unread[name]}" for name in odd))
+
+    def no_column(self, name: str, columns: Iterable[str]) -> str:
+        """Say, of a column that is asked for, that it is not there or why it is not read."""
+        if name in self.unread:
+            return f"{name!r} cannot be read: {self.unread[name]}"
+        return f"{name!r} is not a column{did_you_mean(name, columns)}"
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -229,7 +278,11 @@ class Dataset:
         groups = groupby(files, lambda file: self.partitions and os.path.dirname(file.path))
         scans = []
         for some in (list(group) for _, group in groups):
-            scan = pl.scan_parquet([file.path for file in some], glob=False, **self.scanned)
+            paths = [file.path for file in some]
+            if self.in_batches is None:
+                scan = pl.scan_parquet(paths, glob=False, **self.scanned)
+            else:
+                scan = self.in_batches(paths)
             named = self.partitions.get(some[0].path)
             scans.append(scan.with_columns(named) if named else scan)
         return pl.concat(scans) if len(scans) > 1 else scans[0]
@@ -294,13 +347,18 @@ def open_dataset(
         files.append(replace(file, first_row=first_row))
         schemas.append(schema)
         first_row += file.rows
+    unread = {n: why for file in files for n, why in file.unread.items()}
+    schemas = [pl.Schema({n: t for n, t in s.items() if n not in unread}) for s in schemas]
     common = common_schema(zip(paths, schemas, strict=True), columns)
+    whole = common.schema or schemas[0]
     scanned: dict[str, Any] = {"hive_partitioning": False, **access.polars(paths[0])}
-    if common is not None:
-        scanned |= {"schema": common, "missing_columns": "insert", "cast_options": WIDENING}
+    if common.schema is not None:
+        scanned |= {"schema": whole, "missing_columns": "insert", "cast_options": WIDENING}
+        scanned |= {"extra_columns": "ignore"}
+    in_batches = partial(parquet_in_batches, schema=whole, access=access) if unread else None
     with reading(name, not_parquet):
         hive, partitions = _partitions(
-            found.keys, dict(zip(paths, schemas, strict=True)), common or schemas[0]
+            found.keys, dict(zip(paths, schemas, strict=True)), whole, by_scan=in_batches is None
         )
         if hive and not partitions:
             scanned |= {"hive_partitioning": True, "hive_schema": hive}
@@ -309,10 +367,12 @@ def open_dataset(
             frame=pl.LazyFrame(),
             files=tuple(files),
             is_folder=found.root is not None,
-            hive=pl.Schema({n: t for n, t in hive.items() if n not in (common or schemas[0])}),
+            hive=pl.Schema({n: t for n, t in hive.items() if n not in whole}),
             scanned=scanned,
             partitions=partitions,
             own_notes=found.notes,
+            unread={**unread, **common.unread},
+            in_batches=in_batches,
         )
         frame = dataset.scan_files(files)
         frame.collect_schema()
@@ -323,11 +383,14 @@ def _partitions(
     keys: Mapping[str, Mapping[str, str]],
     schemas: Mapping[str, pl.Schema],
     in_files: pl.Schema,
+    *,
+    by_scan: bool,
 ) -> tuple[pl.Schema, dict[str, tuple[pl.Expr, ...]]]:
     """Return the columns that are in folder names, and how they come to the rows of each path.
 
-    Polars reads them from the paths and they need nothing more, if all paths have the same ones,
-    and folders above those that were given have none. A column that files hold too keeps its type.
+    Polars reads them from the paths and they need nothing more, if it scans the files, all paths
+    have the same ones, and folders above those that were given have none. A column that files hold
+    too keeps its type.
     """
     names = list(dict.fromkeys(name for each in keys.values() for name in each))
     for path, own in keys.items():
@@ -342,7 +405,7 @@ def _partitions(
         for name in names
     }
     types = pl.Schema({name: typed.dtype for name, typed in values.items()})
-    if all(len(own) == len(names) == path.count("=") for path, own in keys.items()):
+    if by_scan and all(len(own) == len(names) == path.count("=") for path, own in keys.items()):
         return types, {}
     each = {name: iter(typed) for name, typed in values.items()}
     return types, {

@@ -118,7 +118,7 @@ def _paths(source: object) -> Iterator[str]:
 
 def _format_of(path: str) -> str:
     found = (row.name for row in _ROWS if row.endings and path.lower().endswith(row.endings))
-    return next(found, PARQUET)
+    return next(found, NDJSON if path.lower().endswith(_text(".json")) else PARQUET)
 
 
 def looks_like_data(name: str, *, with_json: bool) -> bool:

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from threading import Lock
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias
 from weakref import finalize
 
 import polars as pl
 
-from dpo_pipeline.errors import StorageError, UsageError
-from dpo_pipeline.sources.common_schema import common_schema
+from dpo_pipeline.errors import ColumnError, StorageError, UsageError
+from dpo_pipeline.sources.common_schema import common_schema, readable_schema, unreadable
 from dpo_pipeline.sources.files import (
     ARROW_FILE,
     ARROW_STREAM,
@@ -43,6 +44,7 @@ class Rows(NamedTuple):
     frame: pl.LazyFrame
     files: Identities
     notes: tuple[str, ...] = ()
+    unread: Mapping[str, str] = MappingProxyType({})  # columns that Polars cannot read, and why
 
 
 Batches: TypeAlias = Callable[[list[str], int | None], Iterator[pl.DataFrame]]
@@ -57,9 +59,10 @@ def lazily(schema: pl.Schema, parts: Batches) -> pl.LazyFrame:
         names: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, _size: int | None
     ) -> Iterator[pl.DataFrame]:
         left = n_rows
-        for part in parts(list(schema) if names is None else names, n_rows):
+        for part in parts(list(schema) if names is None else names or [*schema][:1], n_rows):
             rows = part if left is None else part.head(left)
-            yield rows if predicate is None else rows.filter(predicate)
+            kept = rows if predicate is None else rows.filter(predicate)
+            yield kept.drop(kept.columns) if names == [] else kept  # of their number alone
             left = None if left is None else left - rows.height
             if left == 0:
                 return
@@ -77,8 +80,6 @@ def reading_as(path: str, what: str) -> Iterator[None]:
             yield
         except (pl.exceptions.PolarsError, pa.ArrowInvalid) as error:
             why = str(error).splitlines()[0]
-            if "TapeError" in why:
-                why += "; JSON has no NaN and no Infinity: write null"
             raise StorageError(path, f"cannot be read as {what}: {why}") from error
 
 
@@ -89,28 +90,24 @@ def ipc(source: SourcePath, columns: Mapping[str, str] | None = None) -> Rows:  
     for path, kind in kinds.items():
         if kind not in (ARROW_FILE, ARROW_STREAM):
             raise StorageError(path, f"is {kind}, not Arrow IPC" if kind else "is not Arrow IPC")
-    if set(kinds.values()) == {ARROW_STREAM}:
-        return Rows(streams(found.paths), found.identities, found.notes)
+    rows = in_batches(found.paths)._replace(notes=found.notes)
+    if set(kinds.values()) == {ARROW_STREAM} or rows.unread:
+        return rows
     with reading_as(found.paths[0], "an Arrow IPC file"):
         frame = pl.scan_ipc(list(found.paths), glob=False)
         frame.collect_schema()
     return Rows(frame, found.identities, found.notes)
 
 
-def streams(paths: Iterable[str]) -> pl.LazyFrame:
-    """Return the rows of Arrow IPC streams, mapped into memory and read batch by batch."""
-    import pyarrow as pa
-
-    def batches(path: str) -> Iterator[Any]:
-        with (
-            reading_as(path, "an Arrow IPC stream"),
-            pa.memory_map(path) as mapped,
-            pa.ipc.open_stream(mapped) as stream,
-        ):
-            yield stream.schema.empty_table()
-            yield from stream
-
-    schemas = {path: pl.DataFrame(next(batches(path))).schema for path in paths}
+def in_batches(paths: Iterable[str]) -> Rows:
+    """Return the rows of Arrow IPC, mapped into memory and read batch by batch."""
+    schemas = {}
+    unread: dict[str, str] = {}
+    for path in paths:
+        arrow = next(_batches(path))
+        unread |= unreadable(arrow)
+        with reading_as(path, "Arrow IPC"):
+            schemas[path] = readable_schema(arrow, unread)
     first, schema = next(iter(schemas.items()))
     odd = next((path for path, other in schemas.items() if other != schema), None)
     if odd is not None:
@@ -118,8 +115,48 @@ def streams(paths: Iterable[str]) -> pl.LazyFrame:
 
     def parts(names: list[str], _n_rows: int | None) -> Iterator[pl.DataFrame]:
         for path in schemas:
-            for batch in batches(path):
-                yield pl.DataFrame(batch.select(names))
+            batches = _batches(path)
+            next(batches)
+            yield from (pl.DataFrame(batch.select(names)) for batch in batches)
+
+    return Rows(lazily(schema, parts), identities(schemas), unread=unread)
+
+
+def _batches(path: str) -> Iterator[Any]:
+    """Yield the schema of a file or a stream, and its batches."""
+    import pyarrow as pa
+
+    kind = kind_of(path) or "Arrow IPC"
+    with reading_as(path, kind), pa.memory_map(path) as mapped:
+        if kind == ARROW_FILE:
+            file = pa.ipc.open_file(mapped)
+            yield file.schema
+            yield from map(file.get_batch, range(file.num_record_batches))
+        else:
+            with pa.ipc.open_stream(mapped) as stream:
+                yield stream.schema
+                yield from stream
+
+
+def parquet_in_batches(paths: Sequence[str], schema: pl.Schema, access: Access) -> pl.LazyFrame:
+    """Return rows of Parquet under a schema, of which Polars reads all types; others stay unread.
+
+    Columns that a file lacks are null.
+    """
+
+    def parts(names: list[str], _n_rows: int | None) -> Iterator[pl.DataFrame]:
+        import pyarrow.parquet as pq
+
+        for path in paths:
+            system, name = access.filesystem(path) if is_address(path) else (None, path)
+            with reading(path), pq.ParquetFile(name, filesystem=system, pre_buffer=False) as file:
+                there = file.schema_arrow.names
+                own = [each for each in names if each in there]
+                own = own or [next(each for each in there if each in schema)]
+                lacking = {n: pl.lit(None, dtype=schema[n]) for n in names if n not in there}
+                for batch in file.iter_batches(columns=own):
+                    rows = pl.DataFrame(batch.select(own)).with_columns(**lacking)
+                    yield rows.select(pl.col(each).cast(schema[each]) for each in names)
 
     return lazily(schema, parts)
 
@@ -167,12 +204,14 @@ def _one_of(frames: Sequence[pl.LazyFrame], columns: Mapping[str, str] | None) -
     common = common_schema(
         ((f"frame {i} of the list", schema) for i, schema in enumerate(schemas)), columns
     )
-    if common is None:
+    if common.unread:
+        raise ColumnError("the list", tuple(f"{n}: {why}" for n, why in common.unread.items()))
+    if common.schema is None:
         return pl.concat(frames)
     return pl.concat(
         frame.select(
             (pl.col(name) if name in schema else pl.lit(None).alias(name)).cast(dtype)
-            for name, dtype in common.items()
+            for name, dtype in common.schema.items()
         )
         for frame, schema in zip(frames, schemas, strict=True)
     )

@@ -198,6 +198,7 @@ def join_reference(
     access = Access.of(run)
     left = open_pairs(source, access=access, keys=[other.on], name="policy", cancel=run.cancel)
     dataset = with_reference(left, other, columns=source.columns, access=access, cancel=run.cancel)
+    dataset.refuse_unread("a join carries all columns: evaluate(..., reference=) skips these")
     dataset.check_keys()
     dataset.warn(stacklevel=3)
     return dataset.frame

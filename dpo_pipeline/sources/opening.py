@@ -92,8 +92,13 @@ def read(
         dataset = open_dataset(source.source, source.columns, access)
     else:
         rows = _rows(source, as_reference=as_reference, as_text=as_text)
-        frame = rows.frame.drop(trainer_files.LENGTHS, strict=False)
-        dataset = Dataset(name=label_of(source.source), frame=frame, own_notes=rows.notes)
+        dataset = Dataset(
+            name=label_of(source.source),
+            frame=rows.frame.drop(trainer_files.LENGTHS, strict=False),
+            own_notes=rows.notes,
+            unread=rows.unread,
+        )
+    dataset.refuse_unread("read returns all columns: evaluate and its like skip these")
     dataset.warn(stacklevel=3)
     return dataset.frame
 
@@ -163,7 +168,13 @@ def open_pairs(
 
     # Columns that nobody asks for are still not read.
     watched = frame.map_batches(look, streamable=True, projection_pushdown=True)
-    return Dataset(name=label_of(source), frame=watched, others=rows.files, own_notes=rows.notes)
+    return Dataset(
+        name=label_of(source),
+        frame=watched,
+        others=rows.files,
+        own_notes=rows.notes,
+        unread=rows.unread,
+    )
 
 
 def _has_policy(rows: pl.LazyFrame, columns: Mapping[str, str] | None) -> bool:

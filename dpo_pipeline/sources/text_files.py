@@ -6,16 +6,22 @@ cannot read is said by line or row.
 
 from __future__ import annotations
 
+import codecs
 import glob
+import io
 import json
+import os
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Final, NoReturn
+from contextlib import suppress
+from itertools import groupby
+from typing import Any, Final, Literal
 
 import polars as pl
 
 from dpo_pipeline.columns import ROLES, resolve
 from dpo_pipeline.errors import ColumnError, DpoPipelineError, StorageError
-from dpo_pipeline.sources.files import SourcePath, text_files, unpacked
+from dpo_pipeline.sources.files import Found, SourcePath, text_files, unpacked
 from dpo_pipeline.sources.formats import CSV, FORMATS, NDJSON
 from dpo_pipeline.sources.frames import Rows, lazily, reading_as
 
@@ -72,10 +78,10 @@ def broken_json(path: str) -> str | None:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line, parse_constant=_refused)
+                row = json.loads(line)
             except json.JSONDecodeError as error:
                 return f"line {number:,} is no JSON: {error.msg} at character {error.colno}"
-            except ValueError as error:  # a constant, or bytes that are not UTF-8
+            except ValueError as error:  # bytes that are not UTF-8
                 return f"line {number:,}: {error}"
             if not isinstance(row, dict):
                 return f"line {number:,}: must be an object, found {_KINDS[type(row)]}"
@@ -88,10 +94,6 @@ def broken_json(path: str) -> str | None:
                     told = (f"{kind} on line {where:,}" for kind, where in kinds.items())
                     return f"{name}: is {', and '.join(told)}"
     return None
-
-
-def _refused(constant: str) -> NoReturn:
-    raise ValueError(f"JSON has no {constant}; write null")
 
 
 INFERRED_ROWS: Final = 10_000
@@ -110,6 +112,12 @@ _AS_TEXT: Final = (
     'all the same: dpo_pipeline.read(path, as_text=["NAME"])'
 )
 _TRUTH: Final = {"true": True, "false": False}
+_NOT_ARRAY: Final = "cannot be read as JSON, an array of objects"
+_CHUNK: Final = 2**20
+_LINES: Final = 5_000
+"""Bytes, and objects of an array, that are parsed at a time."""
+_CONSTANT: Final = re.compile(rb"(?<![\w\"'])-?(?:NaN|Infinity)(?![\w\"'])")
+_BETWEEN: Final = re.compile(r"[\s,\[]*")
 
 
 def ndjson(
@@ -122,17 +130,20 @@ def ndjson(
 
     All lines are read once to know all keys and their types, and once more for the rows.
     """
-    found = text_files(source, FORMATS[NDJSON].endings)
+    found = _json_files(source)
     paths = list(found.paths)
-    empty = [_keys_of(path).to_frame() for path in paths]
+    keys = {path: _keys_of(path) for path in paths}
     with reading_as(paths[0], "NDJSON"):
+        empty = [schema.to_frame() for schema, _ in keys.values()]
         schema = dict(pl.concat(empty, how="diagonal_relaxed").schema)
     roles = [(kind, name) for kind, name in _roles(schema, columns) if kind in _AS_ROLE]
     texts = [name for kind, name in roles if kind in _NUMBERS and schema[name] == pl.String]
     schema |= {name: _as_role(kind, schema[name]) for kind, name in roles}
     schema |= types or {}
-    # It takes every path for a pattern.
-    scan = pl.scan_ndjson([glob.escape(path) for path in paths], schema=schema)
+    scan = pl.concat(
+        _scanned(list(some), schema) if is_plain else _in_chunks(list(some), pl.Schema(schema))
+        for is_plain, some in groupby(paths, lambda path: keys[path][1])
+    )
     with reading_as(paths[0], "NDJSON"):
         problems = tuple(filter(None, (_misfits(scan, name, pl.Float64()) for name in texts)))
     if problems:
@@ -144,15 +155,121 @@ def ndjson(
     return Rows(_diagnosed(scan, paths, "NDJSON", fault), found.identities, found.notes)
 
 
-def _keys_of(path: str) -> pl.Schema:
+def _json_files(source: SourcePath) -> Found:
+    """Return the files of a source; those of a folder end in .json if none ends as lines do."""
+    if isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
+        with suppress(StorageError):
+            return text_files(source, FORMATS[NDJSON].endings)
+        return text_files(source, (".json",))
+    return text_files(source, FORMATS[NDJSON].endings)
+
+
+def _scanned(paths: Sequence[str], schema: Mapping[str, pl.DataType]) -> pl.LazyFrame:
+    # It takes every path for a pattern.
+    return pl.scan_ndjson([glob.escape(path) for path in paths], schema=dict(schema))
+
+
+def _keys_of(path: str) -> tuple[pl.Schema, bool]:
+    """Return the columns of a file, and whether Polars reads it by itself.
+
+    It reads no byte-order mark, no array, and none of the NaN and Infinity that Python writes.
+    """
+    what = "NDJSON, one JSON object a line"
+    if not _has_mark(path) and not _is_array(path):
+        with suppress(StorageError), reading_as(path, what):
+            plan = pl.scan_ndjson(glob.escape(path), infer_schema_length=None)
+            return plan.collect_schema(), True
     try:
-        with reading_as(path, "NDJSON, one JSON object a line"):
-            return pl.scan_ndjson(glob.escape(path), infer_schema_length=None).collect_schema()
+        with reading_as(path, what):
+            # A number in place of what is none tells the type; text stays text.
+            chunks = (
+                _CONSTANT.sub(b"0.5", chunk) if _has_constant(chunk) else chunk
+                for chunk in _json_chunks(path)
+            )
+            schemas = [
+                pl.read_ndjson(chunk, infer_schema_length=None).clear() for chunk in chunks if chunk
+            ]
+            if not schemas:
+                raise StorageError(path, f"{_NOT_NDJSON}: there is none")
+            return pl.concat(schemas, how="diagonal_relaxed").schema, False
     except StorageError:
-        problem = broken_json(path)
+        problem = None if _is_array(path) else broken_json(path)
         if problem is None:
             raise
         raise StorageError(path, f"{_NOT_NDJSON}: {problem}") from None
+
+
+def _has_constant(chunk: bytes) -> bool:
+    """Return whether a chunk may have a number that JSON has not; text that says so counts."""
+    return b"NaN" in chunk or b"Infinity" in chunk
+
+
+def _has_mark(path: str) -> bool:
+    with unpacked(path) as file:
+        return file.read(3) == codecs.BOM_UTF8
+
+
+def _is_array(path: str) -> bool:
+    with unpacked(path) as file:
+        return file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+
+
+def _json_chunks(path: str) -> Iterator[bytes]:
+    """Yield the lines of a file, many at a time; the objects of an array are lines too."""
+    if _is_array(path):
+        yield from _lines_of_array(path)
+        return
+    with unpacked(path) as file:
+        rest = b""
+        while more := file.read(_CHUNK):
+            rest += more
+            end = rest.rfind(b"\n") + 1
+            yield rest[:end].removeprefix(codecs.BOM_UTF8).strip()
+            rest = rest[end:]
+        yield rest.removeprefix(codecs.BOM_UTF8).strip()
+
+
+def _lines_of_array(path: str) -> Iterator[bytes]:
+    """Yield the objects of an array as lines, many at a time."""
+    decoder = json.JSONDecoder()
+    with unpacked(path) as packed:
+        file = io.TextIOWrapper(packed, encoding="utf-8-sig")
+        text, place = file.read(_CHUNK), 0
+        lines: list[str] = []
+        while True:
+            between = _BETWEEN.match(text, place)
+            place = place if between is None else between.end()
+            if text[place : place + 1] == "]":
+                break
+            try:
+                row, place = decoder.raw_decode(text, place)
+            except json.JSONDecodeError as error:
+                more = file.read(_CHUNK)
+                if not more:
+                    problem = f"{_NOT_ARRAY}: {error.msg}, after {len(lines):,} objects"
+                    raise StorageError(path, problem) from error
+                text, place = text[place:] + more, 0
+                continue
+            lines.append(json.dumps(row))
+            if len(lines) == _LINES:
+                yield "\n".join(lines).encode()
+                lines = []
+    yield "\n".join(lines).encode()
+
+
+def _in_chunks(paths: Sequence[str], schema: pl.Schema) -> pl.LazyFrame:
+    """Return the rows of files that Polars does not read by itself."""
+
+    def parts(names: list[str], _n_rows: int | None) -> Iterator[pl.DataFrame]:
+        for path in paths:
+            for chunk in filter(None, _json_chunks(path)):
+                if not _has_constant(chunk):
+                    yield pl.read_ndjson(chunk, schema=schema).select(names)
+                else:
+                    rows = [json.loads(line) for line in chunk.split(b"\n") if line.strip()]
+                    yield pl.DataFrame(rows, schema=schema, strict=False).select(names)
+
+    return lazily(schema, parts)
 
 
 def csv(
@@ -161,13 +278,15 @@ def csv(
     """Return the rows of files with a header and commas.
 
     Keys (`pair_id`, `prompt_id`) and `as_text` are text, so that 7 and 07 are two. A row with fewer
-    fields than the header has nulls at its end; one with more is an error.
+    fields than the header has nulls at its end; one with more is an error; one without a value, as
+    a blank line, is none. Files may have their columns in different orders.
     """
     found = text_files(source, FORMATS[CSV].endings)
     paths = list(found.paths)
-    scanned: dict[str, Any] = {"glob": False, "infer_schema_length": INFERRED_ROWS}
+    scanned: dict[str, Any] = {"glob": False, "missing_columns": _order_of(paths)}
     with reading_as(paths[0], "CSV"):
-        schema = pl.scan_csv(paths, **scanned).collect_schema()
+        inferred = pl.scan_csv(paths, **scanned, infer_schema_length=INFERRED_ROWS)
+        schema = inferred.collect_schema()
     only = "".join(schema) if len(schema) == 1 else ""
     separator = next((s for s in _OTHER_SEPARATORS if s in only), None)
     if separator is not None:
@@ -186,10 +305,15 @@ def csv(
     # Polars notices a row with too many fields only when it reads all columns. Columns without a
     # role are therefore read as text, which cannot fail, and cast where a caller asks for them.
     read_as = {name: types.get(name, pl.String()) for name in schema}
-    whole = pl.scan_csv(paths, glob=False, schema_overrides=read_as).map_batches(
-        lambda rows: rows, streamable=True, projection_pushdown=False, predicate_pushdown=False
+    has_value = pl.any_horizontal(pl.all().is_not_null())
+    whole = (
+        pl.scan_csv(paths, **scanned, schema_overrides=read_as)
+        .filter(has_value)
+        .map_batches(
+            lambda rows: rows, streamable=True, projection_pushdown=False, predicate_pushdown=False
+        )
     )
-    texts = pl.scan_csv(paths, glob=False, infer_schema=False)
+    texts = pl.scan_csv(paths, **scanned, infer_schema=False).filter(has_value)
     with reading_as(paths[0], "CSV"):
         of_first_rows = [name for name in numbers if schema[name] == pl.String]
         problems += filter(None, (_misfits(texts, n, pl.Float64()) for n in of_first_rows))
@@ -217,6 +341,22 @@ def csv(
     as_types = {name: _of_text(pl.col(name), dtype) for name, dtype in others.items()}
     frame = _diagnosed(whole, paths, "CSV", fault, as_types=as_types)
     return Rows(frame, found.identities, found.notes)
+
+
+def _order_of(paths: Sequence[str]) -> Literal["insert", "raise"]:
+    """Return `insert`, which finds columns by name, if files have them in different orders."""
+    names: dict[str, list[str]] = {}
+    for path in paths:
+        with reading_as(path, "CSV"):
+            names[path] = pl.scan_csv(path, glob=False, infer_schema=False).collect_schema().names()
+    first = names[paths[0]]
+    for path, own in names.items():
+        more, fewer = (sorted({*a} - {*b}) for a, b in ((own, first), (first, own)))
+        problems = [f"{name}: it is here, and not in {paths[0]}" for name in more]
+        problems += [f"{name}: missing here, and {paths[0]} has it" for name in fewer]
+        if problems:
+            raise ColumnError(path, tuple(problems))
+    return "raise" if all(own == first for own in names.values()) else "insert"
 
 
 def _roles(

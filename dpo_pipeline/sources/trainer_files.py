@@ -28,7 +28,7 @@ from dpo_pipeline.errors import ColumnError, StorageError, UsageError
 from dpo_pipeline.sources.dataset import open_dataset
 from dpo_pipeline.sources.files import SourcePath, find, identities, kind_of, text_files, unpacked
 from dpo_pipeline.sources.formats import OPEN_INSTRUCT_AVERAGED, PARQUET_ENDINGS
-from dpo_pipeline.sources.frames import Rows, ipc, reading_as, streams
+from dpo_pipeline.sources.frames import Rows, in_batches, ipc, reading_as
 from dpo_pipeline.sources.text_files import ndjson
 from dpo_pipeline.storage import reading
 
@@ -89,7 +89,7 @@ def _trl_rows(source: SourcePath) -> Rows:
             if not names:
                 raise StorageError(folder, "is a dataset without rows")
             paths = [os.path.join(folder, each) for each in names]
-            return Rows(streams(paths), identities([state, *paths]))
+            return in_batches(paths)._replace(files=identities([state, *paths]))
     found = find(source, (".arrow", *PARQUET_ENDINGS))
     if found.paths and kind_of(found.paths[0]) != "Parquet":
         return ipc(found.paths)._replace(notes=found.notes)

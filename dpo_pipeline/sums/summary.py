@@ -179,7 +179,7 @@ def _sums(
     max_logp: float,
 ) -> list[pl.Expr]:
     margin = pl.col(name_of_score(REWARD_MARGIN, objective, objectives))
-    is_linear = objective.reward_basis.is_linear
+    is_linear = objective.has_linear_rewards
     summed = [LOSS, *([] if is_linear else (CHOSEN_REWARD, REJECTED_REWARD))]
     # Losses and rewards that can be larger than log-probs need wide sums.
     sum_of = exact_sum_of_wide if objective.columns_to_check(max_logp) else exact_sum
@@ -261,7 +261,7 @@ def reward_sums(objective: CheckedObjective, suffix: str = "") -> tuple[pl.Expr,
     log-ratios, which have no rounding error, and the factor is beta; otherwise it is 1.
     """
     basis = objective.reward_basis
-    if not basis.is_linear:
+    if not objective.has_linear_rewards:
         chosen, rejected = (f"sum_{n}{suffix}" for n in (CHOSEN_REWARD, REJECTED_REWARD))
         return pl.col(chosen), pl.col(rejected), 1.0
     sums = [pl.col(f"sum_{role.name}") for role in (POLICY_CHOSEN, POLICY_REJECTED)]

@@ -95,8 +95,15 @@ def dpop(s, t, *_):
     return minus_log_sigmoid(BETA * (s - t - 3.0 * max(0.0, -s)))
 
 
-def rdpo(s, t, n, m):
-    return minus_log_sigmoid(BETA * (s - t) + 0.02 * (n - m))
+def of_lengths(*row):
+    """Return scores with R-DPO's 0.02 nats a token, which beta does not scale."""
+    (s, t), (n, m) = of_sums(*row), row[4:]
+    return s + 0.02 * n / BETA, t + 0.02 * m / BETA
+
+
+def of_powers(*row):
+    """Return AlphaPO's (1 - p^-a) / a of the mean probabilities, a = 0.25."""
+    return tuple((1 - math.exp(mean) ** -0.25) / 0.25 for mean in of_policy_means(*row))
 
 
 def orpo(s, t, *_):
@@ -137,7 +144,13 @@ FIGURES = {
     "apo_down": ("apo_down", {}, of_sums, lambda s, t, *_: sigma(BETA * s) + sigma(BETA * (t - s))),
     "discopop": ("discopop", {"tau": 0.5}, of_sums, of_margin(discopop)),
     "dpop": ("dpop", {"penalty": 3.0}, of_sums, dpop),
-    "rdpo": ("rdpo", {"length_penalty": 0.02}, of_sums, rdpo),
+    "rdpo": ("rdpo", {"length_penalty": 0.02}, of_lengths, dpo),
+    "alphapo": (
+        "alphapo",
+        {"gamma": 0.3, "alpha": 0.25},
+        of_powers,
+        of_margin(lambda margin: minus_log_sigmoid(margin - 0.3)),
+    ),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import polars as pl
 import pytest
@@ -103,6 +104,21 @@ def test_every_loss_of_the_peers_to_1e_9(entry):
     assert len(ours) == ROWS
     # No absolute part: it would let small losses be anything.
     assert ours == pytest.approx(peers[entry["column"]].to_list(), rel=precision, abs=0.0)
+
+
+def test_rewards_of_alphapo_are_those_that_trl_compares():
+    # TRL's CPOTrainer logs beta (1 - p^-a) / a; its margin gives its loss again.
+    for entry in (each for each in ALL_PEERS if each["loss"] == "alphapo"):
+        peers = pl.read_parquet(DATA / "peer_losses.parquet")
+        beta, alpha = (entry["params"][name] for name in ("beta", "alpha"))
+        ours = score(peers, **grouped(**our_call(entry)), scored=[]).collect()
+        for side in ("chosen", "rejected"):
+            mean = (peers[f"policy_{side}_logps"] / peers[f"{side}_num_tokens"]).to_list()
+            expected = [beta * (1.0 - math.exp(m) ** -alpha) / alpha for m in mean]
+            assert ours[f"{side}_reward"].to_list() == pytest.approx(expected, rel=1e-12)
+        margins = ours["reward_margin"].to_list()
+        losses = [math.log1p(math.exp(entry["params"]["gamma"] - m)) for m in margins]
+        assert peers[entry["column"]].to_list() == pytest.approx(losses, rel=1e-9)
 
 
 TRL = json.loads((DATA / "trl_evaluate_policy_a_test.json").read_text())

@@ -175,7 +175,7 @@ def test_arrow_lists_of_any_offset_width(tmp_path):
     [
         pytest.param(pl.List(pl.String), "List(String)", id="text"),
         pytest.param(pl.List(pl.List(pl.Float64)), "List(List(Float64))", id="list of lists"),
-        pytest.param(pl.Array(pl.Float64, 2), "Array(Float64, shape=(2,))", id="array"),
+        pytest.param(pl.Array(pl.Float64, (2, 2)), "Array(Float64, shape=(2, 2))", id="array"),
         pytest.param(pl.Float64, "Float64", id="number"),
         pytest.param(pl.String, "String", id="plain text"),
         pytest.param(pl.List(pl.Date), "List(Date)", id="dates"),
@@ -191,8 +191,11 @@ def test_a_wrong_type_is_named(column, kind, said):
 
 def test_lists_under_the_name_of_a_sum_are_refused():
     frame = pairs_of_tokens().rename(dict(zip(TOKENS, LOGPS, strict=True)))
-    with pytest.raises(ColumnError, match=r"policy_chosen_logps: .* found List\(Float64\)"):
+    with pytest.raises(InvalidPairsError) as caught:
         evaluate(frame)
+    assert {rule.name: rule.requirement for rule in caught.value.report.broken} == {
+        f"{name}.not_null": "not null, nor a list of none or of several" for name in LOGPS
+    }
     mapped = evaluate(Pairs(frame, columns=dict(zip(TOKENS, LOGPS, strict=True))))
     assert mapped.summary == evaluate(pairs_of_tokens()).summary
 

@@ -2,6 +2,7 @@
 
 python make.py trl             with datasets (made with 5.2.0)
 python make.py open-instruct   with torch (made with 2.13)
+python make.py duckdb          with duckdb (made with 2.0.1)
 python make.py text            RewardBench's and vLLM's layouts, with nothing but Polars
 """
 
@@ -17,6 +18,16 @@ import polars as pl
 HERE = Path(__file__).parent
 PAIRS = pl.read_parquet(HERE.parent / "hh_harmless_policy_a_test.parquet").head(8)
 TOKENS = HERE.parent / "hh_harmless_policy_a_test_tokens.parquet"
+
+
+def duckdb():
+    """Parquet with columns of types that Polars does not read, and other writers do not write."""
+    import duckdb as db
+
+    pairs = PAIRS.to_arrow()  # noqa: F841  DuckDB finds it by its name
+    for name, odd in (("interval", "interval 1 day"), ("variant", "{'a': 1}::variant")):
+        to = f"to '{HERE / f'duckdb_{name}.parquet'}'"
+        db.sql(f"copy (select *, {odd} as odd from pairs) {to}")
 
 
 def trl():
@@ -173,4 +184,5 @@ def write_lines(name, rows):
 
 
 if __name__ == "__main__":
-    {"trl": trl, "open-instruct": open_instruct, "text": text}[sys.argv[1]]()
+    MADE = {"trl": trl, "open-instruct": open_instruct, "duckdb": duckdb, "text": text}
+    MADE[sys.argv[1]]()

@@ -16,6 +16,7 @@ import pytest
 from pyarrow import fs
 
 from dpo_pipeline import (
+    DataWarning,
     Execution,
     InvalidPairsError,
     StorageError,
@@ -519,3 +520,42 @@ def test_a_folder_here_may_have_colons(tmp_path, real_pairs):
     place.mkdir()
     real_pairs.write_parquet(place / "in.parquet")
     assert evaluate(place).summary.n_pairs == 698
+
+
+def test_what_is_left_out_of_a_store_is_named(both, store, how):  # noqa: ARG001
+    for name in ("_hidden/a.parquet", "b.csv", "deep/.c.parquet", "_part=1/d.txt"):
+        store.put(f"in/{name}", b"no Parquet")
+    said = "3 files look like data and are left out: _hidden/a.parquet, b.csv, deep/.c.parquet$"
+    with pytest.warns(DataWarning, match=said):
+        assert check("s3://bucket/in", **grouped(**how)).n_pairs == 698
+
+
+LOG = "_delta_log/00000000000000000000.json"
+
+
+@pytest.mark.parametrize(
+    ("source", "marker", "system"),
+    [
+        ("in", ".hoodie/hoodie.properties", "Hudi"),
+        ("in/deep", "metadata/v3.metadata.json", "Iceberg"),
+        ("in/deep/c.parquet", LOG, "Delta Lake"),
+        ("in/**/*.parquet", LOG, "Delta Lake"),
+        (["in/a.parquet", "in/deep"], LOG, "Delta Lake"),
+    ],
+)
+def test_lake_tables_in_a_store_are_no_folders(both, store, how, source, marker, system):  # noqa: ARG001
+    store.put(f"in/{marker}", b"{}")
+    names = [source] if isinstance(source, str) else source
+    paths = [f"s3://bucket/{name}" for name in names]
+    with pytest.raises(StorageError, match=f"a table of {system}"):
+        check(paths[0] if len(paths) == 1 else paths, **grouped(**how))
+
+
+def test_keys_in_a_store_are_those_below_the_folder_that_was_given(both, store, how):
+    for k in (1, 2):
+        content = (both / f"{'ab'[k - 1]}.parquet").read_bytes()
+        store.put(f"above/kind=all/ds/kind={k}/{k}.parquet", content)
+    sources = ["s3://bucket/above/kind=all/ds", "s3://bucket/above/kind=all/ds/*/*.parquet"]
+    for source in sources:
+        found = evaluate(source, **grouped(by="kind", on_invalid="exclude", **how)).subsets
+        assert found.select("kind", "n_pairs").rows() == [(1, 180), (2, 180)]

@@ -60,6 +60,19 @@ def _problem(
     return None
 
 
+def check_utf8(path: str) -> None:
+    """Check that Polars and pyarrow, whose names are UTF-8, can open a file.
+
+    Raises:
+        StorageError: They cannot.
+    """
+    if not path.isascii():
+        try:
+            path.encode()
+        except UnicodeEncodeError as error:
+            raise StorageError(path, "its name is not UTF-8: rename it") from error
+
+
 def footer_of(path: str, *, name: str | None = None, filesystem: Any = None) -> Any:
     """Return the footer of a Parquet file, as pyarrow does; errors call it `name`."""
     import pyarrow.parquet as pq

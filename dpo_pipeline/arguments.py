@@ -48,8 +48,9 @@ class Option:
 
     In settings it has the name of its flag without dashes. `shown` is the default as `--help` shows
     it, if that is not its value; `calls` are the commands that have it, and None means all that
-    take its group; `varied` gives the attributes that differ for a command. What needs `consent`
-    could run code, send keys or replace files: a settings file that was found cannot give it.
+    take its group; `varied` gives the help of a command, or all attributes that differ. What needs
+    `consent` could run code, send keys or replace files: a settings file that was found cannot give
+    it.
     """
 
     flag: str
@@ -57,12 +58,13 @@ class Option:
     help: str
     shown: str | None = None
     calls: tuple[str, ...] | None = None
-    varied: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: NOTHING)
+    varied: Mapping[str, str | Mapping[str, Any]] = field(default_factory=lambda: NOTHING)
     consent: bool = False
 
     def of(self, call: str) -> Option:
         """Return the option as this command has it."""
-        return replace(self, **self.varied.get(call, {}))
+        varied = self.varied.get(call, {})
+        return replace(self, **({"help": varied} if isinstance(varied, str) else varied))
 
 
 def option(flag: str, kind: Kind, help: str, *, default: Any, **more: Any) -> Any:  # noqa: A002  as in click

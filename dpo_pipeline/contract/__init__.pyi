@@ -1,5 +1,4 @@
 from .binding import Binding as Binding, bind as bind
-from .compiling import RuleSet as RuleSet, Schema as Schema
 from .listing import (
     Offences as Offences,
     Places as Places,
@@ -8,4 +7,6 @@ from .listing import (
     numbered as numbered,
     offences as offences,
 )
-from .model import PreferencePairs as PreferencePairs, rules_of as rules_of
+from .model import PreferencePairs as PreferencePairs
+from .rules import RuleSet as RuleSet, Schema as Schema
+from .value_rules import rules_of as rules_of

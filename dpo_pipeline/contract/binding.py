@@ -25,7 +25,7 @@ from dpo_pipeline.columns import (
     Needs,
     resolve,
 )
-from dpo_pipeline.contract.compiling import RuleSet, Schema, check_schema, compile_rules
+from dpo_pipeline.contract.rules import RuleSet, Schema, check_types, rules_for
 from dpo_pipeline.contract.token_rules import with_token_rules
 from dpo_pipeline.errors import ColumnError
 from dpo_pipeline.losses import (
@@ -58,7 +58,7 @@ class Binding:
         if self._contract is None:
             return frame
         # A user's schema may fill, drop or cast columns, so each part passes through it.
-        return check_schema(
+        return check_types(
             frame,
             source=self._source,
             max_logp=self.max_logp,
@@ -116,13 +116,13 @@ def bind(
         if name not in in_the_way
     ]
     selection += [values.alias(name) for name, values in made.items()]
-    checked = check_schema(
+    checked = check_types(
         frame.select(selection), source=source, max_logp=max_logp, contract=contract, needs=needs
     )
     return Binding(
         mapping=dict(found.mapping),
         rules=with_token_rules(
-            compile_rules(checked, max_logp=max_logp, contract=contract, needs=needs),
+            rules_for(checked, max_logp=max_logp, contract=contract, needs=needs),
             [name for name in made if name in LOGPS],
             found.mapping,
             max_logp=max_logp,

@@ -8,77 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import pandera.polars as pa
 import polars as pl
 from pandera.config import ValidationDepth, config_context
 from pandera.errors import SchemaError, SchemaErrors
 
-from dpo_pipeline.columns import ALL_LOGPS, COUNT_ROLES, LOGPS, ROLES, Needs
-from dpo_pipeline.contract.model import OUR_TITLE, pairs_model, rules_of, sound_logp
-from dpo_pipeline.defaults import WIDE_LIMIT
+from dpo_pipeline.columns import ALL_LOGPS, ROLES, Needs
+from dpo_pipeline.contract.model import OUR_TITLE, pairs_model
+from dpo_pipeline.contract.rules import WANTED, WHOLE_FRAME, Rule, Schema
+from dpo_pipeline.defaults import MAX_LOGP
 from dpo_pipeline.errors import ColumnError, RefusedCheckError, UsageError
-
-Schema = pa.DataFrameSchema | type[pa.DataFrameModel]
-
-_WHOLE_FRAME: Final = "*"
-
-_WANTED: Final = {
-    **dict.fromkeys(LOGPS, "a number (any float or integer)"),
-    **{role.name: "an integer" for role in COUNT_ROLES},
-}
-"""Types of our own columns, as type errors name them; `bind` casts numbers to them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """One rule, bound to a column."""
-
-    column: str | None  # None for a check of the whole row
-    check: str
-    requirement: str  # what a value must be, in words
-    keeps: pl.Expr  # true where the rule is kept; never null
-    found: pl.Expr | None = None  # what a report shows of a broken row; the column's value if None
-
-    @property
-    def name(self) -> str:
-        """The name in reports and in the quarantine file."""
-        return f"{self.column or _WHOLE_FRAME}.{self.check}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RuleSet:
-    """All rules of a run, in the order of reports.
-
-    `valid` is true where every rule is kept, never null, and costs a fraction of the rules.
-    """
-
-    rules: tuple[Rule, ...]
-    valid: pl.Expr
-
-    def with_scores_in_range(self, names: Sequence[str]) -> RuleSet:
-        """Return these rules and one on each of these columns of a scored pair.
-
-        Sums of scores beyond the range, or not finite, would not be exact. A row that breaks
-        another rule counts as keeping these, so that one fault has one name.
-        """
-        ranges = [
-            pl.col(n).is_between(-WIDE_LIMIT, WIDE_LIMIT).fill_null(value=False) for n in names
-        ]
-        rules = (
-            Rule(
-                column=name,
-                check="in_range",
-                requirement=f"finite and within {WIDE_LIMIT:.3g}",
-                keeps=self.valid.not_() | in_range,
-            )
-            for name, in_range in zip(names, ranges, strict=True)
-        )
-        valid = pl.all_horizontal(self.valid, *ranges)
-        return RuleSet(rules=(*self.rules, *rules), valid=valid)
 
 
 def check_schema(
@@ -114,42 +57,18 @@ def check_schema(
     return frame
 
 
-def compile_rules(
-    frame: pl.LazyFrame,
-    *,
-    max_logp: float,
-    contract: Schema | None = None,
-    needs: Needs = ALL_LOGPS,
-) -> RuleSet:
-    """Turn the contract into rules on the columns of checked pairs, reading no data."""
+def compiled(contract: Schema, frame: pl.LazyFrame, needs: Needs) -> list[Rule]:
+    """Turn the checks of a user's contract into rules on the columns of `frame`.
+
+    Raises:
+        RefusedCheckError: A check cannot run row by row.
+    """
     columns = frame.collect_schema()
-    ours = [
-        Rule(
-            column=role.name,
-            check=rule.name,
-            requirement=rule.text,
-            keeps=rule.keeps(pl.col(role.name)).fill_null(value=rule.name != "not_null"),
-        )
-        for role in ROLES.values()
-        if role.name in columns
-        for rule in rules_of(role, max_logp, needs)
-    ]
-    theirs = [
+    return [
         rule
-        for schema in _schemas(max_logp, contract, needs)[1:]
+        for schema in _schemas(MAX_LOGP, contract, needs)[1:]
         for rule in _compiled(schema, frame, columns)
     ]
-    logps = needs.logps
-    sound = [sound_logp(pl.col(name), max_logp) for name in logps]
-    others = [rule.keeps for rule in (*(r for r in ours if r.column not in logps), *theirs)]
-    named: dict[str, Rule] = {}
-    for rule in (*ours, *theirs):
-        apart, nth = rule, 1
-        while apart.name in named:
-            nth += 1
-            apart = replace(rule, check=f"{rule.check}#{nth}")
-        named[apart.name] = apart
-    return RuleSet(rules=tuple(named.values()), valid=pl.all_horizontal(*sound, *others))
 
 
 def _schemas(max_logp: float, contract: Schema | None, needs: Needs) -> list[pa.DataFrameSchema]:
@@ -190,7 +109,7 @@ def _problems(error: SchemaErrors | SchemaError, frame: pl.LazyFrame) -> Iterato
     for each in error.schema_errors if isinstance(error, SchemaErrors) else [error]:
         name = each.schema.name if isinstance(each.schema, pa.Column) else None
         if each.reason_code is not None and each.reason_code.name == "WRONG_DATATYPE":
-            wanted = _WANTED.get(name or "", str(each.schema.dtype))
+            _, wanted = WANTED.get(name or "", (None, str(each.schema.dtype)))
             yield f"{name}: must be {wanted}, found {found.get(str(name))}; cast it before"
         elif each.reason_code is not None and each.reason_code.name == "COLUMN_NOT_IN_DATAFRAME":
             yield f"{each.failure_cases}: missing; the columns are {', '.join(found.names())}"
@@ -275,7 +194,7 @@ def _called(check: pa.Check, recorder: _Recorder, column: str | None) -> object:
         # A schema copies its checks before their Polars versions are registered.
         function = partial(pa.Check.get_builtin_check_fn(name), **function.keywords)
     try:
-        return function(pa.PolarsData(cast("pl.LazyFrame", recorder), column or _WHOLE_FRAME))
+        return function(pa.PolarsData(cast("pl.LazyFrame", recorder), column or WHOLE_FRAME))
     except _NotRowWiseError:
         raise
     except Exception as error:  # whatever a user's function raises, it is that check's fault

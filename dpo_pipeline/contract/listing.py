@@ -10,7 +10,7 @@ from typing import Final
 import polars as pl
 
 from dpo_pipeline.columns import BROKEN_RULES, SOURCE_ROW
-from dpo_pipeline.contract.compiling import Rule, RuleSet
+from dpo_pipeline.contract.rules import Rule, RuleSet
 from dpo_pipeline.defaults import OFFENDERS_SHOWN
 from dpo_pipeline.invalid_report import BrokenRule, Offender
 from dpo_pipeline.storage import reading

@@ -16,7 +16,7 @@ from dpo_pipeline.columns import (
     REJECTED_TOKENS,
     TOKENS_OF,
 )
-from dpo_pipeline.contract.compiling import Rule, RuleSet
+from dpo_pipeline.contract.rules import Rule, RuleSet
 from dpo_pipeline.defaults import TOKEN_SUM_SLACK, TOKEN_SUM_TOLERANCE
 from dpo_pipeline.losses import kept_tokens, sum_of_tokens
 

@@ -98,23 +98,16 @@ class ShardTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartialSums:
-    """Reads a shard into partial sums, or into the rows that statistics are made of.
-
-    Attributes:
-        subsets: Name of each key to the column that it is a copy of.
-        most_rows: A shard of more rows, or of unknown length, is read in chunks.
-        may_be_endless: Whether there can be as many sums as rows.
-        in_order: Whether groups are summed faster in order than by hash.
-    """
+    """Reads a shard into partial sums, or into the rows that statistics are made of."""
 
     dataset: Dataset
     scorer: ShardScorer
-    subsets: Mapping[str, str]
+    subsets: Mapping[str, str]  # name of each key to the column that it is a copy of
     valid: pl.Expr
     tally: Callable[..., pl.LazyFrame]
-    most_rows: int
-    may_be_endless: bool
-    in_order: bool
+    most_rows: int  # a shard of more rows, or of unknown length, is read in chunks
+    may_be_endless: bool  # whether there can be as many sums as rows
+    in_order: bool  # whether groups are summed faster in order than by hash
 
     def sums(self, task: ShardTask) -> Iterator[pl.DataFrame]:
         """Yield the sums of one shard."""

@@ -17,7 +17,6 @@ from contextlib import suppress
 from typing import Final, Literal
 
 from dpo_pipeline.errors import StorageError
-from dpo_pipeline.storage.read_errors import check_utf8
 from dpo_pipeline.storage.renames import is_mine, remove
 
 try:
@@ -78,7 +77,6 @@ def identity(path: str) -> tuple[int, ...]:
 
     That of a file changes when it is written to.
     """
-    check_utf8(path)
     found = os.stat(path)
     if stat.S_ISDIR(found.st_mode):
         return found.st_dev, found.st_ino

@@ -32,6 +32,8 @@ def reading(path: str, hint: Callable[[str], str | None] | None = None) -> Itera
         yield
     except BaseException as error:
         problem = _problem(error, path, hint)
+        if isinstance(error, Exception) and not is_utf8(path):
+            problem = "its name is not UTF-8: rename it"
         if problem is None:
             raise
         # The error behind it names the address with the secrets in it.
@@ -60,17 +62,9 @@ def _problem(
     return None
 
 
-def check_utf8(path: str) -> None:
-    """Check that Polars and pyarrow, whose names are UTF-8, can open a file.
-
-    Raises:
-        StorageError: They cannot.
-    """
-    if not path.isascii():
-        try:
-            path.encode()
-        except UnicodeEncodeError as error:
-            raise StorageError(path, "its name is not UTF-8: rename it") from error
+def is_utf8(path: str) -> bool:
+    """Return whether Polars and pyarrow, for whom names are UTF-8, can open a file."""
+    return path.isascii() or not any("\ud800" <= each <= "\udfff" for each in path)
 
 
 def footer_of(path: str, *, name: str | None = None, filesystem: Any = None) -> Any:

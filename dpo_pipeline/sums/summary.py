@@ -47,21 +47,13 @@ _MODELS: Final = {"policy": "policy_", "reference": "ref_"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """Extremes and counts over the valid pairs that reveal inputs no model produces.
+    """Extremes and counts over the valid pairs that reveal inputs no model produces."""
 
-    Attributes:
-        n_valid: Valid pairs.
-        n_unmoved: Those whose policy and reference log-probs are equal for both completions.
-        lowest: Smallest value of each log-prob column, in nats.
-        highest: Largest value of each log-prob column, in nats.
-        max_tokens: Largest token count, if token counts are there.
-    """
-
-    n_valid: int
-    n_unmoved: int
-    lowest: Mapping[str, float]
-    highest: Mapping[str, float]
-    max_tokens: int | None
+    n_valid: int  # valid pairs
+    n_unmoved: int  # those whose policy and reference log-probs are equal for both completions
+    lowest: Mapping[str, float]  # smallest value of each log-prob column, in nats
+    highest: Mapping[str, float]  # largest value of each log-prob column, in nats
+    max_tokens: int | None  # largest token count, if token counts are there
 
     @classmethod
     def of_sums(cls, row: Mapping[str, Any]) -> Self:

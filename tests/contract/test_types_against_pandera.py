@@ -1,0 +1,59 @@
+"""Types are asked for without pandera, and are those that pandera asks for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+from hypothesis import given, settings, strategies as st
+
+import dpo_pipeline
+from dpo_pipeline.columns import Needs
+from dpo_pipeline.contract.compiling import check_schema
+from dpo_pipeline.contract.rules import check_types
+from dpo_pipeline.errors import ColumnError
+from pair_tools import COUNTS, LOGPS, ROOT
+
+TYPES = [pl.Float64, pl.Float32, pl.Int64, pl.Int32, pl.String, pl.Boolean, pl.List(pl.Float64)]
+
+
+def what_is_wrong(check, frame, needs):
+    try:
+        check(frame, source="x", max_logp=0.0, contract=None, needs=needs)
+    except ColumnError as error:
+        return set(error.problems)
+    return set()
+
+
+@given(
+    types=st.dictionaries(st.sampled_from([*LOGPS, *COUNTS, "more"]), st.sampled_from(TYPES)),
+    needs=st.builds(Needs, reference=st.booleans(), tokens=st.booleans()),
+)
+@settings(max_examples=60, deadline=None)
+def test_types_are_those_that_pandera_asks_for(types, needs):
+    frame = pl.LazyFrame(schema=types)
+    assert what_is_wrong(check_types, frame, needs) == what_is_wrong(check_schema, frame, needs)
+
+
+def test_each_fault_has_its_words():
+    frame = pl.LazyFrame(schema={**dict.fromkeys(LOGPS[:3], pl.Float64), COUNTS[0]: pl.String})
+    found = what_is_wrong(check_types, frame, Needs())
+    assert found == {
+        f"{LOGPS[3]}: missing; the columns are {', '.join(LOGPS[:3])}, {COUNTS[0]}",
+        f"{COUNTS[0]}: must be an integer, found String; cast it before",
+    }
+    with pytest.raises(ColumnError, match="must be a number"):
+        dpo_pipeline.evaluate(pl.DataFrame({name: ["-1"] for name in LOGPS}))
+
+
+@pytest.mark.parametrize("words", [["evaluate"], ["check"], ["sweep", "--beta", "0.1"]])
+def test_pandera_is_loaded_for_a_contract_of_ones_own_alone(words):
+    code = (
+        "import sys\n"
+        "from dpo_pipeline.cli.program import main\n"
+        f"assert main([*{words!r}, {str(ROOT / 'examples/pairs.parquet')!r}]) == 0\n"
+        "assert 'polars' in sys.modules and 'pandera' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)

@@ -116,11 +116,12 @@ def main(arguments: list[str] | None = None) -> int:
         # The reader of stdout left: discard what would be flushed at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exit_codes.DONE
-    except MemoryError:
-        say("error: there is not enough memory", err=True)
-        return exit_codes.STORAGE
-    except Exception:  # noqa: BLE001  a fault of ours: the traceback is for its report
-        traceback.print_exc()
+    except Exception as error:  # noqa: BLE001  a fault of ours: the traceback is for its report
+        # Without memory the system refuses threads too.
+        if isinstance(error, MemoryError) or "start new thread" in str(error):
+            say(f"error: there is not enough memory: {error}", err=True)
+        else:
+            traceback.print_exc()
         return exit_codes.STORAGE
     return code if isinstance(code, int) else exit_codes.DONE
 

@@ -21,7 +21,7 @@ from dpo_pipeline.storage.locks import (
     is_tmp,
     place,
 )
-from dpo_pipeline.storage.read_errors import footer_of, reading
+from dpo_pipeline.storage.read_errors import footer_of, is_utf8, reading
 from dpo_pipeline.storage.renames import inside, is_mine, is_mounted
 
 SUCCESS: Final = "_SUCCESS"
@@ -119,6 +119,8 @@ class OutputChecks:
 
     def _check_name(self, path: str) -> None:
         """Check that a name can be given to another file: it is no link, and nothing is mounted."""
+        if not is_utf8(path):
+            raise StorageError(path, "its name is not UTF-8")
         if os.path.islink(path):
             raise StorageError(path, f"is a link to {os.readlink(path)}: name that instead")
         if os.path.exists(path) and is_mounted(path):

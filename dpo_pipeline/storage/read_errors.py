@@ -32,6 +32,8 @@ def reading(path: str, hint: Callable[[str], str | None] | None = None) -> Itera
         yield
     except BaseException as error:
         problem = _problem(error, path, hint)
+        if isinstance(error, Exception) and not is_utf8(path):
+            problem = "its name is not UTF-8: rename it"
         if problem is None:
             raise
         # The error behind it names the address with the secrets in it.
@@ -58,6 +60,11 @@ def _problem(
     if isinstance(error, pl.exceptions.PanicException):  # of the engine, on a corrupt file, say
         return f"cannot be read: {_first_line(error)}"
     return None
+
+
+def is_utf8(path: str) -> bool:
+    """Return whether Polars and pyarrow, for whom names are UTF-8, can open a file."""
+    return path.isascii() or not any("\ud800" <= each <= "\udfff" for each in path)
 
 
 def footer_of(path: str, *, name: str | None = None, filesystem: Any = None) -> Any:

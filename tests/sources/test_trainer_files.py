@@ -132,6 +132,15 @@ def test_trl_without_reference_columns(tmp_path):
         ("state.json", {"_data_files": []}, "without rows"),
         ("other.json", {}, "looked for .arrow, .parquet"),
         ("state.json", {"_data_files": [{"filename": "gone.arrow"}]}, "no such file"),
+        ("state.json", {"_data_files": [{"filename": "../x.arrow"}]}, "outside its folder"),
+        ("state.json", {"_data_files": [{"filename": "/dev/zero"}]}, "outside its folder"),
+        ("state.json", {"_data_files": [{"filename": ".."}]}, "outside its folder"),
+        ("state.json", {"_data_files": [{"filename": 3}]}, "no list of names"),
+        ("state.json", {"_data_files": [{}]}, "not as save_to_disk writes it"),
+        ("state.json", {"_data_files": 3}, "not as save_to_disk writes it"),
+        ("state.json", [], "not as save_to_disk writes it"),
+        ("dataset_dict.json", {"splits": [1]}, "no list of names"),
+        ("dataset_dict.json", {}, "not as save_to_disk writes it"),
     ],
 )
 def test_folders_that_are_no_dataset(tmp_path, name, content, said):

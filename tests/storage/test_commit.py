@@ -11,6 +11,7 @@ import pytest
 
 from commit_tools import (
     PARTS,
+    TARGETS,
     Counted,
     Killed,
     fails,
@@ -132,6 +133,38 @@ def counted_calls(folder):
         publication.commit()
     counted.stop()
     return counted.names
+
+
+def test_names_are_durable_before_the_last_one_is_given_and_before_the_old_is_removed(tmp_path):
+    names = counted_calls(tmp_path)
+    given = [at for at, name in enumerate(names) if name == "renameat2"]
+    removed = [at for at, name in enumerate(names) if name in ("unlink", "rmdir")]
+    assert len(given) == 3
+    assert "fsync" in names[given[-2] : given[-1]]
+    assert "fsync" in names[given[-1] : removed[0]]
+
+
+@pytest.mark.parametrize(
+    ("scene", "over"), [("file", "old"), ("files", "old"), ("files", "nothing")]
+)
+def test_another_run_waits_for_all_names_of_this_one(tmp_path, monkeypatch, scene, over):
+    """What was replaced has a hidden name for a moment, and is no dead run's."""
+    put(tmp_path, files_of(scene, "old") if over == "old" else {})
+    real, tried = renames.renameat2, []
+
+    def call(one, other, flags):
+        real(one, other, flags)
+        if not tried:
+            tried.append(one)
+            other_run = Publication(overwrite=True)
+            with pytest.raises(StorageError, match="another run is writing it"), other_run:
+                other_run.stage(tmp_path / TARGETS[scene][0])
+
+    with staged(tmp_path, scene, overwrite=over == "old") as publication:
+        monkeypatch.setattr(renames, "renameat2", call)
+        publication.commit()
+    assert tried
+    assert (state_of(found_in(tmp_path)[0], scene), found_in(tmp_path)[1]) == (("new", []), [])
 
 
 # Systems that cannot exchange names

@@ -1,0 +1,49 @@
+"""The Ray cluster that a run starts itself: on loopback, behind a token, without a dashboard."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pair_tools import ROOT, TOOLS
+from process_tools import PATIENCE
+
+pytest.importorskip("ray")
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0" * 24 + "01000000"}
+
+
+def started(*more):
+    pairs = str(ROOT / "examples" / "pairs.parquet")
+    environment = {name: value for name, value in os.environ.items() if name[:4] != "RAY_"}
+    done = subprocess.run(
+        [sys.executable, str(TOOLS / "own_ray_tools.py"), pairs, *more],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param([], id="alone"),
+        # The same, for a program that imported Ray before: it costs another cluster.
+        pytest.param(["imported"], id="Ray imported before", marks=pytest.mark.slow),
+    ],
+)
+def test_nobody_else_reaches_the_cluster_that_a_run_starts(more):
+    facts = started(*more)
+    assert facts["valid"] == 200
+    assert len(facts["listening"]) >= 4  # of Ray: that something was looked at
+    assert set(facts["listening"]) <= LOOPBACK
+    assert facts["mode"] == "token"
+    assert len(facts["token"]) == 64
+    assert not facts["dashboard"]

@@ -48,7 +48,7 @@ class Option:
 
     In settings it has the name of its flag without dashes. `shown` is the default as `--help` shows
     it, if that is not its value; `calls` are the commands that have it, and None means all that
-    take its group; `varied` gives the attributes that differ for a command.
+    take its group; `varied` gives the help of a command, or all attributes that differ.
     """
 
     flag: str
@@ -56,11 +56,12 @@ class Option:
     help: str
     shown: str | None = None
     calls: tuple[str, ...] | None = None
-    varied: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: NOTHING)
+    varied: Mapping[str, str | Mapping[str, Any]] = field(default_factory=lambda: NOTHING)
 
     def of(self, call: str) -> Option:
         """Return the option as this command has it."""
-        return replace(self, **self.varied.get(call, {}))
+        varied = self.varied.get(call, {})
+        return replace(self, **({"help": varied} if isinstance(varied, str) else varied))
 
 
 def option(flag: str, kind: Kind, help: str, *, default: Any, **more: Any) -> Any:  # noqa: A002  as in click

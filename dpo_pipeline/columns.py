@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Final, Literal
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Final, Literal
 
 from dpo_pipeline.errors import UsageError
 
@@ -30,33 +30,61 @@ class Role:
     aliases: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Added:
     """A column that the pipeline adds to a table."""
 
     name: str
     description: str
+    _: KW_ONLY
     type: Literal["number", "integer", "string", "array"] = "number"
     unit: str | None = None
     nullable: bool = False
 
 
-def _logp(model: Literal["policy", "ref"], side: Literal["chosen", "rejected"]) -> Role:
+Model = Literal["policy", "ref"]
+Completion = Literal["chosen", "rejected"]
+
+
+def _of_model(model: Model, side: Completion, ending: str, words: Iterable[str]) -> dict[str, Any]:
     # Only names that say whose log-prob it is. `chosen_logps` is the policy's in TRL and the
     # reference's in open-instruct's cache, so it is no alias of either: see AMBIGUOUS.
+    name = f"{model}_{side}_{ending}"
     long = "policy" if model == "policy" else "reference"
-    name = f"{model}_{side}_logps"
-    words = ("logps", "logprobs", "log_probs")
     spellings = [f"{spelled}_{side}_{word}" for spelled in (model, long) for word in words]
-    spellings.append(f"log_probs_{side}_{model}")
+    aliases = tuple(dict.fromkeys(each for each in spellings if each != name))
+    return {"name": name, "unit": "nats", "aliases": aliases}
+
+
+def _under(model: Model) -> str:
+    return f"under the {'policy' if model == 'policy' else 'frozen reference model'}"
+
+
+def _logp(model: Model, side: Completion) -> Role:
+    named = _of_model(model, side, "logps", ("logps", "logprobs", "log_probs"))
+    named["aliases"] += (f"log_probs_{side}_{model}",)
+    text = f"Log-probability of the {side} completion {_under(model)}, summed over its tokens"
+    return Role(kind="logp", required=True, description=text, **named)
+
+
+def _tokens(model: Model, side: Completion) -> Role:
+    words = ("token_logps", "token_logprobs", "per_token_logps")
+    named = _of_model(model, side, "token_logps", words)
+    text = f"Log-probability of each token of the {side} completion {_under(model)}"
+    return Role(kind="tokens", description=f"{text}, instead of its sum", **named)
+
+
+def _count(side: Completion) -> Role:
+    text = f"Tokens of the {side} completion that its log-probability sums over"
+    return Role(name=f"{side}_num_tokens", kind="count", unit="tokens", description=text)
+
+
+def _mask(side: Completion) -> Role:
     return Role(
-        name=name,
-        kind="logp",
-        unit="nats",
-        required=True,
-        description=f"Log-probability of the {side} completion under the "
-        f"{'policy' if model == 'policy' else 'frozen reference model'}, summed over its tokens",
-        aliases=tuple(dict.fromkeys(s for s in spellings if s != name)),
+        name=f"{side}_token_mask",
+        kind="mask",
+        description=f"For each token of the {side} completion whether it counts (true or 1)",
+        aliases=(f"{side}_completion_mask", f"{side}_loss_mask"),
     )
 
 
@@ -68,44 +96,8 @@ PAIR_ID: Final = Role(name="pair_id", kind="key", description="Names the pair")
 PROMPT_ID: Final = Role(
     name="prompt_id", kind="key", description="Names the prompt; pairs of one prompt share it"
 )
-CHOSEN_TOKENS: Final = Role(
-    name="chosen_num_tokens",
-    kind="count",
-    unit="tokens",
-    description="Tokens of the chosen completion that its log-probability sums over",
-)
-REJECTED_TOKENS: Final = Role(
-    name="rejected_num_tokens",
-    kind="count",
-    unit="tokens",
-    description="Tokens of the rejected completion that its log-probability sums over",
-)
-
-
-def _tokens(model: Literal["policy", "ref"], side: Literal["chosen", "rejected"]) -> Role:
-    long = "policy" if model == "policy" else "reference"
-    words = ("token_logps", "token_logprobs", "per_token_logps")
-    name = f"{model}_{side}_token_logps"
-    spellings = [f"{spelled}_{side}_{word}" for spelled in (model, long) for word in words]
-    return Role(
-        name=name,
-        kind="tokens",
-        unit="nats",
-        description=f"Log-probability of each token of the {side} completion under the "
-        f"{'policy' if model == 'policy' else 'frozen reference model'}, instead of its sum",
-        aliases=tuple(dict.fromkeys(s for s in spellings if s != name)),
-    )
-
-
-def _mask(side: Literal["chosen", "rejected"]) -> Role:
-    return Role(
-        name=f"{side}_token_mask",
-        kind="mask",
-        description=f"For each token of the {side} completion whether it counts (true or 1)",
-        aliases=(f"{side}_completion_mask", f"{side}_loss_mask"),
-    )
-
-
+CHOSEN_TOKENS: Final = _count("chosen")
+REJECTED_TOKENS: Final = _count("rejected")
 LOGP_ROLES: Final = (POLICY_CHOSEN, POLICY_REJECTED, REF_CHOSEN, REF_REJECTED)
 LOGPS: Final = tuple(role.name for role in LOGP_ROLES)
 COUNT_ROLES: Final = (CHOSEN_TOKENS, REJECTED_TOKENS)
@@ -118,18 +110,16 @@ TOKENS_OF: Final = {
     REF_REJECTED.name: _tokens("ref", "rejected"),
 }
 """The token list that each log-prob can be summed from."""
-OTHER_SIDE: Final = {
-    POLICY_CHOSEN.name: POLICY_REJECTED.name,
-    POLICY_REJECTED.name: POLICY_CHOSEN.name,
-    REF_CHOSEN.name: REF_REJECTED.name,
-    REF_REJECTED.name: REF_CHOSEN.name,
-}
+_SAME_MODEL: Final = (
+    (POLICY_CHOSEN.name, POLICY_REJECTED.name),
+    (REF_CHOSEN.name, REF_REJECTED.name),
+)
+OTHER_SIDE: Final = {a: b for pair in _SAME_MODEL for a, b in (pair, pair[::-1])}
 """The log-prob of the other completion under the same model."""
 MASK_OF: Final = {
-    POLICY_CHOSEN.name: CHOSEN_MASK,
-    POLICY_REJECTED.name: REJECTED_MASK,
-    REF_CHOSEN.name: CHOSEN_MASK,
-    REF_REJECTED.name: REJECTED_MASK,
+    name: mask
+    for pair in _SAME_MODEL
+    for name, mask in zip(pair, (CHOSEN_MASK, REJECTED_MASK), strict=True)
 }
 """The mask that says which tokens of each log-prob count."""
 ROLES: Final = {
@@ -203,35 +193,24 @@ LOSS: Final = "loss"
 REWARD_ACCURACY: Final = "reward_accuracy"
 
 SCORED: Final = (
-    Added(
-        name=CHOSEN_LOGRATIO,
-        unit="nats",
-        description="Policy minus reference log-probability of the chosen completion; without a "
-        "reference, the policy's",
+    *(
+        Added(
+            name,
+            f"Policy minus reference log-probability of the {side} completion; without "
+            "a reference, the policy's",
+            unit="nats",
+        )
+        for name, side in ((CHOSEN_LOGRATIO, "chosen"), (REJECTED_LOGRATIO, "rejected"))
     ),
     Added(
-        name=REJECTED_LOGRATIO,
-        unit="nats",
-        description="Policy minus reference log-probability of the rejected completion; without a "
-        "reference, the policy's",
-    ),
-    Added(
-        name=CHOSEN_REWARD,
-        unit="nats",
-        description="Implicit reward of the chosen completion: beta * chosen_logratio for the DPO "
+        CHOSEN_REWARD,
+        "Implicit reward of the chosen completion: beta * chosen_logratio for the DPO "
         "loss, beta times what else the loss compares",
-    ),
-    Added(
-        name=REJECTED_REWARD,
         unit="nats",
-        description="Implicit reward of the rejected completion, likewise",
     ),
-    Added(name=REWARD_MARGIN, unit="nats", description="Chosen minus rejected implicit reward"),
-    Added(
-        name=LOSS,
-        unit="nats",
-        description="Loss of the pair; the DPO loss is -log sigmoid(reward_margin)",
-    ),
+    Added(REJECTED_REWARD, "Implicit reward of the rejected completion, likewise", unit="nats"),
+    Added(REWARD_MARGIN, "Chosen minus rejected implicit reward", unit="nats"),
+    Added(LOSS, "Loss of the pair; the DPO loss is -log sigmoid(reward_margin)", unit="nats"),
 )
 
 OF_INPUT: Final = "__dpo_pipeline_input_"
@@ -240,12 +219,8 @@ OF_INPUT: Final = "__dpo_pipeline_input_"
 SOURCE_ROW: Final = "source_row"
 BROKEN_RULES: Final = "broken_rules"
 INVALID: Final = (
-    Added(name=SOURCE_ROW, type="integer", description="Row of the pair in its input file, from 0"),
-    Added(
-        name=BROKEN_RULES,
-        type="array",
-        description="The rules that the pair breaks, as column.rule",
-    ),
+    Added(SOURCE_ROW, "Row of the pair in its input file, from 0", type="integer"),
+    Added(BROKEN_RULES, "The rules that the pair breaks, as column.rule", type="array"),
 )
 
 BATCH: Final = "batch"
@@ -253,47 +228,33 @@ N_PAIRS: Final = "n_pairs"
 N_VALID: Final = "n_valid"
 N_INVALID: Final = "n_invalid"
 COUNTS: Final = (
-    Added(name=N_PAIRS, type="integer", unit="pairs", description="Pairs read"),
-    Added(name=N_VALID, type="integer", unit="pairs", description="Pairs that keep every rule"),
-    Added(
-        name=N_INVALID, type="integer", unit="pairs", description="Pairs that break a rule or more"
-    ),
+    Added(N_PAIRS, "Pairs read", type="integer", unit="pairs"),
+    Added(N_VALID, "Pairs that keep every rule", type="integer", unit="pairs"),
+    Added(N_INVALID, "Pairs that break a rule or more", type="integer", unit="pairs"),
 )
 BATCH_MEANS: Final = (
-    Added(name=BATCH, type="integer", description="Batch number, from 0"),
+    Added(BATCH, "Batch number, from 0", type="integer"),
     *COUNTS,
-    Added(name=LOSS, unit="nats", nullable=True, description="Mean loss of the valid pairs"),
+    Added(LOSS, "Mean loss of the valid pairs", unit="nats", nullable=True),
     Added(
-        name=REWARD_ACCURACY,
+        REWARD_ACCURACY,
+        "Share of the valid pairs whose chosen reward is above the rejected one",
         nullable=True,
-        description="Share of the valid pairs whose chosen reward is above the rejected one",
     ),
-    Added(
-        name=REWARD_MARGIN,
-        unit="nats",
-        nullable=True,
-        description="Mean reward margin of the valid pairs",
-    ),
+    Added(REWARD_MARGIN, "Mean reward margin of the valid pairs", unit="nats", nullable=True),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolution:
-    """Which input column plays which role, and what stands in the way.
+    """Which input column plays which role, and what stands in the way."""
 
-    Attributes:
-        mapping: Canonical name to input column, for the roles that were found.
-        problems: One sentence for each role that could not be settled.
-    """
-
-    mapping: Mapping[str, str]
-    problems: tuple[str, ...]
+    mapping: Mapping[str, str]  # canonical name to input column, for the roles that were found
+    problems: tuple[str, ...]  # one sentence for each role that could not be settled
 
 
 def resolve(
-    names: Iterable[str],
-    explicit: Mapping[str, str] | None = None,
-    needs: Needs = ALL_LOGPS,
+    names: Iterable[str], explicit: Mapping[str, str] | None = None, needs: Needs = ALL_LOGPS
 ) -> Resolution:
     """Find the column of each role among `names`.
 

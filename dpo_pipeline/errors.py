@@ -212,23 +212,14 @@ class EngineError(DpoPipelineError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MissedMark:
-    """A figure that missed its mark.
+    """A figure that missed its mark."""
 
-    Attributes:
-        name: The name of the figure, as given.
-        side: "below" a smallest value, or "above" a largest one.
-        mark: That value, in the figure's unit.
-        value: The figure.
-        interval: Its limits; None without statistics.
-        by_interval: Whether the limit nearer to failing, not the value, had to keep the mark.
-    """
-
-    name: str
-    side: str
-    mark: float
-    value: float
-    interval: tuple[float, float] | None
-    by_interval: bool
+    name: str  # the name of the figure, as given
+    side: str  # "below" a smallest value, or "above" a largest one
+    mark: float  # that value, in the figure's unit
+    value: float  # the figure
+    interval: tuple[float, float] | None  # its limits; None without statistics
+    by_interval: bool  # whether the limit nearer to failing, not the value, had to keep the mark
 
     def __str__(self) -> str:
         """Return the miss as a phrase."""

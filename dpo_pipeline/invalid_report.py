@@ -16,34 +16,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offender:
-    """A row that breaks a rule.
+    """A row that breaks a rule."""
 
-    Attributes:
-        file: The input file, or None where the pairs came as a dataframe.
-        row: Row in that file or frame, from 0.
-        value: What was found; None for null, and for a rule on the whole row.
-    """
-
-    file: str | None
-    row: int
-    value: Any
+    file: str | None  # the input file, or None where the pairs came as a dataframe
+    row: int  # row in that file or frame, from 0
+    value: Any  # what was found; None for null, and for a rule on the whole row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokenRule:
-    """A rule that rows broke.
+    """A rule that rows broke."""
 
-    Attributes:
-        name: `column.rule`.
-        requirement: What a value must be, in words.
-        count: How many rows broke it.
-        offenders: The first of them, in the order of the input.
-    """
-
-    name: str
-    requirement: str
-    count: int
-    offenders: tuple[Offender, ...]
+    name: str  # `column.rule`
+    requirement: str  # what a value must be, in words
+    count: int  # how many rows broke it
+    offenders: tuple[Offender, ...]  # the first of them, in the order of the input
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as plain data; a value that JSON cannot hold becomes text."""

@@ -66,8 +66,8 @@ class Pairs:
         FORMAT,
         "The format of PAIRS.",
         varied={
-            "compare": {"help": "The format of A and of B, which `evaluate --help` describes."},
-            "convert": {"help": "The format of PAIRS, which `evaluate --help` describes."},
+            "compare": "The format of A and of B, which `evaluate --help` describes.",
+            "convert": "The format of PAIRS, which `evaluate --help` describes.",
         },
         shown=_FORMAT,
         default=None,
@@ -99,14 +99,10 @@ class Reference:
         COLUMN,
         "The key that joins PAIRS and --reference.",
         default=PAIR_ID.name,
-        varied={"compare": {"help": "The key that joins A, B and --reference."}},
+        varied={"compare": "The key that joins A, B and --reference."},
     )
     format: str | None = option(
-        "--reference-format",
-        FORMAT,
-        "The format of --reference.",
-        shown=_FORMAT,
-        default=None,
+        "--reference-format", FORMAT, "The format of --reference.", shown=_FORMAT, default=None
     )
     columns: Mapping[str, str] | None = option(
         "--reference-column",
@@ -210,10 +206,7 @@ class Batches:
     SHORT: ClassVar[Mapping[Any, str]] = MappingProxyType({str: "file", os.PathLike: "file"})
 
     size: int | None = option(
-        "--batch-size",
-        WHOLE,
-        "Means of so many consecutive rows.",
-        default=None,
+        "--batch-size", WHOLE, "Means of so many consecutive rows.", default=None
     )
     _: KW_ONLY
     by: str | None = option(
@@ -262,17 +255,11 @@ class Scored:
     """What scored pairs contain, and how they are cut into files."""
 
     keep: str | Sequence[str] | None = option(
-        "--keep",
-        COLUMNS,
-        "Input columns to carry along. Repeatable.",
-        default=None,
+        "--keep", COLUMNS, "Input columns to carry along. Repeatable.", default=None
     )
     _: KW_ONLY
     replace: bool = option(
-        "--replace",
-        FLAG,
-        "Overwrite input columns named like an output's.",
-        default=False,
+        "--replace", FLAG, "Overwrite input columns named like an output's.", default=False
     )
     part_rows: int | None = option(
         "--part-rows",
@@ -300,7 +287,7 @@ class Outputs:
         "Write the report, an HTML page that opens without a network, to this file. Asks for "
         "statistics; needs the extra `report`.",
         calls=("evaluate", "compare"),
-        varied={"compare": {"help": "Write the report, one HTML page, to this file."}},
+        varied={"compare": "Write the report, one HTML page, to this file."},
         default=None,
     )
     overwrite: bool = option("--overwrite", FLAG, default=False, help="Replace outputs that exist.")
@@ -371,11 +358,7 @@ class StatisticsOptions:
         NUMBER,
         "Of the intervals. Asks for statistics, as do the next three.",
         default=defaults.CONFIDENCE_LEVEL,
-        varied={
-            "compare": {
-                "help": "Of the intervals; a p-value below 1 - level is a difference shown."
-            }
-        },
+        varied={"compare": "Of the intervals; a p-value below 1 - level is a difference shown."},
     )
     judge: str | tuple[str, ...] = option(
         "--judge",
@@ -448,10 +431,8 @@ class Gates:
         "Repeatable.",
         default=NOTHING,
         varied={
-            "compare": {
-                "help": "Exit code 4 if B - A of a figure is smaller (reward_accuracy, loss), "
-                "after all is printed and written. Repeatable."
-            }
+            "compare": "Exit code 4 if B - A of a figure is smaller (reward_accuracy, loss), "
+            "after all is printed and written. Repeatable."
         },
     )
     over: Mapping[str, float] = option(

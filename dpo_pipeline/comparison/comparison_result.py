@@ -221,16 +221,10 @@ class Comparison(Reported):
             "loss": str(self.objective),
             "beta": self.objective.beta,
             "objective": self.objective.to_dict(),
-            "max_logp": self.max_logp,
-            "level": self.level,
-            "verdict": self.verdict,
-            "better": self.better,
+            **_plain(self, "max_logp", "level", "verdict", "better"),
             "a": _side(self.a),
             "b": _side(self.b),
-            "n_common": self.n_common,
-            "n_valid": self.n_valid,
-            "clusters": self.clusters,
-            "n_clusters": self.n_clusters,
+            **_plain(self, "n_common", "n_valid", "clusters", "n_clusters"),
             "differences": {name: asdict(each) for name, each in self.differences.items()},
             "mcnemar": asdict(self.mcnemar),
             "subsets": None if self.subsets is None else self.subsets.to_dicts(),
@@ -326,10 +320,13 @@ def _p_cell(p: float | None) -> str | None:
     return None if p is None else p_value(p)
 
 
+def _plain(result: object, *names: str) -> dict[str, Any]:
+    return {name: getattr(result, name) for name in names}
+
+
 def _side(side: Side) -> dict[str, Any]:
-    facts = {name: getattr(side, name) for name in ("source", "n_pairs", "n_alone", "n_invalid")}
     return {
-        **facts,
+        **_plain(side, "source", "n_pairs", "n_alone", "n_invalid"),
         "summary": side.summary.to_dict(),
         "invalid": [] if side.invalid is None else side.invalid.to_dict()["invalid"],
         "borrowed": dict(side.borrowed),

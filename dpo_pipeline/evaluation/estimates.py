@@ -147,17 +147,11 @@ _SHOWN_OF_SUBSETS: Final = ("n_valid", *_ACCURACY, "p_holm")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sections:
-    """The score of a benchmark: means of accuracies, a tie counting as wrong.
+    """The score of a benchmark: means of accuracies, a tie counting as wrong."""
 
-    Attributes:
-        benchmark: Its name.
-        scores: By section, the weighted mean over its subsets.
-        score: The weighted mean over the sections.
-    """
-
-    benchmark: str
-    scores: Mapping[str, Estimate]
-    score: Estimate
+    benchmark: str  # its name
+    scores: Mapping[str, Estimate]  # by section, the weighted mean over its subsets
+    score: Estimate  # the weighted mean over the sections
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -108,25 +108,17 @@ class ShardTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartialSums:
-    """Reads a shard into partial sums, or into rows.
-
-    Attributes:
-        subsets: Name of each key to the column that it is a copy of.
-        is_keyed: Whether sums are by key, so that those of all pairs are made beside them.
-        id_column: The column of ids that are looked at with the rows.
-        most_rows: A shard of more rows, or of unknown length, is read in chunks.
-        in_order: Whether groups are summed faster in order than by hash.
-    """
+    """Reads a shard into partial sums, or into rows."""
 
     dataset: Dataset
     scorer: ShardScorer
-    subsets: Mapping[str, str]
+    subsets: Mapping[str, str]  # name of each key to the column that it is a copy of
     valid: pl.Expr
     tally: Callable[..., pl.LazyFrame]
-    is_keyed: bool
-    id_column: str | None
-    most_rows: int
-    in_order: bool
+    is_keyed: bool  # whether sums are by key, so that those of all pairs are made beside them
+    id_column: str | None  # the column of ids that are looked at with the rows
+    most_rows: int  # a shard of more rows, or of unknown length, is read in chunks
+    in_order: bool  # whether groups are summed faster in order than by hash
 
     def sums(self, task: ShardTask) -> Iterator[Partial]:
         """Yield the sums of one shard."""

@@ -229,12 +229,9 @@ def _warn_of_positive(argument: str, column: pl.Series) -> None:
 
 
 def _refuse_results(scored: pl.DataFrame, *, beta: float) -> None:
-    for name, what in {
-        "chosen": "chosen reward",
-        "rejected": "rejected reward",
-        "loss": "loss",
-    }.items():
+    for name in ("chosen", "rejected", "loss"):
         bad = scored[name].is_finite().not_().arg_true()
         if len(bad):
+            what = "loss" if name == "loss" else f"{name} reward"
             found = f"a {what} of {scored[name][bad[0]]!r} at position {bad[0]}"
             raise ArgumentError("beta", f"= {beta!r} gives {found}", position=bad[0], value=beta)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from numbers import Real
 from typing import Literal
 
@@ -16,12 +16,13 @@ from dpo_pipeline.errors import UsageError
 from dpo_pipeline.losses import batchwise
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Parameter:
     """A number that a loss takes, from `low` to `high`; ends of that range in `without` are out."""
 
     name: str
     default: float
+    _: KW_ONLY
     low: float = -math.inf
     high: float = math.inf
     without: tuple[float, ...] = ()

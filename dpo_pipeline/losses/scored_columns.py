@@ -44,23 +44,20 @@ def with_scores(
 ) -> pl.LazyFrame:
     """Add the scored columns to pairs under canonical names. Null and NaN propagate."""
     basis, beta = objective.reward_basis, objective.beta
+    ready = _from_columns(basis)
     return (
         pairs.with_columns(
             chosen_logratio=_logratio(POLICY_CHOSEN, REF_CHOSEN, basis),
             rejected_logratio=_logratio(POLICY_REJECTED, REF_REJECTED, basis),
         )
         .with_columns(
-            chosen_reward=rewards.implicit_reward(
-                _score(pl.col(CHOSEN_LOGRATIO), CHOSEN_TOKENS, basis), beta=beta
-            ),
-            rejected_reward=rewards.implicit_reward(
-                _score(pl.col(REJECTED_LOGRATIO), REJECTED_TOKENS, basis), beta=beta
-            ),
+            chosen_reward=rewards.implicit_reward(ready["chosen_score"], beta=beta),
+            rejected_reward=rewards.implicit_reward(ready["rejected_score"], beta=beta),
         )
         .with_columns(
             reward_margin=rewards.reward_margin(pl.col(CHOSEN_REWARD), pl.col(REJECTED_REWARD))
         )
-        .with_columns(loss=_loss(objective, {basis: _from_columns(basis)}, within))
+        .with_columns(loss=_loss(objective, {basis: ready}, within))
     )
 
 

@@ -62,8 +62,7 @@ def summary_document() -> str:
         },
         summary=described(_figures(), "Means over valid pairs, in nats but for reward_accuracy"),
         metrics=described(
-            object_of(**dict.fromkeys(TRL_METRICS, NUMBER)),
-            "The same figures under TRL's names",
+            object_of(**dict.fromkeys(TRL_METRICS, NUMBER)), "The same figures under TRL's names"
         ),
         invalid=list_of(_broken_rule()),
         subsets=nullable(ROWS),

@@ -21,21 +21,12 @@ the JSON Schemas of the documents.
 
 def reference_page() -> str:
     """Return `schemas/README.md`."""
-    formats = [
-        (f"`{row.name}`", " ".join(f"`{each}`" for each in row.endings), row.description)
-        for row in FORMATS.values()
-    ]
+    formats = [(_code(row.name), _code(*row.endings), row.description) for row in FORMATS.values()]
     columns = [
-        (
-            f"`{role.name}`",
-            "input",
-            role.unit or "",
-            role.description,
-            " ".join(f"`{alias}`" for alias in role.aliases),
-        )
+        (_code(role.name), "input", role.unit or "", role.description, _code(*role.aliases))
         for role in ROLES.values()
     ]
-    columns += [(f"`{a.name}`", "added", a.unit or "", a.description, "") for a in SCORED]
+    columns += [(_code(a.name), "added", a.unit or "", a.description, "") for a in SCORED]
     exit_codes = [(str(code), text) for code, text in MEANINGS.items()]
     sections = {
         "Options": option_table(),
@@ -74,6 +65,10 @@ def _option_rows(calls: Mapping[str, Mapping[str, type[Any]]]) -> Iterator[Seque
         variable = f"DPO_PIPELINE_{flag.lstrip('-').replace('-', '_').upper()}"
         commands = "all" if len(where[flag]) == len(calls) else ", ".join(where[flag])
         yield f"`{flag}`", place, f"`{variable}`", default, commands, declared.help
+
+
+def _code(*names: str) -> str:
+    return " ".join(f"`{name}`" for name in names)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -136,11 +136,7 @@ def subset_rows(
     """
     names = [" / ".join(map(as_written, key)) for key in subsets.select(by).iter_rows()]
     table = subsets.select(
-        pl.Series("label", names, dtype=pl.String),
-        value=value,
-        low=low,
-        high=high,
-        n_pairs=N_VALID,
+        pl.Series("label", names, dtype=pl.String), value=value, low=low, high=high, n_pairs=N_VALID
     ).filter(pl.col(N_PAIRS) > 0)
     if table.height <= SUBSETS_DRAWN:
         return table, ""

@@ -79,6 +79,11 @@ class Figure:
     chart: Chart  # without title and description
     table: Table | None = None  # of the same numbers, below the chart
 
+    @classmethod
+    def of(cls, name: str, title: str, said: str, reading: str, chart: Chart) -> Figure:
+        """Return a chart described by what is said of it; the caption says how to read it too."""
+        return cls(name=name, title=title, caption=said + reading, description=said, chart=chart)
+
     def titled(self) -> Chart:
         """Return the chart with its title and description, to stand by itself."""
         titled: Chart = self.chart.properties(title=self.title, description=self.description)

@@ -13,39 +13,11 @@ from dpo_pipeline.columns import LOSS, REWARD_ACCURACY, REWARD_MARGIN
 from dpo_pipeline.comparison import Comparison, Side
 from dpo_pipeline.defaults import POWER
 from dpo_pipeline.evaluation import Finding
-from dpo_pipeline.report.chart_data import (
-    BARS,
-    density,
-    ends_of,
-    grid_over,
-    histogram_bars,
-    interval_rows,
-    subset_rows,
-    with_sizes,
-)
-from dpo_pipeline.report.charts import (
-    PAGE,
-    Figure,
-    Palette,
-    intervals,
-    plane,
-    signed_histogram,
-)
+from dpo_pipeline.report import chart_data, page_tables as tables
+from dpo_pipeline.report.charts import PAGE, Figure, Palette, intervals, plane, signed_histogram
 from dpo_pipeline.report.notebook import difference_table
 from dpo_pipeline.report.page import Page, Section, Tile
-from dpo_pipeline.report.page_tables import (
-    P_VALUES,
-    WORDS_OF_FIGURES,
-    WORDS_OF_P_VALUES,
-    Column,
-    Table,
-    crossed,
-    facts,
-    percent,
-    table_of,
-    three_digits,
-    writer_of,
-)
+from dpo_pipeline.report.page_tables import Column, Table, all_as
 from dpo_pipeline.statistics import (
     DASH,
     between,
@@ -70,29 +42,27 @@ def figures_of(comparison: Comparison, palette: Palette) -> Iterator[Figure]:
 
 
 def _differences(comparison: Comparison, palette: Palette) -> Figure:
-    rows, note = interval_rows({"all": comparison.differences[REWARD_ACCURACY].estimate}), ""
+    note, over_all = "", {"all": comparison.differences[REWARD_ACCURACY].estimate}
+    rows = chart_data.interval_rows(over_all)
     if comparison.subsets is not None:
         columns = {"value": "accuracy_difference", "low": "accuracy_low", "high": "accuracy_high"}
-        drawn, note = subset_rows(comparison.subsets, comparison.by, **columns)
+        drawn, note = chart_data.subset_rows(comparison.subsets, comparison.by, **columns)
         rows = pl.concat([rows, drawn], how="vertical_relaxed")
     rows = rows.with_columns(pl.col("value", "low", "high") * 100.0)
     domain = domain_of(rows)
     if rows.filter((pl.col("low") < domain[0]) | (pl.col("high") > domain[1])).height:
         note += f" Intervals of fewer than {PAIRS_FOR_SCALE} pairs are cut off at the edges."
-    least, most = ends_of(rows, "value")
+    least, most = chart_data.ends_of(rows, "value")
     by = f", by {', '.join(comparison.by)}" if comparison.by else ""
-    said = (
-        f"Differences of accuracy, B minus A{by}: from {three_digits(least)} to "
-        f"{three_digits(most)} points."
-    )
     axis = "accuracy of B minus that of A (points)"
-    return Figure(
-        name="differences",
-        title="Difference of accuracy",
-        caption=f"{said} Each has its {percent(comparison.level)} interval, and its pairs in "
+    return Figure.of(
+        "differences",
+        "Difference of accuracy",
+        f"Differences of accuracy, B minus A{by}: from {tables.three_digits(least)} to "
+        f"{tables.three_digits(most)} points.",
+        f" Each has its {tables.percent(comparison.level)} interval, and its pairs in "
         f"brackets. Blue is B better, orange A better, grey not told apart.{note}",
-        description=said,
-        chart=intervals(with_sizes(rows), palette, axis=axis, chance=0.0, domain=domain),
+        intervals(chart_data.with_sizes(rows), palette, axis=axis, chance=0.0, domain=domain),
     )
 
 
@@ -110,7 +80,7 @@ def domain_of(rows: pl.DataFrame) -> tuple[float, float]:
 
 def _changes(comparison: Comparison, palette: Palette) -> Figure:
     changes = comparison.changes
-    grid = grid_over(changes, BARS)
+    grid = chart_data.grid_over(changes, chart_data.BARS)
     n = comparison.n_valid
     # The bin around zero holds changes that are lost in rounding as well: they count as none.
     moved = [int(changes.filter(pl.col("bin").sign() == i)["n_pairs"].sum()) for i in (-1, 1)]
@@ -129,7 +99,7 @@ def _changes(comparison: Comparison, palette: Palette) -> Figure:
         opening="Histogram. ",
         description=said,
         chart=signed_histogram(
-            histogram_bars(changes, grid, same),
+            chart_data.histogram_bars(changes, grid, same),
             palette,
             axis="margin of B minus that of A (nats)",
             below=f"fell: {fell}",
@@ -156,7 +126,7 @@ def _margins(comparison: Comparison, palette: Palette) -> Figure:
         opening="Density of the margins of B against those of A. ",
         description=said,
         chart=plane(
-            density(table, x="A", y="B"),
+            chart_data.density(table, x="A", y="B"),
             palette,
             x="A",
             y="B",
@@ -183,27 +153,22 @@ def page_of(comparison: Comparison) -> str:
 
 def _tiles(comparison: Comparison) -> Iterator[Tile]:
     found = comparison.differences[REWARD_ACCURACY]
-    yield Tile(title="Accuracy of A", value=share(found.a))
-    yield Tile(title="Accuracy of B", value=share(found.b))
-    yield Tile(
-        title="B minus A",
-        value=points(found.estimate.value),
-        note=between(found.estimate.interval, points),
-    )
-    yield Tile(title="p of no difference", value=p_value(found.p_value))
+    yield Tile("Accuracy of A", share(found.a))
+    yield Tile("Accuracy of B", share(found.b))
+    yield Tile("B minus A", points(found.estimate.value), between(found.estimate.interval, points))
+    yield Tile("p of no difference", p_value(found.p_value))
     if comparison.better is None and found.smallest_effect is not None:
         yield Tile(
-            title=f"Smallest effect that shows at {POWER:.0%} power",
-            value=points(found.smallest_effect),
+            f"Smallest effect that shows at {POWER:.0%} power", points(found.smallest_effect)
         )
 
 
 def _sections(comparison: Comparison) -> Iterator[Section]:
     figures = {each.name: each for each in figures_of(comparison, PAGE)}
 
-    def drawn(name: str, *tables: Table) -> Section:
+    def drawn(name: str, *parts: Table) -> Section:
         figure = figures[name]
-        return Section(name=name, title=figure.title, figures=[figure], parts=tables)
+        return Section(name=name, title=figure.title, figures=[figure], parts=parts)
 
     if comparison.findings:
         findings = [
@@ -234,7 +199,7 @@ def _sections(comparison: Comparison) -> Iterator[Section]:
 
 def _differences_table(comparison: Comparison) -> Table:
     table = difference_table(comparison, missing=DASH)
-    words = WORDS_OF_FIGURES | {LOSS: f"{WORDS_OF_FIGURES[LOSS]}, nats"}
+    words = tables.WORDS_OF_FIGURES | {LOSS: f"{tables.WORDS_OF_FIGURES[LOSS]}, nats"}
     return replace(
         table,
         columns=[Column("figure"), *table.columns[1:]],
@@ -245,25 +210,21 @@ def _differences_table(comparison: Comparison) -> Table:
 
 
 def _subsets_table(subsets: pl.DataFrame, by: tuple[str, ...]) -> Table:
-    return table_of(
+    return tables.table_of(
         subsets,
         {
             "n_valid": ("pairs", count),
-            "accuracy_a": ("A", share),
-            "accuracy_b": ("B", share),
-            "accuracy_difference": ("B minus A", points),
-            "accuracy_low": ("from", points),
-            "accuracy_high": ("to", points),
-            **P_VALUES,
-            "only_a": ("only A", count),
-            "only_b": ("only B", count),
-            "margin_difference": ("margin", number),
-            "loss_difference": ("loss", number),
+            **all_as(share, accuracy_a="A", accuracy_b="B"),
+            **all_as(points, accuracy_difference="B minus A"),
+            **all_as(points, accuracy_low="from", accuracy_high="to"),
+            **tables.P_VALUES,
+            **all_as(count, only_a="only A", only_b="only B"),
+            **all_as(number, margin_difference="margin", loss_difference="loss"),
         },
         by=by,
         caption=f"{counted(subsets.height, 'subset')}: accuracy of A and B, their difference with "
-        f"its interval, and p of no difference; {WORDS_OF_P_VALUES} Only A and only B are pairs "
-        "that one alone has right; margin and loss are mean differences in nats.",
+        f"its interval, and p of no difference; {tables.WORDS_OF_P_VALUES} Only A and only B are "
+        "pairs that one alone has right; margin and loss are mean differences in nats.",
     )
 
 
@@ -275,7 +236,7 @@ def _right_table(comparison: Comparison) -> Table:
         else " Prompts repeat, so that pairs are not independent as McNemar's test takes them to "
         "be: read the p of the difference of accuracy instead."
     )
-    return crossed(
+    return tables.crossed(
         "pairs",
         ("B right", "B wrong or tied"),
         {"A right": (m.both_right, m.only_a), "A wrong or tied": (m.only_b, m.neither)},
@@ -286,13 +247,11 @@ def _right_table(comparison: Comparison) -> Table:
 def _flips_table(flips: pl.DataFrame, on: str, who: str, total: int) -> Table | str:
     if flips.is_empty():
         return f"There is no pair that {who}."
-    return table_of(
+    return tables.table_of(
         flips,
         {
-            "key": (on, writer_of(flips.schema["key"])),
-            "margin_a": ("margin of A", number),
-            "margin_b": ("margin of B", number),
-            "change": ("change", number),
+            "key": (on, tables.writer_of(flips.schema["key"])),
+            **all_as(number, margin_a="margin of A", margin_b="margin of B", change="change"),
         },
         caption=f"Of {counted(total, 'pair')} that {who}, the {count(flips.height)} with the "
         "largest change of margin, in nats.",
@@ -300,7 +259,7 @@ def _flips_table(flips: pl.DataFrame, on: str, who: str, total: int) -> Table | 
 
 
 def _method(comparison: Comparison) -> Table:
-    return facts(
+    return tables.facts(
         [
             *_side("A", comparison.a),
             *_side("B", comparison.b),
@@ -312,7 +271,7 @@ def _method(comparison: Comparison) -> Table:
             ("loss", str(comparison.objective)),
             ("beta", f"{comparison.objective.beta:g}"),
             ("largest log-prob accepted", f"{comparison.max_logp:g} nats"),
-            ("level of intervals", percent(comparison.level)),
+            ("level of intervals", tables.percent(comparison.level)),
             ("intervals from", comparison.clusters),
             ("test of accuracy", comparison.differences[REWARD_ACCURACY].test),
             ("versions", f"dpo_pipeline {version('dpo_pipeline')}, polars {version('polars')}"),

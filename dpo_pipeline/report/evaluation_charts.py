@@ -11,37 +11,9 @@ import polars as pl
 from dpo_pipeline.columns import LOSS, N_PAIRS, REWARD_ACCURACY
 from dpo_pipeline.evaluation import Agreement, Evaluation, Statistics
 from dpo_pipeline.losses import unit_of_loss
-from dpo_pipeline.report.chart_data import (
-    BARS,
-    by_length,
-    course,
-    density,
-    ends_of,
-    grid_over,
-    histogram_bars,
-    interval_rows,
-    loss_by_beta,
-    subset_rows,
-    with_sizes,
-)
-from dpo_pipeline.report.charts import (
-    COUNT,
-    DASHED,
-    Figure,
-    Palette,
-    Tip,
-    corners,
-    framed,
-    intervals,
-    label,
-    one_row,
-    plane,
-    rows_of,
-    rule_at,
-    signed_histogram,
-    tips,
-)
-from dpo_pipeline.report.page_tables import percent, three_digits
+from dpo_pipeline.report import chart_data, charts
+from dpo_pipeline.report.charts import COUNT, DASHED, Figure, Palette, Tip, rows_of, tips
+from dpo_pipeline.report.page_tables import RELIABILITY, all_as, percent, three_digits
 from dpo_pipeline.statistics import (
     Estimate,
     Line,
@@ -81,12 +53,13 @@ def figures_of(
         yield _subsets(statistics.subsets, statistics, palette)
     if statistics.tie_rate < 1.0:
         yield _rewards(evaluation.summary, statistics, palette)
-    points = course(statistics.gathered)
+    points = chart_data.course(statistics.gathered)
     if points.height > 1:
         yield _course(points, statistics.figures[LOSS], palette, unit_of(evaluation))
     yield _calibration(statistics, palette)
     if statistics.length is not None:
-        yield _lengths(statistics.length, by_length(statistics.gathered.lengths), palette)
+        groups = chart_data.by_length(statistics.gathered.lengths)
+        yield _lengths(statistics.length, groups, palette)
     if statistics.calibration.best is not None:
         yield _betas(evaluation.beta, statistics, palette)
     if statistics.judge is not None:
@@ -100,7 +73,7 @@ def unit_of(evaluation: Evaluation) -> str:
 
 def _margins(evaluation: Evaluation, statistics: Statistics, palette: Palette) -> Figure:
     summary, margins = evaluation.summary, statistics.gathered.margins
-    grid = grid_over(margins, BARS)
+    grid = chart_data.grid_over(margins, chart_data.BARS)
     right = summary.reward_accuracy or 0.0
     ties = summary.n_ties / summary.n_valid
     wrong = 1.0 - right - ties
@@ -117,8 +90,8 @@ def _margins(evaluation: Evaluation, statistics: Statistics, palette: Palette) -
         f"{number(grid.step, 2)} nats wide; the outermost hold what lies beyond.",
         opening="Histogram. ",
         description=said,
-        chart=signed_histogram(
-            histogram_bars(margins, grid, summary.n_ties),
+        chart=charts.signed_histogram(
+            chart_data.histogram_bars(margins, grid, summary.n_ties),
             palette,
             axis="margin (nats)",
             below=f"rejected preferred: {share(wrong)}",
@@ -141,8 +114,8 @@ def _accuracy(statistics: Statistics, palette: Palette) -> Figure:
         "orange below it, grey not told apart from it. A policy is worth what it does better than "
         "the rules below it.",
         description=f"Share of pairs in which each rule prefers the chosen completion: {said}.",
-        chart=intervals(
-            interval_rows(named),
+        chart=charts.intervals(
+            chart_data.interval_rows(named),
             palette,
             axis="share of pairs that prefer the chosen completion",
             chance=COIN,
@@ -153,8 +126,8 @@ def _accuracy(statistics: Statistics, palette: Palette) -> Figure:
 def _subsets(subsets: pl.DataFrame, statistics: Statistics, palette: Palette) -> Figure:
     by = statistics.gathered.by
     names = {end: f"{REWARD_ACCURACY}_{end}" for end in ("low", "high")}
-    drawn, note = subset_rows(subsets, by, value=REWARD_ACCURACY, **names)
-    least, most = ends_of(drawn, "value")
+    drawn, note = chart_data.subset_rows(subsets, by, value=REWARD_ACCURACY, **names)
+    least, most = chart_data.ends_of(drawn, "value")
     return Figure(
         name="subsets",
         title="Accuracy by subset",
@@ -164,7 +137,7 @@ def _subsets(subsets: pl.DataFrame, statistics: Statistics, palette: Palette) ->
         "allow for their number.",
         description=f"Accuracy of {counted(drawn.height, 'subset')}, from {share(least)} to "
         f"{share(most)}.",
-        chart=intervals(with_sizes(drawn), palette, axis="accuracy", chance=COIN),
+        chart=charts.intervals(chart_data.with_sizes(drawn), palette, axis="accuracy", chance=COIN),
     )
 
 
@@ -189,8 +162,8 @@ def _rewards(summary: Summary, statistics: Statistics, palette: Palette) -> Figu
         f"outermost cells hold what lies beyond. {said}",
         opening="Density of chosen against rejected rewards. ",
         description=said,
-        chart=plane(
-            density(statistics.gathered.rewards, x="rejected", y="chosen"),
+        chart=charts.plane(
+            chart_data.density(statistics.gathered.rewards, x="rejected", y="chosen"),
             palette,
             x="rejected",
             y="chosen",
@@ -226,31 +199,26 @@ def _course(points: pl.DataFrame, loss: Estimate, palette: Palette, unit: str) -
         )
     dots = alt.OverlayMarkDef(color=palette.chosen, size=22, filled=True, opacity=1)
     tooltip = {
-        "first_row": ("rows from", COUNT),
-        "last_row": ("to", COUNT),
-        N_PAIRS: ("valid pairs", COUNT),
+        **all_as(COUNT, first_row="rows from", last_row="to", n_pairs="valid pairs"),
         LOSS: ("mean loss", ".4g"),
         "reward_accuracy": ("accuracy", ".1%"),
     }
     layers += [
-        rule_at(palette, y=alt.YDatum(loss.value), colour=palette.mark),
+        charts.rule_at(palette, y=alt.YDatum(loss.value), colour=palette.mark),
         alt.Chart(rows_of(points))
         .mark_line(color=palette.chosen, strokeWidth=1.5, point=dots)
         .encode(x=row, y=mean, tooltip=tips(tooltip)),
     ]
     each = int(points["last_row"][0] - points["first_row"][0] + 1)
-    least, most = ends_of(points, LOSS)
-    said = (
+    least, most = chart_data.ends_of(points, LOSS)
+    return Figure.of(
+        "course",
+        "Loss over the rows",
         f"Mean loss of {counted(points.height, 'run')} of {counted(each, 'consecutive row')} each: "
         f"from {number(least)} to {number(most)}{unit and ' ' + unit}, "
-        f"{number(loss.value)} over all."
-    )
-    return Figure(
-        name="course",
-        title="Loss over the rows",
-        caption=f"{said}{band} A trend or a step says that the dataset is not of one kind.",
-        description=said,
-        chart=framed(layers, palette, height=_HEIGHT),
+        f"{number(loss.value)} over all.",
+        f"{band} A trend or a step says that the dataset is not of one kind.",
+        charts.framed(layers, palette, height=_HEIGHT),
     )
 
 
@@ -259,24 +227,20 @@ def _calibration(statistics: Statistics, palette: Palette) -> Figure:
     ends = pl.DataFrame({"confidence": [0.5, 1.0], "accuracy": [0.5, 1.0]})
     claimed, found = "claimed: mean of sigmoid(|margin|)", "found: accuracy"
     percent: dict[str, Any] = {"format": ".0%", "tickCount": 6}
-    lowest = min(0.4, ends_of(table, "accuracy_low")[0])
+    lowest = min(0.4, chart_data.ends_of(table, "accuracy_low")[0])
     scale = alt.Scale(domain=[max(0.0, lowest - 0.02), 1.0], nice=False)
     x = alt.X("confidence:Q").scale(domain=[0.5, 1.0]).axis(title=claimed, **percent)
     y = alt.Y("accuracy:Q", scale=scale).axis(title=found, **percent)
-    tooltip = {
-        "confidence": ("claimed", ".1%"),
-        "accuracy": ("found", ".1%"),
-        "accuracy_low": ("from", ".1%"),
-        "accuracy_high": ("to", ".1%"),
-        **_PAIRS,
-    }
+    tooltip = all_as(".1%", **RELIABILITY) | _PAIRS
     layers = [
         alt.Chart(rows_of(ends))
         .mark_line(color=palette.neutral, strokeDash=DASHED["strokeDash"])
         .encode(x=x, y=y),
         _accuracy_intervals(table, palette, x, alt.Y("accuracy_low:Q", scale=scale, title=found)),
         _dots(table, palette, x, y, tooltip),
-        *corners("claims too little", "claims too much", palette, margin=8, colour=palette.muted),
+        *charts.corners(
+            "claims too little", "claims too much", palette, margin=8, colour=palette.muted
+        ),
     ]
     error = statistics.calibration.error
     biased = (
@@ -285,22 +249,19 @@ def _calibration(statistics: Statistics, palette: Palette) -> Figure:
         else f" The calibration error is {with_interval(error, three_digits)}, biased upward where "
         "pairs are few."
     )
-    said = (
+    return Figure.of(
+        "calibration",
+        "Calibration",
         f"Accuracy of {counted(table.height, 'group')} of pairs by the confidence that their "
-        f"margins claim.{biased}"
-    )
-    return Figure(
-        name="calibration",
-        title="Calibration",
-        caption=f"{said} Groups are of nearly equal size, each with the interval of its accuracy. "
+        f"margins claim.{biased}",
+        " Groups are of nearly equal size, each with the interval of its accuracy. "
         "On the dashed line margins can be believed as log-odds.",
-        description=said,
-        chart=framed(layers, palette, height=300),
+        charts.framed(layers, palette, height=300),
     )
 
 
 def _lengths(line: Line, points: pl.DataFrame, palette: Palette) -> Figure:
-    ends = ends_of(points, "tokens")
+    ends = chart_data.ends_of(points, "tokens")
     fitted = [line.intercept.value + line.slope.value * each for each in ends]
     x = alt.X("tokens:Q").axis(title="chosen less rejected length (tokens)", tickCount=7)
     y = alt.Y("reward_margin:Q").axis(title="mean margin (nats)", tickCount=6)
@@ -311,26 +272,23 @@ def _lengths(line: Line, points: pl.DataFrame, palette: Palette) -> Figure:
         **_PAIRS,
     }
     layers = [
-        rule_at(palette, x=alt.XDatum(0.0)),
-        rule_at(palette, y=alt.YDatum(0.0)),
+        charts.rule_at(palette, x=alt.XDatum(0.0)),
+        charts.rule_at(palette, y=alt.YDatum(0.0)),
         alt.Chart(rows_of(pl.DataFrame({"tokens": ends, "reward_margin": fitted})))
         .mark_line(color=palette.mark, strokeWidth=1.5)
         .encode(x=x, y=y),
         _dots(points, palette, x, y, tooltip),
     ]
     r = "" if line.correlation is None else f" Their correlation is {number(line.correlation, 2)}."
-    said = (
-        f"A token more is worth {with_interval(line.slope, three_digits)} nats of margin; at equal "
-        f"length the mean margin is {with_interval(line.intercept, three_digits)} nats.{r}"
-    )
     n = int(points[N_PAIRS].sum())
-    return Figure(
-        name="lengths",
-        title="Margin and length",
-        caption=f"{said} Each point is the mean of a group of nearly equal size of the "
+    return Figure.of(
+        "lengths",
+        "Margin and length",
+        f"A token more is worth {with_interval(line.slope, three_digits)} nats of margin; at equal "
+        f"length the mean margin is {with_interval(line.intercept, three_digits)} nats.{r}",
+        " Each point is the mean of a group of nearly equal size of the "
         f"{counted(n, 'pair')} with token counts; the line is fitted to all of them.",
-        description=said,
-        chart=framed(layers, palette, height=_HEIGHT),
+        charts.framed(layers, palette, height=_HEIGHT),
     )
 
 
@@ -339,7 +297,7 @@ def _betas(used: float, statistics: Statistics, palette: Palette) -> Figure:
     margins, at_used = statistics.gathered.margins, statistics.figures["log_loss"].value
     interval = None if estimate is None else estimate.interval
     found = None if best is None else best.value
-    curve = loss_by_beta(margins, used, shown=[used] if found is None else [used, found])
+    curve = chart_data.loss_by_beta(margins, used, shown=[used] if found is None else [used, found])
     x = alt.X("beta:Q").axis(title="beta (logarithmic)", tickCount=6, grid=False)
     x = x.scale(type="log", nice=False)
     y = alt.Y("loss:Q").axis(title="mean DPO loss (nats)", tickCount=5)
@@ -347,7 +305,7 @@ def _betas(used: float, statistics: Statistics, palette: Palette) -> Figure:
     layers: list[Any] = []
     low, high = float(curve["beta"][0]), float(curve["beta"][-1])
     if interval is not None and interval.high > low and interval.low < high:
-        band = one_row(beta=max(interval.low, low), to=min(interval.high, high))
+        band = charts.one_row(beta=max(interval.low, low), to=min(interval.high, high))
         layers.append(
             alt.Chart(band)
             .mark_rect(color=palette.neutral, opacity=0.2)
@@ -364,15 +322,15 @@ def _betas(used: float, statistics: Statistics, palette: Palette) -> Figure:
         place: dict[str, Any] = {"x": alt.XDatum(found), "y": alt.value(12)}
         bold: dict[str, Any] = {"align": align, "dx": shift, "fontWeight": "bold"}
         layers += [
-            rule_at(palette, x=alt.XDatum(found), colour=palette.mark),
-            label(f"best {three_digits(found)}", palette, **place, **bold),
+            charts.rule_at(palette, x=alt.XDatum(found), colour=palette.mark),
+            charts.label(f"best {three_digits(found)}", palette, **place, **bold),
         ]
     place = {"x": alt.XDatum(used), "y": alt.YDatum(at_used)}
     layers += [
-        alt.Chart(one_row(beta=used, loss=at_used))
+        alt.Chart(charts.one_row(beta=used, loss=at_used))
         .mark_point(color=palette.rejected, **_DOT)
         .encode(x=x, y=y),
-        label(f"used {used:g}", palette, **place, align="center", dy=-16),
+        charts.label(f"used {used:g}", palette, **place, align="center", dy=-16),
     ]
     if found is None or best is None:
         said = f"No beta is best: {_why_none(margins)}."
@@ -382,18 +340,18 @@ def _betas(used: float, statistics: Statistics, palette: Palette) -> Figure:
             f"Beta {three_digits(found)}{limits} has the smallest DPO loss on these pairs, "
             f"{number(best.log_loss)} nats; {used:g} was used, with {number(at_used)}."
         )
-    return Figure(
-        name="betas",
-        title="Loss by beta",
-        caption=f"{said} All from one reading: the log-probs stay as they are, so this says which "
+    return Figure.of(
+        "betas",
+        "Loss by beta",
+        said,
+        " All from one reading: the log-probs stay as they are, so this says which "
         "beta fits this policy's margins, not which one to train with.",
-        description=said,
-        chart=framed(layers, palette, height=_HEIGHT),
+        charts.framed(layers, palette, height=_HEIGHT),
     )
 
 
 def _why_none(margins: pl.DataFrame) -> str:
-    low, high = ends_of(margins, "bin")
+    low, high = chart_data.ends_of(margins, "bin")
     if low == high == 0.0:
         return "all margins are 0, so beta changes nothing"
     if low < 0.0:
@@ -417,8 +375,8 @@ def _judge(judge: Agreement, palette: Palette) -> Figure:
         **_PAIRS,
     }
     layers = [
-        rule_at(palette, y=alt.YDatum(0.5)),
-        rule_at(palette, x=alt.XDatum(0.0)),
+        charts.rule_at(palette, y=alt.YDatum(0.5)),
+        charts.rule_at(palette, x=alt.XDatum(0.0)),
         _accuracy_intervals(table, palette, x, alt.Y("accuracy_low:Q", title=share)),
         _dots(table, palette, x, y, tooltip),
     ]
@@ -432,13 +390,13 @@ def _judge(judge: Agreement, palette: Palette) -> Figure:
         f"Agreement with the judge's scores: {said}." if said else "Agreement with the judge."
     )
     n = int(table[N_PAIRS].sum())
-    return Figure(
-        name="judge",
-        title="Agreement with the judge",
-        caption=f"{description} Each point is a group of the {counted(n, 'pair')} with a score, "
+    return Figure.of(
+        "judge",
+        "Agreement with the judge",
+        description,
+        f" Each point is a group of the {counted(n, 'pair')} with a score, "
         "with the interval of its share; agreement rises from the lower left to the upper right.",
-        description=description,
-        chart=framed(layers, palette, height=_HEIGHT),
+        charts.framed(layers, palette, height=_HEIGHT),
     )
 
 

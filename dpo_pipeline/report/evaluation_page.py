@@ -13,22 +13,11 @@ from dpo_pipeline.columns import LOSS, N_VALID, PAIR_ID, REWARD_ACCURACY, REWARD
 from dpo_pipeline.defaults import LOSS_NAME
 from dpo_pipeline.evaluation import ESTIMATED_FIGURES, Evaluation, Flips, Statistics
 from dpo_pipeline.invalid_report import BrokenRule, InvalidReport
+from dpo_pipeline.report import page_tables as tables
 from dpo_pipeline.report.charts import PAGE, Figure
 from dpo_pipeline.report.evaluation_charts import BASELINE_WORDS, COIN, figures_of, unit_of
 from dpo_pipeline.report.page import Page, Section, Tile
-from dpo_pipeline.report.page_tables import (
-    P_VALUES,
-    SHARES,
-    WORDS_OF_FIGURES,
-    WORDS_OF_P_VALUES,
-    Column,
-    Table,
-    crossed,
-    facts,
-    percent,
-    table_of,
-    three_digits,
-)
+from dpo_pipeline.report.page_tables import Column, Table, all_as
 from dpo_pipeline.statistics import (
     DASH,
     Estimate,
@@ -114,11 +103,11 @@ def _beside(estimate: Estimate) -> str:
     limits = ""
     if interval is not None:
         low, high = sorted(100.0 * sign * each for each in (interval.low, interval.high))
-        limits = f" ({three_digits(low)} to {three_digits(high)})"
+        limits = f" ({tables.three_digits(low)} to {tables.three_digits(high)})"
     if estimate.value == 0.0:
         return f"level{limits} with"
     side = "behind" if estimate.value < 0.0 else "ahead of"
-    return f"{three_digits(100.0 * sign * estimate.value)} points{limits} {side}"
+    return f"{tables.three_digits(100.0 * sign * estimate.value)} points{limits} {side}"
 
 
 def _tiles(evaluation: Evaluation, statistics: Statistics) -> Iterator[Tile]:
@@ -137,30 +126,30 @@ def _tiles(evaluation: Evaluation, statistics: Statistics) -> Iterator[Tile]:
     best = statistics.calibration.best_beta
     if best is not None:
         of = "" if is_dpo else " of the DPO loss"
-        yield _tile(f"Best beta{of} ({evaluation.beta:g} was used)", best, three_digits)
+        yield _tile(f"Best beta{of} ({evaluation.beta:g} was used)", best, tables.three_digits)
     yield Tile(
-        title="Valid pairs",
-        value=count(summary.n_valid),
-        note=f"{counted(summary.n_ties, 'tie')}, {count(summary.n_invalid)} invalid",
+        "Valid pairs",
+        count(summary.n_valid),
+        f"{counted(summary.n_ties, 'tie')}, {count(summary.n_invalid)} invalid",
     )
 
 
 def _tile(title: str, estimate: Estimate, written: Any, more: str = "") -> Tile:
     note = "; ".join(filter(None, (between(estimate.interval, written), more)))
-    return Tile(title=title, value=written(estimate.value), note=note)
+    return Tile(title, written(estimate.value), note)
 
 
 def _sections(
     evaluation: Evaluation, statistics: Statistics, figures: Mapping[str, Figure]
 ) -> Iterator[Section]:
-    tables = {"calibration": _reliability_table(statistics)}
+    beside = {"calibration": _reliability_table(statistics)}
     if statistics.flips is not None:
-        tables["rewards"] = _flips_table(statistics.flips)
+        beside["rewards"] = _flips_table(statistics.flips)
 
     def drawn(*names: str, title: str = "") -> Iterator[Section]:
         """Yield a section of these charts, under the title of the first unless given one."""
         shown = [
-            replace(figures[each], table=tables.get(each)) for each in names if each in figures
+            replace(figures[each], table=beside.get(each)) for each in names if each in figures
         ]
         if shown:
             yield Section(name=names[0], title=title or shown[0].title, figures=shown)
@@ -189,7 +178,7 @@ def _sections(
 
 def _figures_table(statistics: Statistics, unit: str) -> Table:
     """Return every figure with its interval, and how that was made; `unit` is of the loss."""
-    interval = Column(f"{percent(statistics.level)} interval", str)
+    interval = Column(f"{tables.percent(statistics.level)} interval", str)
     columns = (Column("figure"), Column("value", str), interval, Column("made by"))
     rows = []
     for words, each, written in _figures(statistics, unit):
@@ -208,10 +197,10 @@ def _figures_table(statistics: Statistics, unit: str) -> Table:
 def _figures(statistics: Statistics, unit: str) -> Iterator[tuple[str, Estimate | None, Any]]:
     """Yield each figure in words, and how it is written."""
     for name, each in statistics.figures.items():
-        words = WORDS_OF_FIGURES.get(name) or f"{name}: {ESTIMATED_FIGURES[name]}"
+        words = tables.WORDS_OF_FIGURES.get(name) or f"{name}: {ESTIMATED_FIGURES[name]}"
         if name == LOSS and unit:
             words = f"{words}, {unit}"
-        yield words, each, share_within(each.interval) if name in SHARES else number
+        yield words, each, share_within(each.interval) if name in tables.SHARES else number
     for name, each in statistics.baselines.items():
         yield f"accuracy of a rule: {BASELINE_WORDS[name]}", each, share_within(each.interval)
     for name, each in statistics.advantages.items():
@@ -221,14 +210,18 @@ def _figures(statistics: Statistics, unit: str) -> Iterator[tuple[str, Estimate 
     yield "mean accuracy of the subsets, each counting once", statistics.macro, share
     yield "mean accuracy of the subsets, weighted", statistics.weighted, share
     yield "calibration error, folded", statistics.calibration.error, number
-    yield "beta of the smallest log loss", statistics.calibration.best_beta, three_digits
+    yield "beta of the smallest log loss", statistics.calibration.best_beta, tables.three_digits
     yield "share of labels that look flipped", statistics.flip_rate, share
     if statistics.length is not None:
         yield "margin at equal length, nats", statistics.length.intercept, number
         yield "margin of a token more, nats", statistics.length.slope, number
     if statistics.judge is not None:
-        yield "judge: rank correlation with the margin", statistics.judge.spearman, three_digits
-        yield "judge: AUC of the margin", statistics.judge.auc, three_digits
+        yield (
+            "judge: rank correlation with the margin",
+            statistics.judge.spearman,
+            tables.three_digits,
+        )
+        yield "judge: AUC of the margin", statistics.judge.auc, tables.three_digits
     if statistics.sections is not None:
         benchmark = statistics.sections.benchmark
         for name, each in statistics.sections.scores.items():
@@ -237,25 +230,25 @@ def _figures(statistics: Statistics, unit: str) -> Iterator[tuple[str, Estimate 
 
 
 def _subsets_table(subsets: pl.DataFrame, by: tuple[str, ...], unit: str) -> Table:
-    return table_of(
+    return tables.table_of(
         subsets,
         {
             N_VALID: ("pairs", count),
             REWARD_ACCURACY: ("accuracy", share),
             f"{REWARD_ACCURACY}_low": ("from", share),
             f"{REWARD_ACCURACY}_high": ("to", share),
-            **P_VALUES,
+            **tables.P_VALUES,
             REWARD_MARGIN: ("mean margin", number),
             LOSS: ("mean loss", number),
         },
         by=by,
         caption=f"{counted(subsets.height, 'subset')}. p is of an accuracy (ties half) of 1/2; "
-        f"{WORDS_OF_P_VALUES} Margin{' and loss' if unit else ''} in nats.",
+        f"{tables.WORDS_OF_P_VALUES} Margin{' and loss' if unit else ''} in nats.",
     )
 
 
 def _flips_table(flips: Flips) -> Table:
-    return crossed(
+    return tables.crossed(
         "own log-probs prefer the chosen completion",
         ("policy does", "policy does not"),
         {
@@ -267,27 +260,20 @@ def _flips_table(flips: Flips) -> Table:
 
 
 def _reliability_table(statistics: Statistics) -> Table:
-    return table_of(
+    return tables.table_of(
         statistics.calibration.reliability,
-        {
-            "confidence": ("claimed", share),
-            "accuracy": ("found", share),
-            "accuracy_low": ("from", share),
-            "accuracy_high": ("to", share),
-            "n_pairs": ("pairs", count),
-        },
+        all_as(share, **tables.RELIABILITY) | all_as(count, n_pairs="pairs"),
         folded="The groups as a table",
     )
 
 
 def _lowest_table(lowest: pl.DataFrame) -> Table:
-    return table_of(
+    return tables.table_of(
         lowest,
         {
             "row": ("row", count),
             REWARD_MARGIN: ("margin", number),
-            "chosen_reward": ("chosen reward", number),
-            "rejected_reward": ("rejected reward", number),
+            **all_as(number, chosen_reward="chosen reward", rejected_reward="rejected reward"),
             LOSS: ("loss", number),
         },
         by=[name for name in (PAIR_ID.name,) if name in lowest.columns],
@@ -323,7 +309,7 @@ def _method_table(evaluation: Evaluation, statistics: Statistics) -> Table:
         for name, source in evaluation.columns.items()
     ]
     reference = [] if evaluation.reference is None else [("reference", evaluation.reference)]
-    return facts(
+    return tables.facts(
         [
             ("input", evaluation.source),
             *reference,
@@ -334,7 +320,7 @@ def _method_table(evaluation: Evaluation, statistics: Statistics) -> Table:
             ("columns", ", ".join(columns)),
             ("subsets by", ", ".join(by) or "nothing"),
             ("intervals from", statistics.clusters),
-            ("level of intervals", percent(statistics.level)),
+            ("level of intervals", tables.percent(statistics.level)),
             ("versions", ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)),
         ]
     )

@@ -47,8 +47,7 @@ def _evaluation(evaluation: Evaluation) -> Iterator[str]:
     if evaluation.subsets is not None:
         by = [name for name in evaluation.subsets.columns if name not in SUMMARY_FIGURES]
         writers: dict[str, Writer] = {
-            N_PAIRS: count,
-            N_INVALID: count,
+            **dict.fromkeys((N_PAIRS, N_INVALID), count),
             LOSS: number,
             REWARD_ACCURACY: share,
             REWARD_MARGIN: number,
@@ -69,13 +68,9 @@ def _comparison(comparison: Comparison) -> Iterator[str]:
     if comparison.subsets is not None:
         writers: dict[str, Writer] = {
             "n_valid": count,
-            "accuracy_a": share,
-            "accuracy_b": share,
-            "accuracy_difference": points,
-            "accuracy_low": points,
-            "accuracy_high": points,
-            "p_value": p_value,
-            "p_holm": p_value,
+            **dict.fromkeys(("accuracy_a", "accuracy_b"), share),
+            **dict.fromkeys(("accuracy_difference", "accuracy_low", "accuracy_high"), points),
+            **dict.fromkeys(("p_value", "p_holm"), p_value),
             "smallest_effect": points,
         }
         yield _subsets(comparison.subsets, comparison.by, writers)

@@ -17,7 +17,7 @@ from dpo_pipeline.report.charts import DARK, LIGHT, Figure, custom_properties
 from dpo_pipeline.report.page_tables import Table
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Tile:
     """A figure that stands out at the top."""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import polars as pl
 
 from dpo_pipeline.statistics import as_written, count, number, p_value
 
+T = TypeVar("T")
 Writer = Callable[[Any], str]
 """Returns a number as text."""
 
@@ -22,6 +23,11 @@ def three_digits(value: float | None) -> str:
 def percent(level: float) -> str:
     """Return a level of confidence in per cent."""
     return f"{100.0 * level:g}%"
+
+
+def all_as(how: T, **titles: str) -> dict[str, tuple[str, T]]:
+    """Return columns that are written alike, each with its title and how it is written."""
+    return {name: (title, how) for name, title in titles.items()}
 
 
 WORDS_OF_FIGURES: Final = {
@@ -39,15 +45,18 @@ WORDS_OF_FIGURES: Final = {
     "ref_chosen_logps": "mean log-prob of the chosen completion under the reference, nats",
     "ref_rejected_logps": "mean log-prob of the rejected completion under the reference, nats",
 }
-P_VALUES: Final[Mapping[str, tuple[str, Writer]]] = {
-    "p_value": ("p", p_value),
-    "p_holm": ("p (Holm)", p_value),
-    "p_benjamini_hochberg": ("p (BH)", p_value),
-}
+P_VALUES: Final = all_as(p_value, p_value="p", p_holm="p (Holm)", p_benjamini_hochberg="p (BH)")
 WORDS_OF_P_VALUES: Final = (
     "Holm keeps the chance of any false alarm among the subsets, BH (Benjamini and Hochberg) the "
     "share of false alarms."
 )
+RELIABILITY: Final[Mapping[str, str]] = {
+    "confidence": "claimed",
+    "accuracy": "found",
+    "accuracy_low": "from",
+    "accuracy_high": "to",
+}
+"""Titles of the columns of a calibration."""
 SHARES: Final = frozenset({"reward_accuracy", "reward_accuracy_half", "tie_rate"})
 """Figures that are written in per cent."""
 

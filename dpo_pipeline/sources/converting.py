@@ -26,20 +26,15 @@ from dpo_pipeline.storage import METADATA_KEY, Access, reading, writing
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertPlan(Plan[int]):
-    """What `convert` does.
-
-    Attributes:
-        columns: Role to the column that was found for it.
-        options: The groups of options, under the parameters of the call.
-    """
+    """What `convert` does."""
 
     dataset: Dataset
     format: str
     sink: str | os.PathLike[str]
-    columns: Mapping[str, str]
+    columns: Mapping[str, str]  # role to the column that was found for it
     made: Outputs
     execution: Execution
-    options: Mapping[str, Any]
+    options: Mapping[str, Any]  # the groups of options, under the parameters of the call
     outputs: tuple[Output, ...]
 
     @property

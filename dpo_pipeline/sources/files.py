@@ -53,23 +53,15 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairFile:
-    """A Parquet file, from its footer.
-
-    Attributes:
-        relative: Its path below the source folder (its name, for a single file).
-        first_row: The number of its first row in the whole dataset.
-        row_bytes: Average bytes of a row before compression; 0 if it is not known.
-        row_groups: Rows of each row group.
-        identity: What tells whether it changed since it was opened.
-    """
+    """A Parquet file, from its footer."""
 
     path: str
-    relative: str
-    first_row: int = 0
+    relative: str  # its path below the source folder (its name, for a single file)
+    first_row: int = 0  # the number of its first row in the whole dataset
     rows: int
-    row_bytes: int
-    row_groups: tuple[int, ...]
-    identity: tuple[int, ...]
+    row_bytes: int  # average bytes of a row before compression; 0 if it is not known
+    row_groups: tuple[int, ...]  # rows of each row group
+    identity: tuple[int, ...]  # what tells whether it changed since it was opened
 
     def parts(self, rows: int | None) -> Iterator[Part]:
         """Cut it between row groups into parts of at most `rows` rows, or of one row group."""
@@ -88,17 +80,11 @@ class PairFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Consecutive rows of an input file that make one output file.
+    """Consecutive rows of an input file that make one output file."""
 
-    Attributes:
-        file: The input file; None if the dataset is not read from Parquet files.
-        relative: The output's path below its folder.
-        begin: The number of the first row in the file.
-    """
-
-    file: PairFile | None
-    relative: str
-    begin: int
+    file: PairFile | None  # the input file; None if the dataset is not read from Parquet files
+    relative: str  # the output's path below its folder
+    begin: int  # the number of the first row in the file
     rows: int | None
 
     @property

@@ -167,10 +167,10 @@ COURSE_POINTS: Final = 500
 ROWS_SHOWN: Final = 20
 """Pairs that a report lists."""
 
-KEYS_HELD: Final = 1_048_576
+KEYS_HELD: Final = 524_288
 """Hashes of `pair_id` held to find repeated ones; of more pairs, a share is held."""
 
-NEIGHBOURS_ROWS: Final = 262_144
+NEIGHBOURS_ROWS: Final = 65_536
 """Rows at the start of a dataset that are compared with the reference of their neighbours."""
 
 SENSE_FROM: Final = 50

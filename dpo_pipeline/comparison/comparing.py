@@ -29,7 +29,7 @@ from dpo_pipeline.comparison.sides import Table, bound_tables
 from dpo_pipeline.defaults import LOSS_NAME, WIDE_LIMIT
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ContractError, DataWarning, InvalidPairsError, UsageError
-from dpo_pipeline.evaluation import Documents, Groups, check_report, doubts_of, inputs_of
+from dpo_pipeline.evaluation import Documents, Groups, check_report, inputs_of
 from dpo_pipeline.exact import lower_edge
 from dpo_pipeline.invalid_report import InvalidReport, why_refused
 from dpo_pipeline.losses import CheckedObjective
@@ -37,7 +37,7 @@ from dpo_pipeline.options import Pairs, Reference, StatisticsOptions, Subsets
 from dpo_pipeline.plan import Facts, Output, Plan, planned
 from dpo_pipeline.sources import Dataset, open_reference, publication_of
 from dpo_pipeline.statistics import counted
-from dpo_pipeline.sums import Sense, Summary, figures
+from dpo_pipeline.sums import Sense, Summary, doubts_of, figures
 
 _REFERENCES: Final = (REF_CHOSEN.name, REF_REJECTED.name)
 

@@ -1,4 +1,3 @@
-from .doubts import doubts_of as doubts_of
 from .estimates import (
     ESTIMATED_FIGURES as ESTIMATED_FIGURES,
     Agreement as Agreement,

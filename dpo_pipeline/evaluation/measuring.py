@@ -31,7 +31,6 @@ from dpo_pipeline.defaults import (
 )
 from dpo_pipeline.engine import Executor, Watch, in_order
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.evaluation.doubts import doubts_of
 from dpo_pipeline.evaluation.estimating import statistics_of
 from dpo_pipeline.evaluation.evaluation_result import Evaluation
 from dpo_pipeline.evaluation.gathering import Gathered, Gathering
@@ -61,6 +60,7 @@ from dpo_pipeline.sums import (
     RollUps,
     Sense,
     Summary,
+    doubts_of,
     figures,
     hashed_ids,
     suffix_of,
@@ -481,7 +481,7 @@ def _repeats(dataset: Dataset, binding: Binding, watch: Watch) -> Repeats | None
     column = binding.mapping.get(PAIR_ID.name)
     if column is None or dataset.has_step:  # joined rows have each key once
         return None
-    ids = RepeatedKeys()
+    ids = RepeatedKeys(dataset.rows)
     with reading(dataset.name):
         for part in hashed_ids(dataset.frame, column).collect_batches():
             watch.check()

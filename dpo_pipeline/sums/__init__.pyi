@@ -3,6 +3,7 @@ from .batches import (
     Batching as Batching,
     BatchTable as BatchTable,
 )
+from .doubts import doubts_of as doubts_of
 from .growing_tables import (
     CLUSTER as CLUSTER,
     ClusterTable as ClusterTable,

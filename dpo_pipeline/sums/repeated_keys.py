@@ -10,8 +10,8 @@ from dpo_pipeline.defaults import KEYS_HELD
 
 
 def hashed_ids(pairs: pl.LazyFrame, column: str) -> pl.LazyFrame:
-    """Return the hash of each id; rows without one are left out."""
-    return pairs.select(pl.col(column)).drop_nulls().select(pl.col(column).hash())
+    """Return the hash of each id; a row without one has null."""
+    return pairs.select(pl.when(pl.col(column).is_not_null()).then(pl.col(column).hash()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +33,16 @@ class Repeats:
 class RepeatedKeys:
     """Holds hashes of keys: all of up to `KEYS_HELD`, and of more a share that halves."""
 
-    def __init__(self) -> None:
+    def __init__(self, n_rows: int | None = None) -> None:
+        """Start without keys; `n_rows` tells how many to keep from the start."""
         self._held: list[pl.Series] = []
         self._thinning = 1
+        while n_rows is not None and n_rows > KEYS_HELD * self._thinning:
+            self._thinning *= 2
 
     def add(self, hashes: pl.Series) -> None:
-        """Add the hashes of the keys of some rows; a row without a key has none."""
-        self._held.append(self._kept(hashes))
+        """Add the hashes of the keys of some rows; null where a row has no key."""
+        self._held.append(self._kept(hashes.drop_nulls()))
         while sum(map(len, self._held)) > KEYS_HELD:
             self._thinning *= 2
             self._held = [self._kept(each) for each in self._held]

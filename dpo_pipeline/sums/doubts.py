@@ -25,8 +25,8 @@ from dpo_pipeline.columns import (
 )
 from dpo_pipeline.defaults import AVERAGED_LOGP_FLOOR, BF16_EXCESS, SENSE_FROM
 from dpo_pipeline.invalid_report import Doubt
-from dpo_pipeline.statistics import counted
-from dpo_pipeline.sums import N_UNMOVED, Repeats, Sense
+from dpo_pipeline.sums.repeated_keys import Repeats
+from dpo_pipeline.sums.sense import N_UNMOVED, Sense
 
 _C, _R, _REF_C, _REF_R = LOGPS
 _OURS: Final = (_C, _R)
@@ -105,7 +105,7 @@ def _all_ties(sense: Sense, n_ties: int | None) -> Iterator[Doubt]:
         yield Doubt(
             "all_ties",
             "all pairs are ties",
-            f"both rewards are equal in all {counted(sense.n_valid, 'valid pair')}",
+            f"both rewards are equal in all {sense.n_valid:,} valid pairs",
             "Look whether chosen and rejected are two texts.",
             _OF_SUMS,
         )
@@ -307,7 +307,7 @@ def _unmoved(sense: Sense, subsets: pl.DataFrame | None) -> Iterator[Doubt]:
         yield Doubt(
             "unmoved",
             "policy and reference log-probs are equal on some pairs",
-            f"both completions of {counted(unmoved, 'pair')} ({share:.1%}) have the same log-probs "
+            f"both completions of {unmoved:,} pairs ({share:.1%}) have the same log-probs "
             f"under both models{where}",
             "Look whether these pairs were scored with the policy.",
             _OF_SUMS if share >= _COPIED else frozenset(),

@@ -25,6 +25,25 @@ def test_a_table_without_titles_has_no_header():
 
 
 @pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        # Of 3.24200e-8 a mean of whole quanta of 2**-40 may be off by 4.5e-13.
+        pytest.param(3.24198e-08, "3.242e-08", id="last digits unknown"),
+        pytest.param(-3.24198e-08, "-3.242e-08", id="below 0"),
+        pytest.param(3.24198765e-05, "3.24199e-05", id="all known"),
+        pytest.param(4.4e-12, "4e-12", id="one known"),
+        pytest.param(4.4e-13, "<1e-12", id="none known"),
+        pytest.param(-4.4e-13, ">-1e-12", id="none known, below 0"),
+        pytest.param(0.0, "0", id="zero"),
+        pytest.param(math.inf, "inf", id="infinite"),
+        pytest.param(123456.789, "123457", id="large"),
+    ],
+)
+def test_digits_are_those_that_are_known(value, expected):
+    assert aligned(("",), [(value,)]) == [expected]
+
+
+@pytest.mark.parametrize(
     ("most", "n_lines", "last"),
     [(50, 51, "... and 2,950 more"), (None, 3000, "2999"), (3000, 3000, "2999")],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -219,13 +220,25 @@ def test_other_references_are_a_finding():
     assert compare(a, rounded).findings == ()
 
 
+def compare_without_warning(a, b):
+    with pytest.warns(DataWarning, match="different references"):
+        result = compare(a, b.with_columns(pl.col("ref_chosen_logps") - 5), by="split")
+    return json.loads(result.to_json())
+
+
 def test_without_the_same_reference_no_side_is_better():
     a, b = shifted(3.0)
     assert compare(a, b).better == "b"
     with pytest.warns(DataWarning, match="different references"):
         result = compare(a, b.with_columns(pl.col("ref_chosen_logps") - 5))
     assert (result.better, result.to_dict()["better"]) == (None, None)
-    assert result.differences["reward_accuracy"].p_value is None
+    document = compare_without_warning(a, b)
+    assert {each["p_value"] for each in document["differences"].values()} == {None}
+    assert {each["smallest_effect"] for each in document["differences"].values()} == {None}
+    assert document["mcnemar"]["exact"] is document["mcnemar"]["mid_p"] is None
+    for name in ("p_value", "p_holm", "p_benjamini_hochberg", "smallest_effect"):
+        assert {row[name] for row in document["subsets"]} == {None}
+    assert "p =" not in str(result)
     assert "on 400 of 400 pairs, by up to 5 nats" in result.verdict
 
 

@@ -91,6 +91,52 @@ def test_few_ties_that_change_nothing_are_not_told():
     assert "(B ties on 10 pairs, which count as wrong" in tied.verdict
 
 
+@pytest.mark.parametrize(
+    ("gained", "lost", "better", "ending"),
+    [
+        pytest.param(5, 0, None, "fewer than 6 pairs cannot show any", id="five pairs"),
+        pytest.param(6, 0, "b", "on 6 common pairs", id="six pairs"),
+    ],
+)
+def test_few_pairs_claim_nothing_that_they_cannot_show(gained, lost, better, ending):
+    n = gained + lost
+    result = compare(*of_margins(signs(lost, gained), signs(gained, lost)))
+    found = result.differences["reward_accuracy"]
+    assert found.p_value == pytest.approx(2 ** (1 - n), rel=REL)
+    assert result.better == better
+    assert result.verdict.endswith(ending)
+    # Six that differ are not found in 80% of datasets of six.
+    assert found.smallest_effect is None
+    interval = found.estimate.interval
+    assert (better is None) == (interval.low <= 0 <= interval.high)
+
+
+def test_few_prompts_claim_no_smallest_effect():
+    a, b = frames(n=15, per_prompt=3, scale=12.0)
+    result = compare(a, b)
+    assert result.better is None
+    assert result.differences["reward_accuracy"].test == "sign flips, exact"
+    assert result.differences["reward_accuracy"].smallest_effect is None
+    assert result.verdict.endswith("fewer than 6 prompts cannot show any")
+    assert compare(*frames(n=57, per_prompt=3)).verdict.endswith("in 19 prompts")
+    assert "smallest effect" in compare(*frames(n=60, per_prompt=3)).verdict
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(("n", "per_prompt"), [(12, None), (40, None), (40, 4), (40, 2)])
+def test_verdict_and_interval_never_contradict(n, per_prompt, seed):
+    a, b = frames(n=n, per_prompt=per_prompt, seed=seed, scale=9.0)
+    b = b.with_columns(policy_chosen_logps=pl.col("policy_chosen_logps") + 1.5 * (seed % 4) * 2)
+    result = compare(a, b, by="split")
+    for each in result.differences.values():
+        interval = each.estimate.interval
+        if interval is not None and each.p_value is not None:
+            assert (each.p_value < 0.05) != (interval.low <= 0.0 <= interval.high)
+    for row in result.subsets.iter_rows(named=True):
+        holds_0 = row["accuracy_low"] <= 0.0 <= row["accuracy_high"]
+        assert (row["p_value"] < 0.05) != holds_0
+
+
 def test_clusters_without_a_spread_have_no_interval():
     result = compare(*of_margins([1.0, 2, 3, 4, 5], [5.0, 4, 3, 2, 1]))
     half = result.differences["reward_accuracy_half"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import warnings
 
@@ -427,6 +428,19 @@ def test_a_rule_of_length_that_does_as_well_is_found(right, severity, title):
     assert finding.title.startswith(title)
 
 
+def test_both_ways_to_go_by_length_are_one_finding():
+    """Rewards of a coin, lengths of another: the rule that is right more often is named first."""
+    coin = swapped(made(), np.random.default_rng(4).random(N) < 0.5)
+    longer = pl.Series(np.where(np.random.default_rng(9).random(N) < 0.49, 40, 20))
+    pairs = coin.with_columns(chosen_num_tokens=longer, rejected_num_tokens=pl.lit(30))
+    findings = [each for each in found(pairs) if "the longer" in each.evidence]
+    (finding,) = findings
+    assert finding.title.endswith("preferring the shorter completion")
+    first, second = finding.evidence.split("; ")[:2]
+    assert first.startswith("preferring the shorter completion is right in")
+    assert second.startswith("preferring the longer completion is right in")
+
+
 def test_a_rule_of_length_that_does_less_well_is_no_finding():
     assert names(by_length(0.52)) == []
 
@@ -457,6 +471,11 @@ def test_few_pairs_are_noted(n, is_few):
     if is_few:
         assert notes[0].severity == "note"
         assert notes[0].title == "few pairs: 299"
+        # Half the interval of one accuracy, times the root of 2 for the difference of two.
+        accuracy = evaluate(made(n), statistics=True).statistics.figures["reward_accuracy"]
+        apart = 100 * (accuracy.interval.high - accuracy.interval.low) / math.sqrt(2)
+        assert f"differ by up to about {apart:.2g} points by chance" in notes[0].advice
+        assert "on the same pairs" in notes[0].advice
 
 
 def test_the_method_for_few_pairs_is_named():

@@ -64,15 +64,27 @@ def alone(pairs):
     return evaluate(pairs.drop("prompt_id"), beta=BETA, by="topic", statistics=True).statistics
 
 
+def moved_by(values, clusters):
+    """Return what leaving out each cluster moves the mean by."""
+    each = np.unique(clusters)
+    return np.array([values[clusters != one].mean() for one in each]) - values.mean()
+
+
+def freedom_of(values, clusters):
+    """Return C - 1 for clusters of one size, else Satterthwaite's degrees of freedom."""
+    squares = moved_by(values, clusters) ** 2
+    sizes = np.unique(clusters, return_counts=True)[1]
+    if len(set(sizes)) == 1:
+        return len(sizes) - 1
+    return 2 * squares.sum() ** 2 / (squares**2).sum()
+
+
 def clustered_mean(values, clusters):
-    """Mean, standard error and limits by statsmodels' cluster-robust regression on a constant."""
-    fit = sm.OLS(values, np.ones_like(values)).fit(
-        cov_type="cluster", cov_kwds={"groups": clusters, "use_correction": False}, use_t=True
-    )
-    n_clusters = len(np.unique(clusters))
-    error = fit.bse[0] * math.sqrt(n_clusters / (n_clusters - 1))
-    half = stats.t.ppf(0.975, n_clusters - 1) * error
-    return fit.params[0], error, (fit.params[0] - half, fit.params[0] + half)
+    """Mean, standard error and limits by the jackknife: each cluster is left out in turn."""
+    squares = moved_by(values, clusters) ** 2
+    error = math.sqrt((len(squares) - 1) / len(squares) * squares.sum())
+    half = stats.t.ppf(0.975, freedom_of(values, clusters)) * error
+    return values.mean(), error, (values.mean() - half, values.mean() + half)
 
 
 MEANS = (
@@ -213,7 +225,7 @@ def test_subsets_have_their_own_intervals_and_tests(statistics, rows):
         right = rows["reward_accuracy"][mine]
         assert row["reward_accuracy"] == pytest.approx(right.mean(), rel=1e-12)
         value, error, _ = clustered_mean(right - 0.5, clusters)
-        p_value = 2 * stats.t.sf(abs(value / error), len(np.unique(clusters)) - 1)
+        p_value = 2 * stats.t.sf(abs(value / error), freedom_of(right - 0.5, clusters))
         assert row["p_value"] == pytest.approx(p_value, rel=1e-7)
         p_values.append(p_value)
     for name, method in (("p_holm", "holm"), ("p_benjamini_hochberg", "fdr_bh")):
@@ -346,6 +358,17 @@ def test_bags_of_prompts_have_the_spread_of_bags(pairs, rows, monkeypatch):
     assert "bags of prompts" in found.clusters
 
 
+def test_bags_of_independent_pairs_are_not_called_clustered(pairs, monkeypatch):
+    monkeypatch.setattr(growing_tables, "CLUSTERS_HELD", 100)
+    monkeypatch.setattr(growing_tables, "BAGS", 64)
+    found = evaluate(pairs.drop("prompt_id"), beta=BETA, statistics=True).statistics
+    assert "bags of pairs" in found.clusters
+    estimates = [*found.figures.values(), *found.advantages.values(), found.length.slope]
+    methods = {each.interval.method for each in estimates}
+    assert "Student t" in methods
+    assert not any("clustered" in method for method in methods)
+
+
 def test_the_level_is_that_of_every_interval(pairs):
     found = evaluate(
         pairs, by="topic", statistics=StatisticsOptions(level=0.8, judge="judge")
@@ -357,9 +380,14 @@ def test_the_level_is_that_of_every_interval(pairs):
         found.judge.spearman, found.judge.auc,
     ]  # fmt: skip
     assert {estimate.interval.level for estimate in made} == {0.8}
-    wide = evaluate(pairs, by="topic", statistics=True).statistics
-    narrow, usual = (s.figures["loss"].interval for s in (found, wide))
-    ratio = stats.t.ppf(0.9, 174) / stats.t.ppf(0.975, 174)
+    alone = pairs.drop("prompt_id")
+    narrow, usual = (
+        evaluate(alone, statistics=StatisticsOptions(level=level))
+        .statistics.figures["loss"]
+        .interval
+        for level in (0.8, 0.95)
+    )
+    ratio = stats.t.ppf(0.9, 697) / stats.t.ppf(0.975, 697)
     assert (narrow.high - narrow.low) / (usual.high - usual.low) == pytest.approx(ratio)
 
 

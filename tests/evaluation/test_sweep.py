@@ -10,6 +10,7 @@ import pytest
 
 from dpo_pipeline import InvalidPairsError, Objective, UsageError, evaluate, sweep
 from dpo_pipeline.cli.program import main
+from dpo_pipeline.losses import LOSSES
 from dpo_pipeline.sums.summary import SUMMARY_FIGURES
 from option_tools import grouped
 from pair_tools import LOGPS, reference_row
@@ -49,6 +50,37 @@ def test_a_sweep_gives_the_bits_of_single_evaluations(counted):
         if not objective.needs.reference:  # a sweep has the columns that any of its losses needs
             shared |= dict.fromkeys(("ref_chosen_logps", "ref_rejected_logps"))
         assert shared == alone.to_dict()
+
+
+def test_a_best_beta_that_is_none_is_said_to_be_none(counted):
+    """The loss of the real pairs falls up to beta 0.05 and rises from there."""
+    assert sweep(counted, [0.01, 0.05, 0.1]).notes == ()
+    largest, smallest = sweep(counted, [0.01, 0.05]), sweep(counted, [0.5, 3.0])
+    assert largest.notes == (
+        (
+            "sigmoid: 0.05 is the largest beta tried, so that the loss may be smaller still for a "
+            "larger one"
+        ),
+    )
+    assert "0.5 is the smallest beta tried" in smallest.notes[0]
+    assert f"note: {smallest.notes[0]}" in str(smallest).splitlines()
+    assert json.loads(smallest.to_json())["notes"] == list(smallest.notes)
+    assert sweep(counted, 0.1).notes == ()
+    moving = sweep(counted, BETAS, loss=["ipo", "sppo_hard", "orpo", {"sigmoid": 1, "ipo": 0.1}])
+    assert len(moving.notes) == 4
+    assert all("no beta is shown to be the best" in note for note in moving.notes)
+    assert sweep(counted, BETAS, loss="sft").notes == ("sft: the loss is the same for all betas",)
+
+
+@pytest.mark.filterwarnings("ignore::dpo_pipeline.DataWarning")  # all log-probs are the same
+@pytest.mark.parametrize("name", [n for n, loss in LOSSES.items() if not loss.is_of_batches])
+def test_the_scale_moves_where_two_betas_disagree_on_rewards_of_zero(name):
+    """With all log-probs the same every reward is 0 under any beta, and so must the loss be."""
+    pairs = pl.DataFrame({column: [-2.0] * 3 for column in LOGPS}).with_columns(
+        chosen_num_tokens=4, rejected_num_tokens=4
+    )
+    one, other = (evaluate(pairs, beta, loss=name).summary.loss for beta in (0.1, 0.5))
+    assert (one != pytest.approx(other, rel=1e-9)) == LOSSES[name].beta_moves_scale
 
 
 def test_one_reading_for_any_number(counted, tmp_path, engine):

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from dpo_pipeline import Batches, ColumnError, Pairs, Scored, evaluate, score
-from dpo_pipeline.columns import AMBIGUOUS, ROLES, SCORED, resolve
+from dpo_pipeline.columns import AMBIGUOUS, ROLES, SCORED, Needs, resolve
 from pair_tools import LOGPS
 
 SPELLINGS = {
@@ -73,6 +73,17 @@ def test_two_such_names_are_in_doubt(pairs):
     both = pairs.rename({"policy_chosen_logps": "chosen_logps"})
     with pytest.raises(ColumnError, match="'chosen_logps' and 'chosen_logprobs' could both be it"):
         score(both.with_columns(chosen_logprobs="chosen_logps"))
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+@pytest.mark.parametrize("model", ["policy", "ref"])
+def test_lists_of_one_side_count_its_own_tokens_alone(side, model):
+    names = [*LOGPS, f"{model}_{side}_token_logps"]
+    other = {"chosen": "rejected", "rejected": "chosen"}[side]
+    (problem,) = resolve(names, needs=Needs(tokens=True)).problems
+    assert problem.startswith(f"{other}_num_tokens: missing; if it has another name, map it")
+    both = [*names, f"ref_{other}_token_logprobs"]
+    assert resolve(both, needs=Needs(tokens=True)).problems == ()
 
 
 def test_a_mapping_wins(pairs):

@@ -105,9 +105,24 @@ FORMATS: Final[Mapping[str, Format]] = MappingProxyType({row.name: row for row i
 
 
 def guess(source: object) -> str:
-    """Return the format that the ending of a path tells; Parquet where it tells none."""
-    endings = {_format_of(path) for path in _paths(source)}
+    """Return the format that the ending of a path tells; Parquet where it tells none.
+
+    A folder without Parquet is of the one text format that its files are in.
+    """
+    endings = {
+        _format_in(path) if os.path.isdir(path) else _format_of(path) for path in _paths(source)
+    }
     return endings.pop() if len(endings) == 1 else PARQUET
+
+
+def _format_in(folder: str) -> str:
+    try:
+        names = [name for name in os.listdir(folder) if not name.startswith((".", "_"))]
+    except OSError:  # which finding the files says
+        return PARQUET
+    are_files = all(os.path.splitext(name)[1] for name in names) and not _SAVED & set(names)
+    formats = {_format_of(name) for name in names} if are_files else set()
+    return formats.pop() if formats in ({CSV}, {NDJSON}) else PARQUET
 
 
 def _paths(source: object) -> Iterator[str]:

@@ -177,7 +177,7 @@ def as_lazy(pairs: Any, columns: Mapping[str, str] | None = None, *, again: bool
         elif of_library is not None:
             frame = of_library(pairs, again)
         elif {"__arrow_c_stream__", "__len__"} <= can or isinstance(pairs, Mapping):  # in memory
-            frame = pl.DataFrame(pairs).lazy()
+            frame = _in_memory(pairs)
         elif can & {"__arrow_c_stream__", "to_reader"}:
             frame = _Once(pairs, all_columns=again).lazy()
         elif {"to_batches", "schema"} <= can:
@@ -196,6 +196,21 @@ def as_lazy(pairs: Any, columns: Mapping[str, str] | None = None, *, again: bool
 
 
 _CAN: Final = ("__arrow_c_stream__", "__len__", "to_reader", "to_batches", "schema", "to_polars")
+
+
+def _in_memory(pairs: Any) -> pl.LazyFrame:
+    if type(pairs).__module__.startswith("pyarrow"):
+        _schema_of(pairs.schema)
+    return pl.DataFrame(pairs).lazy()
+
+
+def _schema_of(arrow: Any) -> pl.Schema:
+    """Return the columns of a table of Arrow; a dataframe has none that Polars does not read."""
+    odd = unreadable(arrow)
+    if odd:
+        problems = "; ".join(f"{name}: {why}" for name, why in odd.items())
+        raise UsageError(f"{problems}: drop the column before")
+    return readable_schema(arrow, ())
 
 
 def _one_of(frames: Sequence[pl.LazyFrame], columns: Mapping[str, str] | None) -> pl.LazyFrame:
@@ -233,7 +248,7 @@ def _of_arrow_dataset(data: Any) -> pl.LazyFrame:
         except (pa.ArrowException, OSError) as error:
             raise StorageError("the pyarrow dataset", str(error).splitlines()[0]) from error
 
-    return lazily(pl.DataFrame(data.schema.empty_table()).schema, parts)
+    return lazily(_schema_of(data.schema), parts)
 
 
 class _Once:
@@ -256,7 +271,7 @@ class _Once:
             is_scanner = hasattr(self._stream, "to_reader")
             made = self._stream.to_reader() if is_scanner else self._stream
             self._stream = pa.RecordBatchReader.from_stream(made)
-            return lazily(pl.DataFrame(self._stream.schema.empty_table()).schema, self._parts)
+            return lazily(_schema_of(self._stream.schema), self._parts)
         return lazily(self._stream.limit(0).pl().schema, self._parts)
 
     def _parts(self, names: list[str], _n_rows: int | None) -> Iterator[pl.DataFrame]:

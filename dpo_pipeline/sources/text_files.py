@@ -116,7 +116,8 @@ _NOT_ARRAY: Final = "cannot be read as JSON, an array of objects"
 _CHUNK: Final = 2**20
 _LINES: Final = 5_000
 """Bytes, and objects of an array, that are parsed at a time."""
-_CONSTANT: Final = re.compile(rb"(?<![\w\"'])-?(?:NaN|Infinity)(?![\w\"'])")
+_CONSTANT: Final = re.compile(rb"(?:NaN|Infinity)(?=\s*[,}\]])")
+"""A value that JSON has not, or what looks so in a text; no key."""
 _BETWEEN: Final = re.compile(r"[\s,\[]*")
 
 

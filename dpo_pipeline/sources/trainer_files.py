@@ -6,6 +6,7 @@ open-instruct's is read at once, by torch.
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import os
@@ -94,7 +95,7 @@ def _trl_rows(source: SourcePath) -> Rows:
     if found.paths and kind_of(found.paths[0]) != "Parquet":
         return ipc(found.paths)._replace(notes=found.notes)
     dataset = open_dataset(source)
-    return Rows(dataset.frame, dataset.inputs, dataset.notes)
+    return Rows(dataset.frame, dataset.inputs, dataset.notes, dataset.unread)
 
 
 def _listed(path: str, key: str, of_each: str | None = None) -> list[str]:
@@ -182,13 +183,14 @@ def _score(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
 def _is_document(path: str) -> bool:
     """Return whether a file is one object over many lines, its columns being lists."""
     with unpacked(path) as file:
-        return file.readline(64).strip() == b"{"
+        return file.readline(64).removeprefix(codecs.BOM_UTF8).strip() == b"{"
 
 
 def _of_document(path: str) -> pl.LazyFrame:
     with reading_as(path, "JSON"):
         with unpacked(path) as file:
-            row = pl.read_json(file.read())
+            # Python reads NaN, which it writes; a document has all its rows in memory anyway.
+            row = pl.DataFrame([json.loads(file.read().removeprefix(codecs.BOM_UTF8))])
         lists = [name for name, dtype in row.schema.items() if isinstance(dtype, pl.List)]
         return row.lazy().explode(lists).collect().lazy()
 

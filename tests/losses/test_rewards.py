@@ -17,6 +17,7 @@ from dpo_pipeline.losses.dpo import (
     sigmoid_loss,
     softplus,
 )
+from dpo_pipeline.losses.pairwise import log1mexp
 
 logps = st.floats(-3000, 0)
 margins = st.floats(-1e4, 1e4)
@@ -122,3 +123,14 @@ def test_losses_of_a_pair_and_its_swap_differ_by_the_margin(m):
 @settings(max_examples=200, deadline=None)
 def test_loss_never_rises_with_the_margin(m, step):
     assert value_of(sigmoid_loss, m=m + step) <= value_of(sigmoid_loss, m=m)
+
+
+@pytest.mark.parametrize(
+    "x",
+    # On both sides of -log 2, where the two forms meet, and where either alone loses its digits.
+    [-1e-300, -1e-12, -1e-6, -1e-3, -0.1, -0.6931, -0.6932, -1.0, -4.0, -15.0, -36.0, -700.0],
+)
+def test_log1mexp_equals_mpmath(x):
+    with mpmath.workdps(400):
+        exact = float(mpmath.log1p(-mpmath.exp(mpmath.mpf(x))))
+    assert value_of(log1mexp, x=x) == pytest.approx(exact, rel=2e-15, abs=0.0)

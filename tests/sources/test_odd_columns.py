@@ -6,6 +6,7 @@ import datetime as dt
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
@@ -207,6 +208,23 @@ def test_integers_of_128_bits_that_polars_alone_reads(tmp_path, eight):
         score_parquet(path, out)
     score_parquet(path, out, scored=["pair_id"])
     assert pl.read_parquet(out).height == 8
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        pytest.param(lambda table: table, id="table"),
+        pytest.param(lambda table: table.to_reader(), id="reader"),
+        pytest.param(pyarrow.dataset.dataset, id="dataset"),
+    ],
+)
+@pytest.mark.parametrize("kind", PARQUET)
+def test_a_dataframe_with_such_a_column_is_refused_before_polars_sees_it(eight, kind, wrap, capfd):
+    make, said = PARQUET[kind]
+    with pytest.raises(UsageError, match="drop the column before") as caught:
+        evaluate(wrap(odd_table(eight, make)))
+    assert said in str(caught.value)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_struct_of_ones_own_is_no_variant(tmp_path, eight):

@@ -112,3 +112,20 @@ def test_scores_that_are_whole_at_first(tmp_path):
     path.write_text("\n".join(lines))
     rows = read(path, "rewardbench").tail(1).collect()
     assert rows.select(LOGPS[:2]).row(0) == (1.5, 0.5)
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_scores_that_are_no_numbers_are_invalid_pairs(tmp_path, indent, mark):
+    scores = {"chosen": [3.5, float("nan"), float("-inf")], "rejected": [-20.0, -1.5, -1.5]}
+    path = tmp_path / "scores.json"
+    lines = [dict(zip(scores, pair, strict=True)) for pair in zip(*scores.values(), strict=True)]
+    whole = json.dumps(scores, indent=indent) if indent else "\n".join(map(json.dumps, lines))
+    path.write_text(mark + whole, encoding="utf-8")
+    source = dpo_pipeline.Pairs(path, format="rewardbench")
+    found = evaluate(source, on_invalid="exclude", contract=dpo_pipeline.Contract(max_logp=9.0))
+    assert {rule.name: [o.row for o in rule.offenders] for rule in found.invalid.broken} == {
+        "policy_chosen_logps.not_nan": [1],
+        "policy_chosen_logps.finite": [2],
+    }
+    assert (found.summary.n_valid, found.summary.reward_margin) == (1, 23.5)

@@ -369,7 +369,7 @@ def test_errors_are_those_of_a_run(
     }.items():
         known[name] = tmp_path / f"{name}.parquet"
         frame.write_parquet(known[name])
-    _, lock = hold(str(known["held"]), name="held.json")
+    _, lock = hold(str(known["held"]), lambda: None, name="held.json", is_folder=False)
 
     def filled(value):
         return value.format(**known) if isinstance(value, str) else value

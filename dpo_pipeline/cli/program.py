@@ -53,6 +53,10 @@ Exit codes:
 """
 
 
+_NO_MEMORY: Final = ("start new thread", "failed to map segment", "annot allocate memory")
+"""What the system says where there is no memory for a thread, a library or a buffer."""
+
+
 class _Commands(click.Group):
     """The commands. Errors suggest a command, and name the settings that took part."""
 
@@ -117,8 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exit_codes.DONE
     except Exception as error:  # noqa: BLE001  a fault of ours: the traceback is for its report
-        # Without memory the system refuses threads too.
-        if isinstance(error, MemoryError) or "start new thread" in str(error):
+        if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
             say(f"error: there is not enough memory: {error}", err=True)
         else:
             traceback.print_exc()

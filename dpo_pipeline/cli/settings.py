@@ -181,8 +181,9 @@ def _document(path: str, advice: str = "") -> dict[str, Any]:
     import tomllib  # costs a tenth of what --help does
 
     try:
-        # A pipe would be waited for, and a device may have no end.
+        # A pipe without a writer would be waited for, and a device may have no end.
         with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+            os.set_blocking(file.fileno(), True)
             text = file.read(_LARGEST + 1)
         if len(text) > _LARGEST:
             raise UsageError(f"{path}: is no file of settings: it has over {_LARGEST:,} bytes")

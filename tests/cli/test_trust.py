@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import polars as pl
 import pytest
 
 from dpo_pipeline import DpoPipelineError, StorageError, dry_run, evaluate
+from dpo_pipeline.cli import program
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.storage.read_errors import reading
 from dpo_pipeline.tables import aligned, as_json, shown
@@ -143,6 +145,22 @@ def test_a_device_is_no_file_of_settings(capsys, home, place):
     assert ("is no file of settings" in err) == (place == "/dev/zero")
 
 
+def test_settings_come_through_a_pipe_that_is_written_to(capsys, home):  # noqa: ARG001
+    read, write = os.pipe()
+
+    def later():
+        with os.fdopen(write, "w") as file:
+            file.write("beta = 0.4\n")
+
+    thread = threading.Thread(target=later)
+    thread.start()
+    words = ["--config", f"/dev/fd/{read}", "--dry-run", "--json"]
+    assert main(["evaluate", "pairs.parquet", *words]) == 0
+    thread.join(PATIENCE)
+    os.close(read)
+    assert json.loads(capsys.readouterr().out)["objectives"][0]["beta"] == 0.4
+
+
 # Secrets
 
 
@@ -250,3 +268,23 @@ def test_a_name_that_is_not_utf_8(capsys, home, pairs):
     with pytest.raises(DpoPipelineError):
         evaluate(os.fsdecode(path + b"x"))
     assert str(dry_run(evaluate, pairs))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("can't start new thread"),
+        ImportError("libparquet.so: failed to map segment from shared object"),
+    ],
+    ids=["buffer", "thread", "library"],
+)
+def test_lack_of_memory_is_said_without_a_traceback(capsys, monkeypatch, error):
+    def fail(**_):
+        raise error
+
+    monkeypatch.setattr(program.cli, "main", fail)
+    assert main(["evaluate", "pairs.parquet"]) == 3
+    err = capsys.readouterr().err
+    assert err.startswith("error: there is not enough memory")
+    assert "Traceback" not in err

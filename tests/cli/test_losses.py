@@ -39,8 +39,8 @@ def source(tmp_path, counted):
             id="arguments",
         ),
         pytest.param(
-            ["--loss", "ipo", "--dialect", "trl", "--loss-arg", "per_token=False"],
-            {"loss": "ipo", "dialect": "trl", "loss_args": {"per_token": False}},
+            ["--loss", "hinge", "--dialect", "trl", "--loss-arg", "per_token=False"],
+            {"loss": "hinge", "dialect": "trl", "loss_args": {"per_token": False}},
             id="False",
         ),
         pytest.param(

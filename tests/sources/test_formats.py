@@ -135,8 +135,8 @@ def test_a_score_of_another_file_says_what_it_seems_to_be(tmp_path, name, said):
     [
         (["dataset_info.json", "state.json", "data-0.arrow"], "--reference-format trl"),
         (["cache.arrow"], "looks like a dataset of save_to_disk"),
-        (["a.csv"], "say --format csv"),
-        (["a.jsonl"], "say --format ndjson"),
+        (["a.csv", "a.jsonl"], "say --format ndjson"),
+        (["a.csv", "notes.md"], "say --format csv"),
         (["notes.md"], "no .parquet file in this folder"),
     ],
 )
@@ -147,6 +147,25 @@ def test_a_folder_without_parquet_is_told_what_it_seems_to_hold(tmp_path, names,
         evaluate(tmp_path)
     assert said in str(caught.value)
     assert ("--" in str(caught.value)) == (names != ["notes.md"])
+
+
+@pytest.mark.parametrize(
+    ("names", "name"),
+    [
+        (["a.csv", "b.CSV", "_SUCCESS", ".hidden"], "csv"),
+        (["a.jsonl", "b.json", "c.ndjson"], "ndjson"),
+        (["part-0.json"], "ndjson"),
+        (["a.csv", "b.jsonl"], "parquet"),
+        (["a.csv", "b.parquet"], "parquet"),
+        (["a.json", "state.json"], "parquet"),
+        (["a.csv", "folder"], "parquet"),
+        ([], "parquet"),
+    ],
+)
+def test_a_folder_is_of_the_one_text_format_that_it_holds(tmp_path, names, name):
+    for each in names:
+        (tmp_path / each).touch()
+    assert guess(tmp_path) == name
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "arrow"])

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import socket
-import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from importlib.metadata import version
 from itertools import islice
 from typing import Any, ClassVar
 
 from dpo_pipeline.engine.executors import Function, Task
+from dpo_pipeline.engine.own_cluster import OWN, is_connected, stay_on_loopback
 from dpo_pipeline.errors import EngineError, UsageError
 
 _LOOK_EVERY = 0.2  # seconds
-_LOOPBACK = "127.0.0.1"
 _DYING = 10.0  # seconds that cancelled tasks are given to end
 
 
@@ -89,10 +86,10 @@ class RayExecutor:
                 ray.wait([result for _, result in live], num_returns=len(live), timeout=_DYING)
 
     def _connected(self) -> Any:
-        address = self.address or os.environ.get("RAY_ADDRESS")
-        starts = address in {None, "", "local"} and not _is_running()
+        address = self.address or os.environ.get("RAY_ADDRESS") or "local"
+        starts = address == "local" and not is_connected()
         if starts:
-            _stay_on_loopback()
+            stay_on_loopback()
         try:
             import ray
         except ImportError as error:
@@ -102,42 +99,12 @@ class RayExecutor:
         if not ray.is_initialized():
             try:
                 _check_reachable(self.address)
-                own: dict[str, Any] = {}
-                if starts:
-                    own = {"include_dashboard": False, "_node_ip_address": _LOOPBACK}
-                ray.init(
-                    "local" if starts else self.address,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    **own,
-                )
+                own = OWN if starts else {}
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
             except (OSError, RuntimeError, ValueError) as error:
                 where = self.address or os.environ.get("RAY_ADDRESS") or "this machine"
                 raise EngineError(f"Ray on {where}: {error}") from error
         return ray
-
-
-def _is_running() -> bool:
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
-
-
-def _stay_on_loopback() -> None:
-    """Have the cluster that is started next listen on loopback, and ask for a random token.
-
-    Anyone who reaches a cluster can run code on it. Ray reads these variables when it is imported;
-    its workers inherit them.
-    """
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # or it takes another address
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if "ray" in sys.modules:
-        constants: Any = import_module("ray._private.ray_constants")
-        library: Any = import_module("ray._raylet")
-        constants.ENABLE_RAY_CLUSTER = False
-        library.Config.initialize("")
-        library.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _check_reachable(address: str | None) -> None:

@@ -246,8 +246,8 @@ def _calibration(statistics: Statistics, palette: Palette) -> Figure:
     biased = (
         ""
         if error is None
-        else f" The calibration error is {with_interval(error, three_digits)}, biased upward where "
-        "pairs are few."
+        else f" The calibration error is {with_interval(error, three_digits)}, less what chance "
+        "adds to it."
     )
     return Figure.of(
         "calibration",

@@ -405,6 +405,23 @@ def test_a_policy_that_knows_nothing_is_no_better_than_a_coin():
     assert titles[0] == "rewards are not shown to be better than tossing a coin"
 
 
+def test_rewards_of_a_coin_are_not_worse_than_one():
+    """The accuracy is below a half, and its interval is not."""
+    pairs = swapped(made(), np.random.default_rng(4).random(N) < 0.505)
+    half = evaluate(pairs, statistics=True).statistics.figures["reward_accuracy_half"]
+    assert half.interval.low < 0.5 < half.interval.high
+    assert "worse_than_chance" not in names(pairs)
+
+
+def test_flipped_labels_are_found_from_a_share_of_5_percent():
+    """The lower limit is 5.5%: above the mark, and not far."""
+    pairs = made(8_000, spread=60.0, seed=2)
+    flipped = swapped(pairs, np.random.default_rng(2).random(8_000) < 0.08)
+    rate = evaluate(flipped, statistics=True).statistics.flip_rate
+    assert 0.05 < rate.interval.low < 0.06
+    assert "label_noise" in names(flipped)
+
+
 def by_length(right):
     """Pairs whose chosen completion is the shorter one in a share of them, apart from margins."""
     rng = np.random.default_rng(8)

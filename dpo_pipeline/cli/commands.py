@@ -141,7 +141,8 @@ def _figures(function: str, groups: Groups, ctx: click.Context, gates: Gates | N
         return print_result(result, ctx)
     done = "quarantined" if groups["on_invalid"].action == "quarantine" else "excluded"
     print_invalid(result.invalid, done, result.invalid.n_invalid, "pair")
-    print_warnings(result.invalid.warnings, ctx)
+    if ctx.params["json"]:  # the text begins with them
+        print_warnings(result.invalid.warnings, ctx)
     code = print_result(result, ctx)
     if gates is not None:
         _pass(gates, result)

@@ -235,6 +235,16 @@ def test_warnings_go_to_stderr_and_into_the_document(capsys, tmp_path, pairs):
     assert run(capsys, "evaluate", path, "--json", "--quiet")[2] == ""
 
 
+def test_a_warning_is_printed_once(capsys, tmp_path, pairs):
+    path = tmp_path / "same.parquet"
+    pairs.with_columns(
+        ref_chosen_logps="policy_chosen_logps", ref_rejected_logps="policy_rejected_logps"
+    ).write_parquet(path)
+    for words in (["evaluate"], ["sweep", "--beta", "0.1"], ["check"]):
+        _, out, err = run(capsys, words[0], path, *words[1:])
+        assert (out + err).count("log-probs are equal on all 6") == 1
+
+
 def test_help_names_defaults_and_imports_no_polars():
     code = (
         "import sys\nfrom dpo_pipeline.cli import main\nassert main(sys.argv[1:]) == 0\n"

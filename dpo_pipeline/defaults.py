@@ -137,7 +137,7 @@ POWER: Final = 0.8
 MOST_FLIPS: Final = 1_000
 """Gains plus losses up to which the sign-flip test of clusters is exact."""
 
-FLIPS_TOLD_FROM: Final = 20
+FLIPS_TOLD_FROM: Final = 50
 """Prompts from which the sign-flip test states its smallest effect, if prompts repeat."""
 
 BOOTSTRAP_REPLICATES: Final = 2_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Final, Optional, cast
 
@@ -9,7 +10,8 @@ import pandera.polars as pa
 import polars as pl
 
 from dpo_pipeline.columns import ALL_LOGPS, COUNT_ROLES, LOGP_ROLES, Needs
-from dpo_pipeline.contract.value_rules import ValueRule, rules_of
+from dpo_pipeline.contract.row_rules import empty_rules
+from dpo_pipeline.contract.value_rules import rules_of
 from dpo_pipeline.defaults import MAX_LOGP
 
 OUR_TITLE: Final = "preference pairs"
@@ -39,17 +41,28 @@ def pairs_model(max_logp: float = MAX_LOGP, needs: Needs = ALL_LOGPS) -> type[pa
         alike = [role for role in roles if role.kind == kind]
         for rule in rules_of(alike[0], max_logp, needs):
             names = tuple(role.name for role in alike)
-            body[f"{kind}_{rule.name}"] = _as_check(rule, names)
+            body[f"{kind}_{rule.name}"] = _as_check(rule.name, rule.text, rule.keeps, names)
+    for each in empty_rules() if needs.reference else ():
+        column, keeps = str(each.column), each.keeps
+        body[f"{column}_{each.check}"] = _as_check(
+            each.check, each.requirement, _always(keeps), (column,)
+        )
     return cast("type[pa.DataFrameModel]", type("PreferencePairs", (pa.DataFrameModel,), body))
 
 
-def _as_check(rule: ValueRule, columns: tuple[str, ...]) -> Any:
-    def check(_cls: type, data: pa.PolarsData) -> pl.LazyFrame:
-        return data.lazyframe.select(rule.keeps(pl.col(data.key)))
+def _always(keeps: pl.Expr) -> Callable[[pl.Expr], pl.Expr]:
+    return lambda _column: keeps
 
-    check.__name__ = rule.name  # pandera names a check after its function
-    ignore_na = rule.name != "not_null"
-    return pa.check(*columns, error=rule.text, title=OUR_TITLE, ignore_na=ignore_na)(check)
+
+def _as_check(
+    name: str, text: str, keeps: Callable[[pl.Expr], pl.Expr], columns: tuple[str, ...]
+) -> Any:
+    def check(_cls: type, data: pa.PolarsData) -> pl.LazyFrame:
+        return data.lazyframe.select(keeps(pl.col(data.key)))
+
+    check.__name__ = name  # pandera names a check after its function
+    ignore_na = name != "not_null"
+    return pa.check(*columns, error=text, title=OUR_TITLE, ignore_na=ignore_na)(check)
 
 
 PreferencePairs = pairs_model()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 
 import polars as pl
 
@@ -35,12 +36,18 @@ def with_row_rules(
         columns: Canonical name to the column that is there.
         needs: What the loss needs.
     """
-    own = [*_not_padded(made, columns, needs), *(_not_empty() if needs.reference else ())]
+    own = [*_not_padded(made, columns, needs), *(empty_rules() if needs.reference else ())]
+    # If tokens break a rule, their sum counts as keeping these, so that one fault has one name.
+    own = [
+        replace(rule, keeps=rules.valid.not_() | rule.keeps) if rule.column in made else rule
+        for rule in own
+    ]
     valid = pl.all_horizontal(rules.valid, *(rule.keeps for rule in own))
     return RuleSet(rules=(*rules.rules, *own), valid=valid)
 
 
-def _not_empty() -> Iterator[Rule]:
+def empty_rules() -> Iterator[Rule]:
+    """Yield the rules on completions that no model scored, for the plans and the pandera model."""
     for ours, theirs in _SIDES:
         keeps = (pl.col(ours) != 0.0) | (pl.col(theirs) != 0.0)
         yield Rule(

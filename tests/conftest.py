@@ -103,7 +103,12 @@ class Engine:
     @property
     def id_scans(self):
         """Scans of the column of ids alone."""
-        return sum("is_not_null" in graph and "_logps" not in graph for graph in self.graphs)
+        return sum(
+            "is_not_null" in graph
+            and "_logps" not in graph
+            and graph.count("multi-scan[parquet]") == 1
+            for graph in self.graphs
+        )
 
 
 @pytest.fixture

@@ -202,11 +202,12 @@ def test_mistakes_are_told_apart_without_a_traceback(
 
 def test_columns_can_be_mapped(capsys, tmp_path, pairs):
     path = tmp_path / "odd.parquet"
-    pairs.rename({LOGPS[0]: "chosen_logps"}).write_parquet(path)
-    code, _, err = run(capsys, "evaluate", path)
+    pairs.drop(LOGPS[2:]).rename({LOGPS[0]: "chosen_logps"}).write_parquet(path)
+    words = ["evaluate", path, "--loss", "cpo"]
+    code, _, err = run(capsys, *words)
     assert code == 1
     assert "of the policy in TRL, of the reference in open-instruct" in err
-    assert run(capsys, "evaluate", path, "--column", f"{LOGPS[0]}=chosen_logps")[0] == 0
+    assert run(capsys, *words, "--column", f"{LOGPS[0]}=chosen_logps")[0] == 0
 
 
 def test_a_contract_of_ones_own(tmp_path, source):

@@ -419,7 +419,7 @@ def test_flipped_labels_are_found_from_a_share_of_5_percent():
     flipped = swapped(pairs, np.random.default_rng(2).random(8_000) < 0.08)
     rate = evaluate(flipped, statistics=True).statistics.flip_rate
     assert 0.05 < rate.interval.low < 0.06
-    assert "label_noise" in names(flipped)
+    assert "confident_errors" in names(flipped)
 
 
 def by_length(right):

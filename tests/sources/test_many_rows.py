@@ -162,6 +162,9 @@ def test_the_quarantine_of_a_far_file_names_rows_of_that_file(tmp_path, pairs, m
         (faulty(pairs) if name != "b" else pairs).write_parquet(source / f"{name}.parquet")
     false_footers(monkeypatch, {"a": 3_000_000_000, "b": 3_000_000_000})
     monkeypatch.setattr("dpo_pipeline.evaluation.measuring.SHARD_ROWS", 3_000_000_000)
+    # The rows that are compared with their neighbours are a shard of their own.
+    monkeypatch.setattr("dpo_pipeline.evaluation.measuring.NEIGHBOURS_ROWS", 0)
+    monkeypatch.setattr("dpo_pipeline.evaluation.shards.NEIGHBOURS_ROWS", 0)
     result = score_parquet(source, tmp_path / "out", on_invalid="quarantine")
     assert result.summary.n_pairs == 18
     apart = {n: pl.read_parquet(tmp_path / "out.invalid" / f"{n}.parquet") for n in "abc"}

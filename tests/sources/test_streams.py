@@ -138,7 +138,7 @@ def test_a_fault_of_a_stream_is_said(pairs):
 
 
 def test_a_stream_holds_a_few_batches():
-    names, size, count = list(LOGPS), 20_000, 120
+    names, size, count = list(LOGPS), 20_000, 300
     held = []
 
     def batches():

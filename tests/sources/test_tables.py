@@ -32,7 +32,9 @@ def test_reading_is_lazy_and_evaluating_reads_once(tmp_path, eight, engine, endi
     rows = read(path)
     assert engine.graphs == []
     evaluate(rows)
-    assert len(engine.graphs) == 1
+    # CSV and JSON lines are a scan behind a source of ours.
+    reads = [sum(kind in each for each in engine.graphs) for kind in ("multi-scan", "python-scan")]
+    assert max(reads) == 1
 
 
 @pytest.mark.parametrize("ending", TABLES)

@@ -169,7 +169,7 @@ def test_an_input_that_changes_meanwhile(tmp_path, source, change, phase):
             else:  # as many rows, as many of them invalid, and other values
                 other.write_parquet(source)
 
-    expected = r"no such file|changed while it was read"
+    expected = r"no such file|changed while it was read|out of specification"
     with pytest.raises(StorageError, match=expected) as caught:
         score_parquet(
             source, tmp_path / "out.parquet", **grouped(progress=meddle, **arguments(tmp_path))

@@ -98,7 +98,7 @@ def made(n_rows=N_ROWS, *, step=None, seed=0):
     draw = random.Random(seed)
     values = {
         name: [
-            -draw.uniform(0.0, 60.0) if step is None else -step * draw.randrange(12)
+            -draw.uniform(0.0, 60.0) if step is None else -step * draw.randint(1, 12)
             for _ in range(n_rows)
         ]
         for name in LOGPS

@@ -118,8 +118,8 @@ def test_few_prompts_claim_no_smallest_effect():
     assert result.differences["reward_accuracy"].test == "sign flips, exact"
     assert result.differences["reward_accuracy"].smallest_effect is None
     assert result.verdict.endswith("fewer than 6 prompts cannot show any")
-    assert compare(*frames(n=57, per_prompt=3)).verdict.endswith("in 19 prompts")
-    assert "smallest effect" in compare(*frames(n=60, per_prompt=3)).verdict
+    assert compare(*frames(n=147, per_prompt=3)).verdict.endswith("in 49 prompts")
+    assert "smallest effect" in compare(*frames(n=150, per_prompt=3)).verdict
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -332,5 +332,5 @@ def test_squared_losses_are_summed_exactly(loss, low, high, beta):
 def test_a_sum_of_large_losses_keeps_the_last_bit():
     # 4096 + 2**-40 is an odd number of quanta, and the last bit of its Float64.
     value = 4096.0 + 2.0**-40
-    one = {name: [-1.0] for name in LOGPS} | {LOGPS[0]: [-value]}
+    one = {name: [-20.0] for name in LOGPS} | {LOGPS[0]: [-19.0 - value]}
     assert evaluate(one, 1.0, loss="hinge").summary.loss == value

@@ -13,7 +13,8 @@ from dpo_pipeline import errors as exit_codes
 from dpo_pipeline.arguments import checked_limit
 from dpo_pipeline.cli.flag_values import groups_given, roles
 from dpo_pipeline.cli.flags import B_COLUMN, flags_of, run_options
-from dpo_pipeline.cli.running import print_invalid, print_result, print_warnings, run, say
+from dpo_pipeline.cli.printing import print_invalid, print_result, print_warnings, say
+from dpo_pipeline.cli.running import run
 from dpo_pipeline.cli.settings import config_file
 from dpo_pipeline.errors import InvalidPairsError, UsageError
 from dpo_pipeline.options import OnInvalid, StatisticsOptions

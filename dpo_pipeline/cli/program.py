@@ -16,9 +16,10 @@ from typing import Any, Final
 import click
 
 from dpo_pipeline import errors as exit_codes
+from dpo_pipeline.cli.catalogue_commands import CATALOGUE_COMMANDS
 from dpo_pipeline.cli.commands import commands
-from dpo_pipeline.cli.listings import LISTINGS
-from dpo_pipeline.cli.running import Stopped, say
+from dpo_pipeline.cli.printing import say
+from dpo_pipeline.cli.running import Stopped
 from dpo_pipeline.cli.settings import PREFIX, used
 from dpo_pipeline.columns import did_you_mean
 from dpo_pipeline.errors import ColumnError, DpoPipelineError, UsageError
@@ -95,7 +96,7 @@ def command_line(calls: Mapping[str, Mapping[str, type[Any]]] = CALLS) -> click.
             "auto_envvar_prefix": PREFIX,
         },
     )
-    for command in (*commands(calls), *LISTINGS):
+    for command in (*commands(calls), *CATALOGUE_COMMANDS):
         group.add_command(command)
     versioned = click.version_option(package_name="dpo_pipeline", prog_name=PROGRAM)
     return versioned(group)

@@ -1,5 +1,5 @@
 from .binding import Binding as Binding, bind as bind
-from .listing import (
+from .invalid_rows import (
     Offences as Offences,
     Places as Places,
     invalid_pairs as invalid_pairs,

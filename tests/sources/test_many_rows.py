@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dpo_pipeline import Batches, StorageError, check, evaluate, score_parquet
-from dpo_pipeline.contract.listing import numbered
+from dpo_pipeline.contract.invalid_rows import numbered
 from dpo_pipeline.sources import dataset as storage
 from dpo_pipeline.sums.batches import Batching
 from pair_tools import LOGPS

@@ -96,5 +96,5 @@ def completion(ctx: click.Context, shell: str) -> int:
     return exit_codes.DONE
 
 
-LISTINGS: Final[tuple[click.Command, ...]] = (losses, contract, completion)
+CATALOGUE_COMMANDS: Final[tuple[click.Command, ...]] = (losses, contract, completion)
 """In the order of `--help`."""

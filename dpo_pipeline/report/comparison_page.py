@@ -29,6 +29,7 @@ from dpo_pipeline.statistics import (
     points,
     share,
 )
+from dpo_pipeline.tables import without_secrets
 
 PAIRS_FOR_SCALE: Final = 30
 """Pairs of a subset from which its interval widens the scale of the chart."""
@@ -142,8 +143,8 @@ def page_of(comparison: Comparison) -> str:
     verdict, loss = comparison.verdict, comparison.loss_verdict
     objective = comparison.objective
     return Page(
-        title=f"A: {comparison.a.source}; B: {comparison.b.source}; {objective} loss, beta "
-        f"{objective.beta:g}",
+        title=f"A: {without_secrets(comparison.a.source)}; "
+        f"B: {without_secrets(comparison.b.source)}; {objective} loss, beta {objective.beta:g}",
         verdict=f"{verdict[:1].upper()}{verdict[1:]}.",
         lead=() if loss is None else (f"{loss}.",),
         tiles=list(_tiles(comparison)),
@@ -284,7 +285,8 @@ def _method(comparison: Comparison) -> Table:
 
 def _side(name: str, side: Side) -> Iterator[tuple[str, str]]:
     text = (
-        f"{side.source}: {counted(side.n_pairs, 'pair')}, {count(side.n_alone)} of them in {name} "
+        f"{without_secrets(side.source)}: {counted(side.n_pairs, 'pair')}, "
+        f"{count(side.n_alone)} of them in {name} "
         f"alone; {count(side.n_invalid)} common ones are invalid"
     )
     yield name, text

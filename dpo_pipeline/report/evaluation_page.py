@@ -31,6 +31,7 @@ from dpo_pipeline.statistics import (
     share_within,
     with_interval,
 )
+from dpo_pipeline.tables import without_secrets
 
 _METHOD: Final = (
     "Rewards are beta times what the loss compares; the margin is the chosen less the rejected "
@@ -45,7 +46,8 @@ def page_of(evaluation: Evaluation, statistics: Statistics) -> str:
     """Return the report as one HTML document."""
     figures = {each.name: each for each in figures_of(evaluation, statistics, PAGE)}
     return Page(
-        title=f"{evaluation.source}: {evaluation.objective} loss, beta {evaluation.beta:g}",
+        title=f"{without_secrets(evaluation.source)}: {evaluation.objective} loss, "
+        f"beta {evaluation.beta:g}",
         verdict=verdict(evaluation, statistics),
         lead=list(_lead(evaluation, statistics)),
         tiles=list(_tiles(evaluation, statistics)),
@@ -311,7 +313,7 @@ def _method_table(evaluation: Evaluation, statistics: Statistics) -> Table:
     reference = [] if evaluation.reference is None else [("reference", evaluation.reference)]
     return tables.facts(
         [
-            ("input", evaluation.source),
+            ("input", without_secrets(evaluation.source)),
             *reference,
             ("pairs", f"{count(summary.n_pairs)}, {count(summary.n_valid)} valid"),
             ("loss", str(evaluation.objective)),

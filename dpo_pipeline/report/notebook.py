@@ -14,7 +14,7 @@ from dpo_pipeline.evaluation import Evaluation, Reported
 from dpo_pipeline.report.page_tables import SHARES, Column, Table, Writer, percent, table_of
 from dpo_pipeline.statistics import between, count, number, p_value, points, share
 from dpo_pipeline.sums import SUMMARY_FIGURES, TRL_METRICS
-from dpo_pipeline.tables import ROWS_SHOWN
+from dpo_pipeline.tables import ROWS_SHOWN, without_secrets
 
 
 def result_html(result: Reported) -> str:
@@ -30,8 +30,8 @@ def _evaluation(evaluation: Evaluation) -> Iterator[str]:
     """Yield the figures of an evaluation, its subsets and its findings."""
     summary, statistics = evaluation.summary, evaluation.statistics
     yield _bold(
-        f"{evaluation.source}: {count(summary.n_pairs)} pairs, {count(summary.n_invalid)} "
-        f"invalid, {evaluation.objective} loss, beta {evaluation.beta:g}"
+        f"{without_secrets(evaluation.source)}: {count(summary.n_pairs)} pairs, "
+        f"{count(summary.n_invalid)} invalid, {evaluation.objective} loss, beta {evaluation.beta:g}"
     )
     columns = [Column(""), Column("value", str)]
     if statistics is not None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
 import dpo_pipeline
+from dpo_pipeline.report import page_of
 from dpo_pipeline.report.evaluation_page import verdict
 from dpo_pipeline.statistics import words
 from dpo_pipeline.statistics.intervals import Interval
@@ -188,3 +190,13 @@ def test_no_finding_is_no_praise(evaluation, monkeypatch):
     monkeypatch.setattr(type(evaluation), "findings", ())
     page = Page(evaluation.report())
     assert "No check found anything wrong with these figures." in page.texts["p"]
+
+
+def test_a_page_has_no_secrets_of_its_sources():
+    address = "s3://key:hushhush@bucket/pairs.parquet?token=mum"
+    found = dpo_pipeline.evaluate(of_margins([1.0, -1.0, 2.0] * 20), statistics=True)
+    result = replace(found, source=address, invalid=replace(found.invalid, source=address))
+    for text in (page_of(result), result._repr_html_()):
+        assert "***@bucket/pairs.parquet" in text
+        assert "hushhush" not in text
+        assert "=mum" not in text

@@ -77,6 +77,9 @@ COUPLED_SHARD_ROWS: Final = 262_144
 COUPLED_SHARD_BYTES: Final = 64 * 2**20
 """Uncompressed bytes of such rows in the input."""
 
+PARQUET_ENDINGS: Final = (".parquet", ".pq", ".parq")
+"""Endings of Parquet files, in any case."""
+
 MAX_FILE_ROWS: Final = 4_000_000_000
 """Rows of one input file. Polars numbers the rows of a scan with 32 bits."""
 

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import polars as pl
 
 from dpo_pipeline.columns import Needs, did_you_mean, resolve
-from dpo_pipeline.defaults import MAX_FILE_ROWS, REQUESTS_AT_A_TIME, SHARD_ROWS
+from dpo_pipeline.defaults import MAX_FILE_ROWS, PARQUET_ENDINGS, REQUESTS_AT_A_TIME, SHARD_ROWS
 from dpo_pipeline.errors import ColumnError, DataWarning, StorageError
 from dpo_pipeline.options import Outputs
 from dpo_pipeline.sources.common_schema import (
@@ -25,7 +25,7 @@ from dpo_pipeline.sources.common_schema import (
     unreadable,
 )
 from dpo_pipeline.sources.files import Identities, SourcePath, below, find
-from dpo_pipeline.sources.formats import PARQUET_ENDINGS, not_parquet
+from dpo_pipeline.sources.formats import not_parquet
 from dpo_pipeline.sources.frames import lake_rows, parquet_in_batches
 from dpo_pipeline.storage import (
     LOCAL,

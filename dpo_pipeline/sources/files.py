@@ -23,11 +23,10 @@ from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias, cast
 
 import polars as pl
 
-from dpo_pipeline.defaults import OFFENDERS_SHOWN
+from dpo_pipeline.defaults import OFFENDERS_SHOWN, PARQUET_ENDINGS
 from dpo_pipeline.errors import StorageError
 from dpo_pipeline.sources.formats import (
     NDJSON_ENDING,
-    PARQUET_ENDINGS,
     looks_like_data,
     without_parquet,
 )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
-from dpo_pipeline.defaults import LOGP_LIMIT
+from dpo_pipeline.defaults import LOGP_LIMIT, PARQUET_ENDINGS
 from dpo_pipeline.errors import UsageError
 
 
@@ -46,7 +46,6 @@ OPEN_INSTRUCT: Final = "open-instruct"
 OPEN_INSTRUCT_AVERAGED: Final = "open-instruct-averaged"
 VLLM: Final = "vllm"
 
-PARQUET_ENDINGS: Final = (".parquet", ".pq", ".parq")
 NDJSON_ENDING: Final = ".jsonl"
 
 

@@ -24,11 +24,11 @@ from dpo_pipeline.columns import (
     REF_REJECTED,
     resolve,
 )
-from dpo_pipeline.defaults import AVERAGED_LOGP_FLOOR
+from dpo_pipeline.defaults import AVERAGED_LOGP_FLOOR, PARQUET_ENDINGS
 from dpo_pipeline.errors import ColumnError, StorageError, UsageError
 from dpo_pipeline.sources.dataset import open_dataset
 from dpo_pipeline.sources.files import SourcePath, find, identities, kind_of, text_files, unpacked
-from dpo_pipeline.sources.formats import OPEN_INSTRUCT_AVERAGED, PARQUET_ENDINGS
+from dpo_pipeline.sources.formats import OPEN_INSTRUCT_AVERAGED
 from dpo_pipeline.sources.frames import Rows, in_batches, ipc, reading_as
 from dpo_pipeline.sources.text_files import ndjson
 from dpo_pipeline.storage import reading

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
+from dpo_pipeline.defaults import PARQUET_ENDINGS
 from dpo_pipeline.errors import StorageError
 from dpo_pipeline.plan import Output
 from dpo_pipeline.storage.journals import has_journal
@@ -180,7 +181,8 @@ def _is_leftover(path: str) -> bool:
 
 def _is_listed(path: str, relative: str) -> bool:
     """Return whether a file is a Parquet file that says it is this part of an output."""
-    if not stat.S_ISREG(os.lstat(path).st_mode) or not path.endswith(".parquet"):
+    is_parquet = path.lower().endswith(PARQUET_ENDINGS)
+    if not stat.S_ISREG(os.lstat(path).st_mode) or not is_parquet:
         return False
     metadata = footer_of(path).metadata or {}
     return bool(metadata.get(PART_KEY.encode()) == relative.encode())

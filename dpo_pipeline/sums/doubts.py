@@ -46,6 +46,9 @@ _LITTLE_SPREAD: Final = 0.02
 _EVEN: Final = 0.5
 _UNEVEN: Final = 0.4
 _UNEVEN_SPREAD: Final = 0.05
+_LESS_UNEVEN: Final = 0.65
+_MORE_SPREAD: Final = 0.1
+"""Sound sets whose log-ratios vary by more are even: 0.71 or more in 1,500 simulated ones."""
 _OPPOSITE: Final = -0.6
 _ONE_SIDED: Final = 0.6
 _SIZE: Final = 0.5
@@ -226,13 +229,15 @@ def _some_pairs(sense: Sense) -> Doubt | None:
         f"few log-ratios make up most of their spread ({evenness:.2f} of the root mean square on "
         f"average), which is {spread:.1%} of that of both log-probs"
     )
-    if sense.same_move < _OPPOSITE and evenness < _UNEVEN and spread > _LITTLE_SPREAD:
+    is_uneven = evenness < _LESS_UNEVEN and spread > _MORE_SPREAD
+    is_very_uneven = evenness < _UNEVEN and spread > _LITTLE_SPREAD
+    if sense.same_move < _OPPOSITE and (is_uneven or is_very_uneven):
         return _doubt(
             "some_exchanged",
             "chosen and rejected of one model seem exchanged in some pairs",
             f"{seen}; chosen and rejected move against each other ({sense.same_move:.2f})",
         )
-    if not (evenness < _UNEVEN and spread > _UNEVEN_SPREAD):
+    if not (is_uneven or (is_very_uneven and spread > _UNEVEN_SPREAD)):
         return None
     lower = _lower(sense)
     if lower is not None:

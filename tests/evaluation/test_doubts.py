@@ -74,6 +74,17 @@ def test_a_fault_is_said_first_and_no_finding_names_another_cause(real, fault):
     assert doubts(planted) == [EXPECTED[fault]]
 
 
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0])
+def test_any_large_share_of_faulty_rows_is_said(real, share):
+    k = int(real.height * share)
+    sound, faulty = real[: real.height - k], real[real.height - k :]
+    of_other_rows = faulty.with_columns(pl.col(REFS).shuffle(seed=1))
+    shifted = faulty.with_columns(pl.col(name).shift(1, fill_value=-100.0) for name in REFS)
+    sides = faulty.with_columns(**dict(zip(REFS, map(pl.col, REFS[::-1]), strict=True)))
+    for rows in (of_other_rows, shifted, sides):
+        assert doubts(pl.concat([sound, rows]))
+
+
 def test_real_pairs_raise_none(real):
     assert doubts(real) == doubts(real.sort(COUNTS)) == doubts(real.select(LOGPS)) == []
     other = pl.read_parquet(DATA / "hh_harmless_policy_b_train.parquet")

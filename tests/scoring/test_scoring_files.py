@@ -235,6 +235,16 @@ def test_overwriting_a_folder_removes_stale_parts(tmp_path, pairs):
     assert names(out) == ["_SUCCESS", "a.parquet"]
 
 
+def test_a_folder_of_any_endings_is_overwritten_by_its_next_run(tmp_path, pairs):
+    source = tmp_path / "in"
+    source.mkdir()
+    for name in ("a.PARQUET", "b.pq", "c.parq"):
+        pairs.write_parquet(source / name)
+    for _ in range(2):
+        result = score_parquet(source, tmp_path / "out", outputs=Outputs(overwrite=True))
+        assert result.summary.n_pairs == 3 * pairs.height
+
+
 def test_a_folder_with_foreign_parquet_is_not_overwritten(tmp_path, source, pairs):
     out = tmp_path / "out"
     out.mkdir()

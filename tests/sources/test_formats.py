@@ -185,7 +185,7 @@ def test_averages_of_the_reference_beside_sums_are_warned_of(capsys, policy, tmp
     )
     reference.write_parquet(tmp_path / "r.parquet")
     assert main(["evaluate", str(policy), "--reference", str(tmp_path / "r.parquet")]) == 0
-    assert "the reference's look averaged over tokens" in capsys.readouterr().err
+    assert "the reference's look averaged over tokens" in capsys.readouterr().out
 
 
 def test_a_folder_of_trl_is_not_rewardbenchs():

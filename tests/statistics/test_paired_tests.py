@@ -222,8 +222,8 @@ def test_fewest_that_reject():
 
 def test_too_few_clusters_state_no_effect():
     five = smallest_effect_of_flips([1] * 5, n_clusters=5, n=5)
-    assert five is smallest_effect_of_flips([1] * 19, n_clusters=19, n=38) is None
-    assert smallest_effect_of_flips([1] * 20, n_clusters=20, n=40) is not None
+    assert five is smallest_effect_of_flips([1] * 49, n_clusters=49, n=98) is None
+    assert smallest_effect_of_flips([1] * 50, n_clusters=50, n=100) is not None
 
 
 def chance_to_reject(n, gain, loss):

@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -112,7 +113,9 @@ def main(arguments: list[str] | None = None) -> int:
     except click.Abort:  # Ctrl-C before the run began
         return exit_codes.SIGNALLED + 2
     except click.ClickException as error:
-        error.show()
+        with io.StringIO() as text:
+            error.show(text)
+            say(text.getvalue().rstrip("\n"), err=True)
         code = error.exit_code
     except DpoPipelineError as error:
         say("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), err=True)

@@ -71,18 +71,30 @@ def write_ipc(table, path, opened=pa.ipc.new_file):
         file.write_table(table, max_chunksize=3)
 
 
+def write_parquet(table, path):
+    try:
+        pq.write_table(table, path, row_group_size=3)
+    except pa.ArrowNotImplementedError as error:
+        pytest.skip(f"this pyarrow does not write it: {error}")
+
+
 @pytest.fixture(params=[*PARQUET, *DUCKDB, "twice"])
 def odd_parquet(request, tmp_path, eight):
     """A file with a column `odd`, and what it is."""
     path = tmp_path / "odd.parquet"
     if request.param in DUCKDB:
-        return DATA / "formats" / f"{request.param}.parquet", DUCKDB[request.param]
+        path = DATA / "formats" / f"{request.param}.parquet"
+        try:
+            pq.read_schema(path)
+        except OSError as error:
+            pytest.skip(f"this pyarrow does not open it: {error}")
+        return path, DUCKDB[request.param]
     if request.param == "twice":
         table = odd_table(eight, lambda n: pa.array(range(n)))
         pq.write_table(table.append_column("odd", table["turns"]), path)
         return path, "several columns have this name"
     make, said = PARQUET[request.param]
-    pq.write_table(odd_table(eight, make), path, row_group_size=3)
+    write_parquet(odd_table(eight, make), path)
     return path, said
 
 
@@ -138,7 +150,7 @@ def test_whoever_carries_all_columns_names_it(odd_parquet, tmp_path, carry):
 
 def test_a_join_carries_all_columns_too(tmp_path, eight):
     make, said = PARQUET["a list view"]
-    pq.write_table(odd_table(eight.drop(LOGPS[2:]), make), tmp_path / "policy.parquet")
+    write_parquet(odd_table(eight.drop(LOGPS[2:]), make), tmp_path / "policy.parquet")
     with pytest.raises(ColumnError, match=said):
         join_reference(tmp_path / "policy.parquet", eight)
 

@@ -1,0 +1,124 @@
+"""Log-probs of completions under a model: Float32 by slices, sums in Float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+from dpo_pipeline.models.tokenizing import Scored
+
+SLICE: Final = 256
+"""Positions whose log-softmax over the vocabulary is made at a time."""
+
+_SCALED: Final = (
+    *("final_logit_softcapping", "logit_scale", "output_multiplier"),
+    *("lm_head_multiplier", "logits_scaling"),
+)
+"""Settings of a model that change what its head gives: then its own logits are taken."""
+
+_ALIKE: Final = 1e-2
+"""Nats by which the head's log-probs may differ from those of the model's own logits (bf16)."""
+
+
+def batches_of(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Yield places, longest first, whose padded tokens stay within a budget; one at least."""
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda each: (-lengths[each], each)):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > budget:
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
+
+
+class Scorer:
+    """Sums log-probs of completions under a causal language model of transformers."""
+
+    def __init__(self, model: Any, *, pad: int, budget: int) -> None:
+        self._model = model.eval()
+        self._pad = pad
+        self._budget = budget
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        config = inner.config.get_text_config()
+        virtual = getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None)
+        self._inner = inner
+        self._by_head = (
+            not any(getattr(config, name, None) for name in _SCALED)
+            and virtual is None
+            and inner.get_output_embeddings() is not None
+        )
+        self._is_checked = False
+
+    def sums(self, sequences: Sequence[Scored]) -> Iterable[float | None]:
+        """Return the log-prob of each completion in nats; None where no token is left of it."""
+        found: list[float | None] = [None] * len(sequences)
+        scored = [i for i, each in enumerate(sequences) if each.n_tokens]
+        for batch in batches_of([len(sequences[i].ids) for i in scored], self._budget):
+            places = [scored[i] for i in batch]
+            for place, total in zip(places, self._batch([sequences[i] for i in places]), strict=True):
+                found[place] = total
+        return found
+
+    def _batch(self, sequences: Sequence[Scored]) -> list[float]:
+        import torch
+
+        device = self._inner.get_input_embeddings().weight.device
+        longest = max(len(each.ids) for each in sequences)
+        ids = torch.full((len(sequences), longest), self._pad)
+        attended = torch.zeros_like(ids)
+        scored = torch.zeros_like(ids, dtype=torch.bool)
+        for row, each in enumerate(sequences):
+            ids[row, : len(each.ids)] = torch.tensor(each.ids)
+            attended[row, : len(each.ids)] = 1
+            scored[row, max(each.start, 1) : len(each.ids)] = True
+        ids, attended, scored = (each.to(device) for each in (ids, attended, scored))
+        # The log-prob of a token stands at the position before it.
+        targets, before = ids[:, 1:][scored[:, 1:]], scored[:, 1:]
+        rows = before.nonzero()[:, 0]
+        with torch.inference_mode():
+            logps = self._of_tokens(ids, attended, before, targets)
+            totals = torch.zeros(len(sequences), dtype=torch.float64, device=logps.device)
+            totals.index_add_(0, rows, logps.double())
+        return [float(each) for each in totals.cpu()]
+
+    def _of_tokens(self, ids: Any, attended: Any, before: Any, targets: Any) -> Any:
+        if self._by_head and not self._is_checked:
+            self._is_checked = True
+            own = _log_probs(self._logits(ids[:1], attended[:1])[before[:1]], targets[: int(before[0].sum())])
+            head = self._through_head(ids[:1], attended[:1], before[:1], targets[: len(own)])
+            self._by_head = bool((own - head).abs().max() <= _ALIKE) if len(own) else True
+        if self._by_head:
+            return self._through_head(ids, attended, before, targets)
+        return _log_probs(self._logits(ids, attended)[before], targets)
+
+    def _logits(self, ids: Any, attended: Any) -> Any:
+        logits = self._model(input_ids=ids, attention_mask=attended, use_cache=False).logits
+        # Prompt learning puts virtual tokens before the real ones.
+        return logits[:, -ids.shape[1] :][:, :-1]
+
+    def _through_head(self, ids: Any, attended: Any, before: Any, targets: Any) -> Any:
+        import torch
+
+        backbone = self._inner.base_model
+        hidden = backbone(input_ids=ids, attention_mask=attended, use_cache=False)[0]
+        hidden = hidden[:, :-1][before]
+        head = self._inner.get_output_embeddings()
+        slices = range(0, len(targets), SLICE)
+        return torch.cat(
+            [_log_probs(head(hidden[i : i + SLICE]), targets[i : i + SLICE]) for i in slices]
+        )
+
+
+def _log_probs(logits: Any, targets: Any) -> Any:
+    import torch
+
+    made = [
+        torch.log_softmax(logits[i : i + SLICE].float(), dim=-1)
+        .gather(1, targets[i : i + SLICE, None])
+        .squeeze(1)
+        for i in range(0, len(targets), SLICE)
+    ]
+    return torch.cat(made) if made else logits.new_zeros(0).float()
+
+

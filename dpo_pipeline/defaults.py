@@ -216,3 +216,6 @@ OnInvalid = Literal["raise", "exclude"]
 OnInvalidJob = Literal["raise", "exclude", "quarantine"]
 ON_INVALID: Final[tuple[str, ...]] = get_args(OnInvalid)
 ON_INVALID_JOB: Final[tuple[str, ...]] = get_args(OnInvalidJob)
+
+MAX_LENGTH: Final = 1024
+"""Longest prompt and completion that a model scores, in tokens; TRL's default."""

@@ -462,6 +462,59 @@ class Gates:
     )
 
 
+@group
+class Models:
+    """Which models score texts, and how."""
+
+    policy: Any = option(
+        "--policy",
+        Kind("text", "MODEL"),
+        "The policy: a folder, or the name of a model on a hub.",
+        default=None,
+    )
+    _: KW_ONLY
+    reference: Any = option(
+        "--reference",
+        Kind("text", "MODEL"),
+        "The frozen reference. A policy with adapters needs none: it is the model below them.",
+        default=None,
+    )
+    tokenizer: Any = argument("The tokenizer of models that are loaded already.", default=None)
+    revision: str | None = option(
+        "--revision", Kind("text"), "The policy's revision on the hub.", default=None
+    )
+    reference_revision: str | None = option(
+        "--reference-revision", Kind("text"), "The reference's revision.", default=None
+    )
+    max_length: int | None = option(
+        "--max-length",
+        WHOLE,
+        "Longest prompt and completion, in tokens; more is cut off, as TRL does, and counted.",
+        default=defaults.MAX_LENGTH,
+    )
+    dialect: str | None = option(
+        "--dialect",
+        choice("trl"),
+        "trl: drop the rows that TRL drops, those whose prompt alone fills the length.",
+        default=None,
+    )
+    dtype: str = option(
+        "--dtype",
+        choice("auto", "float32", "bfloat16", "float16"),
+        "The type of the weights; sums are made in float64 whatever it is.",
+        default="auto",
+    )
+    device: str = option(
+        "--device", Kind("text"), "auto, cpu, cuda, cuda:1 or another of torch.", default="auto"
+    )
+    batch_tokens: int = option(
+        "--batch-tokens", WHOLE, "Tokens of a batch, padding included.", default=8192
+    )
+    part_rows: int = option(
+        "--part-rows", WHOLE, "Rows of a part, which a run that stopped goes on from.", default=1024
+    )
+
+
 _READ: Final = {"pairs": Pairs, "reference": Reference, "contract": Contract, "loss": Objective}
 _RUN: Final = {"on_invalid": OnInvalid, "outputs": Outputs, "execution": Execution}
 _GROUPED: Final = {"by": Subsets, "batches": Batches}
@@ -472,6 +525,12 @@ CALLS: Final[Mapping[str, Mapping[str, type[Any]]]] = MappingProxyType(
         "evaluate": _READ | _GROUPED | {"statistics": StatisticsOptions} | _RUN | {"gates": Gates},
         "sweep": _READ | _GROUPED | _RUN,
         "score": _READ | _GROUPED | {"scored": Scored} | _RUN | {"gates": Gates},
+        "logps": {
+            "data": Pairs,
+            "models": Models,
+            "outputs": Outputs,
+            "execution": Execution,
+        },
         "convert": {"pairs": Pairs, "outputs": Outputs, "execution": Execution},
         "compare": _READ
         | {"by": Subsets, "statistics": StatisticsOptions}

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "dpo_pipeline"
 
 ROOMS = [  # a room imports from the ground and from rooms before it
     *("losses", "storage", "engine", "sources", "contract", "sums", "statistics"),
-    *("evaluation", "scoring", "comparison", "report", "published", "cli"),
+    *("evaluation", "scoring", "comparison", "models", "report", "published", "cli"),
 ]
 DEFERRED = {("evaluation", "report")}  # a result asks the report to draw it
 NO_POLARS = {"errors", "options", "columns", "defaults", "faces", "invalid_report", "__main__"}
@@ -26,7 +26,9 @@ ONLY_IN = {
     "jinja2": {"report"},
     "vl_convert": {"report"},
     "ray": {"engine"},
-    "torch": {"sources"},
+    "torch": {"sources", "models"},
+    "transformers": {"models"},
+    "peft": {"models"},
     "click": {"cli"},
 }
 MOST_FILES, MOST_LINES, MOST_LINES_OF_A_FACE, MOST_LINES_OF_TESTS = 12, 500, 10, 600

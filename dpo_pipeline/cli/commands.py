@@ -177,6 +177,24 @@ def _convert(groups: Groups, ctx: click.Context) -> int:
     return exit_codes.DONE
 
 
+def _logps(groups: Groups, ctx: click.Context) -> int:
+    """Score the texts in DATA with two models, and write their log-probs to OUT.
+
+    DATA has prompt, chosen and rejected, as text or conversations; chosen and rejected that begin
+    alike; or prompt and completion. Needs the extra `models`.
+
+    \b
+    Examples:
+      dpo-pipeline logps texts.jsonl pairs.parquet --policy ./tuned --reference ./base
+      dpo-pipeline logps texts.parquet pairs.parquet --policy ./adapter --dry-run
+    """  # noqa: D301  click takes the backspace itself
+    result = _planned("logps", groups | {"sink": ctx.params["out"]}, ctx)
+    if ctx.params["dry_run"]:
+        return print_result(result, ctx)
+    click.echo(as_json(result.to_dict()) if ctx.params["json"] else str(result))
+    return exit_codes.DONE
+
+
 def _compare(groups: Groups, ctx: click.Context) -> int:
     """Say whether policy B is better than policy A on the pairs that both have, and where.
 
@@ -215,6 +233,7 @@ _COMMANDS: Final[Mapping[str, tuple[_Does, tuple[str, ...], str | None]]] = {
     "evaluate": (_evaluate, ("pairs",), "Print figures: loss, rewards, accuracy."),
     "sweep": (_sweep, ("pairs",), "Print figures for several betas and losses."),
     "score": (_score, ("pairs", "out"), "Write pairs with rewards and loss."),
+    "logps": (_logps, ("data", "out"), "Score texts with models: log-probs."),
     "convert": (_convert, ("pairs", "out"), "Write another format as Parquet."),
     "compare": (_compare, ("a", "b"), "Compare two policies on the same pairs."),
 }

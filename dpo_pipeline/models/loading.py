@@ -89,10 +89,22 @@ def load(
         model = maker.from_pretrained(path, dtype=wanted, **given).to(place)
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, **given)
     except (OSError, ValueError, RuntimeError) as error:
-        raise StorageError(path, f"cannot be loaded as a language model: {_first(error)}") from error
-    return Loaded(
-        model=model, tokenizer=tokenizer, facts=_facts(model, tokenizer, path, revision)
-    )
+        raise StorageError(
+            path, f"cannot be loaded as a language model: {_first(error)}"
+        ) from error
+    return Loaded(model=model, tokenizer=tokenizer, facts=_facts(model, tokenizer, path, revision))
+
+
+def tokenizer_of(name: Any, tokenizer: Any, revision: str | None) -> Any:
+    """Return the tokenizer of a model without loading the model."""
+    if tokenizer is not None:
+        return tokenizer
+    transformers = library("transformers")
+    given = {"revision": revision} if revision else {}
+    try:
+        return transformers.AutoTokenizer.from_pretrained(os.fspath(name), **given)
+    except (OSError, ValueError) as error:
+        raise StorageError(os.fspath(name), f"has no tokenizer: {_first(error)}") from error
 
 
 def base_of(policy: Loaded) -> Loaded | None:

@@ -16,6 +16,9 @@ _SCALED: Final = (
 )
 """Settings of a model that change what its head gives: then its own logits are taken."""
 
+_LOOKED_AT: Final = 32
+"""Tokens of the first text on which the head is compared with the model's own logits."""
+
 _ALIKE: Final = 1e-2
 """Nats by which the head's log-probs may differ from those of the model's own logits (bf16)."""
 
@@ -56,7 +59,9 @@ class Scorer:
         scored = [i for i, each in enumerate(sequences) if each.n_tokens]
         for batch in batches_of([len(sequences[i].ids) for i in scored], self._budget):
             places = [scored[i] for i in batch]
-            for place, total in zip(places, self._batch([sequences[i] for i in places]), strict=True):
+            for place, total in zip(
+                places, self._batch([sequences[i] for i in places]), strict=True
+            ):
                 found[place] = total
         return found
 
@@ -85,9 +90,11 @@ class Scorer:
     def _of_tokens(self, ids: Any, attended: Any, before: Any, targets: Any) -> Any:
         if self._by_head and not self._is_checked:
             self._is_checked = True
-            own = _log_probs(self._logits(ids[:1], attended[:1])[before[:1]], targets[: int(before[0].sum())])
-            head = self._through_head(ids[:1], attended[:1], before[:1], targets[: len(own)])
-            self._by_head = bool((own - head).abs().max() <= _ALIKE) if len(own) else True
+            some = ids[:1, :_LOOKED_AT]
+            every, mask = some[0, 1:], some[:, 1:] == some[:, 1:]
+            own = _log_probs(self._logits(some, attended[:1, :_LOOKED_AT])[mask], every)
+            head = self._through_head(some, attended[:1, :_LOOKED_AT], mask, every)
+            self._by_head = bool((own - head).abs().max() <= _ALIKE)
         if self._by_head:
             return self._through_head(ids, attended, before, targets)
         return _log_probs(self._logits(ids, attended)[before], targets)
@@ -120,5 +127,3 @@ def _log_probs(logits: Any, targets: Any) -> Any:
         for i in range(0, len(targets), SLICE)
     ]
     return torch.cat(made) if made else logits.new_zeros(0).float()
-
-

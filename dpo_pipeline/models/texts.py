@@ -60,13 +60,11 @@ def shape_of(schema: pl.Schema, source: str) -> Shape:
     has_prompt = PROMPT in schema
     if sides[0] not in schema or (len(sides) == 1 and not has_prompt):
         there = ", ".join(schema)
-        raise ColumnError(
-            source,
-            (
-                "texts are missing: needed are chosen and rejected (with prompt, or with a common "
-                f"start), or prompt and completion; the columns are {there}",
-            ),
+        problem = (
+            "texts are missing: needed are chosen and rejected (with prompt, or with a common "
+            f"start), or prompt and completion; the columns are {there}"
         )
+        raise ColumnError(source, (problem,))
     shape = Shape(sides, isinstance(schema[sides[0]], (pl.List, pl.Array)), has_prompt)
     wanted = "a conversation" if shape.is_conversation else "text"
     problems = [
@@ -119,5 +117,3 @@ def _messages(conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
         {name: value for name, value in message.items() if value is not None}
         for message in conversation
     ]
-
-

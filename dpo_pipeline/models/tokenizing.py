@@ -88,9 +88,7 @@ class Tokenizer:
         limit = self._max_length
         return Tokens(
             sequences=tuple(
-                Scored(
-                    tuple(ids[:limit]), start, 0 if limit is None else max(len(ids) - limit, 0)
-                )
+                Scored(tuple(ids[:limit]), start, 0 if limit is None else max(len(ids) - limit, 0))
                 for ids in both
             ),
             n_merged=len(alone) - start,

@@ -1,0 +1,1 @@
+from .logps import Scored as Scored, logps as logps

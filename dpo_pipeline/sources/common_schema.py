@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
+import re
 import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -416,3 +418,53 @@ def _is_plain_field(each: _Flat) -> bool:
         when = each.inside(3)
         return not when.place(1) or when.text(1) == b"UTC"
     return each.byte(2) in _PLAIN_ARROW
+
+
+def lines_fit(path: str, schema: pl.Schema) -> bool:
+    """Return whether all lines have keys and types of a schema, in its order, as far as they go.
+
+    One search a line costs a third of what Polars takes to find the types of all lines.
+    """
+    try:
+        line = f"^{_SPACE}{_json_form(pl.Struct(schema))}{_SPACE}\\r?$"
+        lines = pl.scan_csv(
+            path,
+            glob=False,
+            has_header=False,
+            separator="\x01",  # which JSON has not
+            quote_char=None,
+            schema={"line": pl.String()},
+        )
+        others = lines.filter(pl.col("line").str.contains(line).not_())
+        return others.head(1).collect(engine="streaming").is_empty()
+    except (KeyError, pl.exceptions.PolarsError):
+        return False
+
+
+_SPACE: Final = "[ \\t]*"
+_JSON_FORMS: Final[Mapping[pl.DataType, str]] = {
+    pl.Null(): "null",
+    pl.Boolean(): "true|false",
+    pl.Int64(): "-?[0-9]{1,18}",  # longer ones may need another type
+    pl.Float64(): r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?",
+    pl.String(): r'"(?:[^"\\]|\\.)*"',
+}
+
+
+def _json_form(dtype: Any) -> str:
+    """Return the pattern of the values that Polars reads as a type; objects may lack keys.
+
+    Raises:
+        KeyError: It is a type that lines of JSON do not have by themselves.
+    """
+    if isinstance(dtype, pl.Struct):
+        values = "".join(
+            f"(?:{re.escape(json.dumps(each.name))}:{_SPACE}{_json_form(each.dtype)},?{_SPACE})?"
+            for each in dtype.fields
+        )
+        form = rf"\{{{_SPACE}{values}\}}"
+    elif isinstance(dtype, pl.List):
+        form = rf"\[{_SPACE}(?:{_json_form(dtype.inner)},?{_SPACE})*\]"
+    else:
+        form = _JSON_FORMS[dtype]
+    return f"(?:{form}|null)"

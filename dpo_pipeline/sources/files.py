@@ -462,6 +462,12 @@ def _head(path: str) -> bytes:
         return file.read(8)
 
 
+def is_packed(path: str) -> bool:
+    """Return whether a file is compressed."""
+    with open(path, "rb") as file:
+        return file.read(4).startswith(tuple(_COMPRESSED))
+
+
 @contextmanager
 def unpacked(path: str) -> Iterator[BinaryIO]:
     """Open a file for reading bytes, those of gzip and zstd unpacked, whatever its name."""

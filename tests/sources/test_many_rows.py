@@ -83,6 +83,7 @@ def false_footers(monkeypatch, rows):
         return told if stem in rows and not is_output else true
 
     monkeypatch.setattr(pq, "read_metadata", told)
+    monkeypatch.setattr("dpo_pipeline.sources.dataset.OWN_FOOTERS", 0)
 
 
 def test_shards_lie_where_the_footers_say(folder):

@@ -36,8 +36,9 @@ The merge gives the figures and the files of one process, to the last bit.
 
 \b
 Examples:
-  dpo-pipeline job split evaluate 'pairs/*.parquet' --shards 16 --to job
-  dpo-pipeline job run job 3
+  dpo-pipeline job split evaluate pairs.parquet --shards 2 --to job
+  dpo-pipeline job run job 0
+  dpo-pipeline job run job 1
   dpo-pipeline job merge job --json
 """
 _SPLIT_HELP: Final = """Write what the processes of a job need into a new folder.

@@ -412,7 +412,7 @@ OPTIONS = {
         {
             "beta": 0.25,
             "loss": Objective(
-                {"sigmoid": 1, "sft": 0.1}, arguments={"label_smoothing": 0.1}, dialect="openrlhf"
+                {"sigmoid": 1}, arguments={"label_smoothing": 0.1}, dialect="dpo-paper"
             ),
             "by": Subsets(["subset", "prompt_id"], histogram=True),
             "statistics": StatisticsOptions(level=0.9, weights={("x", 1): 2.0, ("y", 2): 1.0}),

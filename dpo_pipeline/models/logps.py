@@ -43,7 +43,8 @@ class Scored:
         n_rows: Rows of the input.
         counts: By name: `null` texts, `merged` (rows whose prompt merges with a completion),
             `cut chosen` and `cut rejected` (completions that the limit cut short),
-            `away chosen` and `away rejected` (cut away whole: null), `dropped` (rows that TRL drops).
+            `away chosen` and `away rejected` (cut away whole: null), `dropped` (rows that TRL
+            drops).
         models: The facts of policy and reference.
     """
 
@@ -233,9 +234,9 @@ class LogpsPlan(Plan[Scored]):
             with each.in_use() as used:
                 sums = list(Scorer(used, pad=pad, budget=self.models.batch_tokens).sums(sequences))
             for i in range(len(self.shape.sides)):
-                own = iter(sums[i * len(there) : (i + 1) * len(there)])
+                totals = iter(sums[i * len(there) : (i + 1) * len(there)])
                 made[names.logps[model][i]] = pl.Series(
-                    [None if each is None else next(own) for each in tokens], dtype=pl.Float64
+                    [None if each is None else next(totals) for each in tokens], dtype=pl.Float64
                 )
         return rows.with_columns(**made), counts
 
@@ -289,8 +290,8 @@ def logps(
     `rejected` whose common start is the prompt, or `prompt` and `completion`. All columns go along.
     Added are `policy_chosen_logps` and `policy_rejected_logps`, with a reference `ref_chosen_logps`
     and `ref_rejected_logps`, and `chosen_num_tokens` and `rejected_num_tokens`; for a row per
-    completion `policy_logps`, `ref_logps` and `num_tokens`. A text that is null, and a completion that is cut
-    away whole, has nulls.
+    completion `policy_logps`, `ref_logps` and `num_tokens`. A text that is null, and a completion
+    that is cut away whole, has nulls.
 
     Rows are scored in parts, and a run that stopped goes on where it was.
 

@@ -5,7 +5,19 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from dpo_pipeline import ColumnError, Pairs, Reference, UsageError, compare, evaluate, gate
+from dpo_pipeline import (
+    ColumnError,
+    DataWarning,
+    InvalidPairsError,
+    Pairs,
+    Reference,
+    StorageError,
+    UsageError,
+    compare,
+    dry_run,
+    evaluate,
+    gate,
+)
 from dpo_pipeline.cli.program import main
 from pair_tools import LOGPS
 
@@ -172,3 +184,33 @@ def test_found_overwrite_stops_only_what_writes(path, tmp_path, capsys):
         assert main(words) == 2
         assert "overwrite: needs consent" in capsys.readouterr().err
     assert main(["score", path, "out.parquet", "--config", "pyproject.toml"]) == 0
+
+
+# ---- a glob, pandas, a file that grows
+
+
+def test_what_a_glob_leaves_out_for_its_ending_is_named(tmp_path, pairs):
+    for name in ("a-1.parquet", "a-2.PARQUET", "a-3.pq", "b-1.parquet", "a-4.txt"):
+        pairs.write_parquet(tmp_path / name)
+    with pytest.warns(DataWarning) as said:
+        assert evaluate(f"{tmp_path}/a-*.parquet").summary.n_pairs == 6
+    (note,) = [str(each.message) for each in said if "left out" in str(each.message)]
+    assert note.endswith("2 files look like data and are left out: a-2.PARQUET, a-3.pq")
+
+
+def test_nan_of_pandas_is_nan(pairs):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({name: pairs[name].to_list() for name in LOGPS})
+    frame.loc[2, LOGPS[0]] = float("nan")
+    with pytest.raises(InvalidPairsError) as caught:
+        evaluate(frame)
+    assert caught.value.report.by_rule == {f"{LOGPS[0]}.not_nan": 1}
+
+
+def test_an_error_of_a_file_that_was_written_to_says_so(tmp_path, pairs):
+    path = tmp_path / "in.parquet"
+    pairs.write_parquet(path)
+    plan = dry_run(evaluate, path)
+    path.write_bytes(path.read_bytes()[:300] + b"more")
+    with pytest.raises(StorageError, match=r"in.parquet: it changed while it was read$"):
+        plan.run()

@@ -113,4 +113,4 @@ def test_groups_of_nan_and_null_are_two_and_no_disagreement():
     assert "(null)" in page
     assert re.search(r"<t[dh][^>]*>\s*(<[^>]+>)*nan\s*<", page)
     with pytest.warns(DataWarning, match="g differs between A and B on 30 of 90 pairs"):
-        compare(a.with_columns(g=g), b.with_columns(g=g.fill_nan(2.0)))
+        compare(a.with_columns(g=g), b.with_columns(g=g.fill_nan(2.0)), by="g")

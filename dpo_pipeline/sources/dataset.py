@@ -191,6 +191,7 @@ class Dataset:
     compare_keys: Callable[[], None] | None = None  # raises if keys do not match the reference's
     unread: Mapping[str, str] = field(default_factory=dict)  # columns that cannot be read, and why
     in_batches: Callable[[list[str]], pl.LazyFrame] | None = None  # scans what Polars cannot open
+    cuts: tuple[int, ...] = ()  # further rows that a shard begins with
 
     def refuse_unread(self, advice: str) -> None:
         """Raise a ColumnError that names the columns that are not read, if there are some."""
@@ -291,16 +292,19 @@ class Dataset:
     def shards(self, rows: int = SHARD_ROWS) -> Iterator[Shard]:
         """Cut the dataset into runs of at most `rows` rows; a frame is one shard.
 
-        The cuts lie at multiples of `rows` of the whole dataset, wherever files end. With a
-        reference all rows are one shard, as each shard would join the whole reference again.
+        The cuts lie at multiples of `rows` of the whole dataset, wherever files end, and at
+        `cuts`. With a reference all rows are one shard, as each shard would join the whole
+        reference again.
         """
         if not self.files:
             yield self.shard(0, None)
             return
         if self.has_step:
             rows = max(self.rows or 0, 1)
-        for first in range(0, max(self.rows or 0, 1), rows):
-            yield self.shard(first, rows)
+        end = max(self.rows or 0, 1)
+        starts = sorted({*range(0, end, rows), *(cut for cut in self.cuts if cut < end)})
+        for first, following in pairwise([*starts, end]):
+            yield self.shard(first, following - first)
 
     def shard(self, first: int, rows: int | None) -> Shard:
         """Return the rows from number `first` on, at most `rows` of them; None for a frame."""

@@ -43,8 +43,8 @@ def is_tie(value):
 
 @pytest.mark.parametrize(
     "n_batches",
-    # The first 1,000 of 10,000 have every length, beta and thousands of ties.
-    [1_000, pytest.param(10_000, marks=pytest.mark.slow)],
+    # The first 500 of 10,000 have every length, beta and hundreds of ties.
+    [500, pytest.param(10_000, marks=pytest.mark.slow)],
 )
 def test_equals_plain_python_bit_for_bit(n_batches):
     generator = random.Random(2305_18290)
@@ -68,7 +68,7 @@ def test_equals_plain_python_bit_for_bit(n_batches):
         # repr tells -0.0 from 0.0 and names every bit of a float.
         assert repr(dpo_loss(*columns, beta=beta)) == repr(expected)
         n_ties += sum(is_tie(beta * (c - r)) for c, r in zip(columns[0], columns[2], strict=True))
-    assert n_ties >= 1_000
+    assert n_ties >= n_batches // 2
 
 
 def test_small_batches_are_the_same_through_polars(monkeypatch):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final, Literal
 
-from dpo_pipeline.errors import UsageError
+from dpo_pipeline.errors import NoSuchColumn, UsageError
 
 Kind = Literal["logp", "count", "key", "tokens", "mask"]
 
@@ -245,6 +245,10 @@ BATCH_MEANS: Final = (
 )
 
 
+ELSEWHERE: Final = "; if in another file, give that as reference (--reference)"
+"""What is said where the reference's log-probs are missing."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolution:
     """Which input column plays which role, and what stands in the way."""
@@ -285,8 +289,10 @@ def resolve(
                 mapping[role.name] = column
             else:
                 problems.append(
-                    f"{role.name}: it is mapped to {column!r}, which is not a column"
-                    f"{did_you_mean(column, names)}; {_there(names)}"
+                    NoSuchColumn(
+                        f"{role.name}: it is mapped to {column!r}, which is not a column"
+                        f"{did_you_mean(column, names)}; {_there(names)}"
+                    )
                 )
             continue
         found = [n for n in (role.name, *role.aliases) if n in names and n not in explicit.values()]
@@ -340,7 +346,7 @@ def _missing(role: Role, names: list[str]) -> str:
     near = [n for n in names if any(_close(n, [s]) for s in close)]
     ask = f"; did you mean {near[0]!r}? If so, map it: {role.name}={near[0]}" if near else ""
     hint = ask or f"; if it has another name, map it: {role.name}=NAME"
-    elsewhere = "; if in another file, give that as reference (--reference)" if of_reference else ""
+    elsewhere = ELSEWHERE if of_reference else ""
     return f"{role.name}: missing{hint} ({MAPPING}){elsewhere}; {_there(names)}"
 
 

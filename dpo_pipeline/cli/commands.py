@@ -15,7 +15,8 @@ from dpo_pipeline.cli.flag_values import groups_given, roles
 from dpo_pipeline.cli.flags import B_COLUMN, flags_of, run_options
 from dpo_pipeline.cli.printing import print_invalid, print_result, print_warnings, say
 from dpo_pipeline.cli.running import run
-from dpo_pipeline.cli.settings import config_file
+from dpo_pipeline.cli.settings import config_file, refuse_found
+from dpo_pipeline.cli.several_paths import arguments_of
 from dpo_pipeline.errors import InvalidPairsError, UsageError
 from dpo_pipeline.options import OnInvalid, StatisticsOptions
 from dpo_pipeline.tables import as_json
@@ -32,6 +33,7 @@ def planned(function: str, groups: Groups, ctx: click.Context, *places: Any) -> 
     import dpo_pipeline
 
     plan = getattr(dpo_pipeline, function).plan
+    refuse_found(ctx, *map(ctx.params.get, ("out", "summary", "report", "batches", "invalid")))
     protecting_settings(groups, ctx)
 
     def call(cancel: Event, progress: ProgressCallback | None) -> Any:
@@ -247,7 +249,7 @@ def _command(name: str, groups: Mapping[str, type[Any]]) -> click.Command:
         return does(groups_given(name, groups, ctx), ctx)
 
     params: list[click.Parameter] = [
-        *(click.Argument([place], type=click.Path()) for place in places),
+        *arguments_of(places),
         *flags_of(name, groups),
         *([B_COLUMN] if name == "compare" else []),
         *run_options(),

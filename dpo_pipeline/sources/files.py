@@ -139,6 +139,15 @@ def _is_hidden(name: str, *, is_folder: bool) -> bool:
     return name.startswith(".") or (name.startswith("_") and not (is_folder and "=" in name))
 
 
+def _nearly(pattern: str) -> Callable[[str], bool] | None:
+    """Return what tells data whose name fits a pattern but for the ending, or for its case."""
+    stem, dot, ending = pattern.rpartition(".")
+    if not dot or not glob.has_magic(stem) or glob.has_magic(ending):
+        return None
+    fits = re.compile(fnmatch.translate(f"{stem}.*"), re.IGNORECASE).match
+    return lambda name: bool(fits(name)) and looks_like_data(name, with_json=False)
+
+
 def _some(names: Sequence[str]) -> str:
     more = f", and {len(names) - OFFENDERS_SHOWN:,} more" if len(names) > OFFENDERS_SHOWN else ""
     return ", ".join(names[:OFFENDERS_SHOWN]) + more
@@ -168,7 +177,7 @@ class _Finder:
 
     def notes(self, root: str | None) -> Iterator[str]:
         """Say what is there and is not read."""
-        out = [below(path, root) for path in sorted(self.left_out)]
+        out = [below(path, root) for path in sorted(self.left_out - {*self.paths})]
         if out:
             are = " looks like data and is" if len(out) == 1 else "s look like data and are"
             yield f"{len(out):,} file{are} left out: {_some(out)}"
@@ -281,6 +290,7 @@ class _Paths(_Finder):
         if part == "**" and rest:
             self._match(folder, rest, take)
         fits = re.compile(fnmatch.translate("*" if part == "**" else part)).match
+        nearly = _nearly(part) if not rest else None
         for entry, is_folder in _inside(folder):
             path = os.path.join("" if folder == os.curdir else folder, entry.name)
             if entry.name[0] != part[0] and _is_hidden(entry.name, is_folder=is_folder):
@@ -293,6 +303,8 @@ class _Paths(_Finder):
             elif not rest and not (is_folder and part == "**") and fits(entry.name):
                 step = partial(take, path)
             else:
+                if not is_folder and nearly is not None and nearly(entry.name):
+                    self.left_out.add(path)
                 continue
             if entry.is_symlink():
                 self._links.append(step)

@@ -201,9 +201,18 @@ _CAN: Final = ("__arrow_c_stream__", "__len__", "to_reader", "to_batches", "sche
 
 
 def _in_memory(pairs: Any) -> pl.LazyFrame:
-    if type(pairs).__module__.startswith("pyarrow"):
+    library = type(pairs).__module__.partition(".")[0]
+    if library == "pyarrow":
         _schema_of(pairs.schema)
-    return pl.DataFrame(pairs).lazy()
+    frame = pl.DataFrame(pairs)
+    if library == "pandas":
+        # Polars takes NaN of pandas for null, also where it was computed.
+        types = {n: pairs[n].dtype for n in frame.columns if n in pairs}
+        floats = [n for n, dtype in types.items() if getattr(dtype, "kind", "") == "f"]
+        frame = frame.with_columns(
+            pl.Series(n, pairs[n].to_numpy()) for n in floats if not hasattr(types[n], "na_value")
+        )
+    return frame.lazy()
 
 
 def _schema_of(arrow: Any) -> pl.Schema:

@@ -13,6 +13,7 @@ import polars as pl
 from dpo_pipeline.arguments import given
 from dpo_pipeline.columns import (
     COUNT_ROLES,
+    ELSEWHERE,
     MAPPING,
     PAIR_ID,
     REF_CHOSEN,
@@ -23,11 +24,11 @@ from dpo_pipeline.columns import (
     resolve,
 )
 from dpo_pipeline.defaults import OFFENDERS_SHOWN
-from dpo_pipeline.errors import ColumnError, JoinError, UsageError
+from dpo_pipeline.errors import ColumnError, JoinError, NoSuchColumn, UsageError
 from dpo_pipeline.options import Execution, Pairs, Reference
 from dpo_pipeline.sources.dataset import Dataset
 from dpo_pipeline.sources.opening import open_pairs
-from dpo_pipeline.sources.trainer_files import LENGTHS
+from dpo_pipeline.sources.trainer_files import INDEX, LENGTHS
 from dpo_pipeline.storage import Access, reading
 
 KEY: Final = "__dpo_pipeline_key"
@@ -36,6 +37,7 @@ KEY: Final = "__dpo_pipeline_key"
 _ROWS: Final = "__dpo_pipeline_rows_"
 _OURS: Final = ("__dpo_pipeline_chosen_tokens", "__dpo_pipeline_rejected_tokens")
 _REFERENCE: Final = (REF_CHOSEN.name, REF_REJECTED.name)
+_OF_REFERENCE: Final = "Reference(columns={role: name}), or --reference-column role=name"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +158,14 @@ def _compared_as(dtype: pl.DataType) -> pl.DataType:
 
 
 def _no_key(on: str, columns: pl.Schema) -> str:
-    return (
+    if on == PAIR_ID.name and INDEX in columns and REF_CHOSEN.name in columns:
+        return (
+            f"{on}: missing, and the number of a row is no identity; if the policy's rows carry "
+            f"the column {INDEX!r} of the dataset that these were made from, join by it: "
+            f"on={INDEX!r}, or --on {INDEX}"
+        )
+    kind = str if on == PAIR_ID.name else NoSuchColumn
+    return kind(
         f"{on}: missing{did_you_mean(on, columns)}, and pairs are joined by it (on=, --on); "
         f"the columns are {', '.join(columns)}"
     )
@@ -310,7 +319,7 @@ def reference_columns_of(columns: pl.Schema, explicit: Mapping[str, str] | None)
     """Return the columns of a reference by role, with what is wrong with its log-probs."""
     found = resolve(columns.names(), explicit)
     problems = [
-        problem.replace(MAPPING, "Reference(columns={role: name}), or --reference-column role=name")
+        type(problem)(problem.replace(MAPPING, _OF_REFERENCE).replace(ELSEWHERE, ""))
         for problem in found.problems
         if problem.startswith(_REFERENCE)
     ]

@@ -155,7 +155,7 @@ USAGE, DATA, FILES = 2, 1, 3
         ),
         pytest.param(
             ["evaluate", "{short}", "--reference", "{source}", "--on", "pair_i"],
-            DATA,
+            USAGE,
             "did you mean 'pair_id'?",
             id="key",
         ),

@@ -114,11 +114,7 @@ class ComparisonPlan(Plan[Comparison]):
         paired, bins = read.paired, pl.col("bin")
         incomparable = _other_references(read, objective)
         doubts = tuple(_doubts(tables, read))
-        findings = (
-            *doubts,
-            *_notes(self.datasets),
-            *_findings(tables, read, incomparable),
-        )
+        findings = (*doubts, *_notes(self.datasets), *_findings(tables, read, incomparable))
         summaries = [
             Summary.of_row(figures(totals, objective).row(0, named=True))
             for totals in (paired.totals_a, paired.totals_b)
@@ -174,9 +170,7 @@ class ComparisonPlan(Plan[Comparison]):
             return
         if reports:
             raise InvalidPairsError(
-                next(iter(reports.values())),
-                reason=reason,
-                is_excluding=asked.action != "raise",
+                next(iter(reports.values())), reason=reason, is_excluding=asked.action != "raise"
             )
         raise ContractError(
             f"{reason}: their log-probs are sound, and a reward or loss of theirs is not finite "

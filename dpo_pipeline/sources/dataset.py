@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby, pairwise
+from operator import attrgetter
 from typing import Any, Final, TypeAlias
 from urllib.parse import unquote
 
@@ -18,12 +19,7 @@ from dpo_pipeline.columns import Needs, did_you_mean, resolve
 from dpo_pipeline.defaults import MAX_FILE_ROWS, PARQUET_ENDINGS, REQUESTS_AT_A_TIME, SHARD_ROWS
 from dpo_pipeline.errors import ColumnError, DataWarning, StorageError
 from dpo_pipeline.options import Outputs
-from dpo_pipeline.sources.common_schema import (
-    WIDENING,
-    common_schema,
-    readable_schema,
-    unreadable,
-)
+from dpo_pipeline.sources.common_schema import WIDENING, common_schema, readable_schema, unreadable
 from dpo_pipeline.sources.files import Identities, SourcePath, below, find
 from dpo_pipeline.sources.formats import not_parquet
 from dpo_pipeline.sources.frames import lake_rows, parquet_in_batches
@@ -307,8 +303,9 @@ class Dataset:
             return Shard(frame=self.frame, first_row=0, rows=None)
         files = [file for file in self.files if file.rows] or self.files[:1]
         last = min(first + rows, self.rows or 0)
-        begin = bisect_right(files, first, key=_first_row) - 1
-        inside = files[begin : bisect_left(files, max(last, 1), key=_first_row)]
+        row = attrgetter("first_row")
+        begin = bisect_right(files, first, key=row) - 1
+        inside = files[begin : bisect_left(files, max(last, 1), key=row)]
         frame = self.scan_files(inside)
         skip = first - inside[0].first_row
         whole = skip == 0 and sum(file.rows for file in inside) == last - first
@@ -317,10 +314,6 @@ class Dataset:
             first_row=first,
             rows=last - first,
         )
-
-
-def _first_row(file: PairFile) -> int:
-    return file.first_row
 
 
 def open_dataset(

@@ -57,9 +57,7 @@ def _text(*endings: str) -> tuple[str, ...]:
 _ROWS: Final = (
     Format(name=PARQUET, description="Parquet", endings=PARQUET_ENDINGS),
     Format(
-        name=NDJSON,
-        description="one JSON object a line",
-        endings=_text(NDJSON_ENDING, ".ndjson"),
+        name=NDJSON, description="one JSON object a line", endings=_text(NDJSON_ENDING, ".ndjson")
     ),
     Format(name=CSV, description="commas, with a header", endings=_text(".csv")),
     Format(

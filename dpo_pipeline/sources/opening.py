@@ -157,8 +157,10 @@ def open_pairs(
     if FORMATS[file_format].reference_only and as_reference is False:
         raise _reference_alone(source, file_format)
     rows = _rows(pairs, as_reference=bool(as_reference), as_text=keys)
-    if file_format == TRL and as_reference is False and not _has_policy(rows.frame, pairs.columns):
-        raise _reference_alone(source, file_format)
+    if file_format == TRL and as_reference is False:
+        roles = resolve(rows.frame.collect_schema().names(), pairs.columns).mapping
+        if not any(role.startswith("policy_") for role in roles):
+            raise _reference_alone(source, file_format)
     frame = rows.frame if as_reference else rows.frame.drop(trainer_files.LENGTHS, strict=False)
     watch = Watch(cancel=cancel)
 
@@ -175,11 +177,6 @@ def open_pairs(
         own_notes=rows.notes,
         unread=rows.unread,
     )
-
-
-def _has_policy(rows: pl.LazyFrame, columns: Mapping[str, str] | None) -> bool:
-    found = resolve(rows.collect_schema().names(), columns).mapping
-    return any(role.startswith("policy_") for role in found)
 
 
 def _reference_alone(source: SourcePath, name: str) -> UsageError:

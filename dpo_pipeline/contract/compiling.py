@@ -58,11 +58,7 @@ def check_schema(
 
 
 def compiled(contract: Schema, frame: pl.LazyFrame, needs: Needs) -> list[Rule]:
-    """Turn the checks of a user's contract into rules on the columns of `frame`.
-
-    Raises:
-        RefusedCheckError: A check cannot run row by row.
-    """
+    """Turn the checks of a user's contract into rules on the columns of `frame`, or refuse one."""
     columns = frame.collect_schema()
     return [
         rule

@@ -134,14 +134,10 @@ def open_pairs(
 ) -> Dataset:
     """Return files or a dataframe as a dataset; Parquet can be read in shards.
 
-    Args:
-        pairs: Where they are.
-        access: How object stores are reached.
-        keys: Columns that rows are joined by, which are text in CSV whatever they look like.
-        name: What reports call a dataframe.
-        as_reference: Whether they are a reference's; None if they may be either's.
-        again: Whether rows are read more than once, as for a join.
-        cancel: Stops the reading of a format that is one shard.
+    The columns `keys`, by which rows are joined, are text in CSV whatever they look like. `name` is
+    what reports call a dataframe. `as_reference` says whether the pairs are a reference's (None if
+    they may be either's), and `again` whether rows are read more than once, as for a join. `cancel`
+    stops the reading of a format that is one shard.
     """
     source = pairs.source
     if isinstance(source, Dataset):  # what opened it knows its name and its files

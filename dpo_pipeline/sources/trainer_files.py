@@ -92,11 +92,7 @@ def _trl_rows(source: SourcePath) -> Rows:
 
 
 def _listed(path: str, key: str, of_each: str | None = None) -> list[str]:
-    """Return the texts that a JSON document of save_to_disk lists under a key.
-
-    Raises:
-        StorageError: It is no such document.
-    """
+    """Return the texts that a JSON document of save_to_disk lists under a key."""
     with reading(path), open(path, "rb") as file:
         text = file.read()
     try:

@@ -139,19 +139,12 @@ ROLES: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """Which columns a loss asks for.
+    """Which columns a loss asks for."""
 
-    Attributes:
-        reference: Whether it needs reference log-probs; if not, such columns have no role.
-        tokens: Whether it needs token counts, none of them null.
-        ld_alpha: Weight of tokens beyond the length of the other completion (LD-DPO).
-        humanline: Whether per-token log-ratios are clamped (HALOs).
-    """
-
-    reference: bool = True
-    tokens: bool = False
-    ld_alpha: float = 1.0
-    humanline: bool = False
+    reference: bool = True  # reference log-probs; without the need, such columns have no role
+    tokens: bool = False  # token counts, none of them null
+    ld_alpha: float = 1.0  # weight of tokens beyond the length of the other completion (LD-DPO)
+    humanline: bool = False  # whether per-token log-ratios are clamped (HALOs)
 
     @property
     def logps(self) -> tuple[str, ...]:
@@ -264,9 +257,6 @@ def resolve(
 
     An explicit mapping (role to column) wins over names and aliases. Roles that are not needed
     are not looked for.
-
-    Raises:
-        UsageError: The mapping names something that is not a role.
     """
     names = list(names)
     if explicit is not None and not (

@@ -185,9 +185,7 @@ class ComparisonPlan(Plan[Comparison]):
             return
         if reports:
             raise InvalidPairsError(
-                next(iter(reports.values())),
-                reason=reason,
-                is_excluding=asked.action != "raise",
+                next(iter(reports.values())), reason=reason, is_excluding=asked.action != "raise"
             )
         raise ContractError(
             f"{reason}: their log-probs are sound, and a reward or loss of theirs is not finite "

@@ -78,11 +78,7 @@ def invalid_pairs(pairs: pl.LazyFrame, rules: RuleSet) -> pl.LazyFrame:
 
 
 class Offences:
-    """Invalid rows, counted by rule in the order of the input.
-
-    Attributes:
-        n_invalid: Rows that break a rule or more.
-    """
+    """Invalid rows, counted by rule in the order of the input; `n_invalid` break one or more."""
 
     def __init__(self, rules: Sequence[Rule], parts: Iterable[Offences] = ()) -> None:
         self.n_invalid = 0

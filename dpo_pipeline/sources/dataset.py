@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby, pairwise
+from operator import attrgetter
 from typing import Any, Final, TypeAlias
 from urllib.parse import unquote
 
@@ -312,8 +313,9 @@ class Dataset:
             return Shard(frame=self.frame, first_row=0, rows=None)
         files = [file for file in self.files if file.rows] or self.files[:1]
         last = min(first + rows, self.rows or 0)
-        begin = bisect_right(files, first, key=_first_row) - 1
-        inside = files[begin : bisect_left(files, max(last, 1), key=_first_row)]
+        row = attrgetter("first_row")
+        begin = bisect_right(files, first, key=row) - 1
+        inside = files[begin : bisect_left(files, max(last, 1), key=row)]
         frame = self.scan_files(inside)
         skip = first - inside[0].first_row
         whole = skip == 0 and sum(file.rows for file in inside) == last - first
@@ -322,10 +324,6 @@ class Dataset:
             first_row=first,
             rows=last - first,
         )
-
-
-def _first_row(file: PairFile) -> int:
-    return file.first_row
 
 
 def open_dataset(

@@ -275,8 +275,8 @@ def _reference(
     def chosen(rows: pl.LazyFrame) -> pl.LazyFrame:
         return rows.select(**kept)
 
-    def step(rows: pl.LazyFrame) -> pl.LazyFrame:
-        return chosen(before(rows))
+    def step(rows: pl.LazyFrame, first: int, n: int | None) -> pl.LazyFrame:
+        return chosen(before(rows, first, n))
 
     lacks = tuple(role.name for role in (*_POLICY, *COUNT_ROLES) if role.name not in mine)
     opened = replace(dataset, frame=chosen(dataset.frame), step=step)

@@ -43,7 +43,7 @@ from dpo_pipeline.jobs import JobPlan, job_plan, merge, run, split
 from dpo_pipeline.jobs.option_values import plain_paths
 from dpo_pipeline.sums import Sense
 from option_tools import grouped
-from pair_tools import LOGPS, ROOT
+from pair_tools import LOGPS, ROOT, split as cut_in_two
 from process_tools import everything
 
 pytestmark = pytest.mark.filterwarnings("ignore::dpo_pipeline.DataWarning")
@@ -173,6 +173,21 @@ def test_small_data_are_one_shard_as_their_neighbours_are_compared(monkeypatch):
     assert [shard.rows for shard in job.shards] == [500, 0, 0]
     done(job)
     assert merge("job").summary.n_valid == 498
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_a_joined_reference_is_of_the_shards_too(folder, shuffled):
+    whole = pl.read_parquet("in/*.parquet").with_columns(pair_id=pl.int_range(500))
+    policy, reference = cut_in_two(whole, shuffled=shuffled)
+    policy.write_parquet("policy.parquet")
+    reference.write_parquet("reference.parquet")
+    given = {"reference": "reference.parquet", "on_invalid": "exclude", "by": "subset"}
+    done(split(evaluate, "policy.parquet", **given, shards=3, to="job"), twice=False)
+    assert merge("job").to_json() == evaluate("policy.parquet", **given).to_json()
+    os.utime("reference.parquet", ns=(0, 0))
+    with pytest.raises(StorageError, match="reference.parquet: changed since job was split"):
+        merge("job")
+    assert folder.exists()
 
 
 # --- results that are not there, or of another job

@@ -280,7 +280,8 @@ class Comparison(Reported):
         interval = f"{percent(self.level)} interval"
         rows: list[tuple[object, ...]] = []
         for name, d in self.differences.items():
-            facts = (short_limits(d.estimate.interval), _p_cell(d.p_value), d.smallest_effect)
+            limits = short_limits(d.estimate.interval) or None
+            facts = (limits, _p_cell(d.p_value), d.smallest_effect)
             rows.append((name, d.a, d.b, d.estimate.value, *facts))
         yield from aligned(("", "A", "B", "B - A", interval, "p", "smallest effect"), rows)
         yield (

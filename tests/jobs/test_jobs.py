@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+import zipfile
 from datetime import date
 from threading import Event
 
@@ -218,6 +219,23 @@ def test_a_result_of_another_plan_is_refused_by_name():
     shutil.copy("one/shards/00002.zip", "one/shards/00001.zip")
     with pytest.raises(StorageError, match="00001.zip: is the result of shard 2, under another's"):
         merge("one")
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_result_without_each_row_once_is_refused():
+    done(split(evaluate, "in", on_invalid="exclude", shards=3, to="job"), twice=False)
+    path = "job/shards/00001.zip"
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    head = json.loads(content["result.json"])
+    pieces = head["sums"]["dict"]
+    for broken in (pieces[1:], [[pieces[0][0] + 1, pieces[0][1]], *pieces[1:]]):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, each in content.items():
+                told = json.dumps({**head, "sums": {"dict": broken}}).encode()
+                archive.writestr(name, told if name == "result.json" else each)
+        with pytest.raises(StorageError, match="does not have each of the 167 rows of its shard"):
+            merge("job")
 
 
 @pytest.mark.usefixtures("folder")

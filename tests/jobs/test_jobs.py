@@ -155,7 +155,7 @@ def merge_again_is_refused():
 def test_any_number_of_shards_has_each_row_and_each_part_once(n):
     job = split(score_parquet, "in", "out", scored=Scored(part_rows=50), shards=n, to="job")
     alone = split(evaluate, "in", shards=n, to="alone")
-    for made, rows in ((job, 33), (alone, 25)):  # the first part, and neighbours
+    for made, rows in ((job, 33), (alone, 45)):  # the first part, and neighbours
         assert len(made.shards) == n
         assert made.shards[0].rows >= min(500 // n, rows)
         ends = [shard.first_row + shard.rows for shard in made.shards]
@@ -164,7 +164,7 @@ def test_any_number_of_shards_has_each_row_and_each_part_once(n):
     assert [i for shard in job.shards for i in range(*shard.parts)] == list(range(13))
     idle = sum(not (shard.rows or range(*shard.parts)) for shard in job.shards)
     assert (f"\n{idle} of them have nothing to do" in str(job)) == (idle > 0)
-    assert max(shard.rows for shard in alone.shards) <= max(25, 500 // n + 2)
+    assert max(shard.rows for shard in alone.shards) <= max(45, 500 // n + 2)
 
 
 @pytest.mark.usefixtures("folder")
@@ -284,7 +284,7 @@ DIES = """
 import os, sys
 import dpo_pipeline.storage.targets as targets
 from dpo_pipeline.evaluation import measuring, shards
-measuring.NEIGHBOURS_ROWS = shards.NEIGHBOURS_ROWS = 25
+measuring.NEIGHBOURS_ROWS = shards.NEIGHBOURS_ROWS = 45
 replace = os.replace
 def last(attempt, path):
     if path.endswith(sys.argv[1]):

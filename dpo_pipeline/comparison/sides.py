@@ -269,8 +269,8 @@ def _reference(
     kept = {on: on} if on in there else {}
     kept |= {name: found.mapping[name] for name in mine}
 
-    def step(rows: pl.LazyFrame) -> pl.LazyFrame:
-        return before(rows).select(**kept)
+    def step(rows: pl.LazyFrame, first: int, n: int | None) -> pl.LazyFrame:
+        return before(rows, first, n).select(**kept)
 
     lacks = tuple(role.name for role in (*_POLICY, *COUNT_ROLES) if role.name not in mine)
     opened = replace(dataset, frame=dataset.frame.select(**kept), step=step)

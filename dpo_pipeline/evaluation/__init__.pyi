@@ -1,7 +1,9 @@
 from .estimates import (
     ESTIMATED_FIGURES as ESTIMATED_FIGURES,
+    MAIN_FIGURES as MAIN_FIGURES,
     Agreement as Agreement,
     Flips as Flips,
+    Intervals as Intervals,
     Statistics as Statistics,
 )
 from .evaluating import Measurement as Measurement, check as check, evaluate as evaluate

@@ -21,7 +21,12 @@ from .distributions import (
     checked_probability as checked_probability,
     normal_quantile as normal_quantile,
 )
-from .hashing import cluster_hashes as cluster_hashes, hashed as hashed, mixed as mixed
+from .hashing import (
+    cluster_hashes as cluster_hashes,
+    hashed as hashed,
+    mixed as mixed,
+    with_hashes as with_hashes,
+)
 from .intervals import (
     CLUSTERED as CLUSTERED,
     STUDENT as STUDENT,
@@ -33,6 +38,7 @@ from .intervals import (
     of_independent as of_independent,
     rate_of as rate_of,
     rate_of_clusters as rate_of_clusters,
+    student_estimate as student_estimate,
     without_interval as without_interval,
 )
 from .resampling import bootstrap as bootstrap, delete_a_group as delete_a_group

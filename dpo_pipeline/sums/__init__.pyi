@@ -2,13 +2,21 @@ from .batches import (
     BATCHES_PER_GROUP as BATCHES_PER_GROUP,
     Batching as Batching,
     BatchTable as BatchTable,
+    batch_table as batch_table,
 )
+from .cluster_counts import IS_CORRECT as IS_CORRECT, ClusterCounts as ClusterCounts
 from .doubts import doubts_of as doubts_of
 from .growing_tables import (
     CLUSTER as CLUSTER,
     ClusterTable as ClusterTable,
     GrowingTables as GrowingTables,
     across_subsets as across_subsets,
+)
+from .moments import (
+    SQUARED as SQUARED,
+    are_near as are_near,
+    square_sums as square_sums,
+    variance as variance,
 )
 from .pair_sums import (
     CELL as CELL,

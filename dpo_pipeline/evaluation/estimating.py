@@ -57,6 +57,7 @@ from dpo_pipeline.statistics import (
     calibration_error,
     cut_to,
     delete_a_group,
+    flip_rate,
     label_noise,
     limit_columns,
     line_of_clusters,
@@ -222,7 +223,7 @@ def statistics_of(
         calibration=_calibration(gathered, objective, level),
         length=_length(gathered, whole, level),
         noise=noise,
-        flip_rate=_jackknifed(gathered.margins, _flip_rate, level, high=0.5)
+        flip_rate=_jackknifed(gathered.margins, flip_rate, level, high=0.5)
         if noise is not None and noise.flip_rate > 0.0
         else None,
         judge=_agreement(gathered, options.judge_columns, level),
@@ -281,11 +282,6 @@ def _advantages(whole: pl.DataFrame, level: float) -> dict[str, Estimate]:
             if test is not None:
                 found[name] = cut_to(test.difference, -1.0, 1.0)
     return found
-
-
-def _flip_rate(histogram: pl.DataFrame) -> float | None:
-    noise = label_noise(histogram)
-    return None if noise is None else noise.flip_rate
 
 
 def _flips(whole: pl.DataFrame) -> Flips:

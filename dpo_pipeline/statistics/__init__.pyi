@@ -12,6 +12,7 @@ from .calibration import (
     LabelNoise as LabelNoise,
     best_beta as best_beta,
     calibration_error as calibration_error,
+    flip_rate as flip_rate,
     label_noise as label_noise,
     log_loss as log_loss,
     margins_of as margins_of,

@@ -141,12 +141,11 @@ class _LeftOut:
         return self._frame(sums, there)
 
     def _frame(self, sums: Mapping[str, Any], there: Any = None) -> pl.DataFrame:
-        frame = (
-            self._keys.hstack(pl.DataFrame(dict(sums)))
-            if self._keys.width
-            else pl.DataFrame(dict(sums))
-        )
-        return frame if there is None or there.all() else frame.filter(pl.Series(there))
+        columns = [*self._keys.get_columns(), *(pl.Series(n, each) for n, each in sums.items())]
+        if there is not None and not there.all():
+            mask = pl.Series(there)
+            columns = [each.filter(mask) for each in columns]
+        return pl.DataFrame(columns)
 
 
 BOOTSTRAP: Final = "bootstrap"

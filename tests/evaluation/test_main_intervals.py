@@ -232,8 +232,9 @@ def test_scoring_has_none(tmp_path):
 def test_a_square_is_counted_in_quanta():
     # By whole numbers: half to even to 2**-32 below 2**19, towards 0 beyond.
     values = [0.0, -1.5, 3e-6, 2.0**-16.5, 700.0, math.pi, -723.9]
-    wide = [*values, 724.5, -1e5 / 3, 2.0**30 + 0.3]
-    for numbers, is_wide in ((values, False), (values, True), (wide, True)):
+    wide = [*values, 400.25, 724.5, -1e5 / 3, 2.0**30 + 0.3]
+    many = values * 4_000  # beyond 2**64 quanta
+    for numbers, is_wide in ((values, False), (many, False), (many, True), (wide, True)):
         frame = pl.DataFrame(dict.fromkeys(MEANS, numbers)).with_columns(
             pl.lit(value=True).alias(VALID)
         )
@@ -241,4 +242,4 @@ def test_a_square_is_counted_in_quanta():
         whole = [round(x) if x < 2**51 else math.floor(x) for x in squares]
         sums = frame.select(square_sums(is_wide=is_wide)).row(0, named=True)
         assert sums["square_loss"] == sum(whole)
-        assert sums["max_square"] == max(x * x for x in numbers)
+        assert sums["max_square"] == pytest.approx(3 * max(x * x for x in numbers))

@@ -358,14 +358,15 @@ def measure(
         ),
         unique_batches=wanted.only_batches,
     )
-    suspects = []
+    suspects, gathered = list[ShardTask](), None
     with batch_file or nullcontext():
         tasks = _tasks(dataset, scorer, wanted, cuts=not columns)
         for shard, results in in_order(executor, function, tasks, watch.check):
             n_invalid, first_row = sums.n_invalid, shard.first_row
             for part in results:
-                if gathering is not None:  # statistics need the rows themselves, in order
-                    gathering.add(part)
+                if gathering is not None:
+                    found = gathering.part(part, first_row)
+                    gathered = found if gathered is None else gathering.merged([gathered, found])
                 if columns:
                     lagged = sums.totals is None and NEIGHBOURS_ROWS > 0
                     sums.add(
@@ -395,7 +396,7 @@ def measure(
         if partial_sums.id_column
         else repeats_of_files(dataset, binding, watch),
         suspects=tuple(suspects),
-        gathered=None if gathering is None else gathering.finish(),
+        gathered=None if gathering is None or gathered is None else gathering.finished(gathered),
         squares=sums.squares,
         prompts=sums.prompts,
         executor=executor,
@@ -411,7 +412,6 @@ def _gathering(
         schema=binding.columns,
         objective=objectives[0],
         needs=binding.needs,
-        max_logp=binding.max_logp,
         by=wanted.labels,
         keys=subset_keys(wanted.by),
         judge=wanted.statistics.judge_columns,

@@ -4,6 +4,14 @@ from .batches import (
     BatchTable as BatchTable,
     batch_table as batch_table,
 )
+from .cells import (
+    Grid as Grid,
+    PairArrays as PairArrays,
+    count_by as count_by,
+    mixed_array as mixed_array,
+    numbered as numbered,
+    numbered_up_to as numbered_up_to,
+)
 from .cluster_counts import IS_CORRECT as IS_CORRECT, ClusterCounts as ClusterCounts
 from .doubts import doubts_of as doubts_of
 from .growing_tables import (

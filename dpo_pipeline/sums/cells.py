@@ -5,7 +5,7 @@ This is the only file that needs numpy when it is imported: without statistics n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -39,6 +39,10 @@ _LIMB: Final = 2.0**24
 _LIMBS: Final = 4
 _MOST: Final = 2.0**63
 _SLOT_BITS: Final = 17
+_MARKS: Final = 8
+"""Marks of a row that make one state, which is counted as fast as one mark."""
+_CELLS: Final = 2**22
+"""Most cells of codes and states."""
 
 
 def whole_quanta(values: Numbers) -> Numbers:
@@ -302,11 +306,20 @@ def mixed_array(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-def _counts_of(codes: Whole, n: int, counts: dict[str, NDArray[np.bool_]]) -> pl.DataFrame:
+def _counts_of(codes: Whole, n: int, marks: Mapping[str, NDArray[np.bool_]]) -> pl.DataFrame:
     """Return how many rows of each code have each mark."""
-    found = {}
-    for name, marks in counts.items():
-        sums = np.zeros(n, dtype=np.int64)
-        np.add.at(sums, codes, marks.view(np.int8))
-        found[name] = pl.Series(sums)
-    return pl.DataFrame(found, schema=dict.fromkeys(counts, pl.Int64))
+    names, found = list(marks), dict[str, Whole]()
+    for start in range(0, len(names), _MARKS):
+        some = names[start : start + _MARKS]
+        n_states = 2 ** len(some)
+        if n * n_states > _CELLS:
+            found |= {name: np.bincount(codes[marks[name]], minlength=n) for name in some}
+            continue
+        states = np.zeros(codes.size, dtype=np.uint8)
+        for i, name in enumerate(some):
+            states |= marks[name].view(np.uint8) << np.uint8(i)
+        cells = np.bincount(codes * n_states + states, minlength=n * n_states)
+        has = np.arange(n_states)[:, None] >> np.arange(len(some)) & 1
+        counts = cells.reshape(n, n_states).astype(np.float64) @ has.astype(np.float64)
+        found |= {name: counts[:, i].astype(np.int64) for i, name in enumerate(some)}
+    return pl.DataFrame(found, schema=dict.fromkeys(names, pl.Int64))

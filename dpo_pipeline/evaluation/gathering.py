@@ -77,8 +77,8 @@ class Gathered(ClusterTable):
         rows_per_point: A power of two.
         lowest: The pairs with the smallest margins: `row`, the loss, margin, rewards, and
             `pair_id` where there is one.
-        repeats: The share of pairs whose log-probs are all those of an earlier pair, to 2**-40
-            nats, counted among `repeats_seen` pairs. None if no pair was looked at.
+        repeats: The share of pairs whose log-probs are all those of an earlier pair, counted among
+            `repeats_seen` pairs. None if no pair was looked at.
         contradictory: The share of them whose log-probs are those of another pair with chosen and
             rejected exchanged.
         judged: `GROUP`, `gap` (the judge's preference for the chosen completion), `bin` (of

@@ -32,15 +32,11 @@ from .pair_sums import (
     PRECISIONS as PRECISIONS,
     VALID as VALID,
     cell_of as cell_of,
-    cluster_sums as cluster_sums,
     coarse_bin as coarse_bin,
     coarse_middle as coarse_middle,
-    course_sums as course_sums,
-    group_sums as group_sums,
     longer_by as longer_by,
     pair_count as pair_count,
     split_cells as split_cells,
-    steps_of as steps_of,
 )
 from .repeated_keys import (
     RepeatedKeys as RepeatedKeys,

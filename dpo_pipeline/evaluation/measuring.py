@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import polars as pl
 
@@ -41,6 +41,7 @@ from dpo_pipeline.evaluation.shards import (
     PartialSums,
     ShardScorer,
     ShardTask,
+    Work,
     repeats_of_files,
 )
 from dpo_pipeline.exact import lower_edge
@@ -118,12 +119,7 @@ class Measured:
         found = Offences(self.rules.rules)
         total = sum(shard.rows or 0 for shard in self.suspects) or None
         tasks = [replace(shard, index=index) for index, shard in enumerate(self.suspects)]
-        listing = FoundOffences(
-            dataset=self.dataset,
-            scorer=self.scorer,
-            rules=self.rules,
-            places=Places((file.relative, file.rows) for file in self.dataset.files),
-        )
+        listing = FoundOffences(dataset=self.dataset, scorer=self.scorer, rules=self.rules)
         for shard, results in in_order(self.executor, listing, tasks, watch.check):
             for each in results:
                 found.join(each)
@@ -282,6 +278,11 @@ class Wanted:
         return in_order and not others
 
     @property
+    def first_rows(self) -> int:
+        """Rows at the start that stay in one shard: neighbours are compared in them."""
+        return NEIGHBOURS_ROWS if self.statistics is None else STATISTICS_ROWS
+
+    @property
     def shard_rows(self) -> int:
         """Rows that one query reads."""
         rows = SHARD_ROWS if self.batching is None else self.batching.shard_rows
@@ -317,6 +318,25 @@ class Wanted:
             raise UsageError(f"by: {', '.join(self.labels)} are columns of one name in tables")
 
 
+def work_of(
+    dataset: Dataset,
+    scorer: ShardScorer,
+    objectives: tuple[CheckedObjective, ...],
+    wanted: Wanted,
+) -> Work:
+    """Return what is done with each shard of a dataset."""
+    binding = scorer.binding
+    checked = scores_to_check(scorer.objectives, binding.max_logp)
+    rules = binding.rules.with_scores_in_range(checked) if checked else binding.rules
+    gathering = _gathering(binding, objectives, wanted)
+    return Work(
+        rules=rules,
+        sums=_partial_sums(dataset, scorer, rules, objectives, wanted),
+        columns=_columns_of_rows(dataset, binding, objectives, wanted, gathering),
+        gathering=gathering,
+    )
+
+
 def measure(
     dataset: Dataset,
     scorer: ShardScorer,
@@ -334,15 +354,8 @@ def measure(
     """
     binding = scorer.binding
     dataset.check_keys()
-    checked = scores_to_check(scorer.objectives, binding.max_logp)
-    rules = binding.rules.with_scores_in_range(checked) if checked else binding.rules
-    keys = subset_keys(wanted.by)
-    gathering = _gathering(binding, objectives, wanted)
-    partial_sums = _partial_sums(dataset, scorer, rules, objectives, wanted)
-    columns = _columns_of_rows(dataset, binding, objectives, wanted, gathering)
-    function: Callable[[ShardTask], Iterator[Any]] = partial_sums.sums
-    if columns:
-        function = partial(partial_sums.rows, columns=columns)
+    work, keys = work_of(dataset, scorer, objectives, wanted), subset_keys(wanted.by)
+    gathering, columns = work.gathering, work.columns
     sums = RollUps(
         by=wanted.by,
         subset_keys=keys,
@@ -360,8 +373,7 @@ def measure(
     )
     suspects, gathered = list[ShardTask](), None
     with batch_file or nullcontext():
-        tasks = _tasks(dataset, scorer, wanted, cuts=not columns)
-        for shard, results in in_order(executor, function, tasks, watch.check):
+        for shard, results in in_order(executor, work.function, work.tasks(), watch.check):
             n_invalid, first_row = sums.n_invalid, shard.first_row
             for part in results:
                 if gathering is not None:
@@ -370,7 +382,7 @@ def measure(
                 if columns:
                     lagged = sums.totals is None and NEIGHBOURS_ROWS > 0
                     sums.add(
-                        partial_sums.summed(
+                        work.sums.summed(
                             part.lazy(), first_row=first_row, valid=pl.col(VALID), lagged=lagged
                         )
                     )
@@ -383,7 +395,7 @@ def measure(
         batches = sums.finished_batches()
     return Measured(
         dataset=dataset,
-        rules=rules,
+        rules=work.rules,
         objectives=objectives,
         scorer=scorer,
         wanted=wanted,
@@ -392,9 +404,7 @@ def measure(
         batches=batches,
         bins=_sorted(sums.bins, [*keys, BIN]),
         sense=Sense.of_sums(sums.sense_row),
-        repeats=sums.repeats
-        if partial_sums.id_column
-        else repeats_of_files(dataset, binding, watch),
+        repeats=sums.repeats if work.sums.id_column else repeats_of_files(dataset, binding, watch),
         suspects=tuple(suspects),
         gathered=None if gathering is None or gathered is None else gathering.finished(gathered),
         squares=sums.squares,
@@ -477,21 +487,6 @@ def _partial_sums(
         most_rows=wanted.shard_rows,
         in_order=wanted.only_batches and batching is not None and batching.are_long,
     )
-
-
-def _tasks(
-    dataset: Dataset, scorer: ShardScorer, wanted: Wanted, *, cuts: bool
-) -> Iterator[ShardTask]:
-    """Yield the shards; the first rows, which cost more, are one of their own if `cuts`."""
-    index = 0
-    for shard in dataset.shards(scorer.rows(wanted.shard_rows)):
-        first, rows = shard.first_row, shard.rows
-        is_long = rows is not None and 0 < NEIGHBOURS_ROWS < rows and first == 0
-        if cuts and is_long and not (dataset.has_step or scorer.is_coupled) and rows is not None:
-            yield ShardTask(index=index, first_row=0, rows=NEIGHBOURS_ROWS)
-            index, first, rows = index + 1, NEIGHBOURS_ROWS, rows - NEIGHBOURS_ROWS
-        yield ShardTask(index=index, first_row=first, rows=rows)
-        index += 1
 
 
 def _sorted(sums: pl.DataFrame | None, keys: Sequence[str]) -> pl.DataFrame | None:

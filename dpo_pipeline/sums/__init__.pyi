@@ -12,10 +12,11 @@ from .cells import (
     numbered as numbered,
     numbered_up_to as numbered_up_to,
 )
-from .cluster_counts import IS_CORRECT as IS_CORRECT, ClusterCounts as ClusterCounts
 from .doubts import doubts_of as doubts_of
 from .growing_tables import (
     CLUSTER as CLUSTER,
+    IS_CORRECT as IS_CORRECT,
+    ClusterCounts as ClusterCounts,
     ClusterTable as ClusterTable,
     GrowingTables as GrowingTables,
     across_subsets as across_subsets,
@@ -25,6 +26,12 @@ from .moments import (
     are_near as are_near,
     square_sums as square_sums,
     variance as variance,
+)
+from .named_figures import (
+    FIGURES as FIGURES,
+    TRL_METRICS as TRL_METRICS,
+    Figure as Figure,
+    in_words as in_words,
 )
 from .pair_sums import (
     CELL as CELL,
@@ -50,7 +57,6 @@ from .summary import (
     BIN as BIN,
     OBJECTIVE as OBJECTIVE,
     SUMMARY_FIGURES as SUMMARY_FIGURES,
-    TRL_METRICS as TRL_METRICS,
     Summary as Summary,
     figures as figures,
     merge as merge,

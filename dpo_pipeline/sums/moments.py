@@ -56,7 +56,7 @@ def _sum_of_near(square: pl.Expr) -> pl.Expr:
     """
     bits = (square + _SHIFT).reinterpret(dtype=pl.Int64).sum().cast(pl.Int128)
     wrapped = bits - square.count().cast(pl.Int128) * _BITS
-    missing = (square.sum() * _QUANTA).cast(pl.Int128) - wrapped + 2**63
+    missing = (square.sum() * _QUANTA).cast(pl.Int128, strict=False) - wrapped + 2**63
     around = pl.lit(2**64, dtype=pl.Int128)
     return wrapped + missing // around * around
 

@@ -11,7 +11,7 @@ import polars as pl
 from dpo_pipeline.columns import N_PAIRS, N_VALID
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.sums.batches import BatchTable
-from dpo_pipeline.sums.cluster_counts import ClusterCounts
+from dpo_pipeline.sums.growing_tables import ClusterCounts
 from dpo_pipeline.sums.moments import square_columns
 from dpo_pipeline.sums.repeated_keys import RepeatedKeys, Repeats
 from dpo_pipeline.sums.summary import BIN, merge

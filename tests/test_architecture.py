@@ -21,6 +21,7 @@ NO_POLARS = {"errors", "options", "columns", "defaults", "faces", "invalid_repor
 
 ONLY_IN = {
     "pandera": {"contract"},
+    "numpy": {"sums", "statistics", "evaluation"},
     "pyarrow": {"storage", "sources", "scoring"},
     "altair": {"report"},
     "jinja2": {"report"},

@@ -87,16 +87,23 @@ class ContractError(DpoPipelineError):
     """Raised when columns, types or rows break the contract, or no valid row is left."""
 
 
+NO_GUESSES: Final[Mapping[str, str]] = MappingProxyType({})
+
+
 class ColumnError(ContractError):
     """Raised when columns are missing, ambiguous, of a wrong type, or in the way of an output.
 
     Attributes:
         problems: One sentence for each.
+        guesses: Role that is missing to the column that may be it.
     """
 
-    def __init__(self, source: str, problems: tuple[str, ...]) -> None:
+    def __init__(
+        self, source: str, problems: tuple[str, ...], guesses: Mapping[str, str] = NO_GUESSES
+    ) -> None:
         self.source = source
         self.problems = problems
+        self.guesses = dict(guesses)
         listed = _listed_once(problems)
         super().__init__("\n  ".join([f"{source} does not fit the contract:", *listed]))
 
@@ -139,7 +146,7 @@ class InvalidPairsError(ContractError):
         self.reason = reason
         self.is_excluding = is_excluding
         advice = " ".join(self._advice(report))
-        super().__init__("\n".join(filter(None, (reason, str(report), advice))))
+        super().__init__("\n".join([*filter(None, (reason, str(report))), "", advice]))
 
     def _advice(self, report: InvalidReport) -> Iterator[str]:
         yield self.ADVICE_EXCLUDING if self.is_excluding else self.ADVICE

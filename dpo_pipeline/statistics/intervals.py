@@ -114,6 +114,18 @@ def rate_of(successes: int, n: int, level: float = CONFIDENCE_LEVEL) -> Estimate
     return _rate(successes / n, float(n), interval, n=n, n_clusters=n)
 
 
+def rate_with_ties(successes: float, n: int, level: float = CONFIDENCE_LEVEL) -> Estimate | None:
+    """Return `rate_of` for independent pairs of which some are ties, each half a success.
+
+    A pair that is half a success varies less than one that is a success or none, so that the
+    interval is a little too wide, never too narrow.
+    """
+    if n == 0:
+        return None
+    interval = rate_interval(successes, float(n), level)
+    return _rate(successes / n, float(n), interval, n=n, n_clusters=n)
+
+
 def rate_of_clusters(
     successes: Numbers, counts: Numbers, level: float = CONFIDENCE_LEVEL
 ) -> Estimate | None:

@@ -202,7 +202,8 @@ class Subsets:
 
     def within(self, columns: Collection[str]) -> Subsets:
         """Return the same for these columns: names with commas between them are taken apart."""
-        return replace(self, by=split_names(self.names, columns))
+        split = split_names(self.names, columns)
+        return self if split == self.names else replace(self, by=split)
 
 
 @group
@@ -421,7 +422,8 @@ class StatisticsOptions:
                 for key, weight in weights.items()
             }
         judge = split_names(self.judge_columns, columns)
-        return replace(self, judge=judge, weights=weights)
+        is_same = judge == self.judge_columns and weights is self.weights
+        return self if is_same else replace(self, judge=judge, weights=weights)
 
     def check(self, columns: pl.Schema, by: Sequence[str]) -> None:
         """Raise a UsageError if they do not fit the columns of the pairs or of `by`."""

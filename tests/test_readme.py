@@ -13,9 +13,7 @@ import sys
 
 import pytest
 
-from dpo_pipeline.cli.loss_list import as_markdown, dialects_as_markdown
 from dpo_pipeline.cli.program import main
-from dpo_pipeline.sources.formats import FORMATS
 from pair_tools import ROOT
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -109,22 +107,3 @@ def test_examples_run_as_they_are(script):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("mean loss") == 5
-
-
-def formats_as_markdown():
-    rows = [f"| `{row.name}` | {row.description} |" for row in FORMATS.values()]
-    return "\n".join(["| format | what is in it |", "|---|---|", *rows])
-
-
-@pytest.mark.parametrize("table", ["losses", "dialects", "formats"])
-def test_the_tables_are_those_of_the_catalogue(table):
-    page = "formats" if table == "formats" else "losses"
-    text = (ROOT / f"examples/{page}.md").read_text()
-    written = text.partition(f"<!-- {table} -->\n")[2].partition(f"\n<!-- end of {table} -->")[0]
-    made = {
-        "losses": as_markdown,  # `dpo-pipeline losses --markdown` prints these two
-        "dialects": dialects_as_markdown,
-        "formats": formats_as_markdown,
-    }[table]()
-    assert written == made
-    assert len(made.splitlines()) > 5

@@ -202,7 +202,7 @@ def _compare(groups: Groups, ctx: click.Context) -> int:
     from dpo_pipeline.evaluation import check_gates
 
     gates, both = groups.pop("gates"), groups.pop("pairs")
-    check_gates(gates, tuple(COMPARED))
+    check_gates(gates, COMPARED)
     of_b = roles("--b-column", ctx.params["b_column"]) or both.columns
     a = replace(both, source=ctx.params["a"])
     b = replace(both, source=ctx.params["b"], columns=of_b)

@@ -1,4 +1,5 @@
 from .estimates import (
+    BASELINES as BASELINES,
     ESTIMATED_FIGURES as ESTIMATED_FIGURES,
     Agreement as Agreement,
     Flips as Flips,

@@ -8,7 +8,7 @@ from typing import Final
 
 import polars as pl
 
-from dpo_pipeline.columns import LOSS, REWARD_ACCURACY, REWARD_MARGIN
+from dpo_pipeline.columns import REWARD_ACCURACY, REWARD_MARGIN
 from dpo_pipeline.comparison import Comparison, Side
 from dpo_pipeline.defaults import POWER
 from dpo_pipeline.evaluation import Finding
@@ -27,6 +27,7 @@ from dpo_pipeline.statistics import (
     points,
     share,
 )
+from dpo_pipeline.sums import in_words
 from dpo_pipeline.tables import without_secrets
 
 PAIRS_FOR_SCALE: Final = 30
@@ -198,14 +199,13 @@ def _sections(comparison: Comparison) -> Iterator[Section]:
 
 
 def _differences_table(comparison: Comparison) -> Table:
-    words = tables.WORDS_OF_FIGURES | {LOSS: f"{tables.WORDS_OF_FIGURES[LOSS]}, nats"}
     rows = []
     for name, each in comparison.differences.items():
         written, differing = (share, points) if name in tables.SHARES else (number, number)
         values = (written(each.a), written(each.b), differing(each.estimate.value))
         interval = between(each.estimate.interval, differing)
         smallest = DASH if each.smallest_effect is None else differing(each.smallest_effect)
-        rows.append((words[name], *values, interval, p_value(each.p_value), smallest))
+        rows.append((in_words(name), *values, interval, p_value(each.p_value), smallest))
     level = f"{tables.percent(comparison.level)} interval"
     titles = ("A", "B", "B minus A", level, "p", "smallest effect")
     return Table(

@@ -268,7 +268,8 @@ def test_help_names_defaults_and_imports_no_polars():
         )
         assert done.returncode == 0, done.stderr
         assert "Usage: dpo-pipeline " + name in done.stdout
-        assert ("[default: (0.1, or the dialect's)]" in done.stdout) == (name != "contract")
+        words = " ".join(done.stdout.split())
+        assert ("[default: (0.1, or the dialect's)]" in words) == (name != "contract")
 
 
 def test_python_m_and_version():

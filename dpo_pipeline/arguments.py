@@ -197,7 +197,8 @@ def split_names(names: Sequence[str], there: Collection[str]) -> tuple[str, ...]
         while parts:
             whole = (n for n in range(len(parts), 1, -1) if ",".join(parts[:n]) in there)
             n = next(whole, 1)
-            made.append(",".join(parts[:n]).strip() if len(parts) > 1 or n > 1 else parts[0])
+            found = ",".join(parts[:n])
+            made.append(found if found in there else found.strip())
             parts = parts[n:]
     return tuple(dict.fromkeys(made))
 

@@ -142,7 +142,7 @@ class InvalidReport(Printable):
                 "count": [rule.count for rule in self.broken],
                 "first_file": [None if each is None else each.file for each in first],
                 "first_row": [None if each is None else each.row for each in first],
-                "first_value": [None if each is None else str(each.value) for each in first],
+                "first_value": [None if each is None else _found(each) for each in first],
             },
             schema={
                 **dict.fromkeys(("rule", "requirement"), pl.String),
@@ -208,9 +208,12 @@ def _first(offenders: Sequence[Offender], only_file: str | None) -> str:
     for each in offenders:
         where = f"{each.file} " if each.file is not None and each.file != file else ""
         file = each.file
-        found = "null" if each.value is None else repr(each.value)
-        places.append(f"{where}row{KEPT}{each.row:,}:{KEPT}{found}")
+        places.append(f"{where}row{KEPT}{each.row:,}:{KEPT}{_found(each)}")
     return "; ".join(places)
+
+
+def _found(offender: Offender) -> str:
+    return "null" if offender.value is None else repr(offender.value)
 
 
 def _plain(value: Any) -> Any:

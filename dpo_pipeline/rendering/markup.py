@@ -34,7 +34,7 @@ _LATEX: Final = {
     DASH: "--",
     **{each: f"\\{each}" for each in "#$%&_"},
 }
-_NO_NUMBER: Final = "l"
+_BELOW_0: Final = re.compile(r"(?<![\w.-])-(?=\d)")
 
 
 def as_csv(frame: pl.DataFrame) -> str:
@@ -52,7 +52,9 @@ def _markdown(part: Part) -> Iterator[str]:
         text = _in_markdown(_said(part.text))
         label = f"**{part.label}:** " if part.label else ""
         lead = f"**{text}**" if part.leads else f"{label}{text}"
-        yield " ".join((lead, *(_in_markdown(_said(each)) for each in part.more)))
+        more = [_in_markdown(_said(each)) for each in part.more]
+        stop = ":" if more and not part.leads and lead[-1].isalnum() else ""
+        yield " ".join((lead + stop, *more))
         return
     if part.title:
         yield f"**{_in_markdown(_said(part.title))}**"
@@ -94,7 +96,7 @@ def _latex(part: Part) -> Iterator[str]:
         for text in (label + part.text, *part.more):
             yield from (f"% {line}" for line in _said(text).split("\n"))
         return
-    kinds = "".join("r" if is_right else _NO_NUMBER for is_right in _rights(part))
+    kinds = "".join("r" if is_right else "l" for is_right in _rights(part))
     yield from (r"\begin{table}", r"\centering")
     if part.title or part.note:
         texts = filter(None, (part.title, part.note))
@@ -112,7 +114,7 @@ def _latex_row(cells: Iterable[str]) -> str:
 
 
 def _in_latex(text: str) -> str:
-    return "".join(_LATEX.get(each, each) for each in text)
+    return "".join(_LATEX.get(each, each) for each in _BELOW_0.sub(MINUS, text))
 
 
 def as_html(parts: Iterable[Part]) -> str:

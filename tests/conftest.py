@@ -6,6 +6,7 @@ import os
 
 import polars as pl
 import pytest
+from altair.utils import schemapi
 from hypothesis import HealthCheck, settings
 
 from dpo_pipeline.cli import running as progress_line
@@ -29,6 +30,16 @@ os.environ["COLUMNS"] = "1000"
 def quiet_when_slow(monkeypatch):
     """Commands called in this process show no progress, however slow the machine is."""
     monkeypatch.setattr(progress_line, "_QUIET_SECONDS", 1e9)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unchecked_charts():
+    """Leave out Altair's check of each part of a chart by its schema: half of what a page costs.
+
+    The charts of one page are checked: of the fixture `text` in `report/conftest.py`.
+    """
+    with schemapi.debug_mode(arg=False):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "dpo_pipeline"
 
 ROOMS = [  # a room imports from the ground and from rooms before it
     *("losses", "storage", "engine", "sources", "contract", "sums", "statistics", "rendering"),
-    *("evaluation", "scoring", "comparison", "report", "published", "cli"),
+    *("evaluation", "scoring", "jobs", "comparison", "report", "published", "cli"),
 ]
 DEFERRED = {
     ("", "rendering"),  # what people read asks to be written

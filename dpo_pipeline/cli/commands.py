@@ -14,7 +14,7 @@ from dpo_pipeline.arguments import checked_limit
 from dpo_pipeline.cli.flag_values import groups_given, roles
 from dpo_pipeline.cli.flags import B_COLUMN, flags_of, run_options
 from dpo_pipeline.cli.help_pages import GroupedCommand
-from dpo_pipeline.cli.printing import Converted, form_of, output_options, print_result, say
+from dpo_pipeline.cli.printing import Converted, form_of, print_result, say
 from dpo_pipeline.cli.running import run
 from dpo_pipeline.cli.settings import config_file, used
 from dpo_pipeline.errors import DpoPipelineError, InvalidPairsError, UsageError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Groups = dict[str, Any]
 
 
-def _planned(
+def planned(
     function: str,
     groups: Groups,
     ctx: click.Context,
@@ -38,11 +38,7 @@ def _planned(
     import dpo_pipeline
 
     plan = getattr(dpo_pipeline, function).plan
-    config = config_file(ctx)
-    if config is not None:
-        groups["outputs"] = replace(groups["outputs"], protected=(config,))
-    for setting in used(ctx):
-        say(f"setting: {setting}", err=True)
+    protecting_settings(groups, ctx)
 
     def call(cancel: Event, progress: ProgressCallback | None) -> Any:
         execution = replace(groups["execution"], cancel=cancel, progress=progress)
@@ -63,6 +59,15 @@ def _planned(
     return run(call, quiet=ctx.params["quiet"])
 
 
+def protecting_settings(groups: Groups, ctx: click.Context) -> None:
+    """Have the file of settings never become an output, and say what was taken from where."""
+    config = config_file(ctx)
+    if config is not None:
+        groups["outputs"] = replace(groups["outputs"], protected=(config,))
+    for setting in used(ctx):
+        say(f"setting: {setting}", err=True)
+
+
 def _check(groups: Groups, ctx: click.Context) -> int:
     """Check PAIRS against the contract of a loss.
 
@@ -78,7 +83,7 @@ def _check(groups: Groups, ctx: click.Context) -> int:
     # Whether too many are invalid is said when the report is printed and written.
     groups["on_invalid"] = OnInvalid("exclude")
     try:
-        report = _planned("check", groups, ctx)
+        report = planned("check", groups, ctx)
     except InvalidPairsError as error:
         print_result(error.report, ctx)
         say(error.reason, err=True)
@@ -153,9 +158,14 @@ def _score(groups: Groups, ctx: click.Context) -> int:
 
 def _figures(function: str, groups: Groups, ctx: click.Context, gates: Gates | None) -> int:
     """Print figures, and fail if they miss their gates."""
-    result = _planned(function, groups, ctx)
+    result = planned(function, groups, ctx)
     if ctx.params["dry_run"]:
         return print_result(result, ctx)
+    return print_figures(result, ctx, gates)
+
+
+def print_figures(result: Any, ctx: click.Context, gates: Gates | None) -> int:
+    """Print a result, then ask its gates."""
     code = print_result(result, ctx)
     if gates is not None:
         _pass(gates, result)
@@ -180,7 +190,7 @@ def _convert(groups: Groups, ctx: click.Context) -> int:
     """  # noqa: D301  click takes the backspace itself
     out = ctx.params["out"]
     plans: list[Any] = []
-    result = _planned("convert", groups | {"sink": out}, ctx, plans=plans)
+    result = planned("convert", groups | {"sink": out}, ctx, plans=plans)
     if not ctx.params["dry_run"]:
         result = Converted(out, result, plans[0].facts.notes)
     return print_result(result, ctx)
@@ -206,7 +216,7 @@ def _compare(groups: Groups, ctx: click.Context) -> int:
     of_b = roles("--b-column", ctx.params["b_column"]) or both.columns
     a = replace(both, source=ctx.params["a"])
     b = replace(both, source=ctx.params["b"], columns=of_b)
-    result = _planned("compare", groups | {"on": ctx.params["on"]}, ctx, a, b)
+    result = planned("compare", groups | {"on": ctx.params["on"]}, ctx, a, b)
     if ctx.params["dry_run"]:
         return print_result(result, ctx)
     code = print_result(result, ctx)
@@ -216,7 +226,7 @@ def _compare(groups: Groups, ctx: click.Context) -> int:
 
 _Does: TypeAlias = Callable[[Groups, click.Context], int]
 
-_COMMANDS: Final[Mapping[str, tuple[_Does, tuple[str, ...], str | None]]] = {
+COMMANDS: Final[Mapping[str, tuple[_Does, tuple[str, ...], str | None]]] = {
     "check": (_check, ("pairs",), None),
     "evaluate": (_evaluate, ("pairs",), "Print figures: loss, rewards, accuracy."),
     "sweep": (_sweep, ("pairs",), "Print figures for several betas and losses."),
@@ -229,11 +239,11 @@ _COMMANDS: Final[Mapping[str, tuple[_Does, tuple[str, ...], str | None]]] = {
 
 def commands(calls: Mapping[str, Mapping[str, type[Any]]]) -> list[click.Command]:
     """Return the commands for these groups of options, in the order of `--help`."""
-    return [_command(name, calls[name]) for name in _COMMANDS]
+    return [_command(name, calls[name]) for name in COMMANDS]
 
 
 def _command(name: str, groups: Mapping[str, type[Any]]) -> click.Command:
-    does, places, short_help = _COMMANDS[name]
+    does, places, short_help = COMMANDS[name]
 
     def callback(**_: Any) -> int:
         ctx = click.get_current_context()
@@ -245,7 +255,6 @@ def _command(name: str, groups: Mapping[str, type[Any]]) -> click.Command:
         *flags_of(name, groups),
         *([B_COLUMN] if name == "compare" else []),
         *run_options(),
-        *output_options(),
     ]
     return GroupedCommand(
         name, callback=callback, params=params, help=does.__doc__, short_help=short_help

@@ -14,6 +14,7 @@ import click
 
 from dpo_pipeline import defaults
 from dpo_pipeline.arguments import Option, default_of, options_of
+from dpo_pipeline.cli.printing import form_options
 from dpo_pipeline.cli.settings import SettingOption, config_option
 from dpo_pipeline.columns import ROLES
 from dpo_pipeline.sources import FORMATS
@@ -95,7 +96,13 @@ def run_options() -> Iterator[click.Parameter]:
     """Yield the options of running and printing, which no call of the library has."""
     yield SettingOption(["--dry-run"], is_flag=True, help=_DRY_RUN)
     yield config_option()
+    yield from output_options()
+
+
+def output_options() -> Iterator[click.Parameter]:
+    """Yield the options of printing alone."""
     yield SettingOption(["--quiet", "-q"], is_flag=True, help="No progress.")
+    yield from form_options()
 
 
 def name_of(flag: str) -> str:

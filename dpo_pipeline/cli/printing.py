@@ -26,7 +26,7 @@ _RANKS: Final = ("DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")
 """Where a value comes from; the last wins."""
 
 
-def output_options() -> Iterator[click.Option]:
+def form_options() -> Iterator[click.Option]:
     """Yield the options of how results are printed."""
     yield SettingOption(
         ["--output"],

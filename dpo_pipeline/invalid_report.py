@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from dpo_pipeline.options import OnInvalid
 
 
+_LONG_NUMBER = 9
+"""Characters from which a number is written with eight digits."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offender:
     """A row that breaks a rule."""
@@ -23,6 +27,13 @@ class Offender:
     file: str | None  # the input file, or None where the pairs came as a dataframe
     row: int  # row in that file or frame, from 0
     value: Any  # what was found; None for null, and for a rule on the whole row
+    pair_id: Any = None  # the pair's id, where there is one
+
+    @property
+    def place(self) -> str:
+        """The row with the pair's id."""
+        named = "" if self.pair_id is None else f" (pair_id {self.pair_id})"
+        return f"row {self.row:,}{named}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +52,13 @@ class BrokenRule:
             "requirement": self.requirement,
             "count": self.count,
             "first": [
-                {"file": o.file, "row": o.row, "value": _plain(o.value)} for o in self.offenders
+                {
+                    "file": o.file,
+                    "row": o.row,
+                    "pair_id": _plain(o.pair_id),
+                    "value": _plain(o.value),
+                }
+                for o in self.offenders
             ],
         }
 
@@ -142,6 +159,10 @@ class InvalidReport(Printable):
                 "count": [rule.count for rule in self.broken],
                 "first_file": [None if each is None else each.file for each in first],
                 "first_row": [None if each is None else each.row for each in first],
+                "first_pair_id": [
+                    None if each is None or each.pair_id is None else str(each.pair_id)
+                    for each in first
+                ],
                 "first_value": [None if each is None else _found(each) for each in first],
             },
             schema={
@@ -149,7 +170,7 @@ class InvalidReport(Printable):
                 "count": pl.Int64,
                 "first_file": pl.String,
                 "first_row": pl.Int64,
-                "first_value": pl.String,
+                **dict.fromkeys(("first_pair_id", "first_value"), pl.String),
             },
         )
 
@@ -208,12 +229,15 @@ def _first(offenders: Sequence[Offender], only_file: str | None) -> str:
     for each in offenders:
         where = f"{each.file} " if each.file is not None and each.file != file else ""
         file = each.file
-        places.append(f"{where}row{KEPT}{each.row:,}:{KEPT}{_found(each)}")
+        places.append(f"{where}{each.place}: {_found(each)}".replace(" ", KEPT))
     return "; ".join(places)
 
 
 def _found(offender: Offender) -> str:
-    return "null" if offender.value is None else repr(offender.value)
+    value = offender.value
+    if isinstance(value, float) and len(repr(value)) > _LONG_NUMBER:
+        return f"{value:.8g}"
+    return "null" if value is None else repr(value)
 
 
 def _plain(value: Any) -> Any:

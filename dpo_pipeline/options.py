@@ -27,7 +27,7 @@ from dpo_pipeline.arguments import (
     option,
     split_names,
 )
-from dpo_pipeline.columns import PAIR_ID, ROLES, did_you_mean
+from dpo_pipeline.columns import PAIR_ID, did_you_mean
 from dpo_pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Pairs:
     columns: Mapping[str, str] | None = option(
         "--column",
         ROLE_COLUMNS,
-        f"The input column of a role ({', '.join(ROLES)}). Repeatable.",
+        "The input column of a role. Repeatable.",
         default=None,
     )
     reference: Reference | None = argument(

@@ -33,16 +33,17 @@ class GroupedCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options: those that are used most, then the others by what they are about."""
         sections: dict[str, list[tuple[str, str]]] = {"Most used": []}
+        last: list[tuple[str, str]] = []
         for option in self.get_params(ctx):
             record = option.get_help_record(ctx)
-            if record is None:
+            if record is None or not isinstance(option, click.Option):
                 continue
             name = max(option.opts, key=len)
             own = option.section if isinstance(option, SettingOption) else OTHERS
             section = "Most used" if name in _MOST_USED else own
-            sections.setdefault(section, []).append(record)
+            (last if section == OTHERS else sections.setdefault(section, [])).append(record)
         sections["Most used"].sort(key=_place)
-        for title, records in sections.items():
+        for title, records in (*sections.items(), (OTHERS, last)):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)

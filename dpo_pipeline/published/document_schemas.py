@@ -178,6 +178,7 @@ def _broken_rule() -> Schema:
             object_of(
                 file=_MAYBE_TEXT,
                 row=COUNT,
+                pair_id={"description": "The pair's id; null where there is none"},
                 value={"description": "null, a number or text; nan, inf and -inf are text"},
             ),
             description="The first rows that break the rule, in the order of the input",

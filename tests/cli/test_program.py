@@ -82,7 +82,7 @@ def test_score_writes_and_says_what_was_left_out(capsys, broken, tmp_path):
     assert code == 0
     assert err == ""
     assert "no verdict: 2 of 6 pairs break the contract" in text
-    assert "ref_chosen_logps.not_null  not null      1  row 2: null" in text
+    assert "ref_chosen_logps.not_null  not null      1  row 2 (pair_id c): null" in text
     assert "2 invalid" in text
     assert pl.read_parquet(out).height == 4
     assert pl.read_parquet(tmp_path / "scored.invalid.parquet").height == 2
@@ -223,7 +223,7 @@ def test_a_contract_of_ones_own(tmp_path, source):
     )
     done = command("check", source, "--contract", "mine:Mine", cwd=tmp_path)
     assert done.returncode == 1
-    assert "policy_chosen_logps.short  short       1  row 5: -70.0" in done.stdout
+    assert "policy_chosen_logps.short  short       1  row 5 (pair_id f): -70.0" in done.stdout
 
 
 def test_warnings_are_part_of_the_result_with_a_switch_of_their_own(capsys, tmp_path, pairs):

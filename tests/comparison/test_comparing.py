@@ -34,7 +34,7 @@ def test_invalid_pairs_are_an_error_that_names_the_side():
         "2 of 10 common pairs are invalid\nB breaks its contract in 2 of 10 rows"
     )
     assert "policy_chosen_logps.not_nan" in text
-    assert "  2  row 3: nan; row 5: nan" in text
+    assert "  2  row 3 (pair_id 103): nan; row 5 (pair_id 105): nan" in text
 
 
 def test_invalid_pairs_are_left_out_of_both_sides():

@@ -168,7 +168,7 @@ def test_a_borrowed_reference_is_judged_where_it_comes_from():
     )
     text = raised(InvalidPairsError, broken, b.drop(REFS))
     assert "ref_chosen_logps.at_most" in text
-    assert "  1  row 4: 5.0" in text
+    assert "  1  row 4 (pair_id 104): 5.0" in text
     text = raised(
         InvalidPairsError, a.drop(REFS), b.drop(REFS), reference=broken.select("pair_id", *REFS)
     )

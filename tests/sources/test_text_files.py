@@ -219,7 +219,7 @@ def test_what_another_type_comes_late_is_said_with_its_row(tmp_path, last, by, s
     with pytest.raises(ColumnError) as caught:
         evaluate(path, by=by)
     assert said in str(caught.value)
-    assert f"  row {INFERRED_ROWS}: " in str(caught.value)
+    assert f"first at row {INFERRED_ROWS}: " in str(caught.value)
     assert ("as_text" in str(caught.value)) == (by is not None)
     if by is not None:
         assert evaluate(path).summary.n_valid == INFERRED_ROWS + 1

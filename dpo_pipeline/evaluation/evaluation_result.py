@@ -285,13 +285,24 @@ class Evaluation(Reported):
 
         With statistics, pairs of one prompt are one sample; else each pair is one.
         """
-        if self.statistics is not None:
-            return self.statistics.figures.get("reward_accuracy_half")
-        s = self.summary
-        if s.reward_accuracy is None:
-            return None
+        s, known = self.summary, self._known
+        if "reward_accuracy_half" in known:
+            return known["reward_accuracy_half"]
+        strict = known.get(REWARD_ACCURACY)
+        if s.reward_accuracy is None or (strict is not None and not s.n_ties):
+            return strict
         n_right = round(s.reward_accuracy * s.n_valid) + s.n_ties / 2.0
-        return rate_with_ties(n_right, s.n_valid, self.level)
+        return rate_with_ties(n_right, s.n_valid, self.level, like=strict)
+
+    @property
+    def _known(self) -> Mapping[str, Estimate]:
+        """The figures that have intervals, by the library's names."""
+        return {} if self.statistics is None else self.statistics.figures
+
+    @property
+    def _clusters(self) -> str | None:
+        """What was taken as independent, in words; None if each pair was."""
+        return None if self.statistics is None else self.statistics.clusters
 
     @property
     def withheld(self) -> str | None:  # noqa: PLR0911  one reason after the other
@@ -344,10 +355,9 @@ class Evaluation(Reported):
         return f"{text} ({limits}), from {self._sample(accuracy)}"
 
     def _sample(self, accuracy: Estimate) -> str:
-        if self.statistics is None:
-            return f"{counted(accuracy.n, 'pair')}, each taken as a sample"
-        clusters = self.statistics.clusters
-        pairs = counted(accuracy.n, "pair")
+        pairs, clusters = counted(accuracy.n, "pair"), self._clusters
+        if clusters is None:
+            return f"{pairs}, each taken as a sample"
         return clusters if clusters.startswith(pairs) else f"{pairs} in {clusters}"
 
     @property
@@ -419,8 +429,7 @@ class Evaluation(Reported):
             yield Sentence(text="no findings")
 
     def _figures(self) -> Table:
-        s, statistics = self.summary, self.statistics
-        figures = {} if statistics is None else statistics.figures
+        s, figures = self.summary, self._known
         rows: list[tuple[Any, ...]] = []
         for metric, name in TRL_METRICS.items():
             unit: Unit = "share" if name == REWARD_ACCURACY else "number"

@@ -282,13 +282,13 @@ class Comparison(Reported):
         return pl.DataFrame(rows, schema_overrides=dict.fromkeys(list(rows[0])[1:], pl.Float64))
 
     def to_parts(self) -> Iterator[Part]:
-        """Yield the verdict, what makes it doubtful, and the figures."""
+        """Yield what is surely wrong, the verdict, what makes it doubtful, and the figures."""
+        yield from warned(self.doubts)
         loss = self.loss_verdict
         tones: Mapping[str | None, Tone] = {"b": "good", "a": "bad", None: "warning"}
         tone: Tone = "bad" if self.no_verdict else tones[self.better]
         more = () if loss is None else (f"{loss}.",)
         yield Sentence(text=self.verdict, tone=tone, more=more, leads=True)
-        yield from warned(self.doubts)
         said = (*self.doubts, self.incomparable)
         yield from warned([text for text in self.findings if text not in said], "note")
         for side in (self.a, self.b):

@@ -211,7 +211,7 @@ def split_names(names: Sequence[str], there: Collection[str]) -> tuple[str, ...]
     """
     made: list[str] = []
     for name in names:
-        parts = [name] if name in there else name.split(",")
+        parts = name.split(",")
         while parts:
             whole = (n for n in range(len(parts), 1, -1) if ",".join(parts[:n]) in there)
             n = next(whole, 1)

@@ -108,6 +108,12 @@ TOKEN_SUM_SLACK: Final = 0.1
 CONFIDENCE_LEVEL: Final = 0.95
 """Confidence level of all intervals."""
 
+COIN: Final = 0.5
+"""Accuracy of a coin toss."""
+
+VERDICT_UP_TO: Final = 0.1
+"""No verdict if a larger share of the pairs is invalid, or contradicts other pairs."""
+
 WILSON_FROM: Final = 100
 """Successes and failures from which a rate has Wilson's interval; Jeffreys' below."""
 

@@ -47,7 +47,7 @@ from dpo_pipeline.sums import Summary, figures
 _REFERENCES: Final = (REF_CHOSEN.name, REF_REJECTED.name)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ComparisonPlan(Plan[Comparison]):
     """The plan of `compare`."""
 
@@ -273,6 +273,10 @@ def compare(
         replace(groups, pairs=each, reference=each.reference).opened(key, name)
         for each, name in zip((a, b), "AB", strict=True)
     )
+    subsets = subsets.within({*sides[0].columns, *sides[1].columns})
+    for name in subsets.names:
+        if name in SUBSET_FIGURES:
+            raise UsageError(f"by: {name!r} is the name of a figure; rename the column before")
     shared, third = groups.reference, None
     if shared is not None:
         cancel = groups.execution.cancel
@@ -309,9 +313,6 @@ def _refuse(objective: CheckedObjective, subsets: Subsets) -> None:
         raise UsageError(f"{objective} is a loss of batches, and has no value for a pair alone")
     if subsets.histogram:
         raise UsageError("a comparison has no histogram option: its report shows the changes")
-    for name in subsets.names:
-        if name in SUBSET_FIGURES:
-            raise UsageError(f"by: {name!r} is the name of a figure; rename the column before")
 
 
 def _key_of(on: str | None, reference: Reference | None) -> str:

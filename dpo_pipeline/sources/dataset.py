@@ -220,6 +220,11 @@ class Dataset:
         return f"{name!r} is not a column{did_you_mean(name, columns)}"
 
     @property
+    def columns(self) -> list[str]:
+        """The names of its columns."""
+        return self.frame.collect_schema().names()
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What is to be said about the source and that of the reference, a sentence each."""
         other = () if self.reference is None else self.reference.notes

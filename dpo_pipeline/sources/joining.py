@@ -368,7 +368,7 @@ def reference_columns_of(columns: pl.Schema, explicit: Mapping[str, str] | None)
     used = {found.mapping.get(name) for name in _REFERENCE}
     if len(used) == 1 and None not in used:
         problems.append(f"column {used.pop()!r} is mapped to {' and '.join(_REFERENCE)}")
-    return Resolution(mapping=found.mapping, problems=tuple(problems))
+    return replace(found, problems=tuple(problems))
 
 
 def _on_both_sides(

@@ -396,10 +396,10 @@ def _columns_of_rows(
 ) -> list[str]:
     """Return the columns of the rows that are read, if sums are not made where they are read.
 
-    A frame or a join is one shard, of any length: it is summed chunk by chunk.
+    A frame, or the join of one, is one shard of any length: it is summed chunk by chunk.
     """
     columns = [] if gathering is None else gathering.columns
-    if gathering is None and (dataset.rows is None or dataset.has_step):
+    if gathering is None and (dataset.rows is None or not dataset.can_cut()):
         scores = (CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN, LOSS)
         names = [name_of_score(name, each, objectives) for each in objectives for name in scores]
         counts = [role.name for role in COUNT_ROLES if role.name in binding.columns]
@@ -469,7 +469,7 @@ def _tasks(
     for shard in dataset.shards(scorer.rows(wanted.shard_rows)):
         first, rows = shard.first_row, shard.rows
         is_long = rows is not None and 0 < NEIGHBOURS_ROWS < rows and first == 0
-        if cuts and is_long and not (dataset.has_step or scorer.is_coupled) and rows is not None:
+        if cuts and is_long and not scorer.is_coupled and rows is not None:
             yield ShardTask(index=index, first_row=0, rows=NEIGHBOURS_ROWS)
             index, first, rows = index + 1, NEIGHBOURS_ROWS, rows - NEIGHBOURS_ROWS
         yield ShardTask(index=index, first_row=first, rows=rows)

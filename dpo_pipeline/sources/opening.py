@@ -150,7 +150,11 @@ def open_pairs(
     if not isinstance(paths, Sequence) or not all(isinstance(p, (str, os.PathLike)) for p in paths):
         if pairs.format is not None:
             raise UsageError(f"format {pairs.format!r} is of files, and {name} is a dataframe")
-        return Dataset(name=name, frame=as_lazy(source, pairs.columns, again=again))
+        frame = as_lazy(source, pairs.columns, again=again)
+        # A plan of the caller's may give its rows in another order each time.
+        several = source if isinstance(source, (list, tuple)) else [source]
+        is_planned = any(isinstance(each, pl.LazyFrame) for each in several)
+        return Dataset(name=name, frame=frame, keeps_order=not is_planned)
     file_format = format_of(pairs)
     if file_format == PARQUET:
         return open_dataset(source, pairs.columns, access)

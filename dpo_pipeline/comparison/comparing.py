@@ -261,7 +261,7 @@ def compare(
     key = _key_of(on, groups.reference)
     # A side may be joined to a reference of its own.
     sides = tuple(
-        replace(groups, pairs=each, reference=each.reference).opened(key, name)
+        replace(groups, pairs=each, reference=_own_reference(each)).opened(key, name)
         for each, name in zip((a, b), "AB", strict=True)
     )
     shared, third = groups.reference, None
@@ -288,6 +288,10 @@ def compare(
         options=groups.as_given(by=subsets, statistics=asked),
         outputs=Documents.checked(groups.outputs, publication),
     )
+
+
+def _own_reference(side: Pairs) -> Reference | None:
+    return None if side.reference is None else given(Reference, side.reference)
 
 
 def _refuse(objective: CheckedObjective, subsets: Subsets) -> None:

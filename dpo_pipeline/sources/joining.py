@@ -185,10 +185,14 @@ class _Beside:
                     ordered.add(rows.drop(KEY))
         except OutOfStep:
             return False
+        if carried and not ordered.n_rows:
+            return False
         self._ordered = ordered.rows if carried else self._of_files
         return True
 
     def _of_files(self, first: int, n: int | None) -> pl.LazyFrame:
+        if n == 0:
+            return self._reference.frame.limit(0).select(self._found)
         n = self._reference.rows if n is None else n
         return self._reference.shard(first, n).frame.select(self._found)
 

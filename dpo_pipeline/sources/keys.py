@@ -192,25 +192,25 @@ class OrderedRows:
     def __init__(self) -> None:
         """Start without rows."""
         self._runs: list[tuple[int, int, pl.LazyFrame]] = []  # first row, number, and the rows
-        self._n_rows = 0
+        self.n_rows = 0
         self._folder: str | None = None
 
     def add(self, rows: pl.DataFrame) -> None:
         """Add the next rows."""
         frame = rows.lazy()
-        if self._n_rows + rows.height > JOINED_ROWS:
+        if self.n_rows + rows.height > JOINED_ROWS:
             if self._folder is None:
                 self._folder = mkdtemp(prefix="dpo-pipeline-")
                 finalize(self, rmtree, self._folder, ignore_errors=True)
             place = os.path.join(self._folder, f"{len(self._runs)}.parquet")
             rows.write_parquet(place, compression="uncompressed", statistics=False)
             frame = pl.scan_parquet(place, glob=False)
-        self._runs.append((self._n_rows, rows.height, frame))
-        self._n_rows += rows.height
+        self._runs.append((self.n_rows, rows.height, frame))
+        self.n_rows += rows.height
 
     def rows(self, first: int, n: int | None) -> pl.LazyFrame:
         """Return the rows from number `first` on, `n` of them or all, as a plan."""
-        last = self._n_rows if n is None else first + n
+        last = self.n_rows if n is None else first + n
         found = [
             rows.slice(max(first - start, 0), min(last, start + height) - max(first, start))
             for start, height, rows in self._runs

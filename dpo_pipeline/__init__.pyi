@@ -42,6 +42,7 @@ from .options import (
     Subsets as Subsets,
 )
 from .plan import Plan as Plan, dry_run as dry_run
+from .published import explain as explain
 from .scoring import (
     arrow_stage as arrow_stage,
     score as score,

@@ -83,6 +83,12 @@ PARQUET_ENDINGS: Final = (".parquet", ".pq", ".parq")
 MAX_FILE_ROWS: Final = 4_000_000_000
 """Rows of one input file. Polars numbers the rows of a scan with 32 bits."""
 
+OWN_FOOTER_BYTES: Final = 2**15
+"""Size of the largest footer that is read without pyarrow; parsing it takes some milliseconds."""
+
+OWN_FOOTERS: Final = 4
+"""Files of a dataset whose footers are read without pyarrow: for more, its import pays."""
+
 ENGINES: Final = ("local", "ray")
 """Where the work can be done."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import shlex
@@ -13,9 +14,7 @@ import sys
 
 import pytest
 
-from dpo_pipeline.cli.loss_list import as_markdown, dialects_as_markdown
 from dpo_pipeline.cli.program import main
-from dpo_pipeline.sources.formats import FORMATS
 from pair_tools import ROOT
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -72,6 +71,54 @@ def test_console_blocks_print_what_they_show(checkout, capsys, words, expected):
     assert err + out == expected
 
 
+def shell_blocks():
+    for page, blocks in PAGES.items():
+        for i, (kind, text) in enumerate(blocks):
+            if kind == "bash":
+                is_of_slurm = "sbatch" in text
+                following = "" if is_of_slurm else blocks[i + 1][1]
+                # Each of its commands is a process, and a process costs a second.
+                marks = [pytest.mark.slow] if is_of_slurm else []
+                yield pytest.param(text, following, id=f"{page}, block {i}", marks=marks)
+
+
+SBATCH = """#!/bin/bash
+# Stands for Slurm's: runs the script at once, for each number of an array.
+for word in "$@"; do
+  case $word in --array=*) IFS=- read -r first last <<< "${word#--array=}";; esac
+done
+for number in $(seq "${first:-0}" "${last:-0}"); do
+  SLURM_ARRAY_TASK_ID=$number bash -c "${@: -1}" > /dev/null || exit 1
+done
+echo 7
+"""
+
+
+@pytest.mark.parametrize(("script", "expected"), list(shell_blocks()))
+def test_shell_blocks_run_and_print_what_follows(checkout, script, expected):
+    (checkout / "bin").mkdir()
+    program = f'#!/bin/sh\nexec {sys.executable} -m dpo_pipeline "$@"\n'
+    for name, text in (("dpo-pipeline", program), ("sbatch", SBATCH)):
+        (checkout / "bin" / name).write_text(text)
+        (checkout / "bin" / name).chmod(0o755)
+    (checkout / "pairs").mkdir()
+    shutil.copy(checkout / "examples" / "pairs.parquet", checkout / "pairs")
+    path = f"{checkout / 'bin'}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["/bin/bash", "-e", "-c", script],
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    if expected:
+        assert done.stdout == expected
+    else:
+        assert json.loads((checkout / "figures.json").read_text())["summary"]["n_valid"] == 200
+        assert (checkout / "scored" / "_SUCCESS").exists()
+
+
 def test_there_are_blocks_of_each_kind_and_two_commands():
     kinds = [kind for blocks in PAGES.values() for kind, _ in blocks]
     assert {kinds.count("python") >= 5, kinds.count("console") >= 7} == {True}
@@ -108,22 +155,3 @@ def test_examples_run_as_they_are(script):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("mean loss") == 5
-
-
-def formats_as_markdown():
-    rows = [f"| `{row.name}` | {row.description} |" for row in FORMATS.values()]
-    return "\n".join(["| format | what is in it |", "|---|---|", *rows])
-
-
-@pytest.mark.parametrize("table", ["losses", "dialects", "formats"])
-def test_the_tables_are_those_of_the_catalogue(table):
-    page = "formats" if table == "formats" else "losses"
-    text = (ROOT / f"examples/{page}.md").read_text()
-    written = text.partition(f"<!-- {table} -->\n")[2].partition(f"\n<!-- end of {table} -->")[0]
-    made = {
-        "losses": as_markdown,  # `dpo-pipeline losses --markdown` prints these two
-        "dialects": dialects_as_markdown,
-        "formats": formats_as_markdown,
-    }[table]()
-    assert written == made
-    assert len(made.splitlines()) > 5

@@ -61,11 +61,30 @@ def losses(name: str | None, *, as_json: bool, markdown: bool) -> int:
       dpo-pipeline losses ipo --json
     """  # noqa: D301  click takes the backspace itself
     from dpo_pipeline.cli import loss_list
+    from dpo_pipeline.published import dialect_tables, loss_table
 
     if markdown:
-        click.echo(f"{loss_list.as_markdown()}\n\n{loss_list.dialects_as_markdown()}")
+        click.echo(f"{loss_table()}\n\n{dialect_tables()}")
         return exit_codes.DONE
     click.echo(loss_list.as_json_text(name) if as_json else loss_list.as_text(name))
+    return exit_codes.DONE
+
+
+@click.command(short_help="Say what a figure, rule, finding, loss or column is.")
+@click.argument("name")
+def explain(name: str) -> int:
+    """Say what NAME is: a figure, column, rule, finding, loss, dialect or format.
+
+    With its unit, formula and source, and what TRL calls it.
+
+    \b
+    Examples:
+      dpo-pipeline explain rewards/accuracies
+      dpo-pipeline explain displacement
+    """  # noqa: D301  click takes the backspace itself
+    from dpo_pipeline.published import explain as text_of
+
+    click.echo(text_of(name))
     return exit_codes.DONE
 
 
@@ -96,5 +115,5 @@ def completion(ctx: click.Context, shell: str) -> int:
     return exit_codes.DONE
 
 
-CATALOGUE_COMMANDS: Final[tuple[click.Command, ...]] = (losses, contract, completion)
+CATALOGUE_COMMANDS: Final[tuple[click.Command, ...]] = (explain, losses, contract, completion)
 """In the order of `--help`."""

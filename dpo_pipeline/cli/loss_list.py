@@ -1,28 +1,20 @@
-"""The table of losses as text, JSON and Markdown; all of it made from `losses.catalogue`."""
+"""The list of losses as text and JSON, made from `losses.catalogue`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, Final
+from typing import Any
 
 from dpo_pipeline.columns import did_you_mean
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.losses import DIALECTS, F_DIVERGENCES, LOSSES, OTHERS, Loss, Rewards
+from dpo_pipeline.losses import F_DIVERGENCES, LOSSES, Loss
+from dpo_pipeline.published import LEGEND, needs_of
 from dpo_pipeline.tables import aligned, as_json
-
-LEGEND = (
-    "c, r: log-prob of the chosen, rejected completion under the policy; C, R: under the "
-    "reference; h_c = c - C, h_r = r - R; z = beta (h_c - h_r); L: tokens; "
-    "sp(x) = -log sigma(x); e: label_smoothing"
-)
-"""The letters of the formulas."""
 
 
 def as_text(name: str | None = None) -> str:
     """Return the list, or all about one loss."""
     if name is None:
-        rows = [(loss.name, _needs(loss), loss.formula) for loss in LOSSES.values()]
+        rows = [(loss.name, needs_of(loss), loss.formula) for loss in LOSSES.values()]
         return "\n".join([*aligned(("loss", "needs", "formula"), rows), "", LEGEND])
     facts = as_dict(_found(name))
     lines: list[tuple[str, Any]] = [
@@ -43,55 +35,12 @@ def as_json_text(name: str | None = None) -> str:
     return as_json(as_dict(_found(name)))
 
 
-def as_markdown() -> str:
-    """Return the table in Markdown."""
-    lines = [
-        "| loss | formula | parameters | needs | source | elsewhere |",
-        "|---|---|---|---|---|---|",
-    ]
-    for loss in LOSSES.values():
-        parameters = ", ".join(f"`{p.name}` {p.default:g}" for p in loss.parameters)
-        elsewhere = "; ".join(f"{system}: {term}" for system, term in loss.peers.items())
-        cells = [f"`{loss.name}`", f"`{loss.formula}`", parameters, _needs(loss), loss.source]
-        lines.append("| " + " | ".join([*cells, elsewhere]).replace("  ", " ") + " |")
-    return "\n".join(lines)
-
-
-def dialects_as_markdown() -> str:
-    """Return the dialects, and the parameters that reproduce other systems, in Markdown."""
-    lines = [
-        "| dialect | beta | rewards are beta times | sets | refuses, having it not | read in |"
-    ]
-    lines.append("|---|---|---|---|---|---|")
-    for each in DIALECTS.values():
-        sets = [f"`{loss}`: {_pairs(values)}" for loss, values in each.defaults.items()]
-        refused = [f"`{name}`: {why}" for name, why in each.refused.items()]
-        if each.lacks:
-            refused.insert(0, f"the losses {', '.join(f'`{name}`' for name in each.lacks)}")
-        read = [f"{topic}: {source}" for topic, source in each.sources.items()]
-        cells = [f"`{each.name}` ({each.system})", f"{each.beta:g}", _REWARDS[each.rewards]]
-        cells += ["; ".join(sets) or "nothing", "; ".join(refused), "; ".join(read)]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| other system | what gives its conventions |", "|---|---|"]
-    lines += [f"| {system} | {how} |" for system, how in OTHERS.items()]
-    return "\n".join(lines)
-
-
-_REWARDS: Final[Mapping[Rewards, str]] = MappingProxyType(
-    {"score": "what the loss compares", "logratio": "the log-ratio of sums"}
-)
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"`{name}={value}`" for name, value in values.items())
-
-
 def as_dict(loss: Loss) -> dict[str, Any]:
     """Return one row with all that it says."""
     return {
         "name": loss.name,
         "formula": loss.formula,
-        "needs": _needs(loss),
+        "needs": needs_of(loss),
         "source": loss.source,
         "parameters": [
             {"name": p.name, "default": p.default, "range": p.range, "meaning": p.meaning}
@@ -102,10 +51,6 @@ def as_dict(loss: Loss) -> dict[str, Any]:
         "f_divergence": ", ".join(F_DIVERGENCES) if loss.f_divergence else "reverse_kl",
         "elsewhere": dict(loss.peers),
     }
-
-
-def _needs(loss: Loss) -> str:
-    return loss.needs(reference=loss.reference != "never", per_token=loss.by_length == "always")
 
 
 def _found(name: str) -> Loss:

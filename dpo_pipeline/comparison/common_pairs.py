@@ -10,6 +10,8 @@ import polars as pl
 
 from dpo_pipeline.columns import (
     CHOSEN_TOKENS,
+    POLICY_CHOSEN,
+    POLICY_REJECTED,
     PROMPT_ID,
     REF_CHOSEN,
     REF_REJECTED,
@@ -49,6 +51,7 @@ _SUBSET: Final = "__dpo_pipeline_subset_"
 _DIFFER: Final = "differ "
 _LARGEST: Final = "max_"
 _SAME_MARGIN: Final = "n_same_margin"
+_SAME: Final = "n_same "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +72,7 @@ class CommonPairs:
     n_invalid: dict[str, int]  # those that are not, by the letter of the table that says so
     n_out_of_range: dict[str, int]  # with sound log-probs and a score too large to be summed
     n_same_margin: int  # valid pairs with the same margin on both sides
+    n_same_logps: tuple[int, int, int]  # with the same policy log-prob: chosen, rejected, both
     disagreements: tuple[Disagreement, ...]
     paired: Paired
 
@@ -248,6 +252,7 @@ class _Sums:
             **{f"invalid {t.letter}": (~chunk[t.valid]).sum() for t in tables},
             **{f"range {each}": (sound[each] & ~in_range[each]).sum() for each in "ab"},
         }
+        row |= _same_logps(kept, sides)
         for name in self._common.shared:
             row |= _differing(kept, name, sides)
         self._rows.append(row)
@@ -264,6 +269,11 @@ class _Sums:
             n_invalid={t.letter: found[f"invalid {t.letter}"] for t in self._common.pairs.tables},
             n_out_of_range={letter: found[f"range {letter}"] for letter in "ab"},
             n_same_margin=found[_SAME_MARGIN],
+            n_same_logps=(
+                found[_SAME + "chosen"],
+                found[_SAME + "rejected"],
+                found[_SAME + "both"],
+            ),
             disagreements=tuple(
                 Disagreement(
                     column=name, n_pairs=found[_DIFFER + name], largest=found[_LARGEST + name]
@@ -298,6 +308,17 @@ def _scored(
     pairs = chunk.lazy().select(**{name: table.source_of(name) for name in _roles_of(objective)})
     rules = RuleSet(rules=(), valid=pl.lit(value=True)).with_scores_in_range(checked)
     return with_scores(pairs, objective).with_columns(rules.valid.alias(VALID)).collect()
+
+
+def _same_logps(pairs: pl.DataFrame, sides: Sequence[Table]) -> dict[str, int]:
+    a, b = sides
+    chosen, rejected = (
+        pl.col(a.column(role.name)) == pl.col(b.column(role.name))
+        for role in (POLICY_CHOSEN, POLICY_REJECTED)
+    )
+    same = {"chosen": chosen, "rejected": rejected, "both": chosen & rejected}
+    counted = pairs.select(each.sum().alias(_SAME + name) for name, each in same.items())
+    return counted.row(0, named=True)
 
 
 def _differing(pairs: pl.DataFrame, name: str, sides: Sequence[Table]) -> dict[str, float | None]:

@@ -30,14 +30,10 @@ COMPARISON_VERSION: Final = 1
 
 REWARD_ACCURACY_HALF: Final = "reward_accuracy_half"
 
-COMPARED: Final = {
-    REWARD_ACCURACY: "share of pairs with the chosen reward above the rejected one; a tie is wrong",
-    REWARD_ACCURACY_HALF: "the same; a tie counts half",
-    LOSS: "mean loss, nats",
-    REWARD_MARGIN: "mean reward margin, nats",
-    CHOSEN_REWARD: "mean reward of the chosen completion, nats",
-    REJECTED_REWARD: "mean reward of the rejected completion, nats",
-}
+COMPARED: Final = (
+    *(REWARD_ACCURACY, REWARD_ACCURACY_HALF, LOSS),
+    *(REWARD_MARGIN, CHOSEN_REWARD, REJECTED_REWARD),
+)
 """The figures that are compared."""
 
 SUBSET_FIGURES: Final = {
@@ -191,7 +187,7 @@ class Comparison(Reported):
     @property
     def gated(self) -> tuple[str, ...]:
         """The figures whose differences a gate can have a mark for."""
-        return tuple(COMPARED)
+        return COMPARED
 
     @property
     def no_verdict(self) -> str | None:
@@ -284,7 +280,8 @@ class Comparison(Reported):
         interval = f"{percent(self.level)} interval"
         rows: list[tuple[object, ...]] = []
         for name, d in self.differences.items():
-            facts = (short_limits(d.estimate.interval), _p_cell(d.p_value), d.smallest_effect)
+            limits = short_limits(d.estimate.interval) or None
+            facts = (limits, _p_cell(d.p_value), d.smallest_effect)
             rows.append((name, d.a, d.b, d.estimate.value, *facts))
         yield from aligned(("", "A", "B", "B - A", interval, "p", "smallest effect"), rows)
         yield (

@@ -1,10 +1,16 @@
 from .estimates import (
+    BASELINES as BASELINES,
     ESTIMATED_FIGURES as ESTIMATED_FIGURES,
     Agreement as Agreement,
     Flips as Flips,
     Statistics as Statistics,
 )
-from .evaluating import Measurement as Measurement, check as check, evaluate as evaluate
+from .evaluating import (
+    Measurement as Measurement,
+    MeasurementPlan as MeasurementPlan,
+    check as check,
+    evaluate as evaluate,
+)
 from .evaluation_result import (
     DOCUMENT_VERSION as DOCUMENT_VERSION,
     Evaluation as Evaluation,
@@ -20,7 +26,7 @@ from .gating import (
     gate as gate,
     needs_statistics as needs_statistics,
 )
-from .measuring import Measured as Measured
+from .measuring import Measured as Measured, work_of as work_of
 from .planning import (
     Documents as Documents,
     Groups as Groups,
@@ -32,5 +38,9 @@ from .planning import (
     staged_batches as staged_batches,
     warn_of as warn_of,
 )
-from .shards import ShardScorer as ShardScorer, ShardTask as ShardTask
+from .shards import (
+    FoundOffences as FoundOffences,
+    ShardScorer as ShardScorer,
+    ShardTask as ShardTask,
+)
 from .sweeping import Sweep as Sweep, sweep as sweep

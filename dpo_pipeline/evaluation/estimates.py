@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import polars as pl
 
+from dpo_pipeline.columns import LOGPS
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation.gathering import Gathered
 from dpo_pipeline.statistics import (
@@ -103,22 +104,12 @@ def weights_of(benchmark: str) -> dict[str, float]:
     }
 
 
-ESTIMATED_FIGURES: Final = {
-    "loss": "mean loss, nats if it is a log-likelihood",
-    "reward_accuracy": "share with the chosen reward above the rejected one; a tie counts as wrong",
-    "reward_accuracy_half": "the same; a tie counts half",
-    "tie_rate": "share with equal rewards",
-    "chosen_reward": "mean, nats",
-    "rejected_reward": "mean, nats",
-    "reward_margin": "mean, nats",
-    "log_loss": "mean of -log sigmoid(margin), nats",
-    "brier": "mean of (1 - sigmoid(margin))^2",
-    "policy_chosen_logps": "mean, nats",
-    "policy_rejected_logps": "mean, nats",
-    "ref_chosen_logps": "mean, nats",
-    "ref_rejected_logps": "mean, nats",
-}
-"""Figures that have an interval, each with its unit."""
+ESTIMATED_FIGURES: Final = (
+    *("loss", "reward_accuracy", "reward_accuracy_half", "tie_rate"),
+    *("chosen_reward", "rejected_reward", "reward_margin", "log_loss", "brier"),
+    *LOGPS,
+)
+"""Figures that have an interval."""
 
 BASELINES: Final = {
     "longer": "accuracy of preferring the longer completion",
@@ -128,11 +119,7 @@ BASELINES: Final = {
 }
 """Rules that use no rewards, to compare the reward accuracy with. A tie counts as wrong."""
 
-DISPLACEMENT: Final = {
-    "chosen_down": "share of chosen completions less likely than under the reference",
-    "rejected_down": "the same of rejected completions",
-    "both_down": "share of pairs of which both are",
-}
+DISPLACEMENT: Final = ("chosen_down", "rejected_down", "both_down")
 """Likelihood displacement (arXiv 2410.08847)."""
 
 

@@ -90,10 +90,9 @@ class Reported:
             check_page_path(path)
         from dpo_pipeline.report import page_of, publish_page
 
-        text = page_of(self)
         if path is None:
-            return text
-        publish_page(text, path, overwrite=overwrite, protected=self.sources)
+            return page_of(self)
+        publish_page(self, path, overwrite=overwrite, protected=self.sources)
         return None
 
     def _repr_html_(self) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import polars as pl
 
@@ -39,6 +39,7 @@ from dpo_pipeline.evaluation.shards import (
     PartialSums,
     ShardScorer,
     ShardTask,
+    Work,
 )
 from dpo_pipeline.exact import lower_edge
 from dpo_pipeline.invalid_report import Doubt, InvalidReport
@@ -114,12 +115,7 @@ class Measured:
         found = Offences(self.rules.rules)
         total = sum(shard.rows or 0 for shard in self.suspects) or None
         tasks = [replace(shard, index=index) for index, shard in enumerate(self.suspects)]
-        listing = FoundOffences(
-            dataset=self.dataset,
-            scorer=self.scorer,
-            rules=self.rules,
-            places=Places((file.relative, file.rows) for file in self.dataset.files),
-        )
+        listing = FoundOffences(dataset=self.dataset, scorer=self.scorer, rules=self.rules)
         for shard, results in in_order(self.executor, listing, tasks, watch.check):
             for each in results:
                 found.join(each)
@@ -266,6 +262,11 @@ class Wanted:
         return in_order and not others
 
     @property
+    def first_rows(self) -> int:
+        """Rows at the start that stay in one shard: neighbours are compared in them."""
+        return NEIGHBOURS_ROWS if self.statistics is None else STATISTICS_ROWS
+
+    @property
     def shard_rows(self) -> int:
         """Rows that one query reads."""
         rows = SHARD_ROWS if self.batching is None else self.batching.shard_rows
@@ -301,6 +302,25 @@ class Wanted:
             raise UsageError(f"by: {', '.join(self.labels)} are columns of one name in tables")
 
 
+def work_of(
+    dataset: Dataset,
+    scorer: ShardScorer,
+    objectives: tuple[CheckedObjective, ...],
+    wanted: Wanted,
+) -> Work:
+    """Return what is done with each shard of a dataset."""
+    binding = scorer.binding
+    checked = scores_to_check(scorer.objectives, binding.max_logp)
+    rules = binding.rules.with_scores_in_range(checked) if checked else binding.rules
+    gathering = _gathering(binding, objectives, wanted)
+    return Work(
+        rules=rules,
+        sums=_partial_sums(dataset, scorer, rules, objectives, wanted),
+        columns=_columns_of_rows(dataset, binding, objectives, wanted, gathering),
+        gathering=gathering,
+    )
+
+
 def measure(
     dataset: Dataset,
     scorer: ShardScorer,
@@ -318,15 +338,8 @@ def measure(
     """
     binding = scorer.binding
     dataset.check_keys()
-    checked = scores_to_check(scorer.objectives, binding.max_logp)
-    rules = binding.rules.with_scores_in_range(checked) if checked else binding.rules
-    keys = subset_keys(wanted.by)
-    gathering = _gathering(binding, objectives, wanted)
-    partial_sums = _partial_sums(dataset, scorer, rules, objectives, wanted)
-    columns = _columns_of_rows(dataset, binding, objectives, wanted, gathering)
-    function: Callable[[ShardTask], Iterator[Any]] = partial_sums.sums
-    if columns:
-        function = partial(partial_sums.rows, columns=columns)
+    work, keys = work_of(dataset, scorer, objectives, wanted), subset_keys(wanted.by)
+    gathering, columns = work.gathering, work.columns
     sums = RollUps(
         by=wanted.by,
         subset_keys=keys,
@@ -338,15 +351,14 @@ def measure(
     )
     suspects = []
     with batch_file or nullcontext():
-        tasks = _tasks(dataset, scorer, wanted, cuts=not columns)
-        for shard, results in in_order(executor, function, tasks, watch.check):
+        for shard, results in in_order(executor, work.function, work.tasks(), watch.check):
             n_invalid = sums.n_invalid
             for part in results:
                 if gathering is not None:  # statistics need the rows themselves, in order
                     gathering.add(part)
                 if columns:
                     lagged = sums.totals is None and NEIGHBOURS_ROWS > 0
-                    sums.add(partial_sums.summed(part.lazy(), valid=pl.col(VALID), lagged=lagged))
+                    sums.add(work.sums.summed(part.lazy(), valid=pl.col(VALID), lagged=lagged))
                 else:
                     sums.add(part)
             if sums.n_invalid > n_invalid:
@@ -355,7 +367,7 @@ def measure(
         batches = sums.finished_batches()
     return Measured(
         dataset=dataset,
-        rules=rules,
+        rules=work.rules,
         objectives=objectives,
         scorer=scorer,
         wanted=wanted,
@@ -364,7 +376,7 @@ def measure(
         batches=batches,
         bins=_sorted(sums.bins, [*keys, BIN]),
         sense=Sense.of_sums(sums.sense_row),
-        repeats=sums.repeats if partial_sums.id_column else _repeats(dataset, binding, watch),
+        repeats=sums.repeats if work.sums.id_column else _repeats(dataset, binding, watch),
         suspects=tuple(suspects),
         gathered=None if gathering is None else gathering.finish(),
         executor=executor,
@@ -459,21 +471,6 @@ def _batch_table(
         n_rows=n_rows,
         file=file,
     )
-
-
-def _tasks(
-    dataset: Dataset, scorer: ShardScorer, wanted: Wanted, *, cuts: bool
-) -> Iterator[ShardTask]:
-    """Yield the shards; the first rows, which cost more, are one of their own if `cuts`."""
-    index = 0
-    for shard in dataset.shards(scorer.rows(wanted.shard_rows)):
-        first, rows = shard.first_row, shard.rows
-        is_long = rows is not None and 0 < NEIGHBOURS_ROWS < rows and first == 0
-        if cuts and is_long and not scorer.is_coupled and rows is not None:
-            yield ShardTask(index=index, first_row=0, rows=NEIGHBOURS_ROWS)
-            index, first, rows = index + 1, NEIGHBOURS_ROWS, rows - NEIGHBOURS_ROWS
-        yield ShardTask(index=index, first_row=first, rows=rows)
-        index += 1
 
 
 def _repeats(dataset: Dataset, binding: Binding, watch: Watch) -> Repeats | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import polars as pl
 
@@ -15,6 +17,7 @@ from dpo_pipeline.defaults import (
     STATISTICS_ROWS,
 )
 from dpo_pipeline.errors import UsageError
+from dpo_pipeline.evaluation.gathering import Gathering
 from dpo_pipeline.losses import CheckedObjective, WithinBatches, with_scores_of
 from dpo_pipeline.sources import Dataset, Part, Shard
 from dpo_pipeline.storage import reading
@@ -120,6 +123,18 @@ class PartialSums:
     most_rows: int  # a shard of more rows, or of unknown length, is read in chunks
     in_order: bool  # whether groups are summed faster in order than by hash
 
+    def tasks(self, *, cuts: bool) -> Iterator[ShardTask]:
+        """Yield the shards; the first rows, which cost more, are one of their own if `cuts`."""
+        index = 0
+        for shard in self.dataset.shards(self.scorer.rows(self.most_rows)):
+            first, rows = shard.first_row, shard.rows
+            is_long = rows is not None and 0 < NEIGHBOURS_ROWS < rows and first == 0
+            if cuts and is_long and not self.scorer.is_coupled and rows is not None:
+                yield ShardTask(index=index, first_row=0, rows=NEIGHBOURS_ROWS)
+                index, first, rows = index + 1, NEIGHBOURS_ROWS, rows - NEIGHBOURS_ROWS
+            yield ShardTask(index=index, first_row=first, rows=rows)
+            index += 1
+
     def sums(self, task: ShardTask) -> Iterator[Partial]:
         """Yield the sums of one shard."""
         # Neighbours are compared in few rows, as this costs most.
@@ -167,13 +182,31 @@ class PartialSums:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What is done with each shard: its sums are made, or `columns` of its rows are read."""
+
+    rules: RuleSet
+    sums: PartialSums
+    columns: list[str]
+    gathering: Gathering | None
+
+    @property
+    def function(self) -> Callable[[ShardTask], Iterator[Any]]:
+        """From a shard to its sums, or to its rows."""
+        return partial(self.sums.rows, columns=self.columns) if self.columns else self.sums.sums
+
+    def tasks(self) -> Iterator[ShardTask]:
+        """Yield the shards."""
+        return self.sums.tasks(cuts=not self.columns)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FoundOffences:
     """Lists the offences of a shard."""
 
     dataset: Dataset
     scorer: ShardScorer
     rules: RuleSet
-    places: Places
 
     def __call__(self, task: ShardTask) -> Iterator[Offences]:
         """Yield the offences of one shard."""
@@ -181,7 +214,7 @@ class FoundOffences:
         yield listed(
             pairs,
             self.rules,
-            self.places,
+            Places((file.relative, file.rows) for file in self.dataset.files),
             read_from=self.dataset.read_from,
             first_row=task.first_row,
         )

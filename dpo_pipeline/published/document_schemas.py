@@ -28,7 +28,7 @@ from dpo_pipeline.published.json_schema import (
     reference_to,
 )
 from dpo_pipeline.statistics import Estimate
-from dpo_pipeline.sums import TRL_METRICS, Summary
+from dpo_pipeline.sums import TRL_METRICS, Summary, in_words
 
 _MAYBE_TEXT: Final[Schema] = {"type": ["string", "null"]}
 _FINITE: Final[Schema] = {"type": "number"}
@@ -126,9 +126,7 @@ def comparison_document() -> str:
         n_valid=COUNT,
         clusters=described(TEXT, "What was taken as independent"),
         n_clusters={"type": ["integer", "null"], "minimum": 1},
-        differences=object_of(
-            **{name: described(difference, text) for name, text in COMPARED.items()}
-        ),
+        differences=object_of(**{name: described(difference, in_words(name)) for name in COMPARED}),
         mcnemar=object_of(**mcnemar | {"exact": _PROBABILITY, "mid_p": _PROBABILITY}),
         subsets=nullable(list_of(subset)),
         gained=described(flips, "Pairs that B alone has right"),

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 from dpo_pipeline.arguments import Option, default_of, options_of
 from dpo_pipeline.columns import ROLES, SCORED
 from dpo_pipeline.errors import MEANINGS
+from dpo_pipeline.losses import DIALECTS, LOSSES, OTHERS, Loss, Rewards
 from dpo_pipeline.options import CALLS
+from dpo_pipeline.published.finding_texts import DOUBTS, FINDINGS, RULES
+from dpo_pipeline.published.glossary import LEGEND
 from dpo_pipeline.sources import FORMATS
+from dpo_pipeline.sums import FIGURES
 
 _HEAD: Final = """# Reference
 
@@ -28,8 +33,18 @@ def reference_page() -> str:
     ]
     columns += [(_code(a.name), "added", a.unit or "", a.description, "") for a in SCORED]
     exit_codes = [(str(code), text) for code, text in MEANINGS.items()]
+    figures = [
+        (_code(name), each.text, each.unit, *map(_code, (each.formula, each.trl)))
+        for name, each in FIGURES.items()
+    ]
+    findings = [(_code(name), text) for name, text in {**DOUBTS, **FINDINGS}.items()]
     sections = {
         "Options": option_table(),
+        "Figures": _table(("figure", "what it is", "unit", "formula", "in TRL"), figures),
+        "Findings": _table(("finding", "what it says, and when"), findings),
+        "Rules": _table(("rule", "what it asks for"), [(_code(n), t) for n, t in RULES.items()]),
+        "Losses": f"{LEGEND[0].upper()}{LEGEND[1:]}.\n\n{loss_table()}",
+        "Dialects": dialect_tables(),
         "Formats": _table(("format", "endings", "what is in it"), formats),
         "Columns": _table(("column", "", "unit", "what it is", "also called"), columns),
         "Exit codes": _table(("code", "meaning"), exit_codes),
@@ -67,8 +82,57 @@ def _option_rows(calls: Mapping[str, Mapping[str, type[Any]]]) -> Iterator[Seque
         yield f"`{flag}`", place, f"`{variable}`", default, commands, declared.help
 
 
+def loss_table() -> str:
+    """Return the losses, each with its formula, parameters, needs, source and other names."""
+    rows = [
+        (
+            *_codes(loss.name, loss.formula),
+            ", ".join(f"`{p.name}` {p.default:g}" for p in loss.parameters),
+            needs_of(loss),
+            loss.source,
+            "; ".join(f"{system}: {term}" for system, term in loss.peers.items()),
+        )
+        for loss in LOSSES.values()
+    ]
+    return _table(("loss", "formula", "parameters", "needs", "source", "elsewhere"), rows)
+
+
+def dialect_tables() -> str:
+    """Return the dialects, and the parameters that reproduce other systems."""
+    rows = []
+    for each in DIALECTS.values():
+        sets = [f"`{loss}`: {_pairs(values)}" for loss, values in each.defaults.items()]
+        refused = [f"`{name}`: {why}" for name, why in each.refused.items()]
+        if each.lacks:
+            refused.insert(0, f"the losses {', '.join(_codes(*each.lacks))}")
+        read = [f"{topic}: {source}" for topic, source in each.sources.items()]
+        of_dialect = (f"`{each.name}` ({each.system})", f"{each.beta:g}", _REWARDS[each.rewards])
+        rows.append((*of_dialect, *map("; ".join, (sets or ["nothing"], refused, read))))
+    header = ("dialect", "beta", "rewards are beta times", "sets", "refuses, having it not")
+    others = _table(("other system", "what gives its conventions"), OTHERS.items())
+    return f"{_table((*header, 'read in'), rows)}\n\n{others}"
+
+
+_REWARDS: Final[Mapping[Rewards, str]] = MappingProxyType(
+    {"score": "what the loss compares", "logratio": "the log-ratio of sums"}
+)
+
+
+def needs_of(loss: Loss) -> str:
+    """Return the columns that a loss needs with its own defaults, in words."""
+    return loss.needs(reference=loss.reference != "never", per_token=loss.by_length == "always")
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{name}={value}`" for name, value in values.items())
+
+
+def _codes(*names: str) -> list[str]:
+    return [f"`{name}`" for name in names]
+
+
 def _code(*names: str) -> str:
-    return " ".join(f"`{name}`" for name in names)
+    return " ".join(f"`{name}`" for name in names if name)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

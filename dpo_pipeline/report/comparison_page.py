@@ -9,7 +9,7 @@ from typing import Final
 
 import polars as pl
 
-from dpo_pipeline.columns import LOSS, REWARD_ACCURACY, REWARD_MARGIN
+from dpo_pipeline.columns import REWARD_ACCURACY, REWARD_MARGIN
 from dpo_pipeline.comparison import Comparison, Side
 from dpo_pipeline.defaults import POWER
 from dpo_pipeline.evaluation import Finding
@@ -29,6 +29,7 @@ from dpo_pipeline.statistics import (
     points,
     share,
 )
+from dpo_pipeline.sums import in_words
 from dpo_pipeline.tables import without_secrets
 
 PAIRS_FOR_SCALE: Final = 30
@@ -201,11 +202,10 @@ def _sections(comparison: Comparison) -> Iterator[Section]:
 
 def _differences_table(comparison: Comparison) -> Table:
     table = difference_table(comparison, missing=DASH)
-    words = tables.WORDS_OF_FIGURES | {LOSS: f"{tables.WORDS_OF_FIGURES[LOSS]}, nats"}
     return replace(
         table,
         columns=[Column("figure"), *table.columns[1:]],
-        rows=[(words[name], *row) for name, *row in table.rows],
+        rows=[(in_words(name), *row) for name, *row in table.rows],
         caption=f"Intervals and p from {comparison.clusters}. The smallest effect is what could "
         f"have been shown with a chance of {POWER:.0%}.",
     )

@@ -11,7 +11,7 @@ import polars as pl
 
 from dpo_pipeline.columns import LOSS, N_VALID, PAIR_ID, REWARD_ACCURACY, REWARD_MARGIN
 from dpo_pipeline.defaults import LOSS_NAME
-from dpo_pipeline.evaluation import ESTIMATED_FIGURES, Evaluation, Flips, Statistics
+from dpo_pipeline.evaluation import Evaluation, Flips, Statistics
 from dpo_pipeline.invalid_report import BrokenRule, InvalidReport
 from dpo_pipeline.report import page_tables as tables
 from dpo_pipeline.report.charts import PAGE, Figure
@@ -31,6 +31,7 @@ from dpo_pipeline.statistics import (
     share_within,
     with_interval,
 )
+from dpo_pipeline.sums import in_words
 from dpo_pipeline.tables import without_secrets
 
 _METHOD: Final = (
@@ -199,9 +200,7 @@ def _figures_table(statistics: Statistics, unit: str) -> Table:
 def _figures(statistics: Statistics, unit: str) -> Iterator[tuple[str, Estimate | None, Any]]:
     """Yield each figure in words, and how it is written."""
     for name, each in statistics.figures.items():
-        words = tables.WORDS_OF_FIGURES.get(name) or f"{name}: {ESTIMATED_FIGURES[name]}"
-        if name == LOSS and unit:
-            words = f"{words}, {unit}"
+        words = in_words(name, unit if name == LOSS else None)
         yield words, each, share_within(each.interval) if name in tables.SHARES else number
     for name, each in statistics.baselines.items():
         yield f"accuracy of a rule: {BASELINE_WORDS[name]}", each, share_within(each.interval)

@@ -30,21 +30,6 @@ def all_as(how: T, **titles: str) -> dict[str, tuple[str, T]]:
     return {name: (title, how) for name, title in titles.items()}
 
 
-WORDS_OF_FIGURES: Final = {
-    "loss": "mean loss",
-    "reward_accuracy": "reward accuracy; a tie counts as wrong",
-    "reward_accuracy_half": "reward accuracy; a tie counts half",
-    "tie_rate": "ties",
-    "chosen_reward": "mean chosen reward, nats",
-    "rejected_reward": "mean rejected reward, nats",
-    "reward_margin": "mean margin, nats",
-    "log_loss": "log loss, mean of -log sigmoid(margin), nats",
-    "brier": "Brier score, mean of (1 - sigmoid(margin))^2",
-    "policy_chosen_logps": "mean log-prob of the chosen completion under the policy, nats",
-    "policy_rejected_logps": "mean log-prob of the rejected completion under the policy, nats",
-    "ref_chosen_logps": "mean log-prob of the chosen completion under the reference, nats",
-    "ref_rejected_logps": "mean log-prob of the rejected completion under the reference, nats",
-}
 P_VALUES: Final = all_as(p_value, p_value="p", p_holm="p (Holm)", p_benjamini_hochberg="p (BH)")
 WORDS_OF_P_VALUES: Final = (
     "Holm keeps the chance of any false alarm among the subsets, BH (Benjamini and Hochberg) the "

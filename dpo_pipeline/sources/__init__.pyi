@@ -1,4 +1,3 @@
-from .converting import convert as convert
 from .dataset import (
     Dataset as Dataset,
     Part as Part,
@@ -29,4 +28,9 @@ from .keys import (
     joined as joined,
     key_of as key_of,
 )
-from .opening import format_of as format_of, open_pairs as open_pairs, read as read
+from .opening import (
+    convert as convert,
+    format_of as format_of,
+    open_pairs as open_pairs,
+    read as read,
+)

@@ -15,14 +15,21 @@ from urllib.parse import unquote
 import polars as pl
 
 from dpo_pipeline.columns import Needs, did_you_mean, resolve
-from dpo_pipeline.defaults import MAX_FILE_ROWS, PARQUET_ENDINGS, REQUESTS_AT_A_TIME, SHARD_ROWS
+from dpo_pipeline.defaults import (
+    MAX_FILE_ROWS,
+    OWN_FOOTERS,
+    PARQUET_ENDINGS,
+    REQUESTS_AT_A_TIME,
+    SHARD_ROWS,
+)
 from dpo_pipeline.errors import ColumnError, DataWarning, StorageError
 from dpo_pipeline.options import Outputs
 from dpo_pipeline.sources.common_schema import (
     WIDENING,
+    Footer,
     common_schema,
-    readable_schema,
-    unreadable,
+    footer_by_pyarrow,
+    plain_footer,
 )
 from dpo_pipeline.sources.files import Identities, SourcePath, below, find
 from dpo_pipeline.sources.formats import not_parquet
@@ -93,7 +100,8 @@ def footers(
 
     `root` is the folder that they are in; None for a single file.
     """
-    read = partial(_footer, root=root, access=access)
+    is_few = len(paths) <= OWN_FOOTERS
+    read = partial(_footer, root=root, access=access, is_one_of_few=is_few)
     if not is_address(paths[0]):
         yield from map(read, paths)
         return
@@ -103,51 +111,44 @@ def footers(
         yield from pool.map(read, paths)
 
 
-def _footer(path: str, *, root: str | None, access: Access) -> tuple[PairFile, pl.Schema]:
+def _footer(
+    path: str, *, root: str | None, access: Access, is_one_of_few: bool
+) -> tuple[PairFile, pl.Schema]:
     is_far = is_address(path)
     with reading(path, not_parquet):
         frame = pl.scan_parquet(path, glob=False, hive_partitioning=False, **access.polars(path))
         is_known = not is_far or access.is_known(path)
-        footer = _read_footer(path, access) if is_known else None
+        footer = plain_footer(path) if is_one_of_few and not is_far else None
+        if footer is None and is_known:
+            footer = _read_footer(path, access)
         if footer is None:
-            rows, n_bytes = int(frame.select(pl.len()).collect().item()), 0
-            groups, unread = [rows], {}
-        else:
-            row_groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
-            rows, groups = footer.num_rows, [group.num_rows for group in row_groups]
-            n_bytes = sum(group.total_byte_size for group in row_groups)
-            arrow = footer.schema.to_arrow_schema()
-            unread = unreadable(arrow, _intervals(footer.schema))
+            rows = int(frame.select(pl.len()).collect().item())
+            footer = Footer(rows, 0, (rows,))
         now = _UNKNOWN
         if is_known:
             now = access.identity(path) if is_far else identity(path)
         file = PairFile(
             path=path,
             relative=below(path, root),
-            rows=rows,
-            row_bytes=n_bytes // max(rows, 1),
-            row_groups=tuple(groups),
+            rows=footer.rows,
+            row_bytes=footer.n_bytes // max(footer.rows, 1),
+            row_groups=footer.row_groups,
             identity=now,
-            unread=unread,
+            unread=footer.unread,
         )
-        return file, readable_schema(arrow, unread) if unread else frame.collect_schema()
+        return file, frame.collect_schema() if footer.schema is None else footer.schema
 
 
-def _read_footer(path: str, access: Access) -> Any:
-    """Return pyarrow's metadata of a file; None if it does not know a type that Polars may know."""
+def _read_footer(path: str, access: Access) -> Footer | None:
+    """Return what pyarrow reads; None if it does not know a type that Polars may know."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     system, name = access.filesystem(path) if is_address(path) else (None, path)
     try:
-        return pq.read_metadata(name, filesystem=system)
+        return footer_by_pyarrow(pq.read_metadata(name, filesystem=system))
     except pa.ArrowNotImplementedError:  # 128-bit integers
         return None
-
-
-def _intervals(schema: Any) -> set[str]:
-    leaves = (schema.column(i) for i in range(len(schema)))
-    return {leaf.path.split(".")[0] for leaf in leaves if leaf.converted_type == "INTERVAL"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +198,7 @@ class Dataset:
     keeps_order: bool = True  # whether each reading gives the rows in the same order
     unread: Mapping[str, str] = field(default_factory=dict)  # columns that cannot be read, and why
     in_batches: Callable[[list[str]], pl.LazyFrame] | None = None  # scans what Polars cannot open
+    cuts: tuple[int, ...] = ()  # further rows that a shard begins with
 
     def refuse_unread(self, advice: str) -> None:
         """Raise a ColumnError that names the columns that are not read, if there are some."""
@@ -303,16 +305,18 @@ class Dataset:
     def shards(self, rows: int = SHARD_ROWS) -> Iterator[Shard]:
         """Cut the dataset into runs of at most `rows` rows; a frame is one shard.
 
-        The cuts lie at multiples of `rows` of the whole dataset, wherever files end. All rows are
-        one shard if each shard would join the whole reference again.
+        The cuts lie at multiples of `rows` of the whole dataset, wherever files end, and at
+        `cuts`. All rows are one shard if each shard would join the whole reference again.
         """
         if not self.files:
             yield self.shard(0, None)
             return
         if not self.can_cut():
             rows = max(self.rows or 0, 1)
-        for first in range(0, max(self.rows or 0, 1), rows):
-            yield self.shard(first, rows)
+        end = max(self.rows or 0, 1)
+        starts = sorted({*range(0, end, rows), *(cut for cut in self.cuts if cut < end)})
+        for first, following in pairwise([*starts, end]):
+            yield self.shard(first, following - first)
 
     def shard(self, first: int, rows: int | None) -> Shard:
         """Return the rows from number `first` on, at most `rows` of them; None for a frame."""

@@ -462,11 +462,15 @@ def _head(path: str) -> bytes:
         return file.read(8)
 
 
+def is_packed(path: str) -> bool:
+    """Return whether a file is compressed."""
+    with open(path, "rb") as file:
+        return file.read(4).startswith(tuple(_COMPRESSED))
+
+
 @contextmanager
 def unpacked(path: str) -> Iterator[BinaryIO]:
     """Open a file for reading bytes, those of gzip and zstd unpacked, whatever its name."""
-    import pyarrow as pa
-
     with reading(path), open(path, "rb") as file:
         head = file.read(4)
         packing = next((c for magic, c in _COMPRESSED.items() if head.startswith(magic)), None)
@@ -474,5 +478,7 @@ def unpacked(path: str) -> Iterator[BinaryIO]:
         if packing is None:
             yield file
         else:
+            import pyarrow as pa
+
             with pa.CompressedInputStream(file, packing) as stream:
                 yield cast(BinaryIO, io.BufferedReader(cast(Any, stream)))

@@ -35,7 +35,7 @@ from dpo_pipeline.sources.files import (
     kind_of,
 )
 from dpo_pipeline.sources.formats import FORMATS, IPC
-from dpo_pipeline.storage import Access, is_address, reading
+from dpo_pipeline.storage import Access, is_address, is_arrow, reading
 
 
 class Rows(NamedTuple):
@@ -73,12 +73,14 @@ def lazily(schema: pl.Schema, parts: Batches) -> pl.LazyFrame:
 @contextmanager
 def reading_as(path: str, what: str) -> Iterator[None]:
     """As `reading`, saying as what the file was to be read."""
-    import pyarrow as pa
-
     with reading(path):
         try:
             yield
-        except (pl.exceptions.PolarsError, pa.ArrowInvalid) as error:
+        except Exception as error:
+            if not (
+                isinstance(error, pl.exceptions.PolarsError) or is_arrow(error, "ArrowInvalid")
+            ):
+                raise
             why = str(error).splitlines()[0]
             raise StorageError(path, f"cannot be read as {what}: {why}") from error
 

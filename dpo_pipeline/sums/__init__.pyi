@@ -10,6 +10,12 @@ from .growing_tables import (
     GrowingTables as GrowingTables,
     across_subsets as across_subsets,
 )
+from .named_figures import (
+    FIGURES as FIGURES,
+    TRL_METRICS as TRL_METRICS,
+    Figure as Figure,
+    in_words as in_words,
+)
 from .pair_sums import (
     CELL as CELL,
     COARSE as COARSE,
@@ -38,7 +44,6 @@ from .summary import (
     BIN as BIN,
     OBJECTIVE as OBJECTIVE,
     SUMMARY_FIGURES as SUMMARY_FIGURES,
-    TRL_METRICS as TRL_METRICS,
     Summary as Summary,
     figures as figures,
     merge as merge,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from types import MappingProxyType
 from typing import Any, Final, Self
 
 import polars as pl
@@ -33,6 +32,7 @@ from dpo_pipeline.columns import (
 from dpo_pipeline.defaults import MAX_LOGP
 from dpo_pipeline.exact import bin_of, exact_sum, exact_sum_of_wide, mean_of
 from dpo_pipeline.losses import CheckedObjective, is_correct, name_of_score
+from dpo_pipeline.sums.named_figures import TRL_METRICS
 from dpo_pipeline.sums.pair_sums import VALID, pair_count, valid_only
 from dpo_pipeline.sums.sense import N_UNMOVED, sense_sums, with_summed
 
@@ -42,19 +42,6 @@ BETA: Final = "beta"
 
 _ROW: Final = "__dpo_pipeline_row"
 BIN: Final = "__dpo_pipeline_bin"
-
-TRL_METRICS: Final = MappingProxyType(
-    {
-        "loss": "loss",
-        "rewards/chosen": "chosen_reward",
-        "rewards/rejected": "rejected_reward",
-        "rewards/accuracies": "reward_accuracy",
-        "rewards/margins": "reward_margin",
-        "logps/chosen": "policy_chosen_logps",
-        "logps/rejected": "policy_rejected_logps",
-    }
-)
-"""TRL's metric names and the figures they stand for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from dpo_pipeline.cli import loss_list
 from dpo_pipeline.losses import catalogue as loss_catalogue, objective
 from dpo_pipeline.losses.catalogue import LOSSES
 from dpo_pipeline.losses.loss_row import Loss, Parameter
+from dpo_pipeline.published import reference_tables
 from option_tools import grouped
 from pair_tools import COUNTS
 
@@ -38,7 +39,7 @@ MINE = Loss(
 
 def test_a_loss_is_added_by_a_function_and_a_row(monkeypatch, capsys, counted, source, tmp_path):
     extended = MappingProxyType({**LOSSES, MINE.name: MINE})
-    for module in (loss_catalogue, objective, loss_list):
+    for module in (loss_catalogue, objective, loss_list, reference_tables):
         monkeypatch.setattr(module, "LOSSES", extended)
     margins, tokens = [0.1, -0.2, 0.0, 0.5, 1.0, -1.0], [2, 4, 5, 10, 4, 7]
     for width, arguments in ((2.0, {}), (0.5, {"width": 0.5})):
@@ -77,4 +78,4 @@ def test_a_loss_is_added_by_a_function_and_a_row(monkeypatch, capsys, counted, s
             "meaning": "w, in nats",
         }
     ]
-    assert "| `cauchy` |" in loss_list.as_markdown()
+    assert "| `cauchy` |" in reference_tables.loss_table()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -146,11 +146,22 @@ def _read_parted(common: _Common, watch: Watch) -> CommonPairs:
         counts = count_keys(common.pairs.on, list(frames), parts)
         _refuse_empty(tables, counts)
         sums = _Sums(common)
-        for part in parts:
-            for chunk in joined(part.values()).iter_slices(STATISTICS_ROWS):
-                sums.add(chunk)
-                watch.step("evaluating", chunk.height, counts.common)
+        for chunk in _in_chunks(joined(part.values()) for part in parts):
+            sums.add(chunk)
+            watch.step("evaluating", chunk.height, counts.common)
     return sums.finished(counts)
+
+
+def _in_chunks(parts: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Yield the rows of small and large parts, `STATISTICS_ROWS` or a few less at a time."""
+    held: list[pl.DataFrame] = []
+    for rows in (piece for part in parts for piece in part.iter_slices(STATISTICS_ROWS)):
+        if held and sum(map(len, held)) + rows.height > STATISTICS_ROWS:
+            yield pl.concat(held)
+            held.clear()
+        held.append(rows)
+    if held:
+        yield pl.concat(held)
 
 
 def _refuse_empty(tables: Sequence[Table], counts: Counts) -> None:

@@ -25,11 +25,7 @@ import polars as pl
 
 from dpo_pipeline.defaults import OFFENDERS_SHOWN, PARQUET_ENDINGS
 from dpo_pipeline.errors import StorageError
-from dpo_pipeline.sources.formats import (
-    NDJSON_ENDING,
-    looks_like_data,
-    without_parquet,
-)
+from dpo_pipeline.sources.formats import NDJSON_ENDING, looks_like_data, without_parquet
 from dpo_pipeline.storage import LOCAL, Access, identity, is_address, reading
 
 SourcePath: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -338,10 +334,14 @@ def files_below(path: str) -> Iterator[str]:
 def _lake_table(folder: Path) -> LakeTable | None:
     for marker, system in _MARKERS.items():
         with suppress(OSError):
-            inside = os.listdir(folder / marker)
-            if system != ICEBERG or any(map(ICEBERG_FILE.fullmatch, inside)):
+            if _is_of(system, os.listdir(folder / marker)):
                 return LakeTable(system, os.fspath(folder))
     return None
+
+
+def _is_of(system: str, names: Iterable[str]) -> bool:
+    """Return whether files of these names in a system's folder are those of a table."""
+    return system != ICEBERG or any(map(ICEBERG_FILE.fullmatch, names))
 
 
 class _Objects(_Finder):
@@ -397,9 +397,7 @@ class _Objects(_Finder):
         for name in self._listed:
             path, _, inside = name.rpartition("/")
             path, _, marker = path.rpartition("/")
-            if marker in _MARKERS and (
-                _MARKERS[marker] != ICEBERG or ICEBERG_FILE.fullmatch(inside)
-            ):
+            if marker in _MARKERS and _is_of(_MARKERS[marker], [inside]):
                 return LakeTable(_MARKERS[marker], path)
         for root in filter(self.access.is_known, dict.fromkeys(self.roots)):
             scheme, _, place = root.partition("://")
@@ -416,15 +414,10 @@ class _Objects(_Finder):
         store, _ = self.access.filesystem(f"{scheme}://{folder}")
         with suppress(OSError):  # who may read a folder need not see those above
             for info in store.get_file_info([f"{folder}/{marker}" for marker in _MARKERS]):
-                marker = info.base_name
-                if info.type == fs.FileType.Directory and (
-                    _MARKERS[marker] != ICEBERG
-                    or any(
-                        ICEBERG_FILE.fullmatch(each.base_name)
-                        for each in store.get_file_info(fs.FileSelector(info.path))
-                    )
-                ):
-                    return _MARKERS[marker]
+                if info.type == fs.FileType.Directory:
+                    inside = store.get_file_info(fs.FileSelector(info.path))
+                    if _is_of(_MARKERS[info.base_name], (each.base_name for each in inside)):
+                        return _MARKERS[info.base_name]
         return None
 
     def is_same(self, path: str, item: str) -> bool:

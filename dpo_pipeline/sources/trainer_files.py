@@ -59,18 +59,11 @@ def trl(source: SourcePath, columns: Mapping[str, str] | None = None) -> Rows:
         raise ColumnError(name, (*problems, hint))
     if PAIR_ID.name in found.mapping:
         return rows
-    ids = [f"{side}_ids" for side in _SIDES]
-    columns_there = rows.frame.collect_schema()
-    lengths = [
-        pl.col(name).list.len().cast(pl.Int64)
-        if isinstance(columns_there.get(name), pl.List)
-        else pl.lit(None, dtype=pl.Int64)
-        for name in ids
-    ]
-    numbered = _numbered(rows.frame, PAIR_ID.name).with_columns(
-        length.alias(name) for length, name in zip(lengths, LENGTHS, strict=True)
-    )
-    return rows._replace(frame=numbered)
+    schema, lengths = rows.frame.collect_schema(), {}
+    for name, length in zip((f"{side}_ids" for side in _SIDES), LENGTHS, strict=True):
+        is_list = isinstance(schema.get(name), pl.List)
+        lengths[length] = (pl.col(name).list.len() if is_list else pl.lit(None)).cast(pl.Int64)
+    return rows._replace(frame=_numbered(rows.frame, PAIR_ID.name).with_columns(**lengths))
 
 
 def _numbered(frame: pl.LazyFrame, name: str) -> pl.LazyFrame:
@@ -101,11 +94,7 @@ def _trl_rows(source: SourcePath) -> Rows:
 
 
 def _listed(path: str, key: str, of_each: str | None = None) -> list[str]:
-    """Return the texts that a JSON document of save_to_disk lists under a key.
-
-    Raises:
-        StorageError: It is no such document.
-    """
+    """Return the texts that a JSON document of save_to_disk lists under a key."""
     with reading(path), open(path, "rb") as file:
         text = file.read()
     try:
@@ -218,9 +207,8 @@ def open_instruct(
     try:
         torch: Any = import_module("torch")
     except ImportError as error:
-        raise UsageError(
-            f"{path}: reading open-instruct's cache needs torch: install it"
-        ) from error
+        problem = "reading open-instruct's cache needs torch: install it"
+        raise UsageError(f"{path}: {problem}") from error
     try:
         cache = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch raises on what it did not write

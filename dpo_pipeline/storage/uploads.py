@@ -98,13 +98,8 @@ class Outputs(Publication):
 
     Parts in a store get their names while they are written, and are removed again if the run fails
     and nothing was replaced. Documents are uploaded and outputs on this machine are published
-    before the marker of a folder in a store, which is the commit.
-
-    Args:
-        overwrite: As in `Publication`.
-        inputs: As in `Publication`, and objects; an object without an identity is not watched.
-        access: How stores are reached.
-        protected: As in `Publication`, and objects.
+    before the marker of a folder in a store, which is the commit. Arguments are as in
+    `Publication`; files may be objects, and one without an identity is not watched.
     """
 
     def __init__(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from importlib.util import find_spec
 from numbers import Real
@@ -142,6 +143,23 @@ def differing(groups: Mapping[str, Any], call: str) -> dict[str, Any]:
     }
 
 
+def imported(flag: str, place: str) -> Any:
+    """Return what MODULE:NAME stands for."""
+    from importlib import import_module
+
+    module, colon, name = place.partition(":")
+    if not colon:
+        raise UsageError(f"{flag} takes MODULE:NAME, found {place!r}")
+    # At the end: a file in the current folder takes no other module's place.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(import_module(module), name)
+    except Exception as error:  # whatever the user's module raises
+        raise UsageError(f"{flag} {place}: {type(error).__name__}: {error}") from error
+    return found
+
+
 def check_extra() -> None:
     """Check that the libraries that draw charts are there, without importing them."""
     missing = [name for name in _NEEDED if find_spec(name) is None]
@@ -184,6 +202,23 @@ def checked_names(argument: str, names: str | Sequence[str] | None) -> tuple[str
     if not isinstance(several, Sequence) or not all(isinstance(name, str) for name in several):
         raise UsageError(f"{argument} must be a column name or several, found {names!r}")
     return tuple(dict.fromkeys(several))
+
+
+def split_names(names: Sequence[str], there: Collection[str]) -> tuple[str, ...]:
+    """Return column names of which some may be several with commas between them.
+
+    A name that is there is taken whole, whatever is in it.
+    """
+    made: list[str] = []
+    for name in names:
+        parts = name.split(",")
+        while parts:
+            whole = (n for n in range(len(parts), 1, -1) if ",".join(parts[:n]) in there)
+            n = next(whole, 1)
+            found = ",".join(parts[:n])
+            made.append(found if found in there else found.strip())
+            parts = parts[n:]
+    return tuple(dict.fromkeys(made))
 
 
 def checked_max_logp(max_logp: object) -> float:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import sys
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 import click
 
-from dpo_pipeline.arguments import options_of
+from dpo_pipeline.arguments import imported, options_of
 from dpo_pipeline.cli.flags import name_of
+from dpo_pipeline.columns import ROLES
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.options import Pairs, Reference, StatisticsOptions
 
@@ -37,9 +36,6 @@ def groups_given(call: str, groups: Mapping[str, type[Any]], ctx: click.Context)
             made[parameter] = group(**values) if asked else None
         else:
             made[parameter] = group(**values)
-    if made.get("statistics") is not None and len(made["by"].names) > 1:
-        weights = {tuple(n.split(",")): weight for n, weight in made["statistics"].weights.items()}
-        made["statistics"] = replace(made["statistics"], weights=weights)
     return made
 
 
@@ -60,9 +56,13 @@ def _reference(group: type[Any], values: Mapping[str, Any], call: str, ctx: clic
     return None
 
 
+_NEXT: Final = re.compile(rf",(?=(?:{'|'.join(ROLES)})=)")
+"""The comma before a further role."""
+
+
 def roles(flag: str, texts: Sequence[str]) -> dict[str, str]:
-    """Return role to column, from ROLE=NAME."""
-    return dict(_split(flag, "ROLE=NAME", texts))
+    """Return role to column, from ROLE=NAME, or several with commas between them."""
+    return dict(_split(flag, "ROLE=NAME", [each for text in texts for each in _NEXT.split(text)]))
 
 
 def _split(flag: str, form: str, texts: Sequence[str]) -> Iterable[tuple[str, str]]:
@@ -132,29 +132,13 @@ def _value(text: str) -> float | bool | str:
         return text
 
 
-def _imported(flag: str, place: str) -> Any:
-    from importlib import import_module
-
-    module, colon, name = place.partition(":")
-    if not colon:
-        raise UsageError(f"{flag} takes MODULE:NAME, found {place!r}")
-    # At the end: a file in the current folder takes no other module's place.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        found = getattr(import_module(module), name)
-    except Exception as error:  # whatever the user's module raises
-        raise UsageError(f"{flag} {place}: {type(error).__name__}: {error}") from error
-    return found
-
-
 _PARSERS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "roles": roles,
     "numbers": _numbers,
     "store": _store,
     "losses": _losses,
     "values": _values,
-    "object": _imported,
+    "object": imported,
 }
 """Kind to the function from a flag and its value in click to the value of the field. Other kinds
 keep the value of click."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import polars as pl
 
@@ -17,6 +17,7 @@ from dpo_pipeline.columns import (
     N_PAIRS,
     N_VALID,
     PAIR_ID,
+    PROMPT_ID,
     REJECTED_REWARD,
     REWARD_MARGIN,
     SOURCE_ROW,
@@ -31,7 +32,8 @@ from dpo_pipeline.defaults import (
 )
 from dpo_pipeline.engine import Executor, Watch, in_order
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.evaluation.estimating import statistics_of
+from dpo_pipeline.evaluation.estimates import Intervals, Statistics
+from dpo_pipeline.evaluation.estimating import intervals_of, means_of_pairs, statistics_of
 from dpo_pipeline.evaluation.evaluation_result import Evaluation
 from dpo_pipeline.evaluation.gathering import Gathered, Gathering
 from dpo_pipeline.evaluation.shards import (
@@ -39,13 +41,15 @@ from dpo_pipeline.evaluation.shards import (
     PartialSums,
     ShardScorer,
     ShardTask,
+    Work,
+    repeats_of_files,
 )
 from dpo_pipeline.exact import lower_edge
 from dpo_pipeline.invalid_report import Doubt, InvalidReport
 from dpo_pipeline.losses import CheckedObjective, name_of_score, scores_to_check, with_scores_of
 from dpo_pipeline.options import StatisticsOptions
 from dpo_pipeline.sources import Dataset, Part
-from dpo_pipeline.storage import GrowingFile, Target, reading
+from dpo_pipeline.storage import GrowingFile, Target
 from dpo_pipeline.sums import (
     BETA,
     BIN,
@@ -54,15 +58,14 @@ from dpo_pipeline.sums import (
     SUMMARY_FIGURES,
     VALID,
     Batching,
-    BatchTable,
-    RepeatedKeys,
+    ClusterCounts,
     Repeats,
     RollUps,
     Sense,
     Summary,
+    batch_table,
     doubts_of,
     figures,
-    hashed_ids,
     suffix_of,
     tally,
     with_objectives,
@@ -92,6 +95,8 @@ class Measured:
     repeats: Repeats | None
     suspects: tuple[ShardTask, ...]
     gathered: Gathered | None
+    squares: pl.DataFrame | None
+    prompts: ClusterCounts | None
     executor: Executor
 
     @property
@@ -114,12 +119,7 @@ class Measured:
         found = Offences(self.rules.rules)
         total = sum(shard.rows or 0 for shard in self.suspects) or None
         tasks = [replace(shard, index=index) for index, shard in enumerate(self.suspects)]
-        listing = FoundOffences(
-            dataset=self.dataset,
-            scorer=self.scorer,
-            rules=self.rules,
-            places=Places((file.relative, file.rows) for file in self.dataset.files),
-        )
+        listing = FoundOffences(dataset=self.dataset, scorer=self.scorer, rules=self.rules)
         for shard, results in in_order(self.executor, listing, tasks, watch.check):
             for each in results:
                 found.join(each)
@@ -214,7 +214,8 @@ class Measured:
         binding = self.scorer.binding
         statistics = None
         if self.gathered is not None and self.wanted.statistics is not None:
-            statistics = statistics_of(self.gathered, objective, self.wanted.statistics)
+            means = means_of_pairs(self.summary, self.squares, self.wanted.statistics.level)
+            statistics = statistics_of(self.gathered, objective, self.wanted.statistics, means)
         return Evaluation(
             source=self.dataset.name,
             reference=self.dataset.joined,
@@ -226,7 +227,16 @@ class Measured:
             subsets=self.subset_figures,
             batches=self.batches,
             histogram=self.histogram,
+            intervals=self._intervals(statistics),
             statistics=statistics,
+        )
+
+    def _intervals(self, statistics: Statistics | None) -> Intervals | None:
+        if not self.wanted.intervals or statistics is not None:
+            return None if statistics is None else statistics.intervals
+        n_correct = int(self.totals["n_correct"].item())
+        return intervals_of(
+            self.summary, n_correct=n_correct, squares=self.squares, prompts=self.prompts
         )
 
 
@@ -239,7 +249,8 @@ def subset_keys(by: Sequence[str]) -> list[str]:
 class Wanted:
     """What is measured beside the totals.
 
-    `by_objective` says whether tables name the objective, even if there is one.
+    `by_objective` says whether tables name the objective, even if there is one; `intervals`,
+    whether the main figures have theirs.
     """
 
     by: tuple[str, ...] = ()
@@ -247,6 +258,7 @@ class Wanted:
     histogram: bool = False
     statistics: StatisticsOptions | None = None
     by_objective: bool = False
+    intervals: bool = False
 
     @property
     def batch_keys(self) -> list[str]:
@@ -264,6 +276,11 @@ class Wanted:
         in_order = self.batching is not None and self.batching.in_order
         others = self.by or self.histogram or self.statistics is not None
         return in_order and not others
+
+    @property
+    def first_rows(self) -> int:
+        """Rows at the start that stay in one shard: neighbours are compared in them."""
+        return NEIGHBOURS_ROWS if self.statistics is None else STATISTICS_ROWS
 
     @property
     def shard_rows(self) -> int:
@@ -301,6 +318,25 @@ class Wanted:
             raise UsageError(f"by: {', '.join(self.labels)} are columns of one name in tables")
 
 
+def work_of(
+    dataset: Dataset,
+    scorer: ShardScorer,
+    objectives: tuple[CheckedObjective, ...],
+    wanted: Wanted,
+) -> Work:
+    """Return what is done with each shard of a dataset."""
+    binding = scorer.binding
+    checked = scores_to_check(scorer.objectives, binding.max_logp)
+    rules = binding.rules.with_scores_in_range(checked) if checked else binding.rules
+    gathering = _gathering(binding, objectives, wanted)
+    return Work(
+        rules=rules,
+        sums=_partial_sums(dataset, scorer, rules, objectives, wanted),
+        columns=_columns_of_rows(dataset, binding, objectives, wanted, gathering),
+        gathering=gathering,
+    )
+
+
 def measure(
     dataset: Dataset,
     scorer: ShardScorer,
@@ -318,35 +354,39 @@ def measure(
     """
     binding = scorer.binding
     dataset.check_keys()
-    checked = scores_to_check(scorer.objectives, binding.max_logp)
-    rules = binding.rules.with_scores_in_range(checked) if checked else binding.rules
-    keys = subset_keys(wanted.by)
-    gathering = _gathering(binding, objectives, wanted)
-    partial_sums = _partial_sums(dataset, scorer, rules, objectives, wanted)
-    columns = _columns_of_rows(dataset, binding, objectives, wanted, gathering)
-    function: Callable[[ShardTask], Iterator[Any]] = partial_sums.sums
-    if columns:
-        function = partial(partial_sums.rows, columns=columns)
+    work, keys = work_of(dataset, scorer, objectives, wanted), subset_keys(wanted.by)
+    gathering, columns = work.gathering, work.columns
     sums = RollUps(
         by=wanted.by,
         subset_keys=keys,
         batch_keys=wanted.batch_keys,
         has_bins=wanted.histogram,
         most_subsets=MAX_SUBSETS if wanted.statistics is None else MAX_SUBSETS_WITH_STATISTICS,
-        batches=_batch_table(objectives, wanted, dataset.rows, batch_file),
+        batches=batch_table(
+            wanted.batching,
+            objectives,
+            by_objective=wanted.by_objective,
+            n_rows=dataset.rows,
+            file=batch_file,
+        ),
         unique_batches=wanted.only_batches,
     )
-    suspects = []
+    suspects, gathered = list[ShardTask](), None
     with batch_file or nullcontext():
-        tasks = _tasks(dataset, scorer, wanted, cuts=not columns)
-        for shard, results in in_order(executor, function, tasks, watch.check):
-            n_invalid = sums.n_invalid
+        for shard, results in in_order(executor, work.function, work.tasks(), watch.check):
+            n_invalid, first_row = sums.n_invalid, shard.first_row
             for part in results:
-                if gathering is not None:  # statistics need the rows themselves, in order
-                    gathering.add(part)
+                if gathering is not None:
+                    found = gathering.part(part, first_row)
+                    gathered = found if gathered is None else gathering.merged([gathered, found])
                 if columns:
                     lagged = sums.totals is None and NEIGHBOURS_ROWS > 0
-                    sums.add(partial_sums.summed(part.lazy(), valid=pl.col(VALID), lagged=lagged))
+                    sums.add(
+                        work.sums.summed(
+                            part.lazy(), first_row=first_row, valid=pl.col(VALID), lagged=lagged
+                        )
+                    )
+                    first_row += part.height
                 else:
                     sums.add(part)
             if sums.n_invalid > n_invalid:
@@ -355,7 +395,7 @@ def measure(
         batches = sums.finished_batches()
     return Measured(
         dataset=dataset,
-        rules=rules,
+        rules=work.rules,
         objectives=objectives,
         scorer=scorer,
         wanted=wanted,
@@ -364,9 +404,11 @@ def measure(
         batches=batches,
         bins=_sorted(sums.bins, [*keys, BIN]),
         sense=Sense.of_sums(sums.sense_row),
-        repeats=sums.repeats if partial_sums.id_column else _repeats(dataset, binding, watch),
+        repeats=sums.repeats if work.sums.id_column else repeats_of_files(dataset, binding, watch),
         suspects=tuple(suspects),
-        gathered=None if gathering is None else gathering.finish(),
+        gathered=None if gathering is None or gathered is None else gathering.finished(gathered),
+        squares=sums.squares,
+        prompts=sums.prompts,
         executor=executor,
     )
 
@@ -380,7 +422,6 @@ def _gathering(
         schema=binding.columns,
         objective=objectives[0],
         needs=binding.needs,
-        max_logp=binding.max_logp,
         by=wanted.labels,
         keys=subset_keys(wanted.by),
         judge=wanted.statistics.judge_columns,
@@ -396,13 +437,14 @@ def _columns_of_rows(
 ) -> list[str]:
     """Return the columns of the rows that are read, if sums are not made where they are read.
 
-    A frame or a join is one shard, of any length: it is summed chunk by chunk.
+    A frame, or the join of one, is one shard of any length: it is summed chunk by chunk.
     """
     columns = [] if gathering is None else gathering.columns
-    if gathering is None and (dataset.rows is None or dataset.has_step):
+    if gathering is None and (dataset.rows is None or not dataset.can_cut()):
         scores = (CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN, LOSS)
         names = [name_of_score(name, each, objectives) for each in objectives for name in scores]
-        counts = [role.name for role in COUNT_ROLES if role.name in binding.columns]
+        roles = (*COUNT_ROLES, *([PROMPT_ID] if wanted.intervals else ()))
+        counts = [role.name for role in roles if role.name in binding.columns]
         columns = [*binding.needs.logps, *counts, *names]
     if not columns:
         return []
@@ -422,6 +464,7 @@ def _partial_sums(
     binding, batching = scorer.binding, wanted.batching
     keys = subset_keys(wanted.by)
     has_ids = PAIR_ID.name in binding.columns and not dataset.has_step
+    by_prompt = wanted.intervals and PROMPT_ID.name in binding.columns
     return PartialSums(
         dataset=dataset,
         scorer=scorer,
@@ -434,59 +477,16 @@ def _partial_sums(
             max_logp=binding.max_logp,
             keys=[*wanted.batch_keys, *keys],
             by_bin=wanted.histogram,
-            extra=[] if batching is None else batching.sums(),
         ),
+        extra=[] if batching is None else batching.sums(),
+        has_squares=wanted.intervals and not by_prompt,
+        by_prompt=by_prompt and wanted.statistics is None,
         is_keyed=wanted.is_keyed,
         # Of files, the column of ids is read apart, unless rows are read with all they hold.
         id_column=PAIR_ID.name if has_ids and (wanted.statistics or not dataset.files) else None,
         most_rows=wanted.shard_rows,
         in_order=wanted.only_batches and batching is not None and batching.are_long,
     )
-
-
-def _batch_table(
-    objectives: tuple[CheckedObjective, ...],
-    wanted: Wanted,
-    n_rows: int | None,
-    file: GrowingFile | None,
-) -> BatchTable | None:
-    if wanted.batching is None or not objectives:
-        return None
-    return BatchTable(
-        wanted.batching,
-        objectives=objectives,
-        by_objective=wanted.by_objective,
-        n_rows=n_rows,
-        file=file,
-    )
-
-
-def _tasks(
-    dataset: Dataset, scorer: ShardScorer, wanted: Wanted, *, cuts: bool
-) -> Iterator[ShardTask]:
-    """Yield the shards; the first rows, which cost more, are one of their own if `cuts`."""
-    index = 0
-    for shard in dataset.shards(scorer.rows(wanted.shard_rows)):
-        first, rows = shard.first_row, shard.rows
-        is_long = rows is not None and 0 < NEIGHBOURS_ROWS < rows and first == 0
-        if cuts and is_long and not (dataset.has_step or scorer.is_coupled) and rows is not None:
-            yield ShardTask(index=index, first_row=0, rows=NEIGHBOURS_ROWS)
-            index, first, rows = index + 1, NEIGHBOURS_ROWS, rows - NEIGHBOURS_ROWS
-        yield ShardTask(index=index, first_row=first, rows=rows)
-        index += 1
-
-
-def _repeats(dataset: Dataset, binding: Binding, watch: Watch) -> Repeats | None:
-    """Look at the ids of files, whose other columns are not read again; None without ids."""
-    column = binding.mapping.get(PAIR_ID.name)
-    if column is None or dataset.has_step:  # joined rows have each key once
-        return None
-    ids = RepeatedKeys(dataset.rows)
-    with reading(dataset.name):
-        for part in hashed_ids(dataset.frame, column).collect_batches():
-            watch.check()
-            ids.add(part.to_series())
-    return ids.found
 
 
 def _sorted(sums: pl.DataFrame | None, keys: Sequence[str]) -> pl.DataFrame | None:

@@ -135,6 +135,15 @@ def _is_hidden(name: str, *, is_folder: bool) -> bool:
     return name.startswith(".") or (name.startswith("_") and not (is_folder and "=" in name))
 
 
+def _nearly(pattern: str) -> Callable[[str], bool] | None:
+    """Return what tells data whose name fits a pattern but for the ending, or for its case."""
+    stem, dot, ending = pattern.rpartition(".")
+    if not dot or not glob.has_magic(stem) or glob.has_magic(ending):
+        return None
+    fits = re.compile(fnmatch.translate(f"{stem}.*"), re.IGNORECASE).match
+    return lambda name: bool(fits(name)) and looks_like_data(name, with_json=False)
+
+
 def _some(names: Sequence[str]) -> str:
     more = f", and {len(names) - OFFENDERS_SHOWN:,} more" if len(names) > OFFENDERS_SHOWN else ""
     return ", ".join(names[:OFFENDERS_SHOWN]) + more
@@ -164,7 +173,7 @@ class _Finder:
 
     def notes(self, root: str | None) -> Iterator[str]:
         """Say what is there and is not read."""
-        out = [below(path, root) for path in sorted(self.left_out)]
+        out = [below(path, root) for path in sorted(self.left_out - {*self.paths})]
         if out:
             are = " looks like data and is" if len(out) == 1 else "s look like data and are"
             yield f"{len(out):,} file{are} left out: {_some(out)}"
@@ -277,6 +286,7 @@ class _Paths(_Finder):
         if part == "**" and rest:
             self._match(folder, rest, take)
         fits = re.compile(fnmatch.translate("*" if part == "**" else part)).match
+        nearly = _nearly(part) if not rest else None
         for entry, is_folder in _inside(folder):
             path = os.path.join("" if folder == os.curdir else folder, entry.name)
             if entry.name[0] != part[0] and _is_hidden(entry.name, is_folder=is_folder):
@@ -289,6 +299,8 @@ class _Paths(_Finder):
             elif not rest and not (is_folder and part == "**") and fits(entry.name):
                 step = partial(take, path)
             else:
+                if not is_folder and nearly is not None and nearly(entry.name):
+                    self.left_out.add(path)
                 continue
             if entry.is_symlink():
                 self._links.append(step)
@@ -455,11 +467,15 @@ def _head(path: str) -> bytes:
         return file.read(8)
 
 
+def is_packed(path: str) -> bool:
+    """Return whether a file is compressed."""
+    with open(path, "rb") as file:
+        return file.read(4).startswith(tuple(_COMPRESSED))
+
+
 @contextmanager
 def unpacked(path: str) -> Iterator[BinaryIO]:
     """Open a file for reading bytes, those of gzip and zstd unpacked, whatever its name."""
-    import pyarrow as pa
-
     with reading(path), open(path, "rb") as file:
         head = file.read(4)
         packing = next((c for magic, c in _COMPRESSED.items() if head.startswith(magic)), None)
@@ -467,5 +483,7 @@ def unpacked(path: str) -> Iterator[BinaryIO]:
         if packing is None:
             yield file
         else:
+            import pyarrow as pa
+
             with pa.CompressedInputStream(file, packing) as stream:
                 yield cast(BinaryIO, io.BufferedReader(cast(Any, stream)))

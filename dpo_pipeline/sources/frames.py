@@ -35,7 +35,7 @@ from dpo_pipeline.sources.files import (
     kind_of,
 )
 from dpo_pipeline.sources.formats import FORMATS, IPC
-from dpo_pipeline.storage import Access, is_address, reading
+from dpo_pipeline.storage import Access, is_address, is_arrow, reading
 
 
 class Rows(NamedTuple):
@@ -73,12 +73,14 @@ def lazily(schema: pl.Schema, parts: Batches) -> pl.LazyFrame:
 @contextmanager
 def reading_as(path: str, what: str) -> Iterator[None]:
     """As `reading`, saying as what the file was to be read."""
-    import pyarrow as pa
-
     with reading(path):
         try:
             yield
-        except (pl.exceptions.PolarsError, pa.ArrowInvalid) as error:
+        except Exception as error:
+            if not (
+                isinstance(error, pl.exceptions.PolarsError) or is_arrow(error, "ArrowInvalid")
+            ):
+                raise
             why = str(error).splitlines()[0]
             raise StorageError(path, f"cannot be read as {what}: {why}") from error
 
@@ -179,7 +181,8 @@ def as_lazy(pairs: Any, columns: Mapping[str, str] | None = None, *, again: bool
         elif {"__arrow_c_stream__", "__len__"} <= can or isinstance(pairs, Mapping):  # in memory
             frame = _in_memory(pairs)
         elif can & {"__arrow_c_stream__", "to_reader"}:
-            frame = _Once(pairs, all_columns=again).lazy()
+            # Of two streams that are read side by side, the reading may be broken off.
+            frame = _Once(pairs, all_columns=again, ahead=again).lazy()
         elif {"to_batches", "schema"} <= can:
             frame = _of_arrow_dataset(pairs)
         elif "to_polars" in can:  # datasets.Dataset has no Arrow stream of its own
@@ -199,9 +202,18 @@ _CAN: Final = ("__arrow_c_stream__", "__len__", "to_reader", "to_batches", "sche
 
 
 def _in_memory(pairs: Any) -> pl.LazyFrame:
-    if type(pairs).__module__.startswith("pyarrow"):
+    library = type(pairs).__module__.partition(".")[0]
+    if library == "pyarrow":
         _schema_of(pairs.schema)
-    return pl.DataFrame(pairs).lazy()
+    frame = pl.DataFrame(pairs)
+    if library == "pandas":
+        # Polars takes NaN of pandas for null, also where it was computed.
+        types = {n: pairs[n].dtype for n in frame.columns if n in pairs}
+        floats = [n for n, dtype in types.items() if getattr(dtype, "kind", "") == "f"]
+        frame = frame.with_columns(
+            pl.Series(n, pairs[n].to_numpy()) for n in floats if not hasattr(types[n], "na_value")
+        )
+    return frame.lazy()
 
 
 def _schema_of(arrow: Any) -> pl.Schema:
@@ -267,12 +279,12 @@ class _Once:
         """Return the rows."""
         import pyarrow as pa
 
-        if not self._ahead:
-            is_scanner = hasattr(self._stream, "to_reader")
-            made = self._stream.to_reader() if is_scanner else self._stream
-            self._stream = pa.RecordBatchReader.from_stream(made)
-            return lazily(_schema_of(self._stream.schema), self._parts)
-        return lazily(self._stream.limit(0).pl().schema, self._parts)
+        if hasattr(self._stream, "limit"):  # a relation of DuckDB, whose query is not run yet
+            return lazily(self._stream.limit(0).pl().schema, self._parts)
+        is_scanner = hasattr(self._stream, "to_reader")
+        made = self._stream.to_reader() if is_scanner else self._stream
+        self._stream = pa.RecordBatchReader.from_stream(made)
+        return lazily(_schema_of(self._stream.schema), self._parts)
 
     def _parts(self, names: list[str], _n_rows: int | None) -> Iterator[pl.DataFrame]:
         if self._ahead:

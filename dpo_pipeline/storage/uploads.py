@@ -208,7 +208,7 @@ class Outputs(Publication):
                 self._put(folder.marker, b"")
         self._done = True
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
             for folder in self._folders:
                 if not (self._done or self._overwrite):
@@ -221,7 +221,7 @@ class Outputs(Publication):
             if self._temporary is not None:
                 shutil.rmtree(self._temporary, ignore_errors=True)
         finally:
-            super().__exit__(*_error)
+            super().__exit__(kind, error, traceback)
 
     def _check_object(self, address: str) -> Output:
         self._take(address)

@@ -71,6 +71,35 @@ def test_equals_plain_python_bit_for_bit(n_batches):
     assert n_ties >= n_batches // 2
 
 
+def test_small_batches_are_the_same_through_polars(monkeypatch):
+    generator = random.Random(11)
+    for n in (1, 2, 3, 64, 512):
+        for make in (lambda v: v, lambda v: round(v, 4), round):
+            columns = [[make(-generator.random() * 3000) for _ in range(n)] for _ in range(4)]
+            for beta in (0, 0.1, 1 / 3, 1e-300):
+                small = dpo_loss(*columns, beta=beta)
+                with monkeypatch.context() as context:
+                    context.setattr("dpo_pipeline.losses.from_lists._SMALL", 0)
+                    assert repr(dpo_loss(*columns, beta=beta)) == repr(small)
+                floats = [list(map(float, column)) for column in columns]
+                assert repr(plain_python(*floats, beta)) == repr(small)
+
+
+def test_a_small_batch_of_lists_starts_no_plan(monkeypatch):
+    def started(*_, **__):
+        raise AssertionError("a frame")
+
+    monkeypatch.setattr(pl.DataFrame, "select_seq", started)
+    dpo_loss(*[[-1.0, -2] * 32] * 4)
+    with pytest.raises(AssertionError, match="a frame"):
+        dpo_loss(*[[-1.0] * 2048] * 4)
+
+
+def test_integers_that_no_float_holds_are_rounded_first():
+    big = -(2**53) - 1
+    assert dpo_loss([big], [0], [-(2**53)], [0], beta=1)["chosen_rewards"] == [0.0]
+
+
 def test_batches_of_4096_equal_plain_python():
     generator = random.Random(7)
     columns = [[-generator.random() * 3000 for _ in range(4096)] for _ in range(4)]

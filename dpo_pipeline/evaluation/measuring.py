@@ -437,10 +437,10 @@ def _columns_of_rows(
 ) -> list[str]:
     """Return the columns of the rows that are read, if sums are not made where they are read.
 
-    A frame or a join is one shard, of any length: it is summed chunk by chunk.
+    A frame, or the join of one, is one shard of any length: it is summed chunk by chunk.
     """
     columns = [] if gathering is None else gathering.columns
-    if gathering is None and (dataset.rows is None or dataset.has_step):
+    if gathering is None and (dataset.rows is None or not dataset.can_cut()):
         scores = (CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN, LOSS)
         names = [name_of_score(name, each, objectives) for each in objectives for name in scores]
         roles = (*COUNT_ROLES, *([PROMPT_ID] if wanted.intervals else ()))

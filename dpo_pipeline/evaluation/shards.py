@@ -144,13 +144,12 @@ class PartialSums:
 
     def tasks(self, *, cuts: bool) -> Iterator[ShardTask]:
         """Yield the shards; the first rows, which cost more, are one of their own if `cuts`."""
-        index, has_step = 0, self.dataset.has_step
-        for shard in self.dataset.shards(self.scorer.rows(self.most_rows)):
-            first, rows = shard.first_row, shard.rows
+        index = 0
+        for first, rows in self.dataset.ranges(self.scorer.rows(self.most_rows)):
             is_long = rows is not None and 0 < NEIGHBOURS_ROWS < rows and first == 0
-            if cuts and is_long and not (has_step or self.scorer.is_coupled) and rows is not None:
+            if cuts and is_long and not self.scorer.is_coupled and rows is not None:
                 yield ShardTask(index=index, first_row=0, rows=NEIGHBOURS_ROWS)
-                index, first, rows = index + 1, NEIGHBOURS_ROWS, rows - NEIGHBOURS_ROWS
+                index, first, rows = index + 1, NEIGHBOURS_ROWS, rows - NEIGHBOURS_ROWS  # noqa: PLW2901
             yield ShardTask(index=index, first_row=first, rows=rows)
             index += 1
 

@@ -15,7 +15,6 @@ from dpo_pipeline.defaults import POWER
 from dpo_pipeline.evaluation import Finding
 from dpo_pipeline.report import chart_data, page_tables as tables
 from dpo_pipeline.report.charts import PAGE, Figure, Palette, intervals, plane, signed_histogram
-from dpo_pipeline.report.notebook import difference_table
 from dpo_pipeline.report.page import Page, Section, Tile
 from dpo_pipeline.report.page_tables import Column, Table, all_as
 from dpo_pipeline.statistics import (
@@ -174,14 +173,11 @@ def _sections(comparison: Comparison) -> Iterator[Section]:
         return Section(name=name, title=figure.title, figures=[figure], parts=parts)
 
     if comparison.findings:
+        caution = Finding(name="comparison", severity="caution", title="", evidence="", advice="")
         findings = [
-            Finding(
-                name="comparison",
-                severity="problem" if text == comparison.incomparable else "caution",
-                title="",
-                evidence=text,
-                advice="",
-            )
+            replace(caution, evidence=text)
+            if text != comparison.incomparable
+            else replace(caution, evidence=text, severity="problem")
             for text in comparison.findings
         ]
         yield Section(name="findings", title="Findings", findings=findings)
@@ -201,11 +197,19 @@ def _sections(comparison: Comparison) -> Iterator[Section]:
 
 
 def _differences_table(comparison: Comparison) -> Table:
-    table = difference_table(comparison, missing=DASH)
-    return replace(
-        table,
-        columns=[Column("figure"), *table.columns[1:]],
-        rows=[(in_words(name), *row) for name, *row in table.rows],
+    rows = []
+    for name, each in comparison.differences.items():
+        written, differing = (share, points) if name in tables.SHARES else (number, number)
+        values = (written(each.a), written(each.b), differing(each.estimate.value))
+        interval = between(each.estimate.interval, differing)
+        smallest = DASH if each.smallest_effect is None else differing(each.smallest_effect)
+        rows.append((in_words(name), *values, interval, p_value(each.p_value), smallest))
+    level = f"{tables.percent(comparison.level)} interval"
+    titles = ("A", "B", "B minus A", level, "p", "smallest effect")
+    return Table(
+        columns=[Column("figure"), *(Column(title, str) for title in titles)],
+        rows=rows,
+        sortable=False,
         caption=f"Intervals and p from {comparison.clusters}. The smallest effect is what could "
         f"have been shown with a chance of {POWER:.0%}.",
     )
@@ -234,17 +238,16 @@ def _right_table(comparison: Comparison) -> Table:
     m, tests = comparison.mcnemar, ""
     if m.exact is not None and m.mid_p is not None:
         tests = f"McNemar's test: exact {p_equation(m.exact)}, mid-{p_equation(m.mid_p)}."
-    applies = (
-        ""
-        if m.applies or not tests
-        else " Prompts repeat, so that pairs are not independent as McNemar's test takes them to "
-        "be: read the p of the difference of accuracy instead."
-    )
+    if tests and not m.applies:
+        tests += (
+            " Prompts repeat, so that pairs are not independent as McNemar's test takes them to "
+            "be: read the p of the difference of accuracy instead."
+        )
     return tables.crossed(
         "pairs",
         ("B right", "B wrong or tied"),
         {"A right": (m.both_right, m.only_a), "A wrong or tied": (m.only_b, m.neither)},
-        caption=tests + applies,
+        caption=tests,
     )
 
 
@@ -285,9 +288,8 @@ def _method(comparison: Comparison) -> Table:
 
 def _side(name: str, side: Side) -> Iterator[tuple[str, str]]:
     text = (
-        f"{without_secrets(side.source)}: {counted(side.n_pairs, 'pair')}, "
-        f"{count(side.n_alone)} of them in {name} "
-        f"alone; {count(side.n_invalid)} common ones are invalid"
+        f"{without_secrets(side.source)}: {counted(side.n_pairs, 'pair')}, {count(side.n_alone)} "
+        f"of them in {name} alone; {count(side.n_invalid)} common ones are invalid"
     )
     yield name, text
     for source in sorted(set(side.borrowed.values())):

@@ -148,8 +148,6 @@ def _flag(declared: Option, section: str, *, default: Any) -> click.Option:
     )
 
 
-# Several paths where a command takes one: what a shell makes of a glob without quotes.
-
 _MORE: Final = "more_paths"
 _TAKES_SEVERAL: Final = "pairs"
 

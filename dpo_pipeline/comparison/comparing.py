@@ -35,7 +35,7 @@ from dpo_pipeline.comparison.sides import bound_tables
 from dpo_pipeline.defaults import LOSS_NAME, WIDE_LIMIT
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ContractError, DataWarning, InvalidPairsError, UsageError
-from dpo_pipeline.evaluation import Documents, Groups, check_report, inputs_of
+from dpo_pipeline.evaluation import Documents, Groups, check_report, inputs_of, paths_of
 from dpo_pipeline.exact import lower_edge
 from dpo_pipeline.invalid_report import InvalidReport, why_refused
 from dpo_pipeline.losses import CheckedObjective
@@ -58,6 +58,7 @@ class ComparisonPlan(Plan[Comparison]):
     level: float  # confidence level of all intervals
     options: Mapping[str, Any]  # as given, under the parameters of the call
     outputs: tuple[Output, ...]
+    paths: tuple[str, ...]  # of A and B, if both are paths
 
     @property
     def facts(self) -> Facts:
@@ -81,6 +82,7 @@ class ComparisonPlan(Plan[Comparison]):
             ),
             rows=None if None in rows else sum(filter(None, rows)),
             columns=columns,
+            paths=self.paths,
             options=self.options,
             max_logp=self.groups.max_logp,
             objectives=(self.objective,),
@@ -175,6 +177,7 @@ class ComparisonPlan(Plan[Comparison]):
                 "bin", lower=lower_edge(bins), upper=lower_edge(bins + 1), n_pairs="n_pairs"
             ),
             margins=paired.margins,
+            origin=self.facts.origin,
         )
 
     def _judge(self, read: CommonPairs, reports: Mapping[str, InvalidReport]) -> None:
@@ -298,6 +301,7 @@ def compare(
         level=asked.level,
         options=groups.as_given(by=subsets, statistics=asked),
         outputs=Documents.checked(groups.outputs, publication),
+        paths=paths_of(a, b),
     )
 
 

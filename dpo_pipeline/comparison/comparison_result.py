@@ -21,6 +21,7 @@ from dpo_pipeline.defaults import POWER
 from dpo_pipeline.evaluation import Reported
 from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import CheckedObjective
+from dpo_pipeline.plan import Origin
 from dpo_pipeline.statistics import counted, p_equation, p_value, percent, short_limits
 from dpo_pipeline.sums import Summary
 from dpo_pipeline.tables import aligned, as_json
@@ -129,6 +130,7 @@ class Comparison(Reported):
             `lower` and `upper` in nats, `n_pairs`. Not in the document.
         margins: Pairs by both margins: `a_bin`, `b_bin` (ten bins of `dpo_pipeline.exact` each),
             `n_pairs`. Not in the document.
+        origin: The command and the fingerprint of the inputs. Not in the document.
     """
 
     on: str
@@ -152,6 +154,7 @@ class Comparison(Reported):
     incomparable: str | None
     changes: pl.DataFrame
     margins: pl.DataFrame
+    origin: Origin | None = None
 
     @property
     def better(self) -> Literal["a", "b"] | None:

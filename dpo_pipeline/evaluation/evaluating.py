@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from dpo_pipeline.arguments import given
@@ -19,6 +19,7 @@ from dpo_pipeline.evaluation.planning import (
     Groups,
     Result,
     inputs_of,
+    paths_of,
     refuse_unreadable,
     staged_batches,
     statistics_of_call,
@@ -131,6 +132,7 @@ class Measurement:
             source=self.dataset.name,
             notes=self.dataset.notes,
             inputs=inputs_of(self.dataset),
+            paths=paths_of(self.groups.pairs),
             rows=rows,
             options=options,
             checked_later=() if joined is None else (f"that the keys of {joined.name} fit",),
@@ -273,7 +275,12 @@ def evaluate(
         groups, dataset, binding, (objective,), by=subsets, batches=parts, statistics=asked
     )
     options = groups.as_given(by=subsets, batches=parts, statistics=asked)
-    return MeasurementPlan.of("evaluate", measurement, Measured.evaluation, options)
+
+    def result(measured: Measured, report: InvalidReport) -> Evaluation:
+        origin = measurement.facts("evaluate", options, ()).origin
+        return replace(measured.evaluation(report), origin=origin)
+
+    return MeasurementPlan.of("evaluate", measurement, result, options)
 
 
 @planned

@@ -19,6 +19,7 @@ from dpo_pipeline.evaluation.gating import ADVANTAGE, GATED
 from dpo_pipeline.exact import quantile
 from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import CheckedObjective
+from dpo_pipeline.plan import Origin
 from dpo_pipeline.statistics import Estimate
 from dpo_pipeline.sums import SUMMARY_FIGURES, TRL_METRICS, Summary
 from dpo_pipeline.tables import aligned, as_json, rows_by_key
@@ -129,6 +130,7 @@ class Evaluation(Reported):
             and states their error.
         batches: One row a batch, in order. None without batches, or where they went to a file.
         statistics: Intervals, baselines, calibration and the like, if asked for.
+        origin: The command and the fingerprint of the input, for the report. Not in the document.
     """
 
     source: str
@@ -142,6 +144,7 @@ class Evaluation(Reported):
     batches: pl.DataFrame | None
     histogram: pl.DataFrame | None
     statistics: Statistics | None = None
+    origin: Origin | None = None
 
     @property
     def beta(self) -> float:

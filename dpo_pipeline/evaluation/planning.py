@@ -45,6 +45,7 @@ from dpo_pipeline.storage import (
     Outputs as Publication,
     final_name,
     reading,
+    size_of,
 )
 from dpo_pipeline.sums import BATCHES_PER_GROUP
 
@@ -242,12 +243,24 @@ def check_report(outputs: Outputs) -> None:
 
 def inputs_of(dataset: Dataset) -> tuple[Input, ...]:
     """Return what is read of a dataset, and of the reference that is joined to it."""
-    files = [Input(path=each.path, rows=each.rows) for each in dataset.files]
-    own = files or [Input(path=dataset.name, rows=None)]
+    files = [
+        Input(path=each.path, rows=each.rows, size=size_of(each.identity)) for each in dataset.files
+    ]
+    sizes = [size_of(each) for each in dataset.others.values()]
+    size = sum(filter(None, sizes)) or None
+    own = files or [Input(path=dataset.name, rows=None, size=size)]
     if dataset.reference is None:
         return tuple(own)
     joined = inputs_of(dataset.reference)
     return (*own, *(replace(each, is_reference=True) for each in joined))
+
+
+def paths_of(*pairs: Pairs) -> tuple[str, ...]:
+    """Return the paths of sources as a command line takes them; none if one is no path."""
+    sources = [each.source for each in pairs]
+    if not all(isinstance(each, (str, os.PathLike)) for each in sources):
+        return ()
+    return tuple(str(os.fspath(each)) for each in sources)
 
 
 class Result(Protocol):

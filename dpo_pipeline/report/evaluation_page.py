@@ -15,7 +15,13 @@ from dpo_pipeline.evaluation import Evaluation, Flips, Statistics
 from dpo_pipeline.invalid_report import BrokenRule, InvalidReport
 from dpo_pipeline.report import page_tables as tables
 from dpo_pipeline.report.charts import PAGE, Figure
-from dpo_pipeline.report.evaluation_charts import BASELINE_WORDS, COIN, figures_of, unit_of
+from dpo_pipeline.report.evaluation_charts import (
+    BASELINE_WORDS,
+    COIN,
+    figures_of,
+    heterogeneity_words,
+    unit_of,
+)
 from dpo_pipeline.report.page import Page, Section, Tile
 from dpo_pipeline.report.page_tables import Column, Table, all_as
 from dpo_pipeline.statistics import (
@@ -164,7 +170,9 @@ def _sections(
     yield from drawn("accuracy", "subsets", title="Accuracy" if "subsets" in figures else "")
     unit, subsets = unit_of(evaluation), statistics.subsets
     if subsets is not None:
-        by_subset = _subsets_table(subsets, statistics.gathered.by, unit)
+        by_subset = _subsets_table(
+            subsets, statistics.gathered.by, unit, heterogeneity_words(statistics)
+        )
         yield Section(name="by-subset", title="All subsets", parts=[by_subset])
     yield from drawn("rewards", title="Rewards")
     for name in ("course", "calibration", "lengths", "betas", "judge"):
@@ -230,9 +238,9 @@ def _figures(statistics: Statistics, unit: str) -> Iterator[tuple[str, Estimate 
         yield f"{benchmark}: score", statistics.sections.score, share
 
 
-def _subsets_table(subsets: pl.DataFrame, by: tuple[str, ...], unit: str) -> Table:
+def _subsets_table(subsets: pl.DataFrame, by: tuple[str, ...], unit: str, test: str) -> Table:
     return tables.table_of(
-        subsets,
+        subsets.sort(REWARD_ACCURACY, descending=True, nulls_last=True, maintain_order=True),
         {
             N_VALID: ("pairs", count),
             REWARD_ACCURACY: ("accuracy", share),
@@ -244,7 +252,7 @@ def _subsets_table(subsets: pl.DataFrame, by: tuple[str, ...], unit: str) -> Tab
         },
         by=by,
         caption=f"{counted(subsets.height, 'subset')}. p is of an accuracy (ties half) of 1/2; "
-        f"{tables.WORDS_OF_P_VALUES} Margin{' and loss' if unit else ''} in nats.",
+        f"{tables.WORDS_OF_P_VALUES} Margin{' and loss' if unit else ''} in nats.{test}",
     )
 
 
@@ -303,6 +311,15 @@ def _first(rule: BrokenRule) -> str:
     )
 
 
+def _asked(statistics: Statistics) -> Iterator[tuple[str, str]]:
+    """Yield the judge and the sections, if there are any."""
+    if statistics.judge is not None:
+        yield "judge", " less ".join(statistics.judge.columns)
+    if statistics.sections is not None:
+        names = ", ".join(statistics.sections.scores)
+        yield "sections", f"{statistics.sections.benchmark}: {names}"
+
+
 def _method_table(evaluation: Evaluation, statistics: Statistics) -> Table:
     summary, by = evaluation.summary, statistics.gathered.by
     columns = [
@@ -320,8 +337,10 @@ def _method_table(evaluation: Evaluation, statistics: Statistics) -> Table:
             ("largest log-prob accepted", f"{evaluation.max_logp:g} nats"),
             ("columns", ", ".join(columns)),
             ("subsets by", ", ".join(by) or "nothing"),
+            *_asked(statistics),
             ("intervals from", statistics.clusters),
             ("level of intervals", tables.percent(statistics.level)),
+            *tables.origin_rows(evaluation.origin),
             ("versions", ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)),
         ]
     )

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 
 import polars as pl
 
+from dpo_pipeline.plan import Origin
 from dpo_pipeline.statistics import as_written, count, number, p_value
 
 T = TypeVar("T")
@@ -36,8 +37,8 @@ WORDS_OF_P_VALUES: Final = (
     "share of false alarms."
 )
 RELIABILITY: Final[Mapping[str, str]] = {
-    "confidence": "claimed",
-    "accuracy": "found",
+    "confidence": "confidence",
+    "accuracy": "accuracy",
     "accuracy_low": "from",
     "accuracy_high": "to",
 }
@@ -91,6 +92,14 @@ class Table:
     def is_long(self) -> bool:
         """Whether it scrolls by itself."""
         return len(self.rows) > _LONG
+
+
+def origin_rows(origin: Origin | None) -> list[tuple[str, str]]:
+    """Return where a result came from, as rows of `facts`."""
+    if origin is None:
+        return []
+    rows = [("command line", origin.command), ("fingerprint of the data", origin.fingerprint)]
+    return [row for row in rows if row[1]]
 
 
 def facts(rows: Sequence[tuple[str, str]]) -> Table:

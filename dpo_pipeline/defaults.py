@@ -11,30 +11,10 @@ LOSS_NAME: Final = "sigmoid"
 """The DPO loss."""
 
 LOSS_NAMES: Final = (
-    "sigmoid",
-    "sigmoid_norm",
-    "robust",
-    "hinge",
-    "ipo",
-    "exo_pair",
-    "nca_pair",
-    "bco_pair",
-    "sppo_hard",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "dpop",
-    "rdpo",
-    "cpo",
-    "cpo_hinge",
-    "simpo",
-    "alphapo",
-    "orpo",
-    "orpo_odds_ratio",
-    "sft",
-    "aot",
-    "aot_unpaired",
-    "kto_pair",
+    *("sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "exo_pair", "nca_pair", "bco_pair"),
+    *("sppo_hard", "apo_zero", "apo_down", "discopop", "dpop", "rdpo"),
+    *("cpo", "cpo_hinge", "simpo", "alphapo", "orpo", "orpo_odds_ratio", "sft"),
+    *("aot", "aot_unpaired", "kto_pair"),
 )
 """Names of `losses.catalogue.LOSSES`, for shell completion. A test keeps the two equal."""
 
@@ -127,6 +107,12 @@ TOKEN_SUM_SLACK: Final = 0.1
 
 CONFIDENCE_LEVEL: Final = 0.95
 """Confidence level of all intervals."""
+
+COIN: Final = 0.5
+"""Accuracy of a coin toss."""
+
+VERDICT_UP_TO: Final = 0.1
+"""No verdict if a larger share of the pairs is invalid, or contradicts other pairs."""
 
 WILSON_FROM: Final = 100
 """Successes and failures from which a rate has Wilson's interval; Jeffreys' below."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import polars as pl
 import pytest
 from altair.utils import schemapi
@@ -18,6 +20,10 @@ pytest.register_assert_rewrite(
 # No example is judged by the time that it takes.
 settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("project")
+
+
+# Lines stay whole, so that a test finds its words, however long the name of its folder.
+os.environ["COLUMNS"] = "1000"
 
 
 @pytest.fixture(autouse=True)

@@ -223,7 +223,10 @@ def _differing(pairs: pl.DataFrame, name: str, sides: Sequence[Table]) -> dict[s
         margin = pl.lit(0.0)
         if name in (REF_CHOSEN.name, REF_REJECTED.name):
             margin = SAME_REFERENCE * pl.max_horizontal(a.abs(), b.abs(), 1.0)
-        differ, largest = (gap > margin).fill_null(a.is_null() != b.is_null()), gap.max()
+        # NaN on both sides is no difference; on one it is, of no known size.
+        is_apart = pl.when(gap.is_nan()).then(a.is_nan() != b.is_nan()).otherwise(gap > margin)
+        differ = is_apart.fill_null(a.is_null() != b.is_null())
+        largest = gap.fill_nan(None).max()
     else:
         texts = (a.cast(pl.String), b.cast(pl.String))
         differ, largest = texts[0].ne_missing(texts[1]), pl.lit(None, dtype=pl.Float64)

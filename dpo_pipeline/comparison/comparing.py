@@ -47,7 +47,7 @@ from dpo_pipeline.sums import Summary, figures
 _REFERENCES: Final = (REF_CHOSEN.name, REF_REJECTED.name)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ComparisonPlan(Plan[Comparison]):
     """The plan of `compare`."""
 
@@ -188,9 +188,7 @@ class ComparisonPlan(Plan[Comparison]):
             return
         if reports:
             raise InvalidPairsError(
-                next(iter(reports.values())),
-                reason=reason,
-                is_excluding=asked.action != "raise",
+                next(iter(reports.values())), reason=reason, is_excluding=asked.action != "raise"
             )
         raise ContractError(
             f"{reason}: their log-probs are sound, and a reward or loss of theirs is not finite "
@@ -278,6 +276,10 @@ def compare(
         replace(groups, pairs=each, reference=each.reference).opened(key, name)
         for each, name in zip((a, b), "AB", strict=True)
     )
+    subsets = subsets.within({*sides[0].columns, *sides[1].columns})
+    for name in subsets.names:
+        if name in SUBSET_FIGURES:
+            raise UsageError(f"by: {name!r} is the name of a figure; rename the column before")
     shared, third = groups.reference, None
     if shared is not None:
         cancel = groups.execution.cancel
@@ -315,9 +317,6 @@ def _refuse(objective: CheckedObjective, subsets: Subsets) -> None:
         raise UsageError(f"{objective} is a loss of batches, and has no value for a pair alone")
     if subsets.histogram:
         raise UsageError("a comparison has no histogram option: its report shows the changes")
-    for name in subsets.names:
-        if name in SUBSET_FIGURES:
-            raise UsageError(f"by: {name!r} is the name of a figure; rename the column before")
 
 
 def _key_of(on: str | None, reference: Reference | None) -> str:

@@ -1,8 +1,10 @@
 from .estimates import (
     BASELINES as BASELINES,
     ESTIMATED_FIGURES as ESTIMATED_FIGURES,
+    MAIN_FIGURES as MAIN_FIGURES,
     Agreement as Agreement,
     Flips as Flips,
+    Intervals as Intervals,
     Statistics as Statistics,
 )
 from .evaluating import (

@@ -63,6 +63,7 @@ class Measurement:
         batches: Batches | None = None,
         statistics: StatisticsOptions | None = None,
         by_objective: bool = False,
+        intervals: bool = False,
     ) -> Measurement:
         """Check the options against the columns.
 
@@ -75,6 +76,7 @@ class Measurement:
             histogram=subsets.histogram,
             statistics=statistics,
             by_objective=by_objective,
+            intervals=intervals,
         )
         wanted.check(binding, dataset)
         executor = groups.executor
@@ -149,7 +151,7 @@ class Measurement:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class MeasurementPlan(Plan[T]):
     """The plan of `check`, `evaluate` and `sweep`.
 
@@ -268,11 +270,20 @@ def evaluate(
     objective = groups.objective
     subsets, parts = given(Subsets, by), given(Batches, batches)
     dataset = groups.opened()
+    subsets = subsets.within(dataset.columns)
+    asked = None if asked is None else asked.within(dataset.columns, subsets.names)
     # Scores in the data are computed again, whatever beta they had.
     adds = [added.name for added in SCORED]
     binding = groups.bound(dataset, objective.needs, adds=adds, groups_by=subsets.names)
     measurement = Measurement.of(
-        groups, dataset, binding, (objective,), by=subsets, batches=parts, statistics=asked
+        groups,
+        dataset,
+        binding,
+        (objective,),
+        by=subsets,
+        batches=parts,
+        statistics=asked,
+        intervals=True,
     )
     options = groups.as_given(by=subsets, batches=parts, statistics=asked)
 

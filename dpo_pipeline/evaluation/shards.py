@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from dpo_pipeline.columns import PAIR_ID, PROMPT_ID, REWARD_MARGIN
 from dpo_pipeline.contract import Binding, Offences, Places, RuleSet, listed
 from dpo_pipeline.defaults import (
     COUPLED_SHARD_BYTES,
@@ -16,12 +17,27 @@ from dpo_pipeline.defaults import (
     NEIGHBOURS_ROWS,
     STATISTICS_ROWS,
 )
+from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation.gathering import Gathering
-from dpo_pipeline.losses import CheckedObjective, WithinBatches, with_scores_of
+from dpo_pipeline.losses import CheckedObjective, WithinBatches, is_correct, with_scores_of
 from dpo_pipeline.sources import Dataset, Part, Shard
+from dpo_pipeline.statistics import mixed, with_hashes
 from dpo_pipeline.storage import reading
-from dpo_pipeline.sums import VALID, Batching, Partial, hashed_ids, sense_of
+from dpo_pipeline.sums import (
+    CLUSTER,
+    IS_CORRECT,
+    VALID,
+    Batching,
+    ClusterCounts,
+    Partial,
+    RepeatedKeys,
+    Repeats,
+    are_near,
+    hashed_ids,
+    sense_of,
+    square_sums,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +134,9 @@ class PartialSums:
     subsets: Mapping[str, str]  # name of each key to the column that it is a copy of
     valid: pl.Expr
     tally: Callable[..., pl.LazyFrame]
+    extra: Sequence[pl.Expr]  # sums that `tally` carries beside its own
+    has_squares: bool  # whether squares of the scores are summed, for intervals
+    by_prompt: bool  # whether pairs are counted by prompt, for the interval of the accuracy
     is_keyed: bool  # whether sums are by key, so that those of all pairs are made beside them
     id_column: str | None  # the column of ids that are looked at with the rows
     most_rows: int  # a shard of more rows, or of unknown length, is read in chunks
@@ -125,13 +144,12 @@ class PartialSums:
 
     def tasks(self, *, cuts: bool) -> Iterator[ShardTask]:
         """Yield the shards; the first rows, which cost more, are one of their own if `cuts`."""
-        index, has_step = 0, self.dataset.has_step
-        for shard in self.dataset.shards(self.scorer.rows(self.most_rows)):
-            first, rows = shard.first_row, shard.rows
+        index = 0
+        for first, rows in self.dataset.ranges(self.scorer.rows(self.most_rows)):
             is_long = rows is not None and 0 < NEIGHBOURS_ROWS < rows and first == 0
-            if cuts and is_long and not (has_step or self.scorer.is_coupled) and rows is not None:
+            if cuts and is_long and not self.scorer.is_coupled and rows is not None:
                 yield ShardTask(index=index, first_row=0, rows=NEIGHBOURS_ROWS)
-                index, first, rows = index + 1, NEIGHBOURS_ROWS, rows - NEIGHBOURS_ROWS
+                index, first, rows = index + 1, NEIGHBOURS_ROWS, rows - NEIGHBOURS_ROWS  # noqa: PLW2901
             yield ShardTask(index=index, first_row=first, rows=rows)
             index += 1
 
@@ -140,14 +158,27 @@ class PartialSums:
         # Neighbours are compared in few rows, as this costs most.
         lagged = task.first_row == 0 and 0 < (task.rows or 0) <= NEIGHBOURS_ROWS
         with reading(self.dataset.read_from):
-            yield self.summed(self._pairs(task), valid=self.valid, lagged=lagged)
+            yield self.summed(
+                self._pairs(task), first_row=task.first_row, valid=self.valid, lagged=lagged
+            )
 
-    def summed(self, pairs: pl.LazyFrame, *, valid: pl.Expr, lagged: bool) -> Partial:
-        """Return the sums of scored pairs, reading them once."""
+    def summed(
+        self,
+        pairs: pl.LazyFrame,
+        *,
+        first_row: int,
+        valid: pl.Expr,
+        lagged: bool,
+        are_wide: bool = False,
+    ) -> Partial:
+        """Return the sums of scored pairs, reading them once, and again if squares are wide."""
         needs = self.scorer.binding.needs
-        plans = [self.tally(pairs, valid=valid, in_order=self.in_order, lagged=lagged)]
+        extra = [*self.extra, *(square_sums(is_wide=are_wide) if self.has_squares else ())]
+        plans = [self.tally(pairs, valid=valid, in_order=self.in_order, lagged=lagged, extra=extra)]
         if self.is_keyed:
             plans.append(sense_of(pairs, valid=valid, needs=needs, lagged=lagged))
+        if self.by_prompt:
+            plans.append(self._prompts(pairs, valid))
         if self.id_column is not None:
             plans.append(hashed_ids(pairs, self.id_column))
         # One plan alone is run as such: several share a reading, at some cost.
@@ -156,9 +187,14 @@ class PartialSums:
             if len(plans) > 1
             else [plans[0].collect(engine="streaming")]
         )
+        if self.has_squares and not are_wide and not are_near(made[0]):
+            return self.summed(
+                pairs, first_row=first_row, valid=valid, lagged=lagged, are_wide=True
+            )
         return Partial(
             sums=made[0],
             sense=made[1] if self.is_keyed else None,
+            prompts=_counted(made[1 + self.is_keyed], first_row) if self.by_prompt else None,
             ids=None if self.id_column is None else made[-1].to_series(),
         )
 
@@ -171,6 +207,12 @@ class PartialSums:
             else:
                 yield from rows.collect_batches(maintain_order=True, chunk_size=STATISTICS_ROWS)
 
+    def _prompts(self, pairs: pl.LazyFrame, valid: pl.Expr) -> pl.LazyFrame:
+        """Return the rows that `ClusterCounts` counts; a pair without a prompt has no cluster."""
+        dtype = self.scorer.binding.columns[PROMPT_ID.name]
+        right = pl.when(valid).then(is_correct(pl.col(REWARD_MARGIN))).alias(IS_CORRECT)
+        return with_hashes(pairs, PROMPT_ID.name, dtype, into=CLUSTER).select(CLUSTER, right)
+
     def _is_bounded(self, task: ShardTask) -> bool:
         return task.rows is not None and task.rows <= self.most_rows
 
@@ -179,6 +221,14 @@ class PartialSums:
         return self.scorer.scored(shard).with_columns(
             pl.col(name).alias(key) for key, name in self.subsets.items()
         )
+
+
+def _counted(rows: pl.DataFrame, first_row: int) -> ClusterCounts:
+    """Count rows by prompt, a pair without one as a cluster by itself."""
+    if rows[CLUSTER].null_count():
+        alone = pl.int_range(first_row, first_row + rows.height, dtype=pl.UInt64)
+        rows = rows.with_columns(pl.col(CLUSTER).fill_null(mixed(mixed(alone))))
+    return ClusterCounts.of(rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,3 +268,16 @@ class FoundOffences:
             read_from=self.dataset.read_from,
             first_row=task.first_row,
         )
+
+
+def repeats_of_files(dataset: Dataset, binding: Binding, watch: Watch) -> Repeats | None:
+    """Look at the ids of files, whose other columns are not read again; None without ids."""
+    column = binding.mapping.get(PAIR_ID.name)
+    if column is None or dataset.has_step:  # joined rows have each key once
+        return None
+    ids = RepeatedKeys(dataset.rows)
+    with reading(dataset.name):
+        for part in hashed_ids(dataset.frame, column).collect_batches():
+            watch.check()
+            ids.add(part.to_series())
+    return ids.found

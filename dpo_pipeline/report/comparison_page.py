@@ -16,7 +16,6 @@ from dpo_pipeline.defaults import POWER
 from dpo_pipeline.evaluation import Finding
 from dpo_pipeline.report import chart_data, page_tables as tables
 from dpo_pipeline.report.charts import PAGE, Figure, Palette, intervals, plane, signed_histogram
-from dpo_pipeline.report.notebook import difference_table
 from dpo_pipeline.report.page import Page, Section, Tile
 from dpo_pipeline.report.page_tables import Column, Table, all_as
 from dpo_pipeline.statistics import (
@@ -213,14 +212,11 @@ def _sections(comparison: Comparison) -> Iterator[Section]:
         return Section(name=name, title=figure.title, figures=[figure], parts=parts)
 
     if comparison.findings:
+        caution = Finding(name="comparison", severity="caution", title="", evidence="", advice="")
         findings = [
-            Finding(
-                name="comparison",
-                severity="problem" if text == comparison.incomparable else "caution",
-                title="",
-                evidence=text,
-                advice="",
-            )
+            replace(caution, evidence=text)
+            if text != comparison.incomparable
+            else replace(caution, evidence=text, severity="problem")
             for text in comparison.findings
         ]
         yield Section(name="findings", title="Findings", findings=findings)
@@ -236,20 +232,23 @@ def _sections(comparison: Comparison) -> Iterator[Section]:
 
 
 def _differences_table(comparison: Comparison) -> Table:
-    table = difference_table(comparison, missing=DASH)
     a, b = names_of(comparison)
-    named = [replace(column, title=_named(column.title, a, b)) for column in table.columns[1:]]
-    return replace(
-        table,
-        columns=[Column("figure"), *named],
-        rows=[(in_words(name), *row) for name, *row in table.rows],
+    rows = []
+    for name, each in comparison.differences.items():
+        written, differing = (share, points) if name in tables.SHARES else (number, number)
+        values = (written(each.a), written(each.b), differing(each.estimate.value))
+        interval = between(each.estimate.interval, differing)
+        smallest = DASH if each.smallest_effect is None else differing(each.smallest_effect)
+        rows.append((in_words(name), *values, interval, p_value(each.p_value), smallest))
+    level = f"{tables.percent(comparison.level)} interval"
+    titles = (a, b, f"{b} minus {a}", level, "p", "smallest effect")
+    return Table(
+        columns=[Column("figure"), *(Column(title, str) for title in titles)],
+        rows=rows,
+        sortable=False,
         caption=f"Intervals and p from {comparison.clusters}. The smallest effect is what could "
         f"have been shown with a chance of {POWER:.0%}.",
     )
-
-
-def _named(title: str, a: str, b: str) -> str:
-    return {"A": a, "B": b, "B minus A": f"{b} minus {a}"}.get(title, title)
 
 
 def _subsets_table(comparison: Comparison) -> Table | str:
@@ -279,17 +278,16 @@ def _right_table(comparison: Comparison) -> Table:
     a, b = names_of(comparison)
     if m.exact is not None and m.mid_p is not None:
         tests = f"McNemar's test: exact {p_equation(m.exact)}, mid-{p_equation(m.mid_p)}."
-    applies = (
-        ""
-        if m.applies or not tests
-        else " Prompts repeat, so that pairs are not independent as McNemar's test takes them to "
-        "be: read the p of the difference of accuracy instead."
-    )
+    if tests and not m.applies:
+        tests += (
+            " Prompts repeat, so that pairs are not independent as McNemar's test takes them to "
+            "be: read the p of the difference of accuracy instead."
+        )
     return tables.crossed(
         "pairs",
         (f"{b} right", f"{b} wrong or tied"),
         {f"{a} right": (m.both_right, m.only_a), f"{a} wrong or tied": (m.only_b, m.neither)},
-        caption=tests + applies,
+        caption=tests,
     )
 
 
@@ -335,9 +333,8 @@ def _method(comparison: Comparison) -> Table:
 
 def _side(name: str, side: Side) -> Iterator[tuple[str, str]]:
     text = (
-        f"{without_secrets(side.source)}: {counted(side.n_pairs, 'pair')}, "
-        f"{count(side.n_alone)} of them in {name} "
-        f"alone; {count(side.n_invalid)} common ones are invalid"
+        f"{without_secrets(side.source)}: {counted(side.n_pairs, 'pair')}, {count(side.n_alone)} "
+        f"of them in {name} alone; {count(side.n_invalid)} common ones are invalid"
     )
     yield name, text
     for source in sorted(set(side.borrowed.values())):

@@ -24,7 +24,7 @@ from dpo_pipeline.sources.opening import format_of, open_pairs
 from dpo_pipeline.storage import METADATA_KEY, Access, reading, writing
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ConvertPlan(Plan[int]):
     """What `convert` does."""
 

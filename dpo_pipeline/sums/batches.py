@@ -149,6 +149,22 @@ class BatchTable:
             self._done.append(means)
 
 
+def batch_table(
+    batching: Batching | None,
+    objectives: tuple[CheckedObjective, ...],
+    *,
+    by_objective: bool,
+    n_rows: int | None,
+    file: GrowingFile | None,
+) -> BatchTable | None:
+    """Return the table of batch means, if there are batches and figures."""
+    if batching is None or not objectives:
+        return None
+    return BatchTable(
+        batching, objectives=objectives, by_objective=by_objective, n_rows=n_rows, file=file
+    )
+
+
 def _checked_count(n_batches: int) -> None:
     if n_batches > MAX_BATCHES_HELD:
         raise UsageError(

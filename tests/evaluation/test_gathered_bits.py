@@ -11,7 +11,6 @@ import polars as pl
 import pytest
 
 from dpo_pipeline.evaluation import gathering, measuring
-from dpo_pipeline.sums import growing_tables
 from gather_tools import N, assert_same, frame_of, made_up, statistics_of, tables_of
 from pair_tools import TOOLS
 
@@ -29,8 +28,7 @@ def limits(request, monkeypatch):
             ("COURSE_POINTS", 9),
             ("JUDGE_CELLS", 120),
         ):
-            owner = gathering if hasattr(gathering, name) else growing_tables
-            monkeypatch.setattr(owner, name, value)
+            monkeypatch.setattr(gathering, name, value)
     return request.param
 
 

@@ -21,7 +21,7 @@ def small(monkeypatch):
     monkeypatch.setattr(measuring, "SHARD_ROWS", 70)
     monkeypatch.setattr(batches, "SHARD_ROWS", 70)
     for module in (measuring, shards):
-        monkeypatch.setattr(module, "NEIGHBOURS_ROWS", 25)
+        monkeypatch.setattr(module, "NEIGHBOURS_ROWS", 45)
         monkeypatch.setattr(module, "STATISTICS_ROWS", 60)
     monkeypatch.setattr(shards, "COUPLED_SHARD_ROWS", 64)
 

@@ -218,6 +218,8 @@ INVALID: Final = (
 )
 
 BATCH: Final = "batch"
+SHOWN: Final = "shown: "
+"""What the name of a column that was asked for begins with in lists of the worst pairs."""
 N_PAIRS: Final = "n_pairs"
 N_VALID: Final = "n_valid"
 N_INVALID: Final = "n_invalid"

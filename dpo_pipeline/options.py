@@ -300,9 +300,38 @@ class Outputs:
     overwrite: bool = option(
         "--overwrite", FLAG, default=False, help="Replace outputs that exist.", consent=True
     )
+    show: str | Sequence[str] = option(
+        "--show",
+        COLUMNS,
+        "Show these columns (prompt, chosen, rejected) of the lowest margins and of invalid "
+        "rows. Asks for statistics.",
+        calls=("check", "evaluate", "compare"),
+        varied={
+            "check": "Show these columns (prompt, chosen, rejected) of invalid rows.",
+            "compare": "Show these columns (prompt, chosen, rejected) of pairs that flipped.",
+        },
+        default=(),
+    )
+    worst: int = option(
+        "--worst",
+        WHOLE,
+        f"Show so many pairs with the lowest margins, up to {defaults.WORST_HELD}.",
+        calls=("evaluate", "compare"),
+        varied={"compare": f"List so many flips of each kind, up to {defaults.WORST_HELD}."},
+        default=defaults.ROWS_SHOWN,
+    )
     protected: tuple[str, ...] = argument(
         "Files that must never become outputs, such as those of settings.", default=()
     )
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.worst, int) and 0 < self.worst <= defaults.WORST_HELD):
+            raise UsageError(f"worst must be from 1 to {defaults.WORST_HELD}, found {self.worst!r}")
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The columns that are shown."""
+        return tuple(dict.fromkeys(checked_names("show", self.show)))
 
 
 @group

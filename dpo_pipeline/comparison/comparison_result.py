@@ -15,6 +15,7 @@ from dpo_pipeline.columns import (
     REJECTED_REWARD,
     REWARD_ACCURACY,
     REWARD_MARGIN,
+    SHOWN,
 )
 from dpo_pipeline.comparison.verdict import Accuracies, Difference, loss_sentence
 from dpo_pipeline.defaults import POWER
@@ -240,8 +241,8 @@ class Comparison(Reported):
             "differences": {name: asdict(each) for name, each in self.differences.items()},
             "mcnemar": asdict(self.mcnemar),
             "subsets": None if self.subsets is None else rows_by_key(self.subsets, self.by),
-            "gained": self.gained.to_dicts(),
-            "lost": self.lost.to_dicts(),
+            "gained": self.gained.select(FLIP_COLUMNS).to_dicts(),
+            "lost": self.lost.select(FLIP_COLUMNS).to_dicts(),
             "findings": list(self.findings),
             "incomparable": self.incomparable,
         }
@@ -309,8 +310,17 @@ class Comparison(Reported):
         m = self.mcnemar
         for flips, who, n in ((self.gained, "only B", m.only_b), (self.lost, "only A", m.only_a)):
             if n:
-                rows = [(Name(key), *rest) for key, *rest in flips.head(_SHOWN_FLIPS).rows()]
-                columns = tuple(map(Column, (self.on, "margin of A", "margin of B", "change")))
+                names = [name for name in flips.columns if name.startswith(SHOWN)]
+                most = flips.height if names else _SHOWN_FLIPS
+                rows = [
+                    (Name(key), *margins, *map(Name, texts))
+                    for key, *rest in flips.head(most).rows()
+                    for margins, texts in [(rest[:3], rest[3:])]
+                ]
+                columns = (
+                    *map(Column, (self.on, "margin of A", "margin of B", "change")),
+                    *(Column(name.removeprefix(SHOWN), wraps=True) for name in names),
+                )
                 title = f"right in {who}, the largest changes of {n:,}"
                 yield Table(columns=columns, rows=rows, title=title)
 

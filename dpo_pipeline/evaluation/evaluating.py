@@ -19,11 +19,13 @@ from dpo_pipeline.evaluation.planning import (
     Groups,
     Result,
     inputs_of,
+    lowest_shown,
     paths_of,
     refuse_unreadable,
     staged_batches,
     statistics_of_call,
     warn_of,
+    with_shown_rows,
 )
 from dpo_pipeline.evaluation.shards import ShardScorer
 from dpo_pipeline.invalid_report import InvalidReport, why_refused
@@ -174,6 +176,7 @@ class MeasurementPlan(Plan[T]):
         options: Mapping[str, Any],
     ) -> MeasurementPlan[T]:
         """Check the outputs of a measurement."""
+        measurement.dataset.check_shown(measurement.groups.outputs.shown)
         groups, file = measurement.groups, measurement.batches.file
         publication = publication_of(groups.outputs, groups.access, measurement.dataset)
         outputs = Documents.checked(groups.outputs, publication)
@@ -202,7 +205,7 @@ class MeasurementPlan(Plan[T]):
                 publication, made.batches.file, made.binding, made.objectives
             )
             measured = made.measured(watch, batch_file)
-            report = measured.report(watch)
+            report = with_shown_rows(measured.report(watch), dataset, groups.outputs)
             result = self.result(measured, report)
             documents.write(result)
             publication.commit(watch.check)
@@ -289,7 +292,14 @@ def evaluate(
 
     def result(measured: Measured, report: InvalidReport) -> Evaluation:
         origin = measurement.facts("evaluate", options, ()).origin
-        return replace(measured.evaluation(report), origin=origin)
+        made = replace(measured.evaluation(report), origin=origin)
+        if made.statistics is None:
+            return made
+        lowest = lowest_shown(
+            made.statistics.gathered.lowest, dataset, groups.outputs, subsets.names
+        )
+        gathered = replace(made.statistics.gathered, lowest=lowest)
+        return replace(made, statistics=replace(made.statistics, gathered=gathered))
 
     return MeasurementPlan.of("evaluate", measurement, result, options)
 

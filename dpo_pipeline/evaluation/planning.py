@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, Protocol, Self, cast
 
+import polars as pl
+
 from dpo_pipeline.arguments import check_extra, check_page_path, checked_choice, given
 from dpo_pipeline.columns import PAIR_ID, Needs
 from dpo_pipeline.contract import Binding, bind
-from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID
+from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID, ROWS_SHOWN
 from dpo_pipeline.engine import Executor, Watch, executor_of
 from dpo_pipeline.errors import ContractError, DataWarning, UsageError
 from dpo_pipeline.invalid_report import InvalidReport
@@ -229,7 +231,8 @@ def statistics_of_call(statistics: Any, outputs: Outputs) -> StatisticsOptions |
     """Return how statistics are made, if they or the report are asked for."""
     check_report(outputs)
     if statistics is None or statistics is False:
-        return None if outputs.report is None else StatisticsOptions()
+        is_asked = outputs.report is not None or outputs.shown or outputs.worst != ROWS_SHOWN
+        return StatisticsOptions() if is_asked else None
     return StatisticsOptions() if statistics is True else given(StatisticsOptions, statistics)
 
 
@@ -252,6 +255,35 @@ def inputs_of(dataset: Dataset) -> tuple[Input, ...]:
         return tuple(own)
     joined = inputs_of(dataset.reference)
     return (*own, *(replace(each, is_reference=True) for each in joined))
+
+
+def with_shown_rows(report: InvalidReport, dataset: Dataset, outputs: Outputs) -> InvalidReport:
+    """Return the report with the columns that are to be shown, read for the listed rows alone."""
+    starts = {file.relative: file.first_row for file in dataset.files}
+    names = outputs.shown
+
+    def read(places: Sequence[tuple[str | None, int]]) -> list[dict[str, Any]]:
+        rows = [starts.get(file or "", 0) + row for file, row in places]
+        with reading(dataset.name):
+            found = dataset.rows_of(rows, names).drop("row")
+        return [dict(zip(names, row, strict=True)) for row in found.rows()]
+
+    return report.with_shown(names, read)
+
+
+def lowest_shown(
+    lowest: pl.DataFrame, dataset: Dataset, outputs: Outputs, by: Sequence[str]
+) -> pl.DataFrame:
+    """Return the pairs with the smallest margins that are to be shown, with their columns.
+
+    For a report they have the columns of the subsets too.
+    """
+    few = lowest.head(outputs.worst)
+    names = (*(by if outputs.report is not None else ()), *outputs.shown)
+    if not names or few.is_empty():
+        return few
+    with reading(dataset.name):
+        return few.hstack(dataset.rows_of(few["row"].to_list(), names).drop("row"))
 
 
 def paths_of(*pairs: Pairs) -> tuple[str, ...]:

@@ -303,6 +303,7 @@ def _flips_table(comparison: Comparison, *, is_gained: bool) -> Table | str:
             "key": (comparison.on, tables.writer_of(flips.schema["key"])),
             **all_as(number, margin_a=f"margin of {a}", margin_b=f"margin of {b}"),
             **all_as(number, change="change"),
+            **tables.shown_columns(flips),
         },
         caption=f"Of {counted(total, 'pair')} that {who}, the {count(flips.height)} with the "
         "largest change of margin, in nats.",

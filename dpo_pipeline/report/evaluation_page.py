@@ -9,11 +9,12 @@ from typing import Any, Final
 
 import polars as pl
 
-from dpo_pipeline.columns import LOSS, N_VALID, PAIR_ID, REWARD_ACCURACY, REWARD_MARGIN
+from dpo_pipeline.columns import LOSS, N_VALID, PAIR_ID, REWARD_ACCURACY, REWARD_MARGIN, SHOWN
 from dpo_pipeline.defaults import LOSS_NAME
 from dpo_pipeline.evaluation import Evaluation, Flips, Statistics
 from dpo_pipeline.invalid_report import BrokenRule, InvalidReport
 from dpo_pipeline.report import page_tables as tables
+from dpo_pipeline.report.chart_data import SUBSETS_DRAWN
 from dpo_pipeline.report.charts import PAGE, Figure
 from dpo_pipeline.report.evaluation_charts import (
     BASELINE_WORDS,
@@ -173,7 +174,8 @@ def _sections(
         by_subset = _subsets_table(
             subsets, statistics.gathered.by, unit, heterogeneity_words(statistics)
         )
-        yield Section(name="by-subset", title="All subsets", parts=[by_subset])
+        worst = _worst_by_subset(statistics.gathered.lowest, statistics.gathered.by)
+        yield Section(name="by-subset", title="All subsets", parts=[by_subset, *worst])
     yield from drawn("rewards", title="Rewards")
     for name in ("course", "calibration", "lengths", "betas", "judge"):
         yield from drawn(name)
@@ -181,8 +183,8 @@ def _sections(
     lowest = statistics.gathered.lowest
     if lowest.height:
         yield Section(name="lowest", title="Lowest margins", parts=[_lowest_table(lowest)])
-    invalid = _invalid_table(evaluation.invalid)
-    yield Section(name="invalid", title="What was invalid", parts=[invalid])
+    invalid = [_invalid_table(evaluation.invalid), *_shown_rows(evaluation.invalid)]
+    yield Section(name="invalid", title="What was invalid", parts=invalid)
     method = _method_table(evaluation, statistics)
     yield Section(name="method", title="How it was computed", parts=[method, _METHOD])
 
@@ -280,11 +282,26 @@ def _lowest_table(lowest: pl.DataFrame) -> Table:
             REWARD_MARGIN: ("margin", number),
             **all_as(number, chosen_reward="chosen reward", rejected_reward="rejected reward"),
             LOSS: ("loss", number),
+            **tables.shown_columns(lowest),
         },
         by=[name for name in (PAIR_ID.name,) if name in lowest.columns],
         caption=f"The {counted(lowest.height, 'pair')} with the smallest margins, in nats. Rows "
         "count from 0 through all files. Pairs that look wrong here often have flipped labels.",
     )
+
+
+def _worst_by_subset(lowest: pl.DataFrame, by: tuple[str, ...]) -> Iterator[Table]:
+    """Yield the lowest margins of each subset that has some of them, the most of them first."""
+    keys = [f"{SHOWN}{name}" for name in by]
+    if not set(keys) <= set(lowest.columns):
+        return
+    groups = lowest.group_by(keys, maintain_order=True)
+    parts = sorted(groups, key=lambda part: -part[1].height)
+    for key, rows in parts[:SUBSETS_DRAWN]:
+        label = " / ".join(map(as_written, key))
+        n = counted(rows.height, "pair")
+        folded = f"{label}: {n} of the {count(lowest.height)} with the lowest margins"
+        yield replace(_lowest_table(rows.drop(keys)), caption="", folded=folded)
 
 
 def _invalid_table(report: InvalidReport) -> Table | str:
@@ -297,6 +314,15 @@ def _invalid_table(report: InvalidReport) -> Table | str:
         caption=f"{counted(report.n_invalid, 'pair')} of {count(report.n_pairs)} broke the "
         "contract; one that broke two rules counts under both. Rows count from 0.",
     )
+
+
+def _shown_rows(report: InvalidReport) -> Iterator[Table]:
+    """Yield the invalid rows that are listed, with the columns that were asked for."""
+    rows = report.shown_rows
+    if rows:
+        names = list(next(iter(rows.values())))
+        columns = [Column("invalid row"), *map(Column, names)]
+        yield Table(columns=columns, rows=[(place, *each.values()) for place, each in rows.items()])
 
 
 def _first(rule: BrokenRule) -> str:

@@ -47,7 +47,9 @@ function sortBy(header) {
 
 function cellsOf(row) {
   return Array.from(row.cells, (cell) => {
-    const text = cell.dataset.value ?? cell.textContent.trim();
+    const folded = cell.querySelector("details");
+    const whole = folded ? folded.textContent.slice(folded.querySelector("summary").textContent.length) : cell.textContent;
+    const text = cell.dataset.value ?? whole.trim();
     // A spreadsheet would run a text that begins like a formula.
     const isFormula = cell.classList.contains("words") && /^[=+\-@\t\r]/.test(text);
     return '"' + (isFormula ? "'" : "") + text.replaceAll('"', '""') + '"';

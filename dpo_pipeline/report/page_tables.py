@@ -8,8 +8,10 @@ from typing import Any, Final, TypeVar
 
 import polars as pl
 
+from dpo_pipeline.columns import SHOWN
 from dpo_pipeline.plan import Origin
 from dpo_pipeline.statistics import as_written, count, number, p_value
+from dpo_pipeline.tables import escaped
 
 T = TypeVar("T")
 Writer = Callable[[Any], str]
@@ -46,6 +48,8 @@ RELIABILITY: Final[Mapping[str, str]] = {
 SHARES: Final = frozenset({"reward_accuracy", "reward_accuracy_half", "tie_rate"})
 """Figures that are written in per cent."""
 
+_FOLDED_FROM: Final = 120
+"""Characters of a text from which it is folded."""
 _LONG: Final = 40
 """Rows from which a table scrolls by itself."""
 
@@ -62,9 +66,14 @@ class Column:
         """The CSS class of its cells: numbers stand right and sort by size."""
         return "words" if self.write is None else "number"
 
+    def begin(self, value: Any) -> str:
+        """Return the beginning of a text that is folded; empty if it is not."""
+        text = "" if self.write is not None else self.text(value)
+        return text[: _FOLDED_FROM // 2] if len(text) > _FOLDED_FROM else ""
+
     def text(self, value: Any) -> str:
         """Return the text of a cell."""
-        return as_written(value) if self.write is None else self.write(value)
+        return escaped(as_written(value)) if self.write is None else self.write(value)
 
     def sort_key(self, value: Any) -> str:
         """Return what a number sorts by; a missing one comes last."""
@@ -119,6 +128,13 @@ def crossed(
 def writer_of(dtype: pl.DataType) -> Writer | None:
     """Return how values of the dataset are written: numbers as they are, for they may be names."""
     return as_written if dtype.is_numeric() else None
+
+
+def shown_columns(frame: pl.DataFrame) -> dict[str, tuple[str, Writer | None]]:
+    """Return the columns of text that were asked for, without what a reader cannot see."""
+    return {
+        name: (name.removeprefix(SHOWN), None) for name in frame.columns if name.startswith(SHOWN)
+    }
 
 
 def table_of(

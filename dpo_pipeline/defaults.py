@@ -150,6 +150,9 @@ CALIBRATION_BINS: Final = 15
 STATISTICS_ROWS: Final = 524_288
 """Rows that are in memory at a time when statistics are gathered."""
 
+JOINED_ROWS: Final = 2_097_152
+"""Rows of all tables that a join holds in memory; more are parted by their keys on disk."""
+
 CLUSTERS_HELD: Final = 20_000
 """Clusters (prompts or pairs) that are held one by one; more are hashed into bags."""
 

@@ -1,4 +1,4 @@
-"""`compare`: two policies on the same pairs, each read twice: its keys, and its pairs."""
+"""`compare`: two policies on the same pairs, read side by side or joined by their keys."""
 
 from __future__ import annotations
 
@@ -237,9 +237,9 @@ def compare(
     All figures are over the common pairs that keep the contract on both sides; rows of one side
     alone are counted. Pairs of one `prompt_id` are one cluster, and standard errors are clustered;
     without prompts each pair is a cluster. Every figure comes from exact sums, so that it
-    does not depend on the order of rows, files or threads. Each side is read twice, its keys and
-    its pairs; memory grows with the keys and with the numbers of the common pairs, not with
-    other columns.
+    does not depend on the order of rows, files or threads. Sides with the same keys in one order
+    are read once, side by side; others are parted by their keys, in the temporary folder if they
+    are long. Memory does not grow with the pairs.
 
     A side without reference log-probs takes those of the other side: with one reference for
     both, B's file needs no more than a key and the policy's two log-probs.
@@ -295,7 +295,7 @@ def compare(
     key = _key_of(on, groups.reference)
     # A side may be joined to a reference of its own.
     sides = tuple(
-        replace(groups, pairs=each, reference=each.reference).opened(key, name)
+        replace(groups, pairs=each, reference=_own_reference(each)).opened(key, name)
         for each, name in zip((a, b), "AB", strict=True)
     )
     subsets = subsets.within({*sides[0].columns, *sides[1].columns})
@@ -341,6 +341,10 @@ def _places_of(names: Sequence[str], tables: Sequence[Table]) -> dict[str, Table
             raise UsageError(f"show: {name!r} is a column of neither side{near}")
         found[name] = sides[0]
     return found
+
+
+def _own_reference(side: Pairs) -> Reference | None:
+    return None if side.reference is None else given(Reference, side.reference)
 
 
 def _refuse(objective: CheckedObjective, subsets: Subsets) -> None:

@@ -76,7 +76,9 @@ def test_texts_change_no_figure(file):
 
 def test_invalid_rows_carry_their_texts(worded, tmp_path):
     broken = worded.with_columns(
-        policy_chosen_logps=pl.when(pl.col("pair_id") == 14).then(0.5).otherwise(-30.0)
+        policy_chosen_logps=pl.when(pl.col("pair_id") == 14)
+        .then(0.5)
+        .otherwise("policy_chosen_logps")
     )
     for i, part in enumerate((broken.head(3), broken.tail(3))):
         part.write_parquet(tmp_path / f"{i}.parquet")

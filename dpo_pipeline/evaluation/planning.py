@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self, cast
 import polars as pl
 
 from dpo_pipeline.arguments import check_extra, check_page_path, checked_choice, given
-from dpo_pipeline.columns import PAIR_ID, Needs
+from dpo_pipeline.columns import OF_SUBSET, PAIR_ID, SHOWN, Needs
 from dpo_pipeline.contract import Binding, bind
 from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID, ROWS_SHOWN
 from dpo_pipeline.engine import Executor, Watch, executor_of
@@ -279,11 +279,14 @@ def lowest_shown(
     For a report they have the columns of the subsets too.
     """
     few = lowest.head(outputs.worst)
-    names = (*(by if outputs.report is not None else ()), *outputs.shown)
+    asked = outputs.shown
+    names = (*(by if outputs.report is not None else ()), *asked)
     if not names or few.is_empty():
         return few
     with reading(dataset.name):
-        return few.hstack(dataset.rows_of(few["row"].to_list(), names).drop("row"))
+        read = dataset.rows_of(few["row"].to_list(), tuple(dict.fromkeys(names)))
+    keys = [pl.col(f"{SHOWN}{n}").alias(f"{OF_SUBSET}{n}") for n in names[: -len(asked) or None]]
+    return few.hstack(read.select(*keys, *(f"{SHOWN}{n}" for n in asked)))
 
 
 def paths_of(*pairs: Pairs) -> tuple[str, ...]:

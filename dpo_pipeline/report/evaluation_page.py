@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from dpo_pipeline.columns import LOSS, N_VALID, PAIR_ID, REWARD_ACCURACY, REWARD_MARGIN, SHOWN
+from dpo_pipeline.columns import LOSS, N_VALID, OF_SUBSET, PAIR_ID, REWARD_ACCURACY, REWARD_MARGIN
 from dpo_pipeline.defaults import LOSS_NAME
 from dpo_pipeline.evaluation import Evaluation, Flips, Statistics
 from dpo_pipeline.invalid_report import BrokenRule, InvalidReport
@@ -292,7 +292,7 @@ def _lowest_table(lowest: pl.DataFrame) -> Table:
 
 def _worst_by_subset(lowest: pl.DataFrame, by: tuple[str, ...]) -> Iterator[Table]:
     """Yield the lowest margins of each subset that has some of them, the most of them first."""
-    keys = [f"{SHOWN}{name}" for name in by]
+    keys = [f"{OF_SUBSET}{name}" for name in by]
     if not set(keys) <= set(lowest.columns):
         return
     groups = lowest.group_by(keys, maintain_order=True)

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 import polars as pl
 
-from dpo_pipeline.columns import SHOWN
+from dpo_pipeline.columns import OF_SUBSET, SHOWN
 from dpo_pipeline.plan import Origin
 from dpo_pipeline.statistics import as_written, count, number, p_value
 from dpo_pipeline.tables import escaped
@@ -133,7 +133,10 @@ def writer_of(dtype: pl.DataType) -> Writer | None:
 def shown_columns(frame: pl.DataFrame) -> dict[str, tuple[str, Writer | None]]:
     """Return the columns of text that were asked for, without what a reader cannot see."""
     return {
-        name: (name.removeprefix(SHOWN), None) for name in frame.columns if name.startswith(SHOWN)
+        name: (name.removeprefix(prefix), None)
+        for prefix in (OF_SUBSET, SHOWN)
+        for name in frame.columns
+        if name.startswith(prefix)
     }
 
 

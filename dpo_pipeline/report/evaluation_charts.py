@@ -158,7 +158,7 @@ def heterogeneity_words(statistics: Statistics) -> str:
         else ""
     )
     return (
-        f" Test that all subsets have the same accuracy: chi-square {number(found.chi_square, 3)} "
+        f" Test that all subsets have the same accuracy: chi-square {round(found.chi_square, 2):g} "
         f"with {counted(found.degrees_of_freedom, 'degree')} of freedom, "
         f"{p_equation(found.p_value)}.{rough}"
     )

@@ -321,7 +321,7 @@ def _shown_rows(report: InvalidReport) -> Iterator[Table]:
     rows = report.shown_rows
     if rows:
         names = list(next(iter(rows.values())))
-        columns = [Column("invalid row"), *map(Column, names)]
+        columns = [Column("invalid row"), *(Column(name, tables.as_text) for name in names)]
         yield Table(columns=columns, rows=[(place, *each.values()) for place, each in rows.items()])
 
 

@@ -33,6 +33,11 @@ def all_as(how: T, **titles: str) -> dict[str, tuple[str, T]]:
     return {name: (title, how) for name, title in titles.items()}
 
 
+def as_text(value: Any) -> str:
+    """Return a text of the dataset; what a reader cannot see is written out."""
+    return escaped(as_written(value))
+
+
 P_VALUES: Final = all_as(p_value, p_value="p", p_holm="p (Holm)", p_benjamini_hochberg="p (BH)")
 WORDS_OF_P_VALUES: Final = (
     "Holm keeps the chance of any false alarm among the subsets, BH (Benjamini and Hochberg) the "
@@ -64,16 +69,16 @@ class Column:
     @property
     def kind(self) -> str:
         """The CSS class of its cells: numbers stand right and sort by size."""
-        return "words" if self.write is None else "number"
+        return "words" if self.write in {None, as_text} else "number"
 
     def begin(self, value: Any) -> str:
         """Return the beginning of a text that is folded; empty if it is not."""
-        text = "" if self.write is not None else self.text(value)
+        text = self.text(value) if self.write is as_text else ""
         return text[: _FOLDED_FROM // 2] if len(text) > _FOLDED_FROM else ""
 
     def text(self, value: Any) -> str:
         """Return the text of a cell."""
-        return escaped(as_written(value)) if self.write is None else self.write(value)
+        return as_written(value) if self.write is None else self.write(value)
 
     def sort_key(self, value: Any) -> str:
         """Return what a number sorts by; a missing one comes last."""
@@ -133,7 +138,7 @@ def writer_of(dtype: pl.DataType) -> Writer | None:
 def shown_columns(frame: pl.DataFrame) -> dict[str, tuple[str, Writer | None]]:
     """Return the columns of text that were asked for, without what a reader cannot see."""
     return {
-        name: (name.removeprefix(prefix), None)
+        name: (name.removeprefix(prefix), as_text)
         for prefix in (OF_SUBSET, SHOWN)
         for name in frame.columns
         if name.startswith(prefix)

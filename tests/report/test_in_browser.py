@@ -349,6 +349,48 @@ def test_keys_reach_what_scrolls_and_what_sorts(browser, page):
     assert set(tabbed) == {0}
 
 
+def test_a_table_is_searched_and_saved(browser, page):
+    browser.open(page)
+    searched = browser.run(
+        """(() => { const field = document.querySelector("#figures .tools input");
+        field.value = "REWARDS ahead"; field.dispatchEvent(new Event("input"));
+        return Array.from(document.querySelectorAll("#figures tbody tr:not([hidden]) th"),
+            (head) => head.textContent); })()"""
+    )
+    assert searched
+    assert all(name.startswith("rewards ahead of") for name in searched)
+    saved = browser.run(
+        """new Promise((done) => {
+        URL.createObjectURL = (blob) => { blob.text().then(done); return "#"; };
+        document.querySelector("#lowest .tools button").click(); })"""
+    )
+    lines = saved.splitlines()
+    assert lines[0].startswith('"row","margin"')
+    assert len(lines) == 21
+    margins = [float(line.split(",")[1].strip('"')) for line in lines[1:]]
+    assert margins == sorted(margins)
+
+
+def test_a_table_says_whether_it_scrolls(browser, page):
+    for width, fits in ((1400, True), (320, False)):
+        browser.open(page, width=width)
+        said = browser.run("document.querySelector('#lowest .tools .hint').hidden")
+        assert said == fits
+
+
+def test_texts_over_a_histogram_do_not_meet(browser, page):
+    browser.open(page, width=320)
+    boxes = browser.run(
+        """Array.from(document.querySelectorAll("[data-spec=spec-margins] .mark-text text"),
+        (each) => { const b = each.getBoundingClientRect();
+            return [b.left, b.top, b.right, b.bottom]; })"""
+    )
+    assert len(boxes) >= 3
+    for i, a in enumerate(boxes):
+        for b in boxes[:i]:
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] + 2 or b[3] <= a[1] + 2
+
+
 def test_dark_and_light_have_their_colours(browser, page):
     for scheme, paper in (("light", b"\xff\xff\xff"), ("dark", b"\x14\x17\x1b")):
         browser.open(page, scheme=scheme, width=400)

@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self, cast
 import polars as pl
 
 from dpo_pipeline.arguments import check_extra, check_page_path, checked_choice, given
-from dpo_pipeline.columns import OF_SUBSET, PAIR_ID, SHOWN, Needs
+from dpo_pipeline.columns import OF_SUBSET, PAIR_ID, SHOWN, Needs, did_you_mean
 from dpo_pipeline.contract import Binding, bind
 from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID, ROWS_SHOWN
 from dpo_pipeline.engine import Executor, Watch, executor_of
@@ -234,6 +234,23 @@ def statistics_of_call(statistics: Any, outputs: Outputs) -> StatisticsOptions |
         is_asked = outputs.report is not None or outputs.shown or outputs.worst != ROWS_SHOWN
         return StatisticsOptions() if is_asked else None
     return StatisticsOptions() if statistics is True else given(StatisticsOptions, statistics)
+
+
+def check_statistics(asked: StatisticsOptions, columns: pl.Schema, by: Sequence[str]) -> None:
+    """Raise a UsageError if they do not fit the columns of the pairs or of `by`."""
+    if asked.weights and not by:
+        raise UsageError("weights are of subsets: say by which columns (by=, --by)")
+    if asked.sections is not None and len(by) != 1:
+        raise UsageError(
+            f"sections of {asked.sections} are made of subsets: say by which one column, "
+            f"found by={list(by)!r}"
+        )
+    for name in asked.judge_columns:
+        if name not in columns:
+            near = did_you_mean(name, columns)
+            raise UsageError(f"judge: {name!r} is not a column{near}")
+        if not columns[name].is_numeric():
+            raise UsageError(f"judge: {name!r} is {columns[name]}, and must be a number")
 
 
 def check_report(outputs: Outputs) -> None:

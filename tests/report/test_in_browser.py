@@ -268,7 +268,8 @@ def test_the_page_fits_the_window_and_charts_are_not_shrunk_to_it(browser, page,
 def test_text_of_the_dataset_stays_text(browser, page):
     browser.open(page)
     heads = browser.run(
-        """Array.from(document.querySelectorAll("#by-subset tbody th"), (e) => e.textContent)"""
+        """Array.from(document.querySelector("#by-subset table").querySelectorAll("tbody th"),
+            (e) => e.textContent)"""
     )
     assert sorted(heads) == sorted(EVIL)
     assert browser.run("document.title").startswith("pairs: ")
@@ -332,7 +333,7 @@ def test_empty_cells_sort_last_either_way(browser, tmp_path, pairs):
     browser.open(path)
     click = """(() => { const head = document.querySelectorAll("#by-subset thead th")[8];
         head.querySelector("button").click();
-        return Array.from(document.querySelectorAll("#by-subset tbody tr"),
+        return Array.from(document.querySelector("#by-subset table").querySelectorAll("tbody tr"),
             (row) => row.cells[8].dataset.value).map(Number); })()"""
     assert browser.run(click) == pytest.approx([-1, -0.2, 0, 0.1, 0.5, 1])
     assert browser.run(click) == pytest.approx([1, 0.5, 0.1, 0, -0.2, -1])
@@ -365,9 +366,9 @@ def test_a_table_is_searched_and_saved(browser, page):
         document.querySelector("#lowest .tools button").click(); })"""
     )
     lines = saved.splitlines()
-    assert lines[0].startswith('"row","margin"')
+    assert lines[0].startswith('"pair_id","row","margin"')
     assert len(lines) == 21
-    margins = [float(line.split(",")[1].strip('"')) for line in lines[1:]]
+    margins = [float(line.split(",")[2].strip('"')) for line in lines[1:]]
     assert margins == sorted(margins)
 
 

@@ -218,6 +218,10 @@ INVALID: Final = (
 )
 
 BATCH: Final = "batch"
+SHOWN: Final = "shown: "
+"""What the name of a column that was asked for begins with in lists of the worst pairs."""
+OF_SUBSET: Final = "subset: "
+"""The same for a column of `by`."""
 N_PAIRS: Final = "n_pairs"
 N_VALID: Final = "n_valid"
 N_INVALID: Final = "n_invalid"

@@ -162,6 +162,8 @@ BAGS: Final = 1_024
 COURSE_POINTS: Final = 500
 """Most points of the curve of loss over rows."""
 
+WORST_HELD: Final = 100
+"""Pairs with the lowest margins, and flips of each kind, that are kept: the most that are shown."""
 ROWS_SHOWN: Final = 20
 """Pairs that a report lists."""
 

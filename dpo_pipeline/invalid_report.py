@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dpo_pipeline.tables import KEPT, Column, Part, Printable, Sentence, Table, Tone, warned, whole
+from dpo_pipeline.tables import (
+    KEPT,
+    Column,
+    Name,
+    Part,
+    Printable,
+    Sentence,
+    Table,
+    Tone,
+    warned,
+    whole,
+)
 
 if TYPE_CHECKING:
     import polars as pl
@@ -20,6 +31,10 @@ _LONG_NUMBER = 9
 """Characters from which a number is written with eight digits."""
 
 
+Reader = Callable[[Sequence[tuple[str | None, int]]], Sequence[Mapping[str, Any]]]
+"""Returns columns of rows, by file and row in it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offender:
     """A row that breaks a rule."""
@@ -28,6 +43,7 @@ class Offender:
     row: int  # row in that file or frame, from 0
     value: Any  # what was found; None for null, and for a rule on the whole row
     pair_id: Any = None  # the pair's id, where there is one
+    shown: tuple[tuple[str, Any], ...] = ()  # columns that were asked for, and their values
 
     @property
     def place(self) -> str:
@@ -188,6 +204,39 @@ class InvalidReport(Printable):
             yield Sentence(text=self.hint, label="note", tone="note")
         yield from self.rule_parts()
 
+    def with_shown(self, names: Sequence[str], read: Reader) -> InvalidReport:
+        """Return the report with columns of the rows it lists; `read` gives them by place."""
+        if not names or not self.broken:
+            return self
+        places = list({(o.file, o.row): None for rule in self.broken for o in rule.offenders})
+        values = dict(zip(places, read(places), strict=True))
+        texts = {place: tuple(each.items()) for place, each in values.items()}
+        broken = []
+        for rule in self.broken:
+            rows = tuple(replace(o, shown=texts[o.file, o.row]) for o in rule.offenders)
+            broken.append(replace(rule, offenders=rows))
+        return replace(self, broken=tuple(broken))
+
+    @property
+    def shown_rows(self) -> dict[str, Mapping[str, Any]]:
+        """The columns that were asked for, by the place of each invalid row that is listed."""
+        return {
+            " ".join(filter(None, (o.file, f"row {o.row:,}"))): dict(o.shown)
+            for rule in self.broken
+            for o in rule.offenders
+            if o.shown
+        }
+
+    def _shown_parts(self) -> Iterator[Part]:
+        rows = self.shown_rows
+        if rows:
+            names = list(next(iter(rows.values())))
+            yield Table(
+                columns=(Column("invalid"), *(Column(name, wraps=True) for name in names)),
+                rows=[(place, *map(Name, each.values())) for place, each in rows.items()],
+                title="invalid rows",
+            )
+
     def warning_parts(self, *, but: Doubt | None = None) -> Iterator[Part]:
         """Yield what is surely wrong, all but one doubt that is said elsewhere, and the notes."""
         for doubt in self.doubts:
@@ -207,6 +256,7 @@ class InvalidReport(Printable):
         ]
         heads = (Column("rule"), Column("must be", wraps=True), Column("rows"))
         yield Table(columns=(*heads, Column("first at", wraps=True)), rows=rows, most=None)
+        yield from self._shown_parts()
 
 
 def why_refused(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, MISSING, replace
 from threading import Event
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from dpo_pipeline import defaults
 from dpo_pipeline.arguments import (
@@ -29,9 +29,6 @@ from dpo_pipeline.arguments import (
 )
 from dpo_pipeline.columns import PAIR_ID, did_you_mean
 from dpo_pipeline.errors import UsageError
-
-if TYPE_CHECKING:
-    import polars as pl
 
 BENCHMARK_NAMES: Final = ("rewardbench", "rewardbench-with-prior-sets")
 """Benchmarks whose sections can be scored."""
@@ -49,8 +46,6 @@ ROLE_COLUMNS: Final = Kind("roles", "ROLE=NAME", repeats=True, completes="role")
 LOSSES: Final = Kind("losses", "NAME[=WEIGHT]", repeats=True, completes="loss")
 VALUES: Final = Kind("values", "NAME=VALUE", repeats=True)
 NUMBERS: Final = Kind("numbers", "NAME=VALUE", repeats=True)
-
-
 _FORMAT: Final = "by the ending of the name, else parquet"
 
 
@@ -291,18 +286,39 @@ class Outputs:
     report: str | os.PathLike[str] | None = option(
         "--report",
         PATH,
-        "Write the report, an HTML page that opens without a network, to this file. Asks for "
-        "statistics; needs the extra `report`.",
+        "Write the report, an HTML page, to this file (extra `report`). Asks for statistics.",
         calls=("evaluate", "compare"),
-        varied={"compare": "Write the report, one HTML page, to this file."},
         default=None,
     )
     overwrite: bool = option(
         "--overwrite", FLAG, default=False, help="Replace outputs that exist.", consent=True
     )
+    show: str | Sequence[str] = option(
+        "--show",
+        COLUMNS,
+        "Show these columns (prompt, chosen, rejected) of the worst pairs and of invalid rows.",
+        calls=("check", "evaluate", "compare"),
+        default=(),
+    )
+    worst: int = option(
+        "--worst",
+        WHOLE,
+        f"List so many of the lowest margins, or flips; up to {defaults.WORST_HELD}.",
+        calls=("evaluate", "compare"),
+        default=defaults.ROWS_SHOWN,
+    )
     protected: tuple[str, ...] = argument(
         "Files that must never become outputs, such as those of settings.", default=()
     )
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.worst, int) and 0 < self.worst <= defaults.WORST_HELD):
+            raise UsageError(f"worst must be from 1 to {defaults.WORST_HELD}, found {self.worst!r}")
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The columns that are shown."""
+        return tuple(dict.fromkeys(checked_names("show", self.show)))
 
 
 @group
@@ -424,22 +440,6 @@ class StatisticsOptions:
         judge = split_names(self.judge_columns, columns)
         is_same = judge == self.judge_columns and weights is self.weights
         return self if is_same else replace(self, judge=judge, weights=weights)
-
-    def check(self, columns: pl.Schema, by: Sequence[str]) -> None:
-        """Raise a UsageError if they do not fit the columns of the pairs or of `by`."""
-        if self.weights and not by:
-            raise UsageError("weights are of subsets: say by which columns (by=, --by)")
-        if self.sections is not None and len(by) != 1:
-            raise UsageError(
-                f"sections of {self.sections} are made of subsets: say by which one column, "
-                f"found by={list(by)!r}"
-            )
-        for name in self.judge_columns:
-            if name not in columns:
-                near = did_you_mean(name, columns)
-                raise UsageError(f"judge: {name!r} is not a column{near}")
-            if not columns[name].is_numeric():
-                raise UsageError(f"judge: {name!r} is {columns[name]}, and must be a number")
 
 
 @group

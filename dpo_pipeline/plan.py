@@ -7,7 +7,10 @@ plan itself.
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import os
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -15,7 +18,16 @@ from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
 
 from dpo_pipeline.arguments import differing
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.tables import Column, Part, Printable, Sentence, Table, warned, whole
+from dpo_pipeline.tables import (
+    Column,
+    Part,
+    Printable,
+    Sentence,
+    Table,
+    warned,
+    whole,
+    without_secrets,
+)
 
 if TYPE_CHECKING:
     import polars as pl
@@ -23,6 +35,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T_co = TypeVar("T_co", covariant=True)
 
+_NOT_TOLD: Final = ("outputs", "execution")
+"""Groups that change no figure, or hold secrets."""
 _FILES_SHOWN: Final = 10
 """Input files that the text lists; the document has them all."""
 
@@ -34,6 +48,7 @@ class Input:
     path: str
     rows: int | None
     is_reference: bool = False
+    size: int | None = None  # bytes, where they are known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +62,14 @@ class Output:
     path: str
     files: int | None
     replaces: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a result came from: for its report."""
+
+    command: str  # what gives the same on a command line; empty where no command can
+    fingerprint: str  # of names, rows and bytes of the files, without reading; empty of a frame
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -77,14 +100,55 @@ class Facts(Printable):
     notes: tuple[str, ...] = ()
     checked_later: tuple[str, ...] = ()
     outputs: tuple[Output, ...] = ()
+    paths: tuple[str, ...] = ()  # of the sources, if they are paths
+
+    @property
+    def origin(self) -> Origin:
+        """Where the result came from, without secrets; outputs are left out of the command."""
+        return Origin(command=self._command(), fingerprint=self._fingerprint())
+
+    def _command(self) -> str:
+        if not self.paths:
+            return ""
+        words = ["dpo-pipeline", self.call, *self.paths]
+        told = {name: each for name, each in self.options.items() if name not in _NOT_TOLD}
+        for flag, value in differing(told, self.call).items():
+            if isinstance(value, Mapping):
+                given = [f"{name}={each}" for name, each in value.items()]
+            elif isinstance(value, (list, tuple)):
+                given = [str(each) for each in value]
+            elif value is True:
+                words.append(flag)
+                continue
+            elif isinstance(value, (str, int, float, os.PathLike)):
+                given = [str(value)]
+            else:  # an object of Python
+                return ""
+            words += [word for each in given for word in (flag, each)]
+        words += ["--statistics"] if self.statistics and self.call == "evaluate" else []
+        return " ".join(shlex.quote(without_secrets(word)) for word in words)
+
+    def _fingerprint(self) -> str:
+        names = [
+            without_secrets(e.path).replace(os.sep, "/").rpartition("/")[2] for e in self.inputs
+        ]
+        known = [(n, e.rows, e.size) for n, e in zip(names, self.inputs, strict=True)]
+        digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+        size = sum(each.size or 0 for each in self.inputs)
+        of = f"{len(known):,} file{'' if len(known) == 1 else 's'}, {size:,} bytes"
+        return f"{digest} (names, rows and bytes of {of})" if size else ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain data."""
         told = {each.name: _plain(getattr(self, each.name)) for each in fields(self)[2:]}
+        del told["paths"]
         return {
             "dry_run": self.function,
             **told,
-            "inputs": [asdict(each) for each in self.inputs],
+            "inputs": [
+                {"path": each.path, "rows": each.rows, "is_reference": each.is_reference}
+                for each in self.inputs
+            ],
             "options": _plain(differing(self.options, self.call)),
             "objectives": [objective.to_dict() for objective in self.objectives],
             "outputs": [asdict(each) for each in self.outputs],

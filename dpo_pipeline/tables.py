@@ -48,6 +48,11 @@ def shown(text: str, most: int = _LONGEST_LINE) -> str:
     return "\n".join(_cut(line, most) for line in safe.split("\n"))
 
 
+def escaped(text: str) -> str:
+    """Return text with its control characters and other invisible ones written out."""
+    return _UNSEEN.sub(_escaped, text)
+
+
 def _escaped(found: re.Match[str]) -> str:
     code = ord(found[0])
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"  # noqa: PLR2004  as Python does

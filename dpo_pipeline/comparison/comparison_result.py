@@ -15,12 +15,14 @@ from dpo_pipeline.columns import (
     REJECTED_REWARD,
     REWARD_ACCURACY,
     REWARD_MARGIN,
+    SHOWN,
 )
 from dpo_pipeline.comparison.verdict import Accuracies, Difference, loss_sentence
 from dpo_pipeline.defaults import POWER
 from dpo_pipeline.evaluation import Reported
 from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import CheckedObjective
+from dpo_pipeline.plan import Origin
 from dpo_pipeline.statistics import counted, limit_columns, p_equation, percent
 from dpo_pipeline.sums import Summary
 from dpo_pipeline.tables import (
@@ -142,6 +144,7 @@ class Comparison(Reported):
             `lower` and `upper` in nats, `n_pairs`. Not in the document.
         margins: Pairs by both margins: `a_bin`, `b_bin` (ten bins of `dpo_pipeline.exact` each),
             `n_pairs`. Not in the document.
+        origin: The command and the fingerprint of the inputs. Not in the document.
     """
 
     on: str
@@ -165,6 +168,7 @@ class Comparison(Reported):
     incomparable: str | None
     changes: pl.DataFrame
     margins: pl.DataFrame
+    origin: Origin | None = None
 
     @property
     def better(self) -> Literal["a", "b"] | None:
@@ -237,8 +241,8 @@ class Comparison(Reported):
             "differences": {name: asdict(each) for name, each in self.differences.items()},
             "mcnemar": asdict(self.mcnemar),
             "subsets": None if self.subsets is None else rows_by_key(self.subsets, self.by),
-            "gained": self.gained.to_dicts(),
-            "lost": self.lost.to_dicts(),
+            "gained": self.gained.select(FLIP_COLUMNS).to_dicts(),
+            "lost": self.lost.select(FLIP_COLUMNS).to_dicts(),
             "findings": list(self.findings),
             "incomparable": self.incomparable,
         }
@@ -306,8 +310,17 @@ class Comparison(Reported):
         m = self.mcnemar
         for flips, who, n in ((self.gained, "only B", m.only_b), (self.lost, "only A", m.only_a)):
             if n:
-                rows = [(Name(key), *rest) for key, *rest in flips.head(_SHOWN_FLIPS).rows()]
-                columns = tuple(map(Column, (self.on, "margin of A", "margin of B", "change")))
+                names = [name for name in flips.columns if name.startswith(SHOWN)]
+                most = flips.height if names else _SHOWN_FLIPS
+                rows = [
+                    (Name(key), *margins, *map(Name, texts))
+                    for key, *rest in flips.head(most).rows()
+                    for margins, texts in [(rest[:3], rest[3:])]
+                ]
+                columns = (
+                    *map(Column, (self.on, "margin of A", "margin of B", "change")),
+                    *(Column(name.removeprefix(SHOWN), wraps=True) for name in names),
+                )
                 title = f"right in {who}, the largest changes of {n:,}"
                 yield Table(columns=columns, rows=rows, title=title)
 

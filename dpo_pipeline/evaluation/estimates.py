@@ -16,6 +16,7 @@ from dpo_pipeline.evaluation.gathering import Gathered
 from dpo_pipeline.statistics import (
     BestScale,
     Estimate,
+    Heterogeneity,
     LabelNoise,
     Line,
     counted,
@@ -272,6 +273,8 @@ class Statistics(Printable):
             `reward_margin` and `loss` with their limits (`..._low`, `..._high`), and the p-value of
             an accuracy (ties half) other than 1/2, as it is (`p_value`) and adjusted for the
             number of subsets (`p_holm`, `p_benjamini_hochberg`). None without `by`.
+        heterogeneity: The test that all subsets have one accuracy. None without `by`, for one
+            subset, and where all pairs are right or none is.
         macro: Mean accuracy over the subsets, each counting once. None without `by`.
         weighted: The same with the weights given. None without weights.
         sections: The score of the benchmark asked for. None without one.
@@ -294,6 +297,7 @@ class Statistics(Printable):
     displacement: Mapping[str, Estimate]
     flips: Flips | None
     subsets: pl.DataFrame | None
+    heterogeneity: Heterogeneity | None
     macro: Estimate | None
     weighted: Estimate | None
     sections: Sections | None

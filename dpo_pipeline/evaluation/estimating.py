@@ -58,6 +58,7 @@ from dpo_pipeline.statistics import (
     cut_to,
     delete_a_group,
     flip_rate,
+    heterogeneity,
     label_noise,
     limit_columns,
     line_of_clusters,
@@ -215,6 +216,14 @@ def statistics_of(
         else {},
         flips=_flips(whole) if gathered.has_reference else None,
         subsets=subsets,
+        heterogeneity=heterogeneity(
+            sums,
+            gathered.by,
+            *_RATES[REWARD_ACCURACY],
+            is_independent=not gathered.is_by_prompt,
+        )
+        if gathered.by
+        else None,
         macro=mean_over_subsets(sums, gathered, None, level),
         weighted=mean_over_subsets(sums, gathered, options.weights, level)
         if options.weights

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from dpo_pipeline.arguments import given
@@ -19,10 +19,13 @@ from dpo_pipeline.evaluation.planning import (
     Groups,
     Result,
     inputs_of,
+    lowest_shown,
+    paths_of,
     refuse_unreadable,
     staged_batches,
     statistics_of_call,
     warn_of,
+    with_shown_rows,
 )
 from dpo_pipeline.evaluation.shards import ShardScorer
 from dpo_pipeline.invalid_report import InvalidReport, why_refused
@@ -133,6 +136,7 @@ class Measurement:
             source=self.dataset.name,
             notes=self.dataset.notes,
             inputs=inputs_of(self.dataset),
+            paths=paths_of(self.groups.pairs),
             rows=rows,
             options=options,
             checked_later=() if joined is None else (f"that the keys of {joined.name} fit",),
@@ -172,6 +176,7 @@ class MeasurementPlan(Plan[T]):
         options: Mapping[str, Any],
     ) -> MeasurementPlan[T]:
         """Check the outputs of a measurement."""
+        measurement.dataset.check_shown(measurement.groups.outputs.shown)
         groups, file = measurement.groups, measurement.batches.file
         publication = publication_of(groups.outputs, groups.access, measurement.dataset)
         outputs = Documents.checked(groups.outputs, publication)
@@ -200,7 +205,7 @@ class MeasurementPlan(Plan[T]):
                 publication, made.batches.file, made.binding, made.objectives
             )
             measured = made.measured(watch, batch_file)
-            report = measured.report(watch)
+            report = with_shown_rows(measured.report(watch), dataset, groups.outputs)
             result = self.result(measured, report)
             documents.write(result)
             publication.commit(watch.check)
@@ -284,7 +289,19 @@ def evaluate(
         intervals=True,
     )
     options = groups.as_given(by=subsets, batches=parts, statistics=asked)
-    return MeasurementPlan.of("evaluate", measurement, Measured.evaluation, options)
+
+    def result(measured: Measured, report: InvalidReport) -> Evaluation:
+        origin = measurement.facts("evaluate", options, ()).origin
+        made = replace(measured.evaluation(report), origin=origin)
+        if made.statistics is None:
+            return made
+        lowest = lowest_shown(
+            made.statistics.gathered.lowest, dataset, groups.outputs, subsets.names
+        )
+        gathered = replace(made.statistics.gathered, lowest=lowest)
+        return replace(made, statistics=replace(made.statistics, gathered=gathered))
+
+    return MeasurementPlan.of("evaluate", measurement, result, options)
 
 
 @planned

@@ -11,7 +11,7 @@ from typing import Any, Final
 import polars as pl
 
 from dpo_pipeline.arguments import check_extra, check_page_path
-from dpo_pipeline.columns import REWARD_ACCURACY
+from dpo_pipeline.columns import REWARD_ACCURACY, REWARD_MARGIN, SHOWN
 from dpo_pipeline.defaults import COIN, CONFIDENCE_LEVEL, VERDICT_UP_TO
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation.estimates import (
@@ -26,6 +26,7 @@ from dpo_pipeline.evaluation.gating import ADVANTAGE, GATED
 from dpo_pipeline.exact import quantile
 from dpo_pipeline.invalid_report import Doubt, InvalidReport
 from dpo_pipeline.losses import CheckedObjective
+from dpo_pipeline.plan import Origin
 from dpo_pipeline.statistics import (
     Estimate,
     between,
@@ -40,6 +41,7 @@ from dpo_pipeline.tables import (
     Column,
     Figure,
     Limits,
+    Name,
     Part,
     Printable,
     Sentence,
@@ -148,6 +150,7 @@ class Evaluation(Reported):
         intervals: The main figures with their intervals, always of the accuracy. None in what
             `score_parquet` returns.
         statistics: Intervals, baselines, calibration and the like, if asked for.
+        origin: The command and the fingerprint of the input, for the report. Not in the document.
     """
 
     source: str
@@ -162,6 +165,7 @@ class Evaluation(Reported):
     histogram: pl.DataFrame | None
     intervals: Intervals | None = None
     statistics: Statistics | None = None
+    origin: Origin | None = None
 
     @property
     def beta(self) -> float:
@@ -407,11 +411,28 @@ class Evaluation(Reported):
         yield self._figures()
         if self.statistics is not None:
             yield self.statistics.table(but=TRL_METRICS.values())
+        yield from self._lowest_parts()
         if self.subsets is not None:
             every = self._subsets_with_statistics(self.subsets)
             yield subset_table(every, self._by, self.statistics)
         if self.batches is not None:
             yield table_of_batches(self.batches)
+
+    def _lowest_parts(self) -> Iterator[Part]:
+        """Yield the lowest margins, if columns of them were asked for."""
+        found = None if self.statistics is None else self.statistics.gathered.lowest
+        names = [] if found is None else [n for n in found.columns if n.startswith(SHOWN)]
+        if found is None or not names:
+            return
+        heads = [Column(name.removeprefix(SHOWN), wraps=True) for name in names]
+        yield Table(
+            columns=(Column("row"), Column("margin"), *heads),
+            rows=[
+                (row, margin, *map(Name, texts))
+                for row, margin, *texts in found.select("row", REWARD_MARGIN, *names).rows()
+            ],
+            title="lowest margins",
+        )
 
     def _verdict_parts(self) -> Iterator[Part]:
         tones: Mapping[bool | None, Tone] = {True: "good", False: "bad", None: "warning"}

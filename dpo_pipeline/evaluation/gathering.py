@@ -32,7 +32,7 @@ from dpo_pipeline.defaults import (
     COURSE_POINTS,
     JUDGE_CELLS,
     REPEATS_HELD,
-    ROWS_SHOWN,
+    WORST_HELD,
 )
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.statistics import hashed
@@ -326,8 +326,8 @@ class Gathering:
 
         shown = [LOSS, REWARD_MARGIN, CHOSEN_REWARD, REJECTED_REWARD]
         shown += [PAIR_ID.name] if PAIR_ID.name in self.columns else []
-        if bins.size > ROWS_SHOWN:  # only rows in the bins of the smallest
-            last = np.partition(bins, ROWS_SHOWN - 1)[ROWS_SHOWN - 1]
+        if bins.size > WORST_HELD:  # only rows in the bins of the smallest
+            last = np.partition(bins, WORST_HELD - 1)[WORST_HELD - 1]
             few = np.flatnonzero(bins <= last)
             rows, number = rows[few], number[few]
         return _first(rows.select(pl.Series(ROW, number), *shown))
@@ -359,7 +359,7 @@ def _rows_per_point(end: int) -> int:
 
 def _first(rows: pl.DataFrame) -> pl.DataFrame:
     # Equal margins are ordered by row, so that any cut into parts gives the same rows.
-    return rows.sort(REWARD_MARGIN, ROW).head(ROWS_SHOWN)
+    return rows.sort(REWARD_MARGIN, ROW).head(WORST_HELD)
 
 
 def _coarse_gap() -> pl.Expr:

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 import polars as pl
 
-from dpo_pipeline.columns import Needs, did_you_mean, resolve
+from dpo_pipeline.columns import SHOWN, Needs, did_you_mean, resolve
 from dpo_pipeline.defaults import (
     MAX_FILE_ROWS,
     OWN_FOOTERS,
@@ -23,7 +23,7 @@ from dpo_pipeline.defaults import (
     REQUESTS_AT_A_TIME,
     SHARD_ROWS,
 )
-from dpo_pipeline.errors import ColumnError, DataWarning, StorageError
+from dpo_pipeline.errors import ColumnError, DataWarning, StorageError, UsageError
 from dpo_pipeline.options import Outputs
 from dpo_pipeline.sources.common_schema import (
     WIDENING,
@@ -323,6 +323,26 @@ class Dataset:
         starts = sorted({*range(0, end, step), *(cut for cut in self.cuts if cut < end)})
         for first, following in pairwise([*starts, end]):
             yield first, min(following, self.rows or 0) - first
+
+    def rows_of(self, rows: Sequence[int], names: Sequence[str]) -> pl.DataFrame:
+        """Read columns of the rows with these numbers, and no more of them than it must."""
+        if self.files and not self.has_step:
+            parts = [self.shard(row, 1).frame.select(names) for row in rows]
+            found = pl.concat(pl.collect_all(parts))
+        else:
+            number = "__dpo_pipeline_row"
+            frame = self.frame.select(names).with_row_index(number)
+            few = frame.filter(pl.col(number).is_in(list(rows))).collect(engine="streaming")
+            places = pl.DataFrame({number: rows}, schema={number: few.schema[number]})
+            found = places.join(few, on=number, how="left", maintain_order="left").drop(number)
+        return found.select(pl.Series("row", rows, dtype=pl.UInt64), pl.all().name.prefix(SHOWN))
+
+    def check_shown(self, names: Sequence[str]) -> None:
+        """Raise a UsageError unless these are columns."""
+        there = self.frame.collect_schema().names() if names else []
+        for name in names:
+            if name not in there:
+                raise UsageError(f"show: {self.no_column(name, there)}")
 
     def shards(self, rows: int = SHARD_ROWS) -> Iterator[Shard]:
         """Yield the shards of `ranges`."""

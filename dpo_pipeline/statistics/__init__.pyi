@@ -47,9 +47,11 @@ from .intervals import (
 from .resampling import bootstrap as bootstrap, delete_a_group as delete_a_group
 from .significance import (
     DifferenceTest as DifferenceTest,
+    Heterogeneity as Heterogeneity,
     adjusted_for_many as adjusted_for_many,
     agreeing as agreeing,
     fewest_that_reject as fewest_that_reject,
+    heterogeneity as heterogeneity,
     mcnemar_exact as mcnemar_exact,
     mcnemar_mid_p as mcnemar_mid_p,
     paired_difference as paired_difference,

@@ -13,7 +13,7 @@ from typing import Final
 import polars as pl
 
 from dpo_pipeline.columns import N_VALID, Needs
-from dpo_pipeline.defaults import BAGS, CLUSTERS_HELD, ROWS_SHOWN
+from dpo_pipeline.defaults import BAGS, CLUSTERS_HELD, WORST_HELD
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.sums.pair_sums import VALID
 from dpo_pipeline.sums.summary import merge, tally
@@ -93,11 +93,11 @@ class GrowingTables:
     def _keep_lowest(
         self, name: str, rows: pl.LazyFrame, order: Sequence[str], *, reverse: bool = False
     ) -> None:
-        """Keep the first `ROWS_SHOWN` rows by two columns; `reverse` sorts the first descending."""
+        """Keep the first `WORST_HELD` rows by two columns; `reverse` sorts the first descending."""
         if name in self._tables:
             rows = pl.concat([self._tables[name].lazy(), rows])
         descending = [reverse, False]
-        kept = rows.bottom_k(ROWS_SHOWN, by=order, reverse=descending)
+        kept = rows.bottom_k(WORST_HELD, by=order, reverse=descending)
         self._tables[name] = kept.sort(order, descending=descending).collect()
 
     def _tally(

@@ -176,6 +176,18 @@ KEYS_HELD: Final = 524_288
 NEIGHBOURS_ROWS: Final = 65_536
 """Rows at the start of a dataset that are compared with the reference of their neighbours."""
 
+SUMMED_CHUNK_ROWS: Final = 32_768
+"""Rows that the engine sums at a time."""
+
+SENSE_WHOLE: Final = 1_000_000
+"""Rows at the start of a dataset that are all looked at for what no two models give."""
+
+SENSE_STEP: Final = 4_000_000
+"""Of each further so many rows, the first `SENSE_ROWS` are looked at."""
+
+SENSE_ROWS: Final = 65_536
+"""Rows of a sample, in whole pages of Parquet about."""
+
 SENSE_FROM: Final = 50
 """Pairs from which the spread of log-probs is looked at; that of fewer is chance."""
 

@@ -12,7 +12,7 @@ from typing import Final
 import polars as pl
 
 from dpo_pipeline.columns import CHOSEN_REWARD, LOSS, N_VALID, REJECTED_REWARD, REWARD_MARGIN
-from dpo_pipeline.exact import bin_of, exact_sum, exact_sum_of_wide
+from dpo_pipeline.exact import bin_of, exact_sum
 from dpo_pipeline.losses import is_correct
 from dpo_pipeline.sources import KEY
 from dpo_pipeline.statistics import cluster_hashes, hashed
@@ -114,8 +114,6 @@ class PairedGathering(GrowingTables):
             + (pl.col(f"{side}_{REWARD_MARGIN}") == 0.0).cast(pl.Int64)
             for side in "ab"
         ]
-        is_wide = bool(self._objective.columns_to_check(self._max_logp))
-        sum_of = exact_sum_of_wide if is_wide else exact_sum
         return [
             pair_count().alias(N_VALID),
             (a & b).sum().cast(pl.Int64).alias(BOTH_RIGHT),
@@ -123,5 +121,5 @@ class PairedGathering(GrowingTables):
             (b & ~a).sum().cast(pl.Int64).alias(ONLY_B),
             (halves[1] - halves[0]).sum().alias(HALVES),
             # Each side is quantised before the subtraction, as for its mean.
-            *((sum_of(pl.col(f"b_{n}")) - sum_of(pl.col(f"a_{n}"))).alias(n) for n in MEANS),
+            *((exact_sum(pl.col(f"b_{n}")) - exact_sum(pl.col(f"a_{n}"))).alias(n) for n in MEANS),
         ]

@@ -28,7 +28,7 @@ from dpo_pipeline.columns import (
     Needs,
 )
 from dpo_pipeline.defaults import COURSE_POINTS, JUDGE_CELLS, REPEATS_HELD
-from dpo_pipeline.exact import bin_of, exact_sum_of_wide
+from dpo_pipeline.exact import bin_of, exact_sum
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.statistics import cluster_hashes, mixed
 from dpo_pipeline.sums import (
@@ -218,7 +218,7 @@ class Gathering(GrowingTables):
             self._rekey("course", pl.col("point") // (size // self._rows_per_point), ["point"])
         self._rows_per_point = size
         rows = valid.with_columns(point=(pl.col(ROW) // size).cast(pl.Int64))
-        loss = exact_sum_of_wide(pl.col(LOSS)).alias(f"sum_{LOSS}")
+        loss = exact_sum(pl.col(LOSS)).alias(f"sum_{LOSS}")
         self._add_sums("course", rows, ["point"], pair_count(), *course_sums(), loss)
 
     def _add_repeats(self, valid: pl.DataFrame) -> None:

@@ -39,13 +39,14 @@ from dpo_pipeline.evaluation.shards import (
     PartialSums,
     ShardScorer,
     ShardTask,
+    repeats_of_files,
 )
-from dpo_pipeline.exact import lower_edge
+from dpo_pipeline.exact import FEW, SMALL, lower_edge
 from dpo_pipeline.invalid_report import Doubt, InvalidReport
 from dpo_pipeline.losses import CheckedObjective, name_of_score, scores_to_check, with_scores_of
 from dpo_pipeline.options import StatisticsOptions
 from dpo_pipeline.sources import Dataset, Part
-from dpo_pipeline.storage import GrowingFile, Target, reading
+from dpo_pipeline.storage import GrowingFile, Target
 from dpo_pipeline.sums import (
     BETA,
     BIN,
@@ -55,14 +56,12 @@ from dpo_pipeline.sums import (
     VALID,
     Batching,
     BatchTable,
-    RepeatedKeys,
     Repeats,
     RollUps,
     Sense,
     Summary,
     doubts_of,
     figures,
-    hashed_ids,
     suffix_of,
     tally,
     with_objectives,
@@ -239,7 +238,8 @@ def subset_keys(by: Sequence[str]) -> list[str]:
 class Wanted:
     """What is measured beside the totals.
 
-    `by_objective` says whether tables name the objective, even if there is one.
+    `by_objective` says whether tables name the objective, even if there is one; `looks_at_all`,
+    whether what no two models give is looked for in all rows, and not in a sample of them.
     """
 
     by: tuple[str, ...] = ()
@@ -247,6 +247,7 @@ class Wanted:
     histogram: bool = False
     statistics: StatisticsOptions | None = None
     by_objective: bool = False
+    looks_at_all: bool = False
 
     @property
     def batch_keys(self) -> list[str]:
@@ -264,6 +265,12 @@ class Wanted:
         in_order = self.batching is not None and self.batching.in_order
         others = self.by or self.histogram or self.statistics is not None
         return in_order and not others
+
+    @property
+    def has_few(self) -> bool:
+        """Whether groups have so few rows that plain integers hold their sums."""
+        size = None if self.batching is None else self.batching.size
+        return self.only_batches and size is not None and size < FEW
 
     @property
     def shard_rows(self) -> int:
@@ -346,7 +353,7 @@ def measure(
                     gathering.add(part)
                 if columns:
                     lagged = sums.totals is None and NEIGHBOURS_ROWS > 0
-                    sums.add(partial_sums.summed(part.lazy(), valid=pl.col(VALID), lagged=lagged))
+                    sums.add(partial_sums.of_rows(part, sums.n_pairs, lagged=lagged))
                 else:
                     sums.add(part)
             if sums.n_invalid > n_invalid:
@@ -364,7 +371,9 @@ def measure(
         batches=batches,
         bins=_sorted(sums.bins, [*keys, BIN]),
         sense=Sense.of_sums(sums.sense_row),
-        repeats=sums.repeats if partial_sums.id_column else _repeats(dataset, binding, watch),
+        repeats=sums.repeats
+        if partial_sums.id_column
+        else repeats_of_files(dataset, binding, watch, looks_at_all=wanted.looks_at_all),
         suspects=tuple(suspects),
         gathered=None if gathering is None else gathering.finish(),
         executor=executor,
@@ -427,16 +436,20 @@ def _partial_sums(
         scorer=scorer,
         subsets=dict(zip(keys, map(binding.source_of, wanted.by), strict=True)),
         valid=rules.valid,
+        clean=rules.with_small(
+            scores_to_check(scorer.objectives, 0.0, lowest=-SMALL, limit=SMALL)
+        ).clean,
         tally=partial(
             tally,
             objectives=objectives,
             needs=binding.needs,
-            max_logp=binding.max_logp,
             keys=[*wanted.batch_keys, *keys],
             by_bin=wanted.histogram,
+            few=wanted.has_few,
             extra=[] if batching is None else batching.sums(),
         ),
         is_keyed=wanted.is_keyed,
+        looks_at_all=wanted.looks_at_all,
         # Of files, the column of ids is read apart, unless rows are read with all they hold.
         id_column=PAIR_ID.name if has_ids and (wanted.statistics or not dataset.files) else None,
         most_rows=wanted.shard_rows,
@@ -474,19 +487,6 @@ def _tasks(
             index, first, rows = index + 1, NEIGHBOURS_ROWS, rows - NEIGHBOURS_ROWS
         yield ShardTask(index=index, first_row=first, rows=rows)
         index += 1
-
-
-def _repeats(dataset: Dataset, binding: Binding, watch: Watch) -> Repeats | None:
-    """Look at the ids of files, whose other columns are not read again; None without ids."""
-    column = binding.mapping.get(PAIR_ID.name)
-    if column is None or dataset.has_step:  # joined rows have each key once
-        return None
-    ids = RepeatedKeys(dataset.rows)
-    with reading(dataset.name):
-        for part in hashed_ids(dataset.frame, column).collect_batches():
-            watch.check()
-            ids.add(part.to_series())
-    return ids.found
 
 
 def _sorted(sums: pl.DataFrame | None, keys: Sequence[str]) -> pl.DataFrame | None:

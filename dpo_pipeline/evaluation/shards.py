@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import polars as pl
 
+from dpo_pipeline.columns import N_PAIRS, PAIR_ID
 from dpo_pipeline.contract import Binding, Offences, Places, RuleSet, listed
 from dpo_pipeline.defaults import (
     COUPLED_SHARD_BYTES,
     COUPLED_SHARD_ROWS,
     NEIGHBOURS_ROWS,
     STATISTICS_ROWS,
+    SUMMED_CHUNK_ROWS,
 )
+from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.losses import CheckedObjective, WithinBatches, with_scores_of
 from dpo_pipeline.sources import Dataset, Part, Shard
 from dpo_pipeline.storage import reading
-from dpo_pipeline.sums import VALID, Batching, Partial, hashed_ids, sense_of
+from dpo_pipeline.sums import (
+    N_CLEAN,
+    VALID,
+    Batching,
+    Partial,
+    RepeatedKeys,
+    Repeats,
+    are_clean,
+    counts_in,
+    hashed_ids,
+    merge,
+    sampled,
+    sense_columns,
+    sense_of,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,38 +131,103 @@ class PartialSums:
     scorer: ShardScorer
     subsets: Mapping[str, str]  # name of each key to the column that it is a copy of
     valid: pl.Expr
+    clean: pl.Expr  # true where the quick form of sums is right
     tally: Callable[..., pl.LazyFrame]
     is_keyed: bool  # whether sums are by key, so that those of all pairs are made beside them
+    looks_at_all: bool  # whether the sums of `sense` are over all rows, and not a sample of them
     id_column: str | None  # the column of ids that are looked at with the rows
     most_rows: int  # a shard of more rows, or of unknown length, is read in chunks
     in_order: bool  # whether groups are summed faster in order than by hash
 
     def sums(self, task: ShardTask) -> Iterator[Partial]:
-        """Yield the sums of one shard."""
+        """Yield the sums of one shard, read once, and again if the quick form does not fit it."""
         # Neighbours are compared in few rows, as this costs most.
         lagged = task.first_row == 0 and 0 < (task.rows or 0) <= NEIGHBOURS_ROWS
+        pairs, runs = self._pairs(task), self._runs(task.first_row, task.rows)
         with reading(self.dataset.read_from):
-            yield self.summed(self._pairs(task), valid=self.valid, lagged=lagged)
+            if runs is None:
+                yield self.summed(pairs, valid=self.valid, lagged=lagged)
+                return
+            # The sample is read apart: a second plan on the same reading costs more.
+            sample = [self._pairs(replace(task, first_row=f, rows=n)) for f, n in runs]
+            sense, n_seen = self._sense(sample, self.valid), sum(n for _, n in runs)
+            made = None
+            if sense is None or are_clean(sense, n_seen):
+                made = self._quick(pairs)
+            made = made or self.summed(pairs, valid=self.valid, has_sense=False)
+            yield replace(made, sense=sense)
 
-    def summed(self, pairs: pl.LazyFrame, *, valid: pl.Expr, lagged: bool) -> Partial:
-        """Return the sums of scored pairs, reading them once."""
+    def _quick(self, pairs: pl.LazyFrame) -> Partial | None:
+        """Return sums of the quick form; None if it does not fit the pairs."""
+        made = self.summed(pairs, valid=self.valid, clean=self.clean, has_sense=False)
+        if made.sums[N_CLEAN].sum() != made.sums[N_PAIRS].sum():
+            return None
+        return replace(made, sums=made.sums.drop(N_CLEAN))
+
+    def of_rows(self, rows: pl.DataFrame, first_row: int, *, lagged: bool) -> Partial:
+        """Return the sums of rows that `rows` read, `first_row` being the number of the first."""
+        valid, runs = pl.col(VALID), self._runs(first_row, rows.height)
+        if runs is None:
+            return self.summed(rows.lazy(), valid=valid, lagged=lagged)
+        sense = self._sense([rows.lazy().slice(f - first_row, n) for f, n in runs], valid)
+        return replace(self.summed(rows.lazy(), valid=valid, has_sense=False), sense=sense)
+
+    def summed(
+        self,
+        pairs: pl.LazyFrame,
+        *,
+        valid: pl.Expr,
+        lagged: bool = False,
+        clean: pl.Expr | None = None,
+        has_sense: bool = True,
+    ) -> Partial:
+        """Return the sums of scored pairs, reading them once; `clean` asks for the quick form."""
         needs = self.scorer.binding.needs
-        plans = [self.tally(pairs, valid=valid, in_order=self.in_order, lagged=lagged)]
-        if self.is_keyed:
+        sums = self.tally(
+            pairs,
+            valid=valid,
+            in_order=self.in_order,
+            lagged=lagged,
+            clean=clean,
+            has_moments=has_sense,
+        )
+        plans = [sums]
+        if self.is_keyed and has_sense:
             plans.append(sense_of(pairs, valid=valid, needs=needs, lagged=lagged))
         if self.id_column is not None:
             plans.append(hashed_ids(pairs, self.id_column))
-        # One plan alone is run as such: several share a reading, at some cost.
-        made = (
-            pl.collect_all(plans, engine="streaming")
-            if len(plans) > 1
-            else [plans[0].collect(engine="streaming")]
-        )
+        # Columns of a chunk stay in the cache of a core from one expression to the next.
+        with pl.Config(streaming_chunk_size=SUMMED_CHUNK_ROWS):
+            # One plan alone is run as such: several share a reading, at some cost.
+            made = (
+                pl.collect_all(plans, engine="streaming")
+                if len(plans) > 1
+                else [plans[0].collect(engine="streaming")]
+            )
+        table, sense = made[0], made[1] if self.is_keyed and has_sense else None
+        if has_sense and not self.is_keyed:
+            own = sense_columns(needs, counts_in(pairs))
+            table, sense = table.drop(own), table.select(own)
         return Partial(
-            sums=made[0],
-            sense=made[1] if self.is_keyed else None,
+            sums=table,
+            sense=sense,
             ids=None if self.id_column is None else made[-1].to_series(),
         )
+
+    def _runs(self, first_row: int, rows: int | None) -> list[tuple[int, int]] | None:
+        """Return the runs of rows that `sense` is made of; None if they are all rows."""
+        if self.looks_at_all or not rows or self.scorer.is_coupled:
+            return None
+        runs = sampled(first_row, rows)
+        return None if runs == [(first_row, rows)] else runs
+
+    def _sense(self, sample: Sequence[pl.LazyFrame], valid: pl.Expr) -> pl.DataFrame | None:
+        needs = self.scorer.binding.needs
+        made = [
+            sense_of(pairs, valid=valid, needs=needs, lagged=False).collect(engine="streaming")
+            for pairs in sample
+        ]
+        return merge(made) if made else None
 
     def rows(self, task: ShardTask, *, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
         """Yield columns of the scored rows of one shard, with `VALID`."""
@@ -185,3 +267,21 @@ class FoundOffences:
             read_from=self.dataset.read_from,
             first_row=task.first_row,
         )
+
+
+def repeats_of_files(
+    dataset: Dataset, binding: Binding, watch: Watch, *, looks_at_all: bool
+) -> Repeats | None:
+    """Look at the ids of files, whose other columns are not read again; None without ids."""
+    column = binding.mapping.get(PAIR_ID.name)
+    if column is None or dataset.has_step:  # joined rows have each key once
+        return None
+    rows = dataset.rows or 0
+    runs = [(0, rows)] if looks_at_all else sampled(0, rows)
+    ids = RepeatedKeys(sum(n for _, n in runs), is_of_all=runs == [(0, rows)])
+    with reading(dataset.name):
+        for first, n in runs:
+            for part in hashed_ids(dataset.shard(first, n).frame, column).collect_batches():
+                watch.check()
+                ids.add(part.to_series())
+    return ids.found

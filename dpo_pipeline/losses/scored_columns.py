@@ -83,12 +83,14 @@ def name_of_score(
     return name if len(objectives) == 1 else f"{name} of {objective} at beta {objective.beta!r}"
 
 
-def scores_to_check(objectives: Sequence[CheckedObjective], max_logp: float) -> tuple[str, ...]:
-    """Return the scored columns whose values may be too large to be summed, or not finite."""
+def scores_to_check(
+    objectives: Sequence[CheckedObjective], max_logp: float, **bounds: float
+) -> tuple[str, ...]:
+    """Return the `columns_to_check` of several objectives, as they are called."""
     return tuple(
         name_of_score(name, objective, objectives)
         for objective in objectives
-        for name in objective.columns_to_check(max_logp)
+        for name in objective.columns_to_check(max_logp, **bounds)
     )
 
 

@@ -20,7 +20,7 @@ from dpo_pipeline.columns import (
     REWARD_MARGIN,
     Needs,
 )
-from dpo_pipeline.exact import GROWTH, QUANTA_PER_NAT, SCALE, exact_sum, exact_sum_of_wide
+from dpo_pipeline.exact import GROWTH, QUANTA_PER_NAT, SCALE, exact_sum
 from dpo_pipeline.losses import is_correct, sigmoid, sigmoid_loss
 
 VALID: Final = "__dpo_pipeline_is_valid"
@@ -30,7 +30,7 @@ CELL: Final = "cell"
 _HIGH: Final = 2**24
 """More than twice the coarse bin of any finite value, so that a low part never carries over."""
 _SQUARED_LIMIT: Final = 2.0**25
-"""Largest margin, in nats, whose square fits `exact_sum_of_wide`."""
+"""Largest margin, in nats, whose square fits `exact_sum`."""
 PRECISIONS: Final = {"bf16": 8, "f16": 11, "f32": 24}
 """Number formats that log-probs come from, and the bits of their significands."""
 
@@ -82,11 +82,11 @@ def group_sums(needs: Needs, *, has_lengths: bool) -> list[pl.Expr]:
         y = pl.when(x.is_not_null()).then(pl.col(REWARD_MARGIN))
         sums += [
             x.count().cast(pl.Int64).alias("n_sized"),
-            exact_sum_of_wide(x).alias("sum_x"),
-            exact_sum_of_wide(y).alias("sum_y"),
-            exact_sum_of_wide(x * x).alias("sum_xx"),
-            exact_sum_of_wide(x * y).alias("sum_xy"),
-            exact_sum_of_wide(y * y).alias("sum_yy"),
+            exact_sum(x).alias("sum_x"),
+            exact_sum(y).alias("sum_y"),
+            exact_sum(x * x).alias("sum_xx"),
+            exact_sum(x * y).alias("sum_xy"),
+            exact_sum(y * y).alias("sum_yy"),
         ]
     return sums
 
@@ -132,7 +132,7 @@ def course_sums() -> list[pl.Expr]:
     margin = pl.col(REWARD_MARGIN)
     return [
         (margin > 0.0).sum().cast(pl.Int64).alias("n_correct"),
-        exact_sum_of_wide(margin).alias(f"sum_{REWARD_MARGIN}"),
+        exact_sum(margin).alias(f"sum_{REWARD_MARGIN}"),
     ]
 
 

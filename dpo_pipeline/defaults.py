@@ -104,6 +104,9 @@ SINK_CHUNK_ROWS: Final = 16_384
 SINK_CHUNK_BYTES: Final = 2 * 2**20
 """Bytes of such a chunk if rows are wide."""
 
+COMPRESSIONS: Final = ("zstd", "snappy", "none")
+"""How scored pairs can be compressed; the first is the default."""
+
 ZSTD_LEVEL: Final = 1
 """Of all Parquet outputs. Level 3 costs a seventh more CPU and makes numbers no smaller."""
 
@@ -178,6 +181,9 @@ NEIGHBOURS_ROWS: Final = 65_536
 
 SUMMED_CHUNK_ROWS: Final = 32_768
 """Rows that the engine sums at a time."""
+
+SENSE: Final = ("sample", "all")
+"""Which pairs are looked at for what no two models give; the first is the default."""
 
 SENSE_WHOLE: Final = 1_000_000
 """Rows at the start of a dataset that are all looked at for what no two models give."""

@@ -131,6 +131,18 @@ class Contract:
         shown=f"{defaults.MAX_LOGP:g}, or the format's",
         default=None,
     )
+    sense: str = option(
+        "--sense",
+        choice(*defaults.SENSE),
+        "Which pairs are looked at for log-probs that no two models give, and for repeated ids: of "
+        f"more than {defaults.SENSE_WHOLE:,} a sample, by the numbers of their rows, or all.",
+        calls=("check", "evaluate", "sweep", "score"),
+        default=defaults.SENSE[0],
+    )
+
+    def __post_init__(self) -> None:
+        if self.sense not in defaults.SENSE:
+            raise UsageError(f"sense must be sample or all, found {self.sense!r}")
 
 
 @group
@@ -268,6 +280,17 @@ class Scored:
         "Cut inputs, between row groups, into parts of at most so many rows: OUT is a folder.",
         default=None,
     )
+    compression: str = option(
+        "--compression",
+        choice(*defaults.COMPRESSIONS),
+        "Of scored and invalid pairs: snappy and none are written faster, and are larger.",
+        default=defaults.COMPRESSIONS[0],
+    )
+
+    def __post_init__(self) -> None:
+        if self.compression not in defaults.COMPRESSIONS:
+            there = ", ".join(defaults.COMPRESSIONS)
+            raise UsageError(f"compression must be one of {there}, found {self.compression!r}")
 
 
 @group

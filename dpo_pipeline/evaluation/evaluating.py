@@ -74,6 +74,7 @@ class Measurement:
             histogram=subsets.histogram,
             statistics=statistics,
             by_objective=by_objective,
+            looks_at_all=groups.contract.sense == "all",
         )
         wanted.check(binding, dataset)
         executor = groups.executor

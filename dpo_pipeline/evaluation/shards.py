@@ -193,7 +193,7 @@ class PartialSums:
         )
         plans = [sums]
         if self.is_keyed and has_sense:
-            plans.append(sense_of(pairs, valid=valid, needs=needs, lagged=lagged))
+            plans.append(self._sense_of(pairs, valid, lagged=lagged))
         if self.id_column is not None:
             plans.append(hashed_ids(pairs, self.id_column))
         # Columns of a chunk stay in the cache of a core from one expression to the next.
@@ -222,12 +222,12 @@ class PartialSums:
         return None if runs == [(first_row, rows)] else runs
 
     def _sense(self, sample: Sequence[pl.LazyFrame], valid: pl.Expr) -> pl.DataFrame | None:
+        plans = [self._sense_of(pairs, valid, lagged=False) for pairs in sample]
+        return merge([each.collect(engine="streaming") for each in plans]) if plans else None
+
+    def _sense_of(self, pairs: pl.LazyFrame, valid: pl.Expr, *, lagged: bool) -> pl.LazyFrame:
         needs = self.scorer.binding.needs
-        made = [
-            sense_of(pairs, valid=valid, needs=needs, lagged=False).collect(engine="streaming")
-            for pairs in sample
-        ]
-        return merge(made) if made else None
+        return sense_of(pairs, valid=valid, needs=needs, lagged=lagged, has_equal=self.is_keyed)
 
     def rows(self, task: ShardTask, *, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
         """Yield columns of the scored rows of one shard, with `VALID`."""

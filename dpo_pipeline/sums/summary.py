@@ -173,13 +173,18 @@ def _all(values: pl.Expr) -> pl.Expr:
     return values
 
 
-def sense_of(pairs: pl.LazyFrame, *, valid: pl.Expr, needs: Needs, lagged: bool) -> pl.LazyFrame:
-    """Return one row of the sums of `sense_sums` over prepared pairs, and their equal log-probs."""
+def sense_of(
+    pairs: pl.LazyFrame, *, valid: pl.Expr, needs: Needs, lagged: bool, has_equal: bool
+) -> pl.LazyFrame:
+    """Return one row of the sums of `sense_sums` over prepared pairs.
+
+    `has_equal` adds counts of equal log-probs, where `tally` has none.
+    """
     marked = with_summed(pairs.with_columns(valid.alias(VALID)), needs, lagged=lagged)
-    form = _Form(total=exact_sum, of_valid=valid_only, more={})
+    form = _Form(total=exact_sum, of_valid=valid_only, more=equal_pairs(needs) if has_equal else {})
     return marked.select(
         *sense_sums(needs, counts_in(pairs), lagged=lagged),
-        *(form.count(where, name) for name, where in equal_pairs(needs).items()),
+        *(form.count(where, name) for name, where in form.more.items()),
     )
 
 

@@ -21,6 +21,7 @@ from dpo_pipeline.arguments import (
     Kind,
     Option,
     argument,
+    check_choice,
     checked_names,
     choice,
     group,
@@ -48,8 +49,6 @@ ROLE_COLUMNS: Final = Kind("roles", "ROLE=NAME", repeats=True, completes="role")
 LOSSES: Final = Kind("losses", "NAME[=WEIGHT]", repeats=True, completes="loss")
 VALUES: Final = Kind("values", "NAME=VALUE", repeats=True)
 NUMBERS: Final = Kind("numbers", "NAME=VALUE", repeats=True)
-
-
 _FORMAT: Final = "by the ending of the name, else parquet"
 
 
@@ -141,8 +140,7 @@ class Contract:
     )
 
     def __post_init__(self) -> None:
-        if self.sense not in defaults.SENSE:
-            raise UsageError(f"sense must be sample or all, found {self.sense!r}")
+        check_choice("sense", self.sense, defaults.SENSE)
 
 
 @group
@@ -288,9 +286,7 @@ class Scored:
     )
 
     def __post_init__(self) -> None:
-        if self.compression not in defaults.COMPRESSIONS:
-            there = ", ".join(defaults.COMPRESSIONS)
-            raise UsageError(f"compression must be one of {there}, found {self.compression!r}")
+        check_choice("compression", self.compression, defaults.COMPRESSIONS)
 
 
 @group

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from importlib.util import find_spec
@@ -146,6 +147,23 @@ def differing(groups: Mapping[str, Any], call: str) -> dict[str, Any]:
         for value in [getattr(made, each.name)]
         if value != default_of(each)
     }
+
+
+def imported(flag: str, place: str) -> Any:
+    """Return what MODULE:NAME stands for."""
+    from importlib import import_module
+
+    module, colon, name = place.partition(":")
+    if not colon:
+        raise UsageError(f"{flag} takes MODULE:NAME, found {place!r}")
+    # At the end: a file in the current folder takes no other module's place.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(import_module(module), name)
+    except Exception as error:  # whatever the user's module raises
+        raise UsageError(f"{flag} {place}: {type(error).__name__}: {error}") from error
+    return found
 
 
 def check_extra() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final, Literal
 
-from dpo_pipeline.errors import UsageError
+from dpo_pipeline.errors import NoSuchColumn, UsageError
 
 Kind = Literal["logp", "count", "key", "tokens", "mask"]
 
@@ -139,19 +139,12 @@ ROLES: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """Which columns a loss asks for.
+    """Which columns a loss asks for."""
 
-    Attributes:
-        reference: Whether it needs reference log-probs; if not, such columns have no role.
-        tokens: Whether it needs token counts, none of them null.
-        ld_alpha: Weight of tokens beyond the length of the other completion (LD-DPO).
-        humanline: Whether per-token log-ratios are clamped (HALOs).
-    """
-
-    reference: bool = True
-    tokens: bool = False
-    ld_alpha: float = 1.0
-    humanline: bool = False
+    reference: bool = True  # reference log-probs; without the need, such columns have no role
+    tokens: bool = False  # token counts, none of them null
+    ld_alpha: float = 1.0  # weight of tokens beyond the length of the other completion (LD-DPO)
+    humanline: bool = False  # whether per-token log-ratios are clamped (HALOs)
 
     @property
     def logps(self) -> tuple[str, ...]:
@@ -245,6 +238,10 @@ BATCH_MEANS: Final = (
 )
 
 
+ELSEWHERE: Final = "; if in another file, give that as reference (--reference)"
+"""What is said where the reference's log-probs are missing."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolution:
     """Which input column plays which role, and what stands in the way."""
@@ -260,9 +257,6 @@ def resolve(
 
     An explicit mapping (role to column) wins over names and aliases. Roles that are not needed
     are not looked for.
-
-    Raises:
-        UsageError: The mapping names something that is not a role.
     """
     names = list(names)
     if explicit is not None and not (
@@ -285,8 +279,10 @@ def resolve(
                 mapping[role.name] = column
             else:
                 problems.append(
-                    f"{role.name}: it is mapped to {column!r}, which is not a column"
-                    f"{did_you_mean(column, names)}; {_there(names)}"
+                    NoSuchColumn(
+                        f"{role.name}: it is mapped to {column!r}, which is not a column"
+                        f"{did_you_mean(column, names)}; {_there(names)}"
+                    )
                 )
             continue
         found = [n for n in (role.name, *role.aliases) if n in names and n not in explicit.values()]
@@ -340,7 +336,7 @@ def _missing(role: Role, names: list[str]) -> str:
     near = [n for n in names if any(_close(n, [s]) for s in close)]
     ask = f"; did you mean {near[0]!r}? If so, map it: {role.name}={near[0]}" if near else ""
     hint = ask or f"; if it has another name, map it: {role.name}=NAME"
-    elsewhere = "; if in another file, give that as reference (--reference)" if of_reference else ""
+    elsewhere = ELSEWHERE if of_reference else ""
     return f"{role.name}: missing{hint} ({MAPPING}){elsewhere}; {_there(names)}"
 
 

@@ -11,30 +11,10 @@ LOSS_NAME: Final = "sigmoid"
 """The DPO loss."""
 
 LOSS_NAMES: Final = (
-    "sigmoid",
-    "sigmoid_norm",
-    "robust",
-    "hinge",
-    "ipo",
-    "exo_pair",
-    "nca_pair",
-    "bco_pair",
-    "sppo_hard",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "dpop",
-    "rdpo",
-    "cpo",
-    "cpo_hinge",
-    "simpo",
-    "alphapo",
-    "orpo",
-    "orpo_odds_ratio",
-    "sft",
-    "aot",
-    "aot_unpaired",
-    "kto_pair",
+    *("sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "exo_pair", "nca_pair", "bco_pair"),
+    *("sppo_hard", "apo_zero", "apo_down", "discopop", "dpop", "rdpo"),
+    *("cpo", "cpo_hinge", "simpo", "alphapo", "orpo", "orpo_odds_ratio", "sft"),
+    *("aot", "aot_unpaired", "kto_pair"),
 )
 """Names of `losses.catalogue.LOSSES`, for shell completion. A test keeps the two equal."""
 
@@ -82,6 +62,12 @@ PARQUET_ENDINGS: Final = (".parquet", ".pq", ".parq")
 
 MAX_FILE_ROWS: Final = 4_000_000_000
 """Rows of one input file. Polars numbers the rows of a scan with 32 bits."""
+
+OWN_FOOTER_BYTES: Final = 2**15
+"""Size of the largest footer that is read without pyarrow; parsing it takes some milliseconds."""
+
+OWN_FOOTERS: Final = 4
+"""Files of a dataset whose footers are read without pyarrow: for more, its import pays."""
 
 ENGINES: Final = ("local", "ray")
 """Where the work can be done."""

@@ -118,10 +118,14 @@ class InvalidReport:
 
     def __str__(self) -> str:
         """Return the report as an aligned table under a sentence."""
+        return "\n".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """Return the lines of its text."""
         warned = [f"warning: {text}" for text in self.warnings]
         if not self.n_invalid:
             kept = f"{self.source}: all {self.n_pairs:,} pairs keep the contract"
-            return "\n".join([*warned, kept])
+            return [*warned, kept]
         file = os.path.basename(self.source)
         head = f"{self.source} breaks its contract in {self.n_invalid:,} of {self.n_pairs:,} rows"
         rows = [
@@ -132,9 +136,7 @@ class InvalidReport:
             )
             for rule in self.broken
         ]
-        return "\n".join(
-            [*warned, head, *(f"  {line}" for line in aligned(("", "", ""), rows, most=None))]
-        )
+        return [*warned, head, *(f"  {line}" for line in aligned(("", "", ""), rows, most=None))]
 
 
 def why_refused(

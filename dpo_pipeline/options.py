@@ -133,8 +133,7 @@ class Contract:
     sense: str = option(
         "--sense",
         choice(*defaults.SENSE),
-        "Which pairs are looked at for log-probs that no two models give, and for repeated ids: of "
-        f"more than {defaults.SENSE_WHOLE:,} a sample, by the numbers of their rows, or all.",
+        "Which pairs are searched for repeated ids and for what no two models give.",
         calls=("check", "evaluate", "sweep", "score"),
         default=defaults.SENSE[0],
     )

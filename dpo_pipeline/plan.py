@@ -10,7 +10,7 @@ import functools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Generic, ParamSpec, TypeVar
 
 from dpo_pipeline.arguments import differing
@@ -59,8 +59,8 @@ class Facts:
     function: str
     call: str
     source: str
-    inputs: tuple[Input, ...]
     rows: int | None
+    inputs: tuple[Input, ...]
     columns: Mapping[str, str]
     options: Mapping[str, Any]
     max_logp: float | None = None
@@ -77,25 +77,13 @@ class Facts:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain data."""
+        told = {each.name: _plain(getattr(self, each.name)) for each in fields(self)[2:]}
         return {
             "dry_run": self.function,
-            "source": self.source,
-            "rows": self.rows,
+            **told,
             "inputs": [asdict(each) for each in self.inputs],
-            "columns": dict(self.columns),
-            "options": {
-                flag: _plain(value) for flag, value in differing(self.options, self.call).items()
-            },
-            "max_logp": self.max_logp,
+            "options": _plain(differing(self.options, self.call)),
             "objectives": [objective.to_dict() for objective in self.objectives],
-            "by": list(self.by),
-            "statistics": self.statistics,
-            "batch_size": self.batch_size,
-            "batch_by": self.batch_by,
-            "n_batches": self.n_batches,
-            "carried": None if self.carried is None else list(self.carried),
-            "notes": list(self.notes),
-            "checked_later": list(self.checked_later),
             "outputs": [asdict(each) for each in self.outputs],
         }
 

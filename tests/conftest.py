@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 import pytest
+from altair.utils import schemapi
 from hypothesis import HealthCheck, settings
 
 from dpo_pipeline.cli import running as progress_line
@@ -23,6 +24,16 @@ settings.load_profile("project")
 def quiet_when_slow(monkeypatch):
     """Commands called in this process show no progress, however slow the machine is."""
     monkeypatch.setattr(progress_line, "_QUIET_SECONDS", 1e9)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unchecked_charts():
+    """Leave out Altair's check of each part of a chart by its schema: half of what a page costs.
+
+    The charts of one page are checked: of the fixture `text` in `report/conftest.py`.
+    """
+    with schemapi.debug_mode(arg=False):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,13 +14,14 @@ PACKAGE = ROOT / "dpo_pipeline"
 
 ROOMS = [  # a room imports from the ground and from rooms before it
     *("losses", "storage", "engine", "sources", "contract", "sums", "statistics"),
-    *("evaluation", "scoring", "comparison", "report", "published", "cli"),
+    *("evaluation", "scoring", "jobs", "comparison", "report", "published", "cli"),
 ]
 DEFERRED = {("evaluation", "report")}  # a result asks the report to draw it
 NO_POLARS = {"errors", "options", "columns", "defaults", "faces", "invalid_report", "__main__"}
 
 ONLY_IN = {
     "pandera": {"contract"},
+    "numpy": {"sums", "statistics", "evaluation"},
     "pyarrow": {"storage", "sources", "scoring"},
     "altair": {"report"},
     "jinja2": {"report"},

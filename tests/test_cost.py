@@ -1,6 +1,9 @@
-"""Cost in counts: how often each command reads its source, and that every plan streams."""
+"""Cost in counts: readings of a source, modules that are imported, and that every plan streams."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
 
 import polars as pl
 import pyarrow as pa
@@ -154,3 +157,32 @@ def test_the_plan_test_sees_a_multiplexer(engine, tmp_path, pairs):
 def test_arrow_tables_are_taken_without_a_copy(pairs):
     table = pa.table({name: pairs[name].to_arrow() for name in LOGPS})
     assert evaluate(table).summary.n_pairs == 6
+
+
+HEAVY = {"numpy", "pandas", "pandera", "pyarrow"}
+# A star would import pandera, for PreferencePairs.
+CALLS = [
+    pytest.param("evaluate('pairs.parquet')", HEAVY, id="evaluate"),
+    pytest.param("evaluate('pairs.parquet', by='subset', batches=2)", HEAVY, id="by subset"),
+    pytest.param("evaluate('pairs.parquet', outputs='figures.json')", HEAVY, id="to a file"),
+    pytest.param("check('pairs.parquet')", HEAVY, id="check"),
+    pytest.param("sweep('pairs.parquet', [0.1, 0.5])", HEAVY, id="sweep"),
+    pytest.param("evaluate('pairs.jsonl')", HEAVY, id="lines of JSON"),
+    pytest.param("evaluate('pairs.csv')", HEAVY, id="CSV"),
+    pytest.param("dpo_loss([-1.0], [-2.0], [-1.5], [-1.0])", HEAVY, id="dpo_loss"),
+]
+
+
+@pytest.mark.parametrize(("call", "unneeded"), CALLS)
+def test_what_a_call_does_not_need_is_not_imported(tmp_path, pairs, call, unneeded):
+    # An import of pyarrow costs as much as some thousand pairs, and brings numpy; pandera brings
+    # pandas where it is installed.
+    pairs.write_parquet(tmp_path / "pairs.parquet")
+    pairs.write_ndjson(tmp_path / "pairs.jsonl")
+    pairs.write_csv(tmp_path / "pairs.csv")
+    program = f"import sys, dpo_pipeline; dpo_pipeline.{call}; print(*sys.modules)"
+    run = [sys.executable, "-W", "ignore", "-c", program]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert "polars" in imported
+    assert sorted(unneeded & imported) == []

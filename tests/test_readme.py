@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import shlex
@@ -68,6 +69,54 @@ def test_console_blocks_print_what_they_show(checkout, capsys, words, expected):
     main(words[1:])
     out, err = capsys.readouterr()
     assert err + out == expected
+
+
+def shell_blocks():
+    for page, blocks in PAGES.items():
+        for i, (kind, text) in enumerate(blocks):
+            if kind == "bash":
+                is_of_slurm = "sbatch" in text
+                following = "" if is_of_slurm else blocks[i + 1][1]
+                # Each of its commands is a process, and a process costs a second.
+                marks = [pytest.mark.slow] if is_of_slurm else []
+                yield pytest.param(text, following, id=f"{page}, block {i}", marks=marks)
+
+
+SBATCH = """#!/bin/bash
+# Stands for Slurm's: runs the script at once, for each number of an array.
+for word in "$@"; do
+  case $word in --array=*) IFS=- read -r first last <<< "${word#--array=}";; esac
+done
+for number in $(seq "${first:-0}" "${last:-0}"); do
+  SLURM_ARRAY_TASK_ID=$number bash -c "${@: -1}" > /dev/null || exit 1
+done
+echo 7
+"""
+
+
+@pytest.mark.parametrize(("script", "expected"), list(shell_blocks()))
+def test_shell_blocks_run_and_print_what_follows(checkout, script, expected):
+    (checkout / "bin").mkdir()
+    program = f'#!/bin/sh\nexec {sys.executable} -m dpo_pipeline "$@"\n'
+    for name, text in (("dpo-pipeline", program), ("sbatch", SBATCH)):
+        (checkout / "bin" / name).write_text(text)
+        (checkout / "bin" / name).chmod(0o755)
+    (checkout / "pairs").mkdir()
+    shutil.copy(checkout / "examples" / "pairs.parquet", checkout / "pairs")
+    path = f"{checkout / 'bin'}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["/bin/bash", "-e", "-c", script],
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    if expected:
+        assert done.stdout == expected
+    else:
+        assert json.loads((checkout / "figures.json").read_text())["summary"]["n_valid"] == 200
+        assert (checkout / "scored" / "_SUCCESS").exists()
 
 
 def test_there_are_blocks_of_each_kind_and_two_commands():

@@ -15,7 +15,8 @@ from dpo_pipeline.cli.flag_values import groups_given, roles
 from dpo_pipeline.cli.flags import B_COLUMN, flags_of, run_options
 from dpo_pipeline.cli.printing import print_invalid, print_result, print_warnings, say
 from dpo_pipeline.cli.running import run
-from dpo_pipeline.cli.settings import config_file
+from dpo_pipeline.cli.settings import config_file, refuse_found
+from dpo_pipeline.cli.several_paths import arguments_of
 from dpo_pipeline.errors import InvalidPairsError, UsageError
 from dpo_pipeline.options import OnInvalid, StatisticsOptions
 from dpo_pipeline.tables import as_json
@@ -27,16 +28,13 @@ if TYPE_CHECKING:
 Groups = dict[str, Any]
 
 
-def _planned(function: str, groups: Groups, ctx: click.Context, *places: Any) -> Any:
+def planned(function: str, groups: Groups, ctx: click.Context, *places: Any) -> Any:
     """Make the plan of a call, and run it unless a dry run was asked for."""
     import dpo_pipeline
 
     plan = getattr(dpo_pipeline, function).plan
-    config = config_file(ctx)
-    if config is not None:
-        groups["outputs"] = replace(groups["outputs"], protected=(config,))
-        if not ctx.params["quiet"]:
-            say(f"settings: {config}", err=True)
+    refuse_found(ctx, *map(ctx.params.get, ("out", "summary", "report", "batches", "invalid")))
+    protecting_settings(groups, ctx)
 
     def call(cancel: Event, progress: ProgressCallback | None) -> Any:
         execution = replace(groups["execution"], cancel=cancel, progress=progress)
@@ -45,6 +43,15 @@ def _planned(function: str, groups: Groups, ctx: click.Context, *places: Any) ->
         return made if ctx.params["dry_run"] else made.run()
 
     return run(call, quiet=ctx.params["quiet"])
+
+
+def protecting_settings(groups: Groups, ctx: click.Context) -> None:
+    """Have the file of settings never become an output, and say which it is."""
+    config = config_file(ctx)
+    if config is not None:
+        groups["outputs"] = replace(groups["outputs"], protected=(config,))
+        if not ctx.params["quiet"]:
+            say(f"settings: {config}", err=True)
 
 
 def _check(groups: Groups, ctx: click.Context) -> int:
@@ -62,7 +69,7 @@ def _check(groups: Groups, ctx: click.Context) -> int:
     # Whether too many are invalid is said when the report is printed and written.
     groups["on_invalid"] = OnInvalid("exclude")
     try:
-        report = _planned("check", groups, ctx)
+        report = planned("check", groups, ctx)
     except InvalidPairsError as error:
         print_result(error.report, ctx)
         say(error.reason, err=True)
@@ -137,10 +144,18 @@ def _score(groups: Groups, ctx: click.Context) -> int:
 
 def _figures(function: str, groups: Groups, ctx: click.Context, gates: Gates | None) -> int:
     """Print figures to stdout, and to stderr what was left out and warned of."""
-    result = _planned(function, groups, ctx)
+    result = planned(function, groups, ctx)
     if ctx.params["dry_run"]:
         return print_result(result, ctx)
-    done = "quarantined" if groups["on_invalid"].action == "quarantine" else "excluded"
+    return print_figures(result, groups["on_invalid"].action, ctx, gates)
+
+
+def print_figures(result: Any, action: str, ctx: click.Context, gates: Gates | None) -> int:
+    """Print a result to stdout, and to stderr what was left out and warned of; then ask its gates.
+
+    `action` is what was done with invalid pairs.
+    """
+    done = "quarantined" if action == "quarantine" else "excluded"
     print_invalid(result.invalid, done, result.invalid.n_invalid, "pair")
     if ctx.params["json"]:  # the text begins with them
         print_warnings(result.invalid.warnings, ctx)
@@ -167,7 +182,7 @@ def _convert(groups: Groups, ctx: click.Context) -> int:
       dpo-pipeline convert trained_dataset/ reference.parquet --format trl
     """  # noqa: D301  click takes the backspace itself
     out = ctx.params["out"]
-    result = _planned("convert", groups | {"sink": out}, ctx)
+    result = planned("convert", groups | {"sink": out}, ctx)
     if ctx.params["dry_run"]:
         return print_result(result, ctx)
     if ctx.params["json"]:
@@ -197,7 +212,7 @@ def _compare(groups: Groups, ctx: click.Context) -> int:
     of_b = roles("--b-column", ctx.params["b_column"]) or both.columns
     a = replace(both, source=ctx.params["a"])
     b = replace(both, source=ctx.params["b"], columns=of_b)
-    result = _planned("compare", groups | {"on": ctx.params["on"]}, ctx, a, b)
+    result = planned("compare", groups | {"on": ctx.params["on"]}, ctx, a, b)
     if ctx.params["dry_run"]:
         return print_result(result, ctx)
     for side in (result.a, result.b):
@@ -210,7 +225,7 @@ def _compare(groups: Groups, ctx: click.Context) -> int:
 
 _Does: TypeAlias = Callable[[Groups, click.Context], int]
 
-_COMMANDS: Final[Mapping[str, tuple[_Does, tuple[str, ...], str | None]]] = {
+COMMANDS: Final[Mapping[str, tuple[_Does, tuple[str, ...], str | None]]] = {
     "check": (_check, ("pairs",), None),
     "evaluate": (_evaluate, ("pairs",), "Print figures: loss, rewards, accuracy."),
     "sweep": (_sweep, ("pairs",), "Print figures for several betas and losses."),
@@ -223,18 +238,18 @@ _COMMANDS: Final[Mapping[str, tuple[_Does, tuple[str, ...], str | None]]] = {
 
 def commands(calls: Mapping[str, Mapping[str, type[Any]]]) -> list[click.Command]:
     """Return the commands for these groups of options, in the order of `--help`."""
-    return [_command(name, calls[name]) for name in _COMMANDS]
+    return [_command(name, calls[name]) for name in COMMANDS]
 
 
 def _command(name: str, groups: Mapping[str, type[Any]]) -> click.Command:
-    does, places, short_help = _COMMANDS[name]
+    does, places, short_help = COMMANDS[name]
 
     def callback(**_: Any) -> int:
         ctx = click.get_current_context()
         return does(groups_given(name, groups, ctx), ctx)
 
     params: list[click.Parameter] = [
-        *(click.Argument([place], type=click.Path()) for place in places),
+        *arguments_of(places),
         *flags_of(name, groups),
         *([B_COLUMN] if name == "compare" else []),
         *run_options(),

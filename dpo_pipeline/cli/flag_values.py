@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 import click
 
-from dpo_pipeline.arguments import options_of
+from dpo_pipeline.arguments import imported, options_of
 from dpo_pipeline.cli.flags import name_of
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.options import Pairs, Reference, StatisticsOptions
@@ -132,29 +130,13 @@ def _value(text: str) -> float | bool | str:
         return text
 
 
-def _imported(flag: str, place: str) -> Any:
-    from importlib import import_module
-
-    module, colon, name = place.partition(":")
-    if not colon:
-        raise UsageError(f"{flag} takes MODULE:NAME, found {place!r}")
-    # At the end: a file in the current folder takes no other module's place.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        found = getattr(import_module(module), name)
-    except Exception as error:  # whatever the user's module raises
-        raise UsageError(f"{flag} {place}: {type(error).__name__}: {error}") from error
-    return found
-
-
 _PARSERS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "roles": roles,
     "numbers": _numbers,
     "store": _store,
     "losses": _losses,
     "values": _values,
-    "object": _imported,
+    "object": imported,
 }
 """Kind to the function from a flag and its value in click to the value of the field. Other kinds
 keep the value of click."""

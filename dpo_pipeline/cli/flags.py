@@ -80,6 +80,11 @@ def run_options() -> Iterator[click.Parameter]:
     """Yield the options of running and printing, which no call of the library has."""
     yield SettingOption(["--dry-run"], is_flag=True, help=_DRY_RUN)
     yield config_option()
+    yield from output_options()
+
+
+def output_options() -> Iterator[click.Parameter]:
+    """Yield the options of printing alone."""
     yield SettingOption(["--json"], is_flag=True, help="Print one JSON document.")
     yield SettingOption(["--quiet", "-q"], is_flag=True, help="No progress and no warnings.")
 

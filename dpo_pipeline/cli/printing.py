@@ -22,7 +22,7 @@ def say(text: str, *, err: bool = False) -> None:
 
 def print_result(result: Any, ctx: click.Context) -> int:
     """Print a result or a plan, as JSON or text."""
-    if ctx.params["dry_run"] and not ctx.params["quiet"]:
+    if ctx.params.get("dry_run") and not ctx.params["quiet"]:
         for setting in used(ctx):
             say(f"setting: {setting}", err=True)
     if ctx.params["json"]:

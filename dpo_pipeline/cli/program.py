@@ -19,6 +19,7 @@ import click
 from dpo_pipeline import errors as exit_codes
 from dpo_pipeline.cli.catalogue_commands import CATALOGUE_COMMANDS
 from dpo_pipeline.cli.commands import commands
+from dpo_pipeline.cli.job_commands import job_group
 from dpo_pipeline.cli.printing import say
 from dpo_pipeline.cli.running import Stopped
 from dpo_pipeline.cli.settings import PREFIX, used
@@ -97,7 +98,7 @@ def command_line(calls: Mapping[str, Mapping[str, type[Any]]] = CALLS) -> click.
             "auto_envvar_prefix": PREFIX,
         },
     )
-    for command in (*commands(calls), *CATALOGUE_COMMANDS):
+    for command in (*commands(calls), job_group(calls, _Commands), *CATALOGUE_COMMANDS):
         group.add_command(command)
     versioned = click.version_option(package_name="dpo_pipeline", prog_name=PROGRAM)
     return versioned(group)

@@ -10,6 +10,8 @@ import polars as pl
 
 from dpo_pipeline.columns import (
     CHOSEN_TOKENS,
+    POLICY_CHOSEN,
+    POLICY_REJECTED,
     PROMPT_ID,
     REF_CHOSEN,
     REF_REJECTED,
@@ -39,6 +41,7 @@ _SUBSET: Final = "__dpo_pipeline_subset_"
 _DIFFER: Final = "differ "
 _LARGEST: Final = "max_"
 _SAME_MARGIN: Final = "n_same_margin"
+_SAME: Final = "n_same "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +62,7 @@ class CommonPairs:
     n_invalid: dict[str, int]  # those that are not, by the letter of the table that says so
     n_out_of_range: dict[str, int]  # with sound log-probs and a score too large to be summed
     n_same_margin: int  # valid pairs with the same margin on both sides
+    n_same_logps: tuple[int, int, int]  # with the same policy log-prob: chosen, rejected, both
     disagreements: tuple[Disagreement, ...]
     paired: Paired
 
@@ -150,6 +154,7 @@ def read_common_pairs(
                 **{f"invalid {t.letter}": (~chunk[t.valid]).sum() for t in tables},
                 **{f"range {each}": (sound[each] & ~in_range[each]).sum() for each in "ab"},
             }
+            row |= _same_logps(kept, sides)
             for name in shared:
                 row |= _differing(kept, name, sides)
             sums.append(row)
@@ -164,6 +169,7 @@ def read_common_pairs(
         n_invalid={t.letter: found[f"invalid {t.letter}"] for t in tables},
         n_out_of_range={letter: found[f"range {letter}"] for letter in "ab"},
         n_same_margin=found[_SAME_MARGIN],
+        n_same_logps=(found[_SAME + "chosen"], found[_SAME + "rejected"], found[_SAME + "both"]),
         disagreements=tuple(
             Disagreement(column=name, n_pairs=found[_DIFFER + name], largest=found[_LARGEST + name])
             for name in shared
@@ -200,6 +206,17 @@ def _scored(
     return with_scores(pairs, objective).with_columns(rules.valid.alias(VALID)).collect()
 
 
+def _same_logps(pairs: pl.DataFrame, sides: Sequence[Table]) -> dict[str, int]:
+    a, b = sides
+    chosen, rejected = (
+        pl.col(a.column(role.name)) == pl.col(b.column(role.name))
+        for role in (POLICY_CHOSEN, POLICY_REJECTED)
+    )
+    same = {"chosen": chosen, "rejected": rejected, "both": chosen & rejected}
+    counted = pairs.select(each.sum().alias(_SAME + name) for name, each in same.items())
+    return counted.row(0, named=True)
+
+
 def _differing(pairs: pl.DataFrame, name: str, sides: Sequence[Table]) -> dict[str, float | None]:
     a, b = (pl.col(side.column(name)) for side in sides)
     types = [pairs.schema[side.column(name)] for side in sides]
@@ -208,7 +225,10 @@ def _differing(pairs: pl.DataFrame, name: str, sides: Sequence[Table]) -> dict[s
         margin = pl.lit(0.0)
         if name in (REF_CHOSEN.name, REF_REJECTED.name):
             margin = SAME_REFERENCE * pl.max_horizontal(a.abs(), b.abs(), 1.0)
-        differ, largest = (gap > margin).fill_null(a.is_null() != b.is_null()), gap.max()
+        # NaN on both sides is no difference; on one it is, of no known size.
+        is_apart = pl.when(gap.is_nan()).then(a.is_nan() != b.is_nan()).otherwise(gap > margin)
+        differ = is_apart.fill_null(a.is_null() != b.is_null())
+        largest = gap.fill_nan(None).max()
     else:
         texts = (a.cast(pl.String), b.cast(pl.String))
         differ, largest = texts[0].ne_missing(texts[1]), pl.lit(None, dtype=pl.Float64)

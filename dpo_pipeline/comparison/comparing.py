@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import polars as pl
 
 from dpo_pipeline.arguments import given
-from dpo_pipeline.columns import PAIR_ID, PROMPT_ID, REF_CHOSEN, REF_REJECTED, REWARD_ACCURACY
+from dpo_pipeline.columns import PAIR_ID, REF_CHOSEN, REF_REJECTED, REWARD_ACCURACY
 from dpo_pipeline.comparison.common_pairs import (
     CommonPairs,
-    Disagreement,
     PairedTables,
     read_common_pairs,
+)
+from dpo_pipeline.comparison.comparison_doubts import (
+    doubts_of_sides,
+    findings_of,
+    notes_of,
+    other_references,
+    rounding_of,
 )
 from dpo_pipeline.comparison.comparison_result import SUBSET_FIGURES, Comparison, Side
 from dpo_pipeline.comparison.differences import (
@@ -25,7 +31,7 @@ from dpo_pipeline.comparison.differences import (
     n_clusters_of,
     subsets_of,
 )
-from dpo_pipeline.comparison.sides import Table, bound_tables
+from dpo_pipeline.comparison.sides import bound_tables
 from dpo_pipeline.defaults import LOSS_NAME, WIDE_LIMIT
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ContractError, DataWarning, InvalidPairsError, UsageError
@@ -36,8 +42,7 @@ from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Pairs, Reference, StatisticsOptions, Subsets
 from dpo_pipeline.plan import Facts, Output, Plan, planned
 from dpo_pipeline.sources import Dataset, open_reference, publication_of
-from dpo_pipeline.statistics import counted
-from dpo_pipeline.sums import Sense, Summary, doubts_of, figures
+from dpo_pipeline.sums import Summary, figures
 
 _REFERENCES: Final = (REF_CHOSEN.name, REF_REJECTED.name)
 
@@ -68,7 +73,7 @@ class ComparisonPlan(Plan[Comparison]):
             function="compare",
             call="compare",
             source=" and ".join(table.name for table in tables[:2]),
-            notes=_notes(self.datasets),
+            notes=notes_of(self.datasets),
             inputs=tuple(
                 replace(each, is_reference=each.is_reference or i > 1)
                 for i, dataset in enumerate(self.datasets)
@@ -112,13 +117,9 @@ class ComparisonPlan(Plan[Comparison]):
         }
         self._judge(read, reports)
         paired, bins = read.paired, pl.col("bin")
-        incomparable = _other_references(read, objective)
-        doubts = tuple(_doubts(tables, read))
-        findings = (
-            *doubts,
-            *_notes(self.datasets),
-            *_findings(tables, read, incomparable),
-        )
+        incomparable = other_references(read, objective)
+        doubts = tuple(doubts_of_sides(tables, read))
+        rounding = rounding_of(tables, read, objective)
         summaries = [
             Summary.of_row(figures(totals, objective).row(0, named=True))
             for totals in (paired.totals_a, paired.totals_b)
@@ -136,7 +137,17 @@ class ComparisonPlan(Plan[Comparison]):
             for i, table in enumerate(tables[:2])
         ]
         differences = differences_of(
-            paired, summaries[0], summaries[1], level, is_tested=incomparable is None
+            paired,
+            summaries[0],
+            summaries[1],
+            level,
+            rounding=rounding,
+            is_tested=incomparable is None,
+        )
+        findings = (
+            *doubts,
+            *notes_of(self.datasets),
+            *findings_of(tables, read, incomparable, differences),
         )
         # Without a verdict there is no p-value that somebody could take for one.
         is_tested = differences[REWARD_ACCURACY].p_value is not None
@@ -154,7 +165,7 @@ class ComparisonPlan(Plan[Comparison]):
             differences=differences,
             mcnemar=mcnemar_of(paired, is_tested=is_tested),
             by=self.pairs.by,
-            subsets=subsets_of(paired, level, is_tested=incomparable is None),
+            subsets=subsets_of(paired, level, rounding=rounding, is_tested=incomparable is None),
             gained=paired.gained,
             lost=paired.lost,
             doubts=doubts,
@@ -174,9 +185,7 @@ class ComparisonPlan(Plan[Comparison]):
             return
         if reports:
             raise InvalidPairsError(
-                next(iter(reports.values())),
-                reason=reason,
-                is_excluding=asked.action != "raise",
+                next(iter(reports.values())), reason=reason, is_excluding=asked.action != "raise"
             )
         raise ContractError(
             f"{reason}: their log-probs are sound, and a reward or loss of theirs is not finite "
@@ -312,60 +321,3 @@ def _key_of(on: str | None, reference: Reference | None) -> str:
     if own not in (on, PAIR_ID.name):
         raise UsageError(f"on is given twice: on={on!r}, and {own!r} in Reference")
     return on
-
-
-def _other_references(read: CommonPairs, objective: CheckedObjective) -> str | None:
-    """Return a sentence if the references differ and rewards are made from them; else None."""
-    found = [
-        f"{each.column} differs on {each.n_pairs:,} of {counted(read.n_valid, 'pair')}, by up to "
-        f"{each.largest:.4g} nats"
-        for each in read.disagreements
-        if each.column in _REFERENCES and each.column in objective.needs.logps
-    ]
-    if not found:
-        return None
-    return (
-        f"A and B were scored against different references ({'; '.join(found)}), so accuracy, "
-        "rewards, margins and loss cannot be compared"
-    )
-
-
-def _notes(datasets: Iterable[Dataset]) -> tuple[str, ...]:
-    """Return what is to be said about the inputs."""
-    return tuple(f"{each.name}: {note}" for each in datasets for note in each.notes)
-
-
-def _findings(
-    tables: Sequence[Table], read: CommonPairs, incomparable: str | None
-) -> Iterator[str]:
-    """Yield what makes the comparison doubtful, a sentence each."""
-    if incomparable is not None:
-        yield incomparable
-    a, b = (table.name for table in tables[:2])
-    if read.n_same_margin == read.n_valid:
-        yield (
-            f"A ({a}) and B ({b}) have the same margin on all {counted(read.n_valid, 'pair')}: "
-            "were two copies of one policy given?"
-        )
-    for each in read.disagreements:
-        if each.column not in _REFERENCES:
-            yield _disagreement(each, read.n_valid)
-
-
-def _doubts(tables: Sequence[Table], read: CommonPairs) -> Iterator[str]:
-    """Yield what is surely wrong with a side, a sentence each."""
-    totals = (read.paired.totals_a, read.paired.totals_b)
-    for table, sums in zip(tables[:2], totals, strict=True):
-        sense = Sense.of_sums(sums.row(0, named=True))
-        for doubt in doubts_of(sense, max_logp=table.binding.max_logp):
-            yield f"{table.letter.upper()} ({table.name}): {doubt}"
-
-
-def _disagreement(found: Disagreement, n_valid: int) -> str:
-    where = (
-        f"{found.column} differs between A and B on {found.n_pairs:,} of {counted(n_valid, 'pair')}"
-    )
-    if found.column == PROMPT_ID.name:
-        return f"{where}: the same keys may not mean the same pairs; A's prompts are taken"
-    by_how_much = "" if found.largest is None else f" by up to {found.largest:g}"
-    return f"{where}{by_how_much}: the same keys may not mean the same pairs"

@@ -23,7 +23,7 @@ from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.statistics import counted, p_equation, p_value, percent, short_limits
 from dpo_pipeline.sums import Summary
-from dpo_pipeline.tables import aligned, as_json
+from dpo_pipeline.tables import aligned, as_json, rows_by_key
 
 COMPARISON_VERSION: Final = 1
 """Changes when a field of the document is removed or changes its meaning."""
@@ -223,7 +223,7 @@ class Comparison(Reported):
             **_plain(self, "n_common", "n_valid", "clusters", "n_clusters"),
             "differences": {name: asdict(each) for name, each in self.differences.items()},
             "mcnemar": asdict(self.mcnemar),
-            "subsets": None if self.subsets is None else self.subsets.to_dicts(),
+            "subsets": None if self.subsets is None else rows_by_key(self.subsets, self.by),
             "gained": self.gained.to_dicts(),
             "lost": self.lost.to_dicts(),
             "findings": list(self.findings),
@@ -280,7 +280,8 @@ class Comparison(Reported):
         interval = f"{percent(self.level)} interval"
         rows: list[tuple[object, ...]] = []
         for name, d in self.differences.items():
-            facts = (short_limits(d.estimate.interval), _p_cell(d.p_value), d.smallest_effect)
+            limits = short_limits(d.estimate.interval) or None
+            facts = (limits, _p_cell(d.p_value), d.smallest_effect)
             rows.append((name, d.a, d.b, d.estimate.value, *facts))
         yield from aligned(("", "A", "B", "B - A", interval, "p", "smallest effect"), rows)
         yield (

@@ -58,13 +58,20 @@ _COUNTS: Final = {"n_valid", "n_clusters", "only_a", "only_b"}
 
 
 def differences_of(
-    paired: Paired, a: Summary, b: Summary, level: float, *, is_tested: bool = True
+    paired: Paired,
+    a: Summary,
+    b: Summary,
+    level: float,
+    *,
+    rounding: float = 0.0,
+    is_tested: bool = True,
 ) -> Mapping[str, Difference]:
     """Return `COMPARED` of both sides; at least one pair must be valid.
 
-    Sides that cannot be compared are not tested: their p-values would be taken for a verdict.
+    Sides that cannot be compared are not tested: their p-values would be taken for a verdict. Nor
+    are means whose difference varies by no more than `rounding`, in nats a pair.
     """
-    tested = _tested(_whole(paired), paired, level)
+    tested = _tested(_whole(paired), paired, level, rounding)
     return {
         name: Difference(
             a=_figure(name, a),
@@ -93,13 +100,15 @@ def mcnemar_of(paired: Paired, *, is_tested: bool) -> McNemar:
     )
 
 
-def subsets_of(paired: Paired, level: float, *, is_tested: bool) -> pl.DataFrame | None:
+def subsets_of(
+    paired: Paired, level: float, *, rounding: float, is_tested: bool
+) -> pl.DataFrame | None:
     """Return `SUBSET_FIGURES` of each subset; None without `by`."""
     if not paired.by:
         return None
     rows: list[dict[str, Any]] = []
     for key, part in paired.clusters.group_by(paired.by, maintain_order=True):
-        tested = _tested(part, paired, level)
+        tested = _tested(part, paired, level, rounding)
         accuracy = tested[REWARD_ACCURACY]
         n, both, only_a, only_b = _counts(part)
         row: dict[str, Any] = {
@@ -155,7 +164,9 @@ class _Tested:
     smallest_effect: float | None
 
 
-def _tested(part: pl.DataFrame, paired: Paired, level: float) -> dict[str, _Tested]:
+def _tested(
+    part: pl.DataFrame, paired: Paired, level: float, rounding: float
+) -> dict[str, _Tested]:
     """Return each figure's difference, its test, and the smallest effect the test could find."""
     n, is_clustered = part[N_VALID], _is_clustered(part, paired)
     halves = _of_counts(part[HALVES], part, is_clustered=is_clustered, unit=0.5, level=level)
@@ -165,7 +176,9 @@ def _tested(part: pl.DataFrame, paired: Paired, level: float) -> dict[str, _Test
     }
     for name in MEANS:
         mean = _there(paired_difference(part[name].cast(pl.Float64) / QUANTA_PER_NAT, n, level))
-        found[name] = _by_student(mean, is_clustered=is_clustered, level=level)
+        found[name] = _by_student(
+            _without_rounding(mean, n, rounding), is_clustered=is_clustered, level=level
+        )
     return found
 
 
@@ -210,6 +223,8 @@ def _of_counts(
     if exact is None and difference.p_value is None and part.height > 1:
         # All differences have the same size and sign, so only their number counts.
         exact = mcnemar_exact(differ.len(), 0)
+    if difference.difference.standard_error == 0.0 and part.height > 1:
+        found = replace(found, estimate=_alike(nets, part, is_clustered=is_clustered, level=level))
     if exact is None:
         return found
     n = int(part[N_VALID].sum())
@@ -221,6 +236,37 @@ def _of_counts(
         test=SIGN_FLIPS,
         smallest_effect=None if smallest is None else smallest * unit,
     )
+
+
+def _alike(nets: pl.Series, part: pl.DataFrame, *, is_clustered: bool, level: float) -> Estimate:
+    """Return a difference of halves that all clusters have, with an interval.
+
+    It is that of the share of pairs that differ, which is all or none, times the difference.
+    """
+    counts, total = part[N_VALID], int(nets.sum())
+    n, none = int(counts.sum()), 0 * counts
+    gains, losses = (counts if total > 0 else none), (counts if total < 0 else none)
+    if is_clustered:
+        share = _there(rate_difference_of_clusters(gains, losses, counts, level))
+    else:
+        share = _there(rate_difference(int(gains.sum()), int(losses.sum()), n, level))
+    size, interval, error = abs(total) / (2 * n) or 1.0, share.interval, share.standard_error
+    if interval is not None:
+        interval = replace(interval, low=interval.low * size, high=interval.high * size)
+    return replace(
+        share,
+        value=share.value * size,
+        standard_error=None if error is None else error * size,
+        interval=interval,
+    )
+
+
+def _without_rounding(found: DifferenceTest, counts: pl.Series, rounding: float) -> DifferenceTest:
+    """Return a difference without error and test if it varies by rounding alone."""
+    error, weights = found.difference.standard_error, counts.cast(pl.Float64)
+    if not error or error > rounding * math.sqrt(float((weights**2).sum())) / float(weights.sum()):
+        return found
+    return replace(found, difference=without_interval(found.difference), t=None, p_value=None)
 
 
 def _by_student(found: DifferenceTest, *, is_clustered: bool, level: float) -> _Tested:

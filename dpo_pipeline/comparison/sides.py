@@ -106,10 +106,7 @@ class Table:
             found.join(part)
             watch.step("listing", shard.rows or 0, self.dataset.rows)
         return InvalidReport(
-            source=self.name,
-            n_pairs=n_pairs,
-            n_invalid=found.n_invalid,
-            broken=found.broken(),
+            source=self.name, n_pairs=n_pairs, n_invalid=found.n_invalid, broken=found.broken()
         )
 
 
@@ -272,14 +269,11 @@ def _reference(
     kept = {on: on} if on in there else {}
     kept |= {name: found.mapping[name] for name in mine}
 
-    def chosen(rows: pl.LazyFrame) -> pl.LazyFrame:
-        return rows.select(**kept)
-
-    def step(rows: pl.LazyFrame) -> pl.LazyFrame:
-        return chosen(before(rows))
+    def step(rows: pl.LazyFrame, first: int, n: int | None) -> pl.LazyFrame:
+        return before(rows, first, n).select(**kept)
 
     lacks = tuple(role.name for role in (*_POLICY, *COUNT_ROLES) if role.name not in mine)
-    opened = replace(dataset, frame=chosen(dataset.frame), step=step)
+    opened = replace(dataset, frame=dataset.frame.select(**kept), step=step)
     return Table(
         letter="r",
         dataset=opened,
@@ -289,9 +283,7 @@ def _reference(
 
 
 def _refuse_second(
-    datasets: Sequence[Dataset],
-    lacking: Sequence[tuple[tuple[str, ...], ...]],
-    third: Table,
+    datasets: Sequence[Dataset], lacking: Sequence[tuple[tuple[str, ...], ...]], third: Table
 ) -> None:
     wanted = tuple(role.name for role in _REFERENCE)
     for dataset, groups in zip(datasets, lacking, strict=True):

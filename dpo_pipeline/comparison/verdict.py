@@ -35,6 +35,12 @@ class Difference:
     test: str  # how the p-value was made
     smallest_effect: float | None  # found with a chance of `POWER`, in data like these
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether it is the same everywhere, and not 0, so that no test has a spread."""
+        estimate = self.estimate
+        return (self.p_value, estimate.standard_error) == (None, None) and estimate.n_clusters > 1
+
     def shown(self, level: float) -> Literal["a", "b"] | None:
         """Return the side that is shown to have the larger figure."""
         if self.p_value is None or self.p_value >= 1.0 - level:

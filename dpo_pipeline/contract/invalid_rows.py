@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, Self
 
 import polars as pl
 
@@ -78,11 +78,7 @@ def invalid_pairs(pairs: pl.LazyFrame, rules: RuleSet) -> pl.LazyFrame:
 
 
 class Offences:
-    """Invalid rows, counted by rule in the order of the input.
-
-    Attributes:
-        n_invalid: Rows that break a rule or more.
-    """
+    """Invalid rows, counted by rule in the order of the input; `n_invalid` break one or more."""
 
     def __init__(self, rules: Sequence[Rule], parts: Iterable[Offences] = ()) -> None:
         self.n_invalid = 0
@@ -91,6 +87,16 @@ class Offences:
         self._first: dict[int, list[Offender]] = {i: [] for i in range(len(rules))}
         for part in parts:
             self.join(part)
+
+    @classmethod
+    def of(cls, rules: Sequence[Rule], n_invalid: int, broken: Iterable[BrokenRule]) -> Self:
+        """Return what had `n_invalid` rows and these broken rules."""
+        made, index = cls(rules), {rule.name: i for i, rule in enumerate(rules)}
+        made.n_invalid = n_invalid
+        for each in broken:
+            made._counts[index[each.name]] = each.count
+            made._first[index[each.name]] = list(each.offenders)
+        return made
 
     def add(self, chunk: pl.DataFrame, place: Places) -> None:
         """Count a chunk; `place` tells the file and row of a row number."""

@@ -32,11 +32,7 @@ def with_row_rules(
 ) -> RuleSet:
     """Return these rules and those of empty and of padded completions.
 
-    Args:
-        rules: The rules so far.
-        made: The sums and counts that are made from tokens.
-        columns: Canonical name to the column that is there.
-        needs: What the loss needs.
+    `made` are the sums and counts that are made from tokens; `columns` is canonical name to column.
     """
     padded = list(_not_padded(made, columns, needs))
     own = [*padded, *(empty_rules() if needs.reference else ())]

@@ -109,9 +109,6 @@ def check_types(
     """Check names and types, reading no data, and return the frame.
 
     A user's contract is checked by pandera, and may change the frame.
-
-    Raises:
-        ColumnError: Columns are missing or of the wrong type.
     """
     if contract is not None:
         from dpo_pipeline.contract.compiling import check_schema
@@ -126,11 +123,7 @@ def check_types(
 def rules_for(
     frame: pl.LazyFrame, *, max_logp: float, contract: Schema | None, needs: Needs
 ) -> RuleSet:
-    """Return the rules on the columns of a frame that `check_types` returned, reading no data.
-
-    Raises:
-        RefusedCheckError: A check of the contract cannot run row by row.
-    """
+    """Return the rules on the columns of a frame that `check_types` returned, reading no data."""
     columns = frame.collect_schema()
     ours = [
         Rule(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
+from functools import cache
+from importlib.metadata import version
 from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 
 from dpo_pipeline.defaults import ENGINES
@@ -45,6 +47,12 @@ class Executor(Protocol):
         while nothing arrives.
         """
         ...
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions that the bits of a result can depend on."""
+    return {name: version(name) for name in ("dpo_pipeline", "polars", "pyarrow")}
 
 
 class Local:

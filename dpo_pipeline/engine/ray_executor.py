@@ -13,12 +13,10 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import version
 from itertools import islice
 from typing import Any, ClassVar
 
-from dpo_pipeline.engine.executors import Function, Task
+from dpo_pipeline.engine.executors import Function, Task, versions
 from dpo_pipeline.engine.own_cluster import OWN, is_connected, stay_on_loopback
 from dpo_pipeline.errors import EngineError, UsageError
 
@@ -71,7 +69,7 @@ class RayExecutor:
         try:
             while True:
                 for task in islice(waiting, most - len(live)):
-                    live.append((task.index, run.remote(shipped, task, os.getcwd(), _versions())))
+                    live.append((task.index, run.remote(shipped, task, os.getcwd(), versions())))
                 if not live:
                     return
                 index, result = live[0]
@@ -114,14 +112,9 @@ def _check_reachable(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=_DYING).close()
 
 
-@cache
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("dpo_pipeline", "polars", "pyarrow")}
-
-
-def _run(function: Function, task: Task, folder: str, versions: dict[str, str]) -> list[Any]:
-    if versions != _versions():  # the results would mix the bits of two versions
-        raise EngineError(f"a Ray worker has {_versions()}, and this process has {versions}")
+def _run(function: Function, task: Task, folder: str, theirs: dict[str, str]) -> list[Any]:
+    if theirs != versions():  # the results would mix the bits of two versions
+        raise EngineError(f"a Ray worker has {versions()}, and this process has {theirs}")
     # Paths are those of the process that asked; addresses do not need its folder.
     with suppress(FileNotFoundError):
         os.chdir(folder)

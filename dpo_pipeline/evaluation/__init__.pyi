@@ -1,11 +1,18 @@
 from .estimates import (
     BASELINES as BASELINES,
     ESTIMATED_FIGURES as ESTIMATED_FIGURES,
+    MAIN_FIGURES as MAIN_FIGURES,
     Agreement as Agreement,
     Flips as Flips,
+    Intervals as Intervals,
     Statistics as Statistics,
 )
-from .evaluating import Measurement as Measurement, check as check, evaluate as evaluate
+from .evaluating import (
+    Measurement as Measurement,
+    MeasurementPlan as MeasurementPlan,
+    check as check,
+    evaluate as evaluate,
+)
 from .evaluation_result import (
     DOCUMENT_VERSION as DOCUMENT_VERSION,
     Evaluation as Evaluation,
@@ -21,7 +28,7 @@ from .gating import (
     gate as gate,
     needs_statistics as needs_statistics,
 )
-from .measuring import Measured as Measured
+from .measuring import Measured as Measured, work_of as work_of
 from .planning import (
     Documents as Documents,
     Groups as Groups,
@@ -33,5 +40,9 @@ from .planning import (
     staged_batches as staged_batches,
     warn_of as warn_of,
 )
-from .shards import ShardScorer as ShardScorer, ShardTask as ShardTask
+from .shards import (
+    FoundOffences as FoundOffences,
+    ShardScorer as ShardScorer,
+    ShardTask as ShardTask,
+)
 from .sweeping import Sweep as Sweep, sweep as sweep

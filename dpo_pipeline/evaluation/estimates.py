@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
 import polars as pl
 
-from dpo_pipeline.columns import LOGPS
+from dpo_pipeline.columns import LOGPS, REWARD_ACCURACY
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation.gathering import Gathered
 from dpo_pipeline.statistics import (
@@ -22,6 +22,7 @@ from dpo_pipeline.statistics import (
     short_limits,
     short_number,
 )
+from dpo_pipeline.sums import SQUARED
 from dpo_pipeline.tables import aligned, rows_by_key
 
 
@@ -193,6 +194,33 @@ class Agreement:
     by_gap: pl.DataFrame
 
 
+MAIN_FIGURES: Final = (REWARD_ACCURACY, *SQUARED)
+"""Figures that have an interval without statistics; by prompt, only the first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intervals:
+    """The main figures with their intervals.
+
+    Attributes:
+        level: Confidence level of all intervals.
+        clusters: What was taken as independent, in words.
+        figures: Of `loss`, `reward_accuracy`, `chosen_reward`, `rejected_reward` and
+            `reward_margin`, those that have an interval. Where there is a `prompt_id`, pairs of
+            one prompt are one sample, and only the accuracy is here: the others come with
+            statistics.
+    """
+
+    level: float
+    clusters: str
+    figures: Mapping[str, Estimate]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        figures = {name: asdict(each) for name, each in self.figures.items()}
+        return {"level": self.level, "clusters": self.clusters, "figures": figures}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statistics:
     """Intervals, baselines, calibration and findings, over valid pairs.
@@ -241,6 +269,16 @@ class Statistics:
     flip_rate: Estimate | None
     judge: Agreement | None
     gathered: Gathered
+
+    @property
+    def intervals(self) -> Intervals:
+        """The main figures, as an evaluation without statistics has them, and all by prompt."""
+        figures = {
+            name: self.figures[name]
+            for name in MAIN_FIGURES
+            if name in self.figures and self.figures[name].interval is not None
+        }
+        return Intervals(level=self.level, clusters=self.clusters, figures=figures)
 
     @property
     def tie_rate(self) -> float:

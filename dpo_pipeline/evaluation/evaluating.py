@@ -62,6 +62,7 @@ class Measurement:
         batches: Batches | None = None,
         statistics: StatisticsOptions | None = None,
         by_objective: bool = False,
+        intervals: bool = False,
     ) -> Measurement:
         """Check the options against the columns.
 
@@ -75,6 +76,7 @@ class Measurement:
             statistics=statistics,
             by_objective=by_objective,
             looks_at_all=groups.contract.sense == "all",
+            intervals=intervals,
         )
         wanted.check(binding, dataset)
         executor = groups.executor
@@ -271,7 +273,14 @@ def evaluate(
     adds = [added.name for added in SCORED]
     binding = groups.bound(dataset, objective.needs, adds=adds, groups_by=subsets.names)
     measurement = Measurement.of(
-        groups, dataset, binding, (objective,), by=subsets, batches=parts, statistics=asked
+        groups,
+        dataset,
+        binding,
+        (objective,),
+        by=subsets,
+        batches=parts,
+        statistics=asked,
+        intervals=True,
     )
     options = groups.as_given(by=subsets, batches=parts, statistics=asked)
     return MeasurementPlan.of("evaluate", measurement, Measured.evaluation, options)

@@ -13,7 +13,7 @@ import polars as pl
 from dpo_pipeline.arguments import check_extra, check_page_path
 from dpo_pipeline.columns import LOSS, N_INVALID, N_PAIRS, REWARD_ACCURACY, REWARD_MARGIN
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.evaluation.estimates import Statistics
+from dpo_pipeline.evaluation.estimates import Intervals, Statistics
 from dpo_pipeline.evaluation.findings import Finding, findings_of
 from dpo_pipeline.evaluation.gating import ADVANTAGE, GATED
 from dpo_pipeline.exact import quantile
@@ -90,10 +90,9 @@ class Reported:
             check_page_path(path)
         from dpo_pipeline.report import page_of, publish_page
 
-        text = page_of(self)
         if path is None:
-            return text
-        publish_page(text, path, overwrite=overwrite, protected=self.sources)
+            return page_of(self)
+        publish_page(self, path, overwrite=overwrite, protected=self.sources)
         return None
 
     def _repr_html_(self) -> str:
@@ -129,6 +128,8 @@ class Evaluation(Reported):
             edges `lower` and `upper` in nats, `n_pairs`. `dpo_pipeline.exact` defines the bins
             and states their error.
         batches: One row a batch, in order. None without batches, or where they went to a file.
+        intervals: The main figures with their intervals, always of the accuracy. None in what
+            `score_parquet` returns.
         statistics: Intervals, baselines, calibration and the like, if asked for.
     """
 
@@ -142,6 +143,7 @@ class Evaluation(Reported):
     subsets: pl.DataFrame | None
     batches: pl.DataFrame | None
     histogram: pl.DataFrame | None
+    intervals: Intervals | None = None
     statistics: Statistics | None = None
 
     @property
@@ -198,7 +200,7 @@ class Evaluation(Reported):
 
     def _estimate(self, name: str) -> Estimate | None:
         if (statistics := self.statistics) is None:
-            return None
+            return None if self.intervals is None else self.intervals.figures.get(name)
         means = {"macro": statistics.macro, "weighted": statistics.weighted}
         if statistics.sections is not None:
             means["score"] = statistics.sections.score
@@ -243,6 +245,7 @@ class Evaluation(Reported):
             "subsets": None if self.subsets is None else rows_by_key(self.subsets, self._by),
             "batches": None if self.batches is None else self.batches.to_dicts(),
             "histogram": None if self.histogram is None else rows_by_key(self.histogram, self._by),
+            "intervals": None if self.intervals is None else self.intervals.to_dict(),
             "statistics": None if self.statistics is None else self.statistics.to_dict(),
             "findings": None if findings is None else [each.to_dict() for each in findings],
         }

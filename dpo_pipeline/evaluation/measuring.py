@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import polars as pl
 
@@ -17,6 +17,7 @@ from dpo_pipeline.columns import (
     N_PAIRS,
     N_VALID,
     PAIR_ID,
+    PROMPT_ID,
     REJECTED_REWARD,
     REWARD_MARGIN,
     SOURCE_ROW,
@@ -31,7 +32,8 @@ from dpo_pipeline.defaults import (
 )
 from dpo_pipeline.engine import Executor, Watch, in_order
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.evaluation.estimating import statistics_of
+from dpo_pipeline.evaluation.estimates import Intervals, Statistics
+from dpo_pipeline.evaluation.estimating import intervals_of, means_of_pairs, statistics_of
 from dpo_pipeline.evaluation.evaluation_result import Evaluation
 from dpo_pipeline.evaluation.gathering import Gathered, Gathering
 from dpo_pipeline.evaluation.shards import (
@@ -39,9 +41,10 @@ from dpo_pipeline.evaluation.shards import (
     PartialSums,
     ShardScorer,
     ShardTask,
+    Work,
     repeats_of_files,
 )
-from dpo_pipeline.exact import FEW, SMALL, lower_edge
+from dpo_pipeline.exact import SMALL, lower_edge
 from dpo_pipeline.invalid_report import Doubt, InvalidReport
 from dpo_pipeline.losses import CheckedObjective, name_of_score, scores_to_check, with_scores_of
 from dpo_pipeline.options import StatisticsOptions
@@ -55,11 +58,12 @@ from dpo_pipeline.sums import (
     SUMMARY_FIGURES,
     VALID,
     Batching,
-    BatchTable,
+    ClusterCounts,
     Repeats,
     RollUps,
     Sense,
     Summary,
+    batch_table,
     doubts_of,
     figures,
     suffix_of,
@@ -91,6 +95,8 @@ class Measured:
     repeats: Repeats | None
     suspects: tuple[ShardTask, ...]
     gathered: Gathered | None
+    squares: pl.DataFrame | None
+    prompts: ClusterCounts | None
     executor: Executor
 
     @property
@@ -113,12 +119,7 @@ class Measured:
         found = Offences(self.rules.rules)
         total = sum(shard.rows or 0 for shard in self.suspects) or None
         tasks = [replace(shard, index=index) for index, shard in enumerate(self.suspects)]
-        listing = FoundOffences(
-            dataset=self.dataset,
-            scorer=self.scorer,
-            rules=self.rules,
-            places=Places((file.relative, file.rows) for file in self.dataset.files),
-        )
+        listing = FoundOffences(dataset=self.dataset, scorer=self.scorer, rules=self.rules)
         for shard, results in in_order(self.executor, listing, tasks, watch.check):
             for each in results:
                 found.join(each)
@@ -213,7 +214,8 @@ class Measured:
         binding = self.scorer.binding
         statistics = None
         if self.gathered is not None and self.wanted.statistics is not None:
-            statistics = statistics_of(self.gathered, objective, self.wanted.statistics)
+            means = means_of_pairs(self.summary, self.squares, self.wanted.statistics.level)
+            statistics = statistics_of(self.gathered, objective, self.wanted.statistics, means)
         return Evaluation(
             source=self.dataset.name,
             reference=self.dataset.joined,
@@ -225,7 +227,16 @@ class Measured:
             subsets=self.subset_figures,
             batches=self.batches,
             histogram=self.histogram,
+            intervals=self._intervals(statistics),
             statistics=statistics,
+        )
+
+    def _intervals(self, statistics: Statistics | None) -> Intervals | None:
+        if not self.wanted.intervals or statistics is not None:
+            return None if statistics is None else statistics.intervals
+        n_correct = int(self.totals["n_correct"].item())
+        return intervals_of(
+            self.summary, n_correct=n_correct, squares=self.squares, prompts=self.prompts
         )
 
 
@@ -238,8 +249,9 @@ def subset_keys(by: Sequence[str]) -> list[str]:
 class Wanted:
     """What is measured beside the totals.
 
-    `by_objective` says whether tables name the objective, even if there is one; `looks_at_all`,
-    whether what no two models give is looked for in all rows, and not in a sample of them.
+    `by_objective` says whether tables name the objective, even if there is one; `intervals`,
+    whether the main figures have theirs; `looks_at_all`, whether what no two models give is looked
+    for in all rows, and not in a sample of them.
     """
 
     by: tuple[str, ...] = ()
@@ -248,6 +260,7 @@ class Wanted:
     statistics: StatisticsOptions | None = None
     by_objective: bool = False
     looks_at_all: bool = False
+    intervals: bool = False
 
     @property
     def batch_keys(self) -> list[str]:
@@ -267,10 +280,9 @@ class Wanted:
         return in_order and not others
 
     @property
-    def has_few(self) -> bool:
-        """Whether groups have so few rows that plain integers hold their sums."""
-        size = None if self.batching is None else self.batching.size
-        return self.only_batches and size is not None and size < FEW
+    def first_rows(self) -> int:
+        """Rows at the start that stay in one shard: neighbours are compared in them."""
+        return NEIGHBOURS_ROWS if self.statistics is None else STATISTICS_ROWS
 
     @property
     def shard_rows(self) -> int:
@@ -308,6 +320,25 @@ class Wanted:
             raise UsageError(f"by: {', '.join(self.labels)} are columns of one name in tables")
 
 
+def work_of(
+    dataset: Dataset,
+    scorer: ShardScorer,
+    objectives: tuple[CheckedObjective, ...],
+    wanted: Wanted,
+) -> Work:
+    """Return what is done with each shard of a dataset."""
+    binding = scorer.binding
+    checked = scores_to_check(scorer.objectives, binding.max_logp)
+    rules = binding.rules.with_scores_in_range(checked) if checked else binding.rules
+    gathering = _gathering(binding, objectives, wanted)
+    return Work(
+        rules=rules,
+        sums=_partial_sums(dataset, scorer, rules, objectives, wanted),
+        columns=_columns_of_rows(dataset, binding, objectives, wanted, gathering),
+        gathering=gathering,
+    )
+
+
 def measure(
     dataset: Dataset,
     scorer: ShardScorer,
@@ -325,35 +356,35 @@ def measure(
     """
     binding = scorer.binding
     dataset.check_keys()
-    checked = scores_to_check(scorer.objectives, binding.max_logp)
-    rules = binding.rules.with_scores_in_range(checked) if checked else binding.rules
-    keys = subset_keys(wanted.by)
-    gathering = _gathering(binding, objectives, wanted)
-    partial_sums = _partial_sums(dataset, scorer, rules, objectives, wanted)
-    columns = _columns_of_rows(dataset, binding, objectives, wanted, gathering)
-    function: Callable[[ShardTask], Iterator[Any]] = partial_sums.sums
-    if columns:
-        function = partial(partial_sums.rows, columns=columns)
+    work, keys = work_of(dataset, scorer, objectives, wanted), subset_keys(wanted.by)
+    gathering, columns = work.gathering, work.columns
     sums = RollUps(
         by=wanted.by,
         subset_keys=keys,
         batch_keys=wanted.batch_keys,
         has_bins=wanted.histogram,
         most_subsets=MAX_SUBSETS if wanted.statistics is None else MAX_SUBSETS_WITH_STATISTICS,
-        batches=_batch_table(objectives, wanted, dataset.rows, batch_file),
+        batches=batch_table(
+            wanted.batching,
+            objectives,
+            by_objective=wanted.by_objective,
+            n_rows=dataset.rows,
+            file=batch_file,
+        ),
         unique_batches=wanted.only_batches,
     )
-    suspects = []
+    suspects, gathered = list[ShardTask](), None
     with batch_file or nullcontext():
-        tasks = _tasks(dataset, scorer, wanted, cuts=not columns)
-        for shard, results in in_order(executor, function, tasks, watch.check):
-            n_invalid = sums.n_invalid
+        for shard, results in in_order(executor, work.function, work.tasks(), watch.check):
+            n_invalid, first_row = sums.n_invalid, shard.first_row
             for part in results:
-                if gathering is not None:  # statistics need the rows themselves, in order
-                    gathering.add(part)
+                if gathering is not None:
+                    found = gathering.part(part, first_row)
+                    gathered = found if gathered is None else gathering.merged([gathered, found])
                 if columns:
                     lagged = sums.totals is None and NEIGHBOURS_ROWS > 0
-                    sums.add(partial_sums.of_rows(part, sums.n_pairs, lagged=lagged))
+                    sums.add(work.sums.of_rows(part, first_row, lagged=lagged))
+                    first_row += part.height
                 else:
                     sums.add(part)
             if sums.n_invalid > n_invalid:
@@ -362,7 +393,7 @@ def measure(
         batches = sums.finished_batches()
     return Measured(
         dataset=dataset,
-        rules=rules,
+        rules=work.rules,
         objectives=objectives,
         scorer=scorer,
         wanted=wanted,
@@ -372,10 +403,12 @@ def measure(
         bins=_sorted(sums.bins, [*keys, BIN]),
         sense=Sense.of_sums(sums.sense_row),
         repeats=sums.repeats
-        if partial_sums.id_column
+        if work.sums.id_column
         else repeats_of_files(dataset, binding, watch, looks_at_all=wanted.looks_at_all),
         suspects=tuple(suspects),
-        gathered=None if gathering is None else gathering.finish(),
+        gathered=None if gathering is None or gathered is None else gathering.finished(gathered),
+        squares=sums.squares,
+        prompts=sums.prompts,
         executor=executor,
     )
 
@@ -389,7 +422,6 @@ def _gathering(
         schema=binding.columns,
         objective=objectives[0],
         needs=binding.needs,
-        max_logp=binding.max_logp,
         by=wanted.labels,
         keys=subset_keys(wanted.by),
         judge=wanted.statistics.judge_columns,
@@ -405,13 +437,14 @@ def _columns_of_rows(
 ) -> list[str]:
     """Return the columns of the rows that are read, if sums are not made where they are read.
 
-    A frame or a join is one shard, of any length: it is summed chunk by chunk.
+    A frame, or a join that is not cut, is one shard of any length: it is summed chunk by chunk.
     """
     columns = [] if gathering is None else gathering.columns
-    if gathering is None and (dataset.rows is None or dataset.has_step):
+    if gathering is None and (dataset.rows is None or not dataset.can_cut()):
         scores = (CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN, LOSS)
         names = [name_of_score(name, each, objectives) for each in objectives for name in scores]
-        counts = [role.name for role in COUNT_ROLES if role.name in binding.columns]
+        roles = (*COUNT_ROLES, *([PROMPT_ID] if wanted.intervals else ()))
+        counts = [role.name for role in roles if role.name in binding.columns]
         columns = [*binding.needs.logps, *counts, *names]
     if not columns:
         return []
@@ -431,6 +464,7 @@ def _partial_sums(
     binding, batching = scorer.binding, wanted.batching
     keys = subset_keys(wanted.by)
     has_ids = PAIR_ID.name in binding.columns and not dataset.has_step
+    by_prompt = wanted.intervals and PROMPT_ID.name in binding.columns
     return PartialSums(
         dataset=dataset,
         scorer=scorer,
@@ -445,9 +479,11 @@ def _partial_sums(
             needs=binding.needs,
             keys=[*wanted.batch_keys, *keys],
             by_bin=wanted.histogram,
-            few=wanted.has_few,
-            extra=[] if batching is None else batching.sums(),
+            few=wanted.only_batches and batching is not None and batching.are_small,
         ),
+        extra=[] if batching is None else batching.sums(),
+        has_squares=wanted.intervals and not by_prompt,
+        by_prompt=by_prompt and wanted.statistics is None,
         is_keyed=wanted.is_keyed,
         looks_at_all=wanted.looks_at_all,
         # Of files, the column of ids is read apart, unless rows are read with all they hold.
@@ -455,38 +491,6 @@ def _partial_sums(
         most_rows=wanted.shard_rows,
         in_order=wanted.only_batches and batching is not None and batching.are_long,
     )
-
-
-def _batch_table(
-    objectives: tuple[CheckedObjective, ...],
-    wanted: Wanted,
-    n_rows: int | None,
-    file: GrowingFile | None,
-) -> BatchTable | None:
-    if wanted.batching is None or not objectives:
-        return None
-    return BatchTable(
-        wanted.batching,
-        objectives=objectives,
-        by_objective=wanted.by_objective,
-        n_rows=n_rows,
-        file=file,
-    )
-
-
-def _tasks(
-    dataset: Dataset, scorer: ShardScorer, wanted: Wanted, *, cuts: bool
-) -> Iterator[ShardTask]:
-    """Yield the shards; the first rows, which cost more, are one of their own if `cuts`."""
-    index = 0
-    for shard in dataset.shards(scorer.rows(wanted.shard_rows)):
-        first, rows = shard.first_row, shard.rows
-        is_long = rows is not None and 0 < NEIGHBOURS_ROWS < rows and first == 0
-        if cuts and is_long and not (dataset.has_step or scorer.is_coupled) and rows is not None:
-            yield ShardTask(index=index, first_row=0, rows=NEIGHBOURS_ROWS)
-            index, first, rows = index + 1, NEIGHBOURS_ROWS, rows - NEIGHBOURS_ROWS
-        yield ShardTask(index=index, first_row=first, rows=rows)
-        index += 1
 
 
 def _sorted(sums: pl.DataFrame | None, keys: Sequence[str]) -> pl.DataFrame | None:

@@ -153,6 +153,7 @@ class Groups:
             columns=self.pairs.columns,
             access=self.access,
             cancel=self.execution.cancel,
+            by_shard=self.executor.elsewhere,
         )
 
     def bound(
@@ -197,8 +198,6 @@ def refuse_unreadable(
                 f"{each} is a loss of batches, for which the reference would be joined anew in "
                 f"each shard: {where}"
             )
-    if executor.elsewhere and dataset.has_step:
-        raise UsageError(f"on an engine the reference would be joined anew for each shard: {where}")
     if executor.elsewhere and not dataset.files:
         raise UsageError("a dataframe is evaluated here: give an engine the path of Parquet files")
     if dataset.rows == 0:

@@ -63,23 +63,14 @@ class Term:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedObjective:
-    """A loss or a weighted sum of losses, ready to be computed.
+    """A loss or a weighted sum of losses, ready to be computed."""
 
-    Attributes:
-        beta: KL strength, dimensionless.
-        terms: The losses; rewards are those of the first one.
-        rewards: What beta multiplies: the score that the loss compares, or the log-ratio.
-        dialect: The dialect that was asked for.
-        ld_alpha: Weight of tokens beyond the length of the other completion (LD-DPO).
-        humanline: Whether per-token log-ratios are clamped to -1 and 1.5 (HALOs).
-    """
-
-    beta: float
-    terms: tuple[Term, ...]
-    rewards: Rewards = "score"
-    dialect: str | None = None
-    ld_alpha: float = 1.0
-    humanline: bool = False
+    beta: float  # KL strength, dimensionless
+    terms: tuple[Term, ...]  # the losses; rewards are those of the first one
+    rewards: Rewards = "score"  # what beta multiplies: what the loss compares, or the log-ratio
+    dialect: str | None = None  # as asked for
+    ld_alpha: float = 1.0  # weight of tokens beyond the length of the other completion (LD-DPO)
+    humanline: bool = False  # whether per-token log-ratios are clamped to -1 and 1.5 (HALOs)
 
     @classmethod
     def of(

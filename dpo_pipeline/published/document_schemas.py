@@ -11,7 +11,7 @@ from dpo_pipeline.comparison import (
     SUBSET_FIGURES,
     McNemar,
 )
-from dpo_pipeline.evaluation import DOCUMENT_VERSION, Finding, Statistics
+from dpo_pipeline.evaluation import DOCUMENT_VERSION, Finding, Intervals, Statistics
 from dpo_pipeline.losses import DIALECTS, F_DIVERGENCES, LOSSES, Rewards
 from dpo_pipeline.published.json_schema import (
     COUNT,
@@ -44,7 +44,7 @@ def summary_document() -> str:
     findings = nullable(list_of(reference_to(Finding)))
     return document(
         "dpo_pipeline summary document",
-        definitions=(Statistics, Finding),
+        definitions=(Intervals, Statistics, Finding),
         document_version={"const": DOCUMENT_VERSION},
         dpo_pipeline=_VERSION,
         source=TEXT,
@@ -71,6 +71,10 @@ def summary_document() -> str:
             "description": "Valid pairs by margin; lower and upper are a bin's edges in nats",
             **nullable(ROWS),
         },
+        intervals=described(
+            nullable(reference_to(Intervals)),
+            "The main figures with their intervals; null of score",
+        ),
         statistics=described(
             nullable(reference_to(Statistics)),
             "Intervals, baselines, calibration and the like; null unless asked for",

@@ -174,14 +174,11 @@ def _sections(comparison: Comparison) -> Iterator[Section]:
         return Section(name=name, title=figure.title, figures=[figure], parts=parts)
 
     if comparison.findings:
+        caution = Finding(name="comparison", severity="caution", title="", evidence="", advice="")
         findings = [
-            Finding(
-                name="comparison",
-                severity="problem" if text == comparison.incomparable else "caution",
-                title="",
-                evidence=text,
-                advice="",
-            )
+            replace(caution, evidence=text)
+            if text != comparison.incomparable
+            else replace(caution, evidence=text, severity="problem")
             for text in comparison.findings
         ]
         yield Section(name="findings", title="Findings", findings=findings)
@@ -234,17 +231,16 @@ def _right_table(comparison: Comparison) -> Table:
     m, tests = comparison.mcnemar, ""
     if m.exact is not None and m.mid_p is not None:
         tests = f"McNemar's test: exact {p_equation(m.exact)}, mid-{p_equation(m.mid_p)}."
-    applies = (
-        ""
-        if m.applies or not tests
-        else " Prompts repeat, so that pairs are not independent as McNemar's test takes them to "
-        "be: read the p of the difference of accuracy instead."
-    )
+    if tests and not m.applies:
+        tests += (
+            " Prompts repeat, so that pairs are not independent as McNemar's test takes them to "
+            "be: read the p of the difference of accuracy instead."
+        )
     return tables.crossed(
         "pairs",
         ("B right", "B wrong or tied"),
         {"A right": (m.both_right, m.only_a), "A wrong or tied": (m.only_b, m.neither)},
-        caption=tests + applies,
+        caption=tests,
     )
 
 
@@ -285,9 +281,8 @@ def _method(comparison: Comparison) -> Table:
 
 def _side(name: str, side: Side) -> Iterator[tuple[str, str]]:
     text = (
-        f"{without_secrets(side.source)}: {counted(side.n_pairs, 'pair')}, "
-        f"{count(side.n_alone)} of them in {name} "
-        f"alone; {count(side.n_invalid)} common ones are invalid"
+        f"{without_secrets(side.source)}: {counted(side.n_pairs, 'pair')}, {count(side.n_alone)} "
+        f"of them in {name} alone; {count(side.n_invalid)} common ones are invalid"
     )
     yield name, text
     for source in sorted(set(side.borrowed.values())):

@@ -243,12 +243,10 @@ def _calibration(statistics: Statistics, palette: Palette) -> Figure:
         ),
     ]
     error = statistics.calibration.error
-    biased = (
-        ""
-        if error is None
-        else f" The calibration error is {with_interval(error, three_digits)}, less what chance "
-        "adds to it."
-    )
+    biased = ""
+    if error is not None:
+        is_off = with_interval(error, three_digits)
+        biased = f" The calibration error is {is_off}, less what chance adds to it."
     return Figure.of(
         "calibration",
         "Calibration",
@@ -386,14 +384,12 @@ def _judge(judge: Agreement, palette: Palette) -> Figure:
         for name, each in figures.items()
         if each is not None
     )
-    description = (
-        f"Agreement with the judge's scores: {said}." if said else "Agreement with the judge."
-    )
+    said = f"Agreement with the judge's scores: {said}." if said else "Agreement with the judge."
     n = int(table[N_PAIRS].sum())
     return Figure.of(
         "judge",
         "Agreement with the judge",
-        description,
+        said,
         f" Each point is a group of the {counted(n, 'pair')} with a score, "
         "with the interval of its share; agreement rises from the lower left to the upper right.",
         charts.framed(layers, palette, height=_HEIGHT),

@@ -216,18 +216,14 @@ def _figures(statistics: Statistics, unit: str) -> Iterator[tuple[str, Estimate 
     if statistics.length is not None:
         yield "margin at equal length, nats", statistics.length.intercept, number
         yield "margin of a token more, nats", statistics.length.slope, number
-    if statistics.judge is not None:
-        yield (
-            "judge: rank correlation with the margin",
-            statistics.judge.spearman,
-            tables.three_digits,
-        )
-        yield "judge: AUC of the margin", statistics.judge.auc, tables.three_digits
-    if statistics.sections is not None:
-        benchmark = statistics.sections.benchmark
-        for name, each in statistics.sections.scores.items():
-            yield f"{benchmark}: section {name}", each, share
-        yield f"{benchmark}: score", statistics.sections.score, share
+    judge, sections = statistics.judge, statistics.sections
+    if judge is not None:
+        yield "judge: rank correlation with the margin", judge.spearman, tables.three_digits
+        yield "judge: AUC of the margin", judge.auc, tables.three_digits
+    if sections is not None:
+        for name, each in sections.scores.items():
+            yield f"{sections.benchmark}: section {name}", each, share
+        yield f"{sections.benchmark}: score", sections.score, share
 
 
 def _subsets_table(subsets: pl.DataFrame, by: tuple[str, ...], unit: str) -> Table:

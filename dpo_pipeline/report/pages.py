@@ -55,13 +55,18 @@ def write_page(text: str, hidden: str) -> None:
 
 
 def publish_page(
-    text: str, path: str | os.PathLike[str], *, overwrite: bool, protected: Sequence[str] = ()
+    result: Reported,
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool,
+    protected: Sequence[str] = (),
 ) -> None:
-    """Write a page to a file of its own, which is none of the `protected`.
+    """Write the report of a result to a file of its own, which is none of the `protected`.
 
     Raises:
         StorageError: The file exists and is not to be replaced, or cannot be written.
     """
     with Publication(overwrite=overwrite, protected=protected) as publication:
-        write_page(text, publication.stage(path))
+        hidden = publication.stage(path)
+        write_page(page_of(result), hidden)
         publication.commit()

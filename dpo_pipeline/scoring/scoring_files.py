@@ -16,8 +16,9 @@ from typing import Any
 
 from dpo_pipeline.arguments import checked_names, given
 from dpo_pipeline.columns import INVALID, OF_INPUT, SCORED
-from dpo_pipeline.contract import Binding
+from dpo_pipeline.contract import Binding, RuleSet
 from dpo_pipeline.defaults import LOSS_NAME, ON_INVALID_JOB
+from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ColumnError, StorageError, UsageError
 from dpo_pipeline.evaluation import (
     Documents,
@@ -61,10 +62,30 @@ class ScorePlan(Plan[Evaluation]):
             "score_parquet", self.options, self.outputs, carried=self.carried
         )
 
+    def writer(
+        self, rules: RuleSet, n_valid: int, watch: Watch, *, whole: bool = False
+    ) -> PairWriter:
+        """Return what writes the parts; it keeps all columns if `whole`, as invalid pairs do.
+
+        `n_valid` are the valid pairs that progress is told of.
+        """
+        made = self.measurement
+        (objective,) = made.objectives
+        return PairWriter(
+            dataset=made.dataset,
+            rules=rules,
+            objective=objective,
+            scorer=made.scorer,
+            names=in_files(made.binding, made.dataset) if whole else self.carried,
+            watch=watch,
+            n_valid=n_valid,
+            facts=run_facts(made.binding, objective),
+            compression=self.compression,
+        )
+
     def run(self) -> Evaluation:
         """Read and score the pairs, publish all outputs together, and return the figures."""
         made, groups, parts = self.measurement, self.measurement.groups, self.parts
-        (objective,) = made.objectives
         watch, dataset = groups.watch, made.dataset
         with publication_of(groups.outputs, groups.access, dataset) as publication:
             apart = () if self.invalid is None else parts.staged(publication, self.invalid)
@@ -74,28 +95,16 @@ class ScorePlan(Plan[Evaluation]):
             )
             scored = parts.staged(publication, self.sink)
             measured = made.measured(watch, batch_file)
-            writer = partial(
-                PairWriter,
-                dataset=dataset,
-                rules=measured.rules,
-                objective=objective,
-                scorer=made.scorer,
-                watch=watch,
-                n_valid=measured.n_valid,
-                facts=run_facts(made.binding, objective),
-                compression=self.compression,
-            )
+            writer = partial(self.writer, measured.rules, measured.n_valid, watch)
             publication.begin()
             write = partial(parts.write, measured=measured, watch=watch)
-            manifest = write(
-                writer(names=self.carried).scored, scored, total=measured.n_valid, is_told=True
-            )
+            manifest = write(writer().scored, scored, total=measured.n_valid, is_told=True)
             publication.describe(self.sink, manifest)
             if self.invalid is not None:
-                whole = writer(names=in_files(made.binding, dataset))
-                manifest = write(whole.invalid, apart, total=measured.n_invalid, is_told=False)
+                invalid = writer(whole=True).invalid
+                manifest = write(invalid, apart, total=measured.n_invalid, is_told=False)
                 publication.describe(self.invalid, manifest)
-            if self.invalid is not None and not objective.is_of_batches:
+            if self.invalid is not None and not made.scorer.is_coupled:
                 report = measured.report_of_quarantine(parts.parts, apart, watch)
             else:
                 report = measured.report(watch)

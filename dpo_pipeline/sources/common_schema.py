@@ -1,15 +1,22 @@
-"""One schema for the files of a dataset that do not all have the same, and what it leaves out."""
+"""Schemas of files: one for the files of a dataset, what it leaves out, and what footers say."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import base64
+import json
+import os
+import re
+import struct
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Final, TypeAlias
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import polars as pl
 
 from dpo_pipeline.columns import LOGP_ROLES, ROLES, resolve
+from dpo_pipeline.defaults import OWN_FOOTER_BYTES
 from dpo_pipeline.errors import ColumnError
 
 WIDENING: Final = pl.ScanCastOptions(
@@ -205,3 +212,259 @@ def _is_known(zone: str) -> bool:
     except pl.exceptions.PolarsError:
         return False
     return True
+
+
+class Footer(NamedTuple):
+    """What the footer of a Parquet file says."""
+
+    rows: int
+    n_bytes: int  # of all rows, before compression
+    row_groups: tuple[int, ...]  # rows of each
+    unread: Mapping[str, str] = MappingProxyType({})  # columns that Polars cannot read, and why
+    schema: pl.Schema | None = None  # of the other columns; None where Polars reads all
+
+
+def footer_by_pyarrow(metadata: Any) -> Footer:
+    """Return what pyarrow's metadata of a file say."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    leaves = (metadata.schema.column(i) for i in range(len(metadata.schema)))
+    intervals = {c.path.split(".")[0] for c in leaves if c.converted_type == "INTERVAL"}
+    arrow = metadata.schema.to_arrow_schema()
+    unread = unreadable(arrow, intervals)
+    return Footer(
+        metadata.num_rows,
+        sum(group.total_byte_size for group in groups),
+        tuple(group.num_rows for group in groups),
+        unread,
+        readable_schema(arrow, unread) if unread else None,
+    )
+
+
+def plain_footer(path: str) -> Footer | None:
+    """Return what a small footer says, if all its types are ones that Polars reads.
+
+    None leaves the file to pyarrow, which tells what is odd or broken about it. Importing pyarrow
+    costs as much as evaluating some thousand pairs.
+    """
+    try:
+        with open(path, "rb") as file:
+            file.seek(-8, os.SEEK_END)
+            length, magic = struct.unpack("<I4s", file.read(8))
+            if magic != b"PAR1" or length > OWN_FOOTER_BYTES:
+                return None
+            file.seek(-8 - length, os.SEEK_END)
+            thrift = _Thrift(file.read(length))
+        found = thrift.struct()
+        groups = found[_ROW_GROUPS]
+        footer = Footer(
+            found[_NUM_ROWS],
+            sum(group[_GROUP_BYTES] for group in groups),
+            tuple(group[_GROUP_ROWS] for group in groups),
+        )
+        is_whole = thrift.at == length and sum(footer.row_groups) == footer.rows
+        return footer if is_whole and _ENCRYPTION not in found and _is_plain(found) else None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, struct.error):
+        return None
+
+
+# Numbers of fields in parquet.thrift: of FileMetaData, of RowGroup, of SchemaElement.
+_SCHEMA, _NUM_ROWS, _ROW_GROUPS, _KEY_VALUES, _ENCRYPTION = 2, 3, 4, 5, 8
+_GROUP_BYTES, _GROUP_ROWS = 2, 3
+_TYPE, _NAME, _CHILDREN, _CONVERTED, _LOGICAL = 1, 4, 5, 6, 10
+_PLAIN: Final[Mapping[int, frozenset[int]]] = {
+    _TYPE: frozenset({0, 1, 2, 4, 5, 6}),  # all but INT96 and fixed lengths
+    _CONVERTED: frozenset({0, 3, 6, 9, 10, *range(11, 19)}),  # text, lists, dates, times, integers
+}
+_PLAIN_LOGICAL: Final = frozenset({1, 3, 6, 8, 10, 11})  # the same, and columns of nulls
+_LIKE_VARIANT: Final = frozenset({"metadata", "value"})
+# Numbers of types in Arrow's Schema.fbs.
+_PLAIN_ARROW: Final = frozenset({1, 2, 3, 4, 5, 6, 8, 12, 13, 16, 19, 20, 21, 23, 24})
+_TIMESTAMP: Final = 10
+_ARROW_SCHEMA: Final = b"ARROW:schema"
+
+
+def _is_plain(metadata: dict[int, Any]) -> bool:
+    """Return whether Polars reads all columns of a file."""
+    elements = metadata[_SCHEMA]
+    names = [each[_NAME].decode() for each in elements]
+    tops, place = [], 1
+    while place < len(elements):
+        tops.append(names[place])
+        place = _after(elements, place)
+    is_plain = (
+        len(set(tops)) == len(tops) == elements[0][_CHILDREN]
+        and not set(names) >= _LIKE_VARIANT
+        and all(
+            each.get(key, next(iter(plain))) in plain
+            for each in elements
+            for key, plain in _PLAIN.items()
+        )
+        and all(_PLAIN_LOGICAL.issuperset(each.get(_LOGICAL, ())) for each in elements)
+    )
+    arrow = {each[1]: each.get(2) for each in metadata.get(_KEY_VALUES, ())}.get(_ARROW_SCHEMA)
+    return is_plain and (arrow is None or all(map(_is_plain_field, _arrow_fields(arrow))))
+
+
+def _after(elements: Sequence[dict[int, Any]], place: int) -> int:
+    """Return the place behind an element of a schema and all inside it."""
+    after = place + 1
+    for _ in range(elements[place].get(_CHILDREN, 0)):
+        after = _after(elements, after)
+    return after
+
+
+class _Thrift:
+    """Reads Thrift's compact protocol: a struct is a dictionary from number of field to value."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self.at = data, 0
+
+    def struct(self) -> dict[int, Any]:
+        fields: dict[int, Any] = {}
+        number = 0
+        while head := self._byte():
+            number = number + (head >> 4) if head >> 4 else self._integer()
+            fields[number] = self._value(head & 15)
+        return fields
+
+    def _value(self, kind: int) -> Any:
+        if kind in (1, 2):
+            return kind == 1
+        if kind == 3:  # noqa: PLR2004  the protocol's number of a byte
+            return self._byte()
+        if kind in (4, 5, 6):
+            return self._integer()
+        if kind == 8:  # noqa: PLR2004  and of bytes
+            begin = self._unsigned() + self.at
+            begin, self.at = self.at, begin
+            return self._data[begin : self.at]
+        if kind == 9:  # noqa: PLR2004  and of a list
+            head = self._byte()
+            size = self._unsigned() if head >> 4 == 15 else head >> 4  # noqa: PLR2004
+            return [self._value(head & 15) for _ in range(size)]
+        if kind == 12:  # noqa: PLR2004  and of a struct
+            return self.struct()
+        raise ValueError(kind)
+
+    def _byte(self) -> int:
+        self.at += 1
+        return self._data[self.at - 1]
+
+    def _unsigned(self) -> int:
+        value = shift = 0
+        while (byte := self._byte()) > 127:  # noqa: PLR2004  more follow
+            value |= (byte & 127) << shift
+            shift += 7
+        return value | byte << shift
+
+    def _integer(self) -> int:
+        value = self._unsigned()
+        return (value >> 1) ^ -(value & 1)
+
+
+class _Flat(NamedTuple):
+    """A table of FlatBuffers."""
+
+    data: bytes
+    at: int
+
+    def place(self, slot: int) -> int:
+        """Return where a field is; 0 if it is not there."""
+        table = self.at - self._number("<i", self.at)
+        entry = 4 + 2 * slot
+        there = entry < self._number("<H", table) and self._number("<H", table + entry)
+        return self.at + there if there else 0
+
+    def byte(self, slot: int) -> int:
+        return self.data[self.place(slot)]
+
+    def inside(self, slot: int) -> _Flat:
+        return self.behind(self.place(slot))
+
+    def all_inside(self, slot: int) -> list[_Flat]:
+        place = self.place(slot)
+        if not place:
+            return []
+        vector = self.behind(place).at
+        count = self._number("<I", vector)
+        return [self.behind(vector + 4 + 4 * i) for i in range(count)]
+
+    def text(self, slot: int) -> bytes:
+        begin = self.inside(slot).at
+        return self.data[begin + 4 : begin + 4 + self._number("<I", begin)]
+
+    def behind(self, place: int) -> _Flat:
+        return _Flat(self.data, place + self._number("<I", place))
+
+    def _number(self, form: str, place: int) -> int:
+        return int(struct.unpack_from(form, self.data, place)[0])
+
+
+def _arrow_fields(encoded: bytes) -> Iterator[_Flat]:
+    """Yield each field of a schema that Arrow leaves in a file, those inside others too."""
+    data = base64.b64decode(encoded)[8:]  # behind a marker and a length
+    message = _Flat(data, 0).behind(0)
+    todo = message.inside(2).all_inside(1)
+    while todo:
+        yield (each := todo.pop())
+        todo += each.all_inside(5)
+
+
+def _is_plain_field(each: _Flat) -> bool:
+    """Return whether Polars reads an Arrow field; one with metadata may be an extension."""
+    if each.place(6):
+        return False
+    if each.byte(2) == _TIMESTAMP:
+        when = each.inside(3)
+        return not when.place(1) or when.text(1) == b"UTC"
+    return each.byte(2) in _PLAIN_ARROW
+
+
+def lines_fit(path: str, schema: pl.Schema) -> bool:
+    """Return whether all lines have keys and types of a schema, in its order, as far as they go.
+
+    One search a line costs a third of what Polars takes to find the types of all lines.
+    """
+    try:
+        line = f"^{_SPACE}{_json_form(pl.Struct(schema))}{_SPACE}\\r?$"
+        lines = pl.scan_csv(
+            path,
+            glob=False,
+            has_header=False,
+            separator="\x01",  # which JSON has not
+            quote_char=None,
+            schema={"line": pl.String()},
+        )
+        others = lines.filter(pl.col("line").str.contains(line).not_())
+        return others.head(1).collect(engine="streaming").is_empty()
+    except (KeyError, pl.exceptions.PolarsError):
+        return False
+
+
+_SPACE: Final = "[ \\t]*"
+_JSON_FORMS: Final[Mapping[pl.DataType, str]] = {
+    pl.Null(): "null",
+    pl.Boolean(): "true|false",
+    pl.Int64(): "-?[0-9]{1,18}",  # longer ones may need another type
+    pl.Float64(): r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?",
+    pl.String(): r'"(?:[^"\\]|\\.)*"',
+}
+
+
+def _json_form(dtype: Any) -> str:
+    """Return the pattern of the values that Polars reads as a type; objects may lack keys.
+
+    Raises:
+        KeyError: It is a type that lines of JSON do not have by themselves.
+    """
+    if isinstance(dtype, pl.Struct):
+        values = "".join(
+            f"(?:{re.escape(json.dumps(each.name))}:{_SPACE}{_json_form(each.dtype)},?{_SPACE})?"
+            for each in dtype.fields
+        )
+        form = rf"\{{{_SPACE}{values}\}}"
+    elif isinstance(dtype, pl.List):
+        form = rf"\[{_SPACE}(?:{_json_form(dtype.inner)},?{_SPACE})*\]"
+    else:
+        form = _JSON_FORMS[dtype]
+    return f"(?:{form}|null)"

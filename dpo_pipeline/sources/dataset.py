@@ -9,20 +9,28 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby, pairwise
+from operator import attrgetter
 from typing import Any, Final, TypeAlias
 from urllib.parse import unquote
 
 import polars as pl
 
 from dpo_pipeline.columns import Needs, did_you_mean, resolve
-from dpo_pipeline.defaults import MAX_FILE_ROWS, PARQUET_ENDINGS, REQUESTS_AT_A_TIME, SHARD_ROWS
+from dpo_pipeline.defaults import (
+    MAX_FILE_ROWS,
+    OWN_FOOTERS,
+    PARQUET_ENDINGS,
+    REQUESTS_AT_A_TIME,
+    SHARD_ROWS,
+)
 from dpo_pipeline.errors import ColumnError, DataWarning, StorageError
 from dpo_pipeline.options import Outputs
 from dpo_pipeline.sources.common_schema import (
     WIDENING,
+    Footer,
     common_schema,
-    readable_schema,
-    unreadable,
+    footer_by_pyarrow,
+    plain_footer,
 )
 from dpo_pipeline.sources.files import Identities, SourcePath, below, find
 from dpo_pipeline.sources.formats import not_parquet
@@ -93,7 +101,8 @@ def footers(
 
     `root` is the folder that they are in; None for a single file.
     """
-    read = partial(_footer, root=root, access=access)
+    is_few = len(paths) <= OWN_FOOTERS
+    read = partial(_footer, root=root, access=access, is_one_of_few=is_few)
     if not is_address(paths[0]):
         yield from map(read, paths)
         return
@@ -103,51 +112,44 @@ def footers(
         yield from pool.map(read, paths)
 
 
-def _footer(path: str, *, root: str | None, access: Access) -> tuple[PairFile, pl.Schema]:
+def _footer(
+    path: str, *, root: str | None, access: Access, is_one_of_few: bool
+) -> tuple[PairFile, pl.Schema]:
     is_far = is_address(path)
     with reading(path, not_parquet):
         frame = pl.scan_parquet(path, glob=False, hive_partitioning=False, **access.polars(path))
         is_known = not is_far or access.is_known(path)
-        footer = _read_footer(path, access) if is_known else None
+        footer = plain_footer(path) if is_one_of_few and not is_far else None
+        if footer is None and is_known:
+            footer = _read_footer(path, access)
         if footer is None:
-            rows, n_bytes = int(frame.select(pl.len()).collect().item()), 0
-            groups, unread = [rows], {}
-        else:
-            row_groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
-            rows, groups = footer.num_rows, [group.num_rows for group in row_groups]
-            n_bytes = sum(group.total_byte_size for group in row_groups)
-            arrow = footer.schema.to_arrow_schema()
-            unread = unreadable(arrow, _intervals(footer.schema))
+            rows = int(frame.select(pl.len()).collect().item())
+            footer = Footer(rows, 0, (rows,))
         now = _UNKNOWN
         if is_known:
             now = access.identity(path) if is_far else identity(path)
         file = PairFile(
             path=path,
             relative=below(path, root),
-            rows=rows,
-            row_bytes=n_bytes // max(rows, 1),
-            row_groups=tuple(groups),
+            rows=footer.rows,
+            row_bytes=footer.n_bytes // max(footer.rows, 1),
+            row_groups=footer.row_groups,
             identity=now,
-            unread=unread,
+            unread=footer.unread,
         )
-        return file, readable_schema(arrow, unread) if unread else frame.collect_schema()
+        return file, frame.collect_schema() if footer.schema is None else footer.schema
 
 
-def _read_footer(path: str, access: Access) -> Any:
-    """Return pyarrow's metadata of a file; None if it does not know a type that Polars may know."""
+def _read_footer(path: str, access: Access) -> Footer | None:
+    """Return what pyarrow reads; None if it does not know a type that Polars may know."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     system, name = access.filesystem(path) if is_address(path) else (None, path)
     try:
-        return pq.read_metadata(name, filesystem=system)
+        return footer_by_pyarrow(pq.read_metadata(name, filesystem=system))
     except pa.ArrowNotImplementedError:  # 128-bit integers
         return None
-
-
-def _intervals(schema: Any) -> set[str]:
-    leaves = (schema.column(i) for i in range(len(schema)))
-    return {leaf.path.split(".")[0] for leaf in leaves if leaf.converted_type == "INTERVAL"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,12 +164,16 @@ class Shard:
     rows: int | None
 
 
-Step: TypeAlias = Callable[[pl.LazyFrame], pl.LazyFrame]
-"""What is done to rows of a dataset that were read."""
+Step: TypeAlias = Callable[[pl.LazyFrame, int, int | None], pl.LazyFrame]
+"""What is done to rows of a dataset that were read, from the number of the first and how many."""
 
 
-def _as_they_are(rows: pl.LazyFrame) -> pl.LazyFrame:
+def _as_they_are(rows: pl.LazyFrame, first: int, n: int | None) -> pl.LazyFrame:  # noqa: ARG001
     return rows
+
+
+def _always() -> bool:
+    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,8 +194,10 @@ class Dataset:
     reference: Dataset | None = None  # what the step reads, if it reads a dataset
     own_notes: tuple[str, ...] = ()  # what is to be said about the source, a sentence each
     compare_keys: Callable[[], None] | None = None  # raises if keys do not match the reference's
+    can_cut: Callable[[], bool] = _always  # whether the step can be done shard by shard
     unread: Mapping[str, str] = field(default_factory=dict)  # columns that cannot be read, and why
     in_batches: Callable[[list[str]], pl.LazyFrame] | None = None  # scans what Polars cannot open
+    cuts: tuple[int, ...] = ()  # further rows that a shard begins with
 
     def refuse_unread(self, advice: str) -> None:
         """Raise a ColumnError that names the columns that are not read, if there are some."""
@@ -264,7 +272,8 @@ class Dataset:
             return self.frame
         frame = self.scan_files([part.file])
         is_whole = part.rows == part.file.rows
-        return self.step(frame if is_whole else frame.slice(part.begin, part.rows))
+        rows = frame if is_whole else frame.slice(part.begin, part.rows)
+        return self.step(rows, part.first_row, part.rows)
 
     def parts(self, rows: int | None) -> list[Part]:
         """Cut the files into what makes one output file each; None cuts none."""
@@ -287,19 +296,26 @@ class Dataset:
             scans.append(scan.with_columns(named) if named else scan)
         return pl.concat(scans) if len(scans) > 1 else scans[0]
 
-    def shards(self, rows: int = SHARD_ROWS) -> Iterator[Shard]:
-        """Cut the dataset into runs of at most `rows` rows; a frame is one shard.
+    def ranges(self, rows: int = SHARD_ROWS) -> Iterator[tuple[int, int | None]]:
+        """Yield the first row of each shard and how many of at most `rows` it has.
 
-        The cuts lie at multiples of `rows` of the whole dataset, wherever files end. With a
-        reference all rows are one shard, as each shard would join the whole reference again.
+        The cuts lie at multiples of `rows` of the whole dataset, wherever files end, and at
+        `cuts`. All rows are one shard if each shard would join the whole reference again. A frame
+        is one shard of unknown length.
         """
         if not self.files:
-            yield self.shard(0, None)
+            yield 0, None
             return
-        if self.has_step:
-            rows = max(self.rows or 0, 1)
-        for first in range(0, max(self.rows or 0, 1), rows):
-            yield self.shard(first, rows)
+        end = max(self.rows or 0, 1)
+        step = rows if self.can_cut() else end
+        starts = sorted({*range(0, end, step), *(cut for cut in self.cuts if cut < end)})
+        for first, following in pairwise([*starts, end]):
+            yield first, min(following, self.rows or 0) - first
+
+    def shards(self, rows: int = SHARD_ROWS) -> Iterator[Shard]:
+        """Yield the shards of `ranges`."""
+        for first, n in self.ranges(rows):
+            yield self.shard(first, n)
 
     def shard(self, first: int, rows: int | None) -> Shard:
         """Return the rows from number `first` on, at most `rows` of them; None for a frame."""
@@ -307,20 +323,19 @@ class Dataset:
             return Shard(frame=self.frame, first_row=0, rows=None)
         files = [file for file in self.files if file.rows] or self.files[:1]
         last = min(first + rows, self.rows or 0)
-        begin = bisect_right(files, first, key=_first_row) - 1
-        inside = files[begin : bisect_left(files, max(last, 1), key=_first_row)]
+        row = attrgetter("first_row")
+        begin = bisect_right(files, first, key=row) - 1
+        inside = files[begin : bisect_left(files, max(last, 1), key=row)]
         frame = self.scan_files(inside)
         skip = first - inside[0].first_row
         whole = skip == 0 and sum(file.rows for file in inside) == last - first
         return Shard(
-            frame=self.step(frame if whole else frame.slice(skip, last - first)),
+            frame=self.step(
+                frame if whole else frame.slice(skip, last - first), first, last - first
+            ),
             first_row=first,
             rows=last - first,
         )
-
-
-def _first_row(file: PairFile) -> int:
-    return file.first_row
 
 
 def open_dataset(

@@ -35,7 +35,7 @@ from dpo_pipeline.sources.files import (
     kind_of,
 )
 from dpo_pipeline.sources.formats import FORMATS, IPC
-from dpo_pipeline.storage import Access, is_address, reading
+from dpo_pipeline.storage import Access, is_address, is_arrow, reading
 
 
 class Rows(NamedTuple):
@@ -73,12 +73,14 @@ def lazily(schema: pl.Schema, parts: Batches) -> pl.LazyFrame:
 @contextmanager
 def reading_as(path: str, what: str) -> Iterator[None]:
     """As `reading`, saying as what the file was to be read."""
-    import pyarrow as pa
-
     with reading(path):
         try:
             yield
-        except (pl.exceptions.PolarsError, pa.ArrowInvalid) as error:
+        except Exception as error:
+            if not (
+                isinstance(error, pl.exceptions.PolarsError) or is_arrow(error, "ArrowInvalid")
+            ):
+                raise
             why = str(error).splitlines()[0]
             raise StorageError(path, f"cannot be read as {what}: {why}") from error
 
@@ -199,9 +201,18 @@ _CAN: Final = ("__arrow_c_stream__", "__len__", "to_reader", "to_batches", "sche
 
 
 def _in_memory(pairs: Any) -> pl.LazyFrame:
-    if type(pairs).__module__.startswith("pyarrow"):
+    library = type(pairs).__module__.partition(".")[0]
+    if library == "pyarrow":
         _schema_of(pairs.schema)
-    return pl.DataFrame(pairs).lazy()
+    frame = pl.DataFrame(pairs)
+    if library == "pandas":
+        # Polars takes NaN of pandas for null, also where it was computed.
+        types = {n: pairs[n].dtype for n in frame.columns if n in pairs}
+        floats = [n for n, dtype in types.items() if getattr(dtype, "kind", "") == "f"]
+        frame = frame.with_columns(
+            pl.Series(n, pairs[n].to_numpy()) for n in floats if not hasattr(types[n], "na_value")
+        )
+    return frame.lazy()
 
 
 def _schema_of(arrow: Any) -> pl.Schema:
@@ -306,11 +317,7 @@ class _Once:
         advice = "write it to Parquet first, or give a pyarrow Table or Dataset"
         if self._kept is None:
             raise StorageError(self._name, f"can be read once, and was read in part: {advice}")
-        with (
-            reading(self._kept),
-            pa.OSFile(self._kept) as file,
-            pa.ipc.open_stream(file) as rows,
-        ):
+        with reading(self._kept), pa.OSFile(self._kept) as file, pa.ipc.open_stream(file) as rows:
             missing = [name for name in names if name not in rows.schema.names]
             if missing:
                 problem = f"can be read once, and {', '.join(missing)} was not asked for then"
@@ -347,11 +354,8 @@ def lake_rows(table: LakeTable, access: Access) -> Rows:
 
 def _current_metadata(folder: str) -> tuple[str, tuple[str, ...]]:
     """Return the file that describes an Iceberg table now, and what is to be said about it."""
-    versions: dict[str, int] = {}
-    for name in os.listdir(folder):
-        match = ICEBERG_FILE.fullmatch(name)
-        if match is not None:
-            versions[name] = int(match["version"] or -1)
+    found = filter(None, map(ICEBERG_FILE.fullmatch, os.listdir(folder)))
+    versions = {match[0]: int(match["version"] or -1) for match in found}
     hint = os.path.join(folder, "version-hint.text")
     newest = max(versions.values())
     if os.path.exists(hint):
@@ -360,8 +364,8 @@ def _current_metadata(folder: str) -> tuple[str, tuple[str, ...]]:
         newest = int(text) if text.isdigit() else versions.get(text, newest)
     named = [name for name, version in versions.items() if version == newest]
     if len(named) != 1:
-        found = f"{len(named)} files of version {newest}"
-        raise StorageError(folder, f"has {found}: give pl.scan_iceberg(...) of the right one")
+        several = f"{len(named)} files of version {newest}"
+        raise StorageError(folder, f"has {several}: give pl.scan_iceberg(...) of the right one")
     note = f"read as of {named[0]}, the newest in the folder; a catalog may have another"
     return os.path.join(folder, named[0]), () if os.path.exists(hint) else (note,)
 

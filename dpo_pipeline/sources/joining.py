@@ -13,6 +13,7 @@ import polars as pl
 from dpo_pipeline.arguments import given
 from dpo_pipeline.columns import (
     COUNT_ROLES,
+    ELSEWHERE,
     MAPPING,
     PAIR_ID,
     REF_CHOSEN,
@@ -23,19 +24,21 @@ from dpo_pipeline.columns import (
     resolve,
 )
 from dpo_pipeline.defaults import OFFENDERS_SHOWN
-from dpo_pipeline.errors import ColumnError, JoinError, UsageError
+from dpo_pipeline.errors import ColumnError, JoinError, NoSuchColumn, UsageError
 from dpo_pipeline.options import Execution, Pairs, Reference
-from dpo_pipeline.sources.dataset import Dataset
+from dpo_pipeline.sources.dataset import Dataset, Step
 from dpo_pipeline.sources.opening import open_pairs
-from dpo_pipeline.sources.trainer_files import LENGTHS
+from dpo_pipeline.sources.trainer_files import INDEX, LENGTHS
 from dpo_pipeline.storage import Access, reading
 
 KEY: Final = "__dpo_pipeline_key"
 """The name of the key in tables that are joined, of the same type in all of them."""
 
+_OTHER: Final = "__dpo_pipeline_other_key"
 _ROWS: Final = "__dpo_pipeline_rows_"
 _OURS: Final = ("__dpo_pipeline_chosen_tokens", "__dpo_pipeline_rejected_tokens")
 _REFERENCE: Final = (REF_CHOSEN.name, REF_REJECTED.name)
+_OF_REFERENCE: Final = "Reference(columns={role: name}), or --reference-column role=name"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +159,14 @@ def _compared_as(dtype: pl.DataType) -> pl.DataType:
 
 
 def _no_key(on: str, columns: pl.Schema) -> str:
-    return (
+    if on == PAIR_ID.name and INDEX in columns and REF_CHOSEN.name in columns:
+        return (
+            f"{on}: missing, and the number of a row is no identity; if the policy's rows carry "
+            f"the column {INDEX!r} of the dataset that these were made from, join by it: "
+            f"on={INDEX!r}, or --on {INDEX}"
+        )
+    kind = str if on == PAIR_ID.name else NoSuchColumn
+    return kind(
         f"{on}: missing{did_you_mean(on, columns)}, and pairs are joined by it (on=, --on); "
         f"the columns are {', '.join(columns)}"
     )
@@ -211,11 +221,12 @@ def with_reference(
     columns: Mapping[str, str] | None,
     access: Access,
     cancel: Event | None = None,
+    by_shard: bool = False,
 ) -> Dataset:
     """Return the policy's dataset, whose rows get the reference's log-probs.
 
     No row is read: `check_keys` of the dataset reads and compares the keys. `columns` is role to
-    the policy's column.
+    the policy's column; `by_shard` says that shards are read by other processes.
     """
     on, other = checked_on(reference.on), open_reference(reference, access=access, cancel=cancel)
     if other.name == policy.name:
@@ -228,13 +239,14 @@ def with_reference(
     _check_joinable(other.name, on, right, taken.problems)
     _check_joinable(policy.name, on, left, _on_both_sides(left, columns, other.name))
     key = key_of(on, {other.name: right, policy.name: left}).alias(KEY)
-    found = other.frame.select(
-        key, *(pl.col(taken.mapping[name]).alias(name) for name in _REFERENCE)
-    )
+    names = [pl.col(taken.mapping[name]).alias(name) for name in _REFERENCE]
+    found = other.frame.select(key, *names)
 
-    def step(rows: pl.LazyFrame) -> pl.LazyFrame:
+    def joined_step(rows: pl.LazyFrame, _first: int, _n: int | None) -> pl.LazyFrame:
         keyed = rows.with_columns(key)
         return keyed.join(found, on=KEY, how="left", maintain_order="left").drop(KEY)
+
+    step: Step = _ByShard(other, key, tuple(names)) if by_shard else joined_step
 
     def compare_keys() -> None:
         keys = {policy.name: policy.frame.select(key), other.name: found.select(KEY)}
@@ -243,8 +255,42 @@ def with_reference(
                 _prove_row_numbers(policy, other, key, columns)
             count_keys(on, keys, must_match=True)
 
-    joint = step(policy.frame)
-    return replace(policy, frame=joint, step=step, reference=other, compare_keys=compare_keys)
+    return replace(
+        policy,
+        frame=step(policy.frame, 0, None),
+        step=step,
+        reference=other,
+        compare_keys=compare_keys,
+        can_cut=lambda: by_shard,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _ByShard:
+    """Puts the reference's log-probs beside the rows of one shard, in whatever process.
+
+    Where both tables have the same keys in these rows, they are read side by side. Otherwise the
+    whole reference is read, of which only the rows with keys of the shard are held.
+    """
+
+    reference: Dataset
+    key: pl.Expr
+    found: tuple[pl.Expr, ...]
+
+    def __call__(self, rows: pl.LazyFrame, first: int, n: int | None) -> pl.LazyFrame:
+        """Return the rows with the log-probs; keys are read for it if it is known how many."""
+        if n is not None and first + n <= (self.reference.rows or 0):
+            beside = self.reference.shard(first, n).frame
+            keys = pl.concat(
+                [rows.select(self.key), beside.select(self.key.alias(_OTHER))], how="horizontal"
+            )
+            is_same = pl.col(KEY).eq_missing(pl.col(_OTHER)).all()
+            if keys.select(is_same).collect(engine="streaming").item():
+                return pl.concat([rows, beside.select(self.found)], how="horizontal")
+        keyed = rows.with_columns(self.key)
+        found = self.reference.frame.select(self.key, *self.found)
+        held = found.join(keyed.select(KEY), on=KEY, how="semi")
+        return keyed.join(held, on=KEY, how="left", maintain_order="left").drop(KEY)
 
 
 def _check_joinable(name: str, on: str, columns: pl.Schema, problems: Iterable[str]) -> None:
@@ -310,7 +356,7 @@ def reference_columns_of(columns: pl.Schema, explicit: Mapping[str, str] | None)
     """Return the columns of a reference by role, with what is wrong with its log-probs."""
     found = resolve(columns.names(), explicit)
     problems = [
-        problem.replace(MAPPING, "Reference(columns={role: name}), or --reference-column role=name")
+        type(problem)(problem.replace(MAPPING, _OF_REFERENCE).replace(ELSEWHERE, ""))
         for problem in found.problems
         if problem.startswith(_REFERENCE)
     ]

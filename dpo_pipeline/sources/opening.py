@@ -134,14 +134,10 @@ def open_pairs(
 ) -> Dataset:
     """Return files or a dataframe as a dataset; Parquet can be read in shards.
 
-    Args:
-        pairs: Where they are.
-        access: How object stores are reached.
-        keys: Columns that rows are joined by, which are text in CSV whatever they look like.
-        name: What reports call a dataframe.
-        as_reference: Whether they are a reference's; None if they may be either's.
-        again: Whether rows are read more than once, as for a join.
-        cancel: Stops the reading of a format that is one shard.
+    The columns `keys`, by which rows are joined, are text in CSV whatever they look like. `name` is
+    what reports call a dataframe. `as_reference` says whether the pairs are a reference's (None if
+    they may be either's), and `again` whether rows are read more than once, as for a join. `cancel`
+    stops the reading of a format that is one shard.
     """
     source = pairs.source
     if isinstance(source, Dataset):  # what opened it knows its name and its files
@@ -157,8 +153,10 @@ def open_pairs(
     if FORMATS[file_format].reference_only and as_reference is False:
         raise _reference_alone(source, file_format)
     rows = _rows(pairs, as_reference=bool(as_reference), as_text=keys)
-    if file_format == TRL and as_reference is False and not _has_policy(rows.frame, pairs.columns):
-        raise _reference_alone(source, file_format)
+    if file_format == TRL and as_reference is False:
+        roles = resolve(rows.frame.collect_schema().names(), pairs.columns).mapping
+        if not any(role.startswith("policy_") for role in roles):
+            raise _reference_alone(source, file_format)
     frame = rows.frame if as_reference else rows.frame.drop(trainer_files.LENGTHS, strict=False)
     watch = Watch(cancel=cancel)
 
@@ -175,11 +173,6 @@ def open_pairs(
         own_notes=rows.notes,
         unread=rows.unread,
     )
-
-
-def _has_policy(rows: pl.LazyFrame, columns: Mapping[str, str] | None) -> bool:
-    found = resolve(rows.collect_schema().names(), columns).mapping
-    return any(role.startswith("policy_") for role in found)
 
 
 def _reference_alone(source: SourcePath, name: str) -> UsageError:

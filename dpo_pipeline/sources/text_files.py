@@ -21,7 +21,8 @@ import polars as pl
 
 from dpo_pipeline.columns import ROLES, resolve
 from dpo_pipeline.errors import ColumnError, DpoPipelineError, StorageError
-from dpo_pipeline.sources.files import Found, SourcePath, text_files, unpacked
+from dpo_pipeline.sources.common_schema import lines_fit
+from dpo_pipeline.sources.files import Found, SourcePath, is_packed, text_files, unpacked
 from dpo_pipeline.sources.formats import CSV, FORMATS, NDJSON
 from dpo_pipeline.sources.frames import Rows, lazily, reading_as
 
@@ -114,6 +115,8 @@ _AS_TEXT: Final = (
 _TRUTH: Final = {"true": True, "false": False}
 _NOT_ARRAY: Final = "cannot be read as JSON, an array of objects"
 _CHUNK: Final = 2**20
+_LARGE: Final = 2**22
+"""Bytes of a file from which on it pays to look first whether all lines are alike."""
 _LINES: Final = 5_000
 """Bytes, and objects of an array, that are parsed at a time."""
 _CONSTANT: Final = re.compile(rb"(?:NaN|Infinity)(?=\s*[,}\]])")
@@ -178,6 +181,10 @@ def _keys_of(path: str) -> tuple[pl.Schema, bool]:
     what = "NDJSON, one JSON object a line"
     if not _has_mark(path) and not _is_array(path):
         with suppress(StorageError), reading_as(path, what):
+            if os.path.getsize(path) > _LARGE and not is_packed(path):
+                plan = pl.scan_ndjson(glob.escape(path), infer_schema_length=INFERRED_ROWS)
+                if lines_fit(path, schema := plan.collect_schema()):
+                    return schema, True
             plan = pl.scan_ndjson(glob.escape(path), infer_schema_length=None)
             return plan.collect_schema(), True
     try:

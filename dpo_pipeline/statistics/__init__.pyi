@@ -12,6 +12,7 @@ from .calibration import (
     LabelNoise as LabelNoise,
     best_beta as best_beta,
     calibration_error as calibration_error,
+    flip_rate as flip_rate,
     label_noise as label_noise,
     log_loss as log_loss,
     margins_of as margins_of,
@@ -21,7 +22,12 @@ from .distributions import (
     checked_probability as checked_probability,
     normal_quantile as normal_quantile,
 )
-from .hashing import cluster_hashes as cluster_hashes, hashed as hashed, mixed as mixed
+from .hashing import (
+    cluster_hashes as cluster_hashes,
+    hashed as hashed,
+    mixed as mixed,
+    with_hashes as with_hashes,
+)
 from .intervals import (
     CLUSTERED as CLUSTERED,
     STUDENT as STUDENT,
@@ -33,6 +39,7 @@ from .intervals import (
     of_independent as of_independent,
     rate_of as rate_of,
     rate_of_clusters as rate_of_clusters,
+    student_estimate as student_estimate,
     without_interval as without_interval,
 )
 from .resampling import bootstrap as bootstrap, delete_a_group as delete_a_group

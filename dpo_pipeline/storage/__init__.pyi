@@ -2,7 +2,11 @@ from .growing_file import GrowingFile as GrowingFile
 from .locks import final_name as final_name, identity as identity
 from .output_checks import METADATA_KEY as METADATA_KEY, PART_KEY as PART_KEY
 from .publication import writing as writing
-from .read_errors import reading as reading
+from .read_errors import (
+    footer_of as footer_of,
+    is_arrow as is_arrow,
+    reading as reading,
+)
 from .stores import (
     LOCAL as LOCAL,
     Access as Access,
@@ -14,5 +18,6 @@ from .targets import (
     StagedFile as StagedFile,
     Target as Target,
     without_attempts as without_attempts,
+    written_whole as written_whole,
 )
 from .uploads import Outputs as Outputs

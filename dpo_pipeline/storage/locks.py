@@ -92,11 +92,7 @@ def is_still(path: str, was: Sequence[int] | None) -> bool:
 
 
 def check_own(path: str, *, name: str) -> os.stat_result | None:
-    """Return the state of a hidden file; None if there is none.
-
-    Raises:
-        StorageError: This user did not make it; the error is about `name`.
-    """
+    """Return the state of this user's hidden file; None if there is none. Errors are of `name`."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:

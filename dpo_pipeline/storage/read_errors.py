@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -44,22 +45,26 @@ def reading(path: str, hint: Callable[[str], str | None] | None = None) -> Itera
 def _problem(
     error: BaseException, path: str, hint: Callable[[str], str | None] | None
 ) -> str | None:
-    import pyarrow as pa  # costs half of what Polars does to import
-
     for kind, words in _IN_WORDS.items():
         if isinstance(error, kind):
             return words
-    if isinstance(error, pa.ArrowInvalid) and not isinstance(error, OSError):
+    if is_arrow(error, "ArrowInvalid") and not isinstance(error, OSError):
         advice = None if hint is None else hint(path)
         why = _first_line(error).rstrip(".")
         return advice or f"cannot be read as Parquet: {why}. Copy it again."
     if isinstance(error, UnicodeDecodeError):  # of pyarrow, on the names in a footer
         return f"cannot be read as Parquet: {error}"
-    if isinstance(error, (OSError, pl.exceptions.PolarsError, pa.ArrowException)):
+    if is_arrow(error) or isinstance(error, (OSError, pl.exceptions.PolarsError)):
         return _first_line(error)
     if isinstance(error, pl.exceptions.PanicException):  # of the engine, on a corrupt file, say
         return f"cannot be read: {_first_line(error)}"
     return None
+
+
+def is_arrow(error: BaseException, kind: str = "ArrowException") -> bool:
+    """Return whether pyarrow raised an error. It is not imported to know: it has not, then."""
+    arrow = sys.modules.get("pyarrow")
+    return arrow is not None and isinstance(error, getattr(arrow, kind))
 
 
 def is_utf8(path: str) -> bool:

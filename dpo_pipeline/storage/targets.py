@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, TypeAlias
 
@@ -84,24 +84,10 @@ class StagedFile(Target):
 
     def write(self, sink: Sink, source: str) -> int:  # noqa: D102
         final = self.name
-        attempt = self.hidden
-        if self.apart:
-            own = os.path.basename(hidden_name(final, locked=False))
-            attempt = os.path.join(os.path.dirname(attempt), own)
-        try:
-            with writing(attempt, source) as file:
-                sink(Out(target=file, path=attempt, name=final))
-            rows = int(footer_of(attempt).num_rows)
-            if self.apart:
-                with reading(final):
-                    sync(attempt)
-                    os.replace(attempt, self.hidden)
-        except BaseException:
-            if self.apart:
-                with suppress(OSError):  # an error is on its way
-                    os.unlink(attempt)
-            raise
-        return rows
+        with written_whole(self.hidden) if self.apart else nullcontext(self.hidden) as path:
+            with writing(path, source) as file:
+                sink(Out(target=file, path=path, name=final))
+            return int(footer_of(path).num_rows)
 
     def rows(self) -> int:  # noqa: D102
         if not os.path.exists(self.hidden):
@@ -111,6 +97,27 @@ class StagedFile(Target):
                 "must lie where all machines see it",
             )
         return int(footer_of(self.hidden).num_rows)
+
+
+@contextmanager
+def written_whole(path: str) -> Iterator[str]:
+    """Give a hidden name of its own to write to, which becomes `path` at the end.
+
+    Several processes may write `path` at the same time: each gives it a whole file.
+    """
+    final = final_name(path)
+    own = os.path.basename(hidden_name(final, locked=False))
+    attempt = os.path.join(os.path.dirname(path), own)
+    try:
+        yield attempt
+        with reading(final):
+            sync(attempt)
+            os.replace(attempt, path)
+            sync(os.path.dirname(path))
+    except BaseException:
+        with suppress(OSError):  # an error is on its way
+            os.unlink(attempt)
+        raise
 
 
 @contextmanager

@@ -258,6 +258,26 @@ class Sense:
         own = self.covariance(ours, ours) + self.covariance(theirs, theirs)
         return _ratio(own - 2.0 * self.covariance(ours, theirs), own)
 
+    def moved(self, ours: str) -> float:
+        """Return the mean log-ratio, in nats."""
+        return self.mean(ours) - self.mean(_AGAINST[ours])
+
+    def size_of_move(self, ours: str) -> float:
+        """Return the mean squared log-ratio."""
+        return self.distance(ours, _AGAINST[ours])
+
+    def variance_of_move(self, ours: str) -> float:
+        """Return the variance of a log-ratio."""
+        return self.size_of_move(ours) - self.moved(ours) ** 2
+
+    def move_with_higher(self, ours: str) -> float:
+        """Return the correlation of a log-ratio with the log-prob that is higher on average."""
+        theirs = _AGAINST[ours]
+        higher = max(ours, theirs, key=self.mean)
+        own = self.covariance(higher, higher)
+        both = self.covariance(ours, higher) - self.covariance(theirs, higher)
+        return _ratio(both, math.sqrt(max(own * self.variance_of_move(ours), 0.0)))
+
     def evenness(self, ours: str) -> float:
         """Return the mean size of a log-ratio over its root mean square: low if few are large."""
         size = self.sums[f"sum_size_{ours}"] / (self.n * _QUANTA)

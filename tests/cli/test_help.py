@@ -220,9 +220,17 @@ def on_a_terminal(words, **environment):
     ("words", "code"),
     [
         pytest.param(["evaluate", "--help"], 0, id="help"),
-        pytest.param(["evaluate", str(EXAMPLE_PAIRS), "--by", "split"], 0, id="figures"),
         pytest.param(["evaluate", str(EXAMPLE_PAIRS), "--bta"], 2, id="option"),
-        pytest.param(["evaluate", str(EXAMPLE_PAIRS), "--loss", "x"], 2, id="loss"),
+        # Figures are also those of the next test, and this error is printed as the one above.
+        pytest.param(
+            ["evaluate", str(EXAMPLE_PAIRS), "--by", "split"],
+            0,
+            id="figures",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["evaluate", str(EXAMPLE_PAIRS), "--loss", "x"], 2, id="loss", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_no_colours_are_sent_to_a_terminal(words, code):

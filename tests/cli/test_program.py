@@ -155,7 +155,7 @@ USAGE, DATA, FILES = 2, 1, 3
         ),
         pytest.param(
             ["evaluate", "{short}", "--reference", "{source}", "--on", "pair_i"],
-            DATA,
+            USAGE,
             "did you mean 'pair_id'?",
             id="key",
         ),
@@ -248,20 +248,20 @@ def test_a_warning_is_printed_once(capsys, tmp_path, pairs):
 
 def test_help_names_defaults_and_imports_no_polars():
     code = (
-        "import sys\nfrom dpo_pipeline.cli import main\nassert main(sys.argv[1:]) == 0\n"
+        "import sys\nfrom dpo_pipeline.cli import main\n"
+        "for name in sys.argv[1:]:\n    assert main([name, '--help']) == 0\n"
         "heavy = {'polars', 'pandera', 'pyarrow', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    for name in ("check", "score", "evaluate", "contract"):
-        done = subprocess.run(
-            [sys.executable, "-c", code, name, "--help"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert "Usage: dpo-pipeline " + name in done.stdout
-        assert ("[default: (0.1, or the dialect's)]" in done.stdout) == (name != "contract")
+    names = ("check", "score", "evaluate", "contract")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *names], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    texts = done.stdout.split("Usage: dpo-pipeline ")[1:]
+    assert [text.split()[0] for text in texts] == list(names)
+    of_beta = ["[default: (0.1, or the dialect's)]" in text for text in texts]
+    assert of_beta == [name != "contract" for name in names]
 
 
 def test_python_m_and_version():
@@ -281,8 +281,16 @@ def test_a_closed_pipe_is_no_error():
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("verb", ["score", "evaluate"])
+@pytest.mark.parametrize(
+    ("verb", "number", "code"),
+    [
+        ("score", signal.SIGINT, 130),
+        ("evaluate", signal.SIGTERM, 143),
+        # Each signal and each command once more: one handler serves them all.
+        pytest.param("score", signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param("evaluate", signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_stops_a_run_and_leaves_nothing(tmp_path, real_pairs, verb, number, code):
     source = tmp_path / "pairs.parquet"
     real_pairs.write_parquet(source)

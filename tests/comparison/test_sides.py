@@ -260,14 +260,6 @@ def test_keys_that_do_not_mean_the_same_pairs_are_a_finding():
         compare(a, b.with_columns(chosen_num_tokens=pl.lit(7)))
 
 
-def test_one_policy_twice_is_a_finding():
-    a, _ = frames()
-    with pytest.warns(DataWarning, match="the same margin on all 60 pairs"):
-        result = compare(a, a)
-    assert result.better is None
-    assert result.differences["loss"].p_value == 1.0
-
-
 def test_what_is_surely_wrong_of_one_side_is_a_finding():
     a, b = frames()
     unmoved = b.with_columns(**{p: pl.col(r) for p, r in zip(POLICIES, REFS, strict=True)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import jsonschema
 import numpy as np
@@ -100,7 +101,9 @@ def test_few_ties_that_change_nothing_are_not_told():
 )
 def test_few_pairs_claim_nothing_that_they_cannot_show(gained, lost, better, ending):
     n = gained + lost
-    result = compare(*of_margins(signs(lost, gained), signs(gained, lost)))
+    result = compare(
+        *of_margins(signs(lost, gained), signs(gained, lost) * np.linspace(1.0, 1.5, n))
+    )
     found = result.differences["reward_accuracy"]
     assert found.p_value == pytest.approx(2 ** (1 - n), rel=REL)
     assert result.better == better
@@ -137,12 +140,34 @@ def test_verdict_and_interval_never_contradict(n, per_prompt, seed):
         assert (row["p_value"] < 0.05) != holds_0
 
 
-def test_clusters_without_a_spread_have_no_interval():
-    result = compare(*of_margins([1.0, 2, 3, 4, 5], [5.0, 4, 3, 2, 1]))
-    half = result.differences["reward_accuracy_half"]
+@pytest.mark.parametrize("per_prompt", [1, 2])
+def test_accuracies_without_a_spread_have_an_interval(per_prompt):
+    n = 8
+    a, b = of_margins([*range(1, n + 1)], [*range(n, 0, -1)])
+    prompts = pl.int_range(pl.len()) // per_prompt
+    result = compare(a.with_columns(prompt_id=prompts), b.with_columns(prompt_id=prompts))
+    strict, half = (result.differences[n] for n in ("reward_accuracy", "reward_accuracy_half"))
     assert (half.estimate.value, half.p_value) == (0.0, 1.0)
-    assert half.estimate.interval is half.estimate.standard_error is half.smallest_effect is None
+    # A gain and a loss more (Bonett and Price): 2 / (n + 2) of the clusters differ.
+    error = math.sqrt(2) / (n / per_prompt + 2)
+    for each in (strict, half):
+        assert each.estimate.interval.high == pytest.approx(stats.norm.ppf(0.975) * error, rel=REL)
+        assert each.estimate.interval.low == -each.estimate.interval.high
     assert result.differences["loss"].estimate.interval is not None
+
+
+@pytest.mark.parametrize("is_loss", [False, True])
+def test_halves_that_all_differ_alike_have_an_interval(is_loss):
+    n, sides = 8, of_margins([0.0] * 8, [1.0 + i for i in range(8)])
+    sides = [side.with_columns(pl.col(LOGPS[:2]) - 1.0) for side in sides]
+    half = compare(*sides[:: -1 if is_loss else 1]).differences["reward_accuracy_half"]
+    assert half.estimate.value == (-0.5 if is_loss else 0.5)
+    assert half.p_value == 2 / 2**n
+    up, down = 9 / 10, 1 / 10
+    error = math.sqrt((up + down - (up - down) ** 2) / 10)
+    nearest = (up - down - stats.norm.ppf(0.975) * error) / 2
+    interval = half.estimate.interval
+    assert (-interval.high if is_loss else interval.low) == pytest.approx(nearest, rel=REL)
 
 
 def test_no_rate_differs_by_more_than_one():

@@ -179,8 +179,10 @@ print(json.dumps({"pandera_refuses": pandera_refuses, "problems": problems, "fou
     ("variable", "value", "pandera_refuses"),
     [
         pytest.param("PANDERA_VALIDATION_ENABLED", "False", False, id="pandera-off"),
-        pytest.param("PANDERA_VALIDATION_DEPTH", "DATA_ONLY", True, id="data-only"),
-        # The other depth, which is read at the same place.
+        # Depths, which are read at the same place.
+        pytest.param(
+            "PANDERA_VALIDATION_DEPTH", "DATA_ONLY", True, id="data-only", marks=pytest.mark.slow
+        ),
         pytest.param(
             "PANDERA_VALIDATION_DEPTH",
             "SCHEMA_ONLY",

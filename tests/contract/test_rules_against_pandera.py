@@ -30,7 +30,6 @@ from pandera_tools import (
 )
 
 
-@pytest.mark.parametrize("column", LOGPS)
 @pytest.mark.parametrize("max_logp", [0.0, 0.125])
 @pytest.mark.parametrize(
     ("value", "broken", "broken_to_an_eighth"),
@@ -53,11 +52,14 @@ from pandera_tools import (
         pytest.param(-HUGE, "at_least", "at_least", id="smallest-float"),
     ],
 )
-def test_a_log_prob_breaks_one_rule_or_none(column, max_logp, value, broken, broken_to_an_eighth):
-    frame = clean(4, **{column: [-20.0, -23.0, value, -29.0]})
+def test_a_log_prob_breaks_one_rule_or_none(max_logp, value, broken, broken_to_an_eighth):
+    """Each of the four columns has the value in a row of its own."""
+    frame = clean(
+        5, **{c: [value if row == i else -20.0 for row in range(5)] for i, c in enumerate(LOGPS)}
+    )
     rule = broken if max_logp == 0.0 else broken_to_an_eighth
     expected = pandera_rows(pairs_model(max_logp), frame=frame)
-    assert expected == ({(column, rule): {2}} if rule else {})
+    assert expected == ({(c, rule): {i} for i, c in enumerate(LOGPS)} if rule else {})
     assert our_rows(frame, max_logp=max_logp) == expected
 
 
@@ -162,7 +164,7 @@ def test_no_rows_break_nothing():
     assert pandera_rows(pairs_model(), frame=clean(0)) == our_rows(clean(0)) == {}
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(frame=frames(), max_logp=st.sampled_from([0.0, 0.125]))
 def test_any_frame(frame, max_logp):
     expected = pandera_rows(pairs_model(max_logp), frame=frame)

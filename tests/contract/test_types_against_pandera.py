@@ -12,7 +12,9 @@ from hypothesis import given, settings, strategies as st
 import dpo_pipeline
 from dpo_pipeline.columns import Needs
 from dpo_pipeline.contract.compiling import check_schema
-from dpo_pipeline.contract.rules import check_types
+from dpo_pipeline.contract.model import pairs_model
+from dpo_pipeline.contract.row_rules import with_row_rules
+from dpo_pipeline.contract.rules import check_types, rules_for
 from dpo_pipeline.errors import ColumnError
 from pair_tools import COUNTS, LOGPS, ROOT
 
@@ -37,6 +39,20 @@ def test_types_are_those_that_pandera_asks_for(types, needs):
     assert what_is_wrong(check_types, frame, needs) == what_is_wrong(check_schema, frame, needs)
 
 
+@pytest.mark.parametrize("max_logp", [0.0, 0.125])
+@pytest.mark.parametrize("reference", [True, False])
+@pytest.mark.parametrize("tokens", [True, False])
+def test_rules_without_pandera_are_the_checks_of_the_contract(max_logp, reference, tokens):
+    needs = Needs(reference=reference, tokens=tokens)
+    columns = pairs_model(max_logp, needs).to_schema().columns
+    theirs = sorted((n, c.name, c.error) for n, column in columns.items() for c in column.checks)
+    frame = pl.LazyFrame(schema={name: columns[name].dtype.type for name in columns})
+    rules = rules_for(frame, max_logp=max_logp, contract=None, needs=needs)
+    own = with_row_rules(rules, (), dict.fromkeys(columns), needs).rules
+    assert theirs == sorted((rule.column, rule.check, rule.requirement) for rule in own)
+    assert {name for name, _, _ in theirs} == {*columns}
+
+
 def test_each_fault_has_its_words():
     frame = pl.LazyFrame(schema={**dict.fromkeys(LOGPS[:3], pl.Float64), COUNTS[0]: pl.String})
     found = what_is_wrong(check_types, frame, Needs())
@@ -48,12 +64,12 @@ def test_each_fault_has_its_words():
         dpo_pipeline.evaluate(pl.DataFrame({name: ["-1"] for name in LOGPS}))
 
 
-@pytest.mark.parametrize("words", [["evaluate"], ["check"], ["sweep", "--beta", "0.1"]])
-def test_pandera_is_loaded_for_a_contract_of_ones_own_alone(words):
+def test_pandera_is_loaded_for_a_contract_of_ones_own_alone():
     code = (
         "import sys\n"
         "from dpo_pipeline.cli.program import main\n"
-        f"assert main([*{words!r}, {str(ROOT / 'examples/pairs.parquet')!r}]) == 0\n"
+        "for words in (['evaluate'], ['check'], ['sweep', '--beta', '0.1']):\n"
+        f"    assert main([*words, {str(ROOT / 'examples/pairs.parquet')!r}]) == 0\n"
         "assert 'polars' in sys.modules and 'pandera' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)

@@ -42,6 +42,7 @@ def expected():
     return [f"200 pairs, mean loss {math.fsum(losses) / 200:.6f}", str(first)]
 
 
+@pytest.mark.slow  # another cluster; `scoring/test_table_stage.py` tests the stage on Arrow tables
 def test_a_ray_dataset(expected):
     pytest.importorskip("ray.data")
     temporary = tempfile.mkdtemp(prefix="ray")  # the names of sockets in it must be short

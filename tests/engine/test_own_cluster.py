@@ -31,13 +31,10 @@ def started(*more):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+# Each costs a cluster. `test_ray` looks at one of its own: tests and a program import Ray before.
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "more",
-    [
-        pytest.param([], id="alone"),
-        # The same, for a program that imported Ray before: it costs another cluster.
-        pytest.param(["imported"], id="Ray imported before", marks=pytest.mark.slow),
-    ],
+    "more", [pytest.param([], id="alone"), pytest.param(["imported"], id="Ray imported before")]
 )
 def test_nobody_else_reaches_the_cluster_that_a_run_starts(more):
     facts = started(*more)

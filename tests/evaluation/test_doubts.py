@@ -38,6 +38,9 @@ EXPECTED = {
     "a tenth of the reference exchanged": "some_exchanged",
     "prompt in the policy only": "one_amount",
     "prompt in the reference only": "one_amount",
+    "prompt in the policy's chosen only": "one_side",
+    "prompt in the reference's rejected only": "one_side",
+    "a twentieth of the reference halved": "some_lower",
     "reference cut at its median length": "other_texts",
     "reference cut at its 80% length": "lower",
     "labels of the reference unshifted": "guessing",
@@ -112,7 +115,7 @@ def test_a_doubt_stands_first_everywhere(real, tmp_path):
 
 def test_a_comparison_says_it_of_each_side_before_its_figures(real):
     said = "policy and reference are not of the same texts"
-    wrong = FAULTS["reference of other rows"](real)
+    wrong = FAULTS["reference of other rows"](real).with_columns(pl.col(LOGPS[:2]) * 0.99)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)
         result = compare(real, wrong, on="pair_id")

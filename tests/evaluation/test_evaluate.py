@@ -280,7 +280,7 @@ def with_faults(pairs):
 
 
 @given(st.data())
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_shards_in_any_split_merge_to_the_same_bits(real_pairs, tmp_path_factory, data):
     pairs = with_faults(real_pairs)
     size = data.draw(st.sampled_from([1, 7, 64, 1000]), label="batch size")

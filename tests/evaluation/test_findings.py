@@ -344,13 +344,21 @@ def test_a_weak_tie_to_length_is_no_finding():
     assert names(biased) == []
 
 
+def tie_to_length(pairs):
+    pc, pr, rc, rr = (pairs[name].to_numpy() for name in LOGPS)
+    longer = pairs["chosen_num_tokens"] - pairs["rejected_num_tokens"]
+    return np.corrcoef(longer.to_numpy(), pc - rc - pr + rr)[0, 1]
+
+
 def test_a_strong_tie_to_length_of_few_pairs_is_not_shown(monkeypatch):
     monkeypatch.undo()  # as many groups as pairs
     # Correlations of chance: of 12 pairs, above 0.3 in every third sample.
-    lines = [evaluate(made(12, seed=seed), statistics=True) for seed in range(30)]
-    strong = [result for result in lines if abs(result.statistics.length.correlation) > 0.3]
+    by_chance = [made(12, seed=seed) for seed in range(30)]
+    strong = [pairs for pairs in by_chance if abs(tie_to_length(pairs)) > 0.3]
     assert len(strong) >= 5
-    shown = [r for r in strong if any(f.name == "length" for f in r.findings)]
+    results = [evaluate(pairs, statistics=True) for pairs in strong[:5]]
+    assert all(abs(result.statistics.length.correlation) > 0.3 for result in results)
+    shown = [r for r in results if any(f.name == "length" for f in r.findings)]
     assert len(shown) <= 1
 
 

@@ -11,7 +11,6 @@ import polars as pl
 import pytest
 
 from dpo_pipeline.evaluation import gathering, measuring
-from dpo_pipeline.sums import growing_tables
 from gather_tools import N, assert_same, frame_of, made_up, statistics_of, tables_of
 from pair_tools import TOOLS
 
@@ -29,14 +28,19 @@ def limits(request, monkeypatch):
             ("COURSE_POINTS", 9),
             ("JUDGE_CELLS", 120),
         ):
-            owner = gathering if hasattr(gathering, name) else growing_tables
-            monkeypatch.setattr(owner, name, value)
+            monkeypatch.setattr(gathering, name, value)
     return request.param
 
 
 @pytest.mark.parametrize(
     ("limits", "n", "step"),
-    [("few", 70, 1), ("few", N, N - 1), ("many", N, 100), ("many", N, N)],
+    [
+        ("few", 70, 1),
+        ("many", N, 100),
+        # All rows but one, and one chunk: fewer cuts than the others.
+        pytest.param("few", N, N - 1, marks=pytest.mark.slow),
+        pytest.param("many", N, N, marks=pytest.mark.slow),
+    ],
     indirect=["limits"],
 )
 def test_any_cut_into_chunks_gives_the_same_bits(rows, limits, monkeypatch, tmp_path, n, step):
@@ -79,7 +83,7 @@ print(pl.thread_pool_size(), bits.hexdigest())
 
 def test_any_number_of_threads_gives_the_same_bits(tmp_path):
     path = tmp_path / "pairs.parquet"
-    frame_of(made_up(3_000, seed=9)).write_parquet(path, row_group_size=700)
+    frame_of(made_up(1_500, seed=9)).write_parquet(path, row_group_size=700)
     found = set()
     for threads in (1, 8):
         done = subprocess.run(

@@ -52,15 +52,17 @@ def test_a_figure_must_not_be_under_its_mark(plain, name, mark, passes):
     with pytest.raises(GateError) as caught:
         gate(plain, under={name: mark})
     (missed,) = caught.value.missed
-    facts = (missed.name, missed.side, missed.mark, missed.value, missed.interval)
-    assert facts == (name, "below", mark, RIGHT / N, None)
+    facts = (missed.name, missed.side, missed.mark, missed.value)
+    assert facts == (name, "below", mark, RIGHT / N)
+    limits = stats.binomtest(RIGHT, N).proportion_ci(0.95, "wilson")
+    assert missed.interval == pytest.approx(tuple(limits), rel=1e-9)
     assert caught.value.exit_code == GATE == 4
 
 
 def test_a_figure_must_not_be_over_its_mark(plain):
     loss = plain.summary.loss
     gate(plain, over={"loss": loss, "n_invalid": 0})
-    with pytest.raises(GateError, match=r"loss is 0\.68\d+, above 0\.6$"):
+    with pytest.raises(GateError, match=r"loss is 0\.68\d+ \(0\.6\d+ to 0\.7\d+\), above 0\.6$"):
         gate(plain, over={"loss": 0.6})
 
 
@@ -142,8 +144,9 @@ def test_a_figure_that_the_loss_does_not_have_is_an_error():
 
 
 def test_an_interval_that_is_not_there_is_an_error(plain, full):
-    with pytest.raises(UsageError, match="loss has no interval here"):
-        gate(plain, over={"loss": 1.0}, by_interval=True)
+    with pytest.raises(UsageError, match="policy_chosen_logps has no interval here"):
+        gate(plain, over={"policy_chosen_logps": 1.0}, by_interval=True)
+    assert plain.figure("loss")[1] == pytest.approx(full.figure("loss")[1], rel=1e-12)
     with pytest.raises(UsageError, match="is a count"):
         gate(full, over={"n_ties": 1}, by_interval=True)
 
@@ -194,7 +197,8 @@ def test_a_missed_mark_is_exit_code_4_after_the_result(capsys, tmp_path):
     assert code == 4
     assert json.loads(out)["summary"]["reward_accuracy"] == RIGHT / N
     assert json.loads(summary.read_text())["summary"]["n_valid"] == N
-    assert err == f"error: {REAL} fails its gate: rewards/accuracies is 0.558739, below 0.6\n"
+    said = f"error: {REAL} fails its gate: rewards/accuracies is 0.558739 "
+    assert err == f"{said}(0.521681 to 0.595154), below 0.6\n"
 
 
 def test_kept_marks_are_exit_code_0(capsys):

@@ -47,6 +47,14 @@ def test_most_faults_are_said_in_simulated_sets(record_property):
     for fault, found in hits.items():
         record_property(fault, {"+".join(names) or "nothing": n for names, n in found.items()})
     for fault in FAULTS.keys() - {"copies of pairs"}:  # these sets have no ids
-        assert hits[fault][()] <= (30 if "tenth" in fault or "length" in fault else 12)
+        assert hits[fault][()] <= (
+            48
+            if "twentieth" in fault
+            else 36
+            if "only" in fault and "'s" in fault
+            else 30
+            if "tenth" in fault or "length" in fault
+            else 12
+        )
     for fault in ALWAYS:
         assert hits[fault][()] == 0

@@ -19,6 +19,7 @@ from option_tools import grouped
 from pair_tools import LOGPS
 
 BETA = 0.1
+FEW_GROUPS = pytest.mark.usefixtures("few_groups")
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +173,7 @@ def test_advantages_are_paired_differences(statistics, rows, alone):
             assert (gain.interval.low, gain.interval.high) == pytest.approx(limits, rel=1e-9)
 
 
+@FEW_GROUPS
 def test_advantages_over_length_are_of_pairs_whose_lengths_are_known(pairs, rows):
     known = np.arange(698) % 3 != 0
     tokens = pl.when(pl.Series(known)).then("chosen_num_tokens")
@@ -193,6 +195,7 @@ def test_flips_are_the_four_fields(statistics, rows):
     assert flips.neither == (~policy & ~reference).sum()
 
 
+@FEW_GROUPS
 def test_ties_count_half_where_it_says_so(pairs):
     tied = pl.int_range(pl.len()) % 3 == 0
     frame = pairs.with_columns(
@@ -295,6 +298,7 @@ def test_weights_need_subsets(pairs):
         evaluate(pairs, statistics=StatisticsOptions(weights={"work": 1}))
 
 
+@FEW_GROUPS
 def test_weights_name_subsets_of_several_columns_by_value_or_text(pairs):
     frame = pairs.with_columns(even=pl.int_range(pl.len()) % 2 == 0, k=pl.lit(3))
     by_value = {(True, 3): 1.0, (False, 3): 4.0}
@@ -345,6 +349,7 @@ def test_the_line_over_lengths_is_that_of_statsmodels(statistics, rows):
     assert line.correlation == pytest.approx(correlation, rel=1e-9)
 
 
+@FEW_GROUPS
 def test_bags_of_prompts_have_the_spread_of_bags(pairs, rows, monkeypatch):
     monkeypatch.setattr(growing_tables, "CLUSTERS_HELD", 100)
     monkeypatch.setattr(growing_tables, "BAGS", 64)
@@ -358,6 +363,7 @@ def test_bags_of_prompts_have_the_spread_of_bags(pairs, rows, monkeypatch):
     assert "bags of prompts" in found.clusters
 
 
+@FEW_GROUPS
 def test_bags_of_independent_pairs_are_not_called_clustered(pairs, monkeypatch):
     monkeypatch.setattr(growing_tables, "CLUSTERS_HELD", 100)
     monkeypatch.setattr(growing_tables, "BAGS", 64)
@@ -369,6 +375,7 @@ def test_bags_of_independent_pairs_are_not_called_clustered(pairs, monkeypatch):
     assert not any("clustered" in method for method in methods)
 
 
+@FEW_GROUPS
 def test_the_level_is_that_of_every_interval(pairs):
     found = evaluate(
         pairs, by="topic", statistics=StatisticsOptions(level=0.8, judge="judge")
@@ -391,6 +398,7 @@ def test_the_level_is_that_of_every_interval(pairs):
     assert (narrow.high - narrow.low) / (usual.high - usual.low) == pytest.approx(ratio)
 
 
+@FEW_GROUPS
 def test_statistics_change_none_of_the_plain_figures(pairs, tmp_path):
     asked = {"beta": BETA, "by": "topic", "batch_size": 50, "histogram": True}
     plain = evaluate(pairs, **grouped(**asked))
@@ -404,6 +412,7 @@ def test_statistics_change_none_of_the_plain_figures(pairs, tmp_path):
         assert full.histogram.equals(plain.histogram)
 
 
+@FEW_GROUPS
 def test_statistics_and_summary_have_the_same_values(pairs):
     result = evaluate(pairs, beta=BETA, statistics=True)
     for name, value in result.summary.to_dict().items():
@@ -433,6 +442,7 @@ def test_the_judge_must_be_a_column_of_numbers(pairs, judge, problem):
         evaluate(pairs, statistics=StatisticsOptions(judge=judge))
 
 
+@FEW_GROUPS
 def test_rewards_without_proportion_have_means_of_their_own(pairs):
     # Rewards per token do not follow from mean log-probs.
     found = evaluate(pairs, loss="sigmoid_norm", statistics=True).statistics
@@ -506,6 +516,7 @@ def test_groups_that_are_all_alike_show_no_spread():
     assert judge.auc.interval is None
 
 
+@FEW_GROUPS
 def test_the_text_has_the_digits_that_are_known():
     # 300 of 300 right: p is 2 to the -299.
     margins = np.linspace(0.5, 8.0, 300)
@@ -532,6 +543,7 @@ def test_one_pair_has_statistics(real_pairs):
     assert found.figures["reward_accuracy"].interval.low < 1.0
 
 
+@FEW_GROUPS
 def test_the_command_line_asks_for_statistics(pairs, tmp_path, capsys):
     path = str(tmp_path / "pairs.parquet")
     pairs.write_parquet(path)

@@ -258,7 +258,8 @@ def is_near(found, terms):
     return abs(found - value) <= 1e-12 * max(abs(term) for term in terms) + TINY
 
 
-@pytest.mark.parametrize("beta", [0.1, 2.0])
+# A second beta repeats the proof at margins twenty times as large.
+@pytest.mark.parametrize("beta", [0.1, pytest.param(2.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("loss", "args"), CASES)
 def test_equals_mpmath(loss, args, beta):
     pairs = points(loss, args, beta)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
+from altair.utils import schemapi
 
 import dpo_pipeline
 from page_tools import Page
@@ -16,8 +17,15 @@ def evaluation(real_pairs):
 
 
 @pytest.fixture(scope="session")
-def page(evaluation):
-    return Page(evaluation.report())
+def text(evaluation):
+    """The page of the evaluation, whose charts Altair checks as it does for users."""
+    with schemapi.debug_mode(arg=True):
+        return evaluation.report()
+
+
+@pytest.fixture(scope="session")
+def page(text):
+    return Page(text)
 
 
 @pytest.fixture(scope="session")

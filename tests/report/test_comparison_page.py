@@ -56,7 +56,7 @@ def test_the_page_of_a_comparison_tells_of_loss(comparison):
 
 
 def test_the_smallest_effect_is_a_tile_only_where_nothing_was_shown(real_pairs):
-    worse = real_pairs.with_columns(pl.col("policy_chosen_logps") - 30.0)
+    worse = real_pairs.with_columns(pl.col("policy_chosen_logps") * 1.1 - 20.0)
     shown = dpo_pipeline.compare(real_pairs, worse)
     assert shown.better == "a"
     title = "Smallest effect that shows"
@@ -70,7 +70,9 @@ def test_the_smallest_effect_is_a_tile_only_where_nothing_was_shown(real_pairs):
 
 def test_other_references_are_a_problem_on_the_page(real_pairs):
     other = real_pairs.with_columns(pl.col("ref_chosen_logps") - 5.0)
-    with pytest.warns(dpo_pipeline.DataWarning, match="different references"):
+    with pytest.warns(
+        dpo_pipeline.DataWarning, match="(different references|have the same log-probs)"
+    ):
         found = dpo_pipeline.compare(real_pairs, other)
     html = found.report()
     assert '<li class="problem">' in html
@@ -103,9 +105,9 @@ def test_the_chart_of_differences_has_that_scale(comparison):
 
 
 def test_a_comparison_without_subsets_and_without_change(pairs):
-    with pytest.warns(dpo_pipeline.DataWarning, match="same margin"):
+    with pytest.warns(dpo_pipeline.DataWarning, match="same log-probs"):
         same = dpo_pipeline.compare(pairs, pairs)
     page = Page(same.report())
     assert "There is no pair that only B has right." in page.texts["p"]
-    assert any("two copies" in text for text in page.texts["p"])
-    assert "same margin" in same._repr_html_()
+    assert any("they are one policy" in text for text in page.texts["p"])
+    assert "same log-probs" in same._repr_html_()

@@ -82,11 +82,10 @@ def test_the_page_says_how_it_was_computed(page, evaluation):
     assert page.texts["title"] == ["pairs: sigmoid loss, beta 0.1"]
 
 
-def test_the_same_evaluation_gives_the_same_bytes(real_pairs):
-    pages = {
-        dpo_pipeline.evaluate(real_pairs, by="turns", statistics=True).report() for _ in range(2)
-    }
-    assert len(pages) == 1
+def test_the_same_evaluation_gives_the_same_bytes(real_pairs, text, monkeypatch):
+    monkeypatch.undo()  # as many groups as the other one
+    again = dpo_pipeline.evaluate(real_pairs, by="turns", statistics=True)
+    assert again.report() == text
 
 
 def test_text_of_the_dataset_is_escaped_everywhere(real_pairs, tmp_path):
@@ -147,7 +146,7 @@ def test_the_size_does_not_grow_with_the_rows():
         )
         return len(dpo_pipeline.evaluate(pairs, by="kind", statistics=True).report().encode())
 
-    small, large = size(2_000), size(20_000)
+    small, large = size(500), size(5_000)
     assert max(small, large) < 1_500_000
     assert large - small < 60_000
 
@@ -189,7 +188,18 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+# `test_words` renders pages of ties and of another loss, a test below one of invalid pairs. All
+# right is all wrong in a mirror.
+RENDERED_ELSEWHERE = {"all ties", "all right", "some ties", "another loss", "invalid"}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=pytest.mark.slow if case in RENDERED_ELSEWHERE else ())
+        for case in CASES
+    ],
+)
 @pytest.mark.filterwarnings("ignore::dpo_pipeline.DataWarning")
 def test_any_evaluation_has_a_report(case):
     pairs, arguments = CASES[case]

@@ -14,16 +14,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from dpo_pipeline import Outputs, score_parquet
+from dpo_pipeline.defaults import OUTPUT_ROWS_PER_GROUP
 from pair_tools import LOGPS
 
-N_ROWS = 80_000  # more than one row group of an output
 N_FILES = 12
+# Rows, and rows of a row group of an output: more than one. The slow tests repeat it as it is.
+FEW, MANY = (6_000, 5_000), (80_000, OUTPUT_ROWS_PER_GROUP)
+# Threads of Polars and rows of a shard, 0 for those of the library.
+FEW_RUNS, MANY_RUNS = ((1, 0), (8, 1_301)), ((1, 0), (2, 30_011), (8, 17_011))
 
 RUN = """
 import hashlib, json, pathlib, sys
 import polars as pl
 from dpo_pipeline import Batches, OnInvalid, evaluate, score_parquet
 from dpo_pipeline.evaluation import measuring
+from dpo_pipeline.scoring import pair_writer
 from dpo_pipeline.sums import batches
 
 def table(path):
@@ -44,7 +49,7 @@ def table(path):
 def digest(data):
     return hashlib.sha256(data).hexdigest()
 
-sources, out, shard = json.loads(sys.argv[1])
+sources, out, shard, pair_writer.OUTPUT_ROWS_PER_GROUP = json.loads(sys.argv[1])
 if shard:
     measuring.SHARD_ROWS = batches.SHARD_ROWS = shard
 found = {}
@@ -83,9 +88,9 @@ print(json.dumps({"threads": pl.thread_pool_size(), "found": found}))
 """
 
 
-def made_up():
+def made_up(n_rows):
     """Rows with faults, text, lists and nulls; log-probs with all 53 bits of a Float64."""
-    row = pl.int_range(N_ROWS, dtype=pl.UInt64)
+    row = pl.int_range(n_rows, dtype=pl.UInt64)
     frame = pl.select(
         pair_id=row,
         subset=pl.lit("s") + (row.hash(seed=1) % 7).cast(pl.String),
@@ -104,35 +109,45 @@ def made_up():
     )
 
 
+@pytest.fixture(
+    scope="module", params=["few", pytest.param("as many as in use", marks=pytest.mark.slow)]
+)
+def scale(request):
+    """Rows of the input, rows of a row group of the output, and the runs."""
+    return (*FEW, FEW_RUNS) if request.param == "few" else (*MANY, MANY_RUNS)
+
+
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory):
+def sources(tmp_path_factory, scale):
     folder = tmp_path_factory.mktemp("sources")
-    fine = made_up()
+    n_rows = scale[0]
+    fine = made_up(n_rows)
     coarse = fine.with_columns(pl.col(LOGPS).cast(pl.Float32))
     image = coarse.with_columns(pl.col(LOGPS).cast(pl.Float64))
-    fine.write_parquet(folder / "fine_1000.parquet", row_group_size=1_000)
-    fine.write_parquet(folder / "fine_1000000.parquet", row_group_size=1_000_000)
-    coarse.write_parquet(folder / "coarse_float32.parquet", row_group_size=10_007)
+    fine.write_parquet(folder / "fine_small.parquet", row_group_size=n_rows // 80)
+    fine.write_parquet(folder / "fine_large.parquet", row_group_size=1_000_000)
+    coarse.write_parquet(folder / "coarse_float32.parquet", row_group_size=n_rows // 8 + 7)
     image.write_parquet(folder / "coarse_image.parquet")
     (folder / "fine_files").mkdir()
     # Files of different lengths, whose ends fall on no batch's and no shard's.
-    ends = [N_ROWS * i * (i + 1) // (N_FILES * (N_FILES + 1)) for i in range(N_FILES + 1)]
+    ends = [n_rows * i * (i + 1) // (N_FILES * (N_FILES + 1)) for i in range(N_FILES + 1)]
     for i, (start, stop) in enumerate(itertools.pairwise(ends)):
         part = fine[start:stop]
         part.write_parquet(
-            folder / "fine_files" / f"{i:02}.parquet", row_group_size=1_000 + 137 * i
+            folder / "fine_files" / f"{i:02}.parquet", row_group_size=n_rows // 80 + 37 * i
         )
     return {p.stem: str(p) for p in sorted(folder.iterdir())}
 
 
 @pytest.fixture(scope="module")
-def found(sources, tmp_path_factory):
+def found(sources, scale, tmp_path_factory):
     """What several processes found, under `threads, shard, layout`."""
     results = {}
-    for threads, shard in ((1, 0), (2, 30_011), (8, 17_011)):
+    _, rows_per_group, runs = scale
+    for threads, shard in runs:
         out = tmp_path_factory.mktemp("out")
         done = subprocess.run(
-            [sys.executable, "-c", RUN, json.dumps([sources, str(out), shard])],
+            [sys.executable, "-c", RUN, json.dumps([sources, str(out), shard, rows_per_group])],
             env={**os.environ, "POLARS_MAX_THREADS": str(threads)},
             capture_output=True,
             text=True,
@@ -149,9 +164,10 @@ def found(sources, tmp_path_factory):
 @pytest.mark.parametrize(
     "what", ["summary", "subsets", "batches", "invalid", "means", "tables", "bytes"]
 )
-def test_the_same_rows_give_the_same_bits(found, rows, what):
+def test_the_same_rows_give_the_same_bits(found, scale, rows, what):
     each = {name: f[what] for name, f in found.items() if f", {rows}_" in name and f[what]}
-    assert len(each) == {"fine": 6 if what == "bytes" else 9, "coarse": 6}[rows]
+    layouts = 3 if rows == "fine" and what != "bytes" else 2
+    assert len(each) == layouts * len(scale[2])
     reference, *others = each
     assert {name: each[name] == each[reference] for name in others} == dict.fromkeys(others, True)
 
@@ -161,7 +177,7 @@ def test_every_call_gives_the_same_summary(found):
 
 
 def test_row_groups_of_an_output_do_not_follow_those_of_the_input(tmp_path):
-    rows = 150_000
+    rows = 70_000
     logps = {name: -1.0 - (pl.int_range(rows) % (90 + i)) for i, name in enumerate(LOGPS)}
     written = []
     for size in (1_000, 1_000_000):
@@ -171,14 +187,14 @@ def test_row_groups_of_an_output_do_not_follow_those_of_the_input(tmp_path):
         )
         footer = pq.read_metadata(tmp_path / "out.parquet")
         groups = [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
-        assert groups == [65_536] * 2 + [rows - 2 * 65_536]
+        assert groups == [65_536, rows - 65_536]
         written.append((tmp_path / "out.parquet").read_bytes())
     assert written[0] == written[1]
 
 
 def test_other_rows_give_other_bits(found):
     # The comparisons above are of something: rounding to Float32 shows in every one of them.
-    fine, coarse = (found[f"1, 0, {name}"] for name in ("fine_1000", "coarse_image"))
+    fine, coarse = (found[f"1, 0, {name}"] for name in ("fine_small", "coarse_image"))
     assert not [what for what in fine if what != "invalid" and fine[what] == coarse[what]]
     assert fine["invalid"].count("not_nan") == 1
 

@@ -248,7 +248,7 @@ def test_reading_files_that_differ_streams_the_needed_columns_once(engine, folde
 
 
 @given(st.data())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_any_mixture_in_any_shards_gives_the_same_bits(real_pairs, tmp_path_factory, data):
     def everything(source):
         result = evaluate(source, by="turns", batches=7, on_invalid="exclude")

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import polars as pl
@@ -17,6 +16,7 @@ from dpo_pipeline import (
     Contract,
     Execution,
     Outputs,
+    Reference,
     StorageError,
     UsageError,
     compare,
@@ -178,7 +178,8 @@ def test_an_evaluation_keeps_its_input(tmp_path, pairs, name, output):
 def test_a_call_keeps_its_reference(tmp_path, pairs, name):
     (tmp_path / "there").mkdir()
     dataset, before = made(name, tmp_path / "there", pairs, as_reference=True)
-    keys = dataset.frame.select("pair_id").collect()
+    key = "index" if name == "open-instruct" else "pair_id"
+    keys, dataset = dataset.frame.select(key).collect(), Reference(dataset, on=key)
     policy = tmp_path / "policy.parquet"
     keys.with_columns(**dict.fromkeys(LOGPS[:2], pl.lit(-9.0))).write_parquet(policy)
     for path in before:
@@ -237,7 +238,8 @@ def test_a_reference_that_changes_is_noticed(tmp_path, pairs, name):
     dataset, before = made(name, tmp_path, pairs, as_reference=True)
     # Row numbers of TRL's dataset are joined where lengths prove them.
     lengths = {f"__dpo_pipeline_{side}_length": f"{side}_num_tokens" for side in SIDES}
-    frame = dataset.frame.select("pair_id", cs.by_name(*lengths, require_all=False))
+    key = "index" if name == "open-instruct" else "pair_id"
+    frame = dataset.frame.select(key, cs.by_name(*lengths, require_all=False))
     keys = frame.rename(lengths, strict=False).collect()
     policy = keys.with_columns(**dict.fromkeys(LOGPS[:2], pl.lit(-9.0)))
 
@@ -247,7 +249,10 @@ def test_a_reference_that_changes_is_noticed(tmp_path, pairs, name):
 
     with pytest.raises(StorageError, match="it changed while it was read"):
         evaluate(
-            policy, reference=dataset, on_invalid="exclude", execution=Execution(progress=touch)
+            policy,
+            reference=Reference(dataset, on=key),
+            on_invalid="exclude",
+            execution=Execution(progress=touch),
         )
 
 
@@ -305,20 +310,22 @@ def test_a_check_writes_nothing_and_does_not_count_as_an_output(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-@pytest.mark.parametrize("name", ["a.csv", "b.csv", "reference.csv"])
-def test_a_report_of_a_result_is_no_input_of_it(tmp_path, monkeypatch, pairs, name):
+def test_a_report_of_a_result_is_no_input_of_it(tmp_path, monkeypatch, pairs):
     monkeypatch.chdir(tmp_path)
     pairs.drop(LOGPS[2:]).write_csv("a.csv")
     pairs.drop(LOGPS[2:]).with_columns(pl.col(LOGPS[0]) - 0.5).write_csv("b.csv")
     pairs.select("pair_id", *LOGPS[2:]).write_csv("reference.csv")
-    results = [
-        evaluate(name.replace("reference", "a"), reference="reference.csv", statistics=True),
-        compare("a.csv", "b.csv", reference="reference.csv"),
-    ]
-    before = Path(name).read_bytes()
-    for result in results:
-        with pytest.raises(StorageError, match="also an input"):
-            result.report(name, overwrite=True)
-        with pytest.raises(StorageError, match="also an input"):
-            result.report(tmp_path / name, overwrite=True)
-    assert Path(name).read_bytes() == before
+    evaluated = evaluate("a.csv", reference="reference.csv", statistics=True)
+    compared = compare("a.csv", "b.csv", reference="reference.csv")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for result, name in (
+        (evaluated, "a.csv"),
+        (evaluated, "reference.csv"),
+        (compared, "a.csv"),
+        (compared, "b.csv"),
+        (compared, "reference.csv"),
+    ):
+        for path in (name, tmp_path / name):
+            with pytest.raises(StorageError, match="also an input"):
+                result.report(path, overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

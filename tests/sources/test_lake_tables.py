@@ -121,7 +121,7 @@ def test_a_delta_table_is_read_as_it_is_now(delta):
         assert found.summary == expected.summary
         assert found.subsets.equals(expected.subsets)
         assert evaluate(now.drop(LOGPS[2:]), reference=source).summary == expected.summary
-        with pytest.warns(DataWarning, match="have the same margin on all 7 pairs"):
+        with pytest.warns(DataWarning, match="have the same log-probs on all 7"):
             compare(now, source)
     assert read(path).collect().height == 7
 

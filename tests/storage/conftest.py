@@ -5,6 +5,8 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
+from pair_tools import LOGPS
+
 
 @pytest.fixture
 def source(tmp_path, real_pairs):
@@ -20,5 +22,15 @@ def source(tmp_path, real_pairs):
 @pytest.fixture
 def large(tmp_path, real_pairs):
     path = tmp_path / "pairs.parquet"
-    pl.concat([real_pairs] * 2_000).write_parquet(path, compression="uncompressed")
+    pl.concat([real_pairs] * 600).write_parquet(path, compression="uncompressed")
+    return path
+
+
+@pytest.fixture
+def noisy(tmp_path):
+    """Few pairs of many bytes: what comes of them is larger than a small disk."""
+    path = tmp_path / "pairs.parquet"
+    row = pl.int_range(20_000, dtype=pl.UInt64)
+    noise = {name: -(row.hash(seed=i) / 2.0**60) for i, name in enumerate(LOGPS)}
+    pl.select(**noise).write_parquet(path)
     return path

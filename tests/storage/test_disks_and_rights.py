@@ -42,14 +42,14 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.parametrize("full", ["scored", "invalid", "batches", "folder"])
-def test_a_full_disk_is_said_with_the_outputs_path(small_disk, tmp_path, large, full):
+def test_a_full_disk_is_said_with_the_outputs_path(small_disk, tmp_path, noisy, full):
     options = {}
     out = small_disk / "out.parquet" if full == "scored" else tmp_path / "out.parquet"
     blamed = out
-    pairs = large
+    pairs = noisy
     if full == "invalid":
         blamed = small_disk / "apart.parquet"
-        pl.read_parquet(large).with_columns(
+        pl.read_parquet(noisy).with_columns(
             policy_chosen_logps=pl.when(pl.int_range(pl.len()) % 2 == 0)
             .then(1.0)
             .otherwise("policy_chosen_logps"),
@@ -58,30 +58,30 @@ def test_a_full_disk_is_said_with_the_outputs_path(small_disk, tmp_path, large, 
         options = {"on_invalid": "quarantine", "invalid": blamed}
     elif full == "batches":
         blamed = small_disk / "means.parquet"
-        options = {"batch_size": 3, "batches": blamed}
+        options = {"batch_size": 1, "batches": blamed}
     elif full == "folder":
-        pairs, out = [large], small_disk / "out"
+        pairs, out = [noisy], small_disk / "out"
         blamed = out / "pairs.parquet"
-    before = large.read_bytes()
+    before = noisy.read_bytes()
     with pytest.raises(StorageError, match="No space left on device") as caught:
         score_parquet(pairs, out, **grouped(**options))
     assert caught.value.path == str(blamed)
     assert list(small_disk.iterdir()) == []
     assert [path.name for path in tmp_path.iterdir() if path != small_disk] == ["pairs.parquet"]
-    assert large.read_bytes() == before
+    assert noisy.read_bytes() == before
 
 
-def test_a_full_disk_in_the_command_line(small_disk, large, capsys):
+def test_a_full_disk_in_the_command_line(small_disk, noisy, capsys):
     out = small_disk / "out.parquet"
-    assert main(["score", str(large), str(out)]) == 3
+    assert main(["score", str(noisy), str(out)]) == 3
     assert f"error: {out}: No space left on device" in capsys.readouterr().err
     assert list(small_disk.iterdir()) == []
 
 
-def test_a_file_that_may_not_grow_is_said(tmp_path, large):
+def test_a_file_that_may_not_grow_is_said(tmp_path, noisy):
     out = tmp_path / "out.parquet"
     done = subprocess.run(
-        f"ulimit -f 64; exec {sys.executable} -m dpo_pipeline score {large} {out}",
+        f"ulimit -f 64; exec {sys.executable} -m dpo_pipeline score {noisy} {out}",
         shell=True,
         capture_output=True,
         text=True,

@@ -93,45 +93,53 @@ class Stage:
 
     def __init__(self, root, real_pairs):
         self.root = root
-        large = pl.concat([real_pairs] * 60).with_columns(
+        large = pl.concat([real_pairs] * 6).with_columns(
             policy_chosen_logps=pl.when(pl.int_range(pl.len()) % 1_000 == 7)
             .then(1.0)
             .otherwise("policy_chosen_logps")
         )
         large.write_parquet(root / "pairs.parquet", compression="uncompressed")
         (root / "in" / "deep").mkdir(parents=True)
-        large[:9_000].write_parquet(root / "in" / "a.parquet")
-        large[9_000:].write_parquet(root / "in" / "deep" / "b.parquet")
-        self.old, self.new = {}, {}
-        for scene in SCENES:
-            for beta, kept in ((OLD, self.old), (NEW, self.new)):
-                folder = root / f"{scene} {beta}"
-                folder.mkdir()
-                score_parquet(
-                    scene.source(root),
-                    scene.sink(folder),
-                    **grouped(**scene.arguments(folder, beta)),
-                )
-                kept[scene] = visible(folder)
-            if scene.shape == "folder":  # a part that the new output does not have
-                for name in ("out", "apart"):
-                    made = io.BytesIO(self.old[scene][f"{name}/a.parquet"])
-                    stale = io.BytesIO()
-                    listed = {PART_KEY: "stale.parquet"}
-                    pl.read_parquet(made).write_parquet(stale, metadata=listed)
-                    self.old[scene][f"{name}/stale.parquet"] = stale.getvalue()
+        large[:900].write_parquet(root / "in" / "a.parquet")
+        large[900:].write_parquet(root / "in" / "deep" / "b.parquet")
+
+    def whole(self, shape, beta):
+        """Return the files of a run that nothing disturbs."""
+        scene = Scene(shape, "nothing")
+        folder = self.root / f"{shape} {beta}"
+        if not folder.exists():
+            folder.mkdir()
+            score_parquet(
+                scene.source(self.root),
+                scene.sink(folder),
+                **grouped(**scene.arguments(folder, beta)),
+            )
+        return visible(folder)
+
+    def new(self, scene):
+        return self.whole(scene.shape, NEW)
+
+    def old(self, scene):
+        """Return the files at the target before; a folder has parts that the new one has not."""
+        files = dict(self.whole(scene.shape, OLD))
+        for name in ("out", "apart") if scene.shape == "folder" else ():
+            stale = io.BytesIO()
+            part = pl.read_parquet(io.BytesIO(files[f"{name}/a.parquet"]))
+            part.write_parquet(stale, metadata={PART_KEY: "stale.parquet"})
+            files[f"{name}/stale.parquet"] = stale.getvalue()
+        return files
 
     def kill(self, folder, scene, *, wait_at=None, after=0.0, phase=None):
         """Kill a run where it waits, or some time after it came to a phase; return where."""
         folder.mkdir()
         if scene.overwrite:
-            put(folder, self.old[scene])
+            put(folder, self.old(scene))
         order = {
             "source": scene.source(self.root),
             "sink": scene.sink(folder),
             "arguments": scene.arguments(folder, NEW),
             "wait_at": wait_at,
-            "shard_rows": 5_000,
+            "shard_rows": 500,
         }
         process = subprocess.Popen(
             [sys.executable, str(TOOL), "job", json.dumps(order)],
@@ -158,7 +166,7 @@ class Stage:
 
     def examine(self, folder, scene):
         """Assert what may be left; return whether the new output is published."""
-        old, new = self.old[scene] if scene.overwrite else {}, self.new[scene]
+        old, new = self.old(scene) if scene.overwrite else {}, self.new(scene)
         found = visible(folder)
         for name, data in found.items():
             assert data in {old.get(name), new.get(name)}, f"{name} is neither old nor new"
@@ -179,7 +187,7 @@ class Stage:
                 score_parquet(scene.source(self.root), scene.sink(folder), **grouped(**arguments))
         else:
             score_parquet(scene.source(self.root), scene.sink(folder), **grouped(**arguments))
-        assert visible(folder) == self.new[scene]
+        assert visible(folder) == self.new(scene)
         assert hidden(folder) == []
 
 
@@ -231,33 +239,41 @@ def try_all(stage, tmp_path, cases):
     return places, done
 
 
-# One kill of each kind and scene. The slow tests below kill at every step and many moments.
+FILE_NEW, FILE_OVER, FOLDER_NEW, FOLDER_OVER = SCENES
 
 
-@pytest.mark.parametrize("phase", ["evaluating", "writing"], ids=["computing", "writing"])
-def test_kill_while_computing_and_writing(stage, tmp_path, phase):
-    waits = {"evaluating": [1, 5, 2, 1], "writing": [1, 1, 1, 1]}[phase]
+def test_a_kill_of_each_kind(stage, tmp_path):
+    """The slow tests kill each scene in each way; `test_commit` simulates every step."""
     cases = [
-        (scene, {"wait_at": [phase, wait], "after": 0.02 * i})
-        for i, (scene, wait) in enumerate(zip(SCENES, waits, strict=True))
+        (FILE_OVER, ["evaluating", 5]),
+        (FOLDER_NEW, ["writing", 1]),
+        (FILE_NEW, ["fsync", 1]),
+        (FOLDER_OVER, ["rename", 4]),
     ]
-    places, done = try_all(stage, tmp_path, cases)
-    assert [place[:2] for place, _ in places] == [["waiting", phase]] * len(cases)
-    assert {code for _, code in places} == {-signal.SIGKILL}
-    assert done == 0
+    killed_at(stage, tmp_path, cases)
 
 
+# Each scene in each way: the same code as above, at more of its places.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "numbers"),
-    [("fsync", (1, 2, 3, 4)), ("rename", (2, 3, 3, 4))],
-    ids=["fsync", "rename"],
+    [
+        ("evaluating", (1, 5, 2, 1)),
+        ("writing", (1, 1, 1, 1)),
+        ("fsync", (1, 2, 3, 4)),
+        ("rename", (2, 3, 3, 4)),
+    ],
+    ids=["computing", "writing", "fsync", "rename"],
 )
-def test_kill_at_a_step_of_the_commit(stage, tmp_path, kind, numbers):
-    cases = [
-        (scene, {"wait_at": [kind, number]}) for scene, number in zip(SCENES, numbers, strict=True)
-    ]
-    places, done = try_all(stage, tmp_path, cases)
-    assert [place[:2] for place, _ in places] == [["waiting", kind]] * len(cases)
+def test_a_kill_of_each_scene(stage, tmp_path, kind, numbers):
+    cases = [(scene, [kind, number]) for scene, number in zip(SCENES, numbers, strict=True)]
+    killed_at(stage, tmp_path, cases)
+
+
+def killed_at(stage, tmp_path, cases):
+    places, done = try_all(stage, tmp_path, [(scene, {"wait_at": at}) for scene, at in cases])
+    assert [place[:2] for place, _ in places] == [["waiting", at[0]] for _, at in cases]
+    assert {code for _, code in places} == {-signal.SIGKILL}
     assert done == 0
 
 

@@ -113,7 +113,11 @@ def test_cancel_stops_in_every_phase_and_leaves_nothing(tmp_path, source, monkey
     assert list(everything(tmp_path)) == ["pairs.parquet"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    # One handler serves both; `cli/test_program.py` sends both to a run that stops.
+    [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+)
 def test_a_second_signal_ends_a_run_that_does_not_stop(tmp_path, source, number):
     order = {
         "source": str(source),

@@ -176,8 +176,8 @@ def say(scene, **facts):
     print(json.dumps({"scene": scene, "seconds": seconds, **facts}), flush=True)  # noqa: T201
 
 
-def identity(folder):
-    for workers in (1, 2, 4):
+def identity(folder, counts=(1, 2, 4)):
+    for workers in counts:
         engine = Engine(folder / f"log-{workers}", together=min(workers, 3), max_in_flight=workers)
         result = score(folder, f"ray-{workers}", engine)
         say(
@@ -287,35 +287,55 @@ def settings():
     measuring.SHARD_ROWS = batches.SHARD_ROWS = SHARD_ROWS
 
 
-def everything(folder):
+def here(folder):
     settings()
     make_pairs(folder)
     say("local", **printed(folder, "local", score(folder, "local", "local")))
+
+
+def play(folder, *scenes):
+    for scene in scenes:
+        try:
+            scene(folder)
+        except Exception:  # noqa: BLE001  its tests miss what it would have said
+            traceback.print_exc()
+
+
+def on_its_own(folder):
+    """Play what needs one node, on the cluster that the first run starts."""
+    here(folder)
+    try:
+        play(folder, partial(identity, counts=(2,)), cluster, sockets)
+        play(folder, broken_contract, cancelled, killed_worker)
+    finally:
+        ray.shutdown()
+
+
+def cluster(_folder):
+    say(
+        "cluster",
+        nodes=len(live_nodes()),
+        mode=os.environ.get("RAY_AUTH_MODE"),
+        token=len(os.environ.get("RAY_AUTH_TOKEN", "")),
+        dashboard=ray._private.worker.get_dashboard_url(),  # noqa: SLF001
+    )
+
+
+def on_nodes(folder):
+    here(folder)
     memory = {"object_store_memory": 80 * 2**20}
-    cluster = Cluster(
+    nodes = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory}
     )
     try:
         for _ in range(2):
-            cluster.add_node(num_cpus=2, **memory)
-        ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
-        say("cluster", nodes=len(live_nodes()), mode=os.environ.get("RAY_AUTH_MODE"))
-        for scene in (
-            identity,
-            sockets,
-            broken_contract,
-            cancelled,
-            killed_worker,
-            partial(killed_driver, address=cluster.address),
-            killed_node,
-        ):
-            try:
-                scene(folder)
-            except Exception:  # noqa: BLE001  its tests miss what it would have said
-                traceback.print_exc()
+            nodes.add_node(num_cpus=2, **memory)
+        ray.init(nodes.address, log_to_driver=False, logging_level="ERROR")
+        play(folder, identity, cluster, sockets, broken_contract, cancelled, killed_worker)
+        play(folder, partial(killed_driver, address=nodes.address), killed_node)
     finally:
         ray.shutdown()
-        cluster.shutdown()
+        nodes.shutdown()
 
 
 def drive(folder):
@@ -324,4 +344,4 @@ def drive(folder):
 
 
 if __name__ == "__main__":
-    {"all": everything, "drive": drive}[sys.argv[1]](Path(sys.argv[2]))
+    {"own": on_its_own, "nodes": on_nodes, "drive": drive}[sys.argv[1]](Path(sys.argv[2]))

@@ -1,0 +1,146 @@
+"""What makes a comparison doubtful, in sentences: policies that are one, sides that do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
+
+import polars as pl
+
+from dpo_pipeline.columns import POLICY_CHOSEN, POLICY_REJECTED, PROMPT_ID, REF_CHOSEN, REF_REJECTED
+from dpo_pipeline.comparison.common_pairs import CommonPairs, Disagreement
+from dpo_pipeline.comparison.sides import Table
+from dpo_pipeline.comparison.verdict import Difference
+from dpo_pipeline.exact import QUANTA_PER_NAT
+from dpo_pipeline.losses import CheckedObjective
+from dpo_pipeline.sources import Dataset
+from dpo_pipeline.statistics import counted
+from dpo_pipeline.sums import Sense, doubts_of
+
+_REFERENCES: Final = (REF_CHOSEN.name, REF_REJECTED.name)
+_POLICIES: Final = (POLICY_CHOSEN.name, POLICY_REJECTED.name)
+_FEWEST: Final = 5
+"""Pairs with the same log-probs on both sides that are no chance."""
+_SOME: Final = 0.01
+_COPIED: Final = 0.05
+"""Shares of such pairs: of both completions, and of one alone."""
+
+
+def other_references(read: CommonPairs, objective: CheckedObjective) -> str | None:
+    """Return a sentence if the references differ and rewards are made from them; else None."""
+    found = [
+        f"{each.column} differs on {each.n_pairs:,} of {counted(read.n_valid, 'pair')}, by up to "
+        f"{each.largest:.4g} nats"
+        for each in read.disagreements
+        if each.column in _REFERENCES and each.column in objective.needs.logps
+    ]
+    if not found:
+        return None
+    return (
+        f"A and B were scored against different references ({'; '.join(found)}), so accuracy, "
+        "rewards, margins and loss cannot be compared"
+    )
+
+
+def notes_of(datasets: Iterable[Dataset]) -> tuple[str, ...]:
+    """Return what is to be said about the inputs."""
+    return tuple(f"{each.name}: {note}" for each in datasets for note in each.notes)
+
+
+def findings_of(
+    tables: Sequence[Table],
+    read: CommonPairs,
+    incomparable: str | None,
+    differences: Mapping[str, Difference],
+) -> Iterator[str]:
+    """Yield what makes the comparison doubtful, a sentence each."""
+    if incomparable is not None:
+        yield incomparable
+    n, n_same = read.n_valid, read.n_same_logps[2]
+    if read.n_same_margin == n and n_same < n:
+        a, b = (table.name for table in tables[:2])
+        yield f"A ({a}) and B ({b}) have the same margin on all {counted(n, 'pair')}"
+    elif incomparable is None and n_same < n:
+        constant = [name for name, each in differences.items() if each.is_constant]
+        if constant:
+            yield (
+                f"B minus A is the same on all {counted(n, 'pair')}, within the rounding of the "
+                f"log-probs, in {', '.join(constant)}: a difference without spread has no interval "
+                "and no test"
+            )
+    for each in read.disagreements:
+        if each.column not in _REFERENCES:
+            yield _disagreement(each, n)
+
+
+def doubts_of_sides(tables: Sequence[Table], read: CommonPairs) -> Iterator[str]:
+    """Yield what is surely wrong with both sides, and with each, a sentence each."""
+    same = _same_policy(tables, read)
+    if same is not None:
+        yield same
+    totals = (read.paired.totals_a, read.paired.totals_b)
+    for table, sums in zip(tables[:2], totals, strict=True):
+        sense = Sense.of_sums(sums.row(0, named=True))
+        for doubt in doubts_of(sense, max_logp=table.binding.max_logp):
+            yield f"{table.letter.upper()} ({table.name}): {doubt}"
+
+
+def _same_policy(tables: Sequence[Table], read: CommonPairs) -> str | None:
+    """Say that the log-probs of A and B are the same: on all pairs, on some, or in one column.
+
+    Coarse log-probs are equal by chance, on either side; pairs that were not scored anew are equal
+    on both.
+    """
+    n, (chosen, rejected, both) = read.n_valid, read.n_same_logps
+    a, b = (f"{letter} ({table.name})" for letter, table in zip("AB", tables[:2], strict=True))
+    advice = "look whether one policy was scored or written twice"
+    if both == n:
+        return (
+            f"{a} and {b} have the same log-probs on all {counted(n, 'common pair')}: they are one "
+            f"policy; {advice}"
+        )
+    by_chance = chosen * rejected / n
+    is_by_pair = both - by_chance > 0.5 * (min(chosen, rejected) - by_chance)
+    if both >= max(_FEWEST, _SOME * n) and is_by_pair:
+        return (
+            f"{a} and {b} have the same log-probs on {both:,} of {counted(n, 'common pair')} "
+            f"({both / n:.1%}): these pairs look scored by one policy; {advice}"
+        )
+    for name, same, other in zip(_POLICIES, (chosen, rejected), (rejected, chosen), strict=True):
+        if same >= max(_FEWEST, _COPIED * n) and other < same / 4.0:
+            how = "a copy of" if same == n else "in part equal to"
+            return (
+                f"{name} of {b} is {how} that of {a}: the two are equal on {same:,} of "
+                f"{counted(n, 'common pair')}, and the other column is not; look which column was "
+                "written there"
+            )
+    return None
+
+
+def rounding_of(tables: Sequence[Table], read: CommonPairs, objective: CheckedObjective) -> float:
+    """Return how far rounding can move B minus A of a pair's margin, in nats.
+
+    Four log-probs are rounded to the type of their columns, and each side's score to a quantum.
+    """
+    largest = 0.0
+    totals = (read.paired.totals_a, read.paired.totals_b)
+    for table, sums in zip(tables[:2], totals, strict=True):
+        sense, columns = (
+            Sense.of_sums(sums.row(0, named=True)),
+            table.dataset.frame.collect_schema(),
+        )
+        for name in _POLICIES:
+            is_single = columns.get(table.binding.mapping.get(name, name)) == pl.Float32
+            size = max(abs(sense.lowest[name]), abs(sense.highest[name]))
+            largest = max(largest, size * (2.0**-24 if is_single else 2.0**-53))
+    return 4.0 * objective.beta * largest + 2.0 / QUANTA_PER_NAT
+
+
+def _disagreement(found: Disagreement, n_valid: int) -> str:
+    where = (
+        f"{found.column} differs between A and B on {found.n_pairs:,} of {counted(n_valid, 'pair')}"
+    )
+    if found.column == PROMPT_ID.name:
+        return f"{where}: the same keys may not mean the same pairs; A's prompts are taken"
+    by_how_much = "" if found.largest is None else f" by up to {found.largest:g}"
+    return f"{where}{by_how_much}: the same keys may not mean the same pairs"

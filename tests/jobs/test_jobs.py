@@ -1,0 +1,600 @@
+"""Jobs give the figures, documents and files of one process, or say what is missing or changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import shutil
+import subprocess
+import sys
+import zipfile
+from datetime import date
+from threading import Event
+
+import pandera.polars as pa
+import polars as pl
+import pytest
+
+from dpo_pipeline import (
+    Batches,
+    Cancelled,
+    Contract,
+    EngineError,
+    Execution,
+    InvalidPairsError,
+    Objective,
+    OnInvalid,
+    Outputs,
+    Pairs,
+    Scored,
+    StatisticsOptions,
+    StorageError,
+    Subsets,
+    UsageError,
+    check,
+    evaluate,
+    score_parquet,
+    sweep,
+)
+from dpo_pipeline.engine import Local
+from dpo_pipeline.evaluation import measuring
+from dpo_pipeline.jobs import JobPlan, job_plan, merge, run, split
+from dpo_pipeline.jobs.option_values import plain_paths
+from dpo_pipeline.sums import Sense
+from option_tools import grouped
+from pair_tools import LOGPS, ROOT, split as cut_in_two
+from process_tools import everything
+
+pytestmark = pytest.mark.filterwarnings("ignore::dpo_pipeline.DataWarning")
+
+
+def done(job, *, seed=1, twice=True):
+    """Run all shards in a random order, and each twice."""
+    numbers = [shard.number for shard in job.shards] * (2 if twice else 1)
+    random.Random(seed).shuffle(numbers)
+    return [run(job.folder, number) for number in numbers]
+
+
+FIGURES = {  # all but the second are of fewer shards, as sixteen of each would cost much
+    "totals": (evaluate, {}),
+    "by subset": (evaluate, {"by": "subset", "histogram": True, "batch_size": 16}),
+    "batches by value": (evaluate, {"batch_by": "subset"}),
+    "within batches": (evaluate, {"loss": "aot", "batch_size": 32}),
+    "sweep": (sweep, {"beta": [0.05, 0.5], "loss": ["sigmoid", "ipo"], "by": "subset"}),
+}
+
+
+@pytest.mark.parametrize("kind", FIGURES)
+def test_the_figures_are_those_of_one_process(folder, kind, monkeypatch):
+    function, flat = FIGURES[kind]
+    seen, made = [], Sense.of_sums
+    monkeypatch.setattr(Sense, "of_sums", staticmethod(lambda row: seen.append(row) or made(row)))
+    given = grouped(on_invalid="exclude", **flat)
+    n = 16 if kind == "by subset" else 4
+    told = done(split(function, "in", **given, shards=n, to="job"))
+    assert [each.was_done for each in told].count(True) == n
+    assert sum(each.n_pairs for each in told) == 2 * 500
+    found = merge("job")
+    assert found.to_json() == function("in", **given).to_json()
+    assert found.invalid.n_invalid == 2
+    assert seen[0] == seen[1]  # all sums, those of neighbouring rows among them
+    assert everything(folder / "job").keys() == {
+        "plan.json",
+        *(f"shards/{number:05}.zip" for number in range(n)),
+    }
+
+
+@pytest.mark.usefixtures("few_groups")
+def test_statistics_are_those_of_one_process(folder):
+    judged = [float(i % 7) for i in range(500)]
+    for path in (folder / "in").iterdir():
+        rows = pl.read_parquet(path)
+        start = [0, 33, 33, 250, 499][int(path.stem)]
+        judge = pl.Series("judge", judged[start : start + rows.height], dtype=pl.Float64)
+        rows.with_columns(judge).write_parquet(path, row_group_size=25)
+    given = {
+        "by": "subset",
+        "on_invalid": "exclude",
+        "statistics": StatisticsOptions(judge="judge", weights={"x": 1.0, "y": 2.0, "z": 0.5}),
+    }
+    done(split(evaluate, "in", **given, shards=4, to="job"), twice=False)
+    found = merge("job")
+    assert found.to_json() == evaluate("in", **given).to_json()
+    assert found.statistics is not None
+
+
+def test_documents_are_those_of_one_process(folder):
+    given = {"batches": "{}.parquet", "on_invalid": "exclude", "outputs": "{}.json"}
+    for name in ("here", "there"):
+        own = {key: value.format(name) for key, value in given.items()}
+        if name == "here":
+            evaluate("in", **own)
+            continue
+        done(split(evaluate, "in", **own, shards=3, to="job"), twice=False)
+        assert not (folder / "there.json").exists()
+        merge("job")
+    for ending in ("parquet", "json"):
+        both = [(folder / f"{name}.{ending}").read_bytes() for name in ("here", "there")]
+        assert both[0] == both[1]
+
+
+SCORES = {
+    "quarantined": {"on_invalid": "quarantine"},
+    "in parts": {"on_invalid": "quarantine", "part_rows": 50, "by": "subset"},
+    "excluded": {"on_invalid": "exclude", "part_rows": 1, "keep": ["pair_id"]},
+    "within batches": {"on_invalid": "quarantine", "part_rows": 50, "loss": "aot", "batch_size": 8},
+}
+
+
+@pytest.mark.parametrize("kind", SCORES)
+def test_the_bytes_of_a_score_are_those_of_one_process(folder, kind):
+    given = grouped(**SCORES[kind])
+    n = 16 if kind == "in parts" else 3
+    job = split(score_parquet, "in", "there", **given, shards=n, to="job")
+    told = done(job, twice=False)
+    assert sum(each.n_written for each in told) == (498 if kind == "excluded" else 500)
+    found = merge("job")
+    here = score_parquet("in", "here", **given)
+    assert found.to_json() == here.to_json()
+    assert everything(folder / "there") == everything(folder / "here")
+    if kind != "excluded":
+        assert everything(folder / "there.invalid") == everything(folder / "here.invalid")
+    assert merge_again_is_refused()
+
+
+def merge_again_is_refused():
+    with pytest.raises(StorageError, match="there.*: is not empty"):
+        merge("job")
+    return True
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 500, 1_000])
+@pytest.mark.usefixtures("folder")
+def test_any_number_of_shards_has_each_row_and_each_part_once(n):
+    job = split(score_parquet, "in", "out", scored=Scored(part_rows=50), shards=n, to="job")
+    alone = split(evaluate, "in", shards=n, to="alone")
+    for made, rows in ((job, 33), (alone, 45)):  # the first part, and neighbours
+        assert len(made.shards) == n
+        assert made.shards[0].rows >= min(500 // n, rows)
+        ends = [shard.first_row + shard.rows for shard in made.shards]
+        assert [shard.first_row for shard in made.shards] == [0, *ends[:-1]]
+        assert ends[-1] == 500
+    assert [i for shard in job.shards for i in range(*shard.parts)] == list(range(13))
+    idle = sum(not (shard.rows or range(*shard.parts)) for shard in job.shards)
+    assert (f"\n{idle} of them have nothing to do" in str(job)) == (idle > 0)
+    assert max(shard.rows for shard in alone.shards) <= max(45, 500 // n + 2)
+
+
+@pytest.mark.usefixtures("folder")
+def test_small_data_are_one_shard_as_their_neighbours_are_compared(monkeypatch):
+    monkeypatch.setattr(measuring, "NEIGHBOURS_ROWS", 65_536)
+    job = split(evaluate, "in", on_invalid="exclude", shards=3, to="job")
+    assert [shard.rows for shard in job.shards] == [500, 0, 0]
+    done(job)
+    assert merge("job").summary.n_valid == 498
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_a_joined_reference_is_of_the_shards_too(folder, shuffled):
+    whole = pl.read_parquet("in/*.parquet").with_columns(pair_id=pl.int_range(500))
+    policy, reference = cut_in_two(whole, shuffled=shuffled)
+    policy.write_parquet("policy.parquet")
+    reference.write_parquet("reference.parquet")
+    given = {"reference": "reference.parquet", "on_invalid": "exclude", "by": "subset"}
+    done(split(evaluate, "policy.parquet", **given, shards=3, to="job"), twice=False)
+    assert merge("job").to_json() == evaluate("policy.parquet", **given).to_json()
+    os.utime("reference.parquet", ns=(0, 0))
+    with pytest.raises(StorageError, match="reference.parquet: changed since job was split"):
+        merge("job")
+    assert folder.exists()
+
+
+# --- results that are not there, or of another job
+
+
+@pytest.mark.usefixtures("folder")
+def test_shards_without_a_result_are_named():
+    job = split(evaluate, "in", on_invalid="exclude", shards=4, to="job")
+    for number in (0, 2):
+        run("job", number)
+    with pytest.raises(StorageError) as caught:
+        merge("job")
+    assert str(caught.value) == (
+        "job: 2 of 4 shards have no result: 1, 3 (dpo-pipeline job run job 1)"
+    )
+    assert job.folder == "job"
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_result_of_another_plan_is_refused_by_name():
+    for beta, name in ((0.1, "one"), (0.2, "other")):
+        done(split(evaluate, "in", beta, on_invalid="exclude", shards=3, to=name), twice=False)
+    shutil.copy("other/shards/00001.zip", "one/shards/00001.zip")
+    for act in (lambda: merge("one"), lambda: run("one", 1)):
+        with pytest.raises(StorageError, match="one/shards/00001.zip: is a result of another plan"):
+            act()
+    os.remove("one/shards/00001.zip")
+    shutil.copy("one/shards/00002.zip", "one/shards/00001.zip")
+    with pytest.raises(StorageError, match="00001.zip: is the result of shard 2, under another's"):
+        merge("one")
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_result_without_each_row_once_is_refused():
+    done(split(evaluate, "in", on_invalid="exclude", shards=3, to="job"), twice=False)
+    path = "job/shards/00001.zip"
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    head = json.loads(content["result.json"])
+    pieces = head["sums"]["dict"]
+    for broken in (pieces[1:], [[pieces[0][0] + 1, pieces[0][1]], *pieces[1:]]):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, each in content.items():
+                told = json.dumps({**head, "sums": {"dict": broken}}).encode()
+                archive.writestr(name, told if name == "result.json" else each)
+        with pytest.raises(StorageError, match="does not have each of the 167 rows of its shard"):
+            merge("job")
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_is_no_result_is_refused_and_not_run():
+    split(evaluate, "in", on_invalid="exclude", shards=2, to="job")
+    run("job", 0)
+    with open("job/shards/00000.zip", "rb") as file:
+        content = file.read()
+    made = pickle.dumps(Bomb())
+    for broken in (b"", content[:-30], made):
+        with open("job/shards/00001.zip", "wb") as file:
+            file.write(broken)
+        with pytest.raises(StorageError, match="00001.zip: is no result of a shard"):
+            merge("job")
+    assert Bomb.exploded == 0
+
+
+class Bomb:
+    """What must never be unpickled."""
+
+    exploded = 0
+
+    def __reduce__(self):
+        return explode, ()
+
+
+def explode():
+    Bomb.exploded += 1
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_part_that_was_lost_is_named_and_written_again():
+    given = grouped(on_invalid="exclude", part_rows=50)
+    job = split(score_parquet, "in", "out", **given, shards=3, to="job")
+    done(job, twice=False)
+    with open("job/scored/3-00001.parquet", "ab") as file:
+        file.write(b"more")
+    with pytest.raises(StorageError, match="3-00001.parquet: is not as shard 1 wrote it"):
+        merge("job")
+    assert not run("job", 1).was_done
+    merge("job")
+    assert os.path.exists("out/_SUCCESS")
+
+
+DIES = """
+import os, sys
+import dpo_pipeline.storage.targets as targets
+from dpo_pipeline.evaluation import measuring, shards
+measuring.NEIGHBOURS_ROWS = shards.NEIGHBOURS_ROWS = 45
+replace = os.replace
+def last(attempt, path):
+    if path.endswith(sys.argv[1]):
+        os._exit(9)
+    replace(attempt, path)
+targets.os.replace = last
+import dpo_pipeline.jobs
+dpo_pipeline.jobs.run("job", 1)
+"""
+
+
+@pytest.mark.parametrize("ending", ["00001.zip", "3-00003.parquet"])
+def test_a_run_that_is_killed_between_writing_and_moving_leaves_nothing_that_counts(folder, ending):
+    given = grouped(on_invalid="quarantine", part_rows=50)
+    job = split(score_parquet, "in", "there", **given, shards=2, to="job")
+    run("job", 0)
+    before = everything(folder / "job")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    dead = subprocess.run([sys.executable, "-c", DIES, ending], env=environment, check=False)
+    assert dead.returncode == 9
+    left = everything(folder / "job").keys() - before.keys()
+    assert [os.path.basename(name)[0] for name in left].count(".") == 1  # what was written, hidden
+    assert "shards/00001.zip" not in left
+    with pytest.raises(StorageError, match="1 of 2 shards have no result: 1 "):
+        merge("job")
+    assert not run("job", 1).was_done
+    merge("job")
+    score_parquet("in", "here", **given)
+    assert everything(folder / "there") == everything(folder / "here")
+    assert len(job.shards) == 2
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_run_that_is_stopped_leaves_no_result():
+    split(evaluate, "in", on_invalid="exclude", shards=2, to="job")
+    stop = Event()
+
+    def after_some_rows(progress):
+        if progress.rows > 100:
+            stop.set()
+
+    with pytest.raises(Cancelled):
+        run("job", 1, execution=Execution(progress=after_some_rows, cancel=stop))
+    assert not os.path.exists("job/shards/00001.zip")
+
+
+# --- inputs that changed
+
+
+def grown(folder):
+    shutil.copy(folder / "in" / "4.parquet", folder / "in" / "5.parquet")
+
+
+def shrunk(folder):
+    (folder / "in" / "0.parquet").unlink()
+
+
+def touched(folder):
+    os.utime(folder / "in" / "3.parquet", ns=(0, 0))
+
+
+def other_footer(folder):
+    """Change one number in the footer, and nothing that a listing of files shows."""
+    path = folder / "in" / "3.parquet"
+    was, content = path.stat(), path.read_bytes()
+    changed = content.replace(b"Polars", b"polars", 1)
+    assert changed != content
+    path.write_bytes(changed)
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        pytest.param(grown, "5.parquet: came to the inputs since job was split", id="one more"),
+        pytest.param(shrunk, "0.parquet: is no input any more", id="one less"),
+        pytest.param(touched, "3.parquet: changed since job was split: split anew", id="touched"),
+        pytest.param(other_footer, "3.parquet: changed since job was split", id="its footer"),
+    ],
+)
+def test_inputs_that_changed_are_an_error(folder, change, words):
+    done(split(evaluate, "in", on_invalid="exclude", shards=2, to="job"), twice=False)
+    change(folder)
+    with pytest.raises(StorageError, match=words):
+        merge("job")
+    os.remove("job/shards/00001.zip")
+    with pytest.raises(StorageError, match=words):
+        run("job", 1)
+
+
+def test_a_copy_that_keeps_its_time_is_the_same_input(folder):
+    done(split(evaluate, "in", on_invalid="exclude", shards=2, to="job"), twice=False)
+    path = folder / "in" / "3.parquet"
+    shutil.copy2(path, folder / "copy")
+    path.unlink()
+    (folder / "copy").rename(path)
+    assert merge("job").summary.n_valid == 498
+
+
+# --- invalid pairs
+
+
+def test_invalid_pairs_are_refused_by_the_merge_as_by_one_process(folder):
+    given = {"scored": Scored(part_rows=50)}
+    told = done(split(score_parquet, "in", "out", **given, shards=4, to="job"), twice=False)
+    assert sorted((each.n_invalid, each.n_written > 0) for each in told) == [
+        (0, True),
+        (0, True),
+        (1, False),
+        (1, False),
+    ]
+    errors = []
+    for act in (lambda: merge("job"), lambda: score_parquet("in", "out", **given)):
+        with pytest.raises(InvalidPairsError) as caught:
+            act()
+        errors.append(str(caught.value))
+    assert errors[0] == errors[1]
+    assert not (folder / "out").exists()
+
+
+class Dated(pa.DataFrameModel):
+    """A rule whose offenders JSON cannot hold."""
+
+    day: date = pa.Field(ge=date(2024, 1, 1))
+
+
+def test_what_was_found_in_invalid_pairs_keeps_its_type(folder):
+    for path in (folder / "in").iterdir():
+        rows = pl.read_parquet(path)
+        day = pl.lit(date(2023, 5, 6)) + pl.duration(days=pl.int_range(rows.height) * 20)
+        rows.with_columns(day=day).write_parquet(path)
+    given = {"contract": Dated, "on_invalid": "exclude"}
+    done(split(evaluate, "in", **given, shards=3, to="job"), twice=False)
+    found, expected = merge("job").invalid, evaluate("in", **given).invalid
+    assert found == expected
+    assert date(2023, 5, 6) in [o.value for rule in found.broken for o in rule.offenders]
+
+
+def test_a_limit_of_invalid_pairs_is_of_all_shards(folder):
+    for at_most, passes in ((2, True), (1, False)):
+        name = f"job-{at_most}"
+        asked = OnInvalid("exclude", at_most=at_most)
+        done(split(evaluate, "in", on_invalid=asked, shards=3, to=name), twice=False)
+        if passes:
+            assert merge(name).summary.n_valid == 498
+        else:
+            with pytest.raises(InvalidPairsError, match="2 of 500 pairs are invalid, more than 1"):
+                merge(name)
+    assert folder.exists()
+
+
+# --- the plan
+
+
+OPTIONS = {
+    "evaluate": (
+        evaluate,
+        {
+            "beta": 0.25,
+            "loss": Objective(
+                {"sigmoid": 1}, arguments={"label_smoothing": 0.1}, dialect="dpo-paper"
+            ),
+            "by": Subsets(["subset", "prompt_id"], histogram=True),
+            "statistics": StatisticsOptions(level=0.9, weights={("x", 1): 2.0, ("y", 2): 1.0}),
+            "contract": Contract(Dated, max_logp=0.125),
+            "on_invalid": OnInvalid("exclude", at_most=0.5),
+            "outputs": Outputs("s.json", overwrite=True),
+            "batches": Batches(32, file="means.parquet"),
+        },
+    ),
+    "sweep": (sweep, {"beta": [0.1, 1], "loss": ["ipo", {"sigmoid": 1.0}], "by": ("subset",)}),
+    "score": (
+        score_parquet,
+        {
+            "sink": "out",
+            "scored": Scored(["pair_id", "subset"], replace=True, part_rows=60),
+            "on_invalid": OnInvalid("quarantine", file="bad"),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_all_options_come_back_from_the_plan(folder, command):
+    function, given = OPTIONS[command]
+    for path in (folder / "in").iterdir():
+        pl.read_parquet(path).with_columns(day=date(2024, 5, 6)).write_parquet(path)
+    pairs = Pairs("in", columns={"policy_chosen_logps": LOGPS[0]})
+    expected = function.plan(pairs, **given)
+    split(function, pairs, **given, shards=2, to="job")
+    job = JobPlan.read("job")
+    found = job.call(job.groups(Local(), None))
+    documents = [json.loads(each.to_json()) for each in (found, expected)]
+    assert documents[0]["options"].pop("--engine") == "Local"
+    assert documents[0] == documents[1]
+    assert found.measurement.objectives == expected.measurement.objectives
+
+
+def test_the_plan_is_readable_and_says_what_each_shard_reads(folder):
+    job = split(evaluate, "in", 0.2, by="subset", on_invalid="exclude", shards=3, to="job")
+    document = json.loads((folder / "job" / "plan.json").read_text())
+    assert document["command"] == "evaluate"
+    assert document["pairs"] == "in"
+    assert document["options"] == {"beta": 0.2, "by": "subset", "on-invalid": "exclude"}
+    assert set(document["versions"]) == {"dpo_pipeline", "polars", "pyarrow"}
+    assert [file["path"] for file in document["inputs"]] == [f"in/{i}.parquet" for i in range(5)]
+    rows = [file for shard in document["shards"] for file in shard["files"]]
+    assert rows == [
+        {"path": "in/0.parquet", "first": 0, "rows": 33},
+        {"path": "in/2.parquet", "first": 0, "rows": 133},
+        {"path": "in/2.parquet", "first": 133, "rows": 84},
+        {"path": "in/3.parquet", "first": 0, "rows": 83},
+        {"path": "in/3.parquet", "first": 83, "rows": 166},
+        {"path": "in/4.parquet", "first": 0, "rows": 1},
+    ]
+    assert JobPlan.read("job") == job
+
+
+def test_no_secret_is_kept(folder, monkeypatch):
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "hush-hush")
+    reach = Execution(
+        storage_options={"aws_secret_access_key": "hush-hush"}, credential_provider=explode
+    )
+    job = split(evaluate, "in", on_invalid="exclude", execution=reach, shards=2, to="job")
+    done(job, twice=False)
+    assert merge("job").summary.n_valid == 498
+    for content in everything(folder / "job").values():
+        assert b"hush" not in content
+        assert b"access_key" not in content
+        assert b"explode" not in content
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        pytest.param({"shards": 0}, "shards .--shards. must be a whole number", id="no shard"),
+        pytest.param({"shards": 2.0}, "shards .--shards. must be a whole number", id="no count"),
+        pytest.param({"shards": 2, "execution": "ray"}, "leave the engine out", id="engine"),
+        pytest.param({"shards": 2, "to": "s3://bucket/job"}, "not in a store", id="store"),
+        pytest.param(
+            {"shards": 2, "contract": type("Unknown", (pa.DataFrameModel,), {})},
+            "--contract: other processes import it by its name",
+            id="a class that cannot be imported",
+        ),
+        pytest.param({"shards": 2, "by": "nowhere"}, "by: 'nowhere' is not a column", id="column"),
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_what_cannot_be_split_is_a_usage_error(arguments, words):
+    with pytest.raises(UsageError, match=words):
+        split(evaluate, "in", **{"to": "job", **arguments})
+    assert not os.path.exists("job")
+
+
+@pytest.mark.usefixtures("folder")
+def test_only_calls_on_parquet_files_are_split(pairs):
+    with pytest.raises(UsageError, match="a job is of evaluate, sweep or score_parquet, found"):
+        split(check, "in", shards=2, to="job")
+    with pytest.raises(UsageError, match="the path of Parquet files"):
+        split(evaluate, pairs, shards=2, to="job")
+    with pytest.raises(UsageError, match=r"give part_rows \(--part-rows\)"):
+        split(score_parquet, "in/2.parquet", "out.parquet", shards=2, to="job")
+    with pytest.raises(UsageError, match=r"https://\*\*\*@host.*: the address holds a secret"):
+        plain_paths("https://me:word@host/a.parquet", "pairs")
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_folder_with_something_in_it_is_no_new_job():
+    split(evaluate, "in", on_invalid="exclude", shards=2, to="job")
+    with pytest.raises(StorageError, match="job: is not empty: name a new folder"):
+        split(evaluate, "in", on_invalid="exclude", shards=3, to="job")
+    assert len(JobPlan.read("job").shards) == 2
+
+
+@pytest.mark.parametrize("number", [-1, 2, True, 1.0, "1"])
+@pytest.mark.usefixtures("folder")
+def test_a_number_of_no_shard(number):
+    split(evaluate, "in", on_invalid="exclude", shards=2, to="job")
+    with pytest.raises(UsageError, match="job has the shards 0 to 1, found"):
+        run("job", number)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_plan_that_was_changed_or_is_of_other_versions(monkeypatch):
+    split(evaluate, "in", on_invalid="exclude", shards=2, to="job")
+    with open("job/plan.json") as file:
+        text = file.read()
+    for broken in (text[:-20], text.replace('"rows"', '"lines"'), "[]", '{"job": 1}', text + " "):
+        with open("job/plan.json", "w") as file:
+            file.write(broken)
+        with pytest.raises(StorageError, match="plan.json: is no plan of a job, or was changed"):
+            run("job", 0)
+    with open("job/plan.json", "w") as file:
+        file.write(text.replace('"job": 1', '"job": 2'))
+    with pytest.raises(StorageError, match="another version of this library made it"):
+        run("job", 0)
+    with open("job/plan.json", "w") as file:
+        file.write(text)
+    monkeypatch.setattr(job_plan, "versions", lambda: {"polars": "0"})
+    with pytest.raises(EngineError, match="and here is polars 0"):
+        merge("job")
+    with pytest.raises(StorageError, match="nowhere/plan.json: no such file"):
+        run("nowhere", 0)
+
+
+def test_elsewhere_relative_paths_are_said(folder, monkeypatch):
+    split(evaluate, "in", on_invalid="exclude", shards=2, to="job")
+    monkeypatch.chdir("/")
+    with pytest.raises(StorageError, match="in: no such file") as caught:
+        run(folder / "job", 0)
+    assert caught.value.__notes__ == [f"{folder}/job was split in {folder}: paths are of there"]
+    split(evaluate, str(folder / "in"), on_invalid="exclude", shards=2, to=folder / "whole")
+    assert run(folder / "whole", 0).n_pairs == 250

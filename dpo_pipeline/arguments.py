@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from importlib.util import find_spec
 from numbers import Real
@@ -208,6 +208,23 @@ def checked_names(argument: str, names: str | Sequence[str] | None) -> tuple[str
     if not isinstance(several, Sequence) or not all(isinstance(name, str) for name in several):
         raise UsageError(f"{argument} must be a column name or several, found {names!r}")
     return tuple(dict.fromkeys(several))
+
+
+def split_names(names: Sequence[str], there: Collection[str]) -> tuple[str, ...]:
+    """Return column names of which some may be several with commas between them.
+
+    A name that is there is taken whole, whatever is in it.
+    """
+    made: list[str] = []
+    for name in names:
+        parts = name.split(",")
+        while parts:
+            whole = (n for n in range(len(parts), 1, -1) if ",".join(parts[:n]) in there)
+            n = next(whole, 1)
+            found = ",".join(parts[:n])
+            made.append(found if found in there else found.strip())
+            parts = parts[n:]
+    return tuple(dict.fromkeys(made))
 
 
 def checked_max_logp(max_logp: object) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final, Literal
@@ -247,6 +248,7 @@ class Resolution:
     """Which input column plays which role, and what stands in the way."""
 
     mapping: Mapping[str, str]  # canonical name to input column, for the roles that were found
+    guesses: Mapping[str, str]  # role that is missing to the column that may be it
     problems: tuple[str, ...]  # one sentence for each role that could not be settled
 
 
@@ -271,6 +273,7 @@ def resolve(
                 f"the roles are {', '.join(ROLES)}"
             )
     mapping: dict[str, str] = {}
+    guesses: dict[str, str] = {}
     problems: list[str] = []
     for role in filter(needs.have, ROLES.values()):
         if role.name in explicit:
@@ -295,13 +298,15 @@ def resolve(
                 f"map one, for instance {role.name}={found[0]} ({MAPPING})"
             )
         elif needs.require(role) and not _can_be_made(role, mapping):
-            problems.append(_missing(role, names))
+            near = _near(role, names)
+            guesses |= {} if near is None else {role.name: near}
+            problems.append(_missing(role, names, near))
     doubled = {c for c in mapping.values() if list(mapping.values()).count(c) > 1}
     problems += [
         f"column {c!r} is mapped to {' and '.join(r for r in mapping if mapping[r] == c)}"
         for c in sorted(doubled)
     ]
-    return Resolution(mapping=mapping, problems=tuple(problems))
+    return Resolution(mapping=mapping, guesses=guesses, problems=tuple(problems))
 
 
 def _policys_alone(role: Role, names: list[str]) -> list[str]:
@@ -323,7 +328,17 @@ def _can_be_made(role: Role, mapping: Mapping[str, str]) -> bool:
     return role.kind == "logp" and TOKENS_OF[role.name].name in mapping
 
 
-def _missing(role: Role, names: list[str]) -> str:
+def _near(role: Role, names: list[str]) -> str | None:
+    """Return the column whose name is nearly that of a role."""
+    close = [s for n in names for s in (role.name, *role.aliases) if _close(n, [s])]
+    near = [n for n in names if any(_close(n, [s]) for s in close)]
+    if role.kind == "count":
+        side = role.name.partition("_")[0]
+        near += [n for n in names if side in n.lower() and _COUNT.search(n.lower())]
+    return near[0] if near else None
+
+
+def _missing(role: Role, names: list[str], near: str | None) -> str:
     side = "chosen" if "chosen" in role.name else "rejected"
     of_reference = role in (REF_CHOSEN, REF_REJECTED)
     for name in names:
@@ -332,9 +347,7 @@ def _missing(role: Role, names: list[str]) -> str:
                 f"{role.name}: missing. {name!r} is not taken for it, being {AMBIGUOUS[name]}; "
                 f"say which with {role.name}={name} ({MAPPING})"
             )
-    close = [s for n in names for s in (role.name, *role.aliases) if _close(n, [s])]
-    near = [n for n in names if any(_close(n, [s]) for s in close)]
-    ask = f"; did you mean {near[0]!r}? If so, map it: {role.name}={near[0]}" if near else ""
+    ask = f"; did you mean {near!r}? If so, map it: {role.name}={near}" if near else ""
     hint = ask or f"; if it has another name, map it: {role.name}=NAME"
     elsewhere = ELSEWHERE if of_reference else ""
     return f"{role.name}: missing{hint} ({MAPPING}){elsewhere}; {_there(names)}"
@@ -344,6 +357,10 @@ def _there(names: list[str]) -> str:
     shown = ", ".join(names[:_SHOWN])
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"the columns are {shown}{more}" if names else "there are no columns"
+
+
+_COUNT: Final = re.compile(r"(?:^|_)(?:len|lens|length|lengths|n_?tok|num_?tok|tok_?cnt)|tokens?$")
+"""Names that token counts may have."""
 
 
 def _close(word: str, options: Iterable[str]) -> list[str]:

@@ -111,6 +111,12 @@ TOKEN_SUM_SLACK: Final = 0.1
 CONFIDENCE_LEVEL: Final = 0.95
 """Confidence level of all intervals."""
 
+COIN: Final = 0.5
+"""Accuracy of a coin toss."""
+
+VERDICT_UP_TO: Final = 0.1
+"""No verdict if a larger share of the pairs is invalid, or contradicts other pairs."""
+
 WILSON_FROM: Final = 100
 """Successes and failures from which a rate has Wilson's interval; Jeffreys' below."""
 
@@ -146,6 +152,9 @@ CALIBRATION_BINS: Final = 15
 
 STATISTICS_ROWS: Final = 524_288
 """Rows that are in memory at a time when statistics are gathered."""
+
+JOINED_ROWS: Final = 2_097_152
+"""Rows of all tables that a join holds in memory; more are parted by their keys on disk."""
 
 CLUSTERS_HELD: Final = 20_000
 """Clusters (prompts or pairs) that are held one by one; more are hashed into bags."""

@@ -94,6 +94,9 @@ class NoSuchColumn(str):
     __slots__ = ()
 
 
+NO_GUESSES: Final[Mapping[str, str]] = MappingProxyType({})
+
+
 class ColumnError(ContractError):
     """Raised when columns are missing, ambiguous, of a wrong type, or in the way of an output.
 
@@ -101,11 +104,15 @@ class ColumnError(ContractError):
 
     Attributes:
         problems: One sentence for each.
+        guesses: Role that is missing to the column that may be it.
     """
 
-    def __init__(self, source: str, problems: tuple[str, ...]) -> None:
+    def __init__(
+        self, source: str, problems: tuple[str, ...], guesses: Mapping[str, str] = NO_GUESSES
+    ) -> None:
         self.source = source
         self.problems = problems
+        self.guesses = dict(guesses)
         if any(isinstance(problem, NoSuchColumn) for problem in problems):
             self.exit_code = USAGE
         listed = (f"  {problem}" for problem in _listed_once(problems))
@@ -150,7 +157,7 @@ class InvalidPairsError(ContractError):
         self.reason = reason
         self.is_excluding = is_excluding
         advice = " ".join(self._advice(report))
-        super().__init__(*filter(None, (reason, *report.lines(), advice)))
+        super().__init__(*filter(None, (reason, *str(report).splitlines())), "", advice)
 
     def _advice(self, report: InvalidReport) -> Iterator[str]:
         yield self.ADVICE_EXCLUDING if self.is_excluding else self.ADVICE

@@ -9,8 +9,8 @@ To add an option, add a field here, and use it where the call reads it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, MISSING
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import KW_ONLY, MISSING, replace
 from threading import Event
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
@@ -26,8 +26,9 @@ from dpo_pipeline.arguments import (
     choice,
     group,
     option,
+    split_names,
 )
-from dpo_pipeline.columns import PAIR_ID, ROLES, did_you_mean
+from dpo_pipeline.columns import PAIR_ID, did_you_mean
 from dpo_pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ PATH: Final = Kind("path")
 SHARE: Final = Kind("share")
 FORMAT: Final = Kind("format")
 COLUMN: Final = Kind("text", "COLUMN")
-COLUMNS: Final = Kind("text", "COLUMN", repeats=True)
+COLUMNS: Final = Kind("text", "COLUMN[,COLUMN]", repeats=True)
 OBJECT: Final = Kind("object", "MODULE:NAME")
 ROLE_COLUMNS: Final = Kind("roles", "ROLE=NAME", repeats=True, completes="role")
 LOSSES: Final = Kind("losses", "NAME[=WEIGHT]", repeats=True, completes="loss")
@@ -74,7 +75,7 @@ class Pairs:
     columns: Mapping[str, str] | None = option(
         "--column",
         ROLE_COLUMNS,
-        f"The input column of a role ({', '.join(ROLES)}). Repeatable.",
+        "The input column of a role. Repeatable.",
         default=None,
     )
     reference: Reference | None = argument(
@@ -192,7 +193,7 @@ class Subsets:
     """Figures by subset."""
 
     by: str | Sequence[str] = option(
-        "--by", COLUMNS, default=(), help="Figures by subset. Repeatable."
+        "--by", COLUMNS, default=(), help="Figures by subset, of one column or several."
     )
     _: KW_ONLY
     histogram: bool = option(
@@ -207,6 +208,11 @@ class Subsets:
     def names(self) -> tuple[str, ...]:
         """The columns, each once."""
         return checked_names("by", self.by)
+
+    def within(self, columns: Collection[str]) -> Subsets:
+        """Return the same for these columns: names with commas between them are taken apart."""
+        split = split_names(self.names, columns)
+        return self if split == self.names else replace(self, by=split)
 
 
 @group
@@ -265,7 +271,7 @@ class Scored:
     """What scored pairs contain, and how they are cut into files."""
 
     keep: str | Sequence[str] | None = option(
-        "--keep", COLUMNS, "Input columns to carry along. Repeatable.", default=None
+        "--keep", COLUMNS, "Input columns to carry along.", default=None
     )
     _: KW_ONLY
     replace: bool = option(
@@ -387,7 +393,7 @@ class StatisticsOptions:
     judge: str | tuple[str, ...] = option(
         "--judge",
         COLUMNS,
-        "A judge's score of chosen less rejected, or (twice) the two scores, chosen first.",
+        "A judge's score of chosen less rejected, or the two scores, chosen first.",
         default=(),
         calls=("evaluate",),
     )
@@ -424,6 +430,18 @@ class StatisticsOptions:
     def judge_columns(self) -> tuple[str, ...]:
         """The columns of the judge's scores."""
         return checked_names("judge", self.judge)
+
+    def within(self, columns: Collection[str], by: Sequence[str]) -> StatisticsOptions:
+        """Return the same for these columns and subsets: what has commas is taken apart."""
+        weights = self.weights
+        if len(by) > 1:
+            weights = {
+                tuple(key.split(",")) if isinstance(key, str) else key: weight
+                for key, weight in weights.items()
+            }
+        judge = split_names(self.judge_columns, columns)
+        is_same = judge == self.judge_columns and weights is self.weights
+        return self if is_same else replace(self, judge=judge, weights=weights)
 
     def check(self, columns: pl.Schema, by: Sequence[str]) -> None:
         """Raise a UsageError if they do not fit the columns of the pairs or of `by`."""

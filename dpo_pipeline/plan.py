@@ -11,11 +11,14 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Final, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
 
 from dpo_pipeline.arguments import differing
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.tables import aligned, as_json, shown
+from dpo_pipeline.tables import Column, Part, Printable, Sentence, Table, warned, whole
+
+if TYPE_CHECKING:
+    import polars as pl
 
 P = ParamSpec("P")
 T_co = TypeVar("T_co", covariant=True)
@@ -46,8 +49,8 @@ class Output:
     replaces: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Facts(Printable):
     """What a dry run shows of a plan.
 
     `function` was called, and the command `call` does the same. `rows` and `n_batches` are None
@@ -87,37 +90,41 @@ class Facts:
             "outputs": [asdict(each) for each in self.outputs],
         }
 
-    def __str__(self) -> str:
-        """Return the same as aligned text."""
-        return "\n".join(self._lines())
+    def to_frame(self) -> pl.DataFrame:
+        """Return the inputs, a row each."""
+        import polars as pl
 
-    def _lines(self) -> Iterator[str]:
+        schema = {"path": pl.String, "rows": pl.Int64, "is_reference": pl.Boolean}
+        return pl.DataFrame([asdict(each) for each in self.inputs], schema=schema)
+
+    def to_parts(self) -> Iterator[Part]:
+        """Yield what would be read, computed and written."""
         rows = "rows unknown until read" if self.rows is None else f"{self.rows:,} rows"
-        source = shown(self.source)
-        yield f"{source}: {rows}; a dry run, so nothing was computed or written"
-        given = differing(self.options, self.call)
-        options = [(flag, _words(value)) for flag, value in given.items()]
-        for section in (
-            list(self._input_lines()),
-            aligned(("role", "column"), list(self.columns.items())),
-            aligned(("option", "value"), options) if options else [],
-            list(self._figure_lines()),
-            [f"note: {text}" for text in self.notes],
-            [f"checked by the run: {what}" for what in self.checked_later],
-            [
-                f"would {'replace' if each.replaces else 'write'} {shown(each.path)}"
-                + ("" if each.files is None else f", {each.files:,} files")
-                for each in self.outputs
-            ],
-        ):
-            if section:
-                yield from ("", *section)
-
-    def _input_lines(self) -> Iterator[str]:
+        text = f"{whole(self.source)}: {rows}; a dry run, so nothing was computed or written"
+        yield Sentence(text=text, leads=True)
         if len(self.inputs) > 1:
-            of = {True: " (reference)", False: ""}
-            rows = [(f"{each.path}{of[each.is_reference]}", each.rows) for each in self.inputs]
-            yield from aligned(("input", "rows"), rows, most=_FILES_SHOWN)
+            yield self._input_table()
+        columns = (Column("role"), Column("column"))
+        yield Table(columns=columns, rows=list(self.columns.items()), most=None)
+        given = differing(self.options, self.call)
+        if given:
+            options = [(flag, _words(value)) for flag, value in given.items()]
+            columns = (Column("option"), Column("value", wraps=True))
+            yield Table(columns=columns, rows=options, most=None)
+        yield from (Sentence(text=text) for text in self._figure_lines())
+        yield from warned(self.notes, "note")
+        for what in self.checked_later:
+            yield Sentence(text=what, label="checked by the run")
+        for each in self.outputs:
+            files = "" if each.files is None else f", {each.files:,} files"
+            done = "replace" if each.replaces else "write"
+            yield Sentence(text=f"would {done} {whole(each.path)}{files}")
+
+    def _input_table(self) -> Table:
+        of = {True: "reference", False: "pairs"}
+        rows = [(each.path, of[each.is_reference], each.rows) for each in self.inputs]
+        columns = (Column("input"), Column("of"), Column("rows"))
+        return Table(columns=columns, rows=rows, most=_FILES_SHOWN)
 
     def _figure_lines(self) -> Iterator[str]:
         for each in self.objectives:
@@ -126,7 +133,7 @@ class Facts:
             for term in each.to_dict()["terms"]:
                 names = [name for name in term if name not in ("loss", "weight")]
                 given = ", ".join(f"{name} {_words(term[name])}" for name in names)
-                yield f"  {term['loss']}: {given}"
+                yield f"{term['loss']}: {given}"
         if self.max_logp is not None:
             yield f"log-probs accepted: at most {self.max_logp:g}"
         if self.by:
@@ -142,7 +149,7 @@ class Facts:
             yield f"columns carried along: {', '.join(self.carried) or 'none'}"
 
 
-class Plan(ABC, Generic[T_co]):
+class Plan(Printable, ABC, Generic[T_co]):
     """A call, with everything checked that can be checked without reading data.
 
     A plan holds no lock and opens no output. Whether values keep the contract, whether the keys
@@ -164,13 +171,13 @@ class Plan(ABC, Generic[T_co]):
         """Return what would be read, computed and written, as plain data."""
         return self.facts.to_dict()
 
-    def to_json(self) -> str:
-        """Return the same as JSON."""
-        return as_json(self.to_dict())
+    def to_frame(self) -> pl.DataFrame:
+        """Return the inputs, a row each."""
+        return self.facts.to_frame()
 
-    def __str__(self) -> str:
-        """Return the same as aligned text: the dry run."""
-        return str(self.facts)
+    def to_parts(self) -> Iterator[Part]:
+        """Yield what would be read, computed and written."""
+        return self.facts.to_parts()
 
 
 def planned(plan: Callable[P, Plan[T_co]]) -> Callable[P, T_co]:

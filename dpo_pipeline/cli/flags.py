@@ -14,6 +14,7 @@ import click
 
 from dpo_pipeline import defaults
 from dpo_pipeline.arguments import Option, default_of, options_of
+from dpo_pipeline.cli.printing import form_options
 from dpo_pipeline.cli.settings import SettingOption, config_option
 from dpo_pipeline.columns import ROLES
 from dpo_pipeline.sources import FORMATS
@@ -62,16 +63,31 @@ _TYPES: Final[Mapping[str, Any]] = {
     "share": _Share(),
     "format": click.Choice(tuple(FORMATS)),
 }
-_FORMATS: Final = "; ".join(f"{row.name}: {row.description}" for row in FORMATS.values())
-
 B_COLUMN: Final = SettingOption(
     ["--b-column"],
     multiple=True,
     metavar="ROLE=NAME",
     shell_complete=_COMPLETE["role"],
     help="As --column, for B alone, instead of --column. Repeatable.",
+    section="Input",
 )
 """Options of `compare`, whose sides can have different columns."""
+
+_SECTIONS: Final[Mapping[str, str]] = {
+    "Pairs": "Input",
+    "Reference": "Input",
+    "Contract": "Input",
+    "Objective": "Loss",
+    "Subsets": "Subsets and batches",
+    "Batches": "Subsets and batches",
+    "StatisticsOptions": "Statistics",
+    "OnInvalid": "Invalid pairs",
+    "Scored": "Outputs",
+    "Outputs": "Outputs",
+    "Gates": "Gates",
+    "Execution": "Execution",
+}
+"""Group of options to the heading of its options in `--help`."""
 
 _DRY_RUN: Final = "Say what would be read, computed and written, reading no more than footers."
 
@@ -85,8 +101,8 @@ def run_options() -> Iterator[click.Parameter]:
 
 def output_options() -> Iterator[click.Parameter]:
     """Yield the options of printing alone."""
-    yield SettingOption(["--json"], is_flag=True, help="Print one JSON document.")
-    yield SettingOption(["--quiet", "-q"], is_flag=True, help="No progress and no warnings.")
+    yield SettingOption(["--quiet", "-q"], is_flag=True, help="No progress.")
+    yield from form_options()
 
 
 def name_of(flag: str) -> str:
@@ -97,21 +113,21 @@ def name_of(flag: str) -> str:
 def flags_of(call: str, groups: Mapping[str, type[Any]]) -> Iterator[click.Option]:
     """Yield the options of a command: those of the fields of its groups."""
     for group in groups.values():
+        section = next(_SECTIONS[c.__name__] for c in group.__mro__ if c.__name__ in _SECTIONS)
         asked: Option | None = getattr(group, "ASKED_BY", None)
         if asked is not None and call in (asked.calls or ()):
-            yield _flag(asked, call, default=False)
+            yield _flag(asked, section, default=False)
         for field, declared in options_of(group, call):
-            yield _flag(declared, call, default=default_of(field))
+            yield _flag(declared, section, default=default_of(field))
 
 
-def _flag(declared: Option, call: str, *, default: Any) -> click.Option:
+def _flag(declared: Option, section: str, *, default: Any) -> click.Option:
     kind = declared.kind
     shown: str | bool = (
         declared.shown if declared.shown is not None else isinstance(default, (str, int, float))
     )
     plain = isinstance(default, (str, int, float)) and declared.shown is None
     many: dict[str, Any] = {"multiple": True} if kind.repeats else {}
-    described = kind.name == "format" and declared.flag == "--format" and call == "evaluate"
     return SettingOption(
         [declared.flag],
         needs_consent=declared.consent,
@@ -120,8 +136,9 @@ def _flag(declared: Option, call: str, *, default: Any) -> click.Option:
         is_flag=kind.name == "flag",
         default=default if plain else None,
         show_default=False if kind.repeats and declared.shown is None else shown or False,
-        metavar=kind.metavar,
+        metavar="FORMAT" if kind.name == "format" else kind.metavar,
         shell_complete=_COMPLETE[kind.completes],
-        help=f"{declared.help} {_FORMATS}." if described else declared.help,
+        help=declared.help,
+        section=section,
         **many,
     )

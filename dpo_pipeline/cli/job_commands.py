@@ -149,8 +149,7 @@ def _merge(**_: Any) -> int:
         return jobs.merge(ctx.params["job"], execution=own)
 
     result = run(call, quiet=ctx.params["quiet"])
-    action = plan.options.get("on-invalid", "raise")
-    return print_figures(result, action, ctx, None if plan.command == "sweep" else gates)
+    return print_figures(result, ctx, None if plan.command == "sweep" else gates)
 
 
 def _check_gates(gates: Gates, command: str, options: Mapping[str, Any]) -> None:

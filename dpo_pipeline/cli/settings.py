@@ -21,6 +21,9 @@ PREFIX: Final = "DPO_PIPELINE"
 TABLE: Final = "dpo-pipeline"
 """The table below `tool` in a pyproject.toml."""
 
+OTHERS: Final = "Running and printing"
+"""Heading of options that belong to no group of the library."""
+
 _PROJECT: Final = "pyproject.toml"
 _LARGEST: Final = 10_000_000  # bytes
 _USED: Final = "dpo_pipeline.settings"
@@ -40,15 +43,21 @@ class SettingOption(click.Option):
     """An option that a variable without the command's name sets too; errors name the variable.
 
     What `needs_consent` is refused from a settings file that was found, and not named. Of values of
-    an option that `is_secret`, only the names are shown.
+    an option that `is_secret`, only the names are shown. `--help` shows it in its `section`.
     """
 
     def __init__(
-        self, *names: Any, needs_consent: bool = False, is_secret: bool = False, **more: Any
+        self,
+        *names: Any,
+        needs_consent: bool = False,
+        is_secret: bool = False,
+        section: str = OTHERS,
+        **more: Any,
     ) -> None:
         super().__init__(*names, **more)
         self.needs_consent = needs_consent
         self.is_secret = is_secret
+        self.section = section
 
     def process_value(self, ctx: click.Context, value: Any) -> Any:
         """Convert the value, and note where it is from if not from the command line."""

@@ -1,4 +1,4 @@
-"""`compare`: two policies on the same pairs, each read twice: its keys, and its pairs."""
+"""`compare`: two policies on the same pairs, read side by side or joined by their keys."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from dpo_pipeline.sums import Summary, figures
 _REFERENCES: Final = (REF_CHOSEN.name, REF_REJECTED.name)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ComparisonPlan(Plan[Comparison]):
     """The plan of `compare`."""
 
@@ -212,9 +212,9 @@ def compare(
     All figures are over the common pairs that keep the contract on both sides; rows of one side
     alone are counted. Pairs of one `prompt_id` are one cluster, and standard errors are clustered;
     without prompts each pair is a cluster. Every figure comes from exact sums, so that it
-    does not depend on the order of rows, files or threads. Each side is read twice, its keys and
-    its pairs; memory grows with the keys and with the numbers of the common pairs, not with
-    other columns.
+    does not depend on the order of rows, files or threads. Sides with the same keys in one order
+    are read once, side by side; others are parted by their keys, in the temporary folder if they
+    are long. Memory does not grow with the pairs.
 
     A side without reference log-probs takes those of the other side: with one reference for
     both, B's file needs no more than a key and the policy's two log-probs.
@@ -270,9 +270,13 @@ def compare(
     key = _key_of(on, groups.reference)
     # A side may be joined to a reference of its own.
     sides = tuple(
-        replace(groups, pairs=each, reference=each.reference).opened(key, name)
+        replace(groups, pairs=each, reference=_own_reference(each)).opened(key, name)
         for each, name in zip((a, b), "AB", strict=True)
     )
+    subsets = subsets.within({*sides[0].columns, *sides[1].columns})
+    for name in subsets.names:
+        if name in SUBSET_FIGURES:
+            raise UsageError(f"by: {name!r} is the name of a figure; rename the column before")
     shared, third = groups.reference, None
     if shared is not None:
         cancel = groups.execution.cancel
@@ -299,6 +303,10 @@ def compare(
     )
 
 
+def _own_reference(side: Pairs) -> Reference | None:
+    return None if side.reference is None else given(Reference, side.reference)
+
+
 def _refuse(objective: CheckedObjective, subsets: Subsets) -> None:
     """Raise a UsageError if these options make no comparison."""
     if objective.beta == 0.0:
@@ -309,9 +317,6 @@ def _refuse(objective: CheckedObjective, subsets: Subsets) -> None:
         raise UsageError(f"{objective} is a loss of batches, and has no value for a pair alone")
     if subsets.histogram:
         raise UsageError("a comparison has no histogram option: its report shows the changes")
-    for name in subsets.names:
-        if name in SUBSET_FIGURES:
-            raise UsageError(f"by: {name!r} is the name of a figure; rename the column before")
 
 
 def _key_of(on: str | None, reference: Reference | None) -> str:

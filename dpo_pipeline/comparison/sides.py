@@ -84,16 +84,12 @@ class Table:
 
     def keyed(self, key: pl.Expr, names: Sequence[str] = ()) -> pl.LazyFrame:
         """Return all rows for a join: `KEY`, `valid` and some columns, as a plan."""
-        rows = self.prepared(self.dataset.frame)
+        rows = self.prepared(self.dataset.whole)
         return rows.select(
             key.alias(KEY),
             self.binding.rules.valid.alias(self.valid),
             *(pl.col(name).alias(self.column(name)) for name in names),
         )
-
-    def keys(self, key: pl.Expr) -> pl.LazyFrame:
-        """Return the keys of all rows, as a plan."""
-        return self.prepared(self.dataset.frame).select(key.alias(KEY))
 
     def report(self, n_pairs: int, watch: Watch) -> InvalidReport:
         """List which rows break the contract, reading all rows once more."""

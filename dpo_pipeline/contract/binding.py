@@ -118,7 +118,7 @@ def bind(
     ]
     problems = problems or list(_token_problems(found.mapping, schema, needs))
     if problems:
-        raise ColumnError(source, tuple(problems))
+        raise ColumnError(source, tuple(problems), found.guesses)
     made = _made(found.mapping, schema, needs)
     selection = [
         _typed(name, schema[name], role_of[name]).alias(role_of[name])

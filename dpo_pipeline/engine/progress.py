@@ -59,6 +59,11 @@ class Watch:
         if self.callback is not None:
             self.callback(Progress(phase=phase, rows=done, total=total))
 
+    def restart(self, phase: Phase) -> None:
+        """Count a phase from its start, because it is done in another way."""
+        with self._lock:
+            self._rows.pop(phase, None)
+
     def on_rows(self, frame: pl.LazyFrame, phase: Phase, total: int | None) -> pl.LazyFrame:
         """Return a plan that calls `step` with every morsel; the rows are unchanged."""
         if self.callback is None and self.cancel is None:

@@ -150,7 +150,7 @@ class Measurement:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class MeasurementPlan(Plan[T]):
     """The plan of `check`, `evaluate` and `sweep`.
 
@@ -269,6 +269,8 @@ def evaluate(
     objective = groups.objective
     subsets, parts = given(Subsets, by), given(Batches, batches)
     dataset = groups.opened()
+    subsets = subsets.within(dataset.columns)
+    asked = None if asked is None else asked.within(dataset.columns, subsets.names)
     # Scores in the data are computed again, whatever beta they had.
     adds = [added.name for added in SCORED]
     binding = groups.bound(dataset, objective.needs, adds=adds, groups_by=subsets.names)

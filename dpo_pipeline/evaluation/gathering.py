@@ -6,7 +6,7 @@ All sums are exact, so that the tables do not depend on how the rows were cut in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
@@ -57,7 +57,7 @@ GROUPS: Final = 64
 _JUDGED: Final = (GROUP, "gap", "bin")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Gathered(ClusterTable):
     """The tables, over valid pairs where nothing else is said. Sums named `sum_` are in quanta.
 
@@ -99,6 +99,12 @@ class Gathered(ClusterTable):
     repeats_seen: int
     contradictory: float | None
     judged: pl.DataFrame | None
+
+    def __repr__(self) -> str:
+        """Return the rows of each table."""
+        tables = {each.name: getattr(self, each.name) for each in fields(self)}
+        rows = [f"{n}={t.height}" for n, t in tables.items() if isinstance(t, pl.DataFrame)]
+        return f"Gathered(rows of {', '.join(rows)})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

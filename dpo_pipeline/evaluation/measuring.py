@@ -437,7 +437,7 @@ def _columns_of_rows(
 ) -> list[str]:
     """Return the columns of the rows that are read, if sums are not made where they are read.
 
-    A frame, or a join that is not cut, is one shard of any length: it is summed chunk by chunk.
+    A frame, or the join of one, is one shard of any length: it is summed chunk by chunk.
     """
     columns = [] if gathering is None else gathering.columns
     if gathering is None and (dataset.rows is None or not dataset.can_cut()):

@@ -20,11 +20,11 @@ from dpo_pipeline.options import Outputs
 from dpo_pipeline.scoring import ScorePlan, part_tasks
 from dpo_pipeline.storage import StagedFile
 from dpo_pipeline.sums import VALID
-from dpo_pipeline.tables import as_json
+from dpo_pipeline.tables import Part, Printable, Sentence, whole
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardRun:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ShardRun(Printable):
     """What running a shard came to.
 
     Attributes:
@@ -45,16 +45,21 @@ class ShardRun:
     n_written: int
     was_done: bool
 
-    def to_json(self) -> str:
-        """Return it as JSON."""
-        return as_json(asdict(self))
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return asdict(self)
 
-    def __str__(self) -> str:
-        """Return it as a line of text."""
+    def to_frame(self) -> pl.DataFrame:
+        """Return it as one row."""
+        return pl.DataFrame([asdict(self)])
+
+    def to_parts(self) -> Iterator[Part]:
+        """Yield it as a sentence."""
         words = [f"{self.n_pairs:,} pairs, {self.n_invalid:,} invalid"]
         words += [f"{self.n_written:,} written"] if self.n_written else []
         words += ["was done before"] if self.was_done else []
-        return f"{self.job}: shard {self.shard} of {self.shards}: {', '.join(words)}"
+        text = f"{whole(self.job)}: shard {self.shard} of {self.shards}: {', '.join(words)}"
+        yield Sentence(text=text)
 
 
 def run(job: str | os.PathLike[str], shard: int, *, execution: Any = None) -> ShardRun:

@@ -60,6 +60,17 @@ def summary_document() -> str:
             "description": "Canonical column name to input column",
             "additionalProperties": TEXT,
         },
+        verdict=object_of(
+            text=described(TEXT, "Whether the policy is better than a coin toss, in a sentence"),
+            better_than_chance=described(
+                {"type": ["boolean", "null"]},
+                "Null where the interval of the accuracy holds 1/2, or the verdict is withheld",
+            ),
+            withheld=described(_MAYBE_TEXT, "Why there is no verdict; null if there is one"),
+            accuracy=described(
+                nullable(reference_to(Estimate)), "Reward accuracy, a tie counting half"
+            ),
+        ),
         summary=described(_figures(), "Means over valid pairs, in nats but for reward_accuracy"),
         metrics=described(
             object_of(**dict.fromkeys(TRL_METRICS, NUMBER)), "The same figures under TRL's names"
@@ -171,6 +182,7 @@ def _broken_rule() -> Schema:
             object_of(
                 file=_MAYBE_TEXT,
                 row=COUNT,
+                pair_id={"description": "The pair's id; null where there is none"},
                 value={"description": "null, a number or text; nan, inf and -inf are text"},
             ),
             description="The first rows that break the rule, in the order of the input",

@@ -15,7 +15,6 @@ from dpo_pipeline.defaults import POWER
 from dpo_pipeline.evaluation import Finding
 from dpo_pipeline.report import chart_data, page_tables as tables
 from dpo_pipeline.report.charts import PAGE, Figure, Palette, intervals, plane, signed_histogram
-from dpo_pipeline.report.notebook import difference_table
 from dpo_pipeline.report.page import Page, Section, Tile
 from dpo_pipeline.report.page_tables import Column, Table, all_as
 from dpo_pipeline.statistics import (
@@ -198,11 +197,19 @@ def _sections(comparison: Comparison) -> Iterator[Section]:
 
 
 def _differences_table(comparison: Comparison) -> Table:
-    table = difference_table(comparison, missing=DASH)
-    return replace(
-        table,
-        columns=[Column("figure"), *table.columns[1:]],
-        rows=[(in_words(name), *row) for name, *row in table.rows],
+    rows = []
+    for name, each in comparison.differences.items():
+        written, differing = (share, points) if name in tables.SHARES else (number, number)
+        values = (written(each.a), written(each.b), differing(each.estimate.value))
+        interval = between(each.estimate.interval, differing)
+        smallest = DASH if each.smallest_effect is None else differing(each.smallest_effect)
+        rows.append((in_words(name), *values, interval, p_value(each.p_value), smallest))
+    level = f"{tables.percent(comparison.level)} interval"
+    titles = ("A", "B", "B minus A", level, "p", "smallest effect")
+    return Table(
+        columns=[Column("figure"), *(Column(title, str) for title in titles)],
+        rows=rows,
+        sortable=False,
         caption=f"Intervals and p from {comparison.clusters}. The smallest effect is what could "
         f"have been shown with a chance of {POWER:.0%}.",
     )

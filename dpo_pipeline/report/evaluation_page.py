@@ -293,7 +293,7 @@ def _invalid_table(report: InvalidReport) -> Table | str:
 
 def _first(rule: BrokenRule) -> str:
     return "; ".join(
-        f"{'' if each.file is None else each.file + ' '}row {each.row:,}: "
+        f"{'' if each.file is None else each.file + ' '}{each.place}: "
         f"{'null' if each.value is None else as_written(each.value)}"
         for each in rule.offenders
     )

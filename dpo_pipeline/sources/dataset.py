@@ -194,7 +194,9 @@ class Dataset:
     reference: Dataset | None = None  # what the step reads, if it reads a dataset
     own_notes: tuple[str, ...] = ()  # what is to be said about the source, a sentence each
     compare_keys: Callable[[], None] | None = None  # raises if keys do not match the reference's
+    before: pl.LazyFrame | None = None  # the rows before the step, if it depends on their keys
     can_cut: Callable[[], bool] = _always  # whether the step can be done shard by shard
+    keeps_order: bool = True  # whether each reading gives the rows in the same order
     unread: Mapping[str, str] = field(default_factory=dict)  # columns that cannot be read, and why
     in_batches: Callable[[list[str]], pl.LazyFrame] | None = None  # scans what Polars cannot open
     cuts: tuple[int, ...] = ()  # further rows that a shard begins with
@@ -218,6 +220,11 @@ class Dataset:
         if name in self.unread:
             return f"{name!r} cannot be read: {self.unread[name]}"
         return f"{name!r} is not a column{did_you_mean(name, columns)}"
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of its columns."""
+        return self.frame.collect_schema().names()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -257,6 +264,11 @@ class Dataset:
         return self.step is not _as_they_are
 
     @property
+    def whole(self) -> pl.LazyFrame:
+        """All rows, as a plan, once the keys are compared."""
+        return self.frame if self.before is None else self.step(self.before, 0, self.rows)
+
+    @property
     def rows(self) -> int | None:
         """Rows in the footers; None for a frame."""
         return sum(file.rows for file in self.files) if self.files else None
@@ -269,7 +281,7 @@ class Dataset:
     def scan(self, part: Part) -> pl.LazyFrame:
         """Scan the rows of a part."""
         if part.file is None:
-            return self.frame
+            return self.whole
         frame = self.scan_files([part.file])
         is_whole = part.rows == part.file.rows
         rows = frame if is_whole else frame.slice(part.begin, part.rows)
@@ -320,7 +332,7 @@ class Dataset:
     def shard(self, first: int, rows: int | None) -> Shard:
         """Return the rows from number `first` on, at most `rows` of them; None for a frame."""
         if rows is None:
-            return Shard(frame=self.frame, first_row=0, rows=None)
+            return Shard(frame=self.whole, first_row=0, rows=None)
         files = [file for file in self.files if file.rows] or self.files[:1]
         last = min(first + rows, self.rows or 0)
         row = attrgetter("first_row")

@@ -181,7 +181,8 @@ def as_lazy(pairs: Any, columns: Mapping[str, str] | None = None, *, again: bool
         elif {"__arrow_c_stream__", "__len__"} <= can or isinstance(pairs, Mapping):  # in memory
             frame = _in_memory(pairs)
         elif can & {"__arrow_c_stream__", "to_reader"}:
-            frame = _Once(pairs, all_columns=again).lazy()
+            # Of two streams that are read side by side, the reading may be broken off.
+            frame = _Once(pairs, all_columns=again, ahead=again).lazy()
         elif {"to_batches", "schema"} <= can:
             frame = _of_arrow_dataset(pairs)
         elif "to_polars" in can:  # datasets.Dataset has no Arrow stream of its own
@@ -278,12 +279,12 @@ class _Once:
         """Return the rows."""
         import pyarrow as pa
 
-        if not self._ahead:
-            is_scanner = hasattr(self._stream, "to_reader")
-            made = self._stream.to_reader() if is_scanner else self._stream
-            self._stream = pa.RecordBatchReader.from_stream(made)
-            return lazily(_schema_of(self._stream.schema), self._parts)
-        return lazily(self._stream.limit(0).pl().schema, self._parts)
+        if hasattr(self._stream, "limit"):  # a relation of DuckDB, whose query is not run yet
+            return lazily(self._stream.limit(0).pl().schema, self._parts)
+        is_scanner = hasattr(self._stream, "to_reader")
+        made = self._stream.to_reader() if is_scanner else self._stream
+        self._stream = pa.RecordBatchReader.from_stream(made)
+        return lazily(_schema_of(self._stream.schema), self._parts)
 
     def _parts(self, names: list[str], _n_rows: int | None) -> Iterator[pl.DataFrame]:
         if self._ahead:

@@ -32,6 +32,7 @@ from .intervals import (
     CLUSTERED as CLUSTERED,
     STUDENT as STUDENT,
     Estimate as Estimate,
+    Interval as Interval,
     cut_to as cut_to,
     limit_columns as limit_columns,
     macro_mean as macro_mean,
@@ -39,6 +40,7 @@ from .intervals import (
     of_independent as of_independent,
     rate_of as rate_of,
     rate_of_clusters as rate_of_clusters,
+    rate_with_ties as rate_with_ties,
     student_estimate as student_estimate,
     without_interval as without_interval,
 )
@@ -59,6 +61,7 @@ from .significance import (
 )
 from .words import (
     DASH as DASH,
+    MINUS as MINUS,
     as_written as as_written,
     between as between,
     count as count,

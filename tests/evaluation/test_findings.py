@@ -531,7 +531,7 @@ def test_without_statistics_nothing_was_looked_for():
     result = evaluate(made())
     assert result.findings is None
     assert result.to_dict()["findings"] is None
-    assert "finding" not in str(result)
+    assert "findings" not in str(result)
 
 
 def test_findings_are_in_the_text_and_the_document():
@@ -548,7 +548,7 @@ def test_findings_are_in_the_text_and_the_document():
 
 def test_no_findings_are_said_so():
     result = evaluate(made(), statistics=True)
-    assert str(result).endswith("\nno findings")
+    assert "\n\nno findings\n\n" in str(result)
     assert json.loads(result.to_json())["findings"] == []
 
 

@@ -205,7 +205,7 @@ def test_kept_marks_are_exit_code_0(capsys):
     words = ["--fail-under", "rewards/accuracies=0.55", "--fail-over", "loss=0.69"]
     code, out, err = run(capsys, *words)
     assert (code, err) == (0, "")
-    assert "interval" not in out
+    assert "statistics" not in out
 
 
 def test_a_mark_for_the_interval_asks_for_statistics(capsys):
@@ -213,7 +213,7 @@ def test_a_mark_for_the_interval_asks_for_statistics(capsys):
     assert run(capsys, *words)[0] == 0
     code, out, err = run(capsys, *words, "--fail-on-interval")
     assert code == 4
-    assert "95% interval" in out
+    assert "\nstatistics\n" in out
     assert "(0.521681 to 0.595154): the lower end is below 0.55" in err
     # At a level of 50% the lower end is 54.6%.
     assert run(capsys, *words[:1], "rewards/accuracies=0.54", "--fail-on-interval")[0] == 4

@@ -524,15 +524,15 @@ def test_the_text_has_the_digits_that_are_known():
         [*margins, -3.0, *-margins[:9]], kind=["a"] * 300 + ["b"] * 10, gap=np.arange(310.0)[::-1]
     )
     found = evaluate(pairs, by="kind", statistics=StatisticsOptions(judge="gap")).statistics
-    text = list(found.lines())
+    text = str(found).split("\n")
     for name, value in (
         ("best beta", found.calibration.best_beta.value),
         ("judge: rank correlation", found.judge.spearman.value),
     ):
         (line,) = [line for line in text if line.startswith(name)]
-        assert f"{float(f'{value:.3g}'):g}" in line.split()
+        assert f"{value:.3g}" in line.split()
     (subset,) = [line for line in text if line.startswith("a ")]
-    assert subset.endswith("<0.0001")
+    assert "<0.0001" in subset.split()
     assert text.count("intervals from 310 pairs, taken as independent") == 1
 
 

@@ -111,7 +111,7 @@ def test_the_best_beta_by_hand(pairs):
     found = sweep(pairs, list(losses))
     assert found.table["loss"].to_list() == pytest.approx(list(losses.values()), rel=1e-12)
     assert found.best == {"sigmoid": 0.05}
-    assert str(found).endswith("smallest loss of those tried: sigmoid: beta 0.05")
+    assert str(found).startswith("smallest loss of those tried: sigmoid: beta 0.05\n")
 
 
 def test_a_pair_that_one_loss_cannot_sum_is_left_out_of_all(pairs):

@@ -82,7 +82,9 @@ def test_an_object_gives_the_figures_and_the_faults_of_its_rows(pairs, make):
     found = evaluate(make(pairs), by="split", on_invalid="exclude", statistics=True)
     assert found.to_dict() == expected.to_dict()
     assert [each.row for each in found.invalid.broken[0].offenders] == WRONG
-    with pytest.raises(InvalidPairsError, match="first at row 3: 1.0; row 200: 1.0"):
+    with pytest.raises(
+        InvalidPairsError, match=r"3  row 3 \(pair_id 3\): 1.0; row 200 \(pair_id 200\): 1.0"
+    ):
         evaluate(make(pairs))
 
 

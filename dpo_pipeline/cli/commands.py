@@ -12,12 +12,11 @@ import click
 from dpo_pipeline import errors as exit_codes
 from dpo_pipeline.arguments import checked_limit
 from dpo_pipeline.cli.flag_values import groups_given, roles
-from dpo_pipeline.cli.flags import B_COLUMN, flags_of, run_options
+from dpo_pipeline.cli.flags import B_COLUMN, arguments_of, flags_of, run_options
 from dpo_pipeline.cli.help_pages import GroupedCommand
 from dpo_pipeline.cli.printing import Converted, form_of, print_result, say
 from dpo_pipeline.cli.running import run
 from dpo_pipeline.cli.settings import config_file, refuse_found, used
-from dpo_pipeline.cli.several_paths import arguments_of
 from dpo_pipeline.errors import DpoPipelineError, InvalidPairsError, UsageError
 from dpo_pipeline.options import OnInvalid, StatisticsOptions
 

@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import polars as pl
 
-from dpo_pipeline.columns import LOGPS, REWARD_ACCURACY
+from dpo_pipeline.columns import LOGPS, N_VALID, REWARD_ACCURACY
+from dpo_pipeline.defaults import BAGS
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation.gathering import Gathered
 from dpo_pipeline.statistics import (
@@ -246,6 +247,14 @@ class Intervals:
         return {"level": self.level, "clusters": self.clusters, "figures": figures}
 
 
+def words_of_clusters(n: int | None, *, by_prompt: bool) -> str:
+    """Return what was taken as independent, in words; `n` is None for bags."""
+    unit = "prompt" if by_prompt else "pair"
+    if n is None:
+        return f"{BAGS:,} bags of {unit}s, which are taken as independent"
+    return f"{n:,} {unit if n == 1 else unit + 's'}, taken as independent"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Statistics(Printable):
     """Intervals, baselines, calibration and findings, over valid pairs.
@@ -303,7 +312,10 @@ class Statistics(Printable):
             for name in MAIN_FIGURES
             if name in self.figures and self.figures[name].interval is not None
         }
-        return Intervals(level=self.level, clusters=self.clusters, figures=figures)
+        words = self.clusters
+        if not self.gathered.is_by_prompt:  # these are made from all pairs, not from bags
+            words = words_of_clusters(int(self.gathered.groups[N_VALID].sum()), by_prompt=False)
+        return Intervals(level=self.level, clusters=words, figures=figures)
 
     @property
     def tie_rate(self) -> float:

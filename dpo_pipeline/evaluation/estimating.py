@@ -19,7 +19,6 @@ from dpo_pipeline.columns import (
     REWARD_MARGIN,
 )
 from dpo_pipeline.defaults import (
-    BAGS,
     CALIBRATION_BINS,
     CONFIDENCE_LEVEL,
     JACKKNIFE_FROM,
@@ -39,6 +38,7 @@ from dpo_pipeline.evaluation.estimates import (
     Statistics,
     check_subsets,
     weights_of,
+    words_of_clusters,
 )
 from dpo_pipeline.evaluation.gathering import GROUP, GROUPS, Gathered
 from dpo_pipeline.exact import QUANTA_PER_NAT
@@ -433,14 +433,6 @@ def _agreement(gathered: Gathered, columns: tuple[str, ...], level: float) -> Ag
         auc=_jackknifed(cells, area_under_curve, level, keys=keys, high=1.0),
         by_gap=accuracy_by_gap(cells, groups, level),
     )
-
-
-def words_of_clusters(n: int | None, *, by_prompt: bool) -> str:
-    """Return what was taken as independent, in words; `n` is None for bags."""
-    unit = "prompt" if by_prompt else "pair"
-    if n is None:
-        return f"{BAGS:,} bags of {unit}s, which are taken as independent"
-    return f"{n:,} {unit if n == 1 else unit + 's'}, taken as independent"
 
 
 def intervals_of(

@@ -13,7 +13,7 @@ from statsmodels.stats.multitest import multipletests
 
 from dpo_pipeline import StatisticsOptions, UsageError, evaluate, score
 from dpo_pipeline.cli.program import main
-from dpo_pipeline.sums import growing_tables
+from dpo_pipeline.evaluation import gathering
 from gather_tools import hash_of
 from option_tools import grouped
 from pair_tools import LOGPS
@@ -351,8 +351,8 @@ def test_the_line_over_lengths_is_that_of_statsmodels(statistics, rows):
 
 @FEW_GROUPS
 def test_bags_of_prompts_have_the_spread_of_bags(pairs, rows, monkeypatch):
-    monkeypatch.setattr(growing_tables, "CLUSTERS_HELD", 100)
-    monkeypatch.setattr(growing_tables, "BAGS", 64)
+    monkeypatch.setattr(gathering, "CLUSTERS_HELD", 100)
+    monkeypatch.setattr(gathering, "BAGS", 64)
     found = evaluate(pairs, beta=BETA, by="topic", statistics=True).statistics
     bags = np.array([hash_of(int(prompt)) % 64 for prompt in rows["prompt_id"]])
     value, error, limits = clustered_mean(rows["loss"], bags)
@@ -365,10 +365,12 @@ def test_bags_of_prompts_have_the_spread_of_bags(pairs, rows, monkeypatch):
 
 @FEW_GROUPS
 def test_bags_of_independent_pairs_are_not_called_clustered(pairs, monkeypatch):
-    monkeypatch.setattr(growing_tables, "CLUSTERS_HELD", 100)
-    monkeypatch.setattr(growing_tables, "BAGS", 64)
+    monkeypatch.setattr(gathering, "CLUSTERS_HELD", 100)
+    monkeypatch.setattr(gathering, "BAGS", 64)
     found = evaluate(pairs.drop("prompt_id"), beta=BETA, statistics=True).statistics
     assert "bags of pairs" in found.clusters
+    # The main figures are made from the squares of all pairs.
+    assert found.intervals.clusters == f"{pairs.height:,} pairs, taken as independent"
     estimates = [*found.figures.values(), *found.advantages.values(), found.length.slope]
     methods = {each.interval.method for each in estimates}
     assert "Student t" in methods

@@ -112,9 +112,10 @@ def test_rewards_that_are_all_ties_prefer_nothing(n, beta, said):
     pairs = of_margins([0.0 if beta else 0.5] * n)
     evaluation = dpo_pipeline.evaluate(pairs, beta=beta, statistics=True)
     assert verdict(evaluation, evaluation.statistics) == f"{said}: the rewards prefer nothing."
-    page = Page(evaluation.report())
-    assert "rewards" not in page.specs()
-    assert not any("best rule without rewards" in text for text in page.texts["p"])
+    if n > 1 and beta:  # one page shows it
+        page = Page(evaluation.report())
+        assert "rewards" not in page.specs()
+        assert not any("best rule without rewards" in text for text in page.texts["p"])
 
 
 @pytest.mark.parametrize(
@@ -155,11 +156,13 @@ def test_a_loss_has_a_unit_where_it_is_a_log_likelihood(loss, title, in_table):
     assert ("nats" in said) == (title != "Mean loss")
 
 
-def test_the_best_beta_is_of_the_dpo_loss():
-    pairs = of_margins([0.1, 0.3, -0.2] * 20)
-    for loss, said in (("ipo", "Best beta of the DPO loss (0.1"), ("sigmoid", "Best beta (0.1")):
-        page = Page(dpo_pipeline.evaluate(pairs, loss=loss, statistics=True).report())
-        assert any(text.startswith(said) for text in page.texts["dt"])
+def test_the_best_beta_is_of_the_dpo_loss(page):
+    assert any(text.startswith("Best beta (0.1") for text in page.texts["dt"])
+    evaluation = dpo_pipeline.evaluate(
+        of_margins([0.1, 0.3, -0.2] * 20), loss="ipo", statistics=True
+    )
+    ipo = Page(evaluation.report())
+    assert any(text.startswith("Best beta of the DPO loss (0.1") for text in ipo.texts["dt"])
 
 
 @pytest.mark.parametrize(

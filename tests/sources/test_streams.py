@@ -141,13 +141,14 @@ def test_a_fault_of_a_stream_is_said(pairs):
 
 
 def test_a_stream_holds_a_few_batches():
-    names, size, count = list(LOGPS), 20_000, 300
+    # Polars reads ahead by 60 batches or so, by 80 where other work keeps it from computing.
+    names, size, count = list(LOGPS), 20_000, 600
     held = []
 
     def batches():
         for i in range(count):
             held.append(pa.total_allocated_bytes())
-            columns = [pa.array([-1.0 - i - j * j] * size) for j in range(4)]
+            columns = [pa.repeat(-1.0 - i - j * j, size) for j in range(4)]
             yield pa.record_batch(columns, names=names)
 
     schema = pa.schema([(name, pa.float64()) for name in names])

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, MISSING, replace
 from threading import Event
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from dpo_pipeline import defaults
 from dpo_pipeline.arguments import (
@@ -30,9 +30,6 @@ from dpo_pipeline.arguments import (
 )
 from dpo_pipeline.columns import PAIR_ID, did_you_mean
 from dpo_pipeline.errors import UsageError
-
-if TYPE_CHECKING:
-    import polars as pl
 
 BENCHMARK_NAMES: Final = ("rewardbench", "rewardbench-with-prior-sets")
 """Benchmarks whose sections can be scored."""
@@ -442,22 +439,6 @@ class StatisticsOptions:
         judge = split_names(self.judge_columns, columns)
         is_same = judge == self.judge_columns and weights is self.weights
         return self if is_same else replace(self, judge=judge, weights=weights)
-
-    def check(self, columns: pl.Schema, by: Sequence[str]) -> None:
-        """Raise a UsageError if they do not fit the columns of the pairs or of `by`."""
-        if self.weights and not by:
-            raise UsageError("weights are of subsets: say by which columns (by=, --by)")
-        if self.sections is not None and len(by) != 1:
-            raise UsageError(
-                f"sections of {self.sections} are made of subsets: say by which one column, "
-                f"found by={list(by)!r}"
-            )
-        for name in self.judge_columns:
-            if name not in columns:
-                near = did_you_mean(name, columns)
-                raise UsageError(f"judge: {name!r} is not a column{near}")
-            if not columns[name].is_numeric():
-                raise UsageError(f"judge: {name!r} is {columns[name]}, and must be a number")
 
 
 @group

@@ -36,6 +36,7 @@ from dpo_pipeline.evaluation.estimates import Intervals, Statistics
 from dpo_pipeline.evaluation.estimating import intervals_of, means_of_pairs, statistics_of
 from dpo_pipeline.evaluation.evaluation_result import Evaluation
 from dpo_pipeline.evaluation.gathering import Gathered, Gathering
+from dpo_pipeline.evaluation.planning import check_statistics
 from dpo_pipeline.evaluation.shards import (
     FoundOffences,
     PartialSums,
@@ -303,7 +304,7 @@ class Wanted:
         """Raise a UsageError if a grouping column is missing, nested, or there twice in tables."""
         columns = binding.columns
         if self.statistics is not None:
-            self.statistics.check(columns, self.by)
+            check_statistics(self.statistics, columns, self.by)
         batch_by = self.batching.column if self.batching is not None else None
         for argument, name in [*(("by", name) for name in self.by), ("batches", batch_by)]:
             if name is None:

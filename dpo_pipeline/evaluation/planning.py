@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, Protocol, Self, cast
 
+import polars as pl
+
 from dpo_pipeline.arguments import check_extra, check_page_path, checked_choice, given
-from dpo_pipeline.columns import PAIR_ID, Needs
+from dpo_pipeline.columns import PAIR_ID, Needs, did_you_mean
 from dpo_pipeline.contract import Binding, bind
 from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID
 from dpo_pipeline.engine import Executor, Watch, executor_of
@@ -324,3 +326,19 @@ def warn_of(report: InvalidReport) -> None:
     for text in report.all_warnings:
         # Skips this function, the plan's run and the call itself.
         warnings.warn(f"{report.source}: {text}", DataWarning, stacklevel=4)
+
+
+def check_statistics(asked: StatisticsOptions, columns: pl.Schema, by: Sequence[str]) -> None:
+    """Raise a UsageError if options of statistics do not fit the columns or those of `by`."""
+    if asked.weights and not by:
+        raise UsageError("weights are of subsets: say by which columns (by=, --by)")
+    if asked.sections is not None and len(by) != 1:
+        raise UsageError(
+            f"sections of {asked.sections} are made of subsets: say by which one column, "
+            f"found by={list(by)!r}"
+        )
+    for name in asked.judge_columns:
+        if name not in columns:
+            raise UsageError(f"judge: {name!r} is not a column{did_you_mean(name, columns)}")
+        if not columns[name].is_numeric():
+            raise UsageError(f"judge: {name!r} is {columns[name]}, and must be a number")

@@ -358,7 +358,6 @@ def measure(
     binding = scorer.binding
     dataset.check_keys()
     work, keys = work_of(dataset, scorer, objectives, wanted), subset_keys(wanted.by)
-    gathering, columns = work.gathering, work.columns
     sums = RollUps(
         by=wanted.by,
         subset_keys=keys,
@@ -376,18 +375,12 @@ def measure(
     )
     suspects, gathered = list[ShardTask](), None
     with batch_file or nullcontext():
-        for shard, results in in_order(executor, work.function, work.tasks(), watch.check):
-            n_invalid, first_row = sums.n_invalid, shard.first_row
-            for part in results:
-                if gathering is not None:
-                    found = gathering.part(part, first_row)
-                    gathered = found if gathered is None else gathering.merged([gathered, found])
-                if columns:
-                    lagged = sums.totals is None and NEIGHBOURS_ROWS > 0
-                    sums.add(work.sums.of_rows(part, first_row, lagged=lagged))
-                    first_row += part.height
-                else:
-                    sums.add(part)
+        for shard, results in in_order(executor, work, work.tasks(), watch.check):
+            n_invalid = sums.n_invalid
+            for partial_sums, part in results:
+                sums.add(partial_sums)
+                if part is not None:
+                    gathered = part if gathered is None else work.merged(gathered, part)
             if sums.n_invalid > n_invalid:
                 suspects.append(shard)
             watch.step("evaluating", shard.rows or 0, dataset.rows)
@@ -407,7 +400,7 @@ def measure(
         if work.sums.id_column
         else repeats_of_files(dataset, binding, watch, looks_at_all=wanted.looks_at_all),
         suspects=tuple(suspects),
-        gathered=None if gathering is None or gathered is None else gathering.finished(gathered),
+        gathered=None if gathered is None else work.finished(gathered),
         squares=sums.squares,
         prompts=sums.prompts,
         executor=executor,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import polars as pl
 
@@ -20,7 +19,7 @@ from dpo_pipeline.defaults import (
 )
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.evaluation.gathering import Gathering
+from dpo_pipeline.evaluation.gathering import Gathered, GatheredPart, Gathering
 from dpo_pipeline.losses import CheckedObjective, WithinBatches, is_correct, with_scores_of
 from dpo_pipeline.sources import Dataset, Part, Shard
 from dpo_pipeline.statistics import mixed, with_hashes
@@ -313,17 +312,39 @@ def _counted(rows: pl.DataFrame, first_row: int) -> ClusterCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What is done with each shard: its sums are made, or `columns` of its rows are read."""
+    """What is done with each shard: sums are made of it, or of `columns` of its rows.
+
+    Statistics need the rows, and so do shards whose number of rows is not known.
+    """
 
     rules: RuleSet
     sums: PartialSums
     columns: list[str]
     gathering: Gathering | None
 
-    @property
-    def function(self) -> Callable[[ShardTask], Iterator[Any]]:
-        """From a shard to its sums, or to its rows."""
-        return partial(self.sums.rows, columns=self.columns) if self.columns else self.sums.sums
+    def __call__(self, task: ShardTask) -> Iterator[tuple[Partial, GatheredPart | None]]:
+        """Yield the sums of one shard, chunk by chunk if rows are read, and what is gathered."""
+        if not self.columns:
+            yield from ((sums, None) for sums in self.sums.sums(task))
+            return
+        first = task.first_row
+        for rows in self.sums.rows(task, columns=self.columns):
+            lagged = first == 0 and NEIGHBOURS_ROWS > 0
+            sums = self.sums.of_rows(rows, first, lagged=lagged)
+            yield sums, None if self.gathering is None else self.gathering.part(rows, first)
+            first += rows.height
+
+    def merged(self, one: GatheredPart, other: GatheredPart) -> GatheredPart:
+        """Return what two parts gathered."""
+        if self.gathering is None:
+            raise TypeError("nothing is gathered")
+        return self.gathering.merged([one, other])
+
+    def finished(self, gathered: GatheredPart) -> Gathered:
+        """Return the tables of all that was gathered."""
+        if self.gathering is None:
+            raise TypeError("nothing is gathered")
+        return self.gathering.finished(gathered)
 
     def tasks(self) -> Iterator[ShardTask]:
         """Yield the shards."""

@@ -133,6 +133,9 @@ class _Packing:
         if is_dataclass(value) and not isinstance(value, type):
             own = {each.name: self.plain(getattr(value, each.name)) for each in fields(value)}
             return {f"{type(value).__module__}:{type(value).__name__}": own}
+        if hasattr(value, "__array__") and not isinstance(value, (pl.DataFrame, pl.Series)):
+            flat = self.plain(pl.Series(value.ravel()))
+            return {"array": [flat, list(value.shape)]}
         kind = "frame" if isinstance(value, pl.DataFrame) else "series"
         if not isinstance(value, (pl.DataFrame, pl.Series)):  # a date, say, that breaks a rule
             kind, value = "value", pl.Series([value])
@@ -155,6 +158,9 @@ class _Unpacking:
             return _SEQUENCES[kind](self.value(each) for each in inside)
         if kind == "dict":
             return {self.value(key): self.value(each) for key, each in inside}
+        if kind == "array":
+            flat, shape = inside
+            return self.value(flat).to_numpy().reshape(shape)
         if kind.startswith(_OURS):
             own = {name: self.value(each) for name, each in inside.items()}
             return _class_of(kind)(**own)

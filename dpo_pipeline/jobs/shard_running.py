@@ -19,7 +19,7 @@ from dpo_pipeline.jobs.splitting import ElsewhereLater
 from dpo_pipeline.options import Outputs
 from dpo_pipeline.scoring import ScorePlan, part_tasks
 from dpo_pipeline.storage import StagedFile
-from dpo_pipeline.sums import VALID
+from dpo_pipeline.sums import Partial
 from dpo_pipeline.tables import Part, Printable, Sentence, whole
 
 
@@ -119,7 +119,7 @@ def _done(plan: JobPlan, shard: JobShard, execution: Any) -> ShardResult:
     suspects = []
     for task in (each for each in work.tasks() if shard.holds(each.first_row)):
         watch.check()
-        results = list(work.function(task))
+        results = list(work(task))
         sums[task.first_row] = task.rows or 0, results
         watch.step("evaluating", task.rows or 0, shard.rows)
         if _has_invalid(results):
@@ -149,15 +149,8 @@ def _no_outputs(plan: JobPlan, shard: JobShard, asked: Mapping[str, Any]) -> dic
     return groups if plan.out is None else {**groups, "sink": nothing}
 
 
-def _has_invalid(results: list[Any]) -> bool:
-    for each in results:
-        if isinstance(each, pl.DataFrame):
-            found = not each[VALID].all()
-        else:
-            found = bool((each.sums[N_PAIRS] != each.sums[N_VALID]).any())
-        if found:
-            return True
-    return False
+def _has_invalid(results: list[tuple[Partial, Any]]) -> bool:
+    return any((each.sums[N_PAIRS] != each.sums[N_VALID]).any() for each, _ in results)
 
 
 def _written(

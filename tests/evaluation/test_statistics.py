@@ -535,7 +535,7 @@ def test_the_text_has_the_digits_that_are_known():
         assert f"{value:.3g}" in line.split()
     (subset,) = [line for line in text if line.startswith("a ")]
     assert "<0.0001" in subset.split()
-    assert text.count("intervals from 310 pairs, taken as independent") == 1
+    assert str(found).count("intervals from 310 pairs, taken as independent") == 1
 
 
 def test_one_pair_has_statistics(real_pairs):

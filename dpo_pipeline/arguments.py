@@ -43,6 +43,12 @@ def choice(*names: str) -> Kind:
     return Kind("choice", choices=names)
 
 
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise a UsageError if a value is none of the choices."""
+    if value not in choices:
+        raise UsageError(f"{name} must be one of {', '.join(choices)}, found {value!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
     """Metadata of a field that is an option.

@@ -90,6 +90,9 @@ SINK_CHUNK_ROWS: Final = 16_384
 SINK_CHUNK_BYTES: Final = 2 * 2**20
 """Bytes of such a chunk if rows are wide."""
 
+COMPRESSIONS: Final = ("zstd", "snappy", "none")
+"""How scored pairs can be compressed; the first is the default."""
+
 ZSTD_LEVEL: Final = 1
 """Of all Parquet outputs. Level 3 costs a seventh more CPU and makes numbers no smaller."""
 
@@ -172,6 +175,21 @@ KEYS_HELD: Final = 524_288
 
 NEIGHBOURS_ROWS: Final = 65_536
 """Rows at the start of a dataset that are compared with the reference of their neighbours."""
+
+SUMMED_CHUNK_ROWS: Final = 32_768
+"""Rows that the engine sums at a time."""
+
+SENSE: Final = ("sample", "all")
+"""Which pairs are looked at for what no two models give; the first is the default."""
+
+SENSE_WHOLE: Final = 1_000_000
+"""Rows at the start of a dataset that are all looked at for what no two models give."""
+
+SENSE_STEP: Final = 4_000_000
+"""Of each further so many rows, the first `SENSE_ROWS` are looked at."""
+
+SENSE_ROWS: Final = 65_536
+"""Rows of a sample, in whole pages of Parquet about."""
 
 SENSE_FROM: Final = 50
 """Pairs from which the spread of log-probs is looked at; that of fewer is chance."""

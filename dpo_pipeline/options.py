@@ -21,6 +21,7 @@ from dpo_pipeline.arguments import (
     Kind,
     Option,
     argument,
+    check_choice,
     checked_names,
     choice,
     group,
@@ -127,6 +128,16 @@ class Contract:
         shown=f"{defaults.MAX_LOGP:g}, or the format's",
         default=None,
     )
+    sense: str = option(
+        "--sense",
+        choice(*defaults.SENSE),
+        "Which pairs are searched for repeated ids and for what no two models give.",
+        calls=("check", "evaluate", "sweep", "score"),
+        default=defaults.SENSE[0],
+    )
+
+    def __post_init__(self) -> None:
+        check_choice("sense", self.sense, defaults.SENSE)
 
 
 @group
@@ -269,6 +280,15 @@ class Scored:
         "Cut inputs, between row groups, into parts of at most so many rows: OUT is a folder.",
         default=None,
     )
+    compression: str = option(
+        "--compression",
+        choice(*defaults.COMPRESSIONS),
+        "Of scored and invalid pairs: snappy and none are written faster, and are larger.",
+        default=defaults.COMPRESSIONS[0],
+    )
+
+    def __post_init__(self) -> None:
+        check_choice("compression", self.compression, defaults.COMPRESSIONS)
 
 
 @group

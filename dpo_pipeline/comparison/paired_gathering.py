@@ -13,6 +13,7 @@ from typing import Final
 import polars as pl
 
 from dpo_pipeline.columns import CHOSEN_REWARD, LOSS, N_VALID, REJECTED_REWARD, REWARD_MARGIN
+from dpo_pipeline.defaults import LOGP_LIMIT
 from dpo_pipeline.exact import QUANTA_PER_NAT, bin_of
 from dpo_pipeline.losses import is_correct
 from dpo_pipeline.sources import KEY
@@ -154,7 +155,7 @@ class PairedGathering(GrowingTables):
         """Return the sums of at most 2**20 pairs by cluster."""
         a, b = pl.col("a_right"), pl.col("b_right")
         ties = [pl.col(f"{side}_{REWARD_MARGIN}") == 0.0 for side in "ab"]
-        is_wide = bool(self._objective.columns_to_check(self._max_logp))
+        is_wide = bool(self._objective.columns_to_check(self._max_logp, limit=LOGP_LIMIT))
         # Each side is quantised before the subtraction, as for its mean.
         gaps = {
             name: _parts_of_gap(pl.col(f"b_{name}"), pl.col(f"a_{name}"), is_wide=is_wide)

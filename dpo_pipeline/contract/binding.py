@@ -156,7 +156,7 @@ def bind(
         else rule
         for rule in rules.rules
     )
-    rules = with_whole_rules(RuleSet(rules=told, valid=rules.valid), floats)
+    rules = with_whole_rules(replace_rule(rules, rules=told), floats)
     return Binding(
         mapping=dict(found.mapping),
         rules=with_row_rules(rules, made, found.mapping, needs),

@@ -78,6 +78,7 @@ class Measurement:
             histogram=subsets.histogram,
             statistics=statistics,
             by_objective=by_objective,
+            looks_at_all=groups.contract.sense == "all",
             intervals=intervals,
         )
         wanted.check(binding, dataset)

@@ -45,7 +45,7 @@ from dpo_pipeline.evaluation.shards import (
     Work,
     repeats_of_files,
 )
-from dpo_pipeline.exact import lower_edge
+from dpo_pipeline.exact import SMALL, lower_edge
 from dpo_pipeline.invalid_report import Doubt, InvalidReport
 from dpo_pipeline.losses import CheckedObjective, name_of_score, scores_to_check, with_scores_of
 from dpo_pipeline.options import StatisticsOptions
@@ -251,7 +251,8 @@ class Wanted:
     """What is measured beside the totals.
 
     `by_objective` says whether tables name the objective, even if there is one; `intervals`,
-    whether the main figures have theirs.
+    whether the main figures have theirs; `looks_at_all`, whether what no two models give is looked
+    for in all rows, and not in a sample of them.
     """
 
     by: tuple[str, ...] = ()
@@ -259,6 +260,7 @@ class Wanted:
     histogram: bool = False
     statistics: StatisticsOptions | None = None
     by_objective: bool = False
+    looks_at_all: bool = False
     intervals: bool = False
 
     @property
@@ -394,7 +396,9 @@ def measure(
         batches=batches,
         bins=_sorted(sums.bins, [*keys, BIN]),
         sense=Sense.of_sums(sums.sense_row),
-        repeats=sums.repeats if work.sums.id_column else repeats_of_files(dataset, binding, watch),
+        repeats=sums.repeats
+        if work.sums.id_column
+        else repeats_of_files(dataset, binding, watch, looks_at_all=wanted.looks_at_all),
         suspects=tuple(suspects),
         gathered=None if gathered is None else work.finished(gathered),
         squares=sums.squares,
@@ -460,18 +464,22 @@ def _partial_sums(
         scorer=scorer,
         subsets=dict(zip(keys, map(binding.source_of, wanted.by), strict=True)),
         valid=rules.valid,
+        clean=rules.with_small(
+            scores_to_check(scorer.objectives, 0.0, lowest=-SMALL, limit=SMALL)
+        ).clean,
         tally=partial(
             tally,
             objectives=objectives,
             needs=binding.needs,
-            max_logp=binding.max_logp,
             keys=[*wanted.batch_keys, *keys],
             by_bin=wanted.histogram,
+            few=wanted.only_batches and batching is not None and batching.are_small,
         ),
         extra=[] if batching is None else batching.sums(),
         has_squares=wanted.intervals and not by_prompt,
         by_prompt=by_prompt and wanted.statistics is None,
         is_keyed=wanted.is_keyed,
+        looks_at_all=wanted.looks_at_all,
         # Of files, the column of ids is read apart, unless rows are read with all they hold.
         id_column=PAIR_ID.name if has_ids and (wanted.statistics or not dataset.files) else None,
         most_rows=wanted.shard_rows,

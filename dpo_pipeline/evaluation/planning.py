@@ -389,3 +389,19 @@ def warn_of(report: InvalidReport) -> None:
     for text in report.all_warnings:
         # Skips this function, the plan's run and the call itself.
         warnings.warn(f"{report.source}: {text}", DataWarning, stacklevel=4)
+
+
+def check_statistics(asked: StatisticsOptions, columns: pl.Schema, by: Sequence[str]) -> None:
+    """Raise a UsageError if options of statistics do not fit the columns or those of `by`."""
+    if asked.weights and not by:
+        raise UsageError("weights are of subsets: say by which columns (by=, --by)")
+    if asked.sections is not None and len(by) != 1:
+        raise UsageError(
+            f"sections of {asked.sections} are made of subsets: say by which one column, "
+            f"found by={list(by)!r}"
+        )
+    for name in asked.judge_columns:
+        if name not in columns:
+            raise UsageError(f"judge: {name!r} is not a column{did_you_mean(name, columns)}")
+        if not columns[name].is_numeric():
+            raise UsageError(f"judge: {name!r} is {columns[name]}, and must be a number")

@@ -9,7 +9,7 @@ from typing import Any, Final, Self, TypeAlias
 
 from dpo_pipeline.arguments import checked_beta
 from dpo_pipeline.columns import CHOSEN_REWARD, LOSS, REJECTED_REWARD, Needs, did_you_mean
-from dpo_pipeline.defaults import BETA, LOGP_LIMIT, LOSS_NAME
+from dpo_pipeline.defaults import BETA, LOGP_LIMIT, LOSS_NAME, WIDE_LIMIT
 from dpo_pipeline.errors import ArgumentError, UsageError
 from dpo_pipeline.losses.catalogue import LOSSES
 from dpo_pipeline.losses.dialects import DIALECTS, Dialect, Rewards
@@ -155,18 +155,21 @@ class CheckedObjective:
         """Whether a term depends on the other pairs of a batch."""
         return any(term.loss.is_of_batches for term in self.terms)
 
-    def columns_to_check(self, max_logp: float) -> tuple[str, ...]:
+    def columns_to_check(
+        self, max_logp: float, *, lowest: float = -LOGP_LIMIT, limit: float = WIDE_LIMIT
+    ) -> tuple[str, ...]:
         """Return the scored columns whose values may be too large to be summed, or not finite.
 
-        Empty if sound log-probs rule that out: then rows need no rule, and sums are narrow.
+        Empty if log-probs from `lowest` to `max_logp` rule out scores beyond `limit`: then rows
+        need no rule.
         """
         basis = [term.basis for term in self.terms]
         slow = all(term.loss.grows_as_margin for term in self.terms)
         weight = sum(abs(term.weight) for term in self.terms)
         # The bound |margin| + 2 of a loss: each log-ratio spans the range of two log-probs.
-        largest = 2.0 * self.beta * (LOGP_LIMIT + max(max_logp, 0.0)) + 2.0
+        largest = 2.0 * self.beta * (max(max_logp, 0.0) - lowest) + 2.0
         plain = all(each.f_divergence == REVERSE_KL for each in basis)
-        if plain and slow and weight * largest <= LOGP_LIMIT * (1.0 - 2.0**-40):
+        if plain and slow and weight * largest <= limit * (1.0 - 2.0**-40):
             return ()
         return (CHOSEN_REWARD, REJECTED_REWARD, LOSS)
 

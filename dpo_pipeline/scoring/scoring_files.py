@@ -41,8 +41,9 @@ from dpo_pipeline.storage import is_address
 class ScorePlan(Plan[Evaluation]):
     """The plan of `score_parquet`.
 
-    Scored pairs go to `sink` and keep the columns `carried`. Invalid pairs go to `invalid`, if they
-    are quarantined. `options` are the groups of options, under the parameters of the call.
+    Scored pairs go to `sink` in `compression` and keep the columns `carried`. Invalid pairs go to
+    `invalid`, if they are quarantined. `options` are the groups of options, under the parameters
+    of the call.
     """
 
     measurement: Measurement
@@ -50,6 +51,7 @@ class ScorePlan(Plan[Evaluation]):
     sink: str | os.PathLike[str]
     invalid: str | os.PathLike[str] | None
     carried: tuple[str, ...]
+    compression: str
     options: Mapping[str, Any]
     outputs: tuple[Output, ...]
 
@@ -78,6 +80,7 @@ class ScorePlan(Plan[Evaluation]):
             watch=watch,
             n_valid=n_valid,
             facts=run_facts(made.binding, objective),
+            compression=self.compression,
         )
 
     def run(self) -> Evaluation:
@@ -212,6 +215,7 @@ def score_parquet(
         sink=sink,
         invalid=apart,
         carried=tuple(carried),
+        compression=kept.compression,
         options=groups.as_given(by=subsets, batches=sizes, scored=kept),
         outputs=(*checked, publication.check(sink, parts.relatives)),
     )

@@ -51,13 +51,21 @@ from .repeated_keys import (
     hashed_ids as hashed_ids,
 )
 from .roll_ups import Partial as Partial, RollUps as RollUps
-from .sense import N_UNMOVED as N_UNMOVED, Sense as Sense
+from .sense import (
+    N_UNMOVED as N_UNMOVED,
+    Sense as Sense,
+    are_clean as are_clean,
+    sampled as sampled,
+    sense_columns as sense_columns,
+)
 from .summary import (
     BETA as BETA,
     BIN as BIN,
+    N_CLEAN as N_CLEAN,
     OBJECTIVE as OBJECTIVE,
     SUMMARY_FIGURES as SUMMARY_FIGURES,
     Summary as Summary,
+    counts_in as counts_in,
     figures as figures,
     merge as merge,
     reward_sums as reward_sums,

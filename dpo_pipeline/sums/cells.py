@@ -34,7 +34,6 @@ from dpo_pipeline.sums.pair_sums import PRECISIONS, coarse_bin, longer_by
 Whole = NDArray[np.int64]
 Numbers = NDArray[np.float64]
 
-_ALMOST_HALF: Final = float(np.nextafter(0.5, 0.0))
 _LIMB: Final = 2.0**24
 _LIMBS: Final = 4
 _MOST: Final = 2.0**63
@@ -46,8 +45,8 @@ _CELLS: Final = 2**22
 
 
 def whole_quanta(values: Numbers) -> Numbers:
-    """Return values in quanta as whole Float64, rounded as `exact.quanta` does it."""
-    return np.floor(values * QUANTA_PER_NAT + _ALMOST_HALF)
+    """Return values in quanta as whole Float64, rounded half to even as by `exact_sum`."""
+    return np.rint(values * QUANTA_PER_NAT)
 
 
 def exact_sums(codes: Whole, n: int, whole: Numbers, most: int) -> pl.Series:

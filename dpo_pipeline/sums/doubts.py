@@ -7,7 +7,8 @@ a doubt: `tests/evaluation/test_sound_sets.py` makes such sets and plants faults
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import Final
 
@@ -100,11 +101,19 @@ def doubts_of(
         return ()
     are_logps = max_logp <= 2.0 * BF16_EXCESS
     copies = [*_unmoved(sense, subsets), *_copies(sense)]
-    whole = chain(copies, _averaged(sense) if are_logps else (), _constant(sense))
-    found = list(whole) or list(_all_ties(sense, n_ties))
+    seen = chain(_averaged(sense) if are_logps else (), _constant(sense))
+    found = [*copies, *_of_sample(sense, seen)] or list(_all_ties(sense, n_ties))
     if are_logps and not found:
-        found += _sums(sense)
+        found += _of_sample(sense, _sums(sense))
     return (*found, *_repeated(repeats))
+
+
+def _of_sample(sense: Sense, found: Iterable[Doubt]) -> Iterator[Doubt]:
+    """Yield doubts, saying how many pairs they rest on if these are a sample."""
+    for each in found:
+        rests_on = f"seen in {sense.n_seen:,} of {sense.n_valid:,} valid pairs"
+        is_sample = sense.n_seen < sense.n_valid
+        yield replace(each, evidence=f"{each.evidence}; {rests_on}") if is_sample else each
 
 
 def _all_ties(sense: Sense, n_ties: int | None) -> Iterator[Doubt]:
@@ -380,12 +389,12 @@ def _copies(sense: Sense) -> Iterator[Doubt]:
         for ours, other in ((_C, _R), (_R, _C)):
             share = sense.share_equal(ours, _theirs(ours))
             elsewhere = sense.share_equal(other, _theirs(other))
-            if share >= max(_PARTLY_COPIED, _FEWEST / sense.n_valid) and elsewhere < share / 4.0:
-                yield _copy(ours, _theirs(ours), share, sense.n_valid)
+            if share >= max(_PARTLY_COPIED, _FEWEST / sense.n_compared) and elsewhere < share / 4.0:
+                yield _copy(ours, _theirs(ours), share, sense.n_compared)
         for one, other in ((_C, _REF_R), (_R, _REF_C)):
             share = sense.share_equal(one, other)
             if share >= _COPIED:
-                yield _copy(one, other, share, sense.n_valid)
+                yield _copy(one, other, share, sense.n_compared)
     alike = {
         (one, other): sense.share_equal(one, other)
         for one, other in ((_C, _R), (_REF_C, _REF_R))
@@ -395,7 +404,7 @@ def _copies(sense: Sense) -> Iterator[Doubt]:
     if not (sense.has_reference and min(alike.values()) >= _COPIED):
         for (one, other), share in alike.items():
             if share >= _COPIED:
-                yield _copy(one, other, share, sense.n_valid)
+                yield _copy(one, other, share, sense.n_compared)
 
 
 def _theirs(ours: str) -> str:
@@ -450,7 +459,7 @@ def _averaged(sense: Sense) -> Iterator[Doubt]:
 def _constant(sense: Sense) -> Iterator[Doubt]:
     """Yield columns with one value. One completion against several is constant in both models."""
     constant = [name for name in sense.lowest if sense.lowest[name] == sense.highest[name]]
-    if sense.n_valid == 1 or (not sense.has_reference and len(constant) < len(sense.lowest)):
+    if sense.n_seen == 1 or (not sense.has_reference and len(constant) < len(sense.lowest)):
         return
     for name in constant:
         side = "_chosen_" if "_chosen_" in name else "_rejected_"
@@ -458,7 +467,7 @@ def _constant(sense: Sense) -> Iterator[Doubt]:
         if len(alike) == 1 or len(constant) == len(sense.lowest):
             yield Doubt(
                 "constant",
-                f"{name} is {sense.lowest[name]:.6g} on all {sense.n_valid:,} valid pairs",
+                f"{name} is {sense.lowest[name]:.6g} on all {sense.n_seen:,} valid pairs",
                 "a constant column is no model's output",
                 _LOOK_AT_LOGPS,
                 _OF_SUMS,
@@ -475,6 +484,8 @@ def _repeated(repeats: Repeats | None) -> Iterator[Doubt]:
         how = (
             f"about {n / seen:.2%} of the pairs, by a sample of {seen:,} ids, have that of another"
         )
+    if not repeats.is_of_all:
+        how += "; not all pairs were looked at"
     yield Doubt(
         "repeated_ids",
         "pair_id is there more than once",

@@ -109,7 +109,6 @@ class GrowingTables:
             valid=pl.col(VALID),
             objectives=(self._objective,),
             needs=self._needs,
-            max_logp=self._max_logp,
             keys=keys,
             with_sense=not keys,
             extra=extra,

@@ -19,7 +19,7 @@ from dpo_pipeline.sums.summary import BIN, merge
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partial:
-    """Sums of some rows: by key, if there are keys, and then `sense` apart; and hashed ids.
+    """Sums of some rows, by key if there are keys; those of `sense`, if looked at; hashed ids.
 
     `prompts` are counts by prompt, where the interval of the accuracy needs them.
     """
@@ -81,10 +81,15 @@ class RollUps:
         self._unique_batches = unique_batches
 
     @property
+    def n_pairs(self) -> int:
+        """Rows so far."""
+        return 0 if self.totals is None else int(self.totals[N_PAIRS].item())
+
+    @property
     def sense_row(self) -> dict[str, Any]:
         """The sums that `Sense` is made from."""
         found = {N_VALID: 0} if self.totals is None else self.totals.row(0, named=True)
-        return found | ({} if self._sense is None else self._sense.row(0, named=True))
+        return ({} if self._sense is None else self._sense.row(0, named=True)) | found
 
     @property
     def repeats(self) -> Repeats:

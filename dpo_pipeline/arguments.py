@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import sys
@@ -12,7 +13,7 @@ from numbers import Real
 from types import MappingProxyType
 from typing import Any, Final, TypeVar, dataclass_transform
 
-from dpo_pipeline.defaults import LOGP_LIMIT
+from dpo_pipeline.defaults import BENCHMARK_NAMES, LOGP_LIMIT
 from dpo_pipeline.errors import ArgumentError, UsageError
 
 _NEEDED: Final = ("altair", "vl_convert")
@@ -38,6 +39,21 @@ class Kind:
     secret: bool = False
 
 
+FLAG: Final = Kind("flag")
+NUMBER: Final = Kind("number")
+WHOLE: Final = Kind("whole")
+PATH: Final = Kind("path")
+SHARE: Final = Kind("share")
+FORMAT: Final = Kind("format")
+COLUMN: Final = Kind("text", "COLUMN")
+COLUMNS: Final = Kind("text", "COLUMN[,COLUMN]", repeats=True)
+OBJECT: Final = Kind("object", "MODULE:NAME")
+ROLE_COLUMNS: Final = Kind("roles", "ROLE=NAME", repeats=True, completes="role")
+LOSSES: Final = Kind("losses", "NAME[=WEIGHT]", repeats=True, completes="loss")
+VALUES: Final = Kind("values", "NAME=VALUE", repeats=True)
+NUMBERS: Final = Kind("numbers", "NAME=VALUE", repeats=True)
+
+
 def choice(*names: str) -> Kind:
     """Return the kind of an option that takes one of these names."""
     return Kind("choice", choices=names)
@@ -47,6 +63,17 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise a UsageError if a value is none of the choices."""
     if value not in choices:
         raise UsageError(f"{name} must be one of {', '.join(choices)}, found {value!r}")
+
+
+def check_benchmark(name: str | None) -> None:
+    """Raise a UsageError if there is no benchmark of this name."""
+    if name is not None and name not in BENCHMARK_NAMES:
+        near = difflib.get_close_matches(str(name), BENCHMARK_NAMES, n=1, cutoff=0.7)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise UsageError(
+            f"sections: there is no benchmark {name!r}{hint}; "
+            f"there are {', '.join(BENCHMARK_NAMES)}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

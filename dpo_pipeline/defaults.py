@@ -231,3 +231,6 @@ OnInvalid = Literal["raise", "exclude"]
 OnInvalidJob = Literal["raise", "exclude", "quarantine"]
 ON_INVALID: Final[tuple[str, ...]] = get_args(OnInvalid)
 ON_INVALID_JOB: Final[tuple[str, ...]] = get_args(OnInvalidJob)
+
+BENCHMARK_NAMES: Final = ("rewardbench", "rewardbench-with-prior-sets")
+"""Benchmarks whose sections can be scored."""

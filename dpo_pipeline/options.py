@@ -15,12 +15,13 @@ from threading import Event
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, Literal
 
-from dpo_pipeline import defaults
+from dpo_pipeline import arguments as kinds, defaults
 from dpo_pipeline.arguments import (
     NOTHING,
     Kind,
     Option,
     argument,
+    check_benchmark,
     check_choice,
     checked_names,
     choice,
@@ -28,25 +29,9 @@ from dpo_pipeline.arguments import (
     option,
     split_names,
 )
-from dpo_pipeline.columns import PAIR_ID, did_you_mean
+from dpo_pipeline.columns import PAIR_ID
 from dpo_pipeline.errors import UsageError
 
-BENCHMARK_NAMES: Final = ("rewardbench", "rewardbench-with-prior-sets")
-"""Benchmarks whose sections can be scored."""
-
-FLAG: Final = Kind("flag")
-NUMBER: Final = Kind("number")
-WHOLE: Final = Kind("whole")
-PATH: Final = Kind("path")
-SHARE: Final = Kind("share")
-FORMAT: Final = Kind("format")
-COLUMN: Final = Kind("text", "COLUMN")
-COLUMNS: Final = Kind("text", "COLUMN[,COLUMN]", repeats=True)
-OBJECT: Final = Kind("object", "MODULE:NAME")
-ROLE_COLUMNS: Final = Kind("roles", "ROLE=NAME", repeats=True, completes="role")
-LOSSES: Final = Kind("losses", "NAME[=WEIGHT]", repeats=True, completes="loss")
-VALUES: Final = Kind("values", "NAME=VALUE", repeats=True)
-NUMBERS: Final = Kind("numbers", "NAME=VALUE", repeats=True)
 _FORMAT: Final = "by the ending of the name, else parquet"
 
 
@@ -60,7 +45,7 @@ class Pairs:
     _: KW_ONLY
     format: str | None = option(
         "--format",
-        FORMAT,
+        kinds.FORMAT,
         "The format of PAIRS.",
         varied={
             "compare": "The format of A and of B, which `evaluate --help` describes.",
@@ -71,7 +56,7 @@ class Pairs:
     )
     columns: Mapping[str, str] | None = option(
         "--column",
-        ROLE_COLUMNS,
+        kinds.ROLE_COLUMNS,
         "The input column of a role. Repeatable.",
         default=None,
     )
@@ -86,24 +71,28 @@ class Reference:
 
     source: Any = option(
         "--reference",
-        PATH,
+        kinds.PATH,
         "The reference's log-probs, if PAIRS has the policy's alone.",
         default=MISSING,
     )
     _: KW_ONLY
     on: str = option(
         "--on",
-        COLUMN,
+        kinds.COLUMN,
         "The key that joins PAIRS and --reference.",
         default=PAIR_ID.name,
         varied={"compare": "The key that joins A, B and --reference."},
     )
     format: str | None = option(
-        "--reference-format", FORMAT, "The format of --reference.", shown=_FORMAT, default=None
+        "--reference-format",
+        kinds.FORMAT,
+        "The format of --reference.",
+        shown=_FORMAT,
+        default=None,
     )
     columns: Mapping[str, str] | None = option(
         "--reference-column",
-        ROLE_COLUMNS,
+        kinds.ROLE_COLUMNS,
         "As --column, for --reference. Repeatable.",
         default=None,
     )
@@ -115,7 +104,7 @@ class Contract:
 
     schema: Any = option(
         "--contract",
-        OBJECT,
+        kinds.OBJECT,
         "A pandera schema or model whose checks are added to the contract's.",
         consent=True,
         default=None,
@@ -123,7 +112,7 @@ class Contract:
     _: KW_ONLY
     max_logp: float | None = option(
         "--max-logp",
-        NUMBER,
+        kinds.NUMBER,
         "Largest log-probability accepted, in nats; bf16 exports can reach 0.125.",
         shown=f"{defaults.MAX_LOGP:g}, or the format's",
         default=None,
@@ -146,7 +135,7 @@ class Objective:
 
     loss: Any = option(
         "--loss",
-        LOSSES,
+        kinds.LOSSES,
         "A loss (`dpo-pipeline losses` lists them). Repeated: their weighted sum.",
         default=defaults.LOSS_NAME,
         shown=defaults.LOSS_NAME,
@@ -160,7 +149,7 @@ class Objective:
     _: KW_ONLY
     beta: Any = option(
         "--beta",
-        NUMBER,
+        kinds.NUMBER,
         "KL strength of the loss, at least 0.",
         shown=f"{defaults.BETA:g}, or the dialect's",
         varied={
@@ -173,7 +162,7 @@ class Objective:
     )
     arguments: Mapping[str, float | bool | str] = option(
         "--loss-arg",
-        VALUES,
+        kinds.VALUES,
         "An argument of the loss: label_smoothing=0.1, per_token=true. Repeatable.",
         default=NOTHING,
     )
@@ -190,12 +179,12 @@ class Subsets:
     """Figures by subset."""
 
     by: str | Sequence[str] = option(
-        "--by", COLUMNS, default=(), help="Figures by subset, of one column or several."
+        "--by", kinds.COLUMNS, default=(), help="Figures by subset, of one column or several."
     )
     _: KW_ONLY
     histogram: bool = option(
         "--histogram",
-        FLAG,
+        kinds.FLAG,
         "Also the histogram of margins (with --json).",
         default=False,
         calls=("evaluate", "score"),
@@ -219,15 +208,15 @@ class Batches:
     SHORT: ClassVar[Mapping[Any, str]] = MappingProxyType({str: "file", os.PathLike: "file"})
 
     size: int | None = option(
-        "--batch-size", WHOLE, "Means of so many consecutive rows.", default=None
+        "--batch-size", kinds.WHOLE, "Means of so many consecutive rows.", default=None
     )
     _: KW_ONLY
     by: str | None = option(
-        "--batch-by", COLUMN, help="Means by the value of a column.", default=None
+        "--batch-by", kinds.COLUMN, help="Means by the value of a column.", default=None
     )
     file: str | os.PathLike[str] | None = option(
         "--batches",
-        PATH,
+        kinds.PATH,
         "Write the batch means to this Parquet file; needed beyond "
         f"{defaults.MAX_BATCHES_HELD:,} batches.",
         default=None,
@@ -249,13 +238,13 @@ class OnInvalid:
     _: KW_ONLY
     at_most: float | None = option(
         "--max-invalid",
-        SHARE,
+        kinds.SHARE,
         "Fail if more pairs are invalid: a count (10) or a share (0.01, 1%).",
         default=None,
     )
     file: str | os.PathLike[str] | None = option(
         "--invalid",
-        PATH,
+        kinds.PATH,
         "Where quarantined pairs go.",
         shown="beside OUT, with .invalid before the ending",
         calls=("score",),
@@ -268,15 +257,15 @@ class Scored:
     """What scored pairs contain, and how they are cut into files."""
 
     keep: str | Sequence[str] | None = option(
-        "--keep", COLUMNS, "Input columns to carry along.", default=None
+        "--keep", kinds.COLUMNS, "Input columns to carry along.", default=None
     )
     _: KW_ONLY
     replace: bool = option(
-        "--replace", FLAG, "Overwrite input columns named like an output's.", default=False
+        "--replace", kinds.FLAG, "Overwrite input columns named like an output's.", default=False
     )
     part_rows: int | None = option(
         "--part-rows",
-        WHOLE,
+        kinds.WHOLE,
         "Cut inputs, between row groups, into parts of at most so many rows: OUT is a folder.",
         default=None,
     )
@@ -297,7 +286,7 @@ class Outputs:
 
     summary: str | os.PathLike[str] | None = option(
         "--summary",
-        PATH,
+        kinds.PATH,
         "Keep the JSON document in this file.",
         calls=("check", "evaluate", "sweep", "score", "compare"),
         default=None,
@@ -305,24 +294,24 @@ class Outputs:
     _: KW_ONLY
     report: str | os.PathLike[str] | None = option(
         "--report",
-        PATH,
+        kinds.PATH,
         "Write the report, an HTML page, to this file (extra `report`). Asks for statistics.",
         calls=("evaluate", "compare"),
         default=None,
     )
     overwrite: bool = option(
-        "--overwrite", FLAG, default=False, help="Replace outputs that exist.", consent=True
+        "--overwrite", kinds.FLAG, default=False, help="Replace outputs that exist.", consent=True
     )
     show: str | Sequence[str] = option(
         "--show",
-        COLUMNS,
+        kinds.COLUMNS,
         "Show these columns (prompt, chosen, rejected) of the worst pairs and of invalid rows.",
         calls=("check", "evaluate", "compare"),
         default=(),
     )
     worst: int = option(
         "--worst",
-        WHOLE,
+        kinds.WHOLE,
         f"List so many of the lowest margins, or flips; up to {defaults.WORST_HELD}.",
         calls=("evaluate", "compare"),
         default=defaults.ROWS_SHOWN,
@@ -372,7 +361,7 @@ class Execution:
     )
     credential_provider: Callable[[], Any] | Literal["auto"] | None = option(
         "--credential-provider",
-        OBJECT,
+        kinds.OBJECT,
         "A function that gives credentials of the store, as in Polars.",
         consent=True,
         default="auto",
@@ -394,7 +383,7 @@ class StatisticsOptions:
 
     ASKED_BY: ClassVar[Option] = Option(
         "--statistics",
-        FLAG,
+        kinds.FLAG,
         "Also intervals, baselines, calibration, length and findings. Pairs of one prompt_id "
         "are taken as one sample, pairs without it as independent.",
         calls=("evaluate",),
@@ -403,14 +392,14 @@ class StatisticsOptions:
     _: KW_ONLY
     level: float = option(
         "--level",
-        NUMBER,
+        kinds.NUMBER,
         "Of the intervals. Asks for statistics, as do the next three.",
         default=defaults.CONFIDENCE_LEVEL,
         varied={"compare": "Of the intervals; a p-value below 1 - level is a difference shown."},
     )
     judge: str | tuple[str, ...] = option(
         "--judge",
-        COLUMNS,
+        kinds.COLUMNS,
         "A judge's score of chosen less rejected, or the two scores, chosen first.",
         default=(),
         calls=("evaluate",),
@@ -437,12 +426,7 @@ class StatisticsOptions:
             raise UsageError(f"level must be above 0 and below 1, found {self.level!r}")
         if len(self.judge_columns) > 2:  # noqa: PLR2004  a gap, or two scores
             raise UsageError(f"judge must be one column or two, found {self.judge!r}")
-        if self.sections is not None and self.sections not in BENCHMARK_NAMES:
-            near = did_you_mean(str(self.sections), BENCHMARK_NAMES)
-            raise UsageError(
-                f"sections: there is no benchmark {self.sections!r}{near}; "
-                f"there are {', '.join(BENCHMARK_NAMES)}"
-            )
+        check_benchmark(self.sections)
 
     @property
     def judge_columns(self) -> tuple[str, ...]:
@@ -469,7 +453,7 @@ class Gates:
     _: KW_ONLY
     under: Mapping[str, float] = option(
         "--fail-under",
-        NUMBERS,
+        kinds.NUMBERS,
         "Exit code 4 if a figure is smaller, after all is printed and written. Names are "
         "TRL's (rewards/accuracies) or the library's (reward_accuracy, advantage/longer, macro). "
         "Repeatable.",
@@ -481,19 +465,19 @@ class Gates:
     )
     over: Mapping[str, float] = option(
         "--fail-over",
-        NUMBERS,
+        kinds.NUMBERS,
         "The same if a figure is larger (loss, n_invalid). Repeatable.",
         default=NOTHING,
     )
     by_interval: bool = option(
         "--fail-on-interval",
-        FLAG,
+        kinds.FLAG,
         "Compare the end of the interval that is nearer to failing, not the value.",
         default=False,
     )
     no_verdict: bool = option(
         "--fail-on-no-verdict",
-        FLAG,
+        kinds.FLAG,
         "Exit code 4 if the policies cannot be compared, or no test can be made.",
         default=False,
         calls=("compare",),

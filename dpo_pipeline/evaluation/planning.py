@@ -236,23 +236,6 @@ def statistics_of_call(statistics: Any, outputs: Outputs) -> StatisticsOptions |
     return StatisticsOptions() if statistics is True else given(StatisticsOptions, statistics)
 
 
-def check_statistics(asked: StatisticsOptions, columns: pl.Schema, by: Sequence[str]) -> None:
-    """Raise a UsageError if they do not fit the columns of the pairs or of `by`."""
-    if asked.weights and not by:
-        raise UsageError("weights are of subsets: say by which columns (by=, --by)")
-    if asked.sections is not None and len(by) != 1:
-        raise UsageError(
-            f"sections of {asked.sections} are made of subsets: say by which one column, "
-            f"found by={list(by)!r}"
-        )
-    for name in asked.judge_columns:
-        if name not in columns:
-            near = did_you_mean(name, columns)
-            raise UsageError(f"judge: {name!r} is not a column{near}")
-        if not columns[name].is_numeric():
-            raise UsageError(f"judge: {name!r} is {columns[name]}, and must be a number")
-
-
 def check_report(outputs: Outputs) -> None:
     """Raise a UsageError if there is to be a report that cannot be made."""
     if outputs.report is not None:

@@ -47,7 +47,7 @@ def said(result):
         document[side] |= {"source": None, "borrowed": None}
     text = repr((document, result.changes.rows(), result.margins.rows()))
     for side, name in zip("AB", names, strict=True):
-        text = text.replace(f"{name} ({side})", side).replace(f"{side} ({side})", side)
+        text = text.replace(f"({name})", f"({side})")
     return text
 
 

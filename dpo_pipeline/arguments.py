@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import sys
@@ -13,6 +12,7 @@ from numbers import Real
 from types import MappingProxyType
 from typing import Any, Final, TypeVar, dataclass_transform
 
+from dpo_pipeline.columns import did_you_mean
 from dpo_pipeline.defaults import BENCHMARK_NAMES, LOGP_LIMIT
 from dpo_pipeline.errors import ArgumentError, UsageError
 
@@ -68,12 +68,8 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 def check_benchmark(name: str | None) -> None:
     """Raise a UsageError if there is no benchmark of this name."""
     if name is not None and name not in BENCHMARK_NAMES:
-        near = difflib.get_close_matches(str(name), BENCHMARK_NAMES, n=1, cutoff=0.7)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise UsageError(
-            f"sections: there is no benchmark {name!r}{hint}; "
-            f"there are {', '.join(BENCHMARK_NAMES)}"
-        )
+        near, there = did_you_mean(str(name), BENCHMARK_NAMES), ", ".join(BENCHMARK_NAMES)
+        raise UsageError(f"sections: there is no benchmark {name!r}{near}; there are {there}")
 
 
 @dataclass(frozen=True, slots=True)

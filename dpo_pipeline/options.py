@@ -415,8 +415,7 @@ class StatisticsOptions:
     sections: str | None = option(
         "--sections",
         Kind("text", "BENCHMARK"),
-        "Score the sections of rewardbench, or rewardbench-with-prior-sets, from its subsets "
-        "(--by).",
+        "Score the sections of rewardbench, or rewardbench-with-prior-sets, by --by.",
         calls=("evaluate",),
         default=None,
     )
@@ -442,8 +441,7 @@ class StatisticsOptions:
                 for key, weight in weights.items()
             }
         judge = split_names(self.judge_columns, columns)
-        is_same = judge == self.judge_columns and weights is self.weights
-        return self if is_same else replace(self, judge=judge, weights=weights)
+        return replace(self, judge=judge, weights=weights)
 
 
 @group
@@ -487,18 +485,16 @@ class Gates:
 _READ: Final = {"pairs": Pairs, "reference": Reference, "contract": Contract, "loss": Objective}
 _RUN: Final = {"on_invalid": OnInvalid, "outputs": Outputs, "execution": Execution}
 _GROUPED: Final = {"by": Subsets, "batches": Batches}
+_SURE: Final = {"statistics": StatisticsOptions}
 
 CALLS: Final[Mapping[str, Mapping[str, type[Any]]]] = MappingProxyType(
     {
         "check": _READ | _RUN,
-        "evaluate": _READ | _GROUPED | {"statistics": StatisticsOptions} | _RUN | {"gates": Gates},
+        "evaluate": _READ | _GROUPED | _SURE | _RUN | {"gates": Gates},
         "sweep": _READ | _GROUPED | _RUN,
         "score": _READ | _GROUPED | {"scored": Scored} | _RUN | {"gates": Gates},
         "convert": {"pairs": Pairs, "outputs": Outputs, "execution": Execution},
-        "compare": _READ
-        | {"by": Subsets, "statistics": StatisticsOptions}
-        | _RUN
-        | {"gates": Gates},
+        "compare": _READ | {"by": Subsets} | _SURE | _RUN | {"gates": Gates},
     }
 )
 """Command to its groups of options, by the parameter of the call."""

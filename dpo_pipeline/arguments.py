@@ -168,7 +168,8 @@ def differing(groups: Mapping[str, Any], call: str) -> dict[str, Any]:
         if made is not None
         for each, declared in options_of(type(made), call)
         for value in [getattr(made, each.name)]
-        if value != default_of(each)
+        # Dataframes, which a default is never, are equal to nothing.
+        if value is not (usual := default_of(each)) and (usual is MISSING or value != usual)
     }
 
 

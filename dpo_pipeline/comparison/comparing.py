@@ -239,7 +239,7 @@ def compare(
     without prompts each pair is a cluster. Every figure comes from exact sums, so that it
     does not depend on the order of rows, files or threads. Sides with the same keys in one order
     are read once, side by side; others are parted by their keys, in the temporary folder if they
-    are long. Memory does not grow with the pairs.
+    are long.
 
     A side without reference log-probs takes those of the other side: with one reference for
     both, B's file needs no more than a key and the policy's two log-probs.

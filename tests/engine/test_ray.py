@@ -29,7 +29,7 @@ TOOL = TOOLS / "ray_tools.py"
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0" * 24 + "01000000"}
 N_PARTS = 18
 TASKS = {
-    "sums": 5,  # 690 pairs in shards of 150
+    "Work": 5,  # 690 pairs in shards of 150
     "scored": N_PARTS,  # six files of 115 pairs in row groups of 40
     "invalid": N_PARTS,
 }

@@ -22,8 +22,11 @@ settings.register_profile("project", deadline=None, suppress_health_check=[Healt
 settings.load_profile("project")
 
 
-# Lines stay whole, so that a test finds its words, however long the name of its folder.
-os.environ["COLUMNS"] = "1000"
+def pytest_configure(config):
+    """Lines stay whole where tests run, so that they find their words; pytest's own are as wide as
+    the terminal."""
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", 0):
+        os.environ["COLUMNS"] = "1000"
 
 
 @pytest.fixture(autouse=True)

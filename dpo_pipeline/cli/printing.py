@@ -94,6 +94,11 @@ def print_result(result: Printable, ctx: click.Context) -> int:
     if form == "json":
         click.echo(result.to_json())
     elif form == "csv":
+        for part in _wanted(result, ctx):  # which a table of figures alone would lose
+            if isinstance(part, Sentence) and (
+                part.label in _WARNINGS or part.text.startswith("no verdict")
+            ):
+                say(f"{part.label}: {part.text}" if part.label else part.text, err=True)
         click.echo(shown(result.to_csv(), _ENDLESS), nl=False)
     else:
         _print_parts(list(_wanted(result, ctx)), form, ctx)

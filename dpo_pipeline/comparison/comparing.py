@@ -298,7 +298,8 @@ def compare(
         replace(groups, pairs=each, reference=_own_reference(each)).opened(key, name)
         for each, name in zip((a, b), "AB", strict=True)
     )
-    subsets = subsets.within({*sides[0].columns, *sides[1].columns})
+    there = {*sides[0].columns, *sides[1].columns}
+    groups, subsets = groups.showing(there), subsets.within(there)
     for name in subsets.names:
         if name in SUBSET_FIGURES:
             raise UsageError(f"by: {name!r} is the name of a figure; rename the column before")

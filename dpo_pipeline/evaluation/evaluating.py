@@ -274,7 +274,7 @@ def evaluate(
     objective = groups.objective
     subsets, parts = given(Subsets, by), given(Batches, batches)
     dataset = groups.opened()
-    subsets = subsets.within(dataset.columns)
+    groups, subsets = groups.showing(dataset.columns), subsets.within(dataset.columns)
     asked = None if asked is None else asked.within(dataset.columns, subsets.names)
     # Scores in the data are computed again, whatever beta they had.
     adds = [added.name for added in SCORED]
@@ -349,6 +349,7 @@ def check(
         raise UsageError("check leaves pairs as they are: say how many may be invalid (at_most)")
     objective = groups.objective
     dataset = groups.opened()
+    groups = groups.showing(dataset.columns)
     binding = groups.bound(dataset, objective.needs, adds=[added.name for added in SCORED])
     # Score only if sound log-probs can give a score too large to be summed.
     scored = (objective,) if objective.columns_to_check(binding.max_logp) else ()

@@ -319,6 +319,11 @@ class Evaluation(Reported):
         return self.intervals if self.statistics is None else self.statistics
 
     @property
+    def no_verdict(self) -> str | None:
+        """The verdict, if what is surely wrong with the log-probs withholds it: no gate passes."""
+        return None if self._decisive_doubt is None else self.verdict
+
+    @property
     def withheld(self) -> str | None:  # noqa: PLR0911  one reason after the other
         """Why there is no verdict; None if there is one."""
         doubt, summary = self._decisive_doubt, self.summary

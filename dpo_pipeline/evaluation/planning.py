@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, Protocol, Self, cast
 
 import polars as pl
 
-from dpo_pipeline.arguments import check_extra, check_page_path, checked_choice, given
+from dpo_pipeline.arguments import check_extra, check_page_path, checked_choice, given, split_names
 from dpo_pipeline.columns import OF_SUBSET, PAIR_ID, SHOWN, Needs, did_you_mean
 from dpo_pipeline.contract import Binding, bind
 from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID, ROWS_SHOWN
@@ -63,6 +63,11 @@ class Groups:
     on_invalid: OnInvalid
     outputs: Outputs
     execution: Execution
+
+    def showing(self, columns: Collection[str]) -> Self:
+        """Return the same for these columns: what is to be shown is taken apart at commas."""
+        names = split_names(self.outputs.shown, columns)
+        return replace(self, outputs=replace(self.outputs, show=names))
 
     @classmethod
     def of(cls, asked: Mapping[str, Any], actions: Iterable[str] = ON_INVALID) -> Self:

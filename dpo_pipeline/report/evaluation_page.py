@@ -72,6 +72,8 @@ def verdict(evaluation: Evaluation, statistics: Statistics) -> str:
     if statistics.tie_rate == 1.0:
         all_of_them = "The pair is a tie" if accuracy.n == 1 else f"All {n} are ties"
         return f"{all_of_them}: the rewards prefer nothing."
+    if evaluation.no_verdict is not None:
+        return f"N{evaluation.no_verdict[1:]}."
     interval = accuracy.interval
     told = "not told apart from"
     if interval is not None and interval.low > COIN:
@@ -86,7 +88,7 @@ def _lead(evaluation: Evaluation, statistics: Statistics) -> Iterator[str]:
     summary = evaluation.summary
     gains = statistics.advantages
     hardest = min(gains, key=lambda name: gains[name].value, default=None)
-    if hardest is not None and statistics.tie_rate < 1.0:
+    if hardest is not None and statistics.tie_rate < 1.0 and evaluation.no_verdict is None:
         rules = {
             "longer": "preferring the longer completion",
             "shorter": "preferring the shorter completion",

@@ -7,6 +7,7 @@ import pytest
 
 import dpo_pipeline
 from command_tools import run
+from dpo_pipeline.report import evaluation_page
 from pair_tools import ROOT
 
 REFS = ("ref_chosen_logps", "ref_rejected_logps")
@@ -55,3 +56,12 @@ def test_columns_to_show_may_have_commas_between(capsys, call):
     assert code == 0, err
     if call != "check":
         assert "split" in out
+
+
+def test_the_page_gives_no_verdict_either(shifted):
+    result = dpo_pipeline.evaluate(shifted, statistics=True)
+    said = evaluation_page.verdict(result, result.statistics)
+    assert said.startswith("No verdict: the rows of policy and reference are shifted")
+    assert "coin toss" not in said
+    sound = dpo_pipeline.evaluate(ROOT / "examples/pairs.parquet", statistics=True)
+    assert "better than a coin toss" in evaluation_page.verdict(sound, sound.statistics)

@@ -24,8 +24,6 @@ from dpo_pipeline.tables import (
 if TYPE_CHECKING:
     import polars as pl
 
-    from dpo_pipeline.options import OnInvalid
-
 
 _LONG_NUMBER = 9
 """Characters from which a number is written with eight digits."""
@@ -257,20 +255,6 @@ class InvalidReport(Printable):
         heads = (Column("rule"), Column("must be", wraps=True), Column("rows"))
         yield Table(columns=(*heads, Column("first at", wraps=True)), rows=rows, most=None)
         yield from self._shown_parts()
-
-
-def why_refused(
-    on_invalid: OnInvalid, n_invalid: int, n_pairs: int, noun: str, where: str = ""
-) -> str | None:
-    """Return why so many invalid pairs must not pass; None if they may."""
-    pairs = f"{n_pairs:,} {noun}{'' if n_pairs == 1 else 's'} {'is' if n_pairs == 1 else 'are'}"
-    limit = n_pairs if on_invalid.at_most is None else on_invalid.at_most
-    allowed = limit * n_pairs if isinstance(limit, float) else limit
-    if on_invalid.action == "raise" and n_invalid:
-        return f"{n_invalid:,} of {pairs} invalid"
-    if n_invalid > allowed:
-        return f"{n_invalid:,} of {pairs} invalid, more than {on_invalid.at_most} (--max-invalid)"
-    return f"no {noun} is valid{where}" if n_invalid == n_pairs else None
 
 
 def _first(offenders: Sequence[Offender], only_file: str | None) -> str:

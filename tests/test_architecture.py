@@ -13,14 +13,24 @@ from pair_tools import ROOT
 PACKAGE = ROOT / "dpo_pipeline"
 
 ROOMS = [  # a room imports from the ground and from rooms before it
-    *("losses", "storage", "engine", "sources", "contract", "sums", "statistics", "rendering"),
+    *(
+        "options",
+        "losses",
+        "storage",
+        "engine",
+        "sources",
+        "contract",
+        "sums",
+        "statistics",
+        "rendering",
+    ),
     *("evaluation", "scoring", "jobs", "comparison", "report", "published", "cli"),
 ]
 DEFERRED = {
     ("", "rendering"),  # what people read asks to be written
     ("evaluation", "report"),  # a result asks the report to draw it
 }
-NO_POLARS = {"errors", "options", "columns", "defaults", "faces", "invalid_report", "__main__"}
+NO_POLARS = {"errors", "columns", "defaults", "faces", "invalid_report", "__main__"}
 
 ONLY_IN = {
     "pandera": {"contract"},

@@ -92,7 +92,7 @@ def _check(groups: Groups, ctx: click.Context) -> int:
     print_result(report, ctx)
     if ctx.params["dry_run"]:
         return exit_codes.DONE
-    from dpo_pipeline.invalid_report import why_refused
+    from dpo_pipeline.contract import why_refused
 
     allowed = OnInvalid("exclude", at_most=0 if limit is None else limit)
     reason = why_refused(allowed, report.n_invalid, report.n_pairs, "pair")

@@ -39,12 +39,13 @@ from dpo_pipeline.comparison.differences import (
     subsets_of,
 )
 from dpo_pipeline.comparison.sides import Table, bound_tables
+from dpo_pipeline.contract import why_refused
 from dpo_pipeline.defaults import LOSS_NAME, WIDE_LIMIT
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ContractError, DataWarning, InvalidPairsError, UsageError
 from dpo_pipeline.evaluation import Documents, Groups, check_report, inputs_of, paths_of
 from dpo_pipeline.exact import lower_edge
-from dpo_pipeline.invalid_report import InvalidReport, why_refused
+from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Pairs, Reference, StatisticsOptions, Subsets
 from dpo_pipeline.plan import Facts, Output, Plan, planned

@@ -14,6 +14,7 @@ from dpo_pipeline.contract.rules import Rule, RuleSet
 from dpo_pipeline.contract.whole_counts import WHOLE, without_bits
 from dpo_pipeline.defaults import OFFENDERS_SHOWN
 from dpo_pipeline.invalid_report import BrokenRule, Offender
+from dpo_pipeline.options import OnInvalid
 from dpo_pipeline.storage import reading
 
 _ROW: Final = "__dpo_pipeline_row"
@@ -150,3 +151,17 @@ class Places:
             return None, row
         start, name = self._starts[bisect.bisect_right(self._starts, row, key=lambda s: s[0]) - 1]
         return name, row - start
+
+
+def why_refused(
+    on_invalid: OnInvalid, n_invalid: int, n_pairs: int, noun: str, where: str = ""
+) -> str | None:
+    """Return why so many invalid pairs must not pass; None if they may."""
+    pairs = f"{n_pairs:,} {noun}{'' if n_pairs == 1 else 's'} {'is' if n_pairs == 1 else 'are'}"
+    limit = n_pairs if on_invalid.at_most is None else on_invalid.at_most
+    allowed = limit * n_pairs if isinstance(limit, float) else limit
+    if on_invalid.action == "raise" and n_invalid:
+        return f"{n_invalid:,} of {pairs} invalid"
+    if n_invalid > allowed:
+        return f"{n_invalid:,} of {pairs} invalid, more than {on_invalid.at_most} (--max-invalid)"
+    return f"no {noun} is valid{where}" if n_invalid == n_pairs else None

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from dpo_pipeline.arguments import given
 from dpo_pipeline.columns import SCORED
-from dpo_pipeline.contract import Binding
+from dpo_pipeline.contract import Binding, why_refused
 from dpo_pipeline.defaults import LOSS_NAME
 from dpo_pipeline.engine import Executor, Watch
 from dpo_pipeline.errors import ContractError, InvalidPairsError, UsageError
@@ -28,7 +28,7 @@ from dpo_pipeline.evaluation.planning import (
     with_shown_rows,
 )
 from dpo_pipeline.evaluation.shards import ShardScorer
-from dpo_pipeline.invalid_report import InvalidReport, why_refused
+from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Batches, StatisticsOptions, Subsets
 from dpo_pipeline.plan import Facts, Output, Plan, planned

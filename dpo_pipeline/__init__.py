@@ -17,6 +17,16 @@
 Names are imported when they are first used, so that importing the package costs nothing.
 """
 
+from typing import Any
+
 from dpo_pipeline.faces import face
 
-__getattr__, __dir__ = face(__name__, __file__)
+_find, __dir__ = face(__name__, __file__)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version(__name__)
+    return _find(name)

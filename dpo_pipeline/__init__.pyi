@@ -53,3 +53,5 @@ from .scoring import (
 )
 from .sources import convert as convert, join_reference as join_reference, read as read
 from .sums import Summary as Summary
+
+__version__: str

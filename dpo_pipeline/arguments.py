@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from importlib.util import find_spec
 from numbers import Real
 from types import MappingProxyType
 from typing import Any, Final, TypeVar, dataclass_transform
 
-from dpo_pipeline.defaults import LOGP_LIMIT
+from dpo_pipeline.columns import did_you_mean
+from dpo_pipeline.defaults import BENCHMARK_NAMES, LOGP_LIMIT
 from dpo_pipeline.errors import ArgumentError, UsageError
 
 _NEEDED: Final = ("altair", "vl_convert")
@@ -38,9 +39,37 @@ class Kind:
     secret: bool = False
 
 
+FLAG: Final = Kind("flag")
+NUMBER: Final = Kind("number")
+WHOLE: Final = Kind("whole")
+PATH: Final = Kind("path")
+SHARE: Final = Kind("share")
+FORMAT: Final = Kind("format")
+COLUMN: Final = Kind("text", "COLUMN")
+COLUMNS: Final = Kind("text", "COLUMN[,COLUMN]", repeats=True)
+OBJECT: Final = Kind("object", "MODULE:NAME")
+ROLE_COLUMNS: Final = Kind("roles", "ROLE=NAME", repeats=True, completes="role")
+LOSSES: Final = Kind("losses", "NAME[=WEIGHT]", repeats=True, completes="loss")
+VALUES: Final = Kind("values", "NAME=VALUE", repeats=True)
+NUMBERS: Final = Kind("numbers", "NAME=VALUE", repeats=True)
+
+
 def choice(*names: str) -> Kind:
     """Return the kind of an option that takes one of these names."""
     return Kind("choice", choices=names)
+
+
+def check_choice(name: str, value: object, choices: Sequence[str | None]) -> None:
+    """Raise a UsageError if a value is none of the choices."""
+    if value not in choices:
+        raise UsageError(f"{name} must be one of {', '.join(map(str, choices))}, found {value!r}")
+
+
+def check_benchmark(name: str | None) -> None:
+    """Raise a UsageError if there is no benchmark of this name."""
+    if name is not None and name not in BENCHMARK_NAMES:
+        near, there = did_you_mean(str(name), BENCHMARK_NAMES), ", ".join(BENCHMARK_NAMES)
+        raise UsageError(f"sections: there is no benchmark {name!r}{near}; there are {there}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +168,8 @@ def differing(groups: Mapping[str, Any], call: str) -> dict[str, Any]:
         if made is not None
         for each, declared in options_of(type(made), call)
         for value in [getattr(made, each.name)]
-        if value != default_of(each)
+        # Dataframes, which a default is never, are equal to nothing.
+        if value is not (usual := default_of(each)) and (usual is MISSING or value != usual)
     }
 
 
@@ -202,6 +232,23 @@ def checked_names(argument: str, names: str | Sequence[str] | None) -> tuple[str
     if not isinstance(several, Sequence) or not all(isinstance(name, str) for name in several):
         raise UsageError(f"{argument} must be a column name or several, found {names!r}")
     return tuple(dict.fromkeys(several))
+
+
+def split_names(names: Sequence[str], there: Collection[str]) -> tuple[str, ...]:
+    """Return column names of which some may be several with commas between them.
+
+    A name that is there is taken whole, whatever is in it.
+    """
+    made: list[str] = []
+    for name in names:
+        parts = name.split(",")
+        while parts:
+            whole = (n for n in range(len(parts), 1, -1) if ",".join(parts[:n]) in there)
+            n = next(whole, 1)
+            found = ",".join(parts[:n])
+            made.append(found if found in there else found.strip())
+            parts = parts[n:]
+    return tuple(dict.fromkeys(made))
 
 
 def checked_max_logp(max_logp: object) -> float:

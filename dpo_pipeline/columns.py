@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final, Literal
 
-from dpo_pipeline.errors import UsageError
+from dpo_pipeline.errors import NoSuchColumn, UsageError
 
 Kind = Literal["logp", "count", "key", "tokens", "mask"]
 
@@ -139,19 +140,12 @@ ROLES: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """Which columns a loss asks for.
+    """Which columns a loss asks for."""
 
-    Attributes:
-        reference: Whether it needs reference log-probs; if not, such columns have no role.
-        tokens: Whether it needs token counts, none of them null.
-        ld_alpha: Weight of tokens beyond the length of the other completion (LD-DPO).
-        humanline: Whether per-token log-ratios are clamped (HALOs).
-    """
-
-    reference: bool = True
-    tokens: bool = False
-    ld_alpha: float = 1.0
-    humanline: bool = False
+    reference: bool = True  # reference log-probs; without the need, such columns have no role
+    tokens: bool = False  # token counts, none of them null
+    ld_alpha: float = 1.0  # weight of tokens beyond the length of the other completion (LD-DPO)
+    humanline: bool = False  # whether per-token log-ratios are clamped (HALOs)
 
     @property
     def logps(self) -> tuple[str, ...]:
@@ -224,6 +218,10 @@ INVALID: Final = (
 )
 
 BATCH: Final = "batch"
+SHOWN: Final = "shown: "
+"""What the name of a column that was asked for begins with in lists of the worst pairs."""
+OF_SUBSET: Final = "subset: "
+"""The same for a column of `by`."""
 N_PAIRS: Final = "n_pairs"
 N_VALID: Final = "n_valid"
 N_INVALID: Final = "n_invalid"
@@ -245,11 +243,16 @@ BATCH_MEANS: Final = (
 )
 
 
+ELSEWHERE: Final = "; if in another file, give that as reference (--reference)"
+"""What is said where the reference's log-probs are missing."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolution:
     """Which input column plays which role, and what stands in the way."""
 
     mapping: Mapping[str, str]  # canonical name to input column, for the roles that were found
+    guesses: Mapping[str, str]  # role that is missing to the column that may be it
     problems: tuple[str, ...]  # one sentence for each role that could not be settled
 
 
@@ -260,9 +263,6 @@ def resolve(
 
     An explicit mapping (role to column) wins over names and aliases. Roles that are not needed
     are not looked for.
-
-    Raises:
-        UsageError: The mapping names something that is not a role.
     """
     names = list(names)
     if explicit is not None and not (
@@ -277,6 +277,7 @@ def resolve(
                 f"the roles are {', '.join(ROLES)}"
             )
     mapping: dict[str, str] = {}
+    guesses: dict[str, str] = {}
     problems: list[str] = []
     for role in filter(needs.have, ROLES.values()):
         if role.name in explicit:
@@ -285,8 +286,10 @@ def resolve(
                 mapping[role.name] = column
             else:
                 problems.append(
-                    f"{role.name}: it is mapped to {column!r}, which is not a column"
-                    f"{did_you_mean(column, names)}; {_there(names)}"
+                    NoSuchColumn(
+                        f"{role.name}: it is mapped to {column!r}, which is not a column"
+                        f"{did_you_mean(column, names)}; {_there(names)}"
+                    )
                 )
             continue
         found = [n for n in (role.name, *role.aliases) if n in names and n not in explicit.values()]
@@ -299,13 +302,15 @@ def resolve(
                 f"map one, for instance {role.name}={found[0]} ({MAPPING})"
             )
         elif needs.require(role) and not _can_be_made(role, mapping):
-            problems.append(_missing(role, names))
+            near = _near(role, names)
+            guesses |= {} if near is None else {role.name: near}
+            problems.append(_missing(role, names, near))
     doubled = {c for c in mapping.values() if list(mapping.values()).count(c) > 1}
     problems += [
         f"column {c!r} is mapped to {' and '.join(r for r in mapping if mapping[r] == c)}"
         for c in sorted(doubled)
     ]
-    return Resolution(mapping=mapping, problems=tuple(problems))
+    return Resolution(mapping=mapping, guesses=guesses, problems=tuple(problems))
 
 
 def _policys_alone(role: Role, names: list[str]) -> list[str]:
@@ -327,7 +332,17 @@ def _can_be_made(role: Role, mapping: Mapping[str, str]) -> bool:
     return role.kind == "logp" and TOKENS_OF[role.name].name in mapping
 
 
-def _missing(role: Role, names: list[str]) -> str:
+def _near(role: Role, names: list[str]) -> str | None:
+    """Return the column whose name is nearly that of a role."""
+    close = [s for n in names for s in (role.name, *role.aliases) if _close(n, [s])]
+    near = [n for n in names if any(_close(n, [s]) for s in close)]
+    if role.kind == "count":
+        side = role.name.partition("_")[0]
+        near += [n for n in names if side in n.lower() and _COUNT.search(n.lower())]
+    return near[0] if near else None
+
+
+def _missing(role: Role, names: list[str], near: str | None) -> str:
     side = "chosen" if "chosen" in role.name else "rejected"
     of_reference = role in (REF_CHOSEN, REF_REJECTED)
     for name in names:
@@ -336,11 +351,9 @@ def _missing(role: Role, names: list[str]) -> str:
                 f"{role.name}: missing. {name!r} is not taken for it, being {AMBIGUOUS[name]}; "
                 f"say which with {role.name}={name} ({MAPPING})"
             )
-    close = [s for n in names for s in (role.name, *role.aliases) if _close(n, [s])]
-    near = [n for n in names if any(_close(n, [s]) for s in close)]
-    ask = f"; did you mean {near[0]!r}? If so, map it: {role.name}={near[0]}" if near else ""
+    ask = f"; did you mean {near!r}? If so, map it: {role.name}={near}" if near else ""
     hint = ask or f"; if it has another name, map it: {role.name}=NAME"
-    elsewhere = "; if in another file, give that as reference (--reference)" if of_reference else ""
+    elsewhere = ELSEWHERE if of_reference else ""
     return f"{role.name}: missing{hint} ({MAPPING}){elsewhere}; {_there(names)}"
 
 
@@ -348,6 +361,10 @@ def _there(names: list[str]) -> str:
     shown = ", ".join(names[:_SHOWN])
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"the columns are {shown}{more}" if names else "there are no columns"
+
+
+_COUNT: Final = re.compile(r"(?:^|_)(?:len|lens|length|lengths|n_?tok|num_?tok|tok_?cnt)|tokens?$")
+"""Names that token counts may have."""
 
 
 def _close(word: str, options: Iterable[str]) -> list[str]:

@@ -11,30 +11,10 @@ LOSS_NAME: Final = "sigmoid"
 """The DPO loss."""
 
 LOSS_NAMES: Final = (
-    "sigmoid",
-    "sigmoid_norm",
-    "robust",
-    "hinge",
-    "ipo",
-    "exo_pair",
-    "nca_pair",
-    "bco_pair",
-    "sppo_hard",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "dpop",
-    "rdpo",
-    "cpo",
-    "cpo_hinge",
-    "simpo",
-    "alphapo",
-    "orpo",
-    "orpo_odds_ratio",
-    "sft",
-    "aot",
-    "aot_unpaired",
-    "kto_pair",
+    *("sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "exo_pair", "nca_pair", "bco_pair"),
+    *("sppo_hard", "apo_zero", "apo_down", "discopop", "dpop", "rdpo"),
+    *("cpo", "cpo_hinge", "simpo", "alphapo", "orpo", "orpo_odds_ratio", "sft"),
+    *("aot", "aot_unpaired", "kto_pair"),
 )
 """Names of `losses.catalogue.LOSSES`, for shell completion. A test keeps the two equal."""
 
@@ -110,6 +90,9 @@ SINK_CHUNK_ROWS: Final = 16_384
 SINK_CHUNK_BYTES: Final = 2 * 2**20
 """Bytes of such a chunk if rows are wide."""
 
+COMPRESSIONS: Final = ("zstd", "snappy", "none")
+"""How scored pairs can be compressed; the first is the default."""
+
 ZSTD_LEVEL: Final = 1
 """Of all Parquet outputs. Level 3 costs a seventh more CPU and makes numbers no smaller."""
 
@@ -127,6 +110,12 @@ TOKEN_SUM_SLACK: Final = 0.1
 
 CONFIDENCE_LEVEL: Final = 0.95
 """Confidence level of all intervals."""
+
+COIN: Final = 0.5
+"""Accuracy of a coin toss."""
+
+VERDICT_UP_TO: Final = 0.1
+"""No verdict if a larger share of the pairs is invalid, or contradicts other pairs."""
 
 WILSON_FROM: Final = 100
 """Successes and failures from which a rate has Wilson's interval; Jeffreys' below."""
@@ -164,6 +153,9 @@ CALIBRATION_BINS: Final = 15
 STATISTICS_ROWS: Final = 524_288
 """Rows that are in memory at a time when statistics are gathered."""
 
+JOINED_ROWS: Final = 2_097_152
+"""Rows of all tables that a join holds in memory; more are parted by their keys on disk."""
+
 CLUSTERS_HELD: Final = 20_000
 """Clusters (prompts or pairs) that are held one by one; more are hashed into bags."""
 
@@ -173,6 +165,8 @@ BAGS: Final = 1_024
 COURSE_POINTS: Final = 500
 """Most points of the curve of loss over rows."""
 
+WORST_HELD: Final = 100
+"""Pairs with the lowest margins, and flips of each kind, that are kept: the most that are shown."""
 ROWS_SHOWN: Final = 20
 """Pairs that a report lists."""
 
@@ -181,6 +175,21 @@ KEYS_HELD: Final = 524_288
 
 NEIGHBOURS_ROWS: Final = 65_536
 """Rows at the start of a dataset that are compared with the reference of their neighbours."""
+
+SUMMED_CHUNK_ROWS: Final = 32_768
+"""Rows that the engine sums at a time."""
+
+SENSE: Final = ("sample", "all")
+"""Which pairs are looked at for what no two models give; the first is the default."""
+
+SENSE_WHOLE: Final = 1_000_000
+"""Rows at the start of a dataset that are all looked at for what no two models give."""
+
+SENSE_STEP: Final = 4_000_000
+"""Of each further so many rows, the first `SENSE_ROWS` are looked at."""
+
+SENSE_ROWS: Final = 65_536
+"""Rows of a sample, in whole pages of Parquet about."""
 
 SENSE_FROM: Final = 50
 """Pairs from which the spread of log-probs is looked at; that of fewer is chance."""
@@ -225,3 +234,15 @@ ON_INVALID_JOB: Final[tuple[str, ...]] = get_args(OnInvalidJob)
 
 MAX_LENGTH: Final = 1024
 """Longest prompt and completion that a model scores, in tokens; TRL's default."""
+
+DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
+"""Types that weights are loaded in; `auto` is that in which they are stored."""
+
+BATCH_TOKENS: Final = 8192
+"""Tokens of a batch of texts, padding included."""
+
+ROWS_OF_A_PART: Final = 1024
+"""Rows of texts that are scored before they are written."""
+
+BENCHMARK_NAMES: Final = ("rewardbench", "rewardbench-with-prior-sets")
+"""Benchmarks whose sections can be scored."""

@@ -38,11 +38,12 @@ MEANINGS: Final[Mapping[int, str]] = MappingProxyType(
 class DpoPipelineError(Exception):
     """Base of every error that this package raises on purpose."""
 
-    exit_code: ClassVar[int] = BROKEN_CONTRACT
+    exit_code: int = BROKEN_CONTRACT
     """What the command line returns for this error."""
 
-    def __init__(self, message: str = "") -> None:
-        super().__init__(shown(message))
+    def __init__(self, *lines: str) -> None:
+        # A line feed can only be of a name or a value.
+        super().__init__("\n".join(shown(line).replace("\n", "\\n") for line in lines))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the text and the facts as they are; the constructors take other arguments."""
@@ -60,7 +61,7 @@ def _restored(
 class UsageError(DpoPipelineError, ValueError):
     """Raised when a call cannot use an argument."""
 
-    exit_code: ClassVar[int] = USAGE
+    exit_code: int = USAGE
 
 
 class ArgumentError(UsageError):
@@ -87,18 +88,35 @@ class ContractError(DpoPipelineError):
     """Raised when columns, types or rows break the contract, or no valid row is left."""
 
 
+class NoSuchColumn(str):
+    """A problem of a `ColumnError`: the caller named a column that is not there."""
+
+    __slots__ = ()
+
+
+NO_GUESSES: Final[Mapping[str, str]] = MappingProxyType({})
+
+
 class ColumnError(ContractError):
     """Raised when columns are missing, ambiguous, of a wrong type, or in the way of an output.
 
+    Its exit code is that of usage where a name that was given is no column.
+
     Attributes:
         problems: One sentence for each.
+        guesses: Role that is missing to the column that may be it.
     """
 
-    def __init__(self, source: str, problems: tuple[str, ...]) -> None:
+    def __init__(
+        self, source: str, problems: tuple[str, ...], guesses: Mapping[str, str] = NO_GUESSES
+    ) -> None:
         self.source = source
         self.problems = problems
-        listed = _listed_once(problems)
-        super().__init__("\n  ".join([f"{source} does not fit the contract:", *listed]))
+        self.guesses = dict(guesses)
+        if any(isinstance(problem, NoSuchColumn) for problem in problems):
+            self.exit_code = USAGE
+        listed = (f"  {problem}" for problem in _listed_once(problems))
+        super().__init__(f"{source} does not fit the contract:", *listed)
 
 
 def _listed_once(problems: tuple[str, ...]) -> Iterator[str]:
@@ -139,7 +157,7 @@ class InvalidPairsError(ContractError):
         self.reason = reason
         self.is_excluding = is_excluding
         advice = " ".join(self._advice(report))
-        super().__init__("\n".join(filter(None, (reason, str(report), advice))))
+        super().__init__(*filter(None, (reason, *str(report).splitlines())), "", advice)
 
     def _advice(self, report: InvalidReport) -> Iterator[str]:
         yield self.ADVICE_EXCLUDING if self.is_excluding else self.ADVICE
@@ -171,7 +189,7 @@ class JoinError(ContractError):
             some = ", ".join(map(repr, keys))
             shown = "" if fault.startswith("null") else f", such as {some}"
             lines.append(f"  {fault}: {count:,} row{'' if count == 1 else 's'}{shown}")
-        super().__init__("\n".join(lines))
+        super().__init__(*lines)
 
 
 class RefusedCheckError(ContractError):
@@ -182,7 +200,7 @@ class RefusedCheckError(ContractError):
         column: The column it belongs to, or None for a check of the whole frame.
     """
 
-    exit_code: ClassVar[int] = USAGE  # the contract cannot be used, whatever the data
+    exit_code: int = USAGE  # the contract cannot be used, whatever the data
 
     def __init__(self, check: str, column: str | None, why: str) -> None:
         self.check = check
@@ -201,7 +219,7 @@ class StorageError(DpoPipelineError):
         path: The file or folder.
     """
 
-    exit_code: ClassVar[int] = STORAGE
+    exit_code: int = STORAGE
 
     def __init__(self, path: str, problem: str) -> None:
         self.path = path
@@ -211,7 +229,7 @@ class StorageError(DpoPipelineError):
 class EngineError(DpoPipelineError):
     """Raised when an engine cannot be reached, or lost the machines that were at work."""
 
-    exit_code: ClassVar[int] = STORAGE
+    exit_code: int = STORAGE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,7 +260,7 @@ class GateError(DpoPipelineError):
         why: Why a comparison gives no verdict; None if it does.
     """
 
-    exit_code: ClassVar[int] = GATE
+    exit_code: int = GATE
 
     def __init__(
         self, source: str, missed: tuple[MissedMark, ...] = (), *, why: str | None = None
@@ -257,7 +275,7 @@ class GateError(DpoPipelineError):
 class Cancelled(DpoPipelineError):  # noqa: N818  it is an outcome that the caller asked for
     """Raised when the cancel event was set: nothing was published."""
 
-    exit_code: ClassVar[int] = SIGNALLED + 2
+    exit_code: int = SIGNALLED + 2
     """The code for SIGINT; the command line returns 128 + the number of its signal."""
 
 

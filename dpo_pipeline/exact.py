@@ -1,11 +1,10 @@
 """Sums that do not depend on the order of their terms, and the means made from them.
 
-A value is counted in whole quanta of 2**-40 nats, so that a sum is a sum of integers: the
-same to the last bit for any split of the rows into threads, row groups, files or machines,
-and for any order of merging. Each quantised value fits Int64 because its magnitude is at most
-2**22 (`defaults.LOGP_LIMIT`; rows beyond it are invalid before they get here), and the sums are
-Int128, which 2**64 rows could not overflow. Squared losses are larger, and have a sum of their own
-(to `defaults.WIDE_LIMIT`).
+A value is counted in whole quanta of 2**-40 nats, half to even, so that a sum is a sum of integers:
+the same to the last bit for any split of the rows into threads, row groups, files or machines, and
+for any order of merging. Adding 1.5 * 2**12 to a value of magnitude up to 2**11 leaves its quanta
+in the low bits of the Float64, which are summed as they are. Larger ones, to
+`defaults.WIDE_LIMIT`, are summed in two parts; 2**32 rows of them cannot overflow Int128.
 
 Error of a mean: at most half a quantum, 2**-41 = 4.6e-13, plus the rounding of the final
 division; none at all from the summation. Values that are multiples of the quantum, such as
@@ -69,28 +68,57 @@ def quantile(histogram: pl.DataFrame, q: float) -> float | None:
 
 
 QUANTA_PER_NAT: Final = 2.0**40
-_ALMOST_HALF: Final = math.nextafter(0.5, 0.0)
-"""Added before `floor`, to round. Adding 0.5 would change integers beyond 2**52."""
+SMALL: Final = 2.0**11
+"""Largest magnitude of a value that `exact_sum_of_small` sums, in nats."""
+FEW: Final = 2**12
+"""So many rows of small values, less one, have a sum that fits Int64."""
 
-
-def quanta(values: pl.Expr) -> pl.Expr:
-    """Return each value as Int128 quanta. Magnitudes must be at most 2**22."""
-    # Scaling by a power of two is exact. Polars' round costs five times floor, a checked cast
-    # twice a wrapping one (nothing here can wrap), a cast to Int128 more than one by Int64.
-    whole = (values * QUANTA_PER_NAT + _ALMOST_HALF).floor()
-    return whole.cast(pl.Int64, wrap_numerical=True).cast(pl.Int128)
+_SHIFT: Final = 1.5 * 2.0**12
+"""Added to a small number, it leaves the number in quanta in the low bits."""
+_BITS: Final = 0x40B8000000000000
+"""The bits of `_SHIFT`."""
+_SHIFT_OF_NATS: Final = 1.5 * 2.0**52
+"""Added to a number of a magnitude up to 2**51, it leaves it in whole nats in the low bits."""
+_BITS_OF_NATS: Final = 0x4338000000000000
+"""The bits of `_SHIFT_OF_NATS`."""
 
 
 def exact_sum(values: pl.Expr) -> pl.Expr:
-    """Return the sum as Int128 quanta. Nulls are left out; magnitudes must be at most 2**22."""
-    return quanta(values).sum()
+    """Return the sum as Int128 quanta. Nulls are left out; magnitudes must be at most 2**50."""
+    nats = values + _SHIFT_OF_NATS
+    # What is left is exact, at most half a nat, and rounds to even like the whole: a nat is an
+    # even number of quanta.
+    left = values - (nats - _SHIFT_OF_NATS)
+    count = values.count().cast(pl.Int128)
+    whole = _sum_of_bits(nats) - count * _BITS_OF_NATS
+    quanta = _sum_of_bits(left + _SHIFT) - count * _BITS
+    return whole * pl.lit(2**40, dtype=pl.Int128) + quanta
 
 
-def exact_sum_of_wide(values: pl.Expr) -> pl.Expr:
-    """Return the sum as Int128 quanta of values of a magnitude up to 2**50, a little slower."""
-    # 2**32 rows of 2**90 quanta are within 2**127.
-    whole = (values * QUANTA_PER_NAT + _ALMOST_HALF).floor()
-    return whole.cast(pl.Int128, wrap_numerical=True).sum()
+def exact_sum_of_small(values: pl.Expr, *, few: bool = False, grouped: bool = True) -> pl.Expr:
+    """Return the same sum of values of a magnitude up to `SMALL`, at the cost of a float sum.
+
+    Args:
+        values: The values; the sum is meaningless if one is larger or not finite.
+        few: Whether there are less than `FEW` rows.
+        grouped: Whether rows are summed by group: what is faster over all is slower there.
+    """
+    bits = (values + _SHIFT).reinterpret(dtype=pl.Int64)
+    if grouped and not few:
+        return _sum_of_bits(values + _SHIFT) - values.count().cast(pl.Int128) * _BITS
+    # Integers wrap, so that the bits of the shift come off again.
+    wrapped = bits.sum() - values.count().cast(pl.Int64) * _BITS
+    if few:
+        return wrapped.cast(pl.Int128)
+    # The float sum of up to 2**32 small values is off by less than half of 2**64 quanta in any
+    # order, and so tells how often the integers wrapped.
+    missing = values.sum() * QUANTA_PER_NAT - wrapped.cast(pl.Float64)
+    turns = (missing * 2.0**-64).round().cast(pl.Int128, strict=False)
+    return wrapped.cast(pl.Int128) + turns * pl.lit(2**64, dtype=pl.Int128)
+
+
+def _sum_of_bits(values: pl.Expr) -> pl.Expr:
+    return values.reinterpret(dtype=pl.Int64).cast(pl.Int128).sum()
 
 
 def mean_of(quanta: pl.Expr, count: pl.Expr) -> pl.Expr:

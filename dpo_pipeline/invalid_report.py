@@ -4,14 +4,33 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dpo_pipeline.tables import aligned, as_json
+from dpo_pipeline.tables import (
+    KEPT,
+    Column,
+    Name,
+    Part,
+    Printable,
+    Sentence,
+    Table,
+    Tone,
+    warned,
+    whole,
+)
 
 if TYPE_CHECKING:
-    from dpo_pipeline.options import OnInvalid
+    import polars as pl
+
+
+_LONG_NUMBER = 9
+"""Characters from which a number is written with eight digits."""
+
+
+Reader = Callable[[Sequence[tuple[str | None, int]]], Sequence[Mapping[str, Any]]]
+"""Returns columns of rows, by file and row in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +40,14 @@ class Offender:
     file: str | None  # the input file, or None where the pairs came as a dataframe
     row: int  # row in that file or frame, from 0
     value: Any  # what was found; None for null, and for a rule on the whole row
+    pair_id: Any = None  # the pair's id, where there is one
+    shown: tuple[tuple[str, Any], ...] = ()  # columns that were asked for, and their values
+
+    @property
+    def place(self) -> str:
+        """The row with the pair's id."""
+        named = "" if self.pair_id is None else f" (pair_id {self.pair_id})"
+        return f"row {self.row:,}{named}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +66,13 @@ class BrokenRule:
             "requirement": self.requirement,
             "count": self.count,
             "first": [
-                {"file": o.file, "row": o.row, "value": _plain(o.value)} for o in self.offenders
+                {
+                    "file": o.file,
+                    "row": o.row,
+                    "pair_id": _plain(o.pair_id),
+                    "value": _plain(o.value),
+                }
+                for o in self.offenders
             ],
         }
 
@@ -67,8 +100,8 @@ class Doubt:
         return f"{self.title}: {self.evidence}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InvalidReport:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class InvalidReport(Printable):
     """How many pairs broke which rule. A pair that breaks two rules counts under both.
 
     Attributes:
@@ -102,6 +135,22 @@ class InvalidReport:
         """Rows by the name of the rule that they break."""
         return {rule.name: rule.count for rule in self.broken}
 
+    @property
+    def hint(self) -> str | None:
+        """What the broken rules look like, where all rows break the same ones."""
+        above = {
+            rule.name.partition(".")[0]
+            for rule in self.broken
+            if rule.name.endswith("_logps.at_most") and rule.count == self.n_pairs
+        }
+        for model in ("policy", "ref"):
+            if above >= {f"{model}_chosen_logps", f"{model}_rejected_logps"}:
+                return (
+                    "all log-probs are above 0: these look like negative log-likelihoods; "
+                    "change their sign"
+                )
+        return None
+
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as plain data."""
         return {
@@ -112,43 +161,100 @@ class InvalidReport:
             "invalid": [rule.to_dict() for rule in self.broken],
         }
 
-    def to_json(self) -> str:
-        """Return the facts as JSON."""
-        return as_json(self.to_dict())
+    def to_frame(self) -> pl.DataFrame:
+        """Return one row a broken rule, with the first row that breaks it."""
+        import polars as pl
 
-    def __str__(self) -> str:
-        """Return the report as an aligned table under a sentence."""
-        warned = [f"warning: {text}" for text in self.warnings]
-        if not self.n_invalid:
-            kept = f"{self.source}: all {self.n_pairs:,} pairs keep the contract"
-            return "\n".join([*warned, kept])
-        file = os.path.basename(self.source)
-        head = f"{self.source} breaks its contract in {self.n_invalid:,} of {self.n_pairs:,} rows"
-        rows = [
-            (
-                rule.name,
-                rule.requirement,
-                f"{rule.count:,} row{'s' * (rule.count != 1)}, {_first(rule.offenders, file)}",
-            )
-            for rule in self.broken
-        ]
-        return "\n".join(
-            [*warned, head, *(f"  {line}" for line in aligned(("", "", ""), rows, most=None))]
+        first = [rule.offenders[0] if rule.offenders else None for rule in self.broken]
+        return pl.DataFrame(
+            {
+                "rule": [rule.name for rule in self.broken],
+                "requirement": [rule.requirement for rule in self.broken],
+                "count": [rule.count for rule in self.broken],
+                "first_file": [None if each is None else each.file for each in first],
+                "first_row": [None if each is None else each.row for each in first],
+                "first_pair_id": [
+                    None if each is None or each.pair_id is None else str(each.pair_id)
+                    for each in first
+                ],
+                "first_value": [None if each is None else _found(each) for each in first],
+            },
+            schema={
+                **dict.fromkeys(("rule", "requirement"), pl.String),
+                "count": pl.Int64,
+                "first_file": pl.String,
+                "first_row": pl.Int64,
+                **dict.fromkeys(("first_pair_id", "first_value"), pl.String),
+            },
         )
 
+    def to_parts(self) -> Iterator[Part]:
+        """Yield whether the contract is kept, what is doubtful, and the broken rules."""
+        source = whole(self.source)
+        if self.n_invalid:
+            text = f"{source} breaks its contract in {self.n_invalid:,} of {self.n_pairs:,} rows"
+        else:
+            text = f"{source}: all {self.n_pairs:,} pairs keep the contract"
+        tone: Tone = "bad" if self.n_invalid else "plain" if self.doubts else "good"
+        yield Sentence(text=text, tone=tone, leads=True)
+        yield from self.warning_parts()
+        if self.hint is not None:
+            yield Sentence(text=self.hint, label="note", tone="note")
+        yield from self.rule_parts()
 
-def why_refused(
-    on_invalid: OnInvalid, n_invalid: int, n_pairs: int, noun: str, where: str = ""
-) -> str | None:
-    """Return why so many invalid pairs must not pass; None if they may."""
-    pairs = f"{n_pairs:,} {noun}{'' if n_pairs == 1 else 's'} {'is' if n_pairs == 1 else 'are'}"
-    limit = n_pairs if on_invalid.at_most is None else on_invalid.at_most
-    allowed = limit * n_pairs if isinstance(limit, float) else limit
-    if on_invalid.action == "raise" and n_invalid:
-        return f"{n_invalid:,} of {pairs} invalid"
-    if n_invalid > allowed:
-        return f"{n_invalid:,} of {pairs} invalid, more than {on_invalid.at_most} (--max-invalid)"
-    return f"no {noun} is valid{where}" if n_invalid == n_pairs else None
+    def with_shown(self, names: Sequence[str], read: Reader) -> InvalidReport:
+        """Return the report with columns of the rows it lists; `read` gives them by place."""
+        if not names or not self.broken:
+            return self
+        places = list({(o.file, o.row): None for rule in self.broken for o in rule.offenders})
+        values = dict(zip(places, read(places), strict=True))
+        texts = {place: tuple(each.items()) for place, each in values.items()}
+        broken = []
+        for rule in self.broken:
+            rows = tuple(replace(o, shown=texts[o.file, o.row]) for o in rule.offenders)
+            broken.append(replace(rule, offenders=rows))
+        return replace(self, broken=tuple(broken))
+
+    @property
+    def shown_rows(self) -> dict[str, Mapping[str, Any]]:
+        """The columns that were asked for, by the place of each invalid row that is listed."""
+        return {
+            " ".join(filter(None, (o.file, f"row {o.row:,}"))): dict(o.shown)
+            for rule in self.broken
+            for o in rule.offenders
+            if o.shown
+        }
+
+    def _shown_parts(self) -> Iterator[Part]:
+        rows = self.shown_rows
+        if rows:
+            names = list(next(iter(rows.values())))
+            yield Table(
+                columns=(Column("invalid"), *(Column(name, wraps=True) for name in names)),
+                rows=[(place, *map(Name, each.values())) for place, each in rows.items()],
+                title="invalid rows",
+            )
+
+    def warning_parts(self, *, but: Doubt | None = None) -> Iterator[Part]:
+        """Yield what is surely wrong, all but one doubt that is said elsewhere, and the notes."""
+        for doubt in self.doubts:
+            if doubt is not but:
+                text, more = str(doubt), (doubt.advice,)
+                yield Sentence(text=text, label="warning", tone="warning", more=more)
+        yield from warned(self.notes, "note")
+
+    def rule_parts(self) -> Iterator[Part]:
+        """Yield the table of broken rules."""
+        if not self.broken:
+            return
+        file = os.path.basename(self.source)
+        rows = [
+            (rule.name, rule.requirement, rule.count, _first(rule.offenders, file))
+            for rule in self.broken
+        ]
+        heads = (Column("rule"), Column("must be", wraps=True), Column("rows"))
+        yield Table(columns=(*heads, Column("first at", wraps=True)), rows=rows, most=None)
+        yield from self._shown_parts()
 
 
 def _first(offenders: Sequence[Offender], only_file: str | None) -> str:
@@ -157,9 +263,15 @@ def _first(offenders: Sequence[Offender], only_file: str | None) -> str:
     for each in offenders:
         where = f"{each.file} " if each.file is not None and each.file != file else ""
         file = each.file
-        found = "null" if each.value is None else repr(each.value)
-        places.append(f"{where}row {each.row:,}: {found}")
-    return "first at " + "; ".join(places)
+        places.append(f"{where}{each.place}: {_found(each)}".replace(" ", KEPT))
+    return "; ".join(places)
+
+
+def _found(offender: Offender) -> str:
+    value = offender.value
+    if isinstance(value, float) and len(repr(value)) > _LONG_NUMBER:
+        return f"{value:.8g}"
+    return "null" if value is None else repr(value)
 
 
 def _plain(value: Any) -> Any:

@@ -7,19 +7,36 @@ plan itself.
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import os
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Final, Generic, ParamSpec, TypeVar
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
 
 from dpo_pipeline.arguments import differing
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.tables import aligned, as_json, shown
+from dpo_pipeline.tables import (
+    Column,
+    Part,
+    Printable,
+    Sentence,
+    Table,
+    warned,
+    whole,
+    without_secrets,
+)
+
+if TYPE_CHECKING:
+    import polars as pl
 
 P = ParamSpec("P")
 T_co = TypeVar("T_co", covariant=True)
 
+_NOT_TOLD: Final = ("outputs", "execution")
+"""Groups that change no figure, or hold secrets."""
 _FILES_SHOWN: Final = 10
 """Input files that the text lists; the document has them all."""
 
@@ -31,6 +48,7 @@ class Input:
     path: str
     rows: int | None
     is_reference: bool = False
+    size: int | None = None  # bytes, where they are known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +65,15 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class Origin:
+    """Where a result came from: for its report."""
+
+    command: str  # what gives the same on a command line; empty where no command can
+    fingerprint: str  # of names, rows and bytes of the files, without reading; empty of a frame
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Facts(Printable):
     """What a dry run shows of a plan.
 
     `function` was called, and the command `call` does the same. `rows` and `n_batches` are None
@@ -59,8 +85,8 @@ class Facts:
     function: str
     call: str
     source: str
-    inputs: tuple[Input, ...]
     rows: int | None
+    inputs: tuple[Input, ...]
     columns: Mapping[str, str]
     options: Mapping[str, Any]
     max_logp: float | None = None
@@ -74,62 +100,95 @@ class Facts:
     notes: tuple[str, ...] = ()
     checked_later: tuple[str, ...] = ()
     outputs: tuple[Output, ...] = ()
+    paths: tuple[str, ...] = ()  # of the sources, if they are paths
+
+    @property
+    def origin(self) -> Origin:
+        """Where the result came from, without secrets; outputs are left out of the command."""
+        return Origin(command=self._command(), fingerprint=self._fingerprint())
+
+    def _command(self) -> str:
+        if not self.paths:
+            return ""
+        words = ["dpo-pipeline", self.call, *self.paths]
+        told = {name: each for name, each in self.options.items() if name not in _NOT_TOLD}
+        for flag, value in differing(told, self.call).items():
+            if isinstance(value, Mapping):
+                given = [f"{name}={each}" for name, each in value.items()]
+            elif isinstance(value, (list, tuple)):
+                given = [str(each) for each in value]
+            elif value is True:
+                words.append(flag)
+                continue
+            elif isinstance(value, (str, int, float, os.PathLike)):
+                given = [str(value)]
+            else:  # an object of Python
+                return ""
+            words += [word for each in given for word in (flag, each)]
+        words += ["--statistics"] if self.statistics and self.call == "evaluate" else []
+        return " ".join(shlex.quote(without_secrets(word)) for word in words)
+
+    def _fingerprint(self) -> str:
+        names = [
+            without_secrets(e.path).replace(os.sep, "/").rpartition("/")[2] for e in self.inputs
+        ]
+        known = [(n, e.rows, e.size) for n, e in zip(names, self.inputs, strict=True)]
+        digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+        size = sum(each.size or 0 for each in self.inputs)
+        of = f"{len(known):,} file{'' if len(known) == 1 else 's'}, {size:,} bytes"
+        return f"{digest} (names, rows and bytes of {of})" if size else ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain data."""
+        told = {each.name: _plain(getattr(self, each.name)) for each in fields(self)[2:]}
+        del told["paths"]
         return {
             "dry_run": self.function,
-            "source": self.source,
-            "rows": self.rows,
-            "inputs": [asdict(each) for each in self.inputs],
-            "columns": dict(self.columns),
-            "options": {
-                flag: _plain(value) for flag, value in differing(self.options, self.call).items()
-            },
-            "max_logp": self.max_logp,
+            **told,
+            "inputs": [
+                {"path": each.path, "rows": each.rows, "is_reference": each.is_reference}
+                for each in self.inputs
+            ],
+            "options": _plain(differing(self.options, self.call)),
             "objectives": [objective.to_dict() for objective in self.objectives],
-            "by": list(self.by),
-            "statistics": self.statistics,
-            "batch_size": self.batch_size,
-            "batch_by": self.batch_by,
-            "n_batches": self.n_batches,
-            "carried": None if self.carried is None else list(self.carried),
-            "notes": list(self.notes),
-            "checked_later": list(self.checked_later),
             "outputs": [asdict(each) for each in self.outputs],
         }
 
-    def __str__(self) -> str:
-        """Return the same as aligned text."""
-        return "\n".join(self._lines())
+    def to_frame(self) -> pl.DataFrame:
+        """Return the inputs, a row each."""
+        import polars as pl
 
-    def _lines(self) -> Iterator[str]:
+        schema = {"path": pl.String, "rows": pl.Int64, "is_reference": pl.Boolean}
+        return pl.DataFrame([asdict(each) for each in self.inputs], schema=schema)
+
+    def to_parts(self) -> Iterator[Part]:
+        """Yield what would be read, computed and written."""
         rows = "rows unknown until read" if self.rows is None else f"{self.rows:,} rows"
-        source = shown(self.source)
-        yield f"{source}: {rows}; a dry run, so nothing was computed or written"
-        given = differing(self.options, self.call)
-        options = [(flag, _words(value)) for flag, value in given.items()]
-        for section in (
-            list(self._input_lines()),
-            aligned(("role", "column"), list(self.columns.items())),
-            aligned(("option", "value"), options) if options else [],
-            list(self._figure_lines()),
-            [f"note: {text}" for text in self.notes],
-            [f"checked by the run: {what}" for what in self.checked_later],
-            [
-                f"would {'replace' if each.replaces else 'write'} {shown(each.path)}"
-                + ("" if each.files is None else f", {each.files:,} files")
-                for each in self.outputs
-            ],
-        ):
-            if section:
-                yield from ("", *section)
-
-    def _input_lines(self) -> Iterator[str]:
+        text = f"{whole(self.source)}: {rows}; a dry run, so nothing was computed or written"
+        yield Sentence(text=text, leads=True)
         if len(self.inputs) > 1:
-            of = {True: " (reference)", False: ""}
-            rows = [(f"{each.path}{of[each.is_reference]}", each.rows) for each in self.inputs]
-            yield from aligned(("input", "rows"), rows, most=_FILES_SHOWN)
+            yield self._input_table()
+        columns = (Column("role"), Column("column"))
+        yield Table(columns=columns, rows=list(self.columns.items()), most=None)
+        given = differing(self.options, self.call)
+        if given:
+            options = [(flag, _words(value)) for flag, value in given.items()]
+            columns = (Column("option"), Column("value", wraps=True))
+            yield Table(columns=columns, rows=options, most=None)
+        yield from (Sentence(text=text) for text in self._figure_lines())
+        yield from warned(self.notes, "note")
+        for what in self.checked_later:
+            yield Sentence(text=what, label="checked by the run")
+        for each in self.outputs:
+            files = "" if each.files is None else f", {each.files:,} files"
+            done = "replace" if each.replaces else "write"
+            yield Sentence(text=f"would {done} {whole(each.path)}{files}")
+
+    def _input_table(self) -> Table:
+        of = {True: "reference", False: "pairs"}
+        rows = [(each.path, of[each.is_reference], each.rows) for each in self.inputs]
+        columns = (Column("input"), Column("of"), Column("rows"))
+        return Table(columns=columns, rows=rows, most=_FILES_SHOWN)
 
     def _figure_lines(self) -> Iterator[str]:
         for each in self.objectives:
@@ -138,7 +197,7 @@ class Facts:
             for term in each.to_dict()["terms"]:
                 names = [name for name in term if name not in ("loss", "weight")]
                 given = ", ".join(f"{name} {_words(term[name])}" for name in names)
-                yield f"  {term['loss']}: {given}"
+                yield f"{term['loss']}: {given}"
         if self.max_logp is not None:
             yield f"log-probs accepted: at most {self.max_logp:g}"
         if self.by:
@@ -154,7 +213,7 @@ class Facts:
             yield f"columns carried along: {', '.join(self.carried) or 'none'}"
 
 
-class Plan(ABC, Generic[T_co]):
+class Plan(Printable, ABC, Generic[T_co]):
     """A call, with everything checked that can be checked without reading data.
 
     A plan holds no lock and opens no output. Whether values keep the contract, whether the keys
@@ -176,13 +235,13 @@ class Plan(ABC, Generic[T_co]):
         """Return what would be read, computed and written, as plain data."""
         return self.facts.to_dict()
 
-    def to_json(self) -> str:
-        """Return the same as JSON."""
-        return as_json(self.to_dict())
+    def to_frame(self) -> pl.DataFrame:
+        """Return the inputs, a row each."""
+        return self.facts.to_frame()
 
-    def __str__(self) -> str:
-        """Return the same as aligned text: the dry run."""
-        return str(self.facts)
+    def to_parts(self) -> Iterator[Part]:
+        """Yield what would be read, computed and written."""
+        return self.facts.to_parts()
 
 
 def planned(plan: Callable[P, Plan[T_co]]) -> Callable[P, T_co]:

@@ -1,14 +1,22 @@
-"""Results for terminals and programs: tables of aligned text, and documents as JSON."""
+"""What a result hands over to be read, for every format alike, and documents as JSON.
+
+A result says its parts: sentences and tables of values. The room `rendering` writes them for
+terminals, notebooks, papers and pages.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from dpo_pipeline.defaults import LEAST_KNOWN
+
+if TYPE_CHECKING:
+    import polars as pl
 
 ROWS_SHOWN: Final = 50
 """Rows of a table in a terminal or a notebook; documents and files have them all."""
@@ -38,6 +46,11 @@ def shown(text: str, most: int = _LONGEST_LINE) -> str:
     if len(safe) <= most:
         return safe
     return "\n".join(_cut(line, most) for line in safe.split("\n"))
+
+
+def escaped(text: str) -> str:
+    """Return text with its control characters and other invisible ones written out."""
+    return _UNSEEN.sub(_escaped, text)
 
 
 def _escaped(found: re.Match[str]) -> str:
@@ -99,32 +112,6 @@ def _finite(value: Any) -> Any:
     return without_secrets(value) if isinstance(value, str) else value
 
 
-def aligned(
-    header: Sequence[str], rows: Sequence[Sequence[object]], *, most: int | None = ROWS_SHOWN
-) -> list[str]:
-    """Return the lines of a table, numbers aligned right and words left.
-
-    Args:
-        header: Titles of the columns; all empty for a table without a header.
-        rows: The cells, row by row.
-        most: Rows after which the table is cut; None for all.
-    """
-    cells = [[_cell(value) for value in row] for row in rows[:most]]
-    grid = [[_cell(name) for name in header], *cells] if any(header) else cells
-    widths = [max((len(row[i]) for row in grid), default=0) for i in range(len(header))]
-    words = [any(isinstance(row[i], str) for row in rows) for i in range(len(header))]
-    lines = [
-        "  ".join(
-            text.ljust(width) if is_word else text.rjust(width)
-            for text, width, is_word in zip(row, widths, words, strict=True)
-        ).rstrip()
-        for row in grid
-    ]
-    if len(rows) > len(cells):
-        lines.append(f"... and {len(rows) - len(cells):,} more")
-    return lines
-
-
 def significant(value: float, digits: int) -> str:
     """Return a figure with at most so many significant digits, and no more than are known of it.
 
@@ -144,12 +131,159 @@ def known_digits(value: float, most: int) -> int:
     return max(0, min(most, math.floor(math.log10(abs(value))) + 1 + decimals))
 
 
-def _cell(value: object) -> str:
-    """Return a value as text: six digits for a float, separators for a count, `-` for none."""
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return significant(value, 6)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return shown(str(value), _LONGEST_CELL).replace("\n", "\\n")
+Unit: TypeAlias = Literal["number", "share", "points", "effect", "p"]
+"""How a number is written: with significant digits, in per cent, in points with and without sign,
+as a p-value."""
+
+Tone: TypeAlias = Literal["plain", "good", "bad", "warning", "note"]
+"""What a sentence means: terminals colour it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A cell with a number; the limits of its interval say how many digits are certain."""
+
+    value: float | None
+    unit: Unit = "number"
+    limits: tuple[float, float] | None = None
+    digits: int = 4  # significant ones of a number
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """A cell with the two limits of an interval."""
+
+    low: float
+    high: float
+    unit: Unit = "number"
+    digits: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A cell with a value of the dataset, which is written as it is: it may be a name."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column: cells that wrap are words; an optional one is left out where there is no room."""
+
+    title: str
+    wraps: bool = False
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table of cells: `Figure`, `Limits`, `Name`, text, a count, a float, or None.
+
+    Attributes:
+        columns: The columns; without a title in any, the table has no head.
+        rows: The cells, row by row.
+        title: Stands above it.
+        note: Stands below it.
+        n_keys: The first columns, which name the rows.
+        most: Rows after which the table is cut; None for all.
+    """
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Any]]
+    title: str = ""
+    note: str = ""
+    n_keys: int = 1
+    most: int | None = ROWS_SHOWN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sentence:
+    """A sentence of a result. What stands in backticks is never broken.
+
+    Attributes:
+        text: The sentence.
+        label: What it is: "warning", "caution".
+        tone: What it means.
+        more: Further sentences, below it.
+        leads: Whether it stands apart, before all else.
+    """
+
+    text: str
+    label: str = ""
+    tone: Tone = "plain"
+    more: tuple[str, ...] = ()
+    leads: bool = False
+
+
+Part: TypeAlias = Sentence | Table
+
+KEPT: Final = "\x1f"
+
+
+def whole(text: str) -> str:
+    """Return a path or a command that is never broken into lines, to be put into a sentence."""
+    return shown(text).replace("\n", "\\n").replace(" ", KEPT)
+
+
+def warned(texts: Sequence[str], label: str = "warning") -> Iterator[Sentence]:
+    """Yield sentences that warn."""
+    for text in texts:
+        yield Sentence(text=text, label=label, tone="warning" if label == "warning" else "note")
+
+
+class Printable:
+    """A result that people read: it says its parts, and each format writes them."""
+
+    __slots__ = ()
+
+    def to_parts(self) -> Iterator[Part]:
+        """Yield what is to be read, the most important first."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as plain data."""
+        raise NotImplementedError
+
+    def to_frame(self) -> pl.DataFrame:
+        """Return its figures as one table."""
+        raise NotImplementedError
+
+    def to_json(self) -> str:
+        """Return `to_dict` as JSON; what is not finite is null."""
+        return as_json(self.to_dict())
+
+    def to_csv(self) -> str:
+        """Return `to_frame` as CSV, with all digits."""
+        from dpo_pipeline.rendering import as_csv
+
+        return as_csv(self.to_frame())
+
+    def to_markdown(self) -> str:
+        """Return it as Markdown, for a pull request or a step summary."""
+        from dpo_pipeline.rendering import as_markdown
+
+        return as_markdown(self.to_parts())
+
+    def to_latex(self) -> str:
+        """Return its tables as LaTeX, for a paper; they need the package booktabs."""
+        from dpo_pipeline.rendering import as_latex
+
+        return as_latex(self.to_parts())
+
+    def _repr_html_(self) -> str:
+        """Return it as HTML, for notebooks."""
+        from dpo_pipeline.rendering import as_html
+
+        return as_html(self.to_parts())
+
+    def __str__(self) -> str:
+        """Return it as text, as wide as the terminal."""
+        from dpo_pipeline.rendering import as_text
+
+        return as_text(self.to_parts())
+
+    def __repr__(self) -> str:
+        """Return the first lines of the text, a screen at most."""
+        from dpo_pipeline.rendering import as_screen
+
+        return as_screen(self.to_parts())

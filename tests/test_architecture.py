@@ -13,14 +13,28 @@ from pair_tools import ROOT
 PACKAGE = ROOT / "dpo_pipeline"
 
 ROOMS = [  # a room imports from the ground and from rooms before it
-    *("losses", "storage", "engine", "sources", "contract", "sums", "statistics"),
+    *(
+        "options",
+        "losses",
+        "storage",
+        "engine",
+        "sources",
+        "contract",
+        "sums",
+        "statistics",
+        "rendering",
+    ),
     *("evaluation", "scoring", "jobs", "comparison", "models", "report", "published", "cli"),
 ]
-DEFERRED = {("evaluation", "report")}  # a result asks the report to draw it
-NO_POLARS = {"errors", "options", "columns", "defaults", "faces", "invalid_report", "__main__"}
+DEFERRED = {
+    ("", "rendering"),  # what people read asks to be written
+    ("evaluation", "report"),  # a result asks the report to draw it
+}
+NO_POLARS = {"errors", "columns", "defaults", "faces", "invalid_report", "__main__"}
 
 ONLY_IN = {
     "pandera": {"contract"},
+    "numpy": {"sums", "statistics", "evaluation"},
     "pyarrow": {"storage", "sources", "scoring"},
     "altair": {"report"},
     "jinja2": {"report"},

@@ -446,9 +446,9 @@ def test_the_text_says_all_of_it(monkeypatch, tmp_path, folder):
         == """\
 in: 6 rows; a dry run, so nothing was computed or written
 
-input              rows
-in/a.parquet          4
-in/deep/b.parquet     2
+input              of     rows
+in/a.parquet       pairs     4
+in/deep/b.parquet  pairs     2
 
 role                   column
 pair_id                pair_id
@@ -464,12 +464,11 @@ option      value
 --keep      pair_id
 
 loss: ipo, beta 0.1
-  ipo: reference_free no, per_token no, f_divergence reverse_kl
+ipo: reference_free no, per_token no, f_divergence reverse_kl
 log-probs accepted: at most 0
 subsets: by subset, pair_id
 batches: by the value of subset
 columns carried along: pair_id
-
 would write out, 2 files
 """
     )

@@ -30,6 +30,7 @@ def checkout(tmp_path, monkeypatch):
     """A folder with the examples, to write into."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS")  # as wide as where there is no terminal
     return tmp_path
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
 from dpo_pipeline import errors as exit_codes
 from dpo_pipeline.cli.flags import completing
+from dpo_pipeline.cli.printing import FORMS, print_result
 from dpo_pipeline.columns import did_you_mean
 from dpo_pipeline.defaults import LOSS_NAMES
 from dpo_pipeline.errors import UsageError
@@ -50,9 +51,11 @@ def contract(name: str | None, folder: str | None) -> int:
 
 @click.command(short_help="List the losses, or say all of one.")
 @click.argument("name", required=False, shell_complete=completing(LOSS_NAMES))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--output", type=click.Choice(FORMS), help="How it is printed.  [default: table]")
+@click.option("--json", is_flag=True, help="Short for --output json.")
 @click.option("--markdown", is_flag=True, help="Print losses and dialects as tables of Markdown.")
-def losses(name: str | None, *, as_json: bool, markdown: bool) -> int:
+@click.pass_context
+def losses(ctx: click.Context, /, name: str | None, *, markdown: bool, **_: Any) -> int:
     """List the losses, or say all of the one called NAME: formula, parameters, needs, source.
 
     \b
@@ -66,8 +69,7 @@ def losses(name: str | None, *, as_json: bool, markdown: bool) -> int:
     if markdown:
         click.echo(f"{loss_table()}\n\n{dialect_tables()}")
         return exit_codes.DONE
-    click.echo(loss_list.as_json_text(name) if as_json else loss_list.as_text(name))
-    return exit_codes.DONE
+    return print_result(loss_list.LossList(name), ctx)
 
 
 @click.command(short_help="Say what a figure, rule, finding, loss or column is.")

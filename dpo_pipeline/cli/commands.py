@@ -12,13 +12,13 @@ import click
 from dpo_pipeline import errors as exit_codes
 from dpo_pipeline.arguments import checked_limit
 from dpo_pipeline.cli.flag_values import groups_given, roles
-from dpo_pipeline.cli.flags import B_COLUMN, flags_of, run_options
-from dpo_pipeline.cli.printing import print_invalid, print_result, print_warnings, say
+from dpo_pipeline.cli.flags import B_COLUMN, arguments_of, flags_of, run_options
+from dpo_pipeline.cli.help_pages import GroupedCommand
+from dpo_pipeline.cli.printing import Converted, form_of, print_result, say
 from dpo_pipeline.cli.running import run
-from dpo_pipeline.cli.settings import config_file
-from dpo_pipeline.errors import InvalidPairsError, UsageError
+from dpo_pipeline.cli.settings import config_file, refuse_found, used
+from dpo_pipeline.errors import DpoPipelineError, InvalidPairsError, UsageError
 from dpo_pipeline.options import OnInvalid, StatisticsOptions
-from dpo_pipeline.tables import as_json
 
 if TYPE_CHECKING:
     from dpo_pipeline.engine import ProgressCallback
@@ -27,29 +27,46 @@ if TYPE_CHECKING:
 Groups = dict[str, Any]
 
 
-def planned(function: str, groups: Groups, ctx: click.Context, *places: Any) -> Any:
-    """Make the plan of a call, and run it unless a dry run was asked for."""
+def planned(
+    function: str,
+    groups: Groups,
+    ctx: click.Context,
+    *places: Any,
+    plans: list[Any] | None = None,
+) -> Any:
+    """Make the plan of a call, put it into `plans`, and run it unless it is a dry run."""
     import dpo_pipeline
 
     plan = getattr(dpo_pipeline, function).plan
+    refuse_found(ctx, *map(ctx.params.get, ("out", "summary", "report", "batches", "invalid")))
     protecting_settings(groups, ctx)
 
     def call(cancel: Event, progress: ProgressCallback | None) -> Any:
         execution = replace(groups["execution"], cancel=cancel, progress=progress)
         made = plan(*places, **{**groups, "execution": execution})
-        print_warnings(made.facts.notes, ctx)
-        return made if ctx.params["dry_run"] else made.run()
+        if plans is not None:
+            plans.append(made)
+        if ctx.params["dry_run"]:
+            return made
+        try:
+            return made.run()
+        except InvalidPairsError:  # its report has the notes
+            raise
+        except DpoPipelineError as error:
+            for text in made.facts.notes:
+                error.add_note(f"note: {text}")
+            raise
 
     return run(call, quiet=ctx.params["quiet"])
 
 
 def protecting_settings(groups: Groups, ctx: click.Context) -> None:
-    """Have the file of settings never become an output, and say which it is."""
+    """Have the file of settings never become an output, and say what was taken from where."""
     config = config_file(ctx)
     if config is not None:
         groups["outputs"] = replace(groups["outputs"], protected=(config,))
-        if not ctx.params["quiet"]:
-            say(f"settings: {config}", err=True)
+    for setting in used(ctx):
+        say(f"setting: {setting}", err=True)
 
 
 def _check(groups: Groups, ctx: click.Context) -> int:
@@ -75,7 +92,7 @@ def _check(groups: Groups, ctx: click.Context) -> int:
     print_result(report, ctx)
     if ctx.params["dry_run"]:
         return exit_codes.DONE
-    from dpo_pipeline.invalid_report import why_refused
+    from dpo_pipeline.contract import why_refused
 
     allowed = OnInvalid("exclude", at_most=0 if limit is None else limit)
     reason = why_refused(allowed, report.n_invalid, report.n_pairs, "pair")
@@ -141,22 +158,15 @@ def _score(groups: Groups, ctx: click.Context) -> int:
 
 
 def _figures(function: str, groups: Groups, ctx: click.Context, gates: Gates | None) -> int:
-    """Print figures to stdout, and to stderr what was left out and warned of."""
+    """Print figures, and fail if they miss their gates."""
     result = planned(function, groups, ctx)
     if ctx.params["dry_run"]:
         return print_result(result, ctx)
-    return print_figures(result, groups["on_invalid"].action, ctx, gates)
+    return print_figures(result, ctx, gates)
 
 
-def print_figures(result: Any, action: str, ctx: click.Context, gates: Gates | None) -> int:
-    """Print a result to stdout, and to stderr what was left out and warned of; then ask its gates.
-
-    `action` is what was done with invalid pairs.
-    """
-    done = "quarantined" if action == "quarantine" else "excluded"
-    print_invalid(result.invalid, done, result.invalid.n_invalid, "pair")
-    if ctx.params["json"]:  # the text begins with them
-        print_warnings(result.invalid.warnings, ctx)
+def print_figures(result: Any, ctx: click.Context, gates: Gates | None) -> int:
+    """Print a result, then ask its gates."""
     code = print_result(result, ctx)
     if gates is not None:
         _pass(gates, result)
@@ -180,14 +190,11 @@ def _convert(groups: Groups, ctx: click.Context) -> int:
       dpo-pipeline convert trained_dataset/ reference.parquet --format trl
     """  # noqa: D301  click takes the backspace itself
     out = ctx.params["out"]
-    result = planned("convert", groups | {"sink": out}, ctx)
-    if ctx.params["dry_run"]:
-        return print_result(result, ctx)
-    if ctx.params["json"]:
-        click.echo(as_json({"path": out, "rows": result}))
-    else:
-        say(f"{out}: {result:,} rows")
-    return exit_codes.DONE
+    plans: list[Any] = []
+    result = planned("convert", groups | {"sink": out}, ctx, plans=plans)
+    if not ctx.params["dry_run"]:
+        result = Converted(out, result, plans[0].facts.notes)
+    return print_result(result, ctx)
 
 
 def _logps(groups: Groups, ctx: click.Context) -> int:
@@ -201,11 +208,7 @@ def _logps(groups: Groups, ctx: click.Context) -> int:
       dpo-pipeline logps texts.jsonl pairs.parquet --policy ./tuned --reference ./base
       dpo-pipeline logps texts.parquet pairs.parquet --policy ./adapter --dry-run
     """  # noqa: D301  click takes the backspace itself
-    result = planned("logps", groups | {"sink": ctx.params["out"]}, ctx)
-    if ctx.params["dry_run"]:
-        return print_result(result, ctx)
-    click.echo(as_json(result.to_dict()) if ctx.params["json"] else str(result))
-    return exit_codes.DONE
+    return print_result(planned("logps", groups | {"sink": ctx.params["out"]}, ctx), ctx)
 
 
 def _compare(groups: Groups, ctx: click.Context) -> int:
@@ -231,9 +234,6 @@ def _compare(groups: Groups, ctx: click.Context) -> int:
     result = planned("compare", groups | {"on": ctx.params["on"]}, ctx, a, b)
     if ctx.params["dry_run"]:
         return print_result(result, ctx)
-    for side in (result.a, result.b):
-        if side.invalid is not None:
-            print_invalid(side.invalid, "excluded", side.n_invalid, "common pair")
     code = print_result(result, ctx)
     _pass(gates, result)
     return code
@@ -263,14 +263,15 @@ def _command(name: str, groups: Mapping[str, type[Any]]) -> click.Command:
 
     def callback(**_: Any) -> int:
         ctx = click.get_current_context()
+        form_of(ctx)  # fails before any work
         return does(groups_given(name, groups, ctx), ctx)
 
     params: list[click.Parameter] = [
-        *(click.Argument([place], type=click.Path()) for place in places),
+        *arguments_of(places),
         *flags_of(name, groups),
         *([B_COLUMN] if name == "compare" else []),
         *run_options(),
     ]
-    return click.Command(
+    return GroupedCommand(
         name, callback=callback, params=params, help=does.__doc__, short_help=short_help
     )

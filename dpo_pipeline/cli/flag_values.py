@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 import click
 
 from dpo_pipeline.arguments import imported, options_of
 from dpo_pipeline.cli.flags import name_of
+from dpo_pipeline.columns import ROLES
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.options import Pairs, Reference, StatisticsOptions
 
@@ -35,9 +36,6 @@ def groups_given(call: str, groups: Mapping[str, type[Any]], ctx: click.Context)
             made[parameter] = group(**values) if asked else None
         else:
             made[parameter] = group(**values)
-    if made.get("statistics") is not None and len(made["by"].names) > 1:
-        weights = {tuple(n.split(",")): weight for n, weight in made["statistics"].weights.items()}
-        made["statistics"] = replace(made["statistics"], weights=weights)
     return made
 
 
@@ -58,9 +56,13 @@ def _reference(group: type[Any], values: Mapping[str, Any], call: str, ctx: clic
     return None
 
 
+_NEXT: Final = re.compile(rf",(?=(?:{'|'.join(ROLES)})=)")
+"""The comma before a further role."""
+
+
 def roles(flag: str, texts: Sequence[str]) -> dict[str, str]:
-    """Return role to column, from ROLE=NAME."""
-    return dict(_split(flag, "ROLE=NAME", texts))
+    """Return role to column, from ROLE=NAME, or several with commas between them."""
+    return dict(_split(flag, "ROLE=NAME", [each for text in texts for each in _NEXT.split(text)]))
 
 
 def _split(flag: str, form: str, texts: Sequence[str]) -> Iterable[tuple[str, str]]:

@@ -7,15 +7,20 @@ so that `--help` does not pay for it.
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from dpo_pipeline import defaults
 from dpo_pipeline.arguments import Option, default_of, options_of
+from dpo_pipeline.cli.printing import form_options
 from dpo_pipeline.cli.settings import SettingOption, config_option
 from dpo_pipeline.columns import ROLES
+from dpo_pipeline.errors import UsageError
 from dpo_pipeline.sources import FORMATS
 
 if TYPE_CHECKING:
@@ -62,16 +67,32 @@ _TYPES: Final[Mapping[str, Any]] = {
     "share": _Share(),
     "format": click.Choice(tuple(FORMATS)),
 }
-_FORMATS: Final = "; ".join(f"{row.name}: {row.description}" for row in FORMATS.values())
-
 B_COLUMN: Final = SettingOption(
     ["--b-column"],
     multiple=True,
     metavar="ROLE=NAME",
     shell_complete=_COMPLETE["role"],
     help="As --column, for B alone, instead of --column. Repeatable.",
+    section="Input",
 )
 """Options of `compare`, whose sides can have different columns."""
+
+_SECTIONS: Final[Mapping[str, str]] = {
+    "Pairs": "Input",
+    "Reference": "Input",
+    "Contract": "Input",
+    "Objective": "Loss",
+    "Models": "Models",
+    "Subsets": "Subsets and batches",
+    "Batches": "Subsets and batches",
+    "StatisticsOptions": "Statistics",
+    "OnInvalid": "Invalid pairs",
+    "Scored": "Outputs",
+    "Outputs": "Outputs",
+    "Gates": "Gates",
+    "Execution": "Execution",
+}
+"""Group of options to the heading of its options in `--help`."""
 
 _DRY_RUN: Final = "Say what would be read, computed and written, reading no more than footers."
 
@@ -85,8 +106,8 @@ def run_options() -> Iterator[click.Parameter]:
 
 def output_options() -> Iterator[click.Parameter]:
     """Yield the options of printing alone."""
-    yield SettingOption(["--json"], is_flag=True, help="Print one JSON document.")
-    yield SettingOption(["--quiet", "-q"], is_flag=True, help="No progress and no warnings.")
+    yield SettingOption(["--quiet", "-q"], is_flag=True, help="No progress.")
+    yield from form_options()
 
 
 def name_of(flag: str) -> str:
@@ -97,21 +118,21 @@ def name_of(flag: str) -> str:
 def flags_of(call: str, groups: Mapping[str, type[Any]]) -> Iterator[click.Option]:
     """Yield the options of a command: those of the fields of its groups."""
     for group in groups.values():
+        section = next(_SECTIONS[c.__name__] for c in group.__mro__ if c.__name__ in _SECTIONS)
         asked: Option | None = getattr(group, "ASKED_BY", None)
         if asked is not None and call in (asked.calls or ()):
-            yield _flag(asked, call, default=False)
+            yield _flag(asked, section, default=False)
         for field, declared in options_of(group, call):
-            yield _flag(declared, call, default=default_of(field))
+            yield _flag(declared, section, default=default_of(field))
 
 
-def _flag(declared: Option, call: str, *, default: Any) -> click.Option:
+def _flag(declared: Option, section: str, *, default: Any) -> click.Option:
     kind = declared.kind
     shown: str | bool = (
         declared.shown if declared.shown is not None else isinstance(default, (str, int, float))
     )
     plain = isinstance(default, (str, int, float)) and declared.shown is None
     many: dict[str, Any] = {"multiple": True} if kind.repeats else {}
-    described = kind.name == "format" and declared.flag == "--format" and call == "evaluate"
     return SettingOption(
         [declared.flag],
         needs_consent=declared.consent,
@@ -120,8 +141,64 @@ def _flag(declared: Option, call: str, *, default: Any) -> click.Option:
         is_flag=kind.name == "flag",
         default=default if plain else None,
         show_default=False if kind.repeats and declared.shown is None else shown or False,
-        metavar=kind.metavar,
+        metavar="FORMAT" if kind.name == "format" else kind.metavar,
         shell_complete=_COMPLETE[kind.completes],
-        help=f"{declared.help} {_FORMATS}." if described else declared.help,
+        help=declared.help,
+        section=section,
         **many,
     )
+
+
+_MORE: Final = "more_paths"
+_TAKES_SEVERAL: Final = "pairs"
+
+
+class _Sources(click.Argument):
+    """A path, or several: one source, as the library takes it."""
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        """Return the path, or the list of paths."""
+        paths = super().process_value(ctx, value)
+        return paths[0] if len(paths) == 1 else list(paths)
+
+
+class _TooMany(click.Argument):
+    """Paths after the last argument, which are none of a command."""
+
+    def get_usage_pieces(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return nothing: the line of usage does not show it."""
+        return []
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        """Raise a UsageError that shows the command with the glob in quotes."""
+        more = super().process_value(ctx, value)
+        if more and not ctx.resilient_parsing:
+            names = [p.name for p in ctx.command.params if isinstance(p, click.Argument)][:-1]
+            given = [*(str(ctx.params[name]) for name in names if name in ctx.params), *more]
+            takes = " and ".join(str(name).upper() for name in names)
+            raise UsageError(
+                f"{ctx.info_name} takes {takes}, found {len(given):,} paths; quote a glob: "
+                f"{_quoted(ctx, given, names[-1] == 'out')}"
+            )
+        return more
+
+
+def arguments_of(places: Iterable[str]) -> Iterator[click.Parameter]:
+    """Yield the arguments of a command: several paths where its pairs are all it takes."""
+    places = tuple(places)
+    if places == (_TAKES_SEVERAL,):
+        yield _Sources(places, type=click.Path(), nargs=-1, required=True)
+        return
+    yield from (click.Argument([place], type=click.Path()) for place in places)
+    yield _TooMany([_MORE], type=click.Path(), nargs=-1, expose_value=False)
+
+
+def _quoted(ctx: click.Context, paths: list[str], has_output: bool) -> str:
+    last = [shlex.quote(paths.pop())] if has_output else []
+    kinds = groupby(paths, key=lambda path: (os.path.dirname(path), os.path.splitext(path)[1]))
+    globs = []
+    for (folder, ending), of_kind in kinds:
+        names = list(of_kind)
+        like = os.path.join(folder, f"*{ending}")
+        globs.append(shlex.quote(names[0]) if len(names) == 1 else f"'{like}'")
+    return " ".join([ctx.command_path, *globs, *last])

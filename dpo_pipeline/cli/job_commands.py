@@ -11,7 +11,7 @@ import click
 
 from dpo_pipeline.cli.commands import COMMANDS, planned, print_figures, protecting_settings
 from dpo_pipeline.cli.flag_values import groups_given
-from dpo_pipeline.cli.flags import flags_of, output_options, run_options
+from dpo_pipeline.cli.flags import arguments_of, flags_of, output_options, run_options
 from dpo_pipeline.cli.printing import print_result
 from dpo_pipeline.cli.running import run
 from dpo_pipeline.cli.settings import PREFIX
@@ -73,7 +73,7 @@ def _split_command(name: str, groups: Mapping[str, type[Any]]) -> click.Command:
         return _split(name, groups_given(name, asked, ctx), ctx)
 
     params: list[click.Parameter] = [
-        *(click.Argument([place], type=click.Path()) for place in places),
+        *arguments_of(places),
         click.Option(["--shards"], type=int, required=True, help="How many shards to make."),
         click.Option(
             ["--to"], type=click.Path(), required=True, help="The folder of the job, a new one."
@@ -149,8 +149,7 @@ def _merge(**_: Any) -> int:
         return jobs.merge(ctx.params["job"], execution=own)
 
     result = run(call, quiet=ctx.params["quiet"])
-    action = plan.options.get("on-invalid", "raise")
-    return print_figures(result, action, ctx, None if plan.command == "sweep" else gates)
+    return print_figures(result, ctx, None if plan.command == "sweep" else gates)
 
 
 def _check_gates(gates: Gates, command: str, options: Mapping[str, Any]) -> None:

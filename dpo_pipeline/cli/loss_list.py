@@ -2,37 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from dpo_pipeline.columns import did_you_mean
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.losses import F_DIVERGENCES, LOSSES, Loss
 from dpo_pipeline.published import LEGEND, needs_of
-from dpo_pipeline.tables import aligned, as_json
+from dpo_pipeline.tables import Column, Part, Printable, Table
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
-def as_text(name: str | None = None) -> str:
-    """Return the list, or all about one loss."""
-    if name is None:
-        rows = [(loss.name, needs_of(loss), loss.formula) for loss in LOSSES.values()]
-        return "\n".join([*aligned(("loss", "needs", "formula"), rows), "", LEGEND])
-    facts = as_dict(_found(name))
-    lines: list[tuple[str, Any]] = [
-        (key, value) for key, value in facts.items() if not isinstance(value, (dict, list))
-    ]
-    lines += [
-        (f"  {p['name']}", f"{p['default']:g}: {p['meaning']}, {p['range']}")
-        for p in facts["parameters"]
-    ]
-    lines += [(f"  {system}", term) for system, term in facts["elsewhere"].items()]
-    return "\n".join(aligned(("", ""), lines))
+class LossList(Printable):
+    """The losses, or all about one."""
 
+    def __init__(self, name: str | None = None) -> None:
+        self._found = None if name is None else _found(name)
 
-def as_json_text(name: str | None = None) -> str:
-    """Return the same as JSON."""
-    if name is None:
-        return as_json({"losses": [as_dict(loss) for loss in LOSSES.values()]})
-    return as_json(as_dict(_found(name)))
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as plain data."""
+        if self._found is not None:
+            return as_dict(self._found)
+        return {"losses": [as_dict(loss) for loss in LOSSES.values()]}
+
+    def to_frame(self) -> pl.DataFrame:
+        """Return one row a loss."""
+        import polars as pl
+
+        losses = LOSSES.values() if self._found is None else (self._found,)
+        rows = [(loss.name, needs_of(loss), loss.formula, loss.source) for loss in losses]
+        return pl.DataFrame(rows, schema=["loss", "needs", "formula", "source"], orient="row")
+
+    def to_parts(self) -> Iterator[Part]:
+        """Yield the list, or the facts of one loss."""
+        if self._found is None:
+            rows = [(loss.name, needs_of(loss), loss.formula) for loss in LOSSES.values()]
+            columns = (Column("loss"), Column("needs", wraps=True), Column("formula", wraps=True))
+            yield Table(columns=columns, rows=rows, note=LEGEND, most=None)
+            return
+        facts = as_dict(self._found)
+        lines: list[tuple[str, Any]] = [
+            (key, str(value)) for key, value in facts.items() if not isinstance(value, (dict, list))
+        ]
+        lines += [
+            (p["name"], f"{p['default']:g}: {p['meaning']}, {p['range']}")
+            for p in facts["parameters"]
+        ]
+        lines += list(facts["elsewhere"].items())
+        yield Table(columns=(Column(""), Column("", wraps=True)), rows=lines, most=None)
 
 
 def as_dict(loss: Loss) -> dict[str, Any]:

@@ -1,46 +1,152 @@
-"""What commands print: results to stdout, warnings and settings to stderr."""
+"""What commands print: results to stdout, settings and errors to stderr."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import click
 
 from dpo_pipeline import errors as exit_codes
-from dpo_pipeline.cli.settings import used
-from dpo_pipeline.tables import shown
+from dpo_pipeline.cli.settings import SettingOption
+from dpo_pipeline.errors import UsageError
+from dpo_pipeline.tables import KEPT, Part, Printable, Sentence, shown, warned, whole
 
 if TYPE_CHECKING:
-    from dpo_pipeline.invalid_report import InvalidReport
+    import polars as pl
+
+FORMS: Final = ("table", "json", "markdown", "csv", "latex")
+"""How a result can be printed."""
+
+_WARNINGS: Final = frozenset({"warning", "note", "caution", "problem"})
+_ENDLESS: Final = sys.maxsize
+_RANKS: Final = ("DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")
+"""Where a value comes from; the last wins."""
+
+
+def form_options() -> Iterator[click.Option]:
+    """Yield the options of how results are printed."""
+    yield SettingOption(
+        ["--output"],
+        type=click.Choice(FORMS),
+        help="How the result is printed. csv is one table: the subsets with --by, else the "
+        "figures; latex needs the package booktabs.  [default: table]",
+    )
+    yield SettingOption(["--json"], is_flag=True, help="Short for --output json.")
+    yield SettingOption(
+        ["--warnings/--no-warnings"],
+        default=True,
+        help="Print warnings, findings and notes before the figures; JSON always has them.",
+    )
+    yield SettingOption(
+        ["--color"],
+        type=click.Choice(("auto", "always", "never")),
+        default="auto",
+        show_default=True,
+        help="Colours in tables; auto: on a terminal, unless NO_COLOR is set.",
+    )
+
+
+def form_of(ctx: click.Context) -> str:
+    """Return how the result is printed."""
+    form, is_json = ctx.params["output"], ctx.params["json"]
+    if not is_json or form == "json":
+        return form or ("json" if is_json else "table")
+    if form is None or _rank(ctx, "json") > _rank(ctx, "output"):
+        return "json"
+    if _rank(ctx, "json") < _rank(ctx, "output"):
+        return str(form)
+    raise UsageError(f"--json and --output {form} contradict each other: give one")
+
+
+def _rank(ctx: click.Context, name: str) -> int:
+    source = ctx.get_parameter_source(name)
+    return _RANKS.index(source.name) if source is not None and source.name in _RANKS else -1
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print text as a terminal may have it."""
-    click.echo(shown(text), err=err)
+    """Print text as a terminal may have it; messages fit a terminal that shows them."""
+    safe = KEPT.join(map(shown, text.split(KEPT)))
+    width = _width_of(sys.stderr) if err else None
+    if width is not None:
+        from dpo_pipeline.rendering import fitted
+
+        safe = fitted(safe, width)
+    click.echo(safe.replace(KEPT, " "), err=err)
 
 
-def print_result(result: Any, ctx: click.Context) -> int:
-    """Print a result or a plan, as JSON or text."""
-    if ctx.params.get("dry_run") and not ctx.params["quiet"]:
-        for setting in used(ctx):
-            say(f"setting: {setting}", err=True)
-    if ctx.params["json"]:
+def _width_of(stream: TextIO) -> int | None:
+    """Return the width of a terminal; None if the stream is none, whose lines stay whole."""
+    columns = os.environ.get("COLUMNS", "")
+    try:
+        if not stream.isatty():
+            return None
+        return int(columns) if columns.isdigit() else os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):
+        return None
+
+
+def print_result(result: Printable, ctx: click.Context) -> int:
+    """Print a result or a plan in the form that was asked for."""
+    form = form_of(ctx)
+    if form == "json":
         click.echo(result.to_json())
+    elif form == "csv":
+        for part in _wanted(result, ctx):  # which a table of figures alone would lose
+            if isinstance(part, Sentence) and (
+                part.label in _WARNINGS or part.text.startswith("no verdict")
+            ):
+                say(f"{part.label}: {part.text}" if part.label else part.text, err=True)
+        click.echo(shown(result.to_csv(), _ENDLESS), nl=False)
     else:
-        say(str(result))
+        _print_parts(list(_wanted(result, ctx)), form, ctx)
     return exit_codes.DONE
 
 
-def print_invalid(report: InvalidReport, done: str, count: int, noun: str) -> None:
-    """Print to stderr which rules were broken, and what was done with the pairs."""
-    if report.n_invalid:
-        pairs = f"{count:,} {noun}{'' if count == 1 else 's'}"
-        say(f"{report}\n{done}: {pairs}", err=True)
+def _wanted(result: Printable, ctx: click.Context) -> Iterator[Part]:
+    for part in result.to_parts():
+        is_warning = isinstance(part, Sentence) and part.label in _WARNINGS
+        if ctx.params.get("warnings", True) or not is_warning:
+            yield part
 
 
-def print_warnings(texts: Iterable[str], ctx: click.Context) -> None:
-    """Print warnings to stderr, unless --quiet is given."""
-    if not ctx.params["quiet"]:
-        for text in texts:
-            say(f"warning: {text}", err=True)
+def _print_parts(parts: list[Part], form: str, ctx: click.Context) -> None:
+    from dpo_pipeline.rendering import as_latex, as_markdown, as_text
+
+    if form == "table":
+        color = _is_colored(ctx)
+        click.echo(as_text(parts, color=color), color=color)
+    else:
+        click.echo(as_markdown(parts) if form == "markdown" else as_latex(parts))
+
+
+def _is_colored(ctx: click.Context) -> bool:
+    asked = ctx.params.get("color", "auto")
+    if asked != "auto":
+        return bool(asked == "always")
+    is_dumb = os.environ.get("TERM") == "dumb"
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and not is_dumb
+
+
+class Converted(Printable):
+    """What `convert` did."""
+
+    def __init__(self, path: str, rows: int, notes: tuple[str, ...]) -> None:
+        self.path, self.rows, self.notes = path, rows, notes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {"path": self.path, "rows": self.rows, "warnings": list(self.notes)}
+
+    def to_frame(self) -> pl.DataFrame:
+        """Return it as one row."""
+        import polars as pl
+
+        return pl.DataFrame({"path": [self.path], "rows": [self.rows]})
+
+    def to_parts(self) -> Iterator[Part]:
+        """Yield the file and its rows."""
+        yield Sentence(text=f"{whole(self.path)}: {self.rows:,} rows", leads=bool(self.notes))
+        yield from warned(self.notes, "note")

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import sys
 import traceback
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Iterator, Mapping
+from typing import IO, Any, Final
 
 import click
 
 from dpo_pipeline import errors as exit_codes
 from dpo_pipeline.cli.catalogue_commands import CATALOGUE_COMMANDS
 from dpo_pipeline.cli.commands import commands
+from dpo_pipeline.cli.help_pages import START
 from dpo_pipeline.cli.job_commands import job_group
 from dpo_pipeline.cli.printing import say
 from dpo_pipeline.cli.running import Stopped
@@ -26,6 +28,7 @@ from dpo_pipeline.cli.settings import PREFIX, used
 from dpo_pipeline.columns import did_you_mean
 from dpo_pipeline.errors import ColumnError, DpoPipelineError, UsageError
 from dpo_pipeline.options import CALLS
+from dpo_pipeline.tables import whole
 
 PROGRAM: Final = "dpo-pipeline"
 
@@ -60,8 +63,24 @@ _NO_MEMORY: Final = ("start new thread", "failed to map segment", "annot allocat
 """What the system says where there is no memory for a thread, a library or a buffer."""
 
 
+class _Start(click.ClickException):
+    """Raised without a command: says how to start."""
+
+    exit_code = exit_codes.USAGE
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print it."""
+        click.echo(self.message, file=file)
+
+
 class _Commands(click.Group):
     """The commands. Errors suggest a command, and name the settings that took part."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments; without any, say how to start."""
+        if not args and ctx.parent is None and not ctx.resilient_parsing:
+            raise _Start(START)
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Return the names in the order of the work."""
@@ -119,7 +138,9 @@ def main(arguments: list[str] | None = None) -> int:
             say(text.getvalue().rstrip("\n"), err=True)
         code = error.exit_code
     except DpoPipelineError as error:
-        say("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), err=True)
+        given = sys.argv[1:] if arguments is None else arguments
+        lines = [f"error: {error}", *getattr(error, "__notes__", ()), *_mended(error, given)]
+        say("\n".join(lines), err=True)
         return _code_of(error)
     except BrokenPipeError:
         # The reader of stdout left: discard what would be flushed at exit.
@@ -132,6 +153,15 @@ def main(arguments: list[str] | None = None) -> int:
             traceback.print_exc()
         return exit_codes.STORAGE
     return code if isinstance(code, int) else exit_codes.DONE
+
+
+def _mended(error: DpoPipelineError, arguments: list[str]) -> Iterator[str]:
+    """Yield the command that may be what was meant, to be pasted."""
+    guesses = error.guesses if isinstance(error, ColumnError) else {}
+    is_secret = any(each.startswith("--storage-option") for each in arguments)
+    if guesses and not is_secret and arguments[:1] != ["compare"]:
+        more = [w for role, name in guesses.items() for w in ("--column", f"{role}={name}")]
+        yield f"try: {whole(shlex.join([PROGRAM, *arguments, *more]))}"
 
 
 def _code_of(error: DpoPipelineError) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -87,17 +88,18 @@ def _leave(code: int) -> NoReturn:
 _QUIET_SECONDS: Final = 2.0
 """A run that ends sooner shows nothing."""
 
-_EVERY_TERMINAL: Final = 0.2  # seconds
-_EVERY_FILE: Final = 10.0  # seconds
+_EVERY: Final = 0.2  # seconds
 
 
 class ProgressLine:
-    """Shows rows, rate and an estimated time to go; costs nothing between two updates."""
+    """Shows rows, rate and an estimated time to go, on a terminal only, in a line that goes away.
+
+    Costs nothing between two updates.
+    """
 
     def __init__(self, stream: TextIO, *, enabled: bool) -> None:
-        self.enabled = enabled
+        self.enabled = enabled and stream.isatty()
         self._stream = stream
-        self._terminal = stream.isatty()
         self._lock = Lock()
         self._phase: str | None = None
         self._began = self._shown = time.monotonic()
@@ -114,14 +116,15 @@ class ProgressLine:
         with self._lock:
             if progress.phase != self._phase:
                 self._phase, self._phase_began = progress.phase, now
-            every = _EVERY_TERMINAL if self._terminal else _EVERY_FILE
             # Work after the last row takes time too, so the last row is always shown.
             last = progress.total is not None and progress.rows >= progress.total
-            if now - self._began < _QUIET_SECONDS or (now - self._shown < every and not last):
+            if now - self._began < _QUIET_SECONDS or (now - self._shown < _EVERY and not last):
                 return
             self._shown = now
-            text = _text(progress, now - self._phase_began)
-            self._write("\r" + text.ljust(self._width) if self._terminal else text + "\n")
+            # A line as long as the terminal is wide would leave its first part behind.
+            most = shutil.get_terminal_size().columns - 1
+            text = _text(progress, now - self._phase_began)[:most]
+            self._write("\r" + text.ljust(self._width))
             self._width = len(text)
 
     def _write(self, text: str) -> None:
@@ -133,7 +136,7 @@ class ProgressLine:
                 self._lost = True
 
     def __exit__(self, *_error: object) -> None:
-        if self._terminal and self._width:
+        if self._width:
             self._write("\r" + " " * self._width + "\r")
 
 
@@ -147,6 +150,8 @@ def _text(progress: Progress, seconds: float) -> str:
         elif rate and seconds > _QUIET_SECONDS:
             parts.append(f"about {(progress.total - progress.rows) / rate:.0f} s to go (estimate)")
     parts.insert(1, f"{rate:,.0f}/s")
+    if progress.tokens and seconds > 0:
+        parts.insert(1, f"{progress.tokens / seconds:,.0f} tokens/s")
     return ", ".join(parts)
 
 

@@ -21,11 +21,15 @@ PREFIX: Final = "DPO_PIPELINE"
 TABLE: Final = "dpo-pipeline"
 """The table below `tool` in a pyproject.toml."""
 
+OTHERS: Final = "Running and printing"
+"""Heading of options that belong to no group of the library."""
+
 _PROJECT: Final = "pyproject.toml"
 _LARGEST: Final = 10_000_000  # bytes
 _USED: Final = "dpo_pipeline.settings"
 _CONFIG: Final = "config"
 _FOUND: Final = "dpo_pipeline.found"
+_REFUSED: Final = "dpo_pipeline.refused"
 _NUMBER: Final = ((int, float), "a number")
 _TAKES: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
     "float": _NUMBER,
@@ -39,15 +43,21 @@ class SettingOption(click.Option):
     """An option that a variable without the command's name sets too; errors name the variable.
 
     What `needs_consent` is refused from a settings file that was found, and not named. Of values of
-    an option that `is_secret`, only the names are shown.
+    an option that `is_secret`, only the names are shown. `--help` shows it in its `section`.
     """
 
     def __init__(
-        self, *names: Any, needs_consent: bool = False, is_secret: bool = False, **more: Any
+        self,
+        *names: Any,
+        needs_consent: bool = False,
+        is_secret: bool = False,
+        section: str = OTHERS,
+        **more: Any,
     ) -> None:
         super().__init__(*names, **more)
         self.needs_consent = needs_consent
         self.is_secret = is_secret
+        self.section = section
 
     def process_value(self, ctx: click.Context, value: Any) -> Any:
         """Convert the value, and note where it is from if not from the command line."""
@@ -59,10 +69,15 @@ class SettingOption(click.Option):
             origin = ctx.meta[_CONFIG]
             if self.needs_consent and value and ctx.meta[_FOUND] and not ctx.resilient_parsing:
                 key = key_of(self)
-                raise UsageError(
+                said = (
                     f"{origin}: {key}: needs consent, because this file was found and not named: "
                     f"give --{key} on the command line, or --config {origin}"
                 )
+                if not self.is_flag:
+                    raise UsageError(said)
+                # Commands that write nothing have no use for --overwrite.
+                ctx.meta[_REFUSED] = said
+                return super().process_value(ctx, False)  # noqa: FBT003
         try:
             made = super().process_value(ctx, value)
         except click.BadParameter as error:
@@ -117,6 +132,12 @@ def _apply(ctx: click.Context, _option: click.Parameter, path: str | None) -> No
     ctx.meta[_CONFIG] = name
     ctx.meta[_FOUND] = path is None
     ctx.default_map = _checked(name, table, commands, ctx)[ctx.info_name or ""]
+
+
+def refuse_found(ctx: click.Context, *outputs: object) -> None:
+    """Raise a UsageError if there are outputs, and a file that was found says how to treat them."""
+    if _REFUSED in ctx.meta and any(outputs):
+        raise UsageError(ctx.meta[_REFUSED])
 
 
 def config_option() -> click.Option:
@@ -221,11 +242,23 @@ def _checked(
     for key, value in shared.items():
         if key not in every:
             raise UsageError(_unknown(path, key, value, [*sorted(every), *commands], ctx))
-        for name, options in commands.items():
-            # The command's own table overrides this value, which need not suit it.
-            if key in options and key not in own.get(name, {}):
-                given = _value(f"{path}: {key} (of {name})", path, options[key], value)
-                values[name][options[key].name or key] = given
+        unfit: dict[str, UsageError] = {}
+        # The command's own table overrides this value, which need not suit it.
+        takers = [
+            name for name in commands if key in commands[name] and key not in own.get(name, {})
+        ]
+        for name in takers:
+            try:
+                given = _value(f"{path}: {key} (of {name})", path, commands[name][key], value)
+                values[name][commands[name][key].name or key] = given
+            except UsageError as error:
+                unfit[name] = error
+        fits = [name for name in takers if name not in unfit]
+        # A list of betas is for the command that takes several.
+        if unfit and (ctx.info_name in unfit or not fits):
+            refusal = unfit.get(ctx.info_name or "") or next(iter(unfit.values()))
+            hint = f"; {fits[0]} takes it, in a table of its own" if fits else ""
+            raise UsageError(f"{refusal}{hint}")
     for name, keys in own.items():
         known = sorted(set(commands[name]) - {_CONFIG})
         for key, value in keys.items():

@@ -1,8 +1,8 @@
-"""The reading of a comparison: keys first, then the common pairs, scored for both sides."""
+"""The reading of a comparison: the common pairs, in one order or joined, scored for both sides."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -25,7 +25,17 @@ from dpo_pipeline.defaults import MAX_SUBSETS_WITH_STATISTICS, SAME_REFERENCE, S
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ContractError, UsageError
 from dpo_pipeline.losses import CheckedObjective, with_scores
-from dpo_pipeline.sources import KEY, Counts, checked_on, count_keys, joined, key_of
+from dpo_pipeline.sources import (
+    KEY,
+    Counts,
+    OutOfStep,
+    Partitions,
+    checked_on,
+    count_keys,
+    in_step,
+    joined,
+    key_of,
+)
 from dpo_pipeline.storage import reading
 from dpo_pipeline.sums import VALID
 
@@ -92,91 +102,198 @@ class PairedTables:
 def read_common_pairs(
     pairs: PairedTables, *, objective: CheckedObjective, max_logp: float, watch: Watch
 ) -> CommonPairs:
-    """Read the keys of all tables, then their common pairs.
+    """Read the common pairs of all tables.
 
-    Memory grows with the keys and with the numbers of the smaller table; of its other columns,
-    only prompts and subsets are held.
+    Tables that have the same keys in one order are read side by side, once. Others are parted by
+    their keys, and joined part by part; the figures are the same to the bit.
     """
-    tables, key, by, places = pairs.tables, pairs.key, pairs.by, pairs.places
-    sides = tables[:2]
-    # The prompts of A are taken, or those of B where A has none.
-    prompts = next((side for side in sides if PROMPT_ID.name in side.columns), None)
-    names = " or ".join(table.name for table in tables)
+    tables = pairs.tables
+    common = _Common.of(pairs, objective, max_logp)
+    lengths = {table.dataset.rows for table in tables} - {None}
+    with reading(" or ".join(table.name for table in tables)):
+        found = _read_in_step(common, watch) if len(lengths) <= 1 else None
+        return _read_parted(common, watch) if found is None else found
+
+
+def _read_in_step(common: _Common, watch: Watch) -> CommonPairs | None:
+    """Read tables that have the same keys in one order; return None of others."""
+    sums, tables = _Sums(common), common.pairs.tables
+    total = max((table.dataset.rows or 0 for table in tables), default=0) or None
+    n = 0
+    try:
+        for chunk in in_step(common.frames()):
+            n += chunk.height
+            sums.add(chunk)
+            watch.step("evaluating", chunk.height, total)
+    except OutOfStep:
+        watch.restart("evaluating")
+        return None
+    counts = Counts(rows=(n,) * len(tables), alone=(0, 0), common=n)
+    _refuse_empty(tables, counts)
+    return sums.finished(counts)
+
+
+def _read_parted(common: _Common, watch: Watch) -> CommonPairs:
+    """Part tables by their keys, and join them part by part."""
+    tables = common.pairs.tables
     total = sum(table.dataset.rows or 0 for table in tables) or None
-    with reading(names):
-        counts = count_keys(
-            pairs.on, {t.name: watch.on_rows(t.keys(key), "joining", total) for t in tables}
-        )
+    frames = dict(zip((table.name for table in tables), common.frames(), strict=True))
+    with Partitions({name: frame.collect_schema() for name, frame in frames.items()}) as parts:
+        for name, frame in frames.items():
+            for rows in frame.collect_batches(maintain_order=False, chunk_size=STATISTICS_ROWS):
+                parts.add(name, rows)
+                watch.step("joining", rows.height, total)
+        counts = count_keys(common.pairs.on, list(frames), parts)
+        _refuse_empty(tables, counts)
+        sums = _Sums(common)
+        for chunk in _in_chunks(joined(part.values()) for part in parts):
+            sums.add(chunk)
+            watch.step("evaluating", chunk.height, counts.common)
+    return sums.finished(counts)
+
+
+def _in_chunks(parts: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Yield the rows of small and large parts, `STATISTICS_ROWS` or a few less at a time."""
+    held: list[pl.DataFrame] = []
+    for rows in (piece for part in parts for piece in part.iter_slices(STATISTICS_ROWS)):
+        if held and sum(map(len, held)) + rows.height > STATISTICS_ROWS:
+            yield pl.concat(held)
+            held.clear()
+        held.append(rows)
+    if held:
+        yield pl.concat(held)
+
+
+def _refuse_empty(tables: Sequence[Table], counts: Counts) -> None:
     for table, rows in zip(tables, counts.rows, strict=True):
         if rows == 0:
             raise ContractError(f"{table.name}: it holds no pairs, so nothing was compared")
-    shared = [n for n in (*_OF_A_PAIR, *by) if all(n in side.columns for side in sides)]
-    wanted = [
-        _wanted(table, objective, [*shared, *by], has_prompts=table is prompts) for table in tables
-    ]
-    plan = joined([t.keyed(key, n) for t, n in zip(tables, wanted, strict=True)])
-    checked = objective.columns_to_check(max_logp)
-    subset_keys = [f"{_SUBSET}{i}" for i in range(len(by))]
-    carried = {key: places[name].column(name) for name, key in zip(by, subset_keys, strict=True)}
-    if prompts is not None:
-        carried[PROMPT] = prompts.column(PROMPT_ID.name)
-    gathering = PairedGathering(
-        objective=objective,
-        needs=objective.needs,
-        max_logp=max_logp,
-        by=by,
-        keys=subset_keys,
-        is_by_prompt=prompts is not None,
-    )
-    sums = []
-    with reading(names):
-        for chunk in plan.collect_batches(maintain_order=False, chunk_size=STATISTICS_ROWS):
-            scored = {t.letter: _scored(t, chunk, objective, checked) for t in sides}
-            sound = {t.letter: chunk[t.valid] for t in tables}
-            for table in sides:
-                if table.lender is not None:
-                    # The lender's rules judge borrowed columns, for both sides.
-                    sound[table.letter] = sound[table.letter] & chunk[table.lender.valid]
-            in_range = {letter: scored[letter][VALID] for letter in "ab"}
-            valid = sound["a"] & sound["b"] & in_range["a"] & in_range["b"]
-            facts = chunk.select(KEY, valid.alias(VALID), **carried)
-            gathering.add(facts, scored["a"].drop(VALID), scored["b"].drop(VALID))
-            if gathering.n_subsets > MAX_SUBSETS_WITH_STATISTICS:
-                raise UsageError(
-                    f"by: {', '.join(by)} has more than {MAX_SUBSETS_WITH_STATISTICS:,} subsets; "
-                    "choose a coarser column"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Common:
+    """What is read of common pairs, and what is made of it."""
+
+    pairs: PairedTables
+    objective: CheckedObjective
+    max_logp: float
+    shared: tuple[str, ...]  # columns on which the sides are to agree
+    prompts: Table | None  # A if it has prompts, or else B
+
+    @classmethod
+    def of(cls, pairs: PairedTables, objective: CheckedObjective, max_logp: float) -> Self:
+        sides = pairs.tables[:2]
+        names = (*_OF_A_PAIR, *pairs.by)
+        return cls(
+            pairs=pairs,
+            objective=objective,
+            max_logp=max_logp,
+            shared=tuple(n for n in names if all(n in side.columns for side in sides)),
+            prompts=next((side for side in sides if PROMPT_ID.name in side.columns), None),
+        )
+
+    @property
+    def carried(self) -> dict[str, str]:
+        """The columns of clusters and subsets, by the names that `PairedGathering` knows."""
+        named = dict(zip(self.subset_keys, self.pairs.by, strict=True))
+        found = {key: self.pairs.places[name].column(name) for key, name in named.items()}
+        if self.prompts is not None:
+            found[PROMPT] = self.prompts.column(PROMPT_ID.name)
+        return found
+
+    @property
+    def subset_keys(self) -> list[str]:
+        """The names of the columns of subsets in sums."""
+        return [f"{_SUBSET}{i}" for i in range(len(self.pairs.by))]
+
+    def frames(self) -> list[pl.LazyFrame]:
+        """Return the rows of all tables, with what is read of them."""
+        names = [*self.shared, *self.pairs.by]
+        return [
+            table.keyed(
+                self.pairs.key,
+                _wanted(table, self.objective, names, has_prompts=table is self.prompts),
+            )
+            for table in self.pairs.tables
+        ]
+
+
+class _Sums:
+    """Adds up common pairs, chunk by chunk in any order."""
+
+    def __init__(self, common: _Common) -> None:
+        self._common = common
+        self._checked = common.objective.columns_to_check(common.max_logp)
+        self._rows: list[dict[str, Any]] = []
+        self._gathering = PairedGathering(
+            objective=common.objective,
+            needs=common.objective.needs,
+            max_logp=common.max_logp,
+            by=common.pairs.by,
+            keys=common.subset_keys,
+            is_by_prompt=common.prompts is not None,
+        )
+
+    def add(self, chunk: pl.DataFrame) -> None:
+        """Add pairs that all tables have."""
+        objective, tables = self._common.objective, self._common.pairs.tables
+        sides = tables[:2]
+        scored = {t.letter: _scored(t, chunk, objective, self._checked) for t in sides}
+        sound = {t.letter: chunk[t.valid] for t in tables}
+        for table in sides:
+            if table.lender is not None:
+                # The lender's rules judge borrowed columns, for both sides.
+                sound[table.letter] = sound[table.letter] & chunk[table.lender.valid]
+        in_range = {letter: scored[letter][VALID] for letter in "ab"}
+        valid = sound["a"] & sound["b"] & in_range["a"] & in_range["b"]
+        facts = chunk.select(KEY, valid.alias(VALID), **self._common.carried)
+        self._gathering.add(facts, scored["a"].drop(VALID), scored["b"].drop(VALID))
+        if self._gathering.n_subsets > MAX_SUBSETS_WITH_STATISTICS:
+            raise UsageError(
+                f"by: {', '.join(self._common.pairs.by)} has more than "
+                f"{MAX_SUBSETS_WITH_STATISTICS:,} subsets; choose a coarser column"
+            )
+        are_all = bool(valid.all())
+        kept = chunk if are_all else chunk.filter(valid)
+        margins = [scored[letter][REWARD_MARGIN] for letter in "ab"]
+        is_same = margins[0] == margins[1]
+        row: dict[str, Any] = {
+            "n_valid": kept.height,
+            _SAME_MARGIN: (is_same & valid).sum(),
+            **{f"invalid {t.letter}": (~chunk[t.valid]).sum() for t in tables},
+            **{f"range {each}": (sound[each] & ~in_range[each]).sum() for each in "ab"},
+        }
+        row |= _same_logps(kept, sides)
+        for name in self._common.shared:
+            row |= _differing(kept, name, sides)
+        self._rows.append(row)
+
+    def finished(self, counts: Counts) -> CommonPairs:
+        """Return what was added; at least one chunk must have been."""
+        merged = pl.DataFrame(self._rows).select(
+            pl.exclude(rf"^{_LARGEST}.*$").sum(), pl.col(rf"^{_LARGEST}.*$").max()
+        )
+        found = merged.row(0, named=True)
+        return CommonPairs(
+            counts=counts,
+            n_valid=found["n_valid"],
+            n_invalid={t.letter: found[f"invalid {t.letter}"] for t in self._common.pairs.tables},
+            n_out_of_range={letter: found[f"range {letter}"] for letter in "ab"},
+            n_same_margin=found[_SAME_MARGIN],
+            n_same_logps=(
+                found[_SAME + "chosen"],
+                found[_SAME + "rejected"],
+                found[_SAME + "both"],
+            ),
+            disagreements=tuple(
+                Disagreement(
+                    column=name, n_pairs=found[_DIFFER + name], largest=found[_LARGEST + name]
                 )
-            kept = chunk.filter(valid)
-            margins = [scored[letter][REWARD_MARGIN].filter(valid) for letter in "ab"]
-            row: dict[str, Any] = {
-                "n_valid": kept.height,
-                _SAME_MARGIN: (margins[0] == margins[1]).sum(),
-                **{f"invalid {t.letter}": (~chunk[t.valid]).sum() for t in tables},
-                **{f"range {each}": (sound[each] & ~in_range[each]).sum() for each in "ab"},
-            }
-            row |= _same_logps(kept, sides)
-            for name in shared:
-                row |= _differing(kept, name, sides)
-            sums.append(row)
-            watch.step("evaluating", chunk.height, counts.common)
-    merged = pl.DataFrame(sums).select(
-        pl.exclude(rf"^{_LARGEST}.*$").sum(), pl.col(rf"^{_LARGEST}.*$").max()
-    )
-    found = merged.row(0, named=True)
-    return CommonPairs(
-        counts=counts,
-        n_valid=found["n_valid"],
-        n_invalid={t.letter: found[f"invalid {t.letter}"] for t in tables},
-        n_out_of_range={letter: found[f"range {letter}"] for letter in "ab"},
-        n_same_margin=found[_SAME_MARGIN],
-        n_same_logps=(found[_SAME + "chosen"], found[_SAME + "rejected"], found[_SAME + "both"]),
-        disagreements=tuple(
-            Disagreement(column=name, n_pairs=found[_DIFFER + name], largest=found[_LARGEST + name])
-            for name in shared
-            if found[_DIFFER + name]
-        ),
-        paired=gathering.finish(),
-    )
+                for name in self._common.shared
+                if found[_DIFFER + name]
+            ),
+            paired=self._gathering.finish(),
+        )
 
 
 def _wanted(
@@ -200,7 +317,9 @@ def _scored(
 ) -> pl.DataFrame:
     """Return the pairs scored for one side, with `VALID`: no score is out of range."""
     pairs = chunk.lazy().select(**{name: table.source_of(name) for name in _roles_of(objective)})
-    rules = RuleSet(rules=(), valid=pl.lit(value=True)).with_scores_in_range(checked)
+    rules = RuleSet(
+        rules=(), valid=pl.lit(value=True), clean=pl.lit(value=True)
+    ).with_scores_in_range(checked)
     return with_scores(pairs, objective).with_columns(rules.valid.alias(VALID)).collect()
 
 
@@ -223,7 +342,10 @@ def _differing(pairs: pl.DataFrame, name: str, sides: Sequence[Table]) -> dict[s
         margin = pl.lit(0.0)
         if name in (REF_CHOSEN.name, REF_REJECTED.name):
             margin = SAME_REFERENCE * pl.max_horizontal(a.abs(), b.abs(), 1.0)
-        differ, largest = (gap > margin).fill_null(a.is_null() != b.is_null()), gap.max()
+        # NaN on both sides is no difference; on one it is, of no known size.
+        is_apart = pl.when(gap.is_nan()).then(a.is_nan() != b.is_nan()).otherwise(gap > margin)
+        differ = is_apart.fill_null(a.is_null() != b.is_null())
+        largest = gap.fill_nan(None).max()
     else:
         texts = (a.cast(pl.String), b.cast(pl.String))
         differ, largest = texts[0].ne_missing(texts[1]), pl.lit(None, dtype=pl.Float64)

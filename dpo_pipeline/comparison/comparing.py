@@ -1,16 +1,23 @@
-"""`compare`: two policies on the same pairs, each read twice: its keys, and its pairs."""
+"""`compare`: two policies on the same pairs, read side by side or joined by their keys."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import polars as pl
 
 from dpo_pipeline.arguments import given
-from dpo_pipeline.columns import PAIR_ID, REF_CHOSEN, REF_REJECTED, REWARD_ACCURACY
+from dpo_pipeline.columns import (
+    PAIR_ID,
+    REF_CHOSEN,
+    REF_REJECTED,
+    REWARD_ACCURACY,
+    SHOWN,
+    did_you_mean,
+)
 from dpo_pipeline.comparison.common_pairs import (
     CommonPairs,
     PairedTables,
@@ -31,23 +38,25 @@ from dpo_pipeline.comparison.differences import (
     n_clusters_of,
     subsets_of,
 )
-from dpo_pipeline.comparison.sides import bound_tables
+from dpo_pipeline.comparison.sides import Table, bound_tables
+from dpo_pipeline.contract import why_refused
 from dpo_pipeline.defaults import LOSS_NAME, WIDE_LIMIT
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ContractError, DataWarning, InvalidPairsError, UsageError
-from dpo_pipeline.evaluation import Documents, Groups, check_report, inputs_of
+from dpo_pipeline.evaluation import Documents, Groups, check_report, inputs_of, paths_of
 from dpo_pipeline.exact import lower_edge
-from dpo_pipeline.invalid_report import InvalidReport, why_refused
+from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Pairs, Reference, StatisticsOptions, Subsets
 from dpo_pipeline.plan import Facts, Output, Plan, planned
 from dpo_pipeline.sources import Dataset, open_reference, publication_of
+from dpo_pipeline.storage import reading
 from dpo_pipeline.sums import Summary, figures
 
 _REFERENCES: Final = (REF_CHOSEN.name, REF_REJECTED.name)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ComparisonPlan(Plan[Comparison]):
     """The plan of `compare`."""
 
@@ -58,6 +67,7 @@ class ComparisonPlan(Plan[Comparison]):
     level: float  # confidence level of all intervals
     options: Mapping[str, Any]  # as given, under the parameters of the call
     outputs: tuple[Output, ...]
+    paths: tuple[str, ...]  # of A and B, if both are paths
 
     @property
     def facts(self) -> Facts:
@@ -81,6 +91,7 @@ class ComparisonPlan(Plan[Comparison]):
             ),
             rows=None if None in rows else sum(filter(None, rows)),
             columns=columns,
+            paths=self.paths,
             options=self.options,
             max_logp=self.groups.max_logp,
             objectives=(self.objective,),
@@ -166,8 +177,8 @@ class ComparisonPlan(Plan[Comparison]):
             mcnemar=mcnemar_of(paired, is_tested=is_tested),
             by=self.pairs.by,
             subsets=subsets_of(paired, level, rounding=rounding, is_tested=incomparable is None),
-            gained=paired.gained,
-            lost=paired.lost,
+            gained=self._shown(paired.gained),
+            lost=self._shown(paired.lost),
             doubts=doubts,
             findings=findings,
             incomparable=incomparable,
@@ -175,7 +186,22 @@ class ComparisonPlan(Plan[Comparison]):
                 "bin", lower=lower_edge(bins), upper=lower_edge(bins + 1), n_pairs="n_pairs"
             ),
             margins=paired.margins,
+            origin=self.facts.origin,
         )
+
+    def _shown(self, flips: pl.DataFrame) -> pl.DataFrame:
+        """Return the flips that are to be listed, with the columns asked for, of A or else of B."""
+        asked, few = self.groups.outputs, flips.head(self.groups.outputs.worst)
+        for name, table in _places_of(asked.shown, self.pairs.tables).items():
+            key = self.pairs.key.alias("key")
+            with reading(table.name):
+                texts = (
+                    table.dataset.frame.select(key, pl.col(name).alias(f"{SHOWN}{name}"))
+                    .filter(pl.col("key").is_in(few["key"].implode()))
+                    .collect(engine="streaming")
+                )
+            few = few.join(texts, on="key", how="left", maintain_order="left")
+        return few
 
     def _judge(self, read: CommonPairs, reports: Mapping[str, InvalidReport]) -> None:
         """Raise if the common pairs must not pass."""
@@ -185,9 +211,7 @@ class ComparisonPlan(Plan[Comparison]):
             return
         if reports:
             raise InvalidPairsError(
-                next(iter(reports.values())),
-                reason=reason,
-                is_excluding=asked.action != "raise",
+                next(iter(reports.values())), reason=reason, is_excluding=asked.action != "raise"
             )
         raise ContractError(
             f"{reason}: their log-probs are sound, and a reward or loss of theirs is not finite "
@@ -214,9 +238,9 @@ def compare(
     All figures are over the common pairs that keep the contract on both sides; rows of one side
     alone are counted. Pairs of one `prompt_id` are one cluster, and standard errors are clustered;
     without prompts each pair is a cluster. Every figure comes from exact sums, so that it
-    does not depend on the order of rows, files or threads. Each side is read twice, its keys and
-    its pairs; memory grows with the keys and with the numbers of the common pairs, not with
-    other columns.
+    does not depend on the order of rows, files or threads. Sides with the same keys in one order
+    are read once, side by side; others are parted by their keys, in the temporary folder if they
+    are long.
 
     A side without reference log-probs takes those of the other side: with one reference for
     both, B's file needs no more than a key and the policy's two log-probs.
@@ -272,9 +296,14 @@ def compare(
     key = _key_of(on, groups.reference)
     # A side may be joined to a reference of its own.
     sides = tuple(
-        replace(groups, pairs=each, reference=each.reference).opened(key, name)
+        replace(groups, pairs=each, reference=_own_reference(each)).opened(key, name)
         for each, name in zip((a, b), "AB", strict=True)
     )
+    there = {*sides[0].columns, *sides[1].columns}
+    groups, subsets = groups.showing(there), subsets.within(there)
+    for name in subsets.names:
+        if name in SUBSET_FIGURES:
+            raise UsageError(f"by: {name!r} is the name of a figure; rename the column before")
     shared, third = groups.reference, None
     if shared is not None:
         cancel = groups.execution.cancel
@@ -289,6 +318,7 @@ def compare(
         contract=replace(groups.contract, max_logp=groups.max_logp),
     )
     datasets = sides if third is None else (*sides, third)
+    _places_of(groups.outputs.shown, tables[:2])
     publication = publication_of(groups.outputs, groups.access, *datasets)
     return ComparisonPlan(
         groups=groups,
@@ -298,7 +328,25 @@ def compare(
         level=asked.level,
         options=groups.as_given(by=subsets, statistics=asked),
         outputs=Documents.checked(groups.outputs, publication),
+        paths=paths_of(a, b),
     )
+
+
+def _places_of(names: Sequence[str], tables: Sequence[Table]) -> dict[str, Table]:
+    """Return the side that each column is read from: the first that has it."""
+    there = [(t, t.dataset.frame.collect_schema().names()) for t in tables if names]
+    found = {}
+    for name in names:
+        sides = [table for table, columns in there if name in columns]
+        if not sides:
+            near = did_you_mean(name, [n for _, columns in there for n in columns])
+            raise UsageError(f"show: {name!r} is a column of neither side{near}")
+        found[name] = sides[0]
+    return found
+
+
+def _own_reference(side: Pairs) -> Reference | None:
+    return None if side.reference is None else given(Reference, side.reference)
 
 
 def _refuse(objective: CheckedObjective, subsets: Subsets) -> None:
@@ -311,9 +359,6 @@ def _refuse(objective: CheckedObjective, subsets: Subsets) -> None:
         raise UsageError(f"{objective} is a loss of batches, and has no value for a pair alone")
     if subsets.histogram:
         raise UsageError("a comparison has no histogram option: its report shows the changes")
-    for name in subsets.names:
-        if name in SUBSET_FIGURES:
-            raise UsageError(f"by: {name!r} is the name of a figure; rename the column before")
 
 
 def _key_of(on: str | None, reference: Reference | None) -> str:

@@ -15,15 +15,30 @@ from dpo_pipeline.columns import (
     REJECTED_REWARD,
     REWARD_ACCURACY,
     REWARD_MARGIN,
+    SHOWN,
 )
 from dpo_pipeline.comparison.verdict import Accuracies, Difference, loss_sentence
 from dpo_pipeline.defaults import POWER
 from dpo_pipeline.evaluation import Reported
 from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import CheckedObjective
-from dpo_pipeline.statistics import counted, p_equation, p_value, percent, short_limits
+from dpo_pipeline.plan import Origin
+from dpo_pipeline.statistics import counted, limit_columns, p_equation, percent
 from dpo_pipeline.sums import Summary
-from dpo_pipeline.tables import aligned, as_json
+from dpo_pipeline.tables import (
+    Column,
+    Figure,
+    Limits,
+    Name,
+    Part,
+    Sentence,
+    Table,
+    Tone,
+    Unit,
+    rows_by_key,
+    warned,
+    whole,
+)
 
 COMPARISON_VERSION: Final = 1
 """Changes when a field of the document is removed or changes its meaning."""
@@ -61,10 +76,10 @@ SUBSET_FIGURES: Final = {
 
 FLIP_COLUMNS: Final = ("key", "margin_a", "margin_b", "change")
 
-_SHOWN_OF_SUBSETS: Final = (
-    *("n_valid", "accuracy_a", "accuracy_b", "accuracy_difference"),
-    *("accuracy_low", "accuracy_high", "p_value", "p_holm"),
+_UNITS: Final[Mapping[str, tuple[Unit, Unit, Unit]]] = dict.fromkeys(
+    (REWARD_ACCURACY, REWARD_ACCURACY_HALF), ("share", "points", "effect")
 )
+"""How a figure, its difference and the smallest one are written, if not as numbers."""
 _SHOWN_FLIPS: Final = 5
 
 
@@ -98,7 +113,7 @@ class McNemar:
     applies: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Comparison(Reported):
     """Two policies on the same pairs. All differences are B minus A.
 
@@ -129,6 +144,7 @@ class Comparison(Reported):
             `lower` and `upper` in nats, `n_pairs`. Not in the document.
         margins: Pairs by both margins: `a_bin`, `b_bin` (ten bins of `dpo_pipeline.exact` each),
             `n_pairs`. Not in the document.
+        origin: The command and the fingerprint of the inputs. Not in the document.
     """
 
     on: str
@@ -152,6 +168,7 @@ class Comparison(Reported):
     incomparable: str | None
     changes: pl.DataFrame
     margins: pl.DataFrame
+    origin: Origin | None = None
 
     @property
     def better(self) -> Literal["a", "b"] | None:
@@ -223,20 +240,12 @@ class Comparison(Reported):
             **_plain(self, "n_common", "n_valid", "clusters", "n_clusters"),
             "differences": {name: asdict(each) for name, each in self.differences.items()},
             "mcnemar": asdict(self.mcnemar),
-            "subsets": None if self.subsets is None else self.subsets.to_dicts(),
-            "gained": self.gained.to_dicts(),
-            "lost": self.lost.to_dicts(),
+            "subsets": None if self.subsets is None else rows_by_key(self.subsets, self.by),
+            "gained": self.gained.select(FLIP_COLUMNS).to_dicts(),
+            "lost": self.lost.select(FLIP_COLUMNS).to_dicts(),
             "findings": list(self.findings),
             "incomparable": self.incomparable,
         }
-
-    def to_json(self) -> str:
-        """Return the document as JSON; what is not finite is null."""
-        return as_json(self.to_dict())
-
-    def __str__(self) -> str:
-        """Return the comparison as aligned text, the verdict first."""
-        return "\n".join(self._lines())
 
     @property
     def _accuracies(self) -> Accuracies:
@@ -259,63 +268,140 @@ class Comparison(Reported):
             return "they are of one prompt" if self.n_valid > 1 else "there is one pair"
         return "all clusters differ by the same amount"
 
-    def _lines(self) -> Iterator[str]:
-        yield from (f"warning: {text}" for text in self.doubts)
-        yield self.verdict
-        if self.loss_verdict is not None:
-            yield f"{self.loss_verdict}."
-        yield ""
+    def to_frame(self) -> pl.DataFrame:
+        """Return one row a subset with `by`, else one row a figure."""
+        if self.subsets is not None:
+            return self.subsets
+        rows = [
+            {
+                "figure": name,
+                "a": each.a,
+                "b": each.b,
+                "difference": each.estimate.value,
+                **limit_columns("difference", each.estimate.interval),
+                "p_value": each.p_value,
+                "smallest_effect": each.smallest_effect,
+            }
+            for name, each in self.differences.items()
+        ]
+        return pl.DataFrame(rows, schema_overrides=dict.fromkeys(list(rows[0])[1:], pl.Float64))
+
+    def to_parts(self) -> Iterator[Part]:
+        """Yield what is surely wrong, the verdict, what makes it doubtful, and the figures."""
+        yield from warned(self.doubts)
+        loss = self.loss_verdict
+        tones: Mapping[str | None, Tone] = {"b": "good", "a": "bad", None: "warning"}
+        tone: Tone = "bad" if self.no_verdict else tones[self.better]
+        more = () if loss is None else (f"{loss}.",)
+        yield Sentence(text=self.verdict, tone=tone, more=more, leads=True)
+        said = (*self.doubts, self.incomparable)
+        yield from warned([text for text in self.findings if text not in said], "note")
+        for side in (self.a, self.b):
+            if side.invalid is not None:
+                pairs = f"{counted(side.n_invalid, 'common pair')} of {whole(side.source)}"
+                text = f"{pairs} break the contract and count in no figure"
+                yield Sentence(text=text, label="warning", tone="warning")
+                yield from side.invalid.rule_parts()
+        yield self._sides()
+        yield self._difference_table()
+        yield from self._who_is_right()
+        if self.subsets is not None:
+            yield self._subset_table(self.subsets)
+        m = self.mcnemar
+        for flips, who, n in ((self.gained, "only B", m.only_b), (self.lost, "only A", m.only_a)):
+            if n:
+                names = [name for name in flips.columns if name.startswith(SHOWN)]
+                most = flips.height if names else _SHOWN_FLIPS
+                rows = [
+                    (Name(key), *margins, *map(Name, texts))
+                    for key, *rest in flips.head(most).rows()
+                    for margins, texts in [(rest[:3], rest[3:])]
+                ]
+                columns = (
+                    *map(Column, (self.on, "margin of A", "margin of B", "change")),
+                    *(Column(name.removeprefix(SHOWN), wraps=True) for name in names),
+                )
+                title = f"right in {who}, the largest changes of {n:,}"
+                yield Table(columns=columns, rows=rows, title=title)
+
+    def _sides(self) -> Table:
+        rows: list[tuple[Any, ...]] = []
         for name, side in (("A", self.a), ("B", self.b)):
-            pairs = f"{counted(side.n_pairs, 'pair')}, {side.n_alone:,} in {name} alone"
-            yield f"{name}: {side.source}: {pairs}"
+            rows.append((name, side.source, side.n_pairs, side.n_alone))
             for source in sorted(set(side.borrowed.values())):
-                columns = ", ".join(n for n, place in side.borrowed.items() if place == source)
-                yield f"   {columns} from {source}"
-        n_invalid = self.n_common - self.n_valid
-        yield (
+                lent = ", ".join(n for n, place in side.borrowed.items() if place == source)
+                rows.append(("", f"{lent} from {source}", "", ""))
+        columns = (Column("side"), Column("pairs of", wraps=True), Column("pairs"))
+        return Table(columns=(*columns, Column("there alone")), rows=rows)
+
+    def _difference_table(self) -> Table:
+        n_invalid, is_tested = self.n_common - self.n_valid, self.no_verdict is None
+        rows = []
+        for name, each in self.differences.items():
+            value, differing, effect = _UNITS.get(name, ("number", "number", "number"))
+            interval = each.estimate.interval
+            ends = None if interval is None else (interval.low, interval.high)
+            cells: list[Any] = [
+                Figure(each.a, value),
+                Figure(each.b, value),
+                Figure(each.estimate.value, differing, ends),
+                "" if ends is None else Limits(*ends, differing),
+            ]
+            if is_tested:
+                smallest = each.smallest_effect
+                large = None if smallest is None else Figure(smallest, effect, digits=2)
+                cells += [Figure(each.p_value, "p"), large]
+            rows.append((name, *cells))
+        heads = ["figure", "A", "B", "B minus A", f"{percent(self.level)} interval"]
+        note = f"intervals from {self.clusters}"
+        if is_tested:
+            heads += ["p", "smallest effect"]
+            note = (
+                f"intervals and p from {self.clusters}; p: two-sided, of no difference; "
+                f"smallest effect: what could have been shown at {POWER:.0%} power"
+            )
+        title = (
             f"{counted(self.n_common, 'common pair')} by {self.on}, {n_invalid:,} invalid; "
             f"{self.objective} loss, beta {self.objective.beta:g}"
         )
-        yield ""
-        interval = f"{percent(self.level)} interval"
-        rows: list[tuple[object, ...]] = []
-        for name, d in self.differences.items():
-            limits = short_limits(d.estimate.interval) or None
-            facts = (limits, _p_cell(d.p_value), d.smallest_effect)
-            rows.append((name, d.a, d.b, d.estimate.value, *facts))
-        yield from aligned(("", "A", "B", "B - A", interval, "p", "smallest effect"), rows)
-        yield (
-            f"intervals and p from {self.clusters}; smallest effect: what could have been shown "
-            f"at {POWER:.0%} power"
-        )
-        yield ""
+        return Table(columns=tuple(map(Column, heads)), rows=rows, title=title, note=note)
+
+    def _who_is_right(self) -> Iterator[Sentence]:
         m = self.mcnemar
-        yield (
-            f"right: both {m.both_right:,}, only A {m.only_a:,}, only B {m.only_b:,}, "
+        yield Sentence(
+            text=f"right: both {m.both_right:,}, only A {m.only_a:,}, only B {m.only_b:,}, "
             f"neither {m.neither:,}"
         )
         if m.exact is not None and m.mid_p is not None:
-            yield f"McNemar: exact {p_equation(m.exact)}, mid-{p_equation(m.mid_p)}" + (
-                "" if m.applies else "; prompts repeat, so read the p of reward_accuracy instead"
+            text = f"McNemar: exact {p_equation(m.exact)}, mid-{p_equation(m.mid_p)}"
+            if not m.applies:
+                text += "; prompts repeat, so read the p of reward_accuracy instead"
+            yield Sentence(text=text)
+
+    def _subset_table(self, subsets: pl.DataFrame) -> Table:
+        rows: list[tuple[Any, ...]] = []
+        for row in subsets.iter_rows(named=True):
+            low, high = row["accuracy_low"], row["accuracy_high"]
+            ends = None if low is None or high is None else (low, high)
+            rows.append(
+                (
+                    *(Name(row[name]) for name in self.by),
+                    row["n_valid"],
+                    Figure(row["accuracy_a"], "share"),
+                    Figure(row["accuracy_b"], "share"),
+                    Figure(row["accuracy_difference"], "points", ends),
+                    "" if ends is None else Limits(*ends, "points"),
+                    Figure(row["p_value"], "p"),
+                    Figure(row["p_holm"], "p"),
+                )
             )
-        if self.subsets is not None:
-            yield ""
-            shown = self.subsets.select(*self.by, *_SHOWN_OF_SUBSETS)
-            rows = [(*row[:-2], *(_p_cell(p) for p in row[-2:])) for row in shown.rows()]
-            yield from aligned(shown.columns, rows)
-        for flips, who, n in ((self.gained, "only B", m.only_b), (self.lost, "only A", m.only_a)):
-            if n:
-                yield ""
-                yield f"right in {who}, the largest changes of {n:,}"
-                rows = [(str(key), *rest) for key, *rest in flips.head(_SHOWN_FLIPS).rows()]
-                yield from aligned((self.on, *FLIP_COLUMNS[1:]), rows)
-        for text in self.findings[len(self.doubts) :]:
-            yield ""
-            yield f"{'problem' if text == self.incomparable else 'note'}: {text}"
-
-
-def _p_cell(p: float | None) -> str | None:
-    return None if p is None else p_value(p)
+        interval = f"{percent(self.level)} interval"
+        heads = ["pairs", "accuracy of A", "accuracy of B", "B minus A", interval, "p", "p (Holm)"]
+        note = f"p (Holm): adjusted for {counted(subsets.height, 'subset')}"
+        if self.no_verdict is not None:
+            heads, rows, note = heads[:-2], [row[:-2] for row in rows], ""
+        columns = tuple(map(Column, (*self.by, *heads)))
+        return Table(columns=columns, rows=rows, title="by subset", note=note, n_keys=len(self.by))
 
 
 def _plain(result: object, *names: str) -> dict[str, Any]:

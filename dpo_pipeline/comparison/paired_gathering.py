@@ -6,13 +6,15 @@ neither on the order in which pairs come out of the join nor on how they are cut
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import polars as pl
 
 from dpo_pipeline.columns import CHOSEN_REWARD, LOSS, N_VALID, REJECTED_REWARD, REWARD_MARGIN
-from dpo_pipeline.exact import bin_of, exact_sum, exact_sum_of_wide
+from dpo_pipeline.defaults import LOGP_LIMIT
+from dpo_pipeline.exact import QUANTA_PER_NAT, bin_of
 from dpo_pipeline.losses import is_correct
 from dpo_pipeline.sources import KEY
 from dpo_pipeline.statistics import cluster_hashes, hashed
@@ -35,6 +37,48 @@ BOTH_RIGHT: Final = "both_right"
 HALVES: Final = "halves"
 MEANS: Final = (LOSS, REWARD_MARGIN, CHOSEN_REWARD, REJECTED_REWARD)
 """Columns of a scored pair whose mean difference is wanted."""
+
+
+_COUNTS: Final = ("counts 0", "counts 1")
+_NATS: Final = 1.5 * 2.0**52
+"""Added to a number, it leaves the number in whole nats in the low bits, rounded half to even."""
+_QUANTA: Final = 1.5 * 2.0**12
+"""Added to what is left of it, it leaves that in quanta."""
+_BITS: Final = 20
+"""Bits of a count among `_packed` ones: pairs of a chunk are fewer than 2**20."""
+
+
+def _packed(*facts: pl.Expr) -> pl.Expr:
+    """Return an Int64 whose sum holds the counts of three facts: one sum costs less than three."""
+    weighted = (fact.cast(pl.Int64) * 2 ** (_BITS * i) for i, fact in enumerate(facts))
+    return pl.sum_horizontal(weighted)
+
+
+def _unpacked(name: str) -> list[pl.Expr]:
+    return [pl.col(name) // 2 ** (_BITS * i) % 2**_BITS for i in range(3)]
+
+
+def _parts_of_gap(one: pl.Expr, other: pl.Expr, *, is_wide: bool) -> tuple[pl.Expr, pl.Expr]:
+    """Return one number less the other in whole nats, and what is left of both in quanta.
+
+    Both are integers, from the low bits of a Float64 to which a power of two is added; what that
+    adds goes with the subtraction. Numbers are at most 2**50, and 2**22 if not wide.
+    """
+    sides = [(each, each + _NATS) for each in (one, other)]
+    whole, left = (
+        [
+            (nats if part == 0 else each - (nats - _NATS) + _QUANTA).reinterpret(dtype=pl.Int64)
+            for each, nats in sides
+        ]
+        for part in range(2)
+    )
+    nats = whole[0] - whole[1]
+    return nats.cast(pl.Int128) if is_wide else nats, left[0] - left[1]
+
+
+def _gap(nats: pl.Expr, left: pl.Expr) -> pl.Expr:
+    """Return quanta from the sums of both parts."""
+    return nats.cast(pl.Int128) * pl.lit(int(QUANTA_PER_NAT), dtype=pl.Int128) + left
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +110,9 @@ class PairedGathering(GrowingTables):
         pairs = shared.with_columns(
             *(a[name].alias(f"a_{name}") for name in MEANS),
             *(b[name].alias(f"b_{name}") for name in MEANS),
-        ).filter(VALID)
+        )
+        if not shared[VALID].all():
+            pairs = pairs.filter(VALID)
         margin_a, margin_b = (pl.col(f"{side}_{REWARD_MARGIN}") for side in "ab")
         prompts = pairs[PROMPT] if self._is_by_prompt else None
         pairs = pairs.with_columns(
@@ -75,8 +121,7 @@ class PairedGathering(GrowingTables):
             b_right=is_correct(margin_b),
             change=margin_b - margin_a,
         )
-        sums = self._sums()
-        self._add_clusters(pairs, lambda rows, keys: rows.group_by(keys).agg(sums))
+        self._add_clusters(pairs, self._by_cluster)
         right_a, right_b = pl.col("a_right"), pl.col("b_right")
         for name, flipped, reverse in (
             ("gained", right_b & ~right_a, True),
@@ -106,22 +151,32 @@ class PairedGathering(GrowingTables):
             margins=split_cells(tables["margins"], "a_bin", "b_bin"),
         )
 
-    def _sums(self) -> list[pl.Expr]:
+    def _by_cluster(self, pairs: pl.LazyFrame, keys: Sequence[str]) -> pl.LazyFrame:
+        """Return the sums of at most 2**20 pairs by cluster."""
         a, b = pl.col("a_right"), pl.col("b_right")
-        # In halves: a tie counts one, a correct pair two.
-        halves = [
-            2 * pl.col(f"{side}_right").cast(pl.Int64)
-            + (pl.col(f"{side}_{REWARD_MARGIN}") == 0.0).cast(pl.Int64)
-            for side in "ab"
-        ]
-        is_wide = bool(self._objective.columns_to_check(self._max_logp))
-        sum_of = exact_sum_of_wide if is_wide else exact_sum
-        return [
-            pair_count().alias(N_VALID),
-            (a & b).sum().cast(pl.Int64).alias(BOTH_RIGHT),
-            (a & ~b).sum().cast(pl.Int64).alias(ONLY_A),
-            (b & ~a).sum().cast(pl.Int64).alias(ONLY_B),
-            (halves[1] - halves[0]).sum().alias(HALVES),
-            # Each side is quantised before the subtraction, as for its mean.
-            *((sum_of(pl.col(f"b_{n}")) - sum_of(pl.col(f"a_{n}"))).alias(n) for n in MEANS),
-        ]
+        ties = [pl.col(f"{side}_{REWARD_MARGIN}") == 0.0 for side in "ab"]
+        is_wide = bool(self._objective.columns_to_check(self._max_logp, limit=LOGP_LIMIT))
+        # Each side is quantised before the subtraction, as for its mean.
+        gaps = {
+            name: _parts_of_gap(pl.col(f"b_{name}"), pl.col(f"a_{name}"), is_wide=is_wide)
+            for name in MEANS
+        }
+        parted = pairs.select(
+            *keys,
+            _packed(pl.lit(value=True), a & b, a & ~b).alias(_COUNTS[0]),
+            _packed(b & ~a, ties[1], ties[0]).alias(_COUNTS[1]),
+            *(each.alias(f"{i} {n}") for n, gap in gaps.items() for i, each in enumerate(gap)),
+        )
+        sums = parted.group_by(keys).agg(pl.exclude(keys).sum())
+        n, both, only_a = _unpacked(_COUNTS[0])
+        only_b, ties_b, ties_a = _unpacked(_COUNTS[1])
+        return sums.select(
+            *keys,
+            n.alias(N_VALID),
+            both.alias(BOTH_RIGHT),
+            only_a.alias(ONLY_A),
+            only_b.alias(ONLY_B),
+            # In halves: a tie counts one, a correct pair two.
+            (2 * (only_b - only_a) + ties_b - ties_a).alias(HALVES),
+            *(_gap(pl.col(f"0 {name}"), pl.col(f"1 {name}")).alias(name) for name in MEANS),
+        )

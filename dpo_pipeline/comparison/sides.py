@@ -84,16 +84,12 @@ class Table:
 
     def keyed(self, key: pl.Expr, names: Sequence[str] = ()) -> pl.LazyFrame:
         """Return all rows for a join: `KEY`, `valid` and some columns, as a plan."""
-        rows = self.prepared(self.dataset.frame)
+        rows = self.prepared(self.dataset.whole)
         return rows.select(
             key.alias(KEY),
             self.binding.rules.valid.alias(self.valid),
             *(pl.col(name).alias(self.column(name)) for name in names),
         )
-
-    def keys(self, key: pl.Expr) -> pl.LazyFrame:
-        """Return the keys of all rows, as a plan."""
-        return self.prepared(self.dataset.frame).select(key.alias(KEY))
 
     def report(self, n_pairs: int, watch: Watch) -> InvalidReport:
         """List which rows break the contract, reading all rows once more."""
@@ -106,10 +102,7 @@ class Table:
             found.join(part)
             watch.step("listing", shard.rows or 0, self.dataset.rows)
         return InvalidReport(
-            source=self.name,
-            n_pairs=n_pairs,
-            n_invalid=found.n_invalid,
-            broken=found.broken(),
+            source=self.name, n_pairs=n_pairs, n_invalid=found.n_invalid, broken=found.broken()
         )
 
 
@@ -272,14 +265,11 @@ def _reference(
     kept = {on: on} if on in there else {}
     kept |= {name: found.mapping[name] for name in mine}
 
-    def chosen(rows: pl.LazyFrame) -> pl.LazyFrame:
-        return rows.select(**kept)
-
-    def step(rows: pl.LazyFrame) -> pl.LazyFrame:
-        return chosen(before(rows))
+    def step(rows: pl.LazyFrame, first: int, n: int | None) -> pl.LazyFrame:
+        return before(rows, first, n).select(**kept)
 
     lacks = tuple(role.name for role in (*_POLICY, *COUNT_ROLES) if role.name not in mine)
-    opened = replace(dataset, frame=chosen(dataset.frame), step=step)
+    opened = replace(dataset, frame=dataset.frame.select(**kept), step=step)
     return Table(
         letter="r",
         dataset=opened,
@@ -289,9 +279,7 @@ def _reference(
 
 
 def _refuse_second(
-    datasets: Sequence[Dataset],
-    lacking: Sequence[tuple[tuple[str, ...], ...]],
-    third: Table,
+    datasets: Sequence[Dataset], lacking: Sequence[tuple[tuple[str, ...], ...]], third: Table
 ) -> None:
     wanted = tuple(role.name for role in _REFERENCE)
     for dataset, groups in zip(datasets, lacking, strict=True):

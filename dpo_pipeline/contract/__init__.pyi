@@ -6,6 +6,7 @@ from .invalid_rows import (
     listed as listed,
     numbered as numbered,
     offences as offences,
+    why_refused as why_refused,
 )
 from .model import PreferencePairs as PreferencePairs
 from .rules import RuleSet as RuleSet, Schema as Schema

@@ -118,7 +118,7 @@ def bind(
     ]
     problems = problems or list(_token_problems(found.mapping, schema, needs))
     if problems:
-        raise ColumnError(source, tuple(problems))
+        raise ColumnError(source, tuple(problems), found.guesses)
     made = _made(found.mapping, schema, needs)
     selection = [
         _typed(name, schema[name], role_of[name]).alias(role_of[name])
@@ -156,7 +156,7 @@ def bind(
         else rule
         for rule in rules.rules
     )
-    rules = with_whole_rules(RuleSet(rules=told, valid=rules.valid), floats)
+    rules = with_whole_rules(replace_rule(rules, rules=told), floats)
     return Binding(
         mapping=dict(found.mapping),
         rules=with_row_rules(rules, made, found.mapping, needs),

@@ -58,11 +58,7 @@ def check_schema(
 
 
 def compiled(contract: Schema, frame: pl.LazyFrame, needs: Needs) -> list[Rule]:
-    """Turn the checks of a user's contract into rules on the columns of `frame`.
-
-    Raises:
-        RefusedCheckError: A check cannot run row by row.
-    """
+    """Turn the checks of a user's contract into rules on the columns of `frame`, or refuse one."""
     columns = frame.collect_schema()
     return [
         rule
@@ -93,15 +89,13 @@ def _schemas(max_logp: float, contract: Schema | None, needs: Needs) -> list[pa.
         schema.columns = {
             name: copy(column)
             for name, column in schema.columns.items()
-            if name not in ROLES or needs.have(ROLES[name]) or _has_own_rules(column)
+            if name not in ROLES
+            or needs.have(ROLES[name])
+            or not (column.checks and all(check.title == OUR_TITLE for check in column.checks))
         }
         for column in schema.columns.values():
             column.drop_invalid_rows = False
     return schemas
-
-
-def _has_own_rules(column: pa.Column) -> bool:
-    return not column.checks or any(check.title != OUR_TITLE for check in column.checks)
 
 
 def _problems(error: SchemaErrors | SchemaError, frame: pl.LazyFrame) -> Iterator[str]:
@@ -162,11 +156,8 @@ class _Selection:
 
 
 def _flat(item: Any) -> Iterable[Any]:
-    return (
-        [item]
-        if isinstance(item, (str, pl.Expr, pl.Series)) or not isinstance(item, Iterable)
-        else item
-    )
+    is_one = isinstance(item, (str, pl.Expr, pl.Series)) or not isinstance(item, Iterable)
+    return [item] if is_one else item
 
 
 def _is_row_wise(expr: pl.Expr) -> bool:

@@ -9,14 +9,16 @@ from typing import Final, Self
 
 import polars as pl
 
-from dpo_pipeline.columns import BROKEN_RULES, SOURCE_ROW
+from dpo_pipeline.columns import BROKEN_RULES, PAIR_ID, SOURCE_ROW
 from dpo_pipeline.contract.rules import Rule, RuleSet
 from dpo_pipeline.contract.whole_counts import WHOLE, without_bits
 from dpo_pipeline.defaults import OFFENDERS_SHOWN
 from dpo_pipeline.invalid_report import BrokenRule, Offender
+from dpo_pipeline.options import OnInvalid
 from dpo_pipeline.storage import reading
 
 _ROW: Final = "__dpo_pipeline_row"
+_ID: Final = "__dpo_pipeline_id"
 _BROKEN: Final = "__dpo_pipeline_broken_"
 _VALUE: Final = "__dpo_pipeline_value_"
 
@@ -28,13 +30,14 @@ def numbered(pairs: pl.LazyFrame, first_row: int = 0) -> pl.LazyFrame:
 
 
 def offences(pairs: pl.LazyFrame, rules: RuleSet, *, row: str = _ROW) -> pl.LazyFrame:
-    """Return the plan of the invalid rows alone: their row, what they break, and the values.
+    """Return the plan of the invalid rows alone: their row and id, what they break, and the values.
 
     The pairs are prepared, scored if a rule asks for it, and went through `numbered`, or have
     their row numbers in `row`.
     """
     return pairs.filter(rules.valid.not_()).select(
         pl.col(row).alias(_ROW),
+        *([pl.col(PAIR_ID.name).alias(_ID)] if PAIR_ID.name in pairs.collect_schema() else []),
         *(r.keeps.not_().alias(f"{_BROKEN}{i}") for i, r in enumerate(rules.rules)),
         *(
             (pl.col(rule.column) if rule.found is None else rule.found).alias(f"{_VALUE}{i}")
@@ -78,11 +81,7 @@ def invalid_pairs(pairs: pl.LazyFrame, rules: RuleSet) -> pl.LazyFrame:
 
 
 class Offences:
-    """Invalid rows, counted by rule in the order of the input.
-
-    Attributes:
-        n_invalid: Rows that break a rule or more.
-    """
+    """Invalid rows, counted by rule in the order of the input; `n_invalid` break one or more."""
 
     def __init__(self, rules: Sequence[Rule], parts: Iterable[Offences] = ()) -> None:
         self.n_invalid = 0
@@ -110,9 +109,10 @@ class Offences:
             self._counts[i] += broken.height
             head = broken.head(OFFENDERS_SHOWN - len(self._first[i]))
             values = [None] * head.height if rule.column is None else head[f"{_VALUE}{i}"]
-            for row, value in zip(head[_ROW], values, strict=True):
-                file, row_in_file = place(row)
-                self._first[i].append(Offender(file=file, row=row_in_file, value=value))
+            ids = head[_ID] if _ID in head.columns else [None] * head.height
+            for row, value, name in zip(head[_ROW], values, ids, strict=True):
+                file, at = place(row)
+                self._first[i].append(Offender(file=file, row=at, value=value, pair_id=name))
 
     def join(self, later: Offences) -> None:
         """Add the offences of later rows against the same rules."""
@@ -151,3 +151,17 @@ class Places:
             return None, row
         start, name = self._starts[bisect.bisect_right(self._starts, row, key=lambda s: s[0]) - 1]
         return name, row - start
+
+
+def why_refused(
+    on_invalid: OnInvalid, n_invalid: int, n_pairs: int, noun: str, where: str = ""
+) -> str | None:
+    """Return why so many invalid pairs must not pass; None if they may."""
+    pairs = f"{n_pairs:,} {noun}{'' if n_pairs == 1 else 's'} {'is' if n_pairs == 1 else 'are'}"
+    limit = n_pairs if on_invalid.at_most is None else on_invalid.at_most
+    allowed = limit * n_pairs if isinstance(limit, float) else limit
+    if on_invalid.action == "raise" and n_invalid:
+        return f"{n_invalid:,} of {pairs} invalid"
+    if n_invalid > allowed:
+        return f"{n_invalid:,} of {pairs} invalid, more than {on_invalid.at_most} (--max-invalid)"
+    return f"no {noun} is valid{where}" if n_invalid == n_pairs else None

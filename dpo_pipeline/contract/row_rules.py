@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from functools import reduce
 
 import polars as pl
 
@@ -30,20 +32,19 @@ def with_row_rules(
 ) -> RuleSet:
     """Return these rules and those of empty and of padded completions.
 
-    Args:
-        rules: The rules so far.
-        made: The sums and counts that are made from tokens.
-        columns: Canonical name to the column that is there.
-        needs: What the loss needs.
+    `made` are the sums and counts that are made from tokens; `columns` is canonical name to column.
     """
-    own = [*_not_padded(made, columns, needs), *(empty_rules() if needs.reference else ())]
+    padded = list(_not_padded(made, columns, needs))
+    own = [*padded, *(empty_rules() if needs.reference else ())]
     # If tokens break a rule, their sum counts as keeping these, so that one fault has one name.
     own = [
         replace(rule, keeps=rules.valid.not_() | rule.keeps) if rule.column in made else rule
         for rule in own
     ]
     valid = pl.all_horizontal(rules.valid, *(rule.keeps for rule in own))
-    return RuleSet(rules=(*rules.rules, *own), valid=valid)
+    # A log-prob of a clean pair is below 0, and so of no empty completion.
+    clean = reduce(operator.and_, (rule.keeps for rule in padded), rules.clean)
+    return RuleSet(rules=(*rules.rules, *own), valid=valid, clean=clean)
 
 
 def empty_rules() -> Iterator[Rule]:

@@ -6,9 +6,11 @@ test holds the types that are asked for here to those that pandera asks for.
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import polars as pl
@@ -17,6 +19,7 @@ from dpo_pipeline.columns import COUNT_ROLES, LOGP_ROLES, ROLES, Needs
 from dpo_pipeline.contract.value_rules import rules_of, sound_logp
 from dpo_pipeline.defaults import WIDE_LIMIT
 from dpo_pipeline.errors import ColumnError
+from dpo_pipeline.exact import SMALL
 
 if TYPE_CHECKING:
     import pandera.polars as pa
@@ -51,11 +54,14 @@ class Rule:
 class RuleSet:
     """All rules of a run, in the order of reports.
 
-    `valid` is true where every rule is kept, never null, and costs a fraction of the rules.
+    `valid` is true where every rule is kept, never null, and costs a fraction of the rules. `clean`
+    costs less still: where it is true, every rule is kept and all summed values are small ones
+    (`exact.SMALL`). It may be false or null on pairs that are valid.
     """
 
     rules: tuple[Rule, ...]
     valid: pl.Expr
+    clean: pl.Expr
 
     def with_scores_in_range(self, names: Sequence[str]) -> RuleSet:
         """Return these rules and one on each of these columns of a scored pair.
@@ -75,8 +81,16 @@ class RuleSet:
             )
             for name, in_range in zip(names, ranges, strict=True)
         )
-        valid = pl.all_horizontal(self.valid, *ranges)
-        return RuleSet(rules=(*self.rules, *rules), valid=valid)
+        return RuleSet(
+            rules=(*self.rules, *rules),
+            valid=pl.all_horizontal(self.valid, *ranges),
+            clean=self.with_small(names).clean,
+        )
+
+    def with_small(self, names: Sequence[str]) -> RuleSet:
+        """Return these rules, with pairs called clean only if these columns are small."""
+        small = (pl.col(name).is_between(-SMALL, SMALL) for name in names)
+        return replace(self, clean=reduce(operator.and_, small, self.clean))
 
 
 def type_problems(columns: pl.Schema, needs: Needs) -> Iterator[str]:
@@ -95,9 +109,6 @@ def check_types(
     """Check names and types, reading no data, and return the frame.
 
     A user's contract is checked by pandera, and may change the frame.
-
-    Raises:
-        ColumnError: Columns are missing or of the wrong type.
     """
     if contract is not None:
         from dpo_pipeline.contract.compiling import check_schema
@@ -112,11 +123,7 @@ def check_types(
 def rules_for(
     frame: pl.LazyFrame, *, max_logp: float, contract: Schema | None, needs: Needs
 ) -> RuleSet:
-    """Return the rules on the columns of a frame that `check_types` returned, reading no data.
-
-    Raises:
-        RefusedCheckError: A check of the contract cannot run row by row.
-    """
+    """Return the rules on the columns of a frame that `check_types` returned, reading no data."""
     columns = frame.collect_schema()
     ours = [
         Rule(
@@ -137,7 +144,14 @@ def rules_for(
     logps = needs.logps
     sound = [sound_logp(pl.col(name), max_logp) for name in logps]
     others = [rule.keeps for rule in (*(r for r in ours if r.column not in logps), *theirs)]
-    return RuleSet(rules=_named_apart([*ours, *theirs]), valid=pl.all_horizontal(*sound, *others))
+    # Below 0 a log-prob is no sign of an empty completion, and at most any `max_logp` from 0 on.
+    below = pl.lit(0.0) if max_logp >= 0.0 else pl.lit(max_logp)
+    small = [pl.col(name).is_between(-SMALL, below, closed="left") for name in logps]
+    return RuleSet(
+        rules=_named_apart([*ours, *theirs]),
+        valid=pl.all_horizontal(*sound, *others),
+        clean=reduce(operator.and_, [*small, *others]),
+    )
 
 
 def _named_apart(rules: list[Rule]) -> tuple[Rule, ...]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 
 import polars as pl
 
@@ -46,7 +47,8 @@ def with_token_rules(
         for rule in rules.rules
     ]
     valid = pl.all_horizontal(rules.valid, *(rule.keeps for rule in own))
-    return RuleSet(rules=(*own, *others), valid=valid)
+    clean = reduce(operator.and_, (rule.keeps for rule in own), rules.clean)
+    return RuleSet(rules=(*own, *others), valid=valid, clean=clean)
 
 
 def _sound(rules: Sequence[Rule], summed: Sequence[str]) -> pl.Expr:

@@ -56,4 +56,4 @@ def with_whole_rules(rules: RuleSet, names: Iterable[str]) -> RuleSet:
         else rule
         for rule in rules.rules
     )
-    return RuleSet(rules=(*own, *others), valid=rules.valid)
+    return replace(rules, rules=(*own, *others))

@@ -1,8 +1,10 @@
 from .estimates import (
     BASELINES as BASELINES,
     ESTIMATED_FIGURES as ESTIMATED_FIGURES,
+    MAIN_FIGURES as MAIN_FIGURES,
     Agreement as Agreement,
     Flips as Flips,
+    Intervals as Intervals,
     Statistics as Statistics,
 )
 from .evaluating import (
@@ -34,6 +36,7 @@ from .planning import (
     checked_objective as checked_objective,
     inputs_of as inputs_of,
     max_logp_of as max_logp_of,
+    paths_of as paths_of,
     run_facts as run_facts,
     staged_batches as staged_batches,
     warn_of as warn_of,

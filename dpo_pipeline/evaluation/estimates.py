@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
 import polars as pl
 
-from dpo_pipeline.columns import LOGPS
+from dpo_pipeline.columns import LOGPS, N_VALID, REWARD_ACCURACY
+from dpo_pipeline.defaults import BAGS
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation.gathering import Gathered
 from dpo_pipeline.statistics import (
     BestScale,
     Estimate,
+    Heterogeneity,
     LabelNoise,
     Line,
-    p_value,
+    counted,
     percent,
-    short_limits,
-    short_number,
 )
-from dpo_pipeline.tables import aligned, rows_by_key
+from dpo_pipeline.sums import SQUARED
+from dpo_pipeline.tables import (
+    Column,
+    Figure,
+    Limits,
+    Name,
+    Part,
+    Printable,
+    Table,
+    Unit,
+    rows_by_key,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +139,25 @@ _JUDGE_RANKS: Final = "judge: rank correlation"
 _JUDGE_AUC: Final = "judge: AUC"
 _DIGITS: Final = {_BEST_BETA: 3, _JUDGE_RANKS: 3, _JUDGE_AUC: 3}
 """Significant digits of figures made from binned margins, which are within 0.25%."""
-_ACCURACY: Final = ("reward_accuracy", "reward_accuracy_low", "reward_accuracy_high")
-_SHOWN_OF_SUBSETS: Final = ("n_valid", *_ACCURACY, "p_holm")
+_SHARES: Final = frozenset(
+    {
+        *("reward_accuracy", "reward_accuracy_half", "tie_rate", "macro mean", "weighted mean"),
+        *("calibration error", "share of flipped labels"),
+        *DISPLACEMENT,
+    }
+)
+"""Figures that are written in per cent."""
+_COUNTS: Final = frozenset({"n_pairs", "n_invalid"})
+_SHOWN_OF_SUBSETS: Final = {
+    "n_pairs": "pairs",
+    "n_invalid": "invalid",
+    "reward_accuracy": "accuracy",
+    "limits": "interval",
+    "p_holm": "p (Holm)",
+    "loss": "mean loss",
+    "reward_margin": "margin",
+}
+"""Figures of a subset that the text shows with their titles, in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,8 +221,43 @@ class Agreement:
     by_gap: pl.DataFrame
 
 
+MAIN_FIGURES: Final = (REWARD_ACCURACY, *SQUARED)
+"""Figures that have an interval without statistics; by prompt, only the first."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Statistics:
+class Intervals:
+    """The main figures with their intervals.
+
+    Attributes:
+        level: Confidence level of all intervals.
+        clusters: What was taken as independent, in words.
+        figures: Of `loss`, `reward_accuracy`, `chosen_reward`, `rejected_reward` and
+            `reward_margin`, those that have an interval. Where there is a `prompt_id`, pairs of
+            one prompt are one sample, and only the accuracy is here: the others come with
+            statistics.
+    """
+
+    level: float
+    clusters: str
+    figures: Mapping[str, Estimate]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        figures = {name: asdict(each) for name, each in self.figures.items()}
+        return {"level": self.level, "clusters": self.clusters, "figures": figures}
+
+
+def words_of_clusters(n: int | None, *, by_prompt: bool) -> str:
+    """Return what was taken as independent, in words; `n` is None for bags."""
+    unit = "prompt" if by_prompt else "pair"
+    if n is None:
+        return f"{BAGS:,} bags of {unit}s, which are taken as independent"
+    return f"{n:,} {unit if n == 1 else unit + 's'}, taken as independent"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Statistics(Printable):
     """Intervals, baselines, calibration and findings, over valid pairs.
 
     Attributes:
@@ -210,6 +273,8 @@ class Statistics:
             `reward_margin` and `loss` with their limits (`..._low`, `..._high`), and the p-value of
             an accuracy (ties half) other than 1/2, as it is (`p_value`) and adjusted for the
             number of subsets (`p_holm`, `p_benjamini_hochberg`). None without `by`.
+        heterogeneity: The test that all subsets have one accuracy. None without `by`, for one
+            subset, and where all pairs are right or none is.
         macro: Mean accuracy over the subsets, each counting once. None without `by`.
         weighted: The same with the weights given. None without weights.
         sections: The score of the benchmark asked for. None without one.
@@ -232,6 +297,7 @@ class Statistics:
     displacement: Mapping[str, Estimate]
     flips: Flips | None
     subsets: pl.DataFrame | None
+    heterogeneity: Heterogeneity | None
     macro: Estimate | None
     weighted: Estimate | None
     sections: Sections | None
@@ -241,6 +307,19 @@ class Statistics:
     flip_rate: Estimate | None
     judge: Agreement | None
     gathered: Gathered
+
+    @property
+    def intervals(self) -> Intervals:
+        """The main figures, as an evaluation without statistics has them, and all by prompt."""
+        figures = {
+            name: self.figures[name]
+            for name in MAIN_FIGURES
+            if name in self.figures and self.figures[name].interval is not None
+        }
+        words = self.clusters
+        if not self.gathered.is_by_prompt:  # these are made from all pairs, not from bags
+            words = words_of_clusters(int(self.gathered.groups[N_VALID].sum()), by_prompt=False)
+        return Intervals(level=self.level, clusters=words, figures=figures)
 
     @property
     def tie_rate(self) -> float:
@@ -259,20 +338,38 @@ class Statistics:
             found["subsets"] = rows_by_key(self.subsets, self.gathered.by)
         return found
 
-    def lines(self) -> Iterator[str]:
-        """Yield the statistics as text."""
-        shown = [
-            (name, *_cells(each, _DIGITS.get(name)))
-            for name, each in self._rows().items()
-            if each is not None
-        ]
-        yield from aligned(("", "", f"{percent(self.level)} interval", "by"), shown)
-        yield f"intervals from {self.clusters}"
+    def to_frame(self) -> pl.DataFrame:
+        """Return one row a figure: `figure`, `value`, `low`, `high`, `method`."""
+        return frame_of_estimates(self.rows)
+
+    def to_parts(self) -> Iterator[Part]:
+        """Yield the figures with their intervals, and the subsets."""
+        yield self.table()
         if self.subsets is not None:
-            yield ""
-            table = self.subsets.select(*self.gathered.by, *_SHOWN_OF_SUBSETS)
-            rows = [(*cells, None if p is None else p_value(p)) for *cells, p in table.iter_rows()]
-            yield from aligned(table.columns, rows)
+            yield subset_table(self.subsets, self.gathered.by, self)
+
+    def table(self, but: Iterable[str] = ()) -> Table:
+        """Return the figures with their intervals, all but some that are shown elsewhere."""
+        rows: list[tuple[Any, ...]] = []
+        for name, each in self.rows.items():
+            if name in but:
+                continue
+            interval, unit, digits = each.interval, _unit_of(name), _DIGITS.get(name, 4)
+            ends = None if interval is None else (interval.low, interval.high)
+            limits = None if ends is None else Limits(*ends, unit, digits)
+            method = "" if interval is None else interval.method
+            rows.append((name, Figure(each.value, unit, ends, digits), limits, method))
+        heads = ("figure", "value", f"{percent(self.level)} interval")
+        columns = (*map(Column, heads), Column("interval by", wraps=True, optional=True))
+        note = f"intervals from {self.clusters}"
+        if not self.gathered.has_lengths:
+            note += "; length statistics are left out: no token counts"
+        return Table(columns=columns, rows=rows, title="statistics", note=note, most=None)
+
+    @property
+    def rows(self) -> dict[str, Estimate]:
+        """Every estimate by what it is of, in the order of the text."""
+        return {name: each for name, each in self._rows().items() if each is not None}
 
     def _rows(self) -> dict[str, Estimate | None]:
         rows: dict[str, Estimate | None] = {
@@ -297,12 +394,65 @@ class Statistics:
         return rows
 
 
-def _cells(estimate: Estimate, digits: int | None) -> tuple[float, str, str]:
-    """Return value, limits and method, rounded to `digits` significant digits if given."""
-    interval = estimate.interval
-    value = estimate.value if digits is None else float(short_number(estimate.value, digits))
-    method = "" if interval is None else interval.method
-    return value, short_limits(interval, digits or 4), method
+def _unit_of(name: str) -> Unit:
+    if name.startswith("better than: "):
+        return "points"
+    is_share = name in _SHARES or name.startswith(("prefer: ", "section: ", "score of "))
+    return "share" if is_share else "number"
+
+
+def frame_of_estimates(rows: Mapping[str, Estimate | float | None]) -> pl.DataFrame:
+    """Return one row a figure, with the limits of its interval where it has one."""
+    made = []
+    for name, each in rows.items():
+        interval = each.interval if isinstance(each, Estimate) else None
+        value = each.value if isinstance(each, Estimate) else each
+        limits: tuple[Any, ...] = (None,) * 4
+        if interval is not None:
+            limits = (interval.low, interval.high, interval.level, interval.method)
+        made.append((name, value, *limits))
+    numbers = dict.fromkeys(("value", "low", "high", "level"), pl.Float64)
+    schema = {"figure": pl.String, **numbers, "method": pl.String}
+    return pl.DataFrame(made, schema=schema, orient="row")
+
+
+def subset_table(subsets: pl.DataFrame, by: Sequence[str], statistics: Statistics | None) -> Table:
+    """Return the main figures of each subset, with what the statistics say of it."""
+    shown = [name for name in _SHOWN_OF_SUBSETS if name in subsets.columns]
+    rows = []
+    for row in subsets.iter_rows(named=True):
+        low, high = row.get("reward_accuracy_low"), row.get("reward_accuracy_high")
+        ends = None if low is None or high is None else (low, high)
+        cells: dict[str, Any] = {
+            name: row[name] if name in _COUNTS else Figure(row[name]) for name in shown
+        }
+        cells["reward_accuracy"] = Figure(row["reward_accuracy"], "share", ends)
+        if statistics is not None:
+            cells["limits"] = None if ends is None else Limits(*ends, "share")
+            cells["p_holm"] = Figure(row["p_holm"], "p")
+        ordered = [cells[name] for name in _SHOWN_OF_SUBSETS if name in cells]
+        rows.append((*(Name(row[name]) for name in by), *ordered))
+    there = [
+        name
+        for name in _SHOWN_OF_SUBSETS
+        if name in shown or (statistics is not None and name == "limits")
+    ]
+    titles = [_SHOWN_OF_SUBSETS[name] for name in there]
+    note = ""
+    if statistics is not None:
+        titles = [t if t != "interval" else f"{percent(statistics.level)} interval" for t in titles]
+        note = (
+            "p (Holm): two-sided, of an accuracy of 1/2 with ties half, adjusted for "
+            f"{counted(subsets.height, 'subset')}"
+        )
+    columns = tuple(map(Column, (*by, *titles)))
+    return Table(columns=columns, rows=rows, title="by subset", note=note, n_keys=len(by))
+
+
+def table_of_batches(batches: pl.DataFrame) -> Table:
+    """Return the means of batches."""
+    columns = [Column(name) for name in batches.columns]
+    return Table(columns=columns, rows=batches.rows(), title="batches")
 
 
 def _plain_data(value: Any) -> Any:

@@ -18,7 +18,12 @@ from dpo_pipeline.columns import (
     REWARD_ACCURACY,
     REWARD_MARGIN,
 )
-from dpo_pipeline.defaults import BAGS, CALIBRATION_BINS, JACKKNIFE_FROM, LOSS_NAME
+from dpo_pipeline.defaults import (
+    CALIBRATION_BINS,
+    CONFIDENCE_LEVEL,
+    JACKKNIFE_FROM,
+    LOSS_NAME,
+)
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation.estimates import (
     BASELINES,
@@ -28,16 +33,19 @@ from dpo_pipeline.evaluation.estimates import (
     Agreement,
     Calibration,
     Flips,
+    Intervals,
     Sections,
     Statistics,
     check_subsets,
     weights_of,
+    words_of_clusters,
 )
 from dpo_pipeline.evaluation.gathering import GROUP, GROUPS, Gathered
 from dpo_pipeline.exact import QUANTA_PER_NAT
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import StatisticsOptions
 from dpo_pipeline.statistics import (
+    STUDENT,
     SUMS,
     Estimate,
     Line,
@@ -49,6 +57,8 @@ from dpo_pipeline.statistics import (
     calibration_error,
     cut_to,
     delete_a_group,
+    flip_rate,
+    heterogeneity,
     label_noise,
     limit_columns,
     line_of_clusters,
@@ -61,9 +71,19 @@ from dpo_pipeline.statistics import (
     rate_of_clusters,
     reliability,
     spearman,
+    student_estimate,
     without_interval,
 )
-from dpo_pipeline.sums import CLUSTER, across_subsets, coarse_middle, reward_sums
+from dpo_pipeline.sums import (
+    CLUSTER,
+    SQUARED,
+    ClusterCounts,
+    Summary,
+    across_subsets,
+    coarse_middle,
+    reward_sums,
+    variance,
+)
 
 _BOOTSTRAPPED_SUBSETS: Final = 100
 """Beyond so many subsets, a mean over them uses the jackknife, which is faster."""
@@ -172,18 +192,22 @@ _NO_SPREAD: Final = 1e-12
 
 
 def statistics_of(
-    gathered: Gathered, objective: CheckedObjective, options: StatisticsOptions
+    gathered: Gathered,
+    objective: CheckedObjective,
+    options: StatisticsOptions,
+    means: Mapping[str, Estimate],
 ) -> Statistics:
-    """Return the statistics made from the gathered tables."""
+    """Return the statistics made from the gathered tables; `means` are of independent pairs."""
     level = options.level
     sums = _in_nats(gathered.clusters, objective)
     whole = across_subsets(sums, gathered.by)
     figures = _named(_figures(whole, gathered, level), whole, gathered)
+    figures |= {name: each for name, each in means.items() if each.interval is not None}
     subsets = _subsets(sums, gathered, level)
     noise = label_noise(gathered.margins) if _has_log_odds(objective) else None
     return Statistics(
         level=level,
-        clusters=_in_words(gathered),
+        clusters=words_of_clusters(gathered.n_clusters, by_prompt=gathered.is_by_prompt),
         figures=figures,
         baselines=_rates(tuple(BASELINES), whole, gathered, level),
         advantages=_named(_advantages(whole, level), whole, gathered),
@@ -192,6 +216,14 @@ def statistics_of(
         else {},
         flips=_flips(whole) if gathered.has_reference else None,
         subsets=subsets,
+        heterogeneity=heterogeneity(
+            sums,
+            gathered.by,
+            *_RATES[REWARD_ACCURACY],
+            is_independent=not gathered.is_by_prompt,
+        )
+        if gathered.by
+        else None,
         macro=mean_over_subsets(sums, gathered, None, level),
         weighted=mean_over_subsets(sums, gathered, options.weights, level)
         if options.weights
@@ -200,7 +232,7 @@ def statistics_of(
         calibration=_calibration(gathered, objective, level),
         length=_length(gathered, whole, level),
         noise=noise,
-        flip_rate=_jackknifed(gathered.margins, _flip_rate, level, high=0.5)
+        flip_rate=_jackknifed(gathered.margins, flip_rate, level, high=0.5)
         if noise is not None and noise.flip_rate > 0.0
         else None,
         judge=_agreement(gathered, options.judge_columns, level),
@@ -211,13 +243,6 @@ def statistics_of(
 def _has_log_odds(objective: CheckedObjective) -> bool:
     """Return whether margins are those of the DPO loss, the log-odds of the label."""
     return [term.loss.name for term in objective.terms] == [LOSS_NAME]
-
-
-def _in_words(gathered: Gathered) -> str:
-    unit, n = "prompt" if gathered.is_by_prompt else "pair", gathered.n_clusters
-    if n is not None:
-        return f"{n:,} {unit if n == 1 else unit + 's'}, taken as independent"
-    return f"{BAGS:,} bags of {unit}s, which are taken as independent"
 
 
 def _in_nats(clusters: pl.DataFrame, objective: CheckedObjective) -> pl.DataFrame:
@@ -266,11 +291,6 @@ def _advantages(whole: pl.DataFrame, level: float) -> dict[str, Estimate]:
             if test is not None:
                 found[name] = cut_to(test.difference, -1.0, 1.0)
     return found
-
-
-def _flip_rate(histogram: pl.DataFrame) -> float | None:
-    noise = label_noise(histogram)
-    return None if noise is None else noise.flip_rate
 
 
 def _flips(whole: pl.DataFrame) -> Flips:
@@ -422,3 +442,51 @@ def _agreement(gathered: Gathered, columns: tuple[str, ...], level: float) -> Ag
         auc=_jackknifed(cells, area_under_curve, level, keys=keys, high=1.0),
         by_gap=accuracy_by_gap(cells, groups, level),
     )
+
+
+def intervals_of(
+    summary: Summary, *, n_correct: int, squares: pl.DataFrame | None, prompts: ClusterCounts | None
+) -> Intervals:
+    """Return the intervals that follow from sums; by prompt where there are counts by prompt."""
+    level, n = CONFIDENCE_LEVEL, summary.n_valid
+    if prompts is not None:
+        accuracy = accuracy_by_prompt(prompts, level)
+        words = words_of_clusters(
+            prompts.table.height if prompts.is_exact else None, by_prompt=True
+        )
+    else:
+        accuracy, words = rate_of(n_correct, n, level), words_of_clusters(n, by_prompt=False)
+    means = means_of_pairs(summary, squares, level)
+    found = means if accuracy is None else {REWARD_ACCURACY: accuracy, **means}
+    known = {name: each for name, each in found.items() if each.interval is not None}
+    return Intervals(level=level, clusters=words, figures=known)
+
+
+def accuracy_by_prompt(prompts: ClusterCounts, level: float) -> Estimate | None:
+    """Return the accuracy with the spread between prompts, or between bags of them."""
+    table = prompts.table.sort(CLUSTER)  # sums of floats depend on the order
+    found = rate_of_clusters(table["n_correct"], table[N_VALID], level)
+    if found is not None and prompts.is_exact and table[N_VALID].max() == 1:
+        return of_independent(found)
+    return found
+
+
+def means_of_pairs(
+    summary: Summary, squares: pl.DataFrame | None, level: float
+) -> dict[str, Estimate]:
+    """Return the means of `SQUARED` over independent pairs, by the squares of the values.
+
+    Student's t with n - 1 degrees of freedom. Without an interval where the values are all the
+    same to rounding, or too large for their squares to be summed. Empty without squares or pairs.
+    """
+    n, found = summary.n_valid, dict[str, Estimate]()
+    if squares is None or n == 0:
+        return found
+    for name in SQUARED:
+        mean = getattr(summary, name)
+        spread = variance(squares, name, mean=mean, n=n) if n > 1 else None
+        error = None if spread is None else math.sqrt(spread / n)
+        found[name] = student_estimate(
+            mean, error, n - 1.0, level=level, method=STUDENT, n=n, n_clusters=n
+        )
+    return found

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from dpo_pipeline.arguments import given
 from dpo_pipeline.columns import SCORED
-from dpo_pipeline.contract import Binding
+from dpo_pipeline.contract import Binding, why_refused
 from dpo_pipeline.defaults import LOSS_NAME
 from dpo_pipeline.engine import Executor, Watch
 from dpo_pipeline.errors import ContractError, InvalidPairsError, UsageError
@@ -19,13 +19,16 @@ from dpo_pipeline.evaluation.planning import (
     Groups,
     Result,
     inputs_of,
+    lowest_shown,
+    paths_of,
     refuse_unreadable,
     staged_batches,
     statistics_of_call,
     warn_of,
+    with_shown_rows,
 )
 from dpo_pipeline.evaluation.shards import ShardScorer
-from dpo_pipeline.invalid_report import InvalidReport, why_refused
+from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Batches, StatisticsOptions, Subsets
 from dpo_pipeline.plan import Facts, Output, Plan, planned
@@ -62,6 +65,7 @@ class Measurement:
         batches: Batches | None = None,
         statistics: StatisticsOptions | None = None,
         by_objective: bool = False,
+        intervals: bool = False,
     ) -> Measurement:
         """Check the options against the columns.
 
@@ -74,6 +78,8 @@ class Measurement:
             histogram=subsets.histogram,
             statistics=statistics,
             by_objective=by_objective,
+            looks_at_all=groups.contract.sense == "all",
+            intervals=intervals,
         )
         wanted.check(binding, dataset)
         executor = groups.executor
@@ -131,6 +137,7 @@ class Measurement:
             source=self.dataset.name,
             notes=self.dataset.notes,
             inputs=inputs_of(self.dataset),
+            paths=paths_of(self.groups.pairs),
             rows=rows,
             options=options,
             checked_later=() if joined is None else (f"that the keys of {joined.name} fit",),
@@ -147,7 +154,7 @@ class Measurement:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class MeasurementPlan(Plan[T]):
     """The plan of `check`, `evaluate` and `sweep`.
 
@@ -170,6 +177,7 @@ class MeasurementPlan(Plan[T]):
         options: Mapping[str, Any],
     ) -> MeasurementPlan[T]:
         """Check the outputs of a measurement."""
+        measurement.dataset.check_shown(measurement.groups.outputs.shown)
         groups, file = measurement.groups, measurement.batches.file
         publication = publication_of(groups.outputs, groups.access, measurement.dataset)
         outputs = Documents.checked(groups.outputs, publication)
@@ -198,7 +206,7 @@ class MeasurementPlan(Plan[T]):
                 publication, made.batches.file, made.binding, made.objectives
             )
             measured = made.measured(watch, batch_file)
-            report = measured.report(watch)
+            report = with_shown_rows(measured.report(watch), dataset, groups.outputs)
             result = self.result(measured, report)
             documents.write(result)
             publication.commit(watch.check)
@@ -266,14 +274,35 @@ def evaluate(
     objective = groups.objective
     subsets, parts = given(Subsets, by), given(Batches, batches)
     dataset = groups.opened()
+    groups, subsets = groups.showing(dataset.columns), subsets.within(dataset.columns)
+    asked = None if asked is None else asked.within(dataset.columns, subsets.names)
     # Scores in the data are computed again, whatever beta they had.
     adds = [added.name for added in SCORED]
     binding = groups.bound(dataset, objective.needs, adds=adds, groups_by=subsets.names)
     measurement = Measurement.of(
-        groups, dataset, binding, (objective,), by=subsets, batches=parts, statistics=asked
+        groups,
+        dataset,
+        binding,
+        (objective,),
+        by=subsets,
+        batches=parts,
+        statistics=asked,
+        intervals=True,
     )
     options = groups.as_given(by=subsets, batches=parts, statistics=asked)
-    return MeasurementPlan.of("evaluate", measurement, Measured.evaluation, options)
+
+    def result(measured: Measured, report: InvalidReport) -> Evaluation:
+        origin = measurement.facts("evaluate", options, ()).origin
+        made = replace(measured.evaluation(report), origin=origin)
+        if made.statistics is None:
+            return made
+        lowest = lowest_shown(
+            made.statistics.gathered.lowest, dataset, groups.outputs, subsets.names
+        )
+        gathered = replace(made.statistics.gathered, lowest=lowest)
+        return replace(made, statistics=replace(made.statistics, gathered=gathered))
+
+    return MeasurementPlan.of("evaluate", measurement, result, options)
 
 
 @planned
@@ -320,6 +349,7 @@ def check(
         raise UsageError("check leaves pairs as they are: say how many may be invalid (at_most)")
     objective = groups.objective
     dataset = groups.opened()
+    groups = groups.showing(dataset.columns)
     binding = groups.bound(dataset, objective.needs, adds=[added.name for added in SCORED])
     # Score only if sound log-probs can give a score too large to be summed.
     scored = (objective,) if objective.columns_to_check(binding.max_logp) else ()

@@ -3,28 +3,57 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any, Final
 
 import polars as pl
 
 from dpo_pipeline.arguments import check_extra, check_page_path
-from dpo_pipeline.columns import LOSS, N_INVALID, N_PAIRS, REWARD_ACCURACY, REWARD_MARGIN
+from dpo_pipeline.columns import REWARD_ACCURACY, REWARD_MARGIN, SHOWN
+from dpo_pipeline.defaults import COIN, CONFIDENCE_LEVEL, VERDICT_UP_TO
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.evaluation.estimates import Statistics
+from dpo_pipeline.evaluation.estimates import (
+    Intervals,
+    Statistics,
+    frame_of_estimates,
+    subset_table,
+    table_of_batches,
+)
 from dpo_pipeline.evaluation.findings import Finding, findings_of
 from dpo_pipeline.evaluation.gating import ADVANTAGE, GATED
 from dpo_pipeline.exact import quantile
-from dpo_pipeline.invalid_report import InvalidReport
+from dpo_pipeline.invalid_report import Doubt, InvalidReport
 from dpo_pipeline.losses import CheckedObjective
-from dpo_pipeline.statistics import Estimate
+from dpo_pipeline.plan import Origin
+from dpo_pipeline.statistics import (
+    Estimate,
+    between,
+    counted,
+    percent,
+    rate_with_ties,
+    share,
+    share_within,
+)
 from dpo_pipeline.sums import SUMMARY_FIGURES, TRL_METRICS, Summary
-from dpo_pipeline.tables import aligned, as_json, rows_by_key
+from dpo_pipeline.tables import (
+    Column,
+    Figure,
+    Limits,
+    Name,
+    Part,
+    Printable,
+    Sentence,
+    Table,
+    Tone,
+    Unit,
+    rows_by_key,
+    whole,
+)
 
 
-class Reported:
+class Reported(Printable):
     """A result whose figures can have marks, with charts and a report.
 
     Drawing libraries are imported on first use.
@@ -95,22 +124,12 @@ class Reported:
         publish_page(self, path, overwrite=overwrite, protected=self.sources)
         return None
 
-    def _repr_html_(self) -> str:
-        """Return the figures as tables, for notebooks."""
-        from dpo_pipeline.report import result_html
-
-        return result_html(self)
-
 
 DOCUMENT_VERSION: Final = 1
 """Changes when a field of the document is removed or changes its meaning."""
 
 
-_SHOWN: Final = (N_PAIRS, N_INVALID, LOSS, REWARD_ACCURACY, REWARD_MARGIN)
-"""The figures of a subset that the text shows; the document has them all."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Evaluation(Reported):
     """The figures of a dataset.
 
@@ -128,7 +147,10 @@ class Evaluation(Reported):
             edges `lower` and `upper` in nats, `n_pairs`. `dpo_pipeline.exact` defines the bins
             and states their error.
         batches: One row a batch, in order. None without batches, or where they went to a file.
+        intervals: The main figures with their intervals, always of the accuracy. None in what
+            `score_parquet` returns.
         statistics: Intervals, baselines, calibration and the like, if asked for.
+        origin: The command and the fingerprint of the input, for the report. Not in the document.
     """
 
     source: str
@@ -141,7 +163,9 @@ class Evaluation(Reported):
     subsets: pl.DataFrame | None
     batches: pl.DataFrame | None
     histogram: pl.DataFrame | None
+    intervals: Intervals | None = None
     statistics: Statistics | None = None
+    origin: Origin | None = None
 
     @property
     def beta(self) -> float:
@@ -197,7 +221,7 @@ class Evaluation(Reported):
 
     def _estimate(self, name: str) -> Estimate | None:
         if (statistics := self.statistics) is None:
-            return None
+            return None if self.intervals is None else self.intervals.figures.get(name)
         means = {"macro": statistics.macro, "weighted": statistics.weighted}
         if statistics.sections is not None:
             means["score"] = statistics.sections.score
@@ -236,12 +260,19 @@ class Evaluation(Reported):
             "objective": self.objective.to_dict(),
             "max_logp": self.max_logp,
             "columns": dict(self.columns),
+            "verdict": {
+                "text": self.verdict,
+                "better_than_chance": self.better_than_chance,
+                "withheld": self.withheld,
+                "accuracy": None if self.accuracy is None else asdict(self.accuracy),
+            },
             "summary": self.summary.to_dict(),
             "metrics": self.to_metrics(),
             "invalid": self.invalid.to_dict()["invalid"],
             "subsets": None if self.subsets is None else rows_by_key(self.subsets, self._by),
             "batches": None if self.batches is None else self.batches.to_dicts(),
             "histogram": None if self.histogram is None else rows_by_key(self.histogram, self._by),
+            "intervals": None if self.intervals is None else self.intervals.to_dict(),
             "statistics": None if self.statistics is None else self.statistics.to_dict(),
             "findings": None if findings is None else [each.to_dict() for each in findings],
         }
@@ -252,24 +283,201 @@ class Evaluation(Reported):
             return []
         return [name for name in self.subsets.columns if name not in SUMMARY_FIGURES]
 
-    def to_json(self) -> str:
-        """Return the summary document as JSON; what is not finite is null."""
-        return as_json(self.to_dict())
+    @property
+    def level(self) -> float:
+        """Confidence level of the intervals."""
+        return CONFIDENCE_LEVEL if self._sure is None else self._sure.level
 
-    def __str__(self) -> str:
-        """Return the figures as aligned text."""
-        s = self.summary
-        counts = f"{s.n_pairs:,} pairs, {s.n_invalid:,} invalid"
-        lines = [f"warning: {text}" for text in self.warnings]
-        lines += [f"{self.source}: {counts}, {self.objective} loss, beta {self.beta:g}"]
-        lines += aligned(("", ""), [*self.to_metrics().items(), ("ties", s.n_ties)])
+    @property
+    def accuracy(self) -> Estimate | None:
+        """The reward accuracy, a tie counting half, with its interval; None without a valid pair.
+
+        Pairs of one prompt are one sample; without a `prompt_id` each pair is one.
+        """
+        s, known = self.summary, self._known
+        if "reward_accuracy_half" in known:
+            return known["reward_accuracy_half"]
+        strict = known.get(REWARD_ACCURACY)
+        if s.reward_accuracy is None or (strict is not None and not s.n_ties):
+            return strict
+        n_right = round(s.reward_accuracy * s.n_valid) + s.n_ties / 2.0
+        return rate_with_ties(n_right, s.n_valid, self.level, like=strict)
+
+    @property
+    def _known(self) -> Mapping[str, Estimate]:
+        """The figures that have intervals, by the library's names."""
+        return {} if self._sure is None else self._sure.figures
+
+    @property
+    def _clusters(self) -> str | None:
+        """What was taken as independent, in words; None if each pair was."""
+        return None if self._sure is None else self._sure.clusters
+
+    @property
+    def _sure(self) -> Statistics | Intervals | None:
+        """What has intervals: all statistics, or the main figures."""
+        return self.intervals if self.statistics is None else self.statistics
+
+    @property
+    def no_verdict(self) -> str | None:
+        """The verdict, if what is surely wrong with the log-probs withholds it: no gate passes."""
+        return None if self._decisive_doubt is None else self.verdict
+
+    @property
+    def withheld(self) -> str | None:  # noqa: PLR0911  one reason after the other
+        """Why there is no verdict; None if there is one."""
+        doubt, summary = self._decisive_doubt, self.summary
+        if doubt is not None:
+            return str(doubt)
+        if summary.n_invalid > VERDICT_UP_TO * summary.n_pairs:
+            bad, every = summary.n_invalid, counted(summary.n_pairs, "pair")
+            return f"{bad:,} of {every} break the contract, and may not be missing at random"
+        if self._contradictory > VERDICT_UP_TO:
+            return (
+                f"{share(self._contradictory)} of the pairs are there with chosen and rejected "
+                "exchanged as well"
+            )
+        if self.beta == 0.0:
+            return "beta is 0, so every reward is 0"
+        if summary.n_ties == summary.n_valid:
+            return "all pairs are ties"
+        if self.accuracy is None or self.accuracy.interval is None:
+            return "the pairs are of one prompt"
+        return None
+
+    @property
+    def better_than_chance(self) -> bool | None:
+        """Whether the accuracy, ties half, is shown to be above 1/2; False where it is below.
+
+        None where its interval holds 1/2, or the verdict is withheld.
+        """
+        accuracy = self.accuracy
+        if self.withheld is not None or accuracy is None or accuracy.interval is None:
+            return None
+        if accuracy.interval.low > COIN:
+            return True
+        return False if accuracy.interval.high < COIN else None
+
+    @property
+    def verdict(self) -> str:
+        """Whether the policy is better than a coin toss, in a sentence."""
+        accuracy = self.accuracy
+        if self.withheld is not None or accuracy is None:
+            return f"no verdict: {self.withheld}"
+        found = {True: "better than a coin toss", False: "worse than a coin toss", None: ""}
+        said = found[self.better_than_chance] or "not shown to differ from a coin toss"
+        written, interval = share_within(accuracy.interval), accuracy.interval
+        text = f"{said}: accuracy {written(accuracy.value)}"
+        if self.summary.n_ties:
+            text += " with ties half"
+        limits = f"{percent(self.level)} interval {between(interval, written)}"
+        return f"{text} ({limits}), from {self._sample(accuracy)}"
+
+    def _sample(self, accuracy: Estimate) -> str:
+        pairs, clusters = counted(accuracy.n, "pair"), self._clusters
+        if clusters is None:
+            return f"{pairs}, each taken as a sample"
+        return clusters if clusters.startswith(pairs) else f"{pairs} in {clusters}"
+
+    @property
+    def _decisive_doubt(self) -> Doubt | None:
+        """The gravest doubt that can be the cause of the accuracy."""
+        causes = (each for each in self.invalid.doubts if "baseline" in each.explains)
+        return next(causes, None)
+
+    @property
+    def _contradictory(self) -> float:
+        found = None if self.statistics is None else self.statistics.gathered.contradictory
+        return 0.0 if found is None else found
+
+    def to_frame(self) -> pl.DataFrame:
+        """Return one row a subset with `by`, else one row a figure with its interval."""
         if self.subsets is not None:
-            shown = self.subsets.select(*self._by, *_SHOWN)
-            lines += ["", *aligned(shown.columns, shown.rows())]
-        if self.batches is not None:
-            lines += ["", *aligned(self.batches.columns, self.batches.rows())]
+            return self._subsets_with_statistics(self.subsets)
+        rows: dict[str, Estimate | float | None] = dict(self.summary.to_dict())
+        if self.accuracy is not None and not self.summary.n_ties:
+            rows[REWARD_ACCURACY] = self.accuracy
         if self.statistics is not None:
-            lines += ["", *self.statistics.lines(), ""]
-            lines += [line for each in self.findings or () for line in each.lines()]
-            lines += [] if self.findings else ["no findings"]
-        return "\n".join(lines)
+            rows |= self.statistics.rows
+        return frame_of_estimates(rows)
+
+    def _subsets_with_statistics(self, subsets: pl.DataFrame) -> pl.DataFrame:
+        found = None if self.statistics is None else self.statistics.subsets
+        if found is None:
+            return subsets
+        own = found.select(*self._by, pl.exclude(subsets.columns))
+        return subsets.join(own, on=self._by, how="left", nulls_equal=True, maintain_order="left")
+
+    def to_parts(self) -> Iterator[Part]:
+        """Yield the verdict, what is wrong or can mislead, and the figures."""
+        yield from self._verdict_parts()
+        yield from self._warning_parts()
+        yield from self.invalid.rule_parts()
+        yield self._figures()
+        if self.statistics is not None:
+            yield self.statistics.table(but=TRL_METRICS.values())
+        yield from self._lowest_parts()
+        if self.subsets is not None:
+            every = self._subsets_with_statistics(self.subsets)
+            yield subset_table(every, self._by, self.statistics)
+        if self.batches is not None:
+            yield table_of_batches(self.batches)
+
+    def _lowest_parts(self) -> Iterator[Part]:
+        """Yield the lowest margins, if columns of them were asked for."""
+        found = None if self.statistics is None else self.statistics.gathered.lowest
+        names = [] if found is None else [n for n in found.columns if n.startswith(SHOWN)]
+        if found is None or not names:
+            return
+        heads = [Column(name.removeprefix(SHOWN), wraps=True) for name in names]
+        yield Table(
+            columns=(Column("row"), Column("margin"), *heads),
+            rows=[
+                (row, margin, *map(Name, texts))
+                for row, margin, *texts in found.select("row", REWARD_MARGIN, *names).rows()
+            ],
+            title="lowest margins",
+        )
+
+    def _verdict_parts(self) -> Iterator[Part]:
+        tones: Mapping[bool | None, Tone] = {True: "good", False: "bad", None: "warning"}
+        doubt = self._decisive_doubt
+        yield Sentence(
+            text=self.verdict,
+            tone="bad" if self.withheld else tones[self.better_than_chance],
+            more=() if doubt is None else (doubt.advice,),
+            leads=True,
+        )
+
+    def _warning_parts(self) -> Iterator[Part]:
+        n_invalid = self.summary.n_invalid
+        if n_invalid and not (self.withheld or "").startswith(f"{n_invalid:,} of "):
+            pairs = counted(self.summary.n_pairs, "pair")
+            text = f"{n_invalid:,} of {pairs} break the contract and count in no figure"
+            yield Sentence(text=text, label="warning", tone="warning")
+        said = self._decisive_doubt
+        yield from self.invalid.warning_parts(but=said)
+        known = {each.title for each in self.invalid.doubts}
+        for each in self.findings or ():
+            if each.title not in known:
+                yield each.sentence()
+        if self.findings == ():
+            yield Sentence(text="no findings")
+
+    def _figures(self) -> Table:
+        s, figures = self.summary, self._known
+        rows: list[tuple[Any, ...]] = []
+        for metric, name in TRL_METRICS.items():
+            unit: Unit = "share" if name == REWARD_ACCURACY else "number"
+            found = figures.get(name)
+            if found is None and name == REWARD_ACCURACY and not s.n_ties:
+                found = self.accuracy
+            interval = None if found is None else found.interval
+            ends = None if interval is None else (interval.low, interval.high)
+            limits = "" if ends is None else Limits(*ends, unit)
+            rows.append((metric, Figure(getattr(s, name), unit, ends), limits))
+        rows.append(("ties", s.n_ties, ""))
+        counts = f"{counted(s.n_pairs, 'pair')}, {s.n_invalid:,} invalid"
+        source, heads = whole(self.source), ("figure", "mean", f"{percent(self.level)} interval")
+        title = f"{source}: {counts}, {self.objective} loss, beta {self.beta:g}"
+        return Table(columns=tuple(map(Column, heads)), rows=rows, title=title)

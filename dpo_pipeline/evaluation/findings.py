@@ -9,7 +9,7 @@ function that makes a finding says which figure and which mark. Its words are fo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final, Literal, TypeGuard
 
@@ -17,6 +17,7 @@ import polars as pl
 
 from dpo_pipeline.columns import N_VALID, PAIR_ID, PROMPT_ID, REWARD_MARGIN
 from dpo_pipeline.defaults import (
+    COIN,
     CONTRADICTORY_FROM,
     DISPLACED_FROM,
     FEW_CLUSTERS,
@@ -40,10 +41,13 @@ from dpo_pipeline.statistics import (
     share_with_limits,
 )
 from dpo_pipeline.sums import PRECISIONS
+from dpo_pipeline.tables import Sentence, Tone
 
 Severity = Literal["problem", "caution", "note"]
 SEVERITIES: Final[tuple[Severity, ...]] = ("problem", "caution", "note")
 """Gravest first. A problem makes figures wrong; a caution can mislead; a note is good to know."""
+
+_TONES: Final[Mapping[Severity, Tone]] = {"problem": "bad", "caution": "warning", "note": "note"}
 
 _LOGPS_OF: Final = {"policy": "policy", "ref": "reference"}
 _GUESSES: Final = {
@@ -53,7 +57,6 @@ _GUESSES: Final = {
 }
 _RULES: Final = (("longer", "shorter"), ("reference",))
 """Guesses that are one rule, each in one finding."""
-_COIN: Final = 0.5
 _HALF: Final = "__dpo_pipeline_half"
 _LIKELY: Final = 0.5
 _NEARLY_SURE: Final = 0.999
@@ -82,11 +85,10 @@ class Finding:
         """Return the fields by name."""
         return asdict(self)
 
-    def lines(self) -> Iterator[str]:
-        """Yield it as text."""
-        yield f"{self.severity}: {self.title}"
-        yield f"  {self.evidence}"
-        yield f"  {self.advice}"
+    def sentence(self) -> Sentence:
+        """Return it to be read: evidence and advice stand below the title."""
+        more, tone = (self.evidence, self.advice), _TONES[self.severity]
+        return Sentence(text=self.title, label=self.severity, tone=tone, more=more)
 
 
 def findings_of(
@@ -151,7 +153,7 @@ def _subsets_worse_than_chance(statistics: Statistics) -> Iterator[Finding]:
     right = (pl.col("n_correct") + 0.5 * pl.col("n_ties")).sum() / pl.col(N_VALID).sum()
     halves = statistics.gathered.clusters.group_by(by).agg(right.alias(_HALF))
     table = statistics.subsets.join(halves, on=by, nulls_equal=True, maintain_order="left")
-    low = table.filter((pl.col(_HALF) < _COIN) & (pl.col("p_holm") < 1.0 - statistics.level))
+    low = table.filter((pl.col(_HALF) < COIN) & (pl.col("p_holm") < 1.0 - statistics.level))
     if low.is_empty():
         return
     named = [
@@ -225,7 +227,7 @@ def _precision(statistics: Statistics) -> Iterator[Finding]:
 def _worse_than_chance(statistics: Statistics) -> Iterator[Finding]:
     """Yield a finding if the whole interval of the accuracy, ties half, is below 1/2."""
     accuracy = statistics.figures.get("reward_accuracy_half")
-    if accuracy is not None and accuracy.interval is not None and accuracy.interval.high < _COIN:
+    if accuracy is not None and accuracy.interval is not None and accuracy.interval.high < COIN:
         yield Finding(
             "worse_than_chance",
             "problem",
@@ -244,7 +246,7 @@ def _no_better_than_a_guess(statistics: Statistics) -> Iterator[Finding]:
     """
     accuracy = statistics.figures.get("reward_accuracy_half")
     interval = None if accuracy is None else accuracy.interval
-    if accuracy is not None and interval is not None and interval.low <= _COIN <= interval.high:
+    if accuracy is not None and interval is not None and interval.low <= COIN <= interval.high:
         yield Finding(
             "baseline",
             "caution",

@@ -6,8 +6,8 @@ All sums are exact, so that the tables do not depend on how the rows were cut in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
@@ -18,7 +18,6 @@ from dpo_pipeline.columns import (
     LOSS,
     N_PAIRS,
     N_VALID,
-    OTHER_SIDE,
     PAIR_ID,
     PROMPT_ID,
     REJECTED_LOGRATIO,
@@ -27,37 +26,38 @@ from dpo_pipeline.columns import (
     REWARD_MARGIN,
     Needs,
 )
-from dpo_pipeline.defaults import COURSE_POINTS, JUDGE_CELLS, REPEATS_HELD
-from dpo_pipeline.exact import bin_of, exact_sum_of_wide
+from dpo_pipeline.defaults import (
+    BAGS,
+    CLUSTERS_HELD,
+    COURSE_POINTS,
+    JUDGE_CELLS,
+    REPEATS_HELD,
+    WORST_HELD,
+)
 from dpo_pipeline.losses import CheckedObjective
-from dpo_pipeline.statistics import cluster_hashes, mixed
+from dpo_pipeline.statistics import hashed
 from dpo_pipeline.sums import (
-    CELL,
     CLUSTER,
     VALID,
     ClusterTable,
-    GrowingTables,
-    cell_of,
-    cluster_sums,
     coarse_bin,
     coarse_middle,
-    course_sums,
-    group_sums,
-    longer_by,
-    pair_count,
-    split_cells,
-    steps_of,
+    merge,
 )
+
+if TYPE_CHECKING:
+    from dpo_pipeline.sums import Grid
 
 GROUP: Final = "__dpo_pipeline_group"
 ROW: Final = "row"
-_SWAPPED: Final = "n_swapped"
+_HASH: Final = "hash"
+_POINT: Final = "point"
 GROUPS: Final = 64
 """Groups of clusters that a jackknife leaves out in turn; a divisor of the bags."""
 _JUDGED: Final = (GROUP, "gap", "bin")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Gathered(ClusterTable):
     """The tables, over valid pairs where nothing else is said. Sums named `sum_` are in quanta.
 
@@ -77,8 +77,8 @@ class Gathered(ClusterTable):
         rows_per_point: A power of two.
         lowest: The pairs with the smallest margins: `row`, the loss, margin, rewards, and
             `pair_id` where there is one.
-        repeats: The share of pairs whose log-probs are all those of an earlier pair, to 2**-40
-            nats, counted among `repeats_seen` pairs. None if no pair was looked at.
+        repeats: The share of pairs whose log-probs are all those of an earlier pair, counted among
+            `repeats_seen` pairs. None if no pair was looked at.
         contradictory: The share of them whose log-probs are those of another pair with chosen and
             rejected exchanged.
         judged: `GROUP`, `gap` (the judge's preference for the chosen completion), `bin` (of
@@ -100,12 +100,45 @@ class Gathered(ClusterTable):
     contradictory: float | None
     judged: pl.DataFrame | None
 
+    def __repr__(self) -> str:
+        """Return the rows of each table."""
+        tables = {each.name: getattr(self, each.name) for each in fields(self)}
+        rows = [f"{n}={t.height}" for n, t in tables.items() if isinstance(t, pl.DataFrame)]
+        return f"Gathered(rows of {', '.join(rows)})"
 
-class Gathering(GrowingTables):
-    """Adds up the tables of `Gathered`, chunk by chunk in the order of the rows.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatheredPart:
+    """The tables of some rows: a value that can be sent, and merged with others in any order.
 
     Attributes:
-        columns: What a chunk has to have beside `VALID` and the subset keys.
+        end: Rows of the dataset up to the last of these.
+        is_exact: Whether each cluster has its own row in `clusters`.
+        repeats: Counts by `_HASH`, whose last bit says that chosen and rejected are exchanged; of
+            hashes that `thinning`, a power of two, leaves.
+        is_coarse: Whether the judge's gaps are binned.
+    """
+
+    end: int
+    is_exact: bool
+    clusters: pl.DataFrame
+    groups: pl.DataFrame
+    margins: Grid
+    rewards: Grid
+    lengths: pl.DataFrame
+    course: pl.DataFrame
+    lowest: pl.DataFrame
+    repeats: pl.DataFrame
+    thinning: int
+    judged: pl.DataFrame | None
+    is_coarse: bool
+
+
+class Gathering:
+    """Makes the tables of `Gathered`: of some rows, of parts together, of all.
+
+    Attributes:
+        columns: What rows have to have beside `VALID` and the subset keys.
     """
 
     def __init__(
@@ -114,22 +147,18 @@ class Gathering(GrowingTables):
         schema: pl.Schema,
         objective: CheckedObjective,
         needs: Needs,
-        max_logp: float,
         by: Sequence[str],
         keys: Sequence[str],
         judge: tuple[str, ...],
     ) -> None:
-        """Start without rows, for pairs with the columns of `schema`."""
-        super().__init__(
-            objective=objective,
-            needs=needs,
-            max_logp=max_logp,
-            by=by,
-            keys=keys,
-            is_by_prompt=PROMPT_ID.name in schema,
-        )
+        """Start for pairs with the columns of `schema`; `keys` are those of `by` in rows."""
+        self._needs = needs
+        self._by, self._keys = tuple(by), list(keys)
         self._judge = judge
+        self._is_by_prompt = PROMPT_ID.name in schema
         self._has_lengths = all(role.name in schema for role in (CHOSEN_TOKENS, REJECTED_TOKENS))
+        scores = [] if objective.has_linear_rewards else [CHOSEN_REWARD, REJECTED_REWARD]
+        self._summed = [*needs.logps, LOSS, *scores]
         names = (PAIR_ID.name, PROMPT_ID.name, *judge)
         self.columns = [
             *needs.logps,
@@ -138,124 +167,242 @@ class Gathering(GrowingTables):
             *(CHOSEN_LOGRATIO, REJECTED_LOGRATIO),
             *(CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN, LOSS),
         ]
-        self._n_rows = 0
-        self._rows_per_point = 1
-        self._thinning = 1
-        self._judge_is_coarse = False
 
-    def add(self, chunk: pl.DataFrame) -> None:
-        """Add the next rows: `columns`, the subset keys and `VALID`."""
-        rows = pl.int_range(self._n_rows, self._n_rows + chunk.height, dtype=pl.UInt64, eager=True)
-        self._n_rows += chunk.height
-        prompts = chunk[PROMPT_ID.name] if self._is_by_prompt else None
-        by_row = rows.to_frame(ROW).select(mixed(pl.col(ROW)))[ROW]
-        chunk = chunk.with_columns(
-            rows.alias(ROW), cluster_hashes(prompts, by_row).alias(CLUSTER)
-        ).with_columns((pl.col(CLUSTER) % GROUPS).alias(GROUP))
-        extra = cluster_sums(self._needs, has_lengths=self._has_lengths)
-        self._add_clusters(chunk, lambda pairs, keys: self._tally(pairs, keys, extra))
-        valid = chunk.filter(VALID)
-        sums = group_sums(self._needs, has_lengths=self._has_lengths)
-        self._add_sums("groups", valid, [GROUP], *sums)
-        margins = valid.select(cell_of(pl.col(GROUP), bin_of(pl.col(REWARD_MARGIN))))
-        self._add_sums("margins", margins, [CELL], pair_count())
-        chosen, rejected = (coarse_bin(pl.col(name)) for name in (CHOSEN_REWARD, REJECTED_REWARD))
-        rewards = valid.select(cell_of(chosen, rejected))
-        self._add_sums("rewards", rewards, [CELL], pair_count())
-        self._add_lengths(valid.lazy())
-        self._add_course(valid.lazy())
-        shown = [ROW, LOSS, REWARD_MARGIN, CHOSEN_REWARD, REJECTED_REWARD]
-        shown += [PAIR_ID.name] if PAIR_ID.name in self.columns else []
-        # Equal margins are ordered by row, so that any cut into chunks gives the same rows.
-        self._keep_lowest("lowest", valid.lazy().select(shown), [REWARD_MARGIN, ROW])
-        self._add_repeats(valid)
-        if self._judge:
-            self._add_judged(valid.lazy())
+    def part(self, rows: pl.DataFrame, first_row: int) -> GatheredPart:
+        """Return the tables of rows: `columns`, the subset keys and `VALID`."""
+        import numpy as np
 
-    def finish(self) -> Gathered:
-        """Return the tables; at least one chunk must have been added."""
-        tables = self._tables
-        in_use = tables["clusters"].filter(pl.col(N_VALID) > 0)[CLUSTER].n_unique()
-        repeats = tables["repeats"]
-        seen = int(repeats.select(pl.col(N_PAIRS, _SWAPPED).sum()).sum_horizontal().item())
-        distinct = int(
-            repeats.select((pl.col(N_PAIRS, _SWAPPED) > 0).sum()).sum_horizontal().item()
+        from dpo_pipeline.sums import Grid, PairArrays
+
+        end = first_row + rows.height
+        number = np.arange(first_row, end, dtype=np.uint64)
+        hashes = self._hashes(rows, number)
+        clusters, codes, is_exact = self._coded(rows, hashes)
+        n = clusters.height
+        clusters = clusters.with_columns(_count(codes, n).alias(N_PAIRS))
+        valid = rows[VALID].to_numpy()
+        if not valid.all():
+            rows, number, hashes = rows.filter(VALID), number[valid], hashes[valid]
+            codes = codes[valid]
+        pairs = PairArrays(rows, self._needs, self._summed)
+        if self._has_lengths:
+            pairs.read_lengths(rows)
+        clusters = clusters.with_columns(_count(codes, n).alias(N_VALID))
+        clusters = clusters.hstack(pairs.by_cluster(codes, n)).filter(pl.col(N_PAIRS) > 0)
+        group = (hashes % np.uint64(GROUPS)).astype(np.int64)
+        groups = pairs.by_group(group, GROUPS)
+        groups.insert_column(0, pl.Series(GROUP, np.arange(GROUPS), dtype=pl.UInt64))
+        judged = self._judged(rows, group) if self._judge else None
+        size = np.uint64(_rows_per_point(end))
+        repeats, thinning = _counted(pairs.hashes())
+        return _thinned(
+            GatheredPart(
+                end=end,
+                is_exact=is_exact,
+                clusters=clusters,
+                groups=groups.filter(pl.col(N_VALID) > 0),
+                margins=Grid.of(group, pairs.bins),
+                rewards=Grid.of(pairs.chosen_bins, pairs.rejected_bins),
+                lengths=pairs.by_length(),
+                course=pairs.by_point((number // size).astype(np.int64)),
+                lowest=self._lowest(rows, number, pairs.bins),
+                repeats=repeats,
+                thinning=thinning,
+                judged=judged,
+                is_coarse=False,
+            )
         )
-        opposed = int(repeats.select(2 * pl.min_horizontal(N_PAIRS, _SWAPPED)).sum().item())
-        first_row = (pl.col("point") * self._rows_per_point).alias("first_row")
+
+    def merged(self, parts: Sequence[GatheredPart]) -> GatheredPart:
+        """Return the tables of parts together, in any order."""
+        from dpo_pipeline.sums import Grid
+
+        end = max(each.end for each in parts)
+        is_exact = all(each.is_exact for each in parts)
+        is_coarse = any(each.is_coarse for each in parts)
+        thinning = max(each.thinning for each in parts)
+        clusters = [each.clusters for each in parts]
+        if not is_exact:
+            clusters = [each.with_columns(pl.col(CLUSTER) % BAGS) for each in clusters]
+        size = _rows_per_point(end)
+        course = [
+            each.course.with_columns(pl.col(_POINT) // (size // _rows_per_point(each.end)))
+            for each in parts
+        ]
+        judged = [each.judged for each in parts if each.judged is not None]
+        if is_coarse:
+            judged = [each.with_columns(_coarse_gap()) for each in judged]
+        return _thinned(
+            GatheredPart(
+                end=end,
+                is_exact=is_exact,
+                clusters=merge(clusters, [*self._keys, CLUSTER]),
+                groups=merge([each.groups for each in parts], [GROUP]),
+                margins=Grid.merged([each.margins for each in parts]),
+                rewards=Grid.merged([each.rewards for each in parts]),
+                lengths=merge([each.lengths for each in parts], ["length_bin"]),
+                course=merge(course, [_POINT]),
+                lowest=_first(pl.concat([each.lowest for each in parts])),
+                repeats=merge([each.repeats for each in parts], [_HASH]),
+                thinning=thinning,
+                judged=merge(judged, _JUDGED) if judged else None,
+                is_coarse=is_coarse,
+            ),
+            [*self._keys, CLUSTER],
+        )
+
+    def finished(self, part: GatheredPart) -> Gathered:
+        """Return the tables of all parts, merged."""
+        clusters = merge([part.clusters], [*self._keys, CLUSTER])
+        clusters = clusters.rename(dict(zip(self._keys, self._by, strict=True)))
+        in_use = clusters.filter(pl.col(N_VALID) > 0)[CLUSTER].n_unique()
+        seen, distinct = int(part.repeats[N_PAIRS].sum()), part.repeats.height
+        pair = part.repeats.group_by(pl.col(_HASH) // 2).agg(pl.col(N_PAIRS).min(), n=pl.len())
+        opposed = 2 * int(pair.filter(pl.col("n") > 1)[N_PAIRS].sum())
+        size = _rows_per_point(part.end)
+        first_row = (pl.col(_POINT) * size).alias("first_row")
         return Gathered(
             by=self._by,
             is_by_prompt=self._is_by_prompt,
-            is_exact=self._is_exact,
-            n_clusters=in_use if self._is_exact else None,
+            is_exact=part.is_exact,
+            n_clusters=in_use if part.is_exact else None,
             has_lengths=self._has_lengths,
             has_reference=self._needs.reference,
-            clusters=self._finished_clusters(),
-            groups=tables["groups"].sort(GROUP),
-            margins=split_cells(tables["margins"], GROUP, "bin"),
-            rewards=split_cells(tables["rewards"], "chosen_bin", "rejected_bin"),
-            lengths=tables["lengths"].sort("length_bin"),
-            course=tables["course"].sort("point").select(first_row, pl.exclude("point")),
-            rows_per_point=self._rows_per_point,
-            lowest=tables["lowest"],
+            clusters=clusters.sort(*self._by, CLUSTER, nulls_last=True),
+            groups=part.groups.sort(GROUP),
+            margins=part.margins.table(GROUP, "bin"),
+            rewards=part.rewards.table("chosen_bin", "rejected_bin"),
+            lengths=part.lengths.sort("length_bin"),
+            course=part.course.sort(_POINT).select(first_row, pl.exclude(_POINT)),
+            rows_per_point=size,
+            lowest=part.lowest,
             repeats=1.0 - distinct / seen if seen else None,
             repeats_seen=seen,
             contradictory=opposed / seen if seen else None,
-            judged=tables["judged"].sort(_JUDGED) if self._judge else None,
+            judged=None if part.judged is None else part.judged.sort(_JUDGED),
         )
 
-    def _add_lengths(self, valid: pl.LazyFrame) -> None:
-        difference = longer_by() if self._has_lengths else pl.lit(None, dtype=pl.Int64)
-        rows = valid.with_columns(length_bin=coarse_bin(difference.cast(pl.Float64)))
-        rows = rows.filter(pl.col("length_bin").is_not_null())
-        self._add_sums("lengths", rows, ["length_bin"], pair_count(), *course_sums())
+    def _hashes(self, rows: pl.DataFrame, number: Any) -> Any:
+        """Return a hash of the cluster of each row: its prompt, or the row where that is null."""
+        from dpo_pipeline.sums import mixed_array
 
-    def _add_course(self, valid: pl.LazyFrame) -> None:
-        size = self._rows_per_point
-        while -(-self._n_rows // size) > COURSE_POINTS:
-            size *= 2
-        if size > self._rows_per_point:
-            self._rekey("course", pl.col("point") // (size // self._rows_per_point), ["point"])
-        self._rows_per_point = size
-        rows = valid.with_columns(point=(pl.col(ROW) // size).cast(pl.Int64))
-        loss = exact_sum_of_wide(pl.col(LOSS)).alias(f"sum_{LOSS}")
-        self._add_sums("course", rows, ["point"], pair_count(), *course_sums(), loss)
+        if not self._is_by_prompt:
+            return mixed_array(number)
+        prompts = hashed(rows[PROMPT_ID.name])
+        if prompts.null_count():
+            # Hashed once more, because prompts may be the same numbers as rows.
+            prompts = prompts.fill_null(pl.Series(mixed_array(mixed_array(number))))
+        return prompts.rechunk().to_numpy()
 
-    def _add_repeats(self, valid: pl.DataFrame) -> None:
-        logps = self._needs.logps
-        nothing = pl.lit(0, dtype=pl.UInt64)
-        hashes = valid.select(nothing.alias("as_is"), nothing.alias("exchanged"), *logps)
-        # Mixed after each column, because bf16 values fill few bits of a word.
-        for name in logps:
-            hashes = hashes.with_columns(
-                as_is=mixed(pl.col("as_is") ^ steps_of(pl.col(name))),
-                exchanged=mixed(pl.col("exchanged") ^ steps_of(pl.col(OTHER_SIDE[name]))),
-            )
-        # A pair and its exchange share a row, and count in a column each.
-        is_swapped = pl.col("as_is") > pl.col("exchanged")
-        hashes = hashes.select(pl.min_horizontal("as_is", "exchanged").alias("hash"), s=is_swapped)
-        counts = [
-            where.sum().cast(pl.Int64).alias(name)
-            for where, name in ((~pl.col("s"), N_PAIRS), (pl.col("s"), _SWAPPED))
-        ]
-        self._add_sums("repeats", hashes.filter(self._is_kept()), ["hash"], *counts)
-        # Copies share a hash, so a sample of the hashes keeps the share of copies.
-        while self._tables["repeats"].height > REPEATS_HELD:
-            self._thinning *= 2
-            self._tables["repeats"] = self._tables["repeats"].filter(self._is_kept())
+    def _coded(self, rows: pl.DataFrame, hashes: Any) -> tuple[pl.DataFrame, Any, bool]:
+        """Return the clusters (with the subset keys), the place of each row there, and if exact."""
+        import numpy as np
 
-    def _is_kept(self) -> pl.Expr:
-        return pl.col("hash") % self._thinning == 0
+        from dpo_pipeline.sums import mixed_array, numbered, numbered_up_to
 
-    def _add_judged(self, valid: pl.LazyFrame) -> None:
+        found = numbered_up_to(hashes, CLUSTERS_HELD)
+        if found is None:
+            clusters = pl.DataFrame({CLUSTER: np.arange(BAGS, dtype=np.uint64)})
+            codes = (hashes % np.uint64(BAGS)).astype(np.int64)
+        else:
+            codes, first = found
+            clusters = pl.DataFrame({CLUSTER: hashes[first]})
+        if not self._keys:
+            return clusters, codes, found is not None
+        keys = rows.select(self._keys)
+        # Polars' own hash only puts rows together here, and nothing keeps it.
+        subsets = keys.select(pl.struct(pl.all()).hash()).to_series().rechunk().to_numpy()
+        subset, first = numbered(subsets)
+        names = keys[first]
+        cells = subset * clusters.height + codes
+        codes, first = numbered(mixed_array(cells.astype(np.uint64)))
+        cells = cells[first]
+        table = names[cells // clusters.height].hstack(clusters[cells % clusters.height])
+        return table, codes, found is not None
+
+    def _lowest(self, rows: pl.DataFrame, number: Any, bins: Any) -> pl.DataFrame:
+        """Return the pairs with the smallest margins."""
+        import numpy as np
+
+        shown = [LOSS, REWARD_MARGIN, CHOSEN_REWARD, REJECTED_REWARD]
+        shown += [PAIR_ID.name] if PAIR_ID.name in self.columns else []
+        if bins.size > WORST_HELD:  # only rows in the bins of the smallest
+            last = np.partition(bins, WORST_HELD - 1)[WORST_HELD - 1]
+            few = np.flatnonzero(bins <= last)
+            rows, number = rows[few], number[few]
+        return _first(rows.select(pl.Series(ROW, number), *shown))
+
+    def _judged(self, rows: pl.DataFrame, group: Any) -> pl.DataFrame:
         scores = [pl.col(name).cast(pl.Float64) for name in self._judge]
         gap = scores[0] if len(scores) == 1 else scores[0] - scores[1]
-        rows = valid.with_columns(gap=gap, bin=coarse_bin(pl.col(REWARD_MARGIN)))
-        rows = rows.filter(pl.col("gap").is_finite())
-        coarse_gap = coarse_middle(coarse_bin(pl.col("gap"))).alias("gap")
-        if self._judge_is_coarse:
-            rows = rows.with_columns(coarse_gap)
-        self._add_sums("judged", rows, _JUDGED, pair_count())
-        if self._tables["judged"].height > JUDGE_CELLS and not self._judge_is_coarse:
-            self._judge_is_coarse = True
-            self._rekey("judged", coarse_gap, _JUDGED)
+        cells = rows.select(
+            pl.Series(GROUP, group, dtype=pl.UInt64),
+            gap=gap,
+            bin=coarse_bin(pl.col(REWARD_MARGIN)),
+        ).filter(pl.col("gap").is_finite())
+        return cells.group_by(_JUDGED).agg(pl.len().cast(pl.Int64).alias(N_PAIRS))
+
+
+def _count(codes: Any, n: int) -> pl.Series:
+    from dpo_pipeline.sums import count_by
+
+    return count_by(codes, n)
+
+
+def _rows_per_point(end: int) -> int:
+    """Return the power of two that makes the course of so many rows no longer than it may be."""
+    size = 1
+    while -(-end // size) > COURSE_POINTS:
+        size *= 2
+    return size
+
+
+def _first(rows: pl.DataFrame) -> pl.DataFrame:
+    # Equal margins are ordered by row, so that any cut into parts gives the same rows.
+    return rows.sort(REWARD_MARGIN, ROW).head(WORST_HELD)
+
+
+def _coarse_gap() -> pl.Expr:
+    return coarse_middle(coarse_bin(pl.col("gap"))).alias("gap")
+
+
+def _is_kept(thinning: int) -> pl.Expr:
+    return (pl.col(_HASH) // 2) % thinning == 0
+
+
+def _counted(hashes: Any, thinning: int = 1) -> tuple[pl.DataFrame, int]:
+    """Count pairs by hash, of as few hashes as are surely enough; return also their thinning."""
+    import numpy as np
+
+    kept = hashes
+    while kept.size > REPEATS_HELD and _slots(kept) > REPEATS_HELD:
+        thinning *= 2
+        kept = hashes[(hashes >> np.uint64(1)) & np.uint64(thinning - 1) == 0]
+    counts = pl.len().cast(pl.Int64).alias(N_PAIRS)
+    return pl.DataFrame({_HASH: kept}).group_by(_HASH).agg(counts), thinning
+
+
+def _slots(hashes: Any) -> int:
+    """Return a number that different hashes surely reach."""
+    import numpy as np
+
+    there = np.zeros(2**18, dtype=bool)
+    there[(hashes >> np.uint64(40)) & np.uint64(2**18 - 1)] = True
+    return int(there.sum())
+
+
+def _thinned(part: GatheredPart, keys: Sequence[str] = ()) -> GatheredPart:
+    """Return a part whose tables are no longer than they may be."""
+    if part.is_exact and part.clusters[CLUSTER].n_unique() > CLUSTERS_HELD:
+        bags = merge([part.clusters.with_columns(pl.col(CLUSTER) % BAGS)], keys)
+        part = replace(part, clusters=bags, is_exact=False)
+    repeats, thinning = part.repeats.filter(_is_kept(part.thinning)), part.thinning
+    while repeats.height > REPEATS_HELD:
+        thinning *= 2
+        repeats = repeats.filter(_is_kept(thinning))
+    # Copies share a hash, so a sample of the hashes keeps the share of copies.
+    part = replace(part, repeats=repeats, thinning=thinning)
+    if part.judged is not None and part.judged.height > JUDGE_CELLS and not part.is_coarse:
+        cells = merge([part.judged.with_columns(_coarse_gap())], _JUDGED)
+        part = replace(part, judged=cells, is_coarse=True)
+    return part

@@ -100,8 +100,8 @@ def check_gates(gates: Gates, names: Sequence[str]) -> None:
         flag = f"{argument} (--fail-{argument})"
         for name, mark in marks.items():
             if name not in names:
-                near = did_you_mean(str(name), names)
-                there = ", ".join(names)
+                near = _did_you_mean(str(name), names)
+                there = ", ".join(dict.fromkeys(names))
                 raise UsageError(f"{flag}: there is no figure {name!r}{near}; there are {there}")
             is_number = isinstance(mark, Real) and not isinstance(mark, bool)
             if not is_number or math.isnan(mark):
@@ -113,6 +113,16 @@ def check_gates(gates: Gates, names: Sequence[str]) -> None:
             "by_interval (--fail-on-interval) needs a mark: under (--fail-under) or "
             "over (--fail-over)"
         )
+
+
+def _did_you_mean(name: str, names: Sequence[str]) -> str:
+    """Suggest a near miss, else the figures whose names hold the word: `accuracy`, `margins`."""
+    near = did_you_mean(name, names)
+    stem = name.lower().rstrip("s").removesuffix("ie").removesuffix("y")
+    among = [each for each in dict.fromkeys(names) if len(stem) > 2 and stem in each.lower()]  # noqa: PLR2004
+    if near or not among:
+        return near
+    return f" (did you mean {' or '.join(map(repr, among[:3]))}?)"
 
 
 def needs_statistics(gates: Gates) -> bool:

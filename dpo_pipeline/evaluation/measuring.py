@@ -17,6 +17,7 @@ from dpo_pipeline.columns import (
     N_PAIRS,
     N_VALID,
     PAIR_ID,
+    PROMPT_ID,
     REJECTED_REWARD,
     REWARD_MARGIN,
     SOURCE_ROW,
@@ -31,22 +32,25 @@ from dpo_pipeline.defaults import (
 )
 from dpo_pipeline.engine import Executor, Watch, in_order
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.evaluation.estimating import statistics_of
+from dpo_pipeline.evaluation.estimates import Intervals, Statistics
+from dpo_pipeline.evaluation.estimating import intervals_of, means_of_pairs, statistics_of
 from dpo_pipeline.evaluation.evaluation_result import Evaluation
 from dpo_pipeline.evaluation.gathering import Gathered, Gathering
+from dpo_pipeline.evaluation.planning import check_statistics
 from dpo_pipeline.evaluation.shards import (
     FoundOffences,
     PartialSums,
     ShardScorer,
     ShardTask,
     Work,
+    repeats_of_files,
 )
-from dpo_pipeline.exact import lower_edge
+from dpo_pipeline.exact import SMALL, lower_edge
 from dpo_pipeline.invalid_report import Doubt, InvalidReport
 from dpo_pipeline.losses import CheckedObjective, name_of_score, scores_to_check, with_scores_of
 from dpo_pipeline.options import StatisticsOptions
 from dpo_pipeline.sources import Dataset, Part
-from dpo_pipeline.storage import GrowingFile, Target, reading
+from dpo_pipeline.storage import GrowingFile, Target
 from dpo_pipeline.sums import (
     BETA,
     BIN,
@@ -55,15 +59,14 @@ from dpo_pipeline.sums import (
     SUMMARY_FIGURES,
     VALID,
     Batching,
-    BatchTable,
-    RepeatedKeys,
+    ClusterCounts,
     Repeats,
     RollUps,
     Sense,
     Summary,
+    batch_table,
     doubts_of,
     figures,
-    hashed_ids,
     suffix_of,
     tally,
     with_objectives,
@@ -93,6 +96,8 @@ class Measured:
     repeats: Repeats | None
     suspects: tuple[ShardTask, ...]
     gathered: Gathered | None
+    squares: pl.DataFrame | None
+    prompts: ClusterCounts | None
     executor: Executor
 
     @property
@@ -210,7 +215,8 @@ class Measured:
         binding = self.scorer.binding
         statistics = None
         if self.gathered is not None and self.wanted.statistics is not None:
-            statistics = statistics_of(self.gathered, objective, self.wanted.statistics)
+            means = means_of_pairs(self.summary, self.squares, self.wanted.statistics.level)
+            statistics = statistics_of(self.gathered, objective, self.wanted.statistics, means)
         return Evaluation(
             source=self.dataset.name,
             reference=self.dataset.joined,
@@ -222,7 +228,16 @@ class Measured:
             subsets=self.subset_figures,
             batches=self.batches,
             histogram=self.histogram,
+            intervals=self._intervals(statistics),
             statistics=statistics,
+        )
+
+    def _intervals(self, statistics: Statistics | None) -> Intervals | None:
+        if not self.wanted.intervals or statistics is not None:
+            return None if statistics is None else statistics.intervals
+        n_correct = int(self.totals["n_correct"].item())
+        return intervals_of(
+            self.summary, n_correct=n_correct, squares=self.squares, prompts=self.prompts
         )
 
 
@@ -235,7 +250,9 @@ def subset_keys(by: Sequence[str]) -> list[str]:
 class Wanted:
     """What is measured beside the totals.
 
-    `by_objective` says whether tables name the objective, even if there is one.
+    `by_objective` says whether tables name the objective, even if there is one; `intervals`,
+    whether the main figures have theirs; `looks_at_all`, whether what no two models give is looked
+    for in all rows, and not in a sample of them.
     """
 
     by: tuple[str, ...] = ()
@@ -243,6 +260,8 @@ class Wanted:
     histogram: bool = False
     statistics: StatisticsOptions | None = None
     by_objective: bool = False
+    looks_at_all: bool = False
+    intervals: bool = False
 
     @property
     def batch_keys(self) -> list[str]:
@@ -285,7 +304,7 @@ class Wanted:
         """Raise a UsageError if a grouping column is missing, nested, or there twice in tables."""
         columns = binding.columns
         if self.statistics is not None:
-            self.statistics.check(columns, self.by)
+            check_statistics(self.statistics, columns, self.by)
         batch_by = self.batching.column if self.batching is not None else None
         for argument, name in [*(("by", name) for name in self.by), ("batches", batch_by)]:
             if name is None:
@@ -339,28 +358,29 @@ def measure(
     binding = scorer.binding
     dataset.check_keys()
     work, keys = work_of(dataset, scorer, objectives, wanted), subset_keys(wanted.by)
-    gathering, columns = work.gathering, work.columns
     sums = RollUps(
         by=wanted.by,
         subset_keys=keys,
         batch_keys=wanted.batch_keys,
         has_bins=wanted.histogram,
         most_subsets=MAX_SUBSETS if wanted.statistics is None else MAX_SUBSETS_WITH_STATISTICS,
-        batches=_batch_table(objectives, wanted, dataset.rows, batch_file),
+        batches=batch_table(
+            wanted.batching,
+            objectives,
+            by_objective=wanted.by_objective,
+            n_rows=dataset.rows,
+            file=batch_file,
+        ),
         unique_batches=wanted.only_batches,
     )
-    suspects = []
+    suspects, gathered = list[ShardTask](), None
     with batch_file or nullcontext():
-        for shard, results in in_order(executor, work.function, work.tasks(), watch.check):
+        for shard, results in in_order(executor, work, work.tasks(), watch.check):
             n_invalid = sums.n_invalid
-            for part in results:
-                if gathering is not None:  # statistics need the rows themselves, in order
-                    gathering.add(part)
-                if columns:
-                    lagged = sums.totals is None and NEIGHBOURS_ROWS > 0
-                    sums.add(work.sums.summed(part.lazy(), valid=pl.col(VALID), lagged=lagged))
-                else:
-                    sums.add(part)
+            for partial_sums, part in results:
+                sums.add(partial_sums)
+                if part is not None:
+                    gathered = part if gathered is None else work.merged(gathered, part)
             if sums.n_invalid > n_invalid:
                 suspects.append(shard)
             watch.step("evaluating", shard.rows or 0, dataset.rows)
@@ -376,9 +396,13 @@ def measure(
         batches=batches,
         bins=_sorted(sums.bins, [*keys, BIN]),
         sense=Sense.of_sums(sums.sense_row),
-        repeats=sums.repeats if work.sums.id_column else _repeats(dataset, binding, watch),
+        repeats=sums.repeats
+        if work.sums.id_column
+        else repeats_of_files(dataset, binding, watch, looks_at_all=wanted.looks_at_all),
         suspects=tuple(suspects),
-        gathered=None if gathering is None else gathering.finish(),
+        gathered=None if gathered is None else work.finished(gathered),
+        squares=sums.squares,
+        prompts=sums.prompts,
         executor=executor,
     )
 
@@ -392,7 +416,6 @@ def _gathering(
         schema=binding.columns,
         objective=objectives[0],
         needs=binding.needs,
-        max_logp=binding.max_logp,
         by=wanted.labels,
         keys=subset_keys(wanted.by),
         judge=wanted.statistics.judge_columns,
@@ -408,13 +431,14 @@ def _columns_of_rows(
 ) -> list[str]:
     """Return the columns of the rows that are read, if sums are not made where they are read.
 
-    A frame or a join is one shard, of any length: it is summed chunk by chunk.
+    A frame, or the join of one, is one shard of any length: it is summed chunk by chunk.
     """
     columns = [] if gathering is None else gathering.columns
-    if gathering is None and (dataset.rows is None or dataset.has_step):
+    if gathering is None and (dataset.rows is None or not dataset.can_cut()):
         scores = (CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN, LOSS)
         names = [name_of_score(name, each, objectives) for each in objectives for name in scores]
-        counts = [role.name for role in COUNT_ROLES if role.name in binding.columns]
+        roles = (*COUNT_ROLES, *([PROMPT_ID] if wanted.intervals else ()))
+        counts = [role.name for role in roles if role.name in binding.columns]
         columns = [*binding.needs.logps, *counts, *names]
     if not columns:
         return []
@@ -434,56 +458,33 @@ def _partial_sums(
     binding, batching = scorer.binding, wanted.batching
     keys = subset_keys(wanted.by)
     has_ids = PAIR_ID.name in binding.columns and not dataset.has_step
+    by_prompt = wanted.intervals and PROMPT_ID.name in binding.columns
     return PartialSums(
         dataset=dataset,
         scorer=scorer,
         subsets=dict(zip(keys, map(binding.source_of, wanted.by), strict=True)),
         valid=rules.valid,
+        clean=rules.with_small(
+            scores_to_check(scorer.objectives, 0.0, lowest=-SMALL, limit=SMALL)
+        ).clean,
         tally=partial(
             tally,
             objectives=objectives,
             needs=binding.needs,
-            max_logp=binding.max_logp,
             keys=[*wanted.batch_keys, *keys],
             by_bin=wanted.histogram,
-            extra=[] if batching is None else batching.sums(),
+            few=wanted.only_batches and batching is not None and batching.are_small,
         ),
+        extra=[] if batching is None else batching.sums(),
+        has_squares=wanted.intervals and not by_prompt,
+        by_prompt=by_prompt and wanted.statistics is None,
         is_keyed=wanted.is_keyed,
+        looks_at_all=wanted.looks_at_all,
         # Of files, the column of ids is read apart, unless rows are read with all they hold.
         id_column=PAIR_ID.name if has_ids and (wanted.statistics or not dataset.files) else None,
         most_rows=wanted.shard_rows,
         in_order=wanted.only_batches and batching is not None and batching.are_long,
     )
-
-
-def _batch_table(
-    objectives: tuple[CheckedObjective, ...],
-    wanted: Wanted,
-    n_rows: int | None,
-    file: GrowingFile | None,
-) -> BatchTable | None:
-    if wanted.batching is None or not objectives:
-        return None
-    return BatchTable(
-        wanted.batching,
-        objectives=objectives,
-        by_objective=wanted.by_objective,
-        n_rows=n_rows,
-        file=file,
-    )
-
-
-def _repeats(dataset: Dataset, binding: Binding, watch: Watch) -> Repeats | None:
-    """Look at the ids of files, whose other columns are not read again; None without ids."""
-    column = binding.mapping.get(PAIR_ID.name)
-    if column is None or dataset.has_step:  # joined rows have each key once
-        return None
-    ids = RepeatedKeys(dataset.rows)
-    with reading(dataset.name):
-        for part in hashed_ids(dataset.frame, column).collect_batches():
-            watch.check()
-            ids.add(part.to_series())
-    return ids.found
 
 
 def _sorted(sums: pl.DataFrame | None, keys: Sequence[str]) -> pl.DataFrame | None:

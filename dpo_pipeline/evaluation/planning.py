@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, Protocol, Self, cast
 
-from dpo_pipeline.arguments import check_extra, check_page_path, checked_choice, given
-from dpo_pipeline.columns import PAIR_ID, Needs
+import polars as pl
+
+from dpo_pipeline.arguments import check_extra, check_page_path, checked_choice, given, split_names
+from dpo_pipeline.columns import OF_SUBSET, PAIR_ID, SHOWN, Needs, did_you_mean
 from dpo_pipeline.contract import Binding, bind
-from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID
+from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID, ROWS_SHOWN
 from dpo_pipeline.engine import Executor, Watch, executor_of
 from dpo_pipeline.errors import ContractError, DataWarning, UsageError
 from dpo_pipeline.invalid_report import InvalidReport
@@ -45,6 +47,7 @@ from dpo_pipeline.storage import (
     Outputs as Publication,
     final_name,
     reading,
+    size_of,
 )
 from dpo_pipeline.sums import BATCHES_PER_GROUP
 
@@ -60,6 +63,11 @@ class Groups:
     on_invalid: OnInvalid
     outputs: Outputs
     execution: Execution
+
+    def showing(self, columns: Collection[str]) -> Self:
+        """Return the same for these columns: what is to be shown is taken apart at commas."""
+        names = split_names(self.outputs.shown, columns)
+        return replace(self, outputs=replace(self.outputs, show=names))
 
     @classmethod
     def of(cls, asked: Mapping[str, Any], actions: Iterable[str] = ON_INVALID) -> Self:
@@ -153,6 +161,7 @@ class Groups:
             columns=self.pairs.columns,
             access=self.access,
             cancel=self.execution.cancel,
+            by_shard=self.executor.elsewhere,
         )
 
     def bound(
@@ -197,8 +206,6 @@ def refuse_unreadable(
                 f"{each} is a loss of batches, for which the reference would be joined anew in "
                 f"each shard: {where}"
             )
-    if executor.elsewhere and dataset.has_step:
-        raise UsageError(f"on an engine the reference would be joined anew for each shard: {where}")
     if executor.elsewhere and not dataset.files:
         raise UsageError("a dataframe is evaluated here: give an engine the path of Parquet files")
     if dataset.rows == 0:
@@ -229,7 +236,8 @@ def statistics_of_call(statistics: Any, outputs: Outputs) -> StatisticsOptions |
     """Return how statistics are made, if they or the report are asked for."""
     check_report(outputs)
     if statistics is None or statistics is False:
-        return None if outputs.report is None else StatisticsOptions()
+        is_asked = outputs.report is not None or outputs.shown or outputs.worst != ROWS_SHOWN
+        return StatisticsOptions() if is_asked else None
     return StatisticsOptions() if statistics is True else given(StatisticsOptions, statistics)
 
 
@@ -242,12 +250,56 @@ def check_report(outputs: Outputs) -> None:
 
 def inputs_of(dataset: Dataset) -> tuple[Input, ...]:
     """Return what is read of a dataset, and of the reference that is joined to it."""
-    files = [Input(path=each.path, rows=each.rows) for each in dataset.files]
-    own = files or [Input(path=dataset.name, rows=None)]
+    files = [
+        Input(path=each.path, rows=each.rows, size=size_of(each.identity)) for each in dataset.files
+    ]
+    sizes = [size_of(each) for each in dataset.others.values()]
+    size = sum(filter(None, sizes)) or None
+    own = files or [Input(path=dataset.name, rows=None, size=size)]
     if dataset.reference is None:
         return tuple(own)
     joined = inputs_of(dataset.reference)
     return (*own, *(replace(each, is_reference=True) for each in joined))
+
+
+def with_shown_rows(report: InvalidReport, dataset: Dataset, outputs: Outputs) -> InvalidReport:
+    """Return the report with the columns that are to be shown, read for the listed rows alone."""
+    starts = {file.relative: file.first_row for file in dataset.files}
+    names = outputs.shown
+
+    def read(places: Sequence[tuple[str | None, int]]) -> list[dict[str, Any]]:
+        rows = [starts.get(file or "", 0) + row for file, row in places]
+        with reading(dataset.name):
+            found = dataset.rows_of(rows, names).drop("row")
+        return [dict(zip(names, row, strict=True)) for row in found.rows()]
+
+    return report.with_shown(names, read)
+
+
+def lowest_shown(
+    lowest: pl.DataFrame, dataset: Dataset, outputs: Outputs, by: Sequence[str]
+) -> pl.DataFrame:
+    """Return the pairs with the smallest margins that are to be shown, with their columns.
+
+    For a report they have the columns of the subsets too.
+    """
+    few = lowest.head(outputs.worst)
+    asked = outputs.shown
+    names = (*(by if outputs.report is not None else ()), *asked)
+    if not names or few.is_empty():
+        return few
+    with reading(dataset.name):
+        read = dataset.rows_of(few["row"].to_list(), tuple(dict.fromkeys(names)))
+    keys = [pl.col(f"{SHOWN}{n}").alias(f"{OF_SUBSET}{n}") for n in names[: -len(asked) or None]]
+    return few.hstack(read.select(*keys, *(f"{SHOWN}{n}" for n in asked)))
+
+
+def paths_of(*pairs: Pairs) -> tuple[str, ...]:
+    """Return the paths of sources as a command line takes them; none if one is no path."""
+    sources = [each.source for each in pairs]
+    if not all(isinstance(each, (str, os.PathLike)) for each in sources):
+        return ()
+    return tuple(str(os.fspath(each)) for each in sources)
 
 
 class Result(Protocol):
@@ -325,3 +377,19 @@ def warn_of(report: InvalidReport) -> None:
     for text in report.all_warnings:
         # Skips this function, the plan's run and the call itself.
         warnings.warn(f"{report.source}: {text}", DataWarning, stacklevel=4)
+
+
+def check_statistics(asked: StatisticsOptions, columns: pl.Schema, by: Sequence[str]) -> None:
+    """Raise a UsageError if options of statistics do not fit the columns or those of `by`."""
+    if asked.weights and not by:
+        raise UsageError("weights are of subsets: say by which columns (by=, --by)")
+    if asked.sections is not None and len(by) != 1:
+        raise UsageError(
+            f"sections of {asked.sections} are made of subsets: say by which one column, "
+            f"found by={list(by)!r}"
+        )
+    for name in asked.judge_columns:
+        if name not in columns:
+            raise UsageError(f"judge: {name!r} is not a column{did_you_mean(name, columns)}")
+        if not columns[name].is_numeric():
+            raise UsageError(f"judge: {name!r} is {columns[name]}, and must be a number")

@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import polars as pl
 
+from dpo_pipeline.columns import N_PAIRS, PAIR_ID, PROMPT_ID, REWARD_MARGIN
 from dpo_pipeline.contract import Binding, Offences, Places, RuleSet, listed
 from dpo_pipeline.defaults import (
     COUPLED_SHARD_BYTES,
     COUPLED_SHARD_ROWS,
     NEIGHBOURS_ROWS,
     STATISTICS_ROWS,
+    SUMMED_CHUNK_ROWS,
 )
+from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.evaluation.gathering import Gathering
-from dpo_pipeline.losses import CheckedObjective, WithinBatches, with_scores_of
+from dpo_pipeline.evaluation.gathering import Gathered, GatheredPart, Gathering
+from dpo_pipeline.losses import CheckedObjective, WithinBatches, is_correct, with_scores_of
 from dpo_pipeline.sources import Dataset, Part, Shard
+from dpo_pipeline.statistics import mixed, with_hashes
 from dpo_pipeline.storage import reading
-from dpo_pipeline.sums import VALID, Batching, Partial, hashed_ids, sense_of
+from dpo_pipeline.sums import (
+    CLUSTER,
+    IS_CORRECT,
+    N_CLEAN,
+    VALID,
+    Batching,
+    ClusterCounts,
+    Partial,
+    RepeatedKeys,
+    Repeats,
+    are_clean,
+    are_near,
+    counts_in,
+    hashed_ids,
+    merge,
+    sampled,
+    sense_columns,
+    sense_of,
+    square_sums,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,50 +139,143 @@ class PartialSums:
     scorer: ShardScorer
     subsets: Mapping[str, str]  # name of each key to the column that it is a copy of
     valid: pl.Expr
+    clean: pl.Expr  # true where the quick form of sums is right
     tally: Callable[..., pl.LazyFrame]
+    extra: Sequence[pl.Expr]  # sums that `tally` carries beside its own
+    has_squares: bool  # whether squares of the scores are summed, for intervals
+    by_prompt: bool  # whether pairs are counted by prompt, for the interval of the accuracy
     is_keyed: bool  # whether sums are by key, so that those of all pairs are made beside them
+    looks_at_all: bool  # whether the sums of `sense` are over all rows, and not a sample of them
     id_column: str | None  # the column of ids that are looked at with the rows
     most_rows: int  # a shard of more rows, or of unknown length, is read in chunks
     in_order: bool  # whether groups are summed faster in order than by hash
 
     def tasks(self, *, cuts: bool) -> Iterator[ShardTask]:
         """Yield the shards; the first rows, which cost more, are one of their own if `cuts`."""
-        index, has_step = 0, self.dataset.has_step
-        for shard in self.dataset.shards(self.scorer.rows(self.most_rows)):
-            first, rows = shard.first_row, shard.rows
+        index = 0
+        for first, rows in self.dataset.ranges(self.scorer.rows(self.most_rows)):
             is_long = rows is not None and 0 < NEIGHBOURS_ROWS < rows and first == 0
-            if cuts and is_long and not (has_step or self.scorer.is_coupled) and rows is not None:
+            if cuts and is_long and not self.scorer.is_coupled and rows is not None:
                 yield ShardTask(index=index, first_row=0, rows=NEIGHBOURS_ROWS)
-                index, first, rows = index + 1, NEIGHBOURS_ROWS, rows - NEIGHBOURS_ROWS
+                index, first, rows = index + 1, NEIGHBOURS_ROWS, rows - NEIGHBOURS_ROWS  # noqa: PLW2901
             yield ShardTask(index=index, first_row=first, rows=rows)
             index += 1
 
     def sums(self, task: ShardTask) -> Iterator[Partial]:
-        """Yield the sums of one shard."""
+        """Yield the sums of one shard, read once, and again if the quick form does not fit it."""
         # Neighbours are compared in few rows, as this costs most.
         lagged = task.first_row == 0 and 0 < (task.rows or 0) <= NEIGHBOURS_ROWS
+        pairs, first_row = self._pairs(task), task.first_row
+        runs = self._runs(first_row, task.rows)
         with reading(self.dataset.read_from):
-            yield self.summed(self._pairs(task), valid=self.valid, lagged=lagged)
+            if runs is None:
+                yield self.summed(pairs, first_row=first_row, valid=self.valid, lagged=lagged)
+                return
+            # The sample is read apart: a second plan on the same reading costs more.
+            sample = [self._pairs(replace(task, first_row=f, rows=n)) for f, n in runs]
+            sense, n_seen = self._sense(sample, self.valid), sum(n for _, n in runs)
+            made = None
+            if sense is None or are_clean(sense, n_seen):
+                made = self._quick(pairs, first_row)
+            made = made or self.summed(
+                pairs, first_row=first_row, valid=self.valid, has_sense=False
+            )
+            yield replace(made, sense=sense)
 
-    def summed(self, pairs: pl.LazyFrame, *, valid: pl.Expr, lagged: bool) -> Partial:
-        """Return the sums of scored pairs, reading them once."""
-        needs = self.scorer.binding.needs
-        plans = [self.tally(pairs, valid=valid, in_order=self.in_order, lagged=lagged)]
-        if self.is_keyed:
-            plans.append(sense_of(pairs, valid=valid, needs=needs, lagged=lagged))
+    def _quick(self, pairs: pl.LazyFrame, first_row: int) -> Partial | None:
+        """Return sums of the quick form; None if it does not fit the pairs."""
+        made = self.summed(
+            pairs, first_row=first_row, valid=self.valid, clean=self.clean, has_sense=False
+        )
+        if made.sums[N_CLEAN].sum() != made.sums[N_PAIRS].sum():
+            return None
+        return replace(made, sums=made.sums.drop(N_CLEAN))
+
+    def of_rows(self, rows: pl.DataFrame, first_row: int, *, lagged: bool) -> Partial:
+        """Return the sums of rows that `rows` read, `first_row` being the number of the first."""
+        runs = self._runs(first_row, rows.height)
+        sums = partial(self.summed, rows.lazy(), first_row=first_row, valid=pl.col(VALID))
+        if runs is None:
+            return sums(lagged=lagged)
+        sample = [rows.lazy().slice(f - first_row, n) for f, n in runs]
+        return replace(sums(has_sense=False), sense=self._sense(sample, pl.col(VALID)))
+
+    def summed(
+        self,
+        pairs: pl.LazyFrame,
+        *,
+        first_row: int,
+        valid: pl.Expr,
+        lagged: bool = False,
+        are_wide: bool = False,
+        clean: pl.Expr | None = None,
+        has_sense: bool = True,
+    ) -> Partial:
+        """Return the sums of scored pairs, reading them once, and again if squares are wide.
+
+        `clean` asks for the quick form.
+        """
+        needs, sense_apart = self.scorer.binding.needs, self.is_keyed and has_sense
+        extra = [*self.extra, *(square_sums(is_wide=are_wide) if self.has_squares else ())]
+        sums = self.tally(
+            pairs,
+            valid=valid,
+            in_order=self.in_order,
+            lagged=lagged,
+            clean=clean,
+            has_moments=has_sense,
+            extra=extra,
+        )
+        plans = [sums]
+        if sense_apart:
+            plans.append(self._sense_of(pairs, valid, lagged=lagged))
+        if self.by_prompt:
+            plans.append(self._prompts(pairs, valid))
         if self.id_column is not None:
             plans.append(hashed_ids(pairs, self.id_column))
-        # One plan alone is run as such: several share a reading, at some cost.
-        made = (
-            pl.collect_all(plans, engine="streaming")
-            if len(plans) > 1
-            else [plans[0].collect(engine="streaming")]
-        )
+        # Columns of a chunk stay in the cache of a core from one expression to the next.
+        with pl.Config(streaming_chunk_size=SUMMED_CHUNK_ROWS):
+            # One plan alone is run as such: several share a reading, at some cost.
+            made = (
+                pl.collect_all(plans, engine="streaming")
+                if len(plans) > 1
+                else [plans[0].collect(engine="streaming")]
+            )
+        if self.has_squares and not are_wide and not are_near(made[0]):
+            return self.summed(
+                pairs,
+                first_row=first_row,
+                valid=valid,
+                lagged=lagged,
+                are_wide=True,
+                clean=clean,
+                has_sense=has_sense,
+            )
+        table, sense = made[0], made[1] if sense_apart else None
+        if has_sense and not self.is_keyed:
+            own = sense_columns(needs, counts_in(pairs))
+            table, sense = table.drop(own), table.select(own)
         return Partial(
-            sums=made[0],
-            sense=made[1] if self.is_keyed else None,
+            sums=table,
+            sense=sense,
+            prompts=_counted(made[1 + sense_apart], first_row) if self.by_prompt else None,
             ids=None if self.id_column is None else made[-1].to_series(),
         )
+
+    def _runs(self, first_row: int, rows: int | None) -> list[tuple[int, int]] | None:
+        """Return the runs of rows that `sense` is made of; None if they are all rows."""
+        if self.looks_at_all or not rows or self.scorer.is_coupled:
+            return None
+        runs = sampled(first_row, rows)
+        return None if runs == [(first_row, rows)] else runs
+
+    def _sense(self, sample: Sequence[pl.LazyFrame], valid: pl.Expr) -> pl.DataFrame | None:
+        plans = [self._sense_of(pairs, valid, lagged=False) for pairs in sample]
+        return merge([each.collect(engine="streaming") for each in plans]) if plans else None
+
+    def _sense_of(self, pairs: pl.LazyFrame, valid: pl.Expr, *, lagged: bool) -> pl.LazyFrame:
+        needs = self.scorer.binding.needs
+        return sense_of(pairs, valid=valid, needs=needs, lagged=lagged, has_equal=self.is_keyed)
 
     def rows(self, task: ShardTask, *, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
         """Yield columns of the scored rows of one shard, with `VALID`."""
@@ -170,6 +285,12 @@ class PartialSums:
                 yield rows.collect(engine="streaming")
             else:
                 yield from rows.collect_batches(maintain_order=True, chunk_size=STATISTICS_ROWS)
+
+    def _prompts(self, pairs: pl.LazyFrame, valid: pl.Expr) -> pl.LazyFrame:
+        """Return the rows that `ClusterCounts` counts; a pair without a prompt has no cluster."""
+        dtype = self.scorer.binding.columns[PROMPT_ID.name]
+        right = pl.when(valid).then(is_correct(pl.col(REWARD_MARGIN))).alias(IS_CORRECT)
+        return with_hashes(pairs, PROMPT_ID.name, dtype, into=CLUSTER).select(CLUSTER, right)
 
     def _is_bounded(self, task: ShardTask) -> bool:
         return task.rows is not None and task.rows <= self.most_rows
@@ -181,19 +302,49 @@ class PartialSums:
         )
 
 
+def _counted(rows: pl.DataFrame, first_row: int) -> ClusterCounts:
+    """Count rows by prompt, a pair without one as a cluster by itself."""
+    if rows[CLUSTER].null_count():
+        alone = pl.int_range(first_row, first_row + rows.height, dtype=pl.UInt64)
+        rows = rows.with_columns(pl.col(CLUSTER).fill_null(mixed(mixed(alone))))
+    return ClusterCounts.of(rows)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What is done with each shard: its sums are made, or `columns` of its rows are read."""
+    """What is done with each shard: sums are made of it, or of `columns` of its rows.
+
+    Statistics need the rows, and so do shards whose number of rows is not known.
+    """
 
     rules: RuleSet
     sums: PartialSums
     columns: list[str]
     gathering: Gathering | None
 
-    @property
-    def function(self) -> Callable[[ShardTask], Iterator[Any]]:
-        """From a shard to its sums, or to its rows."""
-        return partial(self.sums.rows, columns=self.columns) if self.columns else self.sums.sums
+    def __call__(self, task: ShardTask) -> Iterator[tuple[Partial, GatheredPart | None]]:
+        """Yield the sums of one shard, chunk by chunk if rows are read, and what is gathered."""
+        if not self.columns:
+            yield from ((sums, None) for sums in self.sums.sums(task))
+            return
+        first = task.first_row
+        for rows in self.sums.rows(task, columns=self.columns):
+            lagged = first == 0 and NEIGHBOURS_ROWS > 0
+            sums = self.sums.of_rows(rows, first, lagged=lagged)
+            yield sums, None if self.gathering is None else self.gathering.part(rows, first)
+            first += rows.height
+
+    def merged(self, one: GatheredPart, other: GatheredPart) -> GatheredPart:
+        """Return what two parts gathered."""
+        if self.gathering is None:
+            raise TypeError("nothing is gathered")
+        return self.gathering.merged([one, other])
+
+    def finished(self, gathered: GatheredPart) -> Gathered:
+        """Return the tables of all that was gathered."""
+        if self.gathering is None:
+            raise TypeError("nothing is gathered")
+        return self.gathering.finished(gathered)
 
     def tasks(self) -> Iterator[ShardTask]:
         """Yield the shards."""
@@ -218,3 +369,21 @@ class FoundOffences:
             read_from=self.dataset.read_from,
             first_row=task.first_row,
         )
+
+
+def repeats_of_files(
+    dataset: Dataset, binding: Binding, watch: Watch, *, looks_at_all: bool
+) -> Repeats | None:
+    """Look at the ids of files, whose other columns are not read again; None without ids."""
+    column = binding.mapping.get(PAIR_ID.name)
+    if column is None or dataset.has_step:  # joined rows have each key once
+        return None
+    rows = dataset.rows or 0
+    runs = [(0, rows)] if looks_at_all else sampled(0, rows)
+    ids = RepeatedKeys(sum(n for _, n in runs), is_of_all=runs == [(0, rows)])
+    with reading(dataset.name):
+        for first, n in runs:
+            for part in hashed_ids(dataset.shard(first, n).frame, column).collect_batches():
+                watch.check()
+                ids.add(part.to_series())
+    return ids.found

@@ -20,6 +20,7 @@ from dpo_pipeline.columns import (
 )
 from dpo_pipeline.defaults import LOSS_NAME
 from dpo_pipeline.errors import UsageError
+from dpo_pipeline.evaluation.estimates import table_of_batches
 from dpo_pipeline.evaluation.evaluating import Measurement, MeasurementPlan
 from dpo_pipeline.evaluation.measuring import Measured
 from dpo_pipeline.evaluation.planning import Groups
@@ -28,13 +29,31 @@ from dpo_pipeline.losses import LOSSES, TOKEN_ARGUMENTS, CheckedObjective, LossL
 from dpo_pipeline.options import Batches, Objective, Subsets
 from dpo_pipeline.plan import Plan, planned
 from dpo_pipeline.sums import BETA, OBJECTIVE
-from dpo_pipeline.tables import aligned, as_json, rows_by_key
+from dpo_pipeline.tables import (
+    Column,
+    Figure,
+    Name,
+    Part,
+    Printable,
+    Sentence,
+    Table,
+    rows_by_key,
+    warned,
+    whole,
+)
 
-_SHOWN: Final = (LOSS, "reward_accuracy", CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN)
+_SHOWN: Final = {
+    LOSS: "mean loss",
+    "reward_accuracy": "accuracy",
+    CHOSEN_REWARD: "chosen reward",
+    REJECTED_REWARD: "rejected reward",
+    REWARD_MARGIN: "margin",
+}
+"""Figures of the text with their titles; the document has them all."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sweep:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Sweep(Printable):
     """The figures for several objectives, each over the same pairs.
 
     Attributes:
@@ -110,26 +129,37 @@ class Sweep:
             return []
         return [name for name in self.subsets.columns if name not in self.table.columns]
 
-    def to_json(self) -> str:
-        """Return the same as JSON; what is not finite is null."""
-        return as_json(self.to_dict())
+    def to_frame(self) -> pl.DataFrame:
+        """Return the figures, one row an objective and, with `by`, a subset."""
+        return self.table if self.subsets is None else self.subsets
 
-    def __str__(self) -> str:
-        """Return the figures as aligned text."""
-        shown = self.table.select(OBJECTIVE, BETA, *_SHOWN)
-        n_pairs, n_invalid = self.invalid.n_pairs, self.invalid.n_invalid
-        lines = [f"warning: {text}" for text in self.invalid.warnings]
-        lines += [f"{self.source}: {n_pairs:,} pairs, {n_invalid:,} invalid", ""]
-        lines += aligned(shown.columns, shown.rows())
+    def to_parts(self) -> Iterator[Part]:
+        """Yield the best betas, what is doubtful, and the figures."""
         best = [f"{name}: beta {beta:g}" for name, beta in self.best.items()]
-        lines += ["", f"smallest loss of those tried: {'; '.join(best)}"]
-        lines += [f"note: {text}" for text in self.notes]
+        yield Sentence(text=f"smallest loss of those tried: {'; '.join(best)}", leads=True)
+        yield from warned(self.notes, "note")
+        yield from self.invalid.warning_parts()
+        yield from self.invalid.rule_parts()
+        n_pairs, n_invalid = self.invalid.n_pairs, self.invalid.n_invalid
+        title = f"{whole(self.source)}: {n_pairs:,} pairs, {n_invalid:,} invalid"
+        yield self._table(self.table, (), title)
         if self.subsets is not None:
-            shown = self.subsets.select(OBJECTIVE, BETA, *self._by, *_SHOWN)
-            lines += ["", *aligned(shown.columns, shown.rows())]
+            yield self._table(self.subsets, self._by, "by subset")
         if self.batches is not None:
-            lines += ["", *aligned(self.batches.columns, self.batches.rows())]
-        return "\n".join(lines)
+            yield table_of_batches(self.batches)
+
+    def _table(self, frame: pl.DataFrame, by: Sequence[str], title: str) -> Table:
+        rows = []
+        for row in frame.iter_rows(named=True):
+            names = (row[OBJECTIVE], Name(row[BETA]), *(Name(row[name]) for name in by))
+            figures = [
+                Figure(row[name], "share" if name == "reward_accuracy" else "number")
+                for name in _SHOWN
+            ]
+            rows.append((*names, *figures))
+        columns = [Column(name) for name in ("loss", "beta", *by)]
+        columns += map(Column, _SHOWN.values())
+        return Table(columns=columns, rows=rows, title=title, n_keys=2 + len(by))
 
 
 @planned
@@ -177,6 +207,7 @@ def sweep(
     if subsets.histogram:
         raise UsageError("a sweep has no histogram of margins: evaluate each beta for it")
     dataset = groups.opened()
+    subsets = subsets.within(dataset.columns)
     adds = [each.name for each in SCORED]
     binding = groups.bound(dataset, needs_of(objectives), adds=adds, groups_by=subsets.names)
     measurement = Measurement.of(

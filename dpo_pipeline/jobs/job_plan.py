@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Self, TypeAlias
+
+import polars as pl
 
 from dpo_pipeline.arguments import given
 from dpo_pipeline.engine import Executor, versions
@@ -18,6 +21,7 @@ from dpo_pipeline.jobs.option_values import groups_of
 from dpo_pipeline.options import Execution
 from dpo_pipeline.scoring import ScorePlan, score_parquet
 from dpo_pipeline.storage import reading, written_whole
+from dpo_pipeline.tables import Part, Printable, Sentence, whole
 
 Call: TypeAlias = MeasurementPlan[Any] | ScorePlan
 
@@ -74,8 +78,8 @@ class JobShard:
         return self.first_row <= row < self.first_row + self.rows
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobPlan:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class JobPlan(Printable):
     """What `split` writes and every other process reads.
 
     Attributes:
@@ -100,18 +104,24 @@ class JobPlan:
     shards: tuple[JobShard, ...]
     versions: Mapping[str, str] = field(default_factory=versions)
 
-    def __str__(self) -> str:
-        """Return what the job is, and what comes next, as text."""
+    def to_parts(self) -> Iterator[Part]:
+        """Yield what the job is, and what comes next."""
         rows, last = sum(shard.rows for shard in self.shards), len(self.shards) - 1
         idle = sum(not (shard.rows or range(*shard.parts)) for shard in self.shards)
-        lines = [
-            f"{self.folder}: {self.command} of {rows:,} pairs in {last + 1:,} shards",
-            *([f"{idle:,} of them have nothing to do"] if idle else []),
-            "",
-            f"dpo-pipeline job run {self.folder} K    for each K from 0 to {last}",
-            f"dpo-pipeline job merge {self.folder}    when all are done",
-        ]
-        return "\n".join(lines)
+        text = f"{whole(self.folder)}: {self.command} of {rows:,} pairs in {last + 1:,} shards"
+        more = (f"{idle:,} of them have nothing to do",) if idle else ()
+        yield Sentence(text=text, more=more, leads=True)
+        place = shlex.quote(self.folder)
+        for command, when in (
+            (f"dpo-pipeline job run {place} K", f"for each K from 0 to {last}"),
+            (f"dpo-pipeline job merge {place}", "when all are done"),
+        ):
+            yield Sentence(text=f"{whole(command)}    {when}")
+
+    def to_frame(self) -> pl.DataFrame:
+        """Return the shards, a row each."""
+        rows = [(each.number, each.first_row, each.rows) for each in self.shards]
+        return pl.DataFrame(rows, schema=["shard", "first_row", "rows"], orient="row")
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain data."""

@@ -10,21 +10,19 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
+from importlib import import_module
 from typing import Any, Final
 
 import polars as pl
 
 from dpo_pipeline.errors import StorageError
-from dpo_pipeline.invalid_report import BrokenRule, Offender
+from dpo_pipeline.invalid_report import BrokenRule
 from dpo_pipeline.jobs.job_plan import JobPlan, JobShard
 from dpo_pipeline.storage import reading, written_whole
-from dpo_pipeline.sums import Partial
 
 _HEAD: Final = "result.json"
-_CLASSES: Final[Mapping[str, type[Any]]] = {
-    made.__name__: made for made in (Partial, BrokenRule, Offender)
-}
+_OURS: Final = "dpo_pipeline."
 
 _SEQUENCES: Final[Mapping[str, Any]] = {"list": list, "tuple": tuple}
 _OF_TABLE: Final[Mapping[str, Callable[[pl.DataFrame], Any]]] = {
@@ -111,6 +109,14 @@ def _entry(name: str) -> zipfile.ZipInfo:
     return zipfile.ZipInfo(name)  # whose time is fixed, so that bytes repeat
 
 
+def _class_of(kind: str) -> type[Any]:
+    module, _, name = kind.partition(":")
+    made = getattr(import_module(module), name)
+    if not (isinstance(made, type) and is_dataclass(made)):
+        raise ValueError(f"{kind} is no class of values")
+    return made
+
+
 @dataclass(slots=True)
 class _Packing:
     """Makes values plain, and gathers the tables in them."""
@@ -124,9 +130,12 @@ class _Packing:
             return {type(value).__name__: [self.plain(each) for each in value]}
         if isinstance(value, dict):
             return {"dict": [[self.plain(key), self.plain(each)] for key, each in value.items()]}
-        if type(value) in _CLASSES.values():
+        if is_dataclass(value) and not isinstance(value, type):
             own = {each.name: self.plain(getattr(value, each.name)) for each in fields(value)}
-            return {type(value).__name__: own}
+            return {f"{type(value).__module__}:{type(value).__name__}": own}
+        if hasattr(value, "__array__") and not isinstance(value, (pl.DataFrame, pl.Series)):
+            flat = self.plain(pl.Series(value.ravel()))
+            return {"array": [flat, list(value.shape)]}
         kind = "frame" if isinstance(value, pl.DataFrame) else "series"
         if not isinstance(value, (pl.DataFrame, pl.Series)):  # a date, say, that breaks a rule
             kind, value = "value", pl.Series([value])
@@ -149,7 +158,11 @@ class _Unpacking:
             return _SEQUENCES[kind](self.value(each) for each in inside)
         if kind == "dict":
             return {self.value(key): self.value(each) for key, each in inside}
-        if kind in _CLASSES:
-            return _CLASSES[kind](**{name: self.value(each) for name, each in inside.items()})
+        if kind == "array":
+            flat, shape = inside
+            return self.value(flat).to_numpy().reshape(shape)
+        if kind.startswith(_OURS):
+            own = {name: self.value(each) for name, each in inside.items()}
+            return _class_of(kind)(**own)
         table = pl.read_ipc(io.BytesIO(self.archive.read(f"{inside}.arrow")))
         return _OF_TABLE[kind](table)

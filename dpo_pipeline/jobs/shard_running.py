@@ -19,12 +19,12 @@ from dpo_pipeline.jobs.splitting import ElsewhereLater
 from dpo_pipeline.options import Outputs
 from dpo_pipeline.scoring import ScorePlan, part_tasks
 from dpo_pipeline.storage import StagedFile
-from dpo_pipeline.sums import VALID
-from dpo_pipeline.tables import as_json
+from dpo_pipeline.sums import Partial
+from dpo_pipeline.tables import Part, Printable, Sentence, whole
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardRun:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ShardRun(Printable):
     """What running a shard came to.
 
     Attributes:
@@ -45,16 +45,21 @@ class ShardRun:
     n_written: int
     was_done: bool
 
-    def to_json(self) -> str:
-        """Return it as JSON."""
-        return as_json(asdict(self))
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return asdict(self)
 
-    def __str__(self) -> str:
-        """Return it as a line of text."""
+    def to_frame(self) -> pl.DataFrame:
+        """Return it as one row."""
+        return pl.DataFrame([asdict(self)])
+
+    def to_parts(self) -> Iterator[Part]:
+        """Yield it as a sentence."""
         words = [f"{self.n_pairs:,} pairs, {self.n_invalid:,} invalid"]
         words += [f"{self.n_written:,} written"] if self.n_written else []
         words += ["was done before"] if self.was_done else []
-        return f"{self.job}: shard {self.shard} of {self.shards}: {', '.join(words)}"
+        text = f"{whole(self.job)}: shard {self.shard} of {self.shards}: {', '.join(words)}"
+        yield Sentence(text=text)
 
 
 def run(job: str | os.PathLike[str], shard: int, *, execution: Any = None) -> ShardRun:
@@ -114,7 +119,7 @@ def _done(plan: JobPlan, shard: JobShard, execution: Any) -> ShardResult:
     suspects = []
     for task in (each for each in work.tasks() if shard.holds(each.first_row)):
         watch.check()
-        results = list(work.function(task))
+        results = list(work(task))
         sums[task.first_row] = task.rows or 0, results
         watch.step("evaluating", task.rows or 0, shard.rows)
         if _has_invalid(results):
@@ -144,15 +149,8 @@ def _no_outputs(plan: JobPlan, shard: JobShard, asked: Mapping[str, Any]) -> dic
     return groups if plan.out is None else {**groups, "sink": nothing}
 
 
-def _has_invalid(results: list[Any]) -> bool:
-    for each in results:
-        if isinstance(each, pl.DataFrame):
-            found = not each[VALID].all()
-        else:
-            found = bool((each.sums[N_PAIRS] != each.sums[N_VALID]).any())
-        if found:
-            return True
-    return False
+def _has_invalid(results: list[tuple[Partial, Any]]) -> bool:
+    return any((each.sums[N_PAIRS] != each.sums[N_VALID]).any() for each, _ in results)
 
 
 def _written(

@@ -35,6 +35,7 @@ _PARAMETERS: Final = {
 """What the keywords of a loss's function mean, but for beta."""
 _LIKE_DPO: Final[Mapping[str, Any]] = {"by_length": "optional", "f_divergence": True}
 _OF_MEANS: Final[Mapping[str, Any]] = {"reference": "never", "by_length": "always"}
+_OF_BATCHES: Final[Mapping[str, Any]] = {"reference": "always", "grows_as_margin": True}
 
 
 def _row(
@@ -270,16 +271,14 @@ _ROWS: Final = (
         "sp(beta (u_(k) - v_(k))), u = c - r and v = C - R sorted within a batch",
         "arXiv 2406.05882",
         {"TRL": "aot"},
-        reference="always",
-        grows_as_margin=True,
+        **_OF_BATCHES,
     ),
     _row(
         batchwise.aot_unpaired,
         "sp(beta (h_c(k) - h_r(k))), each sorted within a batch",
         "arXiv 2406.05882",
         {"TRL": "aot_unpaired (aot_pair to 0.24)"},
-        reference="always",
-        grows_as_margin=True,
+        **_OF_BATCHES,
     ),
     _row(
         batchwise.kto_pair,
@@ -287,8 +286,7 @@ _ROWS: Final = (
         "K = max(0, mean h of the batch)",
         "arXiv 2402.01306, its report",
         {"TRL": "kto_pair (to 0.7)", "PaddleNLP": "kto_pair"},
-        reference="always",
-        grows_as_margin=True,
+        **_OF_BATCHES,
     ),
 )
 

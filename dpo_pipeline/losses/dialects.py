@@ -20,23 +20,18 @@ Rewards = Literal["score", "logratio"]
 class Dialect:
     """The conventions of a system.
 
-    Attributes:
-        beta: KL strength if none is given.
-        rewards: What beta multiplies: the score that the loss compares, or the log-ratio of sums.
-        defaults: Loss to arguments that differ from the catalogue's.
-        lacks: Losses that the system has not.
-        refused: What else it lacks, to what it does instead: an argument of one loss
-            (`loss.argument`) or of all, or a sum of losses.
+    `refused` is what else the system lacks, to what it does instead: an argument of one loss
+    (`loss.argument`) or of all, or a sum of losses.
     """
 
     name: str
     system: str
-    beta: float
-    rewards: Rewards
-    defaults: Mapping[str, Mapping[str, float | bool]] = field(default_factory=dict)
-    lacks: tuple[str, ...] = ()
+    beta: float  # KL strength if none is given
+    rewards: Rewards  # what beta multiplies: the score that the loss compares, or the log-ratio
+    defaults: Mapping[str, Mapping[str, float | bool]] = field(default_factory=dict)  # of losses
+    lacks: tuple[str, ...] = ()  # losses
     refused: Mapping[str, str] = field(default_factory=dict)
-    sources: Mapping[str, str]
+    sources: Mapping[str, str]  # topic to the place in the system's code
 
 
 _ROWS: Final = (

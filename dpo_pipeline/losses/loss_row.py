@@ -53,34 +53,23 @@ Choice = Literal["never", "optional", "always"]
 class Loss:
     """One row of the table.
 
-    Attributes:
-        function: From `pairwise` or `batchwise`.
-        formula: The same in letters; z is the margin.
-        parameters: What it takes besides beta.
-        peers: Other system to the name of the loss there.
-        reference: Whether the reference is subtracted.
-        by_length: Whether log-probs are divided by the number of tokens.
-        f_divergence: Whether the log-ratio can be that of another divergence.
-        positive_beta: Whether the loss divides by beta.
-        beta_moves_scale: Whether another beta gives another loss to the same rewards, so that the
-            losses of two betas cannot be compared.
-        grows_as_margin: Whether it is at most |margin| + 2 for any parameters.
-        reward: From the score and the tokens of a completion, and its keywords, to the reward that
-            it compares; None where that is beta times the score.
+    If `beta_moves_scale`, another beta gives another loss to the same rewards, so that the losses
+    of two betas cannot be compared. `reward` makes, of the score and the tokens of a completion,
+    and its keywords, the reward that is compared; None where that is beta times the score.
     """
 
     name: str
-    function: Callable[..., pl.Expr]
-    formula: str
+    function: Callable[..., pl.Expr]  # from `pairwise` or `batchwise`
+    formula: str  # the same in letters; z is the margin
     source: str
-    parameters: tuple[Parameter, ...] = ()
-    peers: Mapping[str, str] = field(default_factory=dict)
-    reference: Choice = "optional"
-    by_length: Choice = "never"
-    f_divergence: bool = False
-    positive_beta: bool = False
+    parameters: tuple[Parameter, ...] = ()  # what it takes besides beta
+    peers: Mapping[str, str] = field(default_factory=dict)  # system to the loss's name there
+    reference: Choice = "optional"  # whether the reference is subtracted
+    by_length: Choice = "never"  # whether log-probs are divided by the number of tokens
+    f_divergence: bool = False  # whether the log-ratio can be that of another divergence
+    positive_beta: bool = False  # whether it divides by beta
     beta_moves_scale: bool = False
-    grows_as_margin: bool = False
+    grows_as_margin: bool = False  # whether it is at most |margin| + 2 for any parameters
     reward: Callable[..., pl.Expr] | None = None
 
     @property

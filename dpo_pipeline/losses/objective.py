@@ -9,7 +9,7 @@ from typing import Any, Final, Self, TypeAlias
 
 from dpo_pipeline.arguments import checked_beta
 from dpo_pipeline.columns import CHOSEN_REWARD, LOSS, REJECTED_REWARD, Needs, did_you_mean
-from dpo_pipeline.defaults import BETA, LOGP_LIMIT, LOSS_NAME
+from dpo_pipeline.defaults import BETA, LOGP_LIMIT, LOSS_NAME, WIDE_LIMIT
 from dpo_pipeline.errors import ArgumentError, UsageError
 from dpo_pipeline.losses.catalogue import LOSSES
 from dpo_pipeline.losses.dialects import DIALECTS, Dialect, Rewards
@@ -63,23 +63,14 @@ class Term:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedObjective:
-    """A loss or a weighted sum of losses, ready to be computed.
+    """A loss or a weighted sum of losses, ready to be computed."""
 
-    Attributes:
-        beta: KL strength, dimensionless.
-        terms: The losses; rewards are those of the first one.
-        rewards: What beta multiplies: the score that the loss compares, or the log-ratio.
-        dialect: The dialect that was asked for.
-        ld_alpha: Weight of tokens beyond the length of the other completion (LD-DPO).
-        humanline: Whether per-token log-ratios are clamped to -1 and 1.5 (HALOs).
-    """
-
-    beta: float
-    terms: tuple[Term, ...]
-    rewards: Rewards = "score"
-    dialect: str | None = None
-    ld_alpha: float = 1.0
-    humanline: bool = False
+    beta: float  # KL strength, dimensionless
+    terms: tuple[Term, ...]  # the losses; rewards are those of the first one
+    rewards: Rewards = "score"  # what beta multiplies: what the loss compares, or the log-ratio
+    dialect: str | None = None  # as asked for
+    ld_alpha: float = 1.0  # weight of tokens beyond the length of the other completion (LD-DPO)
+    humanline: bool = False  # whether per-token log-ratios are clamped to -1 and 1.5 (HALOs)
 
     @classmethod
     def of(
@@ -164,18 +155,21 @@ class CheckedObjective:
         """Whether a term depends on the other pairs of a batch."""
         return any(term.loss.is_of_batches for term in self.terms)
 
-    def columns_to_check(self, max_logp: float) -> tuple[str, ...]:
+    def columns_to_check(
+        self, max_logp: float, *, lowest: float = -LOGP_LIMIT, limit: float = WIDE_LIMIT
+    ) -> tuple[str, ...]:
         """Return the scored columns whose values may be too large to be summed, or not finite.
 
-        Empty if sound log-probs rule that out: then rows need no rule, and sums are narrow.
+        Empty if log-probs from `lowest` to `max_logp` rule out scores beyond `limit`: then rows
+        need no rule.
         """
         basis = [term.basis for term in self.terms]
         slow = all(term.loss.grows_as_margin for term in self.terms)
         weight = sum(abs(term.weight) for term in self.terms)
         # The bound |margin| + 2 of a loss: each log-ratio spans the range of two log-probs.
-        largest = 2.0 * self.beta * (LOGP_LIMIT + max(max_logp, 0.0)) + 2.0
+        largest = 2.0 * self.beta * (max(max_logp, 0.0) - lowest) + 2.0
         plain = all(each.f_divergence == REVERSE_KL for each in basis)
-        if plain and slow and weight * largest <= LOGP_LIMIT * (1.0 - 2.0**-40):
+        if plain and slow and weight * largest <= limit * (1.0 - 2.0**-40):
             return ()
         return (CHOSEN_REWARD, REJECTED_REWARD, LOSS)
 

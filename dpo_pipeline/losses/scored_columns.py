@@ -30,6 +30,9 @@ from dpo_pipeline.losses import dpo as rewards
 from dpo_pipeline.losses.divergences import F_DIVERGENCES
 from dpo_pipeline.losses.objective import Basis, CheckedObjective, Term
 
+_RATIOS: Final = (CHOSEN_LOGRATIO, REJECTED_LOGRATIO)
+_NAMES: Final = (*_RATIOS, CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN, LOSS)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WithinBatches:
@@ -43,37 +46,35 @@ def with_scores(
     pairs: pl.LazyFrame, objective: CheckedObjective, within: WithinBatches | None = None
 ) -> pl.LazyFrame:
     """Add the scored columns to pairs under canonical names. Null and NaN propagate."""
-    basis = objective.reward_basis
-    ready = _from_columns(basis)
-    return (
-        pairs.with_columns(
-            chosen_logratio=_logratio(POLICY_CHOSEN, REF_CHOSEN, basis),
-            rejected_logratio=_logratio(POLICY_REJECTED, REF_REJECTED, basis),
-        )
-        .with_columns(
-            chosen_reward=_reward(objective, ready["chosen_score"], CHOSEN_TOKENS),
-            rejected_reward=_reward(objective, ready["rejected_score"], REJECTED_TOKENS),
-        )
-        .with_columns(
-            reward_margin=rewards.reward_margin(pl.col(CHOSEN_REWARD), pl.col(REJECTED_REWARD))
-        )
-        .with_columns(
-            loss=_loss(objective, {basis: ready} if objective.own_reward is None else {}, within)
-        )
-    )
+    return with_scores_of(pairs, (objective,), within)
 
 
 def with_scores_of(
     pairs: pl.LazyFrame, objectives: Sequence[CheckedObjective], within: WithinBatches | None = None
 ) -> pl.LazyFrame:
-    """Add the scored columns of one objective, or those of several under `name_of_score`."""
-    if len(objectives) == 1:
-        return with_scores(pairs, objectives[0], within)
-    return pairs.with_columns(
-        value.alias(name_of_score(name, objective, objectives))
-        for objective in objectives
-        for name, value in _scores_of(objective).items()
-    )
+    """Add the scored columns of one objective, or those of several under `name_of_score`.
+
+    They are made in steps, so that what several objectives or columns share is computed once.
+    """
+    ratios, scores, margins, losses = (dict[str, pl.Expr]() for _ in range(4))
+    for each in objectives:
+        basis = each.reward_basis
+        names = {name: name_of_score(name, each, objectives) for name in _NAMES}
+        if len(objectives) > 1:
+            names |= {name: f"__dpo_pipeline_{name}_{basis.reference}" for name in _RATIOS}
+        ready = _from_columns(basis, names)
+        ratios[names[CHOSEN_LOGRATIO]] = _logratio(POLICY_CHOSEN, REF_CHOSEN, basis)
+        ratios[names[REJECTED_LOGRATIO]] = _logratio(POLICY_REJECTED, REF_REJECTED, basis)
+        scores[names[CHOSEN_REWARD]] = _reward(each, ready["chosen_score"], CHOSEN_TOKENS)
+        scores[names[REJECTED_REWARD]] = _reward(each, ready["rejected_score"], REJECTED_TOKENS)
+        margins[names[REWARD_MARGIN]] = rewards.reward_margin(
+            ready["chosen_reward"], ready["rejected_reward"]
+        )
+        compared = {basis: ready} if each.own_reward is None else {}
+        losses[names[LOSS]] = _loss(each, compared, within)
+    for step in (ratios, scores, margins, losses):
+        pairs = pairs.with_columns(value.alias(name) for name, value in step.items())
+    return pairs
 
 
 def name_of_score(
@@ -83,26 +84,15 @@ def name_of_score(
     return name if len(objectives) == 1 else f"{name} of {objective} at beta {objective.beta!r}"
 
 
-def scores_to_check(objectives: Sequence[CheckedObjective], max_logp: float) -> tuple[str, ...]:
-    """Return the scored columns whose values may be too large to be summed, or not finite."""
+def scores_to_check(
+    objectives: Sequence[CheckedObjective], max_logp: float, **bounds: float
+) -> tuple[str, ...]:
+    """Return the `columns_to_check` of several objectives, as they are called."""
     return tuple(
         name_of_score(name, objective, objectives)
         for objective in objectives
-        for name in objective.columns_to_check(max_logp)
+        for name in objective.columns_to_check(max_logp, **bounds)
     )
-
-
-def _scores_of(objective: CheckedObjective) -> dict[str, pl.Expr]:
-    """Return rewards, margin and loss as expressions of log-probs."""
-    scores = _from_logps(objective.reward_basis, objective.beta)
-    chosen = _reward(objective, scores["chosen_score"], CHOSEN_TOKENS)
-    rejected = _reward(objective, scores["rejected_score"], REJECTED_TOKENS)
-    return {
-        CHOSEN_REWARD: chosen,
-        REJECTED_REWARD: rejected,
-        REWARD_MARGIN: rewards.reward_margin(chosen, rejected),
-        LOSS: _loss(objective, {}, None),
-    }
 
 
 def _reward(objective: CheckedObjective, score: pl.Expr, tokens: Role) -> pl.Expr:
@@ -144,14 +134,15 @@ def _term(
     return loss.function(*(values[name] for name in loss.compares), **arguments)
 
 
-def _from_columns(basis: Basis) -> dict[str, pl.Expr]:
+def _from_columns(basis: Basis, names: Mapping[str, str]) -> dict[str, pl.Expr]:
     """Return all that a row-wise loss can compare, from scored columns of the same basis."""
+    column = {name: pl.col(called) for name, called in names.items()}
     return _FROM_INPUT | {
-        "margin": pl.col(REWARD_MARGIN),
-        "chosen_score": _score(pl.col(CHOSEN_LOGRATIO), CHOSEN_TOKENS, basis),
-        "rejected_score": _score(pl.col(REJECTED_LOGRATIO), REJECTED_TOKENS, basis),
-        "chosen_reward": pl.col(CHOSEN_REWARD),
-        "rejected_reward": pl.col(REJECTED_REWARD),
+        "margin": column[REWARD_MARGIN],
+        "chosen_score": _score(column[CHOSEN_LOGRATIO], CHOSEN_TOKENS, basis),
+        "rejected_score": _score(column[REJECTED_LOGRATIO], REJECTED_TOKENS, basis),
+        "chosen_reward": column[CHOSEN_REWARD],
+        "rejected_reward": column[REJECTED_REWARD],
     }
 
 

@@ -1,1 +1,1 @@
-from .logps import Scored as Scored, logps as logps
+from .scoring_texts import ScoredTexts as ScoredTexts, logps as logps

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ class Parts:
     folder: str
 
     @classmethod
-    def of(cls, out: str | os.PathLike[str]) -> Parts:
+    def beside(cls, out: str | os.PathLike[str]) -> Parts:
         """Return the folder for an output."""
         head, tail = os.path.split(os.path.abspath(os.fspath(out)))
         return cls(os.path.join(head, f".{tail}.parts"))
@@ -35,6 +36,7 @@ class Parts:
         Raises:
             StorageError: It was begun with others.
         """
+        settings = json.loads(json.dumps(settings))
         path, text = os.path.join(self.folder, _SETTINGS), json.dumps(settings, sort_keys=True)
         with reading(self.folder):
             os.makedirs(self.folder, exist_ok=True)
@@ -58,6 +60,11 @@ class Parts:
         """Return whether a part was written."""
         return os.path.exists(self.path(number))
 
+    def metadata(self, number: int) -> dict[str, str]:
+        """Return what a part says of itself."""
+        with reading(self.path(number)):
+            return pl.read_parquet_metadata(self.path(number))
+
     def write(self, number: int, rows: pl.DataFrame, metadata: dict[str, str]) -> None:
         """Write a part, whole or not at all."""
         with reading(self.path(number)):
@@ -76,6 +83,16 @@ class Parts:
         with open(hidden, "rb") as file:
             os.fsync(file.fileno())
         os.replace(hidden, path)
+
+
+def digest_of_rows(rows: pl.DataFrame, texts: Collection[str]) -> str:
+    """Return what tells rows from others: their texts, and all columns of plain values."""
+    kept = [
+        name
+        for name, dtype in rows.schema.items()
+        if name in texts or not (dtype.is_nested() or dtype in (pl.Binary, pl.Object))
+    ]
+    return hashlib.sha256(rows.select(kept).write_ndjson().encode()).hexdigest()[:32]
 
 
 def _write_text(path: str, text: str) -> None:

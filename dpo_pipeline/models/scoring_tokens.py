@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
-from dpo_pipeline.models.tokenizing import Scored
+from dpo_pipeline.errors import UsageError
+from dpo_pipeline.models.tokenizing import Completion
 
 SLICE: Final = 256
 """Positions whose log-softmax over the vocabulary is made at a time."""
@@ -36,16 +37,27 @@ def batches_of(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
 
 
 class Scorer:
-    """Sums log-probs of completions under a causal language model of transformers."""
+    """Sums log-probs of completions under a causal language model of transformers.
 
-    def __init__(self, model: Any, *, pad: int, budget: int) -> None:
-        self._model = model.eval()
+    Args:
+        model: The model, in use for scoring.
+        pad: What stands after shorter texts of a batch; it is neither read nor scored.
+        budget: Tokens of a batch, padding included.
+        after: Called after each batch with its completions and tokens.
+    """
+
+    def __init__(
+        self, model: Any, *, pad: int, budget: int, after: Callable[[int, int], None] | None = None
+    ) -> None:
+        self._model = model
         self._pad = pad
         self._budget = budget
+        self._after = after
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         config = inner.config.get_text_config()
         virtual = getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None)
         self._inner = inner
+        self._longest = getattr(config, "max_position_embeddings", None)
         self._by_head = (
             not any(getattr(config, name, None) for name in _SCALED)
             and virtual is None
@@ -53,23 +65,30 @@ class Scorer:
         )
         self._is_checked = False
 
-    def sums(self, sequences: Sequence[Scored]) -> Iterable[float | None]:
+    def sums(self, sequences: Sequence[Completion]) -> list[float | None]:
         """Return the log-prob of each completion in nats; None where no token is left of it."""
         found: list[float | None] = [None] * len(sequences)
         scored = [i for i, each in enumerate(sequences) if each.n_tokens]
         for batch in batches_of([len(sequences[i].ids) for i in scored], self._budget):
             places = [scored[i] for i in batch]
-            for place, total in zip(
-                places, self._batch([sequences[i] for i in places]), strict=True
-            ):
+            some = [sequences[i] for i in places]
+            for place, total in zip(places, self._batch(some), strict=True):
                 found[place] = total
+            if self._after is not None:
+                self._after(len(some), sum(len(each.ids) for each in some))
         return found
 
-    def _batch(self, sequences: Sequence[Scored]) -> list[float]:
+    def _batch(self, sequences: Sequence[Completion]) -> list[float]:
         import torch
 
         device = self._inner.get_input_embeddings().weight.device
         longest = max(len(each.ids) for each in sequences)
+        if self._longest is not None and longest > self._longest:
+            raise UsageError(
+                f"a text has {longest:,} tokens, and the model places for {self._longest:,}: "
+                f"give --max-length {self._longest}"
+            )
+        # Padded on the right, whatever the tokenizer does: positions then need no correction.
         ids = torch.full((len(sequences), longest), self._pad)
         attended = torch.zeros_like(ids)
         scored = torch.zeros_like(ids, dtype=torch.bool)
@@ -77,15 +96,13 @@ class Scorer:
             ids[row, : len(each.ids)] = torch.tensor(each.ids)
             attended[row, : len(each.ids)] = 1
             scored[row, max(each.start, 1) : len(each.ids)] = True
-        ids, attended, scored = (each.to(device) for each in (ids, attended, scored))
         # The log-prob of a token stands at the position before it.
         targets, before = ids[:, 1:][scored[:, 1:]], scored[:, 1:]
-        rows = before.nonzero()[:, 0]
         with torch.inference_mode():
-            logps = self._of_tokens(ids, attended, before, targets)
-            totals = torch.zeros(len(sequences), dtype=torch.float64, device=logps.device)
-            totals.index_add_(0, rows, logps.double())
-        return [float(each) for each in totals.cpu()]
+            logps = self._of_tokens(*(each.to(device) for each in (ids, attended, before, targets)))
+            totals = torch.zeros(len(sequences), dtype=torch.float64)
+            totals.index_add_(0, before.nonzero()[:, 0], logps.cpu().double())
+        return [float(each) for each in totals]
 
     def _of_tokens(self, ids: Any, attended: Any, before: Any, targets: Any) -> Any:
         if self._by_head and not self._is_checked:
@@ -120,10 +137,11 @@ class Scorer:
 def _log_probs(logits: Any, targets: Any) -> Any:
     import torch
 
-    made = [
-        torch.log_softmax(logits[i : i + SLICE].float(), dim=-1)
-        .gather(1, targets[i : i + SLICE, None])
-        .squeeze(1)
-        for i in range(0, len(targets), SLICE)
-    ]
-    return torch.cat(made) if made else logits.new_zeros(0).float()
+    return torch.cat(
+        [
+            torch.log_softmax(logits[i : i + SLICE].float(), dim=-1)
+            .gather(1, targets[i : i + SLICE, None])
+            .squeeze(1)
+            for i in range(0, len(targets), SLICE)
+        ]
+    )

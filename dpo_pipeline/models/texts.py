@@ -85,14 +85,11 @@ def _is_text(dtype: pl.DataType, *, is_conversation: bool) -> bool:
 
 
 def parts_of(row: Mapping[str, Any], shape: Shape) -> tuple[Text, ...] | None:
-    """Return the prompt and the completions of a row; None where a text is null.
-
-    Fields of a message that are null are left out: a table has the fields of all messages.
-    """
+    """Return the prompt and the completions of a row; None where a text is null."""
     found = [row[name] for name in shape.columns]
     if any(each is None for each in found):
         return None
-    texts = [_messages(each) if shape.is_conversation else each for each in found]
+    texts = [without_nulls(each) if shape.is_conversation else each for each in found]
     if shape.has_prompt:
         return tuple(texts)
     cut = common_start(*texts)
@@ -112,8 +109,8 @@ def common_start(chosen: Text, rejected: Text) -> int:
     return max(shorter - 1, 0)
 
 
-def _messages(conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {name: value for name, value in message.items() if value is not None}
-        for message in conversation
-    ]
+def without_nulls(value: Any) -> Any:
+    """Return messages or tools without what is null: a table has the fields of all of them."""
+    if isinstance(value, Mapping):
+        return {name: without_nulls(each) for name, each in value.items() if each is not None}
+    return [without_nulls(each) for each in value] if isinstance(value, list) else value

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.models.texts import Shape, Text, parts_of
+from dpo_pipeline.models.texts import Shape, Text, parts_of, without_nulls
 
 TOOLS: Final = "tools"
 TEMPLATE_ARGUMENTS: Final = "chat_template_kwargs"
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class Completion:
     """Tokens of one prompt and one completion, as a model sees them.
 
     Attributes:
@@ -45,7 +45,7 @@ class Tokens:
         is_dropped: Whether TRL drops the row: its prompt alone fills the length.
     """
 
-    sequences: tuple[Scored, ...]
+    sequences: tuple[Completion, ...]
     n_merged: int
     is_dropped: bool
 
@@ -85,10 +85,12 @@ class Tokenizer:
         alone = self._ids(prompt, add_generation_prompt=True, **more)
         both = [self._ids(self._joined(prompt, each), **more) for each in completions]
         start = min(common_prefix(alone, ids) for ids in both)
-        limit = self._max_length
+        limit = self._max_length or None
         return Tokens(
             sequences=tuple(
-                Scored(tuple(ids[:limit]), start, 0 if limit is None else max(len(ids) - limit, 0))
+                Completion(
+                    tuple(ids[:limit]), start, 0 if limit is None else max(len(ids) - limit, 0)
+                )
                 for ids in both
             ),
             n_merged=len(alone) - start,
@@ -109,12 +111,10 @@ class Tokenizer:
             )
         else:
             made = self._tokenizer(text=text)
-        return list(made["input_ids"])
+        return [int(each) for each in made["input_ids"]]
 
     def _template_arguments(self, row: Mapping[str, Any]) -> dict[str, Any]:
         tools = row.get(TOOLS)
         given = row.get(TEMPLATE_ARGUMENTS) or {}
-        return {
-            TOOLS: json.loads(tools) if isinstance(tools, str) else tools,
-            **{name: value for name, value in given.items() if value is not None},
-        }
+        made = json.loads(tools) if isinstance(tools, str) else without_nulls(tools)
+        return {TOOLS: made or None, **without_nulls(given)}

@@ -11,7 +11,7 @@ from dpo_pipeline.comparison import (
     SUBSET_FIGURES,
     McNemar,
 )
-from dpo_pipeline.evaluation import DOCUMENT_VERSION, Finding, Statistics
+from dpo_pipeline.evaluation import DOCUMENT_VERSION, Finding, Intervals, Statistics
 from dpo_pipeline.losses import DIALECTS, F_DIVERGENCES, LOSSES, Rewards
 from dpo_pipeline.published.json_schema import (
     COUNT,
@@ -44,7 +44,7 @@ def summary_document() -> str:
     findings = nullable(list_of(reference_to(Finding)))
     return document(
         "dpo_pipeline summary document",
-        definitions=(Statistics, Finding),
+        definitions=(Intervals, Statistics, Finding),
         document_version={"const": DOCUMENT_VERSION},
         dpo_pipeline=_VERSION,
         source=TEXT,
@@ -60,6 +60,17 @@ def summary_document() -> str:
             "description": "Canonical column name to input column",
             "additionalProperties": TEXT,
         },
+        verdict=object_of(
+            text=described(TEXT, "Whether the policy is better than a coin toss, in a sentence"),
+            better_than_chance=described(
+                {"type": ["boolean", "null"]},
+                "Null where the interval of the accuracy holds 1/2, or the verdict is withheld",
+            ),
+            withheld=described(_MAYBE_TEXT, "Why there is no verdict; null if there is one"),
+            accuracy=described(
+                nullable(reference_to(Estimate)), "Reward accuracy, a tie counting half"
+            ),
+        ),
         summary=described(_figures(), "Means over valid pairs, in nats but for reward_accuracy"),
         metrics=described(
             object_of(**dict.fromkeys(TRL_METRICS, NUMBER)), "The same figures under TRL's names"
@@ -71,6 +82,10 @@ def summary_document() -> str:
             "description": "Valid pairs by margin; lower and upper are a bin's edges in nats",
             **nullable(ROWS),
         },
+        intervals=described(
+            nullable(reference_to(Intervals)),
+            "The main figures with their intervals; null of score",
+        ),
         statistics=described(
             nullable(reference_to(Statistics)),
             "Intervals, baselines, calibration and the like; null unless asked for",
@@ -167,6 +182,7 @@ def _broken_rule() -> Schema:
             object_of(
                 file=_MAYBE_TEXT,
                 row=COUNT,
+                pair_id={"description": "The pair's id; null where there is none"},
                 value={"description": "null, a number or text; nan, inf and -inf are text"},
             ),
             description="The first rows that break the rule, in the order of the input",

@@ -34,6 +34,10 @@ DOUBTS: Final = MappingProxyType(
         f"that of their own. {_FROM}",
         "one_amount": "Chosen and rejected of a pair differ from the reference by nearly the same "
         f"amount, which varies by pair, as a prompt that one model's sums hold would do. {_FROM}",
+        "one_side": "Chosen of one model is lower, or rejected higher, by amounts that have "
+        "nothing to do with the text, and the other side moved as usual. The other way round "
+        "training does "
+        f"the same, and no sum can tell. {_FROM}",
         "size": f"Log-probs of policy and reference are of very different size. {_FROM}",
         "guessing": "On average a token has so low a log-prob that the model cannot have expected "
         f"the text. Needs token counts. {_FROM}",

@@ -11,9 +11,10 @@ from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation import BASELINES
 from dpo_pipeline.losses import DIALECTS, LOSSES
 from dpo_pipeline.published.finding_texts import DOUBTS, FINDINGS, RULES
+from dpo_pipeline.rendering import as_text
 from dpo_pipeline.sources import FORMATS
 from dpo_pipeline.sums import FIGURES
-from dpo_pipeline.tables import aligned
+from dpo_pipeline.tables import Sentence
 
 LEGEND: Final = (
     "c, r: log-prob of the chosen, rejected completion under the policy; C, R: under the "
@@ -41,11 +42,10 @@ class Entry:
     facts: tuple[tuple[str, str], ...] = ()
     also: tuple[str, ...] = ()
 
-    def lines(self) -> Iterator[str]:
-        """Yield it as text."""
-        yield f"{self.name} ({self.kind})"
-        yield f"  {self.text}"
-        yield from (f"  {line}" for line in aligned(("", ""), [f for f in self.facts if f[1]]))
+    def sentence(self) -> Sentence:
+        """Return it to be read: what it is and its facts stand below its name."""
+        facts = (f"{title}: {fact}" for title, fact in self.facts if fact)
+        return Sentence(text=f"{self.name} ({self.kind})", more=(self.text, *facts))
 
 
 def entries() -> Iterator[Entry]:
@@ -138,7 +138,7 @@ def explain(name: str) -> str:
         >>> print(dpo_pipeline.explain("brier"))
         brier (figure)
           Brier score of the chance that a margin claims.
-          formula  mean((1 - sigmoid(z))^2)
+          formula: mean((1 - sigmoid(z))^2)
     """
     every = list(entries())
     wanted = {name, name.rpartition(".")[2]}
@@ -149,7 +149,7 @@ def explain(name: str) -> str:
             f"nothing is named {name!r}{did_you_mean(name, names)}; schemas/README.md lists all, "
             "and `dpo-pipeline losses` the losses"
         )
-    return "\n\n".join("\n".join(each.lines()) for each in found)
+    return "\n\n".join(as_text([each.sentence()]) for each in found)
 
 
 def _sentence(text: str) -> str:

@@ -73,6 +73,12 @@ def published() -> dict[str, str]:
 
 def _contract(name: str, columns: Sequence[Mapping[str, Any]], **more: Sequence[Any]) -> str:
     """Return the contract of a table as YAML; `more` are further parts of it."""
+    table = {
+        "name": name,
+        "logicalType": "object",
+        "physicalType": "parquet",
+        "properties": columns,
+    }
     document = {
         "apiVersion": _STANDARD,
         "kind": "DataContract",
@@ -81,14 +87,7 @@ def _contract(name: str, columns: Sequence[Mapping[str, Any]], **more: Sequence[
         "version": CONTRACT_VERSION,
         "status": "active",
         "description": {"purpose": _PURPOSES[name]},
-        "schema": [
-            {
-                "name": name,
-                "logicalType": "object",
-                "physicalType": "parquet",
-                "properties": columns,
-            }
-        ],
+        "schema": [table],
         **more,
     }
     return "\n".join(_yaml(document, "")) + "\n"

@@ -1,4 +1,3 @@
-from .notebook import result_html as result_html
 from .pages import (
     charts_of as charts_of,
     page_of as page_of,

@@ -127,17 +127,39 @@ def interval_rows(named: Mapping[str, Estimate]) -> pl.DataFrame:
 
 
 def subset_rows(
-    subsets: pl.DataFrame, by: Sequence[str], *, value: str, low: str, high: str
+    subsets: pl.DataFrame,
+    by: Sequence[str],
+    *,
+    value: str,
+    low: str,
+    high: str,
+    chance: float,
+    level: float,
 ) -> tuple[pl.DataFrame, str]:
     """Return the rows of a chart of intervals, and a sentence for its caption.
 
-    The rows are of the largest subsets, in their order; the sentence says if some were left out.
-    `value`, `low` and `high` are columns of `subsets`.
+    The rows are of the largest subsets, the largest value first; the sentence says if some were
+    left out. `side` is open unless the p-value that allows for the number of subsets (Holm) is
+    below 1 - level. `value`, `low` and `high` are columns of `subsets`.
     """
+    is_shown = pl.col("p_holm").fill_null(1.0) < 1.0 - level
+    side = (
+        pl.when(~is_shown)
+        .then(pl.lit("open"))
+        .when(pl.col(value) > chance)
+        .then(pl.lit("above"))
+        .otherwise(pl.lit("below"))
+    )
     names = [" / ".join(map(as_written, key)) for key in subsets.select(by).iter_rows()]
     table = subsets.select(
-        pl.Series("label", names, dtype=pl.String), value=value, low=low, high=high, n_pairs=N_VALID
+        pl.Series("label", names, dtype=pl.String),
+        value=value,
+        low=low,
+        high=high,
+        n_pairs=N_VALID,
+        side=side,
     ).filter(pl.col(N_PAIRS) > 0)
+    table = table.sort("value", descending=True, nulls_last=True, maintain_order=True)
     if table.height <= SUBSETS_DRAWN:
         return table, ""
     largest = pl.col(N_PAIRS).rank("ordinal", descending=True) <= SUBSETS_DRAWN

@@ -54,12 +54,28 @@ def custom_properties(palette: Palette) -> str:
 FONT: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
 WIDTH: Final = 640
 """Pixels of a chart by itself; in the page it is as wide as there is room."""
+SQUARE: Final = 400
+"""Pixels of the sides of a chart whose axes have one scale."""
 _DIGITS: Final = 6
 """Significant digits of the numbers in a chart."""
 _LABEL: Final = 170
 """Pixels of a row's label; the tooltip has all of it."""
 
-Chart = alt.LayerChart
+
+class Chart(alt.LayerChart):
+    """Layers that a notebook shows as a picture, unless another renderer was chosen.
+
+    Altair's own way loads its scripts from the network.
+    """
+
+    def _repr_mimebundle_(self, *args: Any, **kwargs: Any) -> Any:
+        if alt.renderers.active not in {"default", "html"}:
+            return super()._repr_mimebundle_(*args, **kwargs)
+        from vl_convert import vegalite_to_svg
+
+        return {"image/svg+xml": vegalite_to_svg(self.to_dict()), "text/plain": repr(self)}
+
+
 DASHED: Final[Mapping[str, Any]] = {"strokeDash": [4, 3], "strokeWidth": 1.5}
 Tip = tuple[str, str]
 """Title and format of a number in a tooltip."""
@@ -77,12 +93,16 @@ class Figure:
     description: str  # what it shows, for readers who cannot see it
     opening: str = ""  # stands before the description where the chart is not in sight
     chart: Chart  # without title and description
+    is_square: bool = False  # its axes have one scale, for a diagonal
     table: Table | None = None  # of the same numbers, below the chart
 
     @classmethod
-    def of(cls, name: str, title: str, said: str, reading: str, chart: Chart) -> Figure:
+    def of(
+        cls, name: str, title: str, said: str, reading: str, chart: Chart, **more: Any
+    ) -> Figure:
         """Return a chart described by what is said of it; the caption says how to read it too."""
-        return cls(name=name, title=title, caption=said + reading, description=said, chart=chart)
+        caption = said + reading
+        return cls(name=name, title=title, caption=caption, description=said, chart=chart, **more)
 
     def titled(self) -> Chart:
         """Return the chart with its title and description, to stand by itself."""
@@ -92,6 +112,9 @@ class Figure:
     def spec(self) -> dict[str, Any]:
         """Return the Vega-Lite specification of the chart, for a page as wide as there is room."""
         spec: dict[str, Any] = self.chart.properties(description=self.description).to_dict()
+        if self.is_square:
+            size = {"width": "container", "height": "container"}
+            return spec | size | {"autosize": {"type": "fit", "contains": "padding"}}
         return spec | {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
 
 
@@ -107,13 +130,13 @@ def one_row(**values: Any) -> alt.InlineData:
     return rows_of(pl.DataFrame([values]))
 
 
-def framed(layers: Sequence[Any], palette: Palette, *, height: int) -> Chart:
+def framed(layers: Sequence[Any], palette: Palette, *, height: int, width: int = WIDTH) -> Chart:
     """Return layers as one chart in the colours of a palette."""
     text: dict[str, Any] = {"labelColor": palette.muted, "titleColor": palette.muted}
     text |= {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
     chart: Chart = (
-        alt.layer(*layers)
-        .properties(width=WIDTH, height=height)
+        Chart(layer=list(layers))
+        .properties(width=width, height=height)
         .configure(font=FONT, background=palette.paper)
         .configure_view(stroke=None)
         .configure_axis(
@@ -124,6 +147,7 @@ def framed(layers: Sequence[Any], palette: Palette, *, height: int) -> Chart:
             titlePadding=10,
             labelLimit=_LABEL,
             labelOverlap=True,
+            labelFlush=False,  # the labels of the ends stand under their ticks
             labelSeparation=6,
         )
         .configure_legend(**text)
@@ -195,10 +219,10 @@ def intervals(
 
     A figure whose interval lies above the line has the colour of the chosen completion, one below
     it that of the rejected, and is neutral else. What lies beyond the domain is cut off; without
-    one, values are shares.
+    one, values are shares. A column `side` of the table (above, below, open) decides instead.
     """
     written = ".1%" if domain is None else ".4g"
-    side = (
+    side: pl.Expr = (
         pl.when(pl.col("low") > chance)
         .then(pl.lit("above"))
         .when(pl.col("high") < chance)
@@ -212,6 +236,8 @@ def intervals(
     y = alt.Y("label:N", sort=None).axis(
         title=None, ticks=False, domain=False, grid=False, labelPadding=10
     )
+    if "side" in table.columns:
+        side = pl.col("side").fill_null(side)
     base = alt.Chart(rows_of(table.with_columns(label=labels, side=side))).encode(
         y=y, color=_by_side(colours), tooltip=tooltip
     )
@@ -248,7 +274,9 @@ def signed_histogram(
     side = pl.when(pl.col("lower") < 0.0).then(pl.lit("below")).otherwise(pl.lit("above"))
     tooltip = {"lower": ("from", ".4~g"), "upper": ("to", ".4~g")}
     tooltip[N_PAIRS] = ("pairs, about", ",.0f")
-    top: dict[str, Any] = {"y": alt.value(-24), "fontWeight": "bold"}
+    # Each in a line of its own, so that they do not meet where the page is narrow.
+    left: dict[str, Any] = {"x": alt.value(0), "y": alt.value(-42)}
+    right: dict[str, Any] = {"x": alt.value("width"), "y": alt.value(-24)}
     beside: dict[str, Any] = {"y": alt.value(-6), "fontWeight": "bold"}
     beside |= {"align": "left", "dx": 4} if mean >= 0.0 else {"align": "right", "dx": -4}
     layers: list[Any] = [
@@ -264,8 +292,8 @@ def signed_histogram(
         rule_at(palette, x=alt.XDatum(0.0), colour=palette.ink),
         rule_at(palette, x=alt.XDatum(mean), colour=palette.mark),
         label(f"mean {number(mean, 3)}", palette, x=alt.XDatum(mean), **beside),
-        label(below, palette, colour=palette.rejected, x=alt.value(0), align="left", **top),
-        label(above, palette, colour=palette.chosen, x=alt.value("width"), align="right", **top),
+        label(below, palette, colour=palette.rejected, **left, align="left", fontWeight="bold"),
+        label(above, palette, colour=palette.chosen, **right, align="right", fontWeight="bold"),
     ]
     if ties:
         data = rows_of(pl.DataFrame({"at": [0.0], "bottom": [0], N_PAIRS: [ties]}))
@@ -282,29 +310,40 @@ def signed_histogram(
 
 
 def plane(
-    cells: pl.DataFrame, palette: Palette, *, x: str, y: str, title: str, above: str, below: str
+    cells: pl.DataFrame,
+    palette: Palette,
+    *,
+    x: str,
+    y: str,
+    title: str,
+    above: str,
+    below: str,
+    names: Mapping[str, str] | None = None,
 ) -> Chart:
     """Return the `density` of pairs over two values, in two colours that meet where they are equal.
 
-    `title` is of an axis, with `{}` for the value's name; `above` says what is so where y is
+    `title` is of an axis, with `{}` for the value's name (in `names`, if it has another than its
+    column); `above` says what is so where y is
     larger, `below` where x is.
     """
+    called = {x: x, y: y} | dict(names or {})
     middle_x, middle_y = (pl.col(f"{name}_low") + pl.col(f"{name}_high") for name in (x, y))
     side = pl.when(middle_y > middle_x).then(pl.lit("above")).otherwise(pl.lit("below"))
+    # Both axes have the same ends: with one scale the diagonal goes from corner to corner.
     ends = cells.select(
-        low=pl.max_horizontal(pl.col(f"{x}_low").min(), pl.col(f"{y}_low").min()),
-        high=pl.min_horizontal(pl.col(f"{x}_high").max(), pl.col(f"{y}_high").max()),
+        low=pl.min_horizontal(pl.col(f"{x}_low").min(), pl.col(f"{y}_low").min()),
+        high=pl.max_horizontal(pl.col(f"{x}_high").max(), pl.col(f"{y}_high").max()),
     ).row(0)
     to_x, to_y = (
-        channel(f"{name}_low:Q", scale=alt.Scale(zero=False, nice=False)).axis(
-            title=title.format(name), grid=False, tickCount=8
+        channel(f"{name}_low:Q", scale=alt.Scale(domain=list(ends), nice=False)).axis(
+            title=title.format(called[name]), grid=False, tickCount=8
         )
         for channel, name in ((alt.X, x), (alt.Y, y))
     )
     edges = {
         f"{name}_{end}": (title, ".3~g")
         for name in (x, y)
-        for end, title in (("low", f"{name} from"), ("high", "to"))
+        for end, title in (("low", f"{called[name]} from"), ("high", "to"))
     }
     squares = (
         alt.Chart(rows_of(cells.with_columns(side=side)))
@@ -327,7 +366,7 @@ def plane(
         diagonal.mark_line(color=palette.ink, **DASHED).encode(x=to_x, y=to_y),
         *corners(above, below, palette, margin=6, colour=palette.ink),
     ]
-    return framed(layers, palette, height=360)
+    return framed(layers, palette, height=SQUARE, width=SQUARE)
 
 
 def _by_side(colours: Mapping[str, str]) -> alt.Color:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import PurePosixPath
 from typing import Final
 
 import polars as pl
@@ -15,7 +16,6 @@ from dpo_pipeline.defaults import POWER
 from dpo_pipeline.evaluation import Finding
 from dpo_pipeline.report import chart_data, page_tables as tables
 from dpo_pipeline.report.charts import PAGE, Figure, Palette, intervals, plane, signed_histogram
-from dpo_pipeline.report.notebook import difference_table
 from dpo_pipeline.report.page import Page, Section, Tile
 from dpo_pipeline.report.page_tables import Column, Table, all_as
 from dpo_pipeline.statistics import (
@@ -32,6 +32,8 @@ from dpo_pipeline.statistics import (
 from dpo_pipeline.sums import in_words
 from dpo_pipeline.tables import without_secrets
 
+_LONGEST_NAME: Final = 24
+"""Letters of a policy's name that fit a head of a table."""
 PAIRS_FOR_SCALE: Final = 30
 """Pairs of a subset from which its interval widens the scale of the chart."""
 
@@ -47,23 +49,37 @@ def _differences(comparison: Comparison, palette: Palette) -> Figure:
     note, over_all = "", {"all": comparison.differences[REWARD_ACCURACY].estimate}
     rows = chart_data.interval_rows(over_all)
     if comparison.subsets is not None:
-        columns = {"value": "accuracy_difference", "low": "accuracy_low", "high": "accuracy_high"}
-        drawn, note = chart_data.subset_rows(comparison.subsets, comparison.by, **columns)
-        rows = pl.concat([rows, drawn], how="vertical_relaxed")
+        drawn, note = chart_data.subset_rows(
+            comparison.subsets,
+            comparison.by,
+            value="accuracy_difference",
+            low="accuracy_low",
+            high="accuracy_high",
+            chance=0.0,
+            level=comparison.level,
+        )
+        rows = pl.concat([rows, drawn], how="diagonal_relaxed")
     rows = rows.with_columns(pl.col("value", "low", "high") * 100.0)
     domain = domain_of(rows)
     if rows.filter((pl.col("low") < domain[0]) | (pl.col("high") > domain[1])).height:
         note += f" Intervals of fewer than {PAIRS_FOR_SCALE} pairs are cut off at the edges."
     least, most = chart_data.ends_of(rows, "value")
     by = f", by {', '.join(comparison.by)}" if comparison.by else ""
-    axis = "accuracy of B minus that of A (points)"
+    a, b = names_of(comparison)
+    axis = f"accuracy of {b} minus that of {a} (points)"
+    allowed = (
+        " Subsets have a colour where the p-value that allows for their number (Holm) says so; "
+        "the largest difference is first."
+        if comparison.by
+        else ""
+    )
     return Figure.of(
         "differences",
         "Difference of accuracy",
-        f"Differences of accuracy, B minus A{by}: from {tables.three_digits(least)} to "
+        f"Differences of accuracy, {b} minus {a}{by}: from {tables.three_digits(least)} to "
         f"{tables.three_digits(most)} points.",
         f" Each has its {tables.percent(comparison.level)} interval, and its pairs in "
-        f"brackets. Blue is B better, orange A better, grey not told apart.{note}",
+        f"brackets. Blue is {b} better, orange {a} better, grey not told apart.{allowed}{note}",
         intervals(chart_data.with_sizes(rows), palette, axis=axis, chance=0.0, domain=domain),
     )
 
@@ -89,9 +105,10 @@ def _changes(comparison: Comparison, palette: Palette) -> Figure:
     fell, rose = (share(each / n) for each in moved)
     same = n - sum(moved)
     mean = comparison.differences[REWARD_MARGIN].estimate.value
+    a, b = names_of(comparison)
     said = (
-        f"The margin fell from A to B in {fell} of {counted(n, 'pair')} and rose in {rose}; the "
-        f"mean change is {number(mean)} nats."
+        f"The margin fell from {a} to {b} in {fell} of {counted(n, 'pair')} and rose in {rose}; "
+        f"the mean change is {number(mean)} nats."
     )
     return Figure(
         name="changes",
@@ -103,7 +120,7 @@ def _changes(comparison: Comparison, palette: Palette) -> Figure:
         chart=signed_histogram(
             chart_data.histogram_bars(changes, grid, same),
             palette,
-            axis="margin of B minus that of A (nats)",
+            axis=f"margin of {b} minus that of {a} (nats)",
             below=f"fell: {fell}",
             above=f"rose: {rose}",
             mean=mean,
@@ -115,17 +132,20 @@ def _changes(comparison: Comparison, palette: Palette) -> Figure:
 def _margins(comparison: Comparison, palette: Palette) -> Figure:
     table = comparison.margins.rename({"a_bin": "A_bin", "b_bin": "B_bin"})
     m = comparison.mcnemar
+    a, b = names_of(comparison)
     said = (
-        f"Both have {counted(m.both_right, 'pair')} right, only A {count(m.only_a)}, only B "
+        f"Both have {counted(m.both_right, 'pair')} right, only {a} {count(m.only_a)}, only {b} "
         f"{count(m.only_b)}, neither {count(m.neither)}."
     )
     return Figure(
         name="margins",
-        title="Margins of A and B",
+        is_square=True,
+        title=f"Margins of {a} and {b}",
         caption=f"The stronger its colour, the more of the {counted(comparison.n_valid, 'pair')} a "
-        "cell holds. Upper left of the crossed lines are pairs that only B has right, lower right "
-        f"those that only A has. Above the dashed diagonal B has the larger margin. {said}",
-        opening="Density of the margins of B against those of A. ",
+        f"cell holds. Upper left of the crossed lines are pairs that only {b} has right, lower "
+        f"right those that only {a} has. Above the dashed diagonal {b} has the larger margin. "
+        f"{said}",
+        opening=f"Density of the margins of {b} against those of {a}. ",
         description=said,
         chart=plane(
             chart_data.density(table, x="A", y="B"),
@@ -133,10 +153,25 @@ def _margins(comparison: Comparison, palette: Palette) -> Figure:
             x="A",
             y="B",
             title="margin of {} (nats)",
-            above="B larger",
-            below="A larger",
+            names={"A": a, "B": b},
+            above=f"{b} larger",
+            below=f"{a} larger",
         ),
     )
+
+
+def names_of(comparison: Comparison) -> tuple[str, str]:
+    """Return what the page calls the policies: the names of their files, or else A and B."""
+    names = [_stem(side.source) for side in (comparison.a, comparison.b)]
+    is_short = all(0 < len(name) <= _LONGEST_NAME for name in names)
+    return (names[0], names[1]) if is_short and names[0] != names[1] else ("A", "B")
+
+
+def _stem(source: str) -> str:
+    """Return the name of a file or folder without its ending; empty if it is no path of one."""
+    if source.startswith(("pairs (", "policy (")) or any(sign in source for sign in "*?[ "):
+        return ""
+    return PurePosixPath(without_secrets(source).replace("\\", "/")).name.partition(".")[0]
 
 
 def page_of(comparison: Comparison) -> str:
@@ -155,9 +190,12 @@ def page_of(comparison: Comparison) -> str:
 
 def _tiles(comparison: Comparison) -> Iterator[Tile]:
     found = comparison.differences[REWARD_ACCURACY]
-    yield Tile("Accuracy of A", share(found.a))
-    yield Tile("Accuracy of B", share(found.b))
-    yield Tile("B minus A", points(found.estimate.value), between(found.estimate.interval, points))
+    a, b = names_of(comparison)
+    yield Tile(f"Accuracy of {a}", share(found.a))
+    yield Tile(f"Accuracy of {b}", share(found.b))
+    yield Tile(
+        f"{b} minus {a}", points(found.estimate.value), between(found.estimate.interval, points)
+    )
     if found.p_value is not None:
         yield Tile("p of no difference", p_value(found.p_value))
     if comparison.better is None and found.smallest_effect is not None:
@@ -174,88 +212,98 @@ def _sections(comparison: Comparison) -> Iterator[Section]:
         return Section(name=name, title=figure.title, figures=[figure], parts=parts)
 
     if comparison.findings:
+        caution = Finding(name="comparison", severity="caution", title="", evidence="", advice="")
         findings = [
-            Finding(
-                name="comparison",
-                severity="problem" if text == comparison.incomparable else "caution",
-                title="",
-                evidence=text,
-                advice="",
-            )
+            replace(caution, evidence=text)
+            if text != comparison.incomparable
+            else replace(caution, evidence=text, severity="problem")
             for text in comparison.findings
         ]
         yield Section(name="findings", title="Findings", findings=findings)
     yield drawn("differences", _differences_table(comparison))
     if comparison.subsets is not None:
-        by_subset = _subsets_table(comparison.subsets, comparison.by)
+        by_subset = _subsets_table(comparison)
         yield Section(name="subsets", title="All subsets", parts=[by_subset])
     yield drawn("margins", _right_table(comparison))
     yield drawn("changes")
-    m = comparison.mcnemar
-    flipped = [
-        _flips_table(comparison.gained, comparison.on, "only B has right", m.only_b),
-        _flips_table(comparison.lost, comparison.on, "only A has right", m.only_a),
-    ]
+    flipped = [_flips_table(comparison, is_gained=each) for each in (True, False)]
     yield Section(name="flipped", title="Pairs that flipped", parts=flipped)
     yield Section(name="method", title="How it was computed", parts=[_method(comparison)])
 
 
 def _differences_table(comparison: Comparison) -> Table:
-    table = difference_table(comparison, missing=DASH)
-    return replace(
-        table,
-        columns=[Column("figure"), *table.columns[1:]],
-        rows=[(in_words(name), *row) for name, *row in table.rows],
+    a, b = names_of(comparison)
+    rows = []
+    for name, each in comparison.differences.items():
+        written, differing = (share, points) if name in tables.SHARES else (number, number)
+        values = (written(each.a), written(each.b), differing(each.estimate.value))
+        interval = between(each.estimate.interval, differing)
+        smallest = DASH if each.smallest_effect is None else differing(each.smallest_effect)
+        rows.append((in_words(name), *values, interval, p_value(each.p_value), smallest))
+    level = f"{tables.percent(comparison.level)} interval"
+    titles = (a, b, f"{b} minus {a}", level, "p", "smallest effect")
+    return Table(
+        columns=[Column("figure"), *(Column(title, str) for title in titles)],
+        rows=rows,
+        sortable=False,
         caption=f"Intervals and p from {comparison.clusters}. The smallest effect is what could "
         f"have been shown with a chance of {POWER:.0%}.",
     )
 
 
-def _subsets_table(subsets: pl.DataFrame, by: tuple[str, ...]) -> Table:
+def _subsets_table(comparison: Comparison) -> Table | str:
+    subsets, (a, b) = comparison.subsets, names_of(comparison)
+    if subsets is None:
+        return ""
     return tables.table_of(
-        subsets,
+        subsets.sort("accuracy_difference", descending=True, nulls_last=True, maintain_order=True),
         {
             "n_valid": ("pairs", count),
-            **all_as(share, accuracy_a="A", accuracy_b="B"),
-            **all_as(points, accuracy_difference="B minus A"),
+            **all_as(share, accuracy_a=a, accuracy_b=b),
+            **all_as(points, accuracy_difference=f"{b} minus {a}"),
             **all_as(points, accuracy_low="from", accuracy_high="to"),
             **tables.P_VALUES,
-            **all_as(count, only_a="only A", only_b="only B"),
+            **all_as(count, only_a=f"only {a}", only_b=f"only {b}"),
             **all_as(number, margin_difference="margin", loss_difference="loss"),
         },
-        by=by,
-        caption=f"{counted(subsets.height, 'subset')}: accuracy of A and B, their difference with "
-        f"its interval, and p of no difference; {tables.WORDS_OF_P_VALUES} Only A and only B are "
-        "pairs that one alone has right; margin and loss are mean differences in nats.",
+        by=comparison.by,
+        caption=f"{counted(subsets.height, 'subset')}: accuracy of {a} and {b}, their difference "
+        f"with its interval, and p of no difference; {tables.WORDS_OF_P_VALUES} Only {a} and only "
+        f"{b} are pairs that one alone has right; margin and loss are mean differences in nats.",
     )
 
 
 def _right_table(comparison: Comparison) -> Table:
     m, tests = comparison.mcnemar, ""
+    a, b = names_of(comparison)
     if m.exact is not None and m.mid_p is not None:
         tests = f"McNemar's test: exact {p_equation(m.exact)}, mid-{p_equation(m.mid_p)}."
-    applies = (
-        ""
-        if m.applies or not tests
-        else " Prompts repeat, so that pairs are not independent as McNemar's test takes them to "
-        "be: read the p of the difference of accuracy instead."
-    )
+    if tests and not m.applies:
+        tests += (
+            " Prompts repeat, so that pairs are not independent as McNemar's test takes them to "
+            "be: read the p of the difference of accuracy instead."
+        )
     return tables.crossed(
         "pairs",
-        ("B right", "B wrong or tied"),
-        {"A right": (m.both_right, m.only_a), "A wrong or tied": (m.only_b, m.neither)},
-        caption=tests + applies,
+        (f"{b} right", f"{b} wrong or tied"),
+        {f"{a} right": (m.both_right, m.only_a), f"{a} wrong or tied": (m.only_b, m.neither)},
+        caption=tests,
     )
 
 
-def _flips_table(flips: pl.DataFrame, on: str, who: str, total: int) -> Table | str:
+def _flips_table(comparison: Comparison, *, is_gained: bool) -> Table | str:
+    (a, b), m = names_of(comparison), comparison.mcnemar
+    flips, total = (comparison.gained, m.only_b) if is_gained else (comparison.lost, m.only_a)
+    who = f"only {b if is_gained else a} has right"
     if flips.is_empty():
         return f"There is no pair that {who}."
     return tables.table_of(
         flips,
         {
-            "key": (on, tables.writer_of(flips.schema["key"])),
-            **all_as(number, margin_a="margin of A", margin_b="margin of B", change="change"),
+            "key": (comparison.on, tables.writer_of(flips.schema["key"])),
+            **all_as(number, margin_a=f"margin of {a}", margin_b=f"margin of {b}"),
+            **all_as(number, change="change"),
+            **tables.shown_columns(flips),
         },
         caption=f"Of {counted(total, 'pair')} that {who}, the {count(flips.height)} with the "
         "largest change of margin, in nats.",
@@ -278,6 +326,7 @@ def _method(comparison: Comparison) -> Table:
             ("level of intervals", tables.percent(comparison.level)),
             ("intervals from", comparison.clusters),
             ("test of accuracy", comparison.differences[REWARD_ACCURACY].test),
+            *tables.origin_rows(comparison.origin),
             ("versions", f"dpo_pipeline {version('dpo_pipeline')}, polars {version('polars')}"),
         ]
     )
@@ -285,9 +334,8 @@ def _method(comparison: Comparison) -> Table:
 
 def _side(name: str, side: Side) -> Iterator[tuple[str, str]]:
     text = (
-        f"{without_secrets(side.source)}: {counted(side.n_pairs, 'pair')}, "
-        f"{count(side.n_alone)} of them in {name} "
-        f"alone; {count(side.n_invalid)} common ones are invalid"
+        f"{without_secrets(side.source)}: {counted(side.n_pairs, 'pair')}, {count(side.n_alone)} "
+        f"of them in {name} alone; {count(side.n_invalid)} common ones are invalid"
     )
     yield name, text
     for source in sorted(set(side.borrowed.values())):

@@ -21,6 +21,7 @@ from dpo_pipeline.statistics import (
     counted,
     normal_quantile,
     number,
+    p_equation,
     share,
     with_interval,
 )
@@ -31,6 +32,8 @@ _DOT: Final[dict[str, Any]] = {"filled": True, "size": 60, "opacity": 1}
 _PAIRS: Final = {N_PAIRS: ("pairs", COUNT)}
 _MAY_FALL_OUTSIDE: Final = 0.05
 """Share of the points of a course that lie outside its band if the order means nothing."""
+FEWEST_EXPECTED: Final = 5.0
+"""Pairs expected of a cell from which the chi-square test holds (W. Cochran, 1954)."""
 COIN: Final = 0.5
 """Accuracy of a coin toss."""
 BASELINE_WORDS: Final = {
@@ -126,18 +129,38 @@ def _accuracy(statistics: Statistics, palette: Palette) -> Figure:
 def _subsets(subsets: pl.DataFrame, statistics: Statistics, palette: Palette) -> Figure:
     by = statistics.gathered.by
     names = {end: f"{REWARD_ACCURACY}_{end}" for end in ("low", "high")}
-    drawn, note = chart_data.subset_rows(subsets, by, value=REWARD_ACCURACY, **names)
+    drawn, note = chart_data.subset_rows(
+        subsets, by, value=REWARD_ACCURACY, **names, chance=COIN, level=statistics.level
+    )
     least, most = chart_data.ends_of(drawn, "value")
     return Figure(
         name="subsets",
         title="Accuracy by subset",
         caption=f"The share of pairs with the chosen reward above the rejected one, with its "
         f"{percent(statistics.level)} interval, by {', '.join(by)} (pairs in brackets).{note} "
-        "Intervals are of each subset by itself: of many, some miss. The table has p-values that "
-        "allow for their number.",
+        "The largest accuracy is first. Blue is above a coin toss, orange below it, where the "
+        "p-value that allows for the number of subsets (Holm) says so; grey is not told apart. "
+        f"Intervals are of each subset by itself.{heterogeneity_words(statistics)}",
         description=f"Accuracy of {counted(drawn.height, 'subset')}, from {share(least)} to "
         f"{share(most)}.",
         chart=charts.intervals(chart_data.with_sizes(drawn), palette, axis="accuracy", chance=COIN),
+    )
+
+
+def heterogeneity_words(statistics: Statistics) -> str:
+    """Return what the test of one accuracy in all subsets says; empty without one."""
+    found = statistics.heterogeneity
+    if found is None:
+        return ""
+    rough = (
+        " The test is rough: a subset has fewer than 5 pairs expected right or wrong."
+        if found.smallest_expected < FEWEST_EXPECTED
+        else ""
+    )
+    return (
+        f" Test that all subsets have the same accuracy: chi-square {round(found.chi_square, 2):g} "
+        f"with {counted(found.degrees_of_freedom, 'degree')} of freedom, "
+        f"{p_equation(found.p_value)}.{rough}"
     )
 
 
@@ -156,6 +179,7 @@ def _rewards(summary: Summary, statistics: Statistics, palette: Palette) -> Figu
     )
     return Figure(
         name="rewards",
+        is_square=True,
         title="Chosen against rejected reward",
         caption=f"The stronger its colour, the more of the {counted(summary.n_valid, 'pair')} a "
         "cell holds. Above the dashed line the chosen completion has the higher reward. The "
@@ -225,11 +249,12 @@ def _course(points: pl.DataFrame, loss: Estimate, palette: Palette, unit: str) -
 def _calibration(statistics: Statistics, palette: Palette) -> Figure:
     table = statistics.calibration.reliability
     ends = pl.DataFrame({"confidence": [0.5, 1.0], "accuracy": [0.5, 1.0]})
-    claimed, found = "claimed: mean of sigmoid(|margin|)", "found: accuracy"
+    claimed, found = "confidence: mean of sigmoid(|margin|)", "accuracy"
     percent: dict[str, Any] = {"format": ".0%", "tickCount": 6}
-    lowest = min(0.4, chart_data.ends_of(table, "accuracy_low")[0])
+    # One scale for both axes, so that the diagonal is one of 45 degrees.
+    lowest = min(0.5, chart_data.ends_of(table, "accuracy_low")[0])
     scale = alt.Scale(domain=[max(0.0, lowest - 0.02), 1.0], nice=False)
-    x = alt.X("confidence:Q").scale(domain=[0.5, 1.0]).axis(title=claimed, **percent)
+    x = alt.X("confidence:Q", scale=scale).axis(title=claimed, **percent)
     y = alt.Y("accuracy:Q", scale=scale).axis(title=found, **percent)
     tooltip = all_as(".1%", **RELIABILITY) | _PAIRS
     layers = [
@@ -239,24 +264,24 @@ def _calibration(statistics: Statistics, palette: Palette) -> Figure:
         _accuracy_intervals(table, palette, x, alt.Y("accuracy_low:Q", scale=scale, title=found)),
         _dots(table, palette, x, y, tooltip),
         *charts.corners(
-            "claims too little", "claims too much", palette, margin=8, colour=palette.muted
+            "under-confident", "over-confident", palette, margin=8, colour=palette.muted
         ),
     ]
     error = statistics.calibration.error
-    biased = (
-        ""
-        if error is None
-        else f" The calibration error is {with_interval(error, three_digits)}, less what chance "
-        "adds to it."
-    )
+    biased = ""
+    if error is not None:
+        is_off = with_interval(error, three_digits)
+        biased = f" The calibration error is {is_off}, less what chance adds to it."
     return Figure.of(
         "calibration",
-        "Calibration",
-        f"Accuracy of {counted(table.height, 'group')} of pairs by the confidence that their "
-        f"margins claim.{biased}",
+        "Reliability diagram",
+        f"Accuracy of {counted(table.height, 'group')} of pairs by the confidence of "
+        f"their margins.{biased}",
         " Groups are of nearly equal size, each with the interval of its accuracy. "
-        "On the dashed line margins can be believed as log-odds.",
-        charts.framed(layers, palette, height=300),
+        "On the dashed line margins are calibrated log-odds; below it they are over-confident, "
+        "above it under-confident.",
+        charts.framed(layers, palette, height=charts.SQUARE, width=charts.SQUARE),
+        is_square=True,
     )
 
 
@@ -386,14 +411,12 @@ def _judge(judge: Agreement, palette: Palette) -> Figure:
         for name, each in figures.items()
         if each is not None
     )
-    description = (
-        f"Agreement with the judge's scores: {said}." if said else "Agreement with the judge."
-    )
+    said = f"Agreement with the judge's scores: {said}." if said else "Agreement with the judge."
     n = int(table[N_PAIRS].sum())
     return Figure.of(
         "judge",
         "Agreement with the judge",
-        description,
+        said,
         f" Each point is a group of the {counted(n, 'pair')} with a score, "
         "with the interval of its share; agreement rises from the lower left to the upper right.",
         charts.framed(layers, palette, height=_HEIGHT),

@@ -9,13 +9,20 @@ from typing import Any, Final
 
 import polars as pl
 
-from dpo_pipeline.columns import LOSS, N_VALID, PAIR_ID, REWARD_ACCURACY, REWARD_MARGIN
+from dpo_pipeline.columns import LOSS, N_VALID, OF_SUBSET, PAIR_ID, REWARD_ACCURACY, REWARD_MARGIN
 from dpo_pipeline.defaults import LOSS_NAME
 from dpo_pipeline.evaluation import Evaluation, Flips, Statistics
 from dpo_pipeline.invalid_report import BrokenRule, InvalidReport
 from dpo_pipeline.report import page_tables as tables
+from dpo_pipeline.report.chart_data import SUBSETS_DRAWN
 from dpo_pipeline.report.charts import PAGE, Figure
-from dpo_pipeline.report.evaluation_charts import BASELINE_WORDS, COIN, figures_of, unit_of
+from dpo_pipeline.report.evaluation_charts import (
+    BASELINE_WORDS,
+    COIN,
+    figures_of,
+    heterogeneity_words,
+    unit_of,
+)
 from dpo_pipeline.report.page import Page, Section, Tile
 from dpo_pipeline.report.page_tables import Column, Table, all_as
 from dpo_pipeline.statistics import (
@@ -65,6 +72,8 @@ def verdict(evaluation: Evaluation, statistics: Statistics) -> str:
     if statistics.tie_rate == 1.0:
         all_of_them = "The pair is a tie" if accuracy.n == 1 else f"All {n} are ties"
         return f"{all_of_them}: the rewards prefer nothing."
+    if evaluation.no_verdict is not None:
+        return f"N{evaluation.no_verdict[1:]}."
     interval = accuracy.interval
     told = "not told apart from"
     if interval is not None and interval.low > COIN:
@@ -79,7 +88,7 @@ def _lead(evaluation: Evaluation, statistics: Statistics) -> Iterator[str]:
     summary = evaluation.summary
     gains = statistics.advantages
     hardest = min(gains, key=lambda name: gains[name].value, default=None)
-    if hardest is not None and statistics.tie_rate < 1.0:
+    if hardest is not None and statistics.tie_rate < 1.0 and evaluation.no_verdict is None:
         rules = {
             "longer": "preferring the longer completion",
             "shorter": "preferring the shorter completion",
@@ -164,8 +173,11 @@ def _sections(
     yield from drawn("accuracy", "subsets", title="Accuracy" if "subsets" in figures else "")
     unit, subsets = unit_of(evaluation), statistics.subsets
     if subsets is not None:
-        by_subset = _subsets_table(subsets, statistics.gathered.by, unit)
-        yield Section(name="by-subset", title="All subsets", parts=[by_subset])
+        by_subset = _subsets_table(
+            subsets, statistics.gathered.by, unit, heterogeneity_words(statistics)
+        )
+        worst = _worst_by_subset(statistics.gathered.lowest, statistics.gathered.by)
+        yield Section(name="by-subset", title="All subsets", parts=[by_subset, *worst])
     yield from drawn("rewards", title="Rewards")
     for name in ("course", "calibration", "lengths", "betas", "judge"):
         yield from drawn(name)
@@ -173,8 +185,8 @@ def _sections(
     lowest = statistics.gathered.lowest
     if lowest.height:
         yield Section(name="lowest", title="Lowest margins", parts=[_lowest_table(lowest)])
-    invalid = _invalid_table(evaluation.invalid)
-    yield Section(name="invalid", title="What was invalid", parts=[invalid])
+    invalid = [_invalid_table(evaluation.invalid), *_shown_rows(evaluation.invalid)]
+    yield Section(name="invalid", title="What was invalid", parts=invalid)
     method = _method_table(evaluation, statistics)
     yield Section(name="method", title="How it was computed", parts=[method, _METHOD])
 
@@ -216,23 +228,19 @@ def _figures(statistics: Statistics, unit: str) -> Iterator[tuple[str, Estimate 
     if statistics.length is not None:
         yield "margin at equal length, nats", statistics.length.intercept, number
         yield "margin of a token more, nats", statistics.length.slope, number
-    if statistics.judge is not None:
-        yield (
-            "judge: rank correlation with the margin",
-            statistics.judge.spearman,
-            tables.three_digits,
-        )
-        yield "judge: AUC of the margin", statistics.judge.auc, tables.three_digits
-    if statistics.sections is not None:
-        benchmark = statistics.sections.benchmark
-        for name, each in statistics.sections.scores.items():
-            yield f"{benchmark}: section {name}", each, share
-        yield f"{benchmark}: score", statistics.sections.score, share
+    judge, sections = statistics.judge, statistics.sections
+    if judge is not None:
+        yield "judge: rank correlation with the margin", judge.spearman, tables.three_digits
+        yield "judge: AUC of the margin", judge.auc, tables.three_digits
+    if sections is not None:
+        for name, each in sections.scores.items():
+            yield f"{sections.benchmark}: section {name}", each, share
+        yield f"{sections.benchmark}: score", sections.score, share
 
 
-def _subsets_table(subsets: pl.DataFrame, by: tuple[str, ...], unit: str) -> Table:
+def _subsets_table(subsets: pl.DataFrame, by: tuple[str, ...], unit: str, test: str) -> Table:
     return tables.table_of(
-        subsets,
+        subsets.sort(REWARD_ACCURACY, descending=True, nulls_last=True, maintain_order=True),
         {
             N_VALID: ("pairs", count),
             REWARD_ACCURACY: ("accuracy", share),
@@ -244,7 +252,7 @@ def _subsets_table(subsets: pl.DataFrame, by: tuple[str, ...], unit: str) -> Tab
         },
         by=by,
         caption=f"{counted(subsets.height, 'subset')}. p is of an accuracy (ties half) of 1/2; "
-        f"{tables.WORDS_OF_P_VALUES} Margin{' and loss' if unit else ''} in nats.",
+        f"{tables.WORDS_OF_P_VALUES} Margin{' and loss' if unit else ''} in nats.{test}",
     )
 
 
@@ -276,11 +284,26 @@ def _lowest_table(lowest: pl.DataFrame) -> Table:
             REWARD_MARGIN: ("margin", number),
             **all_as(number, chosen_reward="chosen reward", rejected_reward="rejected reward"),
             LOSS: ("loss", number),
+            **tables.shown_columns(lowest),
         },
         by=[name for name in (PAIR_ID.name,) if name in lowest.columns],
         caption=f"The {counted(lowest.height, 'pair')} with the smallest margins, in nats. Rows "
         "count from 0 through all files. Pairs that look wrong here often have flipped labels.",
     )
+
+
+def _worst_by_subset(lowest: pl.DataFrame, by: tuple[str, ...]) -> Iterator[Table]:
+    """Yield the lowest margins of each subset that has some of them, the most of them first."""
+    keys = [f"{OF_SUBSET}{name}" for name in by]
+    if not set(keys) <= set(lowest.columns):
+        return
+    groups = lowest.group_by(keys, maintain_order=True)
+    parts = sorted(groups, key=lambda part: -part[1].height)
+    for key, rows in parts[:SUBSETS_DRAWN]:
+        label = " / ".join(map(as_written, key))
+        n = counted(rows.height, "pair")
+        folded = f"{label}: {n} of the {count(lowest.height)} with the lowest margins"
+        yield replace(_lowest_table(rows.drop(keys)), caption="", folded=folded)
 
 
 def _invalid_table(report: InvalidReport) -> Table | str:
@@ -295,12 +318,30 @@ def _invalid_table(report: InvalidReport) -> Table | str:
     )
 
 
+def _shown_rows(report: InvalidReport) -> Iterator[Table]:
+    """Yield the invalid rows that are listed, with the columns that were asked for."""
+    rows = report.shown_rows
+    if rows:
+        names = list(next(iter(rows.values())))
+        columns = [Column("invalid row"), *(Column(name, tables.as_text) for name in names)]
+        yield Table(columns=columns, rows=[(place, *each.values()) for place, each in rows.items()])
+
+
 def _first(rule: BrokenRule) -> str:
     return "; ".join(
-        f"{'' if each.file is None else each.file + ' '}row {each.row:,}: "
+        f"{'' if each.file is None else each.file + ' '}{each.place}: "
         f"{'null' if each.value is None else as_written(each.value)}"
         for each in rule.offenders
     )
+
+
+def _asked(statistics: Statistics) -> Iterator[tuple[str, str]]:
+    """Yield the judge and the sections, if there are any."""
+    if statistics.judge is not None:
+        yield "judge", " less ".join(statistics.judge.columns)
+    if statistics.sections is not None:
+        names = ", ".join(statistics.sections.scores)
+        yield "sections", f"{statistics.sections.benchmark}: {names}"
 
 
 def _method_table(evaluation: Evaluation, statistics: Statistics) -> Table:
@@ -320,8 +361,10 @@ def _method_table(evaluation: Evaluation, statistics: Statistics) -> Table:
             ("largest log-prob accepted", f"{evaluation.max_logp:g} nats"),
             ("columns", ", ".join(columns)),
             ("subsets by", ", ".join(by) or "nothing"),
+            *_asked(statistics),
             ("intervals from", statistics.clusters),
             ("level of intervals", tables.percent(statistics.level)),
+            *tables.origin_rows(evaluation.origin),
             ("versions", ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)),
         ]
     )

@@ -8,7 +8,10 @@ from typing import Any, Final, TypeVar
 
 import polars as pl
 
+from dpo_pipeline.columns import OF_SUBSET, SHOWN
+from dpo_pipeline.plan import Origin
 from dpo_pipeline.statistics import as_written, count, number, p_value
+from dpo_pipeline.tables import escaped
 
 T = TypeVar("T")
 Writer = Callable[[Any], str]
@@ -30,14 +33,19 @@ def all_as(how: T, **titles: str) -> dict[str, tuple[str, T]]:
     return {name: (title, how) for name, title in titles.items()}
 
 
+def as_text(value: Any) -> str:
+    """Return a text of the dataset; what a reader cannot see is written out."""
+    return escaped(as_written(value))
+
+
 P_VALUES: Final = all_as(p_value, p_value="p", p_holm="p (Holm)", p_benjamini_hochberg="p (BH)")
 WORDS_OF_P_VALUES: Final = (
     "Holm keeps the chance of any false alarm among the subsets, BH (Benjamini and Hochberg) the "
     "share of false alarms."
 )
 RELIABILITY: Final[Mapping[str, str]] = {
-    "confidence": "claimed",
-    "accuracy": "found",
+    "confidence": "confidence",
+    "accuracy": "accuracy",
     "accuracy_low": "from",
     "accuracy_high": "to",
 }
@@ -45,6 +53,8 @@ RELIABILITY: Final[Mapping[str, str]] = {
 SHARES: Final = frozenset({"reward_accuracy", "reward_accuracy_half", "tie_rate"})
 """Figures that are written in per cent."""
 
+_FOLDED_FROM: Final = 120
+"""Characters of a text from which it is folded."""
 _LONG: Final = 40
 """Rows from which a table scrolls by itself."""
 
@@ -59,7 +69,12 @@ class Column:
     @property
     def kind(self) -> str:
         """The CSS class of its cells: numbers stand right and sort by size."""
-        return "words" if self.write is None else "number"
+        return "words" if self.write in {None, as_text} else "number"
+
+    def begin(self, value: Any) -> str:
+        """Return the beginning of a text that is folded; empty if it is not."""
+        text = self.text(value) if self.write is as_text else ""
+        return text[: _FOLDED_FROM // 2] if len(text) > _FOLDED_FROM else ""
 
     def text(self, value: Any) -> str:
         """Return the text of a cell."""
@@ -93,6 +108,14 @@ class Table:
         return len(self.rows) > _LONG
 
 
+def origin_rows(origin: Origin | None) -> list[tuple[str, str]]:
+    """Return where a result came from, as rows of `facts`."""
+    if origin is None:
+        return []
+    rows = [("command line", origin.command), ("fingerprint of the data", origin.fingerprint)]
+    return [row for row in rows if row[1]]
+
+
 def facts(rows: Sequence[tuple[str, str]]) -> Table:
     """Return a table of names and what they are."""
     return Table(columns=(Column(""), Column("")), rows=rows)
@@ -110,6 +133,16 @@ def crossed(
 def writer_of(dtype: pl.DataType) -> Writer | None:
     """Return how values of the dataset are written: numbers as they are, for they may be names."""
     return as_written if dtype.is_numeric() else None
+
+
+def shown_columns(frame: pl.DataFrame) -> dict[str, tuple[str, Writer | None]]:
+    """Return the columns of text that were asked for, without what a reader cannot see."""
+    return {
+        name: (name.removeprefix(prefix), as_text)
+        for prefix in (OF_SUBSET, SHOWN)
+        for name in frame.columns
+        if name.startswith(prefix)
+    }
 
 
 def table_of(

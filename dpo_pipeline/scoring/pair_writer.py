@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import polars as pl
 
@@ -24,6 +24,11 @@ from dpo_pipeline.losses import CheckedObjective, with_scores
 from dpo_pipeline.sources import Dataset, Part
 from dpo_pipeline.storage import PART_KEY, GrowingFile, Out, Target, reading
 
+_POLARS_NAME: Final[Mapping[str, Literal["zstd", "snappy", "uncompressed"]]] = {
+    "zstd": "zstd",
+    "snappy": "snappy",
+    "none": "uncompressed",
+}
 _Output: TypeAlias = Callable[[pl.LazyFrame, int], pl.LazyFrame]
 """From scored pairs and the row of the first of them in its file to the output."""
 
@@ -47,7 +52,7 @@ class PairWriter:
     """Writes the outputs of a run: each file by one plan with one sink, or by plans in turn.
 
     `names` are the input columns that are kept, `n_valid` the valid pairs of the whole dataset,
-    and `facts` the metadata of the files.
+    and `facts` and `compression` the metadata and the codec of the files.
     """
 
     dataset: Dataset
@@ -58,6 +63,7 @@ class PairWriter:
     watch: Watch
     n_valid: int
     facts: Mapping[str, str]
+    compression: str
 
     def scored(self, task: PartTask) -> Iterator[int]:
         """Write the valid pairs with their scores; yield how many."""
@@ -95,6 +101,7 @@ class PairWriter:
                     facts,
                     rows_per_group=OUTPUT_ROWS_PER_GROUP,
                     filesystem=out.filesystem,
+                    compression=self.compression,
                 )
                 # The rows of one plan are in memory at a time.
                 with reading(source), file:
@@ -105,7 +112,7 @@ class PairWriter:
                 plan = output(with_scores(pairs, self.objective), part.begin)
                 # Rows that come from no Parquet file may be wide.
                 row_bytes = WIDE_ROW_BYTES if part.file is None else part.file.row_bytes
-                _sink(plan, out, facts, row_bytes=row_bytes)
+                _sink(plan, out, facts, row_bytes=row_bytes, compression=self.compression)
 
         return task.target.write(sink, source)
 
@@ -137,7 +144,9 @@ def part_tasks(
     ]
 
 
-def _sink(plan: pl.LazyFrame, out: Out, facts: dict[str, str], *, row_bytes: int) -> None:
+def _sink(
+    plan: pl.LazyFrame, out: Out, facts: dict[str, str], *, row_bytes: int, compression: str
+) -> None:
     is_wide = row_bytes >= WIDE_ROW_BYTES
     chunk = max(SINK_CHUNK_BYTES // row_bytes, 1) if is_wide else SINK_CHUNK_ROWS
     # Polars cuts pages of nested columns by its input chunks: let it cut none.
@@ -147,7 +156,8 @@ def _sink(plan: pl.LazyFrame, out: Out, facts: dict[str, str], *, row_bytes: int
         plan.sink_parquet(
             out.target,
             metadata=facts,
-            compression_level=ZSTD_LEVEL,
+            compression=_POLARS_NAME[compression],
+            compression_level=ZSTD_LEVEL if compression == "zstd" else None,
             row_group_size=WIDE_ROWS_PER_GROUP if is_wide else OUTPUT_ROWS_PER_GROUP,
             data_page_size=2**30 if nested else None,
             engine="streaming",

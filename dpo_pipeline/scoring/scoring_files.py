@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dpo_pipeline.arguments import checked_names, given
+from dpo_pipeline.arguments import checked_names, given, split_names
 from dpo_pipeline.columns import INVALID, OF_INPUT, SCORED
 from dpo_pipeline.contract import Binding, RuleSet
 from dpo_pipeline.defaults import LOSS_NAME, ON_INVALID_JOB
@@ -37,12 +37,13 @@ from dpo_pipeline.sources import Dataset, checked_parquet_name, publication_of
 from dpo_pipeline.storage import is_address
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ScorePlan(Plan[Evaluation]):
     """The plan of `score_parquet`.
 
-    Scored pairs go to `sink` and keep the columns `carried`. Invalid pairs go to `invalid`, if they
-    are quarantined. `options` are the groups of options, under the parameters of the call.
+    Scored pairs go to `sink` in `compression` and keep the columns `carried`. Invalid pairs go to
+    `invalid`, if they are quarantined. `options` are the groups of options, under the parameters
+    of the call.
     """
 
     measurement: Measurement
@@ -50,6 +51,7 @@ class ScorePlan(Plan[Evaluation]):
     sink: str | os.PathLike[str]
     invalid: str | os.PathLike[str] | None
     carried: tuple[str, ...]
+    compression: str
     options: Mapping[str, Any]
     outputs: tuple[Output, ...]
 
@@ -78,6 +80,7 @@ class ScorePlan(Plan[Evaluation]):
             watch=watch,
             n_valid=n_valid,
             facts=run_facts(made.binding, objective),
+            compression=self.compression,
         )
 
     def run(self) -> Evaluation:
@@ -186,6 +189,7 @@ def score_parquet(
     subsets, sizes, kept = given(Subsets, by), given(Batches, batches), given(Scored, scored)
     objective = groups.objective
     dataset = groups.opened(again=True)
+    subsets = subsets.within(dataset.columns)
     reference_source = None if groups.reference is None else groups.reference.source
     for source in (groups.pairs.source, reference_source):
         check_outside(source, (sink, apart, sizes.file))
@@ -211,6 +215,7 @@ def score_parquet(
         sink=sink,
         invalid=apart,
         carried=tuple(carried),
+        compression=kept.compression,
         options=groups.as_given(by=subsets, batches=sizes, scored=kept),
         outputs=(*checked, publication.check(sink, parts.relatives)),
     )
@@ -270,7 +275,7 @@ def carried_columns(
             "scored pairs carry all columns: name those to keep, in Scored(keep=[...]) or --keep"
         )
         return names
-    wanted = checked_names("keep", keep)
+    wanted = split_names(checked_names("keep", keep), binding.columns)
     for name in wanted:
         if name not in binding.columns:
             raise UsageError(

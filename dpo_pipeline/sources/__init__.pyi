@@ -1,4 +1,3 @@
-from .converting import convert as convert
 from .dataset import (
     Dataset as Dataset,
     Part as Part,
@@ -13,15 +12,26 @@ from .formats import (
     guess as guess,
 )
 from .joining import (
-    KEY as KEY,
-    Counts as Counts,
-    checked_on as checked_on,
-    count_keys as count_keys,
     join_reference as join_reference,
-    joined as joined,
-    key_of as key_of,
     open_reference as open_reference,
     reference_columns_of as reference_columns_of,
     with_reference as with_reference,
 )
-from .opening import format_of as format_of, open_pairs as open_pairs, read as read
+from .keys import (
+    KEY as KEY,
+    Counts as Counts,
+    OutOfStep as OutOfStep,
+    Partitions as Partitions,
+    checked_on as checked_on,
+    count_keys as count_keys,
+    in_step as in_step,
+    joined as joined,
+    key_of as key_of,
+)
+from .opening import (
+    convert as convert,
+    format_of as format_of,
+    open_pairs as open_pairs,
+    open_texts as open_texts,
+    read as read,
+)

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby, pairwise
+from operator import attrgetter
 from typing import Any, Final, TypeAlias
 from urllib.parse import unquote
 
 import polars as pl
 
-from dpo_pipeline.columns import Needs, did_you_mean, resolve
+from dpo_pipeline.columns import SHOWN, Needs, did_you_mean, resolve
 from dpo_pipeline.defaults import (
     MAX_FILE_ROWS,
     OWN_FOOTERS,
@@ -22,7 +23,7 @@ from dpo_pipeline.defaults import (
     REQUESTS_AT_A_TIME,
     SHARD_ROWS,
 )
-from dpo_pipeline.errors import ColumnError, DataWarning, StorageError
+from dpo_pipeline.errors import ColumnError, DataWarning, StorageError, UsageError
 from dpo_pipeline.options import Outputs
 from dpo_pipeline.sources.common_schema import (
     WIDENING,
@@ -163,12 +164,16 @@ class Shard:
     rows: int | None
 
 
-Step: TypeAlias = Callable[[pl.LazyFrame], pl.LazyFrame]
-"""What is done to rows of a dataset that were read."""
+Step: TypeAlias = Callable[[pl.LazyFrame, int, int | None], pl.LazyFrame]
+"""What is done to rows of a dataset that were read, from the number of the first and how many."""
 
 
-def _as_they_are(rows: pl.LazyFrame) -> pl.LazyFrame:
+def _as_they_are(rows: pl.LazyFrame, first: int, n: int | None) -> pl.LazyFrame:  # noqa: ARG001
     return rows
+
+
+def _always() -> bool:
+    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +194,9 @@ class Dataset:
     reference: Dataset | None = None  # what the step reads, if it reads a dataset
     own_notes: tuple[str, ...] = ()  # what is to be said about the source, a sentence each
     compare_keys: Callable[[], None] | None = None  # raises if keys do not match the reference's
+    before: pl.LazyFrame | None = None  # the rows before the step, if it depends on their keys
+    can_cut: Callable[[], bool] = _always  # whether the step can be done shard by shard
+    keeps_order: bool = True  # whether each reading gives the rows in the same order
     unread: Mapping[str, str] = field(default_factory=dict)  # columns that cannot be read, and why
     in_batches: Callable[[list[str]], pl.LazyFrame] | None = None  # scans what Polars cannot open
     cuts: tuple[int, ...] = ()  # further rows that a shard begins with
@@ -212,6 +220,11 @@ class Dataset:
         if name in self.unread:
             return f"{name!r} cannot be read: {self.unread[name]}"
         return f"{name!r} is not a column{did_you_mean(name, columns)}"
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of its columns."""
+        return self.frame.collect_schema().names()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -251,6 +264,11 @@ class Dataset:
         return self.step is not _as_they_are
 
     @property
+    def whole(self) -> pl.LazyFrame:
+        """All rows, as a plan, once the keys are compared."""
+        return self.frame if self.before is None else self.step(self.before, 0, self.rows)
+
+    @property
     def rows(self) -> int | None:
         """Rows in the footers; None for a frame."""
         return sum(file.rows for file in self.files) if self.files else None
@@ -263,10 +281,11 @@ class Dataset:
     def scan(self, part: Part) -> pl.LazyFrame:
         """Scan the rows of a part."""
         if part.file is None:
-            return self.frame
+            return self.whole
         frame = self.scan_files([part.file])
         is_whole = part.rows == part.file.rows
-        return self.step(frame if is_whole else frame.slice(part.begin, part.rows))
+        rows = frame if is_whole else frame.slice(part.begin, part.rows)
+        return self.step(rows, part.first_row, part.rows)
 
     def parts(self, rows: int | None) -> list[Part]:
         """Cut the files into what makes one output file each; None cuts none."""
@@ -289,43 +308,66 @@ class Dataset:
             scans.append(scan.with_columns(named) if named else scan)
         return pl.concat(scans) if len(scans) > 1 else scans[0]
 
-    def shards(self, rows: int = SHARD_ROWS) -> Iterator[Shard]:
-        """Cut the dataset into runs of at most `rows` rows; a frame is one shard.
+    def ranges(self, rows: int = SHARD_ROWS) -> Iterator[tuple[int, int | None]]:
+        """Yield the first row of each shard and how many of at most `rows` it has.
 
         The cuts lie at multiples of `rows` of the whole dataset, wherever files end, and at
-        `cuts`. With a reference all rows are one shard, as each shard would join the whole
-        reference again.
+        `cuts`. All rows are one shard if each shard would join the whole reference again. A frame
+        is one shard of unknown length.
         """
         if not self.files:
-            yield self.shard(0, None)
+            yield 0, None
             return
-        if self.has_step:
-            rows = max(self.rows or 0, 1)
         end = max(self.rows or 0, 1)
-        starts = sorted({*range(0, end, rows), *(cut for cut in self.cuts if cut < end)})
+        step = rows if self.can_cut() else end
+        starts = sorted({*range(0, end, step), *(cut for cut in self.cuts if cut < end)})
         for first, following in pairwise([*starts, end]):
-            yield self.shard(first, following - first)
+            yield first, min(following, self.rows or 0) - first
+
+    def rows_of(self, rows: Sequence[int], names: Sequence[str]) -> pl.DataFrame:
+        """Read columns of the rows with these numbers, and no more of them than it must."""
+        if self.files and not self.has_step:
+            parts = [self.shard(row, 1).frame.select(names) for row in rows]
+            found = pl.concat(pl.collect_all(parts))
+        else:
+            number = "__dpo_pipeline_row"
+            frame = self.frame.select(names).with_row_index(number)
+            few = frame.filter(pl.col(number).is_in(list(rows))).collect(engine="streaming")
+            places = pl.DataFrame({number: rows}, schema={number: few.schema[number]})
+            found = places.join(few, on=number, how="left", maintain_order="left").drop(number)
+        return found.select(pl.Series("row", rows, dtype=pl.UInt64), pl.all().name.prefix(SHOWN))
+
+    def check_shown(self, names: Sequence[str]) -> None:
+        """Raise a UsageError unless these are columns."""
+        there = self.frame.collect_schema().names() if names else []
+        for name in names:
+            if name not in there:
+                raise UsageError(f"show: {self.no_column(name, there)}")
+
+    def shards(self, rows: int = SHARD_ROWS) -> Iterator[Shard]:
+        """Yield the shards of `ranges`."""
+        for first, n in self.ranges(rows):
+            yield self.shard(first, n)
 
     def shard(self, first: int, rows: int | None) -> Shard:
         """Return the rows from number `first` on, at most `rows` of them; None for a frame."""
         if rows is None:
-            return Shard(frame=self.frame, first_row=0, rows=None)
+            return Shard(frame=self.whole, first_row=0, rows=None)
         files = [file for file in self.files if file.rows] or self.files[:1]
         last = min(first + rows, self.rows or 0)
-        begin = bisect_right(files, first, key=_first_row) - 1
-        inside = files[begin : bisect_left(files, max(last, 1), key=_first_row)]
+        row = attrgetter("first_row")
+        begin = bisect_right(files, first, key=row) - 1
+        inside = files[begin : bisect_left(files, max(last, 1), key=row)]
         frame = self.scan_files(inside)
         skip = first - inside[0].first_row
         whole = skip == 0 and sum(file.rows for file in inside) == last - first
         return Shard(
-            frame=self.step(frame if whole else frame.slice(skip, last - first)),
+            frame=self.step(
+                frame if whole else frame.slice(skip, last - first), first, last - first
+            ),
             first_row=first,
             rows=last - first,
         )
-
-
-def _first_row(file: PairFile) -> int:
-    return file.first_row
 
 
 def open_dataset(

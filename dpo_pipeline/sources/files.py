@@ -25,11 +25,7 @@ import polars as pl
 
 from dpo_pipeline.defaults import OFFENDERS_SHOWN, PARQUET_ENDINGS
 from dpo_pipeline.errors import StorageError
-from dpo_pipeline.sources.formats import (
-    NDJSON_ENDING,
-    looks_like_data,
-    without_parquet,
-)
+from dpo_pipeline.sources.formats import NDJSON_ENDING, looks_like_data, without_parquet
 from dpo_pipeline.storage import LOCAL, Access, identity, is_address, reading
 
 SourcePath: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -139,6 +135,15 @@ def _is_hidden(name: str, *, is_folder: bool) -> bool:
     return name.startswith(".") or (name.startswith("_") and not (is_folder and "=" in name))
 
 
+def _nearly(pattern: str) -> Callable[[str], bool] | None:
+    """Return what tells data whose name fits a pattern but for the ending, or for its case."""
+    stem, dot, ending = pattern.rpartition(".")
+    if not dot or not glob.has_magic(stem) or glob.has_magic(ending):
+        return None
+    fits = re.compile(fnmatch.translate(f"{stem}.*"), re.IGNORECASE).match
+    return lambda name: bool(fits(name)) and looks_like_data(name, with_json=False)
+
+
 def _some(names: Sequence[str]) -> str:
     more = f", and {len(names) - OFFENDERS_SHOWN:,} more" if len(names) > OFFENDERS_SHOWN else ""
     return ", ".join(names[:OFFENDERS_SHOWN]) + more
@@ -168,7 +173,7 @@ class _Finder:
 
     def notes(self, root: str | None) -> Iterator[str]:
         """Say what is there and is not read."""
-        out = [below(path, root) for path in sorted(self.left_out)]
+        out = [below(path, root) for path in sorted(self.left_out - {*self.paths})]
         if out:
             are = " looks like data and is" if len(out) == 1 else "s look like data and are"
             yield f"{len(out):,} file{are} left out: {_some(out)}"
@@ -281,6 +286,7 @@ class _Paths(_Finder):
         if part == "**" and rest:
             self._match(folder, rest, take)
         fits = re.compile(fnmatch.translate("*" if part == "**" else part)).match
+        nearly = _nearly(part) if not rest else None
         for entry, is_folder in _inside(folder):
             path = os.path.join("" if folder == os.curdir else folder, entry.name)
             if entry.name[0] != part[0] and _is_hidden(entry.name, is_folder=is_folder):
@@ -293,6 +299,8 @@ class _Paths(_Finder):
             elif not rest and not (is_folder and part == "**") and fits(entry.name):
                 step = partial(take, path)
             else:
+                if not is_folder and nearly is not None and nearly(entry.name):
+                    self.left_out.add(path)
                 continue
             if entry.is_symlink():
                 self._links.append(step)
@@ -326,10 +334,14 @@ def files_below(path: str) -> Iterator[str]:
 def _lake_table(folder: Path) -> LakeTable | None:
     for marker, system in _MARKERS.items():
         with suppress(OSError):
-            inside = os.listdir(folder / marker)
-            if system != ICEBERG or any(map(ICEBERG_FILE.fullmatch, inside)):
+            if _is_of(system, os.listdir(folder / marker)):
                 return LakeTable(system, os.fspath(folder))
     return None
+
+
+def _is_of(system: str, names: Iterable[str]) -> bool:
+    """Return whether files of these names in a system's folder are those of a table."""
+    return system != ICEBERG or any(map(ICEBERG_FILE.fullmatch, names))
 
 
 class _Objects(_Finder):
@@ -385,9 +397,7 @@ class _Objects(_Finder):
         for name in self._listed:
             path, _, inside = name.rpartition("/")
             path, _, marker = path.rpartition("/")
-            if marker in _MARKERS and (
-                _MARKERS[marker] != ICEBERG or ICEBERG_FILE.fullmatch(inside)
-            ):
+            if marker in _MARKERS and _is_of(_MARKERS[marker], [inside]):
                 return LakeTable(_MARKERS[marker], path)
         for root in filter(self.access.is_known, dict.fromkeys(self.roots)):
             scheme, _, place = root.partition("://")
@@ -404,15 +414,10 @@ class _Objects(_Finder):
         store, _ = self.access.filesystem(f"{scheme}://{folder}")
         with suppress(OSError):  # who may read a folder need not see those above
             for info in store.get_file_info([f"{folder}/{marker}" for marker in _MARKERS]):
-                marker = info.base_name
-                if info.type == fs.FileType.Directory and (
-                    _MARKERS[marker] != ICEBERG
-                    or any(
-                        ICEBERG_FILE.fullmatch(each.base_name)
-                        for each in store.get_file_info(fs.FileSelector(info.path))
-                    )
-                ):
-                    return _MARKERS[marker]
+                if info.type == fs.FileType.Directory:
+                    inside = store.get_file_info(fs.FileSelector(info.path))
+                    if _is_of(_MARKERS[info.base_name], (each.base_name for each in inside)):
+                        return _MARKERS[info.base_name]
         return None
 
     def is_same(self, path: str, item: str) -> bool:

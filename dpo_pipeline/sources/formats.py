@@ -19,20 +19,15 @@ from dpo_pipeline.errors import UsageError
 class Format:
     """A format and what is to be known before one reads it.
 
-    Attributes:
-        endings: File names that end so are in this format and in no other.
-        may_end: File names that end so can be in this format.
-        reference_only: Whether it holds the reference's log-probs and never the policy's.
-        has_reference: Whether it can hold the reference's log-probs at all.
-        settings: Arguments of `evaluate` with which the figures are those of the tool.
+    `settings` are arguments of `evaluate` with which the figures are those of the tool.
     """
 
     name: str
     description: str
-    endings: tuple[str, ...] = ()
-    may_end: tuple[str, ...] = ()
-    reference_only: bool = False
-    has_reference: bool = True
+    endings: tuple[str, ...] = ()  # files whose names end so are in this format and in no other
+    may_end: tuple[str, ...] = ()  # files whose names end so can be in it
+    reference_only: bool = False  # whether it has the reference's log-probs, never the policy's
+    has_reference: bool = True  # whether it can have the reference's log-probs at all
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -57,9 +52,7 @@ def _text(*endings: str) -> tuple[str, ...]:
 _ROWS: Final = (
     Format(name=PARQUET, description="Parquet", endings=PARQUET_ENDINGS),
     Format(
-        name=NDJSON,
-        description="one JSON object a line",
-        endings=_text(NDJSON_ENDING, ".ndjson"),
+        name=NDJSON, description="one JSON object a line", endings=_text(NDJSON_ENDING, ".ndjson")
     ),
     Format(name=CSV, description="commas, with a header", endings=_text(".csv")),
     Format(

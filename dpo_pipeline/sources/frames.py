@@ -181,7 +181,8 @@ def as_lazy(pairs: Any, columns: Mapping[str, str] | None = None, *, again: bool
         elif {"__arrow_c_stream__", "__len__"} <= can or isinstance(pairs, Mapping):  # in memory
             frame = _in_memory(pairs)
         elif can & {"__arrow_c_stream__", "to_reader"}:
-            frame = _Once(pairs, all_columns=again).lazy()
+            # Of two streams that are read side by side, the reading may be broken off.
+            frame = _Once(pairs, all_columns=again, ahead=again).lazy()
         elif {"to_batches", "schema"} <= can:
             frame = _of_arrow_dataset(pairs)
         elif "to_polars" in can:  # datasets.Dataset has no Arrow stream of its own
@@ -201,9 +202,18 @@ _CAN: Final = ("__arrow_c_stream__", "__len__", "to_reader", "to_batches", "sche
 
 
 def _in_memory(pairs: Any) -> pl.LazyFrame:
-    if type(pairs).__module__.startswith("pyarrow"):
+    library = type(pairs).__module__.partition(".")[0]
+    if library == "pyarrow":
         _schema_of(pairs.schema)
-    return pl.DataFrame(pairs).lazy()
+    frame = pl.DataFrame(pairs)
+    if library == "pandas":
+        # Polars takes NaN of pandas for null, also where it was computed.
+        types = {n: pairs[n].dtype for n in frame.columns if n in pairs}
+        floats = [n for n, dtype in types.items() if getattr(dtype, "kind", "") == "f"]
+        frame = frame.with_columns(
+            pl.Series(n, pairs[n].to_numpy()) for n in floats if not hasattr(types[n], "na_value")
+        )
+    return frame.lazy()
 
 
 def _schema_of(arrow: Any) -> pl.Schema:
@@ -269,12 +279,12 @@ class _Once:
         """Return the rows."""
         import pyarrow as pa
 
-        if not self._ahead:
-            is_scanner = hasattr(self._stream, "to_reader")
-            made = self._stream.to_reader() if is_scanner else self._stream
-            self._stream = pa.RecordBatchReader.from_stream(made)
-            return lazily(_schema_of(self._stream.schema), self._parts)
-        return lazily(self._stream.limit(0).pl().schema, self._parts)
+        if hasattr(self._stream, "limit"):  # a relation of DuckDB, whose query is not run yet
+            return lazily(self._stream.limit(0).pl().schema, self._parts)
+        is_scanner = hasattr(self._stream, "to_reader")
+        made = self._stream.to_reader() if is_scanner else self._stream
+        self._stream = pa.RecordBatchReader.from_stream(made)
+        return lazily(_schema_of(self._stream.schema), self._parts)
 
     def _parts(self, names: list[str], _n_rows: int | None) -> Iterator[pl.DataFrame]:
         if self._ahead:
@@ -308,11 +318,7 @@ class _Once:
         advice = "write it to Parquet first, or give a pyarrow Table or Dataset"
         if self._kept is None:
             raise StorageError(self._name, f"can be read once, and was read in part: {advice}")
-        with (
-            reading(self._kept),
-            pa.OSFile(self._kept) as file,
-            pa.ipc.open_stream(file) as rows,
-        ):
+        with reading(self._kept), pa.OSFile(self._kept) as file, pa.ipc.open_stream(file) as rows:
             missing = [name for name in names if name not in rows.schema.names]
             if missing:
                 problem = f"can be read once, and {', '.join(missing)} was not asked for then"
@@ -349,11 +355,8 @@ def lake_rows(table: LakeTable, access: Access) -> Rows:
 
 def _current_metadata(folder: str) -> tuple[str, tuple[str, ...]]:
     """Return the file that describes an Iceberg table now, and what is to be said about it."""
-    versions: dict[str, int] = {}
-    for name in os.listdir(folder):
-        match = ICEBERG_FILE.fullmatch(name)
-        if match is not None:
-            versions[name] = int(match["version"] or -1)
+    found = filter(None, map(ICEBERG_FILE.fullmatch, os.listdir(folder)))
+    versions = {match[0]: int(match["version"] or -1) for match in found}
     hint = os.path.join(folder, "version-hint.text")
     newest = max(versions.values())
     if os.path.exists(hint):
@@ -362,8 +365,8 @@ def _current_metadata(folder: str) -> tuple[str, tuple[str, ...]]:
         newest = int(text) if text.isdigit() else versions.get(text, newest)
     named = [name for name, version in versions.items() if version == newest]
     if len(named) != 1:
-        found = f"{len(named)} files of version {newest}"
-        raise StorageError(folder, f"has {found}: give pl.scan_iceberg(...) of the right one")
+        several = f"{len(named)} files of version {newest}"
+        raise StorageError(folder, f"has {several}: give pl.scan_iceberg(...) of the right one")
     note = f"read as of {named[0]}, the newest in the folder; a catalog may have another"
     return os.path.join(folder, named[0]), () if os.path.exists(hint) else (note,)
 

@@ -1,10 +1,9 @@
-"""Tables joined by a key: the reference's log-probs beside the policy's, or several policies."""
+"""The reference's log-probs beside the policy's, from a table of their own, by a key."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from threading import Event
 from typing import Any, Final
 
@@ -13,153 +12,41 @@ import polars as pl
 from dpo_pipeline.arguments import given
 from dpo_pipeline.columns import (
     COUNT_ROLES,
+    ELSEWHERE,
     MAPPING,
     PAIR_ID,
     REF_CHOSEN,
     REF_REJECTED,
     TOKENS_OF,
     Resolution,
-    did_you_mean,
     resolve,
 )
-from dpo_pipeline.defaults import OFFENDERS_SHOWN
-from dpo_pipeline.errors import ColumnError, JoinError, UsageError
+from dpo_pipeline.defaults import STATISTICS_ROWS
+from dpo_pipeline.engine import Watch
+from dpo_pipeline.errors import ColumnError, UsageError
 from dpo_pipeline.options import Execution, Pairs, Reference
-from dpo_pipeline.sources.dataset import Dataset
+from dpo_pipeline.sources.dataset import Dataset, Step
+from dpo_pipeline.sources.keys import (
+    KEY,
+    OrderedRows,
+    OutOfStep,
+    Partitions,
+    checked_on,
+    count_keys,
+    in_step,
+    joined,
+    key_of,
+    no_key,
+)
 from dpo_pipeline.sources.opening import open_pairs
 from dpo_pipeline.sources.trainer_files import LENGTHS
 from dpo_pipeline.storage import Access, reading
 
-KEY: Final = "__dpo_pipeline_key"
-"""The name of the key in tables that are joined, of the same type in all of them."""
-
-_ROWS: Final = "__dpo_pipeline_rows_"
+_ROW: Final = "__dpo_pipeline_row"
 _OURS: Final = ("__dpo_pipeline_chosen_tokens", "__dpo_pipeline_rejected_tokens")
+_OTHER: Final = "__dpo_pipeline_other_key"
 _REFERENCE: Final = (REF_CHOSEN.name, REF_REJECTED.name)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
-    """Rows of each table, rows of the first two whose key the other lacks, and keys of both."""
-
-    rows: tuple[int, ...]
-    alone: tuple[int, ...]
-    common: int
-
-
-def checked_on(on: object) -> str:
-    """Return the name of the key."""
-    if not isinstance(on, str) or on == "*" or (on.startswith("^") and on.endswith("$")):
-        raise UsageError(f"on must be the name of a column, and no pattern, found {on!r}")
-    return on
-
-
-def key_of(on: str, schemas: Mapping[str, pl.Schema]) -> pl.Expr:
-    """Return the key as an expression that gives the same type in every table.
-
-    Integers of any width are compared as Int128, which holds all of them; an integer and a text as
-    text: 7 is '7' and not '07'; categories as text. `schemas` are the tables' columns by name.
-    """
-    for name, schema in schemas.items():
-        if on not in schema:
-            raise ColumnError(name, (_no_key(on, schema),))
-        if schema[on].is_nested():
-            raise ColumnError(name, (f"{on}: a key must be a plain value, found {schema[on]}",))
-    first = next(iter(schemas))
-    for name, schema in schemas.items():
-        both = {_compared_as(schema[on]), _compared_as(schemas[first][on])}
-        if len(both) > 1 and both != {pl.Int128(), pl.String()}:
-            problem = f"{on}: it is {schema[on]} here and {schemas[first][on]} in {first}"
-            raise ColumnError(name, (f"{problem}; convert one",))
-    types = {schema[on] for schema in schemas.values()}
-    compared = {_compared_as(dtype) for dtype in types}
-    if len(types) == 1 and (types == compared or next(iter(types)).is_integer()):
-        return pl.col(on)
-    return pl.col(on).cast(pl.String() if pl.String() in compared else compared.pop())
-
-
-def count_keys(on: str, keys: Mapping[str, pl.LazyFrame], *, must_match: bool = False) -> Counts:
-    """Read the keys of two tables, and of a third that must have all that they share.
-
-    All tables are read in one pass. Memory grows with the number of keys.
-
-    Args:
-        on: What errors call the key.
-        keys: Name of each table to its keys, as a frame with the one column `KEY`.
-        must_match: Whether a key that only one of the first two tables has is a fault.
-    """
-    names = list(keys)
-    columns = [f"{_ROWS}{i}" for i in range(len(names))]
-    marked = [
-        frame.with_columns(pl.lit(int(i == j), pl.Int64).alias(c) for j, c in enumerate(columns))
-        for i, frame in enumerate(keys.values())
-    ]
-    counted = pl.concat(marked).group_by(KEY).agg(pl.col(columns).sum())
-    here = [pl.col(column) for column in columns]
-    is_null = pl.col(KEY).is_null()
-    shared = ~is_null & (here[0] > 0) & (here[1] > 0)
-    faults: dict[str, tuple[pl.Expr, pl.Expr]] = {}
-    for name, rows in zip(names, here, strict=True):
-        faults[f"null in {name}"] = (is_null & (rows > 0), rows)
-    for name, rows in zip(names, here, strict=True):
-        faults[f"more than once in {name}"] = (~is_null & (rows > 1), rows)
-    for name, rows in zip(names[2:], here[2:], strict=True):
-        faults[f"in {names[0]} and {names[1]}, and not in {name}"] = (shared & (rows == 0), here[0])
-    alone = {
-        f"in {name} alone": (~is_null & (other == 0) & (own > 0), own)
-        for name, own, other in zip(names[:2], here[:2], here[1::-1], strict=True)
-    }
-    found = (
-        counted.select(
-            *(rows.sum().alias(column) for rows, column in zip(here, columns, strict=True)),
-            shared.sum().cast(pl.Int64).alias("common"),
-            *(
-                # A filter here would hold the keys for each sum.
-                pl.when(where).then(rows).otherwise(0).sum().alias(what)
-                for what, (where, rows) in (faults | alone).items()
-            ),
-        )
-        .collect(engine="streaming")
-        .row(0, named=True)
-    )
-    rows_of = {name: found[column] for name, column in zip(names, columns, strict=True)}
-    if must_match or (not found["common"] and all(rows_of[name] for name in names[:2])):
-        faults |= alone
-    broken = [what for what in faults if found[what]]
-    if broken:
-        raise JoinError(
-            on=on,
-            rows=rows_of,
-            faults={what: (found[what], _first(counted, faults[what][0])) for what in broken},
-        )
-    return Counts(
-        rows=tuple(rows_of.values()),
-        alone=tuple(found[what] for what in alone),
-        common=found["common"],
-    )
-
-
-def joined(tables: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
-    """Return the rows whose `KEY` all tables have, in no order, as a plan."""
-    return reduce(lambda left, right: left.join(right, on=KEY, how="inner"), tables)
-
-
-def _first(counted: pl.LazyFrame, where: pl.Expr) -> tuple[object, ...]:
-    some = counted.filter(where).select(pl.col(KEY).bottom_k(OFFENDERS_SHOWN).sort())
-    return tuple(some.collect(engine="streaming").to_series().to_list())
-
-
-def _compared_as(dtype: pl.DataType) -> pl.DataType:
-    if dtype.is_integer():
-        return pl.Int128()
-    return pl.String() if dtype in (pl.Categorical, pl.Enum) else dtype
-
-
-def _no_key(on: str, columns: pl.Schema) -> str:
-    return (
-        f"{on}: missing{did_you_mean(on, columns)}, and pairs are joined by it (on=, --on); "
-        f"the columns are {', '.join(columns)}"
-    )
+_OF_REFERENCE: Final = "Reference(columns={role: name}), or --reference-column role=name"
 
 
 def join_reference(
@@ -197,6 +84,8 @@ def join_reference(
     run = given(Execution, execution)
     access = Access.of(run)
     left = open_pairs(source, access=access, keys=[other.on], name="policy", cancel=run.cancel)
+    # The join is lazy, so that the caller's plan finds each row's own, whatever changed meanwhile.
+    left = replace(left, keeps_order=False)
     dataset = with_reference(left, other, columns=source.columns, access=access, cancel=run.cancel)
     dataset.refuse_unread("a join carries all columns: evaluate(..., reference=) skips these")
     dataset.check_keys()
@@ -211,11 +100,12 @@ def with_reference(
     columns: Mapping[str, str] | None,
     access: Access,
     cancel: Event | None = None,
+    by_shard: bool = False,
 ) -> Dataset:
     """Return the policy's dataset, whose rows get the reference's log-probs.
 
     No row is read: `check_keys` of the dataset reads and compares the keys. `columns` is role to
-    the policy's column.
+    the policy's column; `by_shard` says that shards are read by other processes.
     """
     on, other = checked_on(reference.on), open_reference(reference, access=access, cancel=cancel)
     if other.name == policy.name:
@@ -228,27 +118,144 @@ def with_reference(
     _check_joinable(other.name, on, right, taken.problems)
     _check_joinable(policy.name, on, left, _on_both_sides(left, columns, other.name))
     key = key_of(on, {other.name: right, policy.name: left}).alias(KEY)
-    found = other.frame.select(
-        key, *(pl.col(taken.mapping[name]).alias(name) for name in _REFERENCE)
-    )
-
-    def step(rows: pl.LazyFrame) -> pl.LazyFrame:
-        keyed = rows.with_columns(key)
-        return keyed.join(found, on=KEY, how="left", maintain_order="left").drop(KEY)
+    found = [pl.col(taken.mapping[name]).alias(name) for name in _REFERENCE]
+    beside = _Beside(policy, other, key, found, Watch(cancel=cancel))
 
     def compare_keys() -> None:
-        keys = {policy.name: policy.frame.select(key), other.name: found.select(KEY)}
-        with reading(" or ".join(keys)):
+        with reading(f"{policy.name} or {other.name}"):
             if on == PAIR_ID.name and LENGTHS[0] in right:
                 _prove_row_numbers(policy, other, key, columns)
-            count_keys(on, keys, must_match=True)
+            beside.compare_keys(on, orders=not by_shard)
 
-    joint = step(policy.frame)
-    return replace(policy, frame=joint, step=step, reference=other, compare_keys=compare_keys)
+    step: Step = _ByShard(other, key, tuple(found)) if by_shard else beside.step
+    return replace(
+        policy,
+        frame=step(policy.frame, 0, None),
+        before=None if by_shard else policy.frame,
+        step=step,
+        can_cut=(lambda: True) if by_shard else beside.can_cut,
+        reference=other,
+        compare_keys=compare_keys,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _ByShard:
+    """Puts the reference's log-probs beside the rows of one shard, in whatever process.
+
+    Where both tables have the same keys in these rows, they are read side by side. Otherwise the
+    whole reference is read, of which only the rows with keys of the shard are held.
+    """
+
+    reference: Dataset
+    key: pl.Expr
+    found: tuple[pl.Expr, ...]
+
+    def __call__(self, rows: pl.LazyFrame, first: int, n: int | None) -> pl.LazyFrame:
+        """Return the rows with the log-probs; keys are read for it if it is known how many."""
+        if n is not None and first + n <= (self.reference.rows or 0):
+            beside = self.reference.shard(first, n).frame
+            keys = pl.concat(
+                [rows.select(self.key), beside.select(self.key.alias(_OTHER))], how="horizontal"
+            )
+            is_same = pl.col(KEY).eq_missing(pl.col(_OTHER)).all()
+            if keys.select(is_same).collect(engine="streaming").item():
+                return pl.concat([rows, beside.select(self.found)], how="horizontal")
+        keyed = rows.with_columns(self.key)
+        found = self.reference.frame.select(self.key, *self.found)
+        held = found.join(keyed.select(KEY), on=KEY, how="semi")
+        return keyed.join(held, on=KEY, how="left", maintain_order="left").drop(KEY)
+
+
+class _Beside:
+    """Puts the reference's log-probs beside rows of the policy.
+
+    Tables that have the same keys in one order need no join. For others, the reference's rows are
+    brought into the order of the policy's once, when the keys are compared.
+    """
+
+    def __init__(
+        self,
+        policy: Dataset,
+        reference: Dataset,
+        key: pl.Expr,
+        found: Sequence[pl.Expr],
+        watch: Watch,
+    ) -> None:
+        self._policy, self._reference, self._key, self._found = policy, reference, key, found
+        self._watch = watch
+        self._ordered: Callable[[int, int | None], pl.LazyFrame] | None = None
+
+    def step(self, rows: pl.LazyFrame, first: int, n: int | None) -> pl.LazyFrame:
+        """Add the log-probs to rows of the policy, from the number of the first and how many."""
+        if self._ordered is not None:
+            return pl.concat([rows, self._ordered(first, n)], how="horizontal")
+        found = self._reference.frame.select(self._key, *self._found)
+        keyed = rows.with_columns(self._key)
+        return keyed.join(found, on=KEY, how="left", maintain_order="left").drop(KEY)
+
+    def can_cut(self) -> bool:
+        """Return whether the step can be done shard by shard, once the keys are compared."""
+        return self._ordered is not None
+
+    def compare_keys(self, on: str, *, orders: bool) -> None:
+        """Raise a JoinError if keys are null, twice, or on one side only."""
+        if not (self._policy.keeps_order and self._is_in_step()):
+            self._part(on, is_ordered=orders and self._policy.keeps_order)
+
+    def _is_in_step(self) -> bool:
+        policy, reference = self._policy, self._reference
+        if None not in (policy.rows, reference.rows) and policy.rows != reference.rows:
+            return False
+        # Only of Parquet some rows can be read again without those before them.
+        carried = [] if reference.files else self._found
+        ordered = OrderedRows()
+        tables = [policy.frame.select(self._key), reference.frame.select(self._key, *carried)]
+        try:
+            for rows in in_step(tables):
+                self._watch.check()
+                if carried:
+                    ordered.add(rows.drop(KEY))
+        except OutOfStep:
+            return False
+        if carried and not ordered.n_rows:
+            return False
+        self._ordered = ordered.rows if carried else self._of_files
+        return True
+
+    def _of_files(self, first: int, n: int | None) -> pl.LazyFrame:
+        if n == 0:
+            return self._reference.frame.limit(0).select(self._found)
+        n = self._reference.rows if n is None else n
+        return self._reference.shard(first, n).frame.select(self._found)
+
+    def _part(self, on: str, *, is_ordered: bool) -> None:
+        """Compare keys that are in another order, and bring the reference into the policy's."""
+        policy, reference = self._policy, self._reference
+        mine = policy.frame.select(self._key)
+        theirs = reference.frame.select(self._key, *(self._found if is_ordered else ()))
+        frames = {policy.name: mine.with_row_index(_ROW), reference.name: theirs}
+        with Partitions({name: each.collect_schema() for name, each in frames.items()}) as parts:
+            for name, frame in frames.items():
+                for rows in frame.collect_batches(maintain_order=False, chunk_size=STATISTICS_ROWS):
+                    self._watch.check()
+                    parts.add(name, rows)
+            count_keys(on, [*frames], parts, must_match=True)
+            if not is_ordered:  # the join is made by the plan that reads the rows
+                return
+            columns = pl.Schema({_ROW: pl.get_index_type(), **theirs.drop(KEY).collect_schema()})
+            ordered, by = OrderedRows(), pl.col(_ROW) // STATISTICS_ROWS
+            with Partitions({"": columns}, by=by) as in_order:
+                for part in parts:
+                    self._watch.check()
+                    in_order.add("", joined(part.values()).select(list(columns)))
+                for part in in_order:
+                    ordered.add(part[""].sort(_ROW).drop(_ROW))
+        self._ordered = ordered.rows
 
 
 def _check_joinable(name: str, on: str, columns: pl.Schema, problems: Iterable[str]) -> None:
-    faults = [*problems, *([] if on in columns else [_no_key(on, columns)])]
+    faults = [*problems, *([] if on in columns else [no_key(on, columns)])]
     if faults:
         raise ColumnError(name, tuple(faults))
 
@@ -310,7 +317,7 @@ def reference_columns_of(columns: pl.Schema, explicit: Mapping[str, str] | None)
     """Return the columns of a reference by role, with what is wrong with its log-probs."""
     found = resolve(columns.names(), explicit)
     problems = [
-        problem.replace(MAPPING, "Reference(columns={role: name}), or --reference-column role=name")
+        type(problem)(problem.replace(MAPPING, _OF_REFERENCE).replace(ELSEWHERE, ""))
         for problem in found.problems
         if problem.startswith(_REFERENCE)
     ]
@@ -322,7 +329,7 @@ def reference_columns_of(columns: pl.Schema, explicit: Mapping[str, str] | None)
     used = {found.mapping.get(name) for name in _REFERENCE}
     if len(used) == 1 and None not in used:
         problems.append(f"column {used.pop()!r} is mapped to {' and '.join(_REFERENCE)}")
-    return Resolution(mapping=found.mapping, problems=tuple(problems))
+    return replace(found, problems=tuple(problems))
 
 
 def _on_both_sides(

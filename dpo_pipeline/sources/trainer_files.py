@@ -34,10 +34,14 @@ from dpo_pipeline.sources.text_files import ndjson
 from dpo_pipeline.storage import reading
 
 _SIDES: Final = ("chosen", "rejected")
+INDEX: Final = "index"
+"""What open-instruct calls the number of a row, in its datasets and so of its cache."""
 LENGTHS: Final = tuple(f"__dpo_pipeline_{side}_length" for side in _SIDES)
 """Tokens of each completion, beside row numbers that stand for ids."""
 _STATE: Final = "state.json"
 """What save_to_disk leaves in a folder."""
+_SPLITS: Final = "dataset_dict.json"
+"""What it leaves in a folder of several."""
 
 
 def trl(source: SourcePath, columns: Mapping[str, str] | None = None) -> Rows:
@@ -48,7 +52,7 @@ def trl(source: SourcePath, columns: Mapping[str, str] | None = None) -> Rows:
     `LENGTHS` beside it let a join prove that no row was dropped.
     """
     name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the dataset"
-    rows = _trl_rows(source)
+    rows = saved(source)
     found = resolve(rows.frame.collect_schema().names(), columns)
     wanted = (REF_CHOSEN.name, REF_REJECTED.name)
     problems = [problem for problem in found.problems if problem.startswith(wanted)]
@@ -57,29 +61,30 @@ def trl(source: SourcePath, columns: Mapping[str, str] | None = None) -> Rows:
         raise ColumnError(name, (*problems, hint))
     if PAIR_ID.name in found.mapping:
         return rows
-    ids = [f"{side}_ids" for side in _SIDES]
-    columns_there = rows.frame.collect_schema()
-    lengths = [
-        pl.col(name).list.len().cast(pl.Int64)
-        if isinstance(columns_there.get(name), pl.List)
-        else pl.lit(None, dtype=pl.Int64)
-        for name in ids
-    ]
-    numbered = _numbered(rows.frame).with_columns(
-        length.alias(name) for length, name in zip(lengths, LENGTHS, strict=True)
-    )
-    return rows._replace(frame=numbered)
+    schema, lengths = rows.frame.collect_schema(), {}
+    for name, length in zip((f"{side}_ids" for side in _SIDES), LENGTHS, strict=True):
+        is_list = isinstance(schema.get(name), pl.List)
+        lengths[length] = (pl.col(name).list.len() if is_list else pl.lit(None)).cast(pl.Int64)
+    return rows._replace(frame=_numbered(rows.frame, PAIR_ID.name).with_columns(**lengths))
 
 
-def _numbered(frame: pl.LazyFrame) -> pl.LazyFrame:
-    return frame.with_row_index(PAIR_ID.name).with_columns(pl.col(PAIR_ID.name).cast(pl.Int64))
+def _numbered(frame: pl.LazyFrame, name: str) -> pl.LazyFrame:
+    return frame.with_row_index(name).with_columns(pl.col(name).cast(pl.Int64))
 
 
-def _trl_rows(source: SourcePath) -> Rows:
+def is_saved(source: Any) -> bool:
+    """Return whether a source is a folder that `save_to_disk` of `datasets` made."""
+    if not isinstance(source, (str, os.PathLike)):
+        return False
+    return any(os.path.exists(os.path.join(source, name)) for name in (_STATE, _SPLITS))
+
+
+def saved(source: SourcePath) -> Rows:
+    """Return the rows of a dataset that `datasets` keeps, or of Parquet."""
     if isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
         folder = os.fspath(source)
-        if os.path.exists(os.path.join(folder, "dataset_dict.json")):
-            splits = ", ".join(_listed(os.path.join(folder, "dataset_dict.json"), "splits"))
+        if os.path.exists(os.path.join(folder, _SPLITS)):
+            splits = ", ".join(_listed(os.path.join(folder, _SPLITS), "splits"))
             raise StorageError(folder, f"holds several splits ({splits}): name the folder of one")
         state = os.path.join(folder, _STATE)
         if os.path.exists(state):
@@ -99,11 +104,7 @@ def _trl_rows(source: SourcePath) -> Rows:
 
 
 def _listed(path: str, key: str, of_each: str | None = None) -> list[str]:
-    """Return the texts that a JSON document of save_to_disk lists under a key.
-
-    Raises:
-        StorageError: It is no such document.
-    """
+    """Return the texts that a JSON document of save_to_disk lists under a key."""
     with reading(path), open(path, "rb") as file:
         text = file.read()
     try:
@@ -201,10 +202,12 @@ def open_instruct(
     *,
     averaged: bool = False,
 ) -> Rows:
-    """Return open-instruct's cache of the reference's log-probs; `pair_id` is the row's index.
+    """Return open-instruct's cache of the reference's log-probs, with the `INDEX` of each row.
 
     It is the `.pt` file in `REFERENCE_LOGPROBS_CACHE_PATH`, `averaged` if it was made for a loss
-    that averages over tokens. An index that was not computed, -inf in the cache, has null.
+    that averages over tokens. The index is no `pair_id`: it names pairs of the dataset that the
+    cache was made for, and only where the policy's rows carry that column. One that was not
+    computed, -inf in the cache, has null.
     """
     if not isinstance(source, (str, os.PathLike)):
         raise UsageError("the cache of open-instruct is one file, found a list")
@@ -214,9 +217,8 @@ def open_instruct(
     try:
         torch: Any = import_module("torch")
     except ImportError as error:
-        raise UsageError(
-            f"{path}: reading open-instruct's cache needs torch: install it"
-        ) from error
+        problem = "reading open-instruct's cache needs torch: install it"
+        raise UsageError(f"{path}: {problem}") from error
     try:
         cache = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch raises on what it did not write
@@ -237,7 +239,7 @@ def open_instruct(
             f"the DPO loss takes sums. If averages are meant: format {OPEN_INSTRUCT_AVERAGED}"
         )
         raise ColumnError(path, (problem,))
-    return Rows(_numbered(pl.LazyFrame(logps)), files)
+    return Rows(_numbered(pl.LazyFrame(logps), INDEX), files)
 
 
 def _tensors(path: str, cache: Any) -> dict[str, list[float]]:

@@ -12,6 +12,7 @@ from .calibration import (
     LabelNoise as LabelNoise,
     best_beta as best_beta,
     calibration_error as calibration_error,
+    flip_rate as flip_rate,
     label_noise as label_noise,
     log_loss as log_loss,
     margins_of as margins_of,
@@ -21,11 +22,17 @@ from .distributions import (
     checked_probability as checked_probability,
     normal_quantile as normal_quantile,
 )
-from .hashing import cluster_hashes as cluster_hashes, hashed as hashed, mixed as mixed
+from .hashing import (
+    cluster_hashes as cluster_hashes,
+    hashed as hashed,
+    mixed as mixed,
+    with_hashes as with_hashes,
+)
 from .intervals import (
     CLUSTERED as CLUSTERED,
     STUDENT as STUDENT,
     Estimate as Estimate,
+    Interval as Interval,
     cut_to as cut_to,
     limit_columns as limit_columns,
     macro_mean as macro_mean,
@@ -33,14 +40,18 @@ from .intervals import (
     of_independent as of_independent,
     rate_of as rate_of,
     rate_of_clusters as rate_of_clusters,
+    rate_with_ties as rate_with_ties,
+    student_estimate as student_estimate,
     without_interval as without_interval,
 )
 from .resampling import bootstrap as bootstrap, delete_a_group as delete_a_group
 from .significance import (
     DifferenceTest as DifferenceTest,
+    Heterogeneity as Heterogeneity,
     adjusted_for_many as adjusted_for_many,
     agreeing as agreeing,
     fewest_that_reject as fewest_that_reject,
+    heterogeneity as heterogeneity,
     mcnemar_exact as mcnemar_exact,
     mcnemar_mid_p as mcnemar_mid_p,
     paired_difference as paired_difference,
@@ -52,6 +63,7 @@ from .significance import (
 )
 from .words import (
     DASH as DASH,
+    MINUS as MINUS,
     as_written as as_written,
     between as between,
     count as count,

@@ -20,14 +20,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
 from dpo_pipeline.defaults import CALIBRATION_BINS, CONFIDENCE_LEVEL, JACKKNIFE_FROM
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.exact import lower_edge
-from dpo_pipeline.losses import sigmoid, softplus
+from dpo_pipeline.exact import GROWTH, SCALE, lower_edge
+from dpo_pipeline.losses import sigmoid
 from dpo_pipeline.statistics.distributions import normal_upper, root_of_rising, t_quantile
 from dpo_pipeline.statistics.intervals import (
     Estimate,
@@ -35,6 +35,12 @@ from dpo_pipeline.statistics.intervals import (
     group_of_equal_mass,
     with_rate_limits,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
 
 DEBIASED: Final = "jackknife, debiased"
 
@@ -44,18 +50,34 @@ def margins_of(histogram: pl.DataFrame) -> pl.DataFrame:
 
     Bins may come in any order and repeatedly; null bins are the invalid pairs, and left out.
     """
-    # The middle of a bin is the lower edge of one that starts half a bin later.
-    return (
-        histogram.lazy()
-        .filter(pl.col("bin").is_not_null())
-        .group_by("bin")
-        .agg(n=pl.col("n_pairs").sum().cast(pl.Float64))
-        .filter(pl.col("n") > 0)
-        .sort("bin")
-        .select(margin=lower_edge(pl.col("bin") + 0.5), n="n")
-        .collect()
-        .rechunk()
-    )
+    margins, n = _margins(histogram)
+    return pl.DataFrame({"margin": margins, "n": n})
+
+
+def _margins(histogram: pl.DataFrame) -> tuple[Array, Array]:
+    """Return `margins_of` as arrays: a small query costs more than what it computes."""
+    import numpy as np
+
+    known = histogram.drop_nulls("bin") if histogram["bin"].null_count() else histogram
+    bins = known["bin"].cast(pl.Int64).to_numpy()
+    n = known["n_pairs"].cast(pl.Float64).to_numpy()
+    if not (np.diff(bins) > 0).all():
+        bins, places = np.unique(bins, return_inverse=True)
+        n = np.bincount(places, weights=n, minlength=bins.size)
+    return SCALE * np.sinh(bins[n > 0] * GROWTH), n[n > 0]
+
+
+def _sigmoid(x: Array) -> Array:
+    import numpy as np
+
+    small = np.exp(-np.abs(x))
+    return np.where(x >= 0.0, 1.0, small) / (1.0 + small)
+
+
+def _softplus(x: Array) -> Array:
+    import numpy as np
+
+    return np.maximum(x, 0.0) + np.log1p(np.exp(-np.abs(x)))
 
 
 _DEEP: Final = -40.0
@@ -81,24 +103,31 @@ def label_noise(histogram: pl.DataFrame) -> LabelNoise | None:
     spread of the rate from `delete_a_group`, and not this p-value. Margins must be those of the
     sigmoid loss. None without pairs.
     """
-    margins = margins_of(histogram)
-    if margins.is_empty():
+    margins, n = _margins(histogram)
+    if not margins.size:
         return None
-    n = int(margins["n"].sum())
-    rate = _flip_rate(margins)
-    ratio = max(0.0, 2.0 * float(margins.select(_gain(rate).sum()).item())) if rate > 0.0 else 0.0
+    rate = _flip_rate(margins, n)
+    ratio = max(0.0, 2.0 * _gain(margins, n, rate)) if rate > 0.0 else 0.0
     p_value = normal_upper(math.sqrt(ratio)) if ratio > 0.0 else 1.0
-    return LabelNoise(flip_rate=rate, likelihood_ratio=ratio, p_value=p_value, n=n)
+    return LabelNoise(flip_rate=rate, likelihood_ratio=ratio, p_value=p_value, n=int(n.sum()))
 
 
-def _flip_rate(margins: pl.DataFrame) -> float:
-    n, right, shift = pl.col("n"), sigmoid(pl.col("margin")), -(pl.col("margin") / 2.0).tanh()
+def flip_rate(histogram: pl.DataFrame) -> float | None:
+    """Return the rate of `label_noise` alone."""
+    margins, n = _margins(histogram)
+    return _flip_rate(margins, n) if margins.size else None
+
+
+def _flip_rate(margins: Array, n: Array) -> float:
+    import numpy as np
+
+    right, shift = _sigmoid(margins), -np.tanh(margins / 2.0)
 
     def falling(rate: float) -> tuple[float, float]:
         # Divided first, so that a margin far below 0 gives an infinity and not NaN.
-        term = shift / (right + rate * shift)
-        slope, curvature = margins.select((n * term).sum(), (n * term**2).sum().alias("c")).row(0)
-        return -slope, curvature
+        with np.errstate(divide="ignore", over="ignore"):
+            term = shift / (right + rate * shift)
+            return -float((n * term).sum()), float((n * term**2).sum())
 
     if falling(0.0)[0] >= 0.0:
         return 0.0
@@ -107,13 +136,15 @@ def _flip_rate(margins: pl.DataFrame) -> float:
     return root_of_rising(falling, 0.0, 0.5, start=0.1)
 
 
-def _gain(rate: float) -> pl.Expr:
-    """Return what a rate adds to the log-likelihood of each bin."""
-    margin = pl.col("margin")
-    right, shift = sigmoid(margin), -(margin / 2.0).tanh()
-    near = (rate * shift / right).log1p()
-    far = (right + rate * shift).log() - margin
-    return pl.col("n") * pl.when(margin > _DEEP).then(near).otherwise(far)
+def _gain(margins: Array, n: Array, rate: float) -> float:
+    """Return what a rate adds to the log-likelihood."""
+    import numpy as np
+
+    right, shift = _sigmoid(margins), -np.tanh(margins / 2.0)
+    with np.errstate(all="ignore"):  # of the one that is not taken
+        near = np.log1p(rate * shift / right)
+        far = np.log(right + rate * shift) - margins
+    return float((n * np.where(margins > _DEEP, near, far)).sum())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,7 +314,8 @@ def _even_error(rows: Sequence[tuple[float, float, float]], measured: float) -> 
 
 def log_loss(histogram: pl.DataFrame) -> float | None:
     """Return the mean of -log sigmoid(margin), in nats: the DPO loss. None without pairs."""
-    return _weighted_mean(margins_of(histogram), softplus(-pl.col("margin")), "n")
+    margins, n = _margins(histogram)
+    return float((_softplus(-margins) * n).sum() / n.sum()) if margins.size else None
 
 
 def best_scale(histogram: pl.DataFrame) -> BestScale:
@@ -292,16 +324,17 @@ def best_scale(histogram: pl.DataFrame) -> BestScale:
     The loss is convex in s. None where it has no smallest value: without pairs, with all margins
     in the bin around zero, or with margins of one sign, whose loss falls for ever.
     """
-    margins = margins_of(histogram).filter(pl.col("margin") != 0.0)
-    if margins.is_empty():
+    margins, n = _margins(histogram)
+    apart = margins[margins != 0.0]
+    if not apart.size:
         why = "there are no pairs" if not histogram["n_pairs"].sum() else "all margins are 0"
         return BestScale(value=None, log_loss=None, reason=why)
-    lowest, highest = margins["margin"][0], margins["margin"][-1]
+    lowest, highest = apart[0], apart[-1]
     if lowest > 0.0 or highest < 0.0:
         side = "above" if lowest > 0.0 else "below"
         why = f"no margin is {'below' if lowest > 0.0 else 'above'} 0: the loss falls for ever"
         return BestScale(value=None, log_loss=None, reason=f"{why}, all are {side} it")
-    return _fitted_scale(margins_of(histogram))
+    return _fitted_scale(margins, n / n.sum())
 
 
 def best_beta(histogram: pl.DataFrame, beta: float) -> BestScale:
@@ -321,14 +354,11 @@ def best_beta(histogram: pl.DataFrame, beta: float) -> BestScale:
     return BestScale(value=beta * scale.value, log_loss=scale.log_loss, reason=None)
 
 
-def _fitted_scale(margins: pl.DataFrame) -> BestScale:
-    margin, weight = pl.col("margin"), pl.col("n") / pl.col("n").sum()
-
+def _fitted_scale(margins: Array, weight: Array) -> BestScale:
     def slope_and_curvature(s: float) -> tuple[float, float]:
-        wrong = sigmoid(-s * margin)
-        slope = (-weight * margin * wrong).sum()
-        curvature = (weight * margin * margin * wrong * sigmoid(s * margin)).sum()
-        return margins.select(slope=slope, curvature=curvature).row(0)
+        wrong = _sigmoid(-s * margins)
+        slope = -weight * margins * wrong
+        return float(slope.sum()), float((-slope * margins * (1.0 - wrong)).sum())
 
     slope, curvature = slope_and_curvature(0.0)
     if slope == 0.0:
@@ -337,12 +367,5 @@ def _fitted_scale(margins: pl.DataFrame) -> BestScale:
     while slope_and_curvature(far)[0] * slope > 0.0:
         near, far = far, 2.0 * far
     value = root_of_rising(slope_and_curvature, min(near, far), max(near, far), start=far)
-    smallest = _weighted_mean(margins, softplus(-(value * margin)), "n")
+    smallest = float((weight * _softplus(-(value * margins))).sum())
     return BestScale(value=value, log_loss=smallest, reason=None)
-
-
-def _weighted_mean(table: pl.DataFrame, values: pl.Expr, weight: str) -> float | None:
-    if table.is_empty():
-        return None
-    mean = (values * pl.col(weight)).sum() / pl.col(weight).sum()
-    return float(table.select(mean).item())

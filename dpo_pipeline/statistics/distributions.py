@@ -166,6 +166,17 @@ def _t_density(t: float, degrees_of_freedom: float) -> float:
     return kernel / t
 
 
+def chi_square_upper(x: float, degrees_of_freedom: int) -> float:
+    """Return the chance that a chi-square variable is larger than x, by its finite sum."""
+    half = x / 2.0
+    if half <= 0.0:
+        return 1.0
+    odd = degrees_of_freedom % 2
+    powers = [i + odd / 2.0 for i in range((degrees_of_freedom - odd) // 2)]
+    terms = [math.exp(i * math.log(half) - half - math.lgamma(i + 1.0)) for i in powers]
+    return min(1.0, (math.erfc(math.sqrt(half)) if odd else 0.0) + math.fsum(terms))
+
+
 def binomial_probability(k: int, n: int, p: float) -> float:
     """Return P(K = k) of the binomial distribution of n trials with chance p."""
     if not 0 <= k <= n:

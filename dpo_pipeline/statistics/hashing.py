@@ -38,6 +38,26 @@ def cluster_hashes(prompts: pl.Series | None, pairs: pl.Series) -> pl.Series:
     return hashed(prompts).fill_null(pairs.to_frame("pair").select(mixed(pl.col("pair")))["pair"])
 
 
+def with_hashes(rows: pl.LazyFrame, name: str, dtype: pl.DataType, *, into: str) -> pl.LazyFrame:
+    """Add `hashed` of a column of plain values to a plan."""
+    if not dtype.is_integer():
+        texts = pl.col(name).map_batches(hashed, return_dtype=pl.UInt64, is_elementwise=True)
+        return rows.with_columns(texts.alias(into))
+    z = pl.col(into)
+    rows = rows.with_columns((_wrapped(name, dtype) + uint64(GAMMA)).alias(into))
+    # Step by step: one nested expression would compute its parts again and again.
+    for bits, factor in ((30, _FIRST), (27, _SECOND)):
+        rows = rows.with_columns((z ^ (z // uint64(1 << bits))) * uint64(factor))
+    return rows.with_columns(z ^ (z // uint64(1 << 31)))
+
+
+def _wrapped(name: str, dtype: pl.DataType) -> pl.Expr:
+    """Return whole numbers as UInt64, by way of Int64 whatever the width, not of slow Int128."""
+    whole = pl.UInt64 if dtype.is_unsigned_integer() else pl.Int64
+    wrapped = pl.col(name).cast(whole, wrap_numerical=True)
+    return wrapped.cast(pl.UInt64, wrap_numerical=True)
+
+
 def hashed(keys: pl.Series) -> pl.Series:
     """Return a UInt64 for each key; null gives null.
 
@@ -48,11 +68,7 @@ def hashed(keys: pl.Series) -> pl.Series:
     if dtype.is_nested():
         raise UsageError(f"{keys.name!r} is a {dtype}, not a plain value, and names no prompt")
     if dtype.is_integer() or dtype == pl.Boolean:
-        # By way of Int64 (or UInt64), whatever the width, and not of the slow Int128.
-        whole = pl.UInt64 if dtype.is_unsigned_integer() else pl.Int64
-        wrapped = pl.col("key").cast(whole, wrap_numerical=True)
-        numbers = wrapped.cast(pl.UInt64, wrap_numerical=True)
-        return keys.to_frame("key").select(mixed(numbers))["key"]
+        return keys.to_frame("key").select(mixed(_wrapped("key", dtype)))["key"]
     if dtype == pl.Binary:
         return _of_strings(keys.bin.encode("hex"))
     return _of_strings(keys.cast(pl.String))

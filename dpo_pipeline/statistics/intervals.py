@@ -114,6 +114,26 @@ def rate_of(successes: int, n: int, level: float = CONFIDENCE_LEVEL) -> Estimate
     return _rate(successes / n, float(n), interval, n=n, n_clusters=n)
 
 
+def rate_with_ties(
+    successes: float, n: int, level: float = CONFIDENCE_LEVEL, *, like: Estimate | None = None
+) -> Estimate | None:
+    """Return `rate_of` for pairs of which some are ties, each half a success.
+
+    A pair that is half a success varies less than one that is a success or none, so that the
+    interval is a little too wide, never too narrow. `like` is the rate of the same pairs that
+    counts ties as wrong: its standard error says as how many independent pairs they count.
+    """
+    if n == 0:
+        return None
+    effective, n_clusters = float(n), n
+    if like is not None and like.standard_error and 0.0 < like.value < 1.0:
+        effective = min(effective, like.value * (1.0 - like.value) / like.standard_error**2)
+        n_clusters = like.n_clusters
+    suffix = "" if n_clusters == n else CLUSTERED
+    interval = rate_interval(successes / n * effective, effective, level, suffix=suffix)
+    return _rate(successes / n, effective, interval, n=n, n_clusters=n_clusters)
+
+
 def rate_of_clusters(
     successes: Numbers, counts: Numbers, level: float = CONFIDENCE_LEVEL
 ) -> Estimate | None:

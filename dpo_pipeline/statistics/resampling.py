@@ -12,10 +12,11 @@ narrow (T. Hesterberg, "What teachers should know about the bootstrap", arXiv 14
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
-from typing import Final
+from typing import Any, Final
 
 import polars as pl
 
@@ -26,6 +27,7 @@ from dpo_pipeline.statistics.hashing import GAMMA, mixed, uint64
 from dpo_pipeline.statistics.intervals import Estimate, Interval, student_estimate
 
 JACKKNIFE: Final = "jackknife"
+_PLACE: Final = "__dpo_pipeline_place"
 
 
 def delete_a_group(
@@ -59,20 +61,14 @@ def delete_a_group(
     if missing:
         raise UsageError(f"no column {', '.join(map(repr, sorted(missing)))} in the table")
 
-    def figure(rows: pl.DataFrame) -> float | None:
-        sums = pl.exclude(group, *keys).sum()
-        added = rows.group_by(keys).agg(sums).sort(keys) if keys else rows.select(sums)
-        found = statistic(added)
-        return found if found is not None and math.isfinite(found) else None
-
-    value = figure(table)
+    sums = _LeftOut(table, group, keys)
+    value = _finite_or_none(statistic(sums.whole()))
     if value is None:
         return None
-    groups = table[group].unique()
-    n_groups, error = groups.len(), None
+    n_groups, error = len(sums.groups), None
     # Without its only group a table is empty, which a statistic need not stand.
     without = [
-        figure(table.filter(pl.col(group).ne_missing(name))) for name in groups if n_groups > 1
+        _finite_or_none(statistic(sums.without(place))) for place in range(n_groups) if n_groups > 1
     ]
     offsets = [other - value for other in without if other is not None]
     if offsets and len(offsets) == n_groups:
@@ -86,6 +82,70 @@ def delete_a_group(
         n=int(table[count].sum()),
         n_clusters=n_groups,
     )
+
+
+def _finite_or_none(found: float | None) -> float | None:
+    return found if found is not None and math.isfinite(found) else None
+
+
+class _LeftOut:
+    """The sums of a table by its keys, of all groups and without each: one query in all."""
+
+    def __init__(self, table: pl.DataFrame, group: str, keys: Sequence[str]) -> None:
+        import numpy as np
+
+        self._keys = table.select(keys).unique().sort(keys) if keys else pl.DataFrame()
+        places = np.zeros(table.height, dtype=np.int64)
+        if keys:
+            numbered = self._keys.with_row_index(_PLACE)
+            joined = table.select(keys).join(
+                numbered, on=list(keys), how="left", nulls_equal=True, maintain_order="left"
+            )
+            places = joined[_PLACE].cast(pl.Int64).to_numpy()
+        numbers = table[group].rank("dense").fill_null(0)
+        order = numbers.arg_sort().to_numpy()
+        ends = np.flatnonzero(np.diff(numbers.to_numpy()[order], prepend=-1, append=-1))
+        self.groups = [order[start:end] for start, end in itertools.pairwise(ends)]
+        self._places = places
+        self._columns = {
+            name: table[name].to_numpy() for name in table.columns if name not in {group, *keys}
+        }
+        self._n_keys = self._keys.height if keys else 1
+        self._rows = np.bincount(places, minlength=self._n_keys)
+        self._sums = {name: self._sum(each, slice(None)) for name, each in self._columns.items()}
+
+    def _sum(self, values: Any, rows: Any) -> Any:
+        import numpy as np
+
+        sums = np.zeros(self._n_keys, dtype=np.result_type(values.dtype, np.int64))
+        np.add.at(sums, self._places[rows], values[rows])
+        return sums
+
+    def whole(self) -> pl.DataFrame:
+        """Return the sums of all groups."""
+        return self._frame(self._sums)
+
+    def without(self, place: int) -> pl.DataFrame:
+        """Return the sums of all groups but one."""
+        import numpy as np
+
+        rows = self.groups[place]
+        sums = {}
+        for name, values in self._columns.items():
+            if np.issubdtype(values.dtype, np.integer):
+                sums[name] = self._sums[name] - self._sum(values, rows)
+            else:  # a difference of sums would lose digits
+                others = np.delete(np.arange(values.size), rows)
+                sums[name] = self._sum(values, others)
+        there = self._rows - np.bincount(self._places[rows], minlength=self._n_keys) > 0
+        return self._frame(sums, there)
+
+    def _frame(self, sums: Mapping[str, Any], there: Any = None) -> pl.DataFrame:
+        columns = [*self._keys.get_columns(), *(pl.Series(n, each) for n, each in sums.items())]
+        if there is not None and not there.all():
+            mask = pl.Series(there)
+            columns = [each.filter(mask) for each in columns]
+        return pl.DataFrame(columns)
 
 
 BOOTSTRAP: Final = "bootstrap"

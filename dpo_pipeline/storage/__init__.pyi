@@ -1,5 +1,5 @@
 from .growing_file import GrowingFile as GrowingFile
-from .locks import final_name as final_name, identity as identity
+from .locks import final_name as final_name, identity as identity, size_of as size_of
 from .output_checks import METADATA_KEY as METADATA_KEY, PART_KEY as PART_KEY
 from .publication import writing as writing
 from .read_errors import (

@@ -29,8 +29,10 @@ class GrowingFile:
         *,
         rows_per_group: int,
         filesystem: Any = None,
+        compression: str = "zstd",
     ) -> None:
         self._filesystem = filesystem
+        self._compression = compression
         self._hidden = hidden
         self._final = final
         self._metadata = dict(metadata)
@@ -70,8 +72,8 @@ class GrowingFile:
                     self._hidden,
                     table.schema,
                     filesystem=self._filesystem,
-                    compression="zstd",
-                    compression_level=ZSTD_LEVEL,
+                    compression=self._compression,
+                    compression_level=ZSTD_LEVEL if self._compression == "zstd" else None,
                     # Trying a dictionary on floats doubles the time and finds none.
                     use_dictionary=[n for n, t in rows.schema.items() if not t.is_numeric()],
                 )

@@ -164,8 +164,7 @@ def has_journal(final: str, *, name: str) -> bool:
 def _read(journal: str, *, name: str) -> list[Step] | None:
     """Return the steps that a journal lists; none if it was cut short, which is before the first.
 
-    Raises:
-        StorageError: This user did not make it.
+    One that this user did not make is an error.
     """
     if check_own(journal, name=name) is None:
         return None

@@ -83,6 +83,12 @@ def identity(path: str) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
+def size_of(identity: Sequence[int]) -> int | None:
+    """Return the bytes of a file or an object with this identity; None if it says nothing."""
+    places = {2: 0, 4: 2}
+    return identity[places[len(identity)]] if len(identity) in places else None
+
+
 def is_still(path: str, was: Sequence[int] | None) -> bool:
     """Return whether a file is there and has this identity."""
     try:
@@ -92,11 +98,7 @@ def is_still(path: str, was: Sequence[int] | None) -> bool:
 
 
 def check_own(path: str, *, name: str) -> os.stat_result | None:
-    """Return the state of a hidden file; None if there is none.
-
-    Raises:
-        StorageError: This user did not make it; the error is about `name`.
-    """
+    """Return the state of this user's hidden file; None if there is none. Errors are of `name`."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:

@@ -30,6 +30,7 @@ from dpo_pipeline.storage.output_checks import SUCCESS, OutputChecks
 from dpo_pipeline.storage.read_errors import reading, system_error
 from dpo_pipeline.storage.renames import can_exchange, inside, remove, sync
 
+_CHANGED: Final = "it changed while it was read"
 _NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
@@ -117,9 +118,8 @@ class Publication(OutputChecks):
         """Give every output its final name; `check` raises if the run is to stop before that."""
         for step in self.steps:
             self._make_durable(step, check)
-        for path, was in self._inputs.items():
-            if not is_still(path, was):
-                raise StorageError(path, "it changed while it was read")
+        for path in self._changed_inputs():
+            raise StorageError(path, _CHANGED)
         for step in self.steps:
             if not os.path.lexists(step.final):
                 continue
@@ -192,9 +192,17 @@ class Publication(OutputChecks):
         for folder in {os.path.dirname(path) for path in named}:
             sync(folder)
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         _despite_interrupts(self._clean_up)
         _ENTERED.discard(self)
+        if isinstance(error, StorageError) and error.path not in {s.final for s in self.steps}:
+            # Rows that are read while others are written break the format in any words.
+            for path in self._changed_inputs():
+                if os.path.exists(path):
+                    raise StorageError(path, _CHANGED) from error
+
+    def _changed_inputs(self) -> Iterator[str]:
+        return (path for path, was in self._inputs.items() if not is_still(path, was))
 
     def abandon(self) -> None:
         """Remove what is hidden, unless outputs are getting their names at this moment."""

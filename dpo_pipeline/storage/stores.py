@@ -114,7 +114,8 @@ class Access:
         for some in by_scheme.values():
             system, _ = self.filesystem(some[0])
             infos = system.get_file_info([address.partition("://")[2] for address in some])
-            found |= {address: _identity(info) for address, info in zip(some, infos, strict=True)}
+            for address, info in zip(some, infos, strict=True):
+                found[address] = (info.size or 0, info.mtime_ns or 0) if info.is_file else ()
         return found
 
     def identity(self, address: str) -> tuple[int, ...]:
@@ -124,10 +125,6 @@ class Access:
 
 LOCAL: Final = Access()
 """As the environment says."""
-
-
-def _identity(info: Any) -> tuple[int, ...]:
-    return (info.size or 0, info.mtime_ns or 0) if info.is_file else ()
 
 
 def _as_regex(pattern: str) -> str:

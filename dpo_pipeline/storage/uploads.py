@@ -98,13 +98,8 @@ class Outputs(Publication):
 
     Parts in a store get their names while they are written, and are removed again if the run fails
     and nothing was replaced. Documents are uploaded and outputs on this machine are published
-    before the marker of a folder in a store, which is the commit.
-
-    Args:
-        overwrite: As in `Publication`.
-        inputs: As in `Publication`, and objects; an object without an identity is not watched.
-        access: How stores are reached.
-        protected: As in `Publication`, and objects.
+    before the marker of a folder in a store, which is the commit. Arguments are as in
+    `Publication`; files may be objects, and one without an identity is not watched.
     """
 
     def __init__(
@@ -213,7 +208,7 @@ class Outputs(Publication):
                 self._put(folder.marker, b"")
         self._done = True
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
             for folder in self._folders:
                 if not (self._done or self._overwrite):
@@ -226,7 +221,7 @@ class Outputs(Publication):
             if self._temporary is not None:
                 shutil.rmtree(self._temporary, ignore_errors=True)
         finally:
-            super().__exit__(*_error)
+            super().__exit__(kind, error, traceback)
 
     def _check_object(self, address: str) -> Output:
         self._take(address)

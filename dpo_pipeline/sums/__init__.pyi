@@ -2,13 +2,30 @@ from .batches import (
     BATCHES_PER_GROUP as BATCHES_PER_GROUP,
     Batching as Batching,
     BatchTable as BatchTable,
+    batch_table as batch_table,
+)
+from .cells import (
+    Grid as Grid,
+    PairArrays as PairArrays,
+    count_by as count_by,
+    mixed_array as mixed_array,
+    numbered as numbered,
+    numbered_up_to as numbered_up_to,
 )
 from .doubts import doubts_of as doubts_of
 from .growing_tables import (
     CLUSTER as CLUSTER,
+    IS_CORRECT as IS_CORRECT,
+    ClusterCounts as ClusterCounts,
     ClusterTable as ClusterTable,
     GrowingTables as GrowingTables,
     across_subsets as across_subsets,
+)
+from .moments import (
+    SQUARED as SQUARED,
+    are_near as are_near,
+    square_sums as square_sums,
+    variance as variance,
 )
 from .named_figures import (
     FIGURES as FIGURES,
@@ -22,15 +39,11 @@ from .pair_sums import (
     PRECISIONS as PRECISIONS,
     VALID as VALID,
     cell_of as cell_of,
-    cluster_sums as cluster_sums,
     coarse_bin as coarse_bin,
     coarse_middle as coarse_middle,
-    course_sums as course_sums,
-    group_sums as group_sums,
     longer_by as longer_by,
     pair_count as pair_count,
     split_cells as split_cells,
-    steps_of as steps_of,
 )
 from .repeated_keys import (
     RepeatedKeys as RepeatedKeys,
@@ -38,13 +51,21 @@ from .repeated_keys import (
     hashed_ids as hashed_ids,
 )
 from .roll_ups import Partial as Partial, RollUps as RollUps
-from .sense import N_UNMOVED as N_UNMOVED, Sense as Sense
+from .sense import (
+    N_UNMOVED as N_UNMOVED,
+    Sense as Sense,
+    are_clean as are_clean,
+    sampled as sampled,
+    sense_columns as sense_columns,
+)
 from .summary import (
     BETA as BETA,
     BIN as BIN,
+    N_CLEAN as N_CLEAN,
     OBJECTIVE as OBJECTIVE,
     SUMMARY_FIGURES as SUMMARY_FIGURES,
     Summary as Summary,
+    counts_in as counts_in,
     figures as figures,
     merge as merge,
     reward_sums as reward_sums,

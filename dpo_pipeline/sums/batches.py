@@ -11,6 +11,7 @@ import polars as pl
 from dpo_pipeline.columns import BATCH, BATCH_MEANS
 from dpo_pipeline.defaults import BATCH_SIZE, MAX_BATCHES_HELD, SHARD_ROWS
 from dpo_pipeline.errors import UsageError
+from dpo_pipeline.exact import FEW
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Batches
 from dpo_pipeline.storage import GrowingFile
@@ -63,6 +64,11 @@ class Batching:
     def are_long(self) -> bool:
         """Whether batches of rows are faster to sum one after the other than by their hash."""
         return self.size is not None and self.size >= _FASTER_IN_ORDER
+
+    @property
+    def are_small(self) -> bool:
+        """Whether batches of rows have so few that plain integers hold their sums."""
+        return self.size is not None and self.size < FEW
 
     @property
     def shard_rows(self) -> int:
@@ -147,6 +153,22 @@ class BatchTable:
         else:
             _checked_count(self._n_done)
             self._done.append(means)
+
+
+def batch_table(
+    batching: Batching | None,
+    objectives: tuple[CheckedObjective, ...],
+    *,
+    by_objective: bool,
+    n_rows: int | None,
+    file: GrowingFile | None,
+) -> BatchTable | None:
+    """Return the table of batch means, if there are batches and figures."""
+    if batching is None or not objectives:
+        return None
+    return BatchTable(
+        batching, objectives=objectives, by_objective=by_objective, n_rows=n_rows, file=file
+    )
 
 
 def _checked_count(n_batches: int) -> None:

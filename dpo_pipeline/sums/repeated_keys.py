@@ -21,20 +21,24 @@ class Repeats:
     Attributes:
         n_looked_at: Keys that were compared.
         n_repeated: Those of them that were there before.
-        is_exact: Whether all keys were compared; otherwise a sample of the keys, with all rows of
-            each, so that the share is estimated.
+        is_exact: Whether all keys of the rows read were compared; otherwise a sample of the keys,
+            with all rows of each, so that the share is estimated.
+        is_of_all: Whether all rows were read; otherwise a sample, and copies elsewhere are not
+            counted.
     """
 
     n_looked_at: int
     n_repeated: int
     is_exact: bool
+    is_of_all: bool = True
 
 
 class RepeatedKeys:
     """Holds hashes of keys: all of up to `KEYS_HELD`, and of more a share that halves."""
 
-    def __init__(self, n_rows: int | None = None) -> None:
+    def __init__(self, n_rows: int | None = None, *, is_of_all: bool = True) -> None:
         """Start without keys; `n_rows` tells how many to keep from the start."""
+        self._is_of_all = is_of_all
         self._held: list[pl.Series] = []
         self._thinning = 1
         while n_rows is not None and n_rows > KEYS_HELD * self._thinning:
@@ -58,4 +62,5 @@ class RepeatedKeys:
             n_looked_at=len(held),
             n_repeated=len(held) - held.n_unique(),
             is_exact=self._thinning == 1,
+            is_of_all=self._is_of_all,
         )

@@ -11,17 +11,23 @@ import polars as pl
 from dpo_pipeline.columns import N_PAIRS, N_VALID
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.sums.batches import BatchTable
+from dpo_pipeline.sums.growing_tables import ClusterCounts
+from dpo_pipeline.sums.moments import square_columns
 from dpo_pipeline.sums.repeated_keys import RepeatedKeys, Repeats
 from dpo_pipeline.sums.summary import BIN, merge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partial:
-    """Sums of some rows: by key, if there are keys, and then `sense` apart; and hashed ids."""
+    """Sums of some rows, by key if there are keys; those of `sense`, if looked at; hashed ids.
+
+    `prompts` are counts by prompt, where the interval of the accuracy needs them.
+    """
 
     sums: pl.DataFrame
     sense: pl.DataFrame | None
     ids: pl.Series | None
+    prompts: ClusterCounts | None = None
 
 
 class RollUps:
@@ -31,6 +37,8 @@ class RollUps:
         totals: One row of sums over all pairs; None before the first rows.
         subsets: Sums by subset.
         bins: Pairs by subset and bin of the margin.
+        squares: One row of `square_sums`; None without them.
+        prompts: Counts by prompt; None without them.
         n_invalid: Pairs that break a rule.
     """
 
@@ -59,6 +67,8 @@ class RollUps:
         self.totals: pl.DataFrame | None = None
         self.subsets: pl.DataFrame | None = None
         self.bins: pl.DataFrame | None = None
+        self.squares: pl.DataFrame | None = None
+        self.prompts: ClusterCounts | None = None
         self.n_invalid = 0
         self._sense: pl.DataFrame | None = None
         self._ids = RepeatedKeys()
@@ -71,10 +81,15 @@ class RollUps:
         self._unique_batches = unique_batches
 
     @property
+    def n_pairs(self) -> int:
+        """Rows so far."""
+        return 0 if self.totals is None else int(self.totals[N_PAIRS].item())
+
+    @property
     def sense_row(self) -> dict[str, Any]:
         """The sums that `Sense` is made from."""
         found = {N_VALID: 0} if self.totals is None else self.totals.row(0, named=True)
-        return found | ({} if self._sense is None else self._sense.row(0, named=True))
+        return ({} if self._sense is None else self._sense.row(0, named=True)) | found
 
     @property
     def repeats(self) -> Repeats:
@@ -88,6 +103,12 @@ class RollUps:
             self._sense = _merged(self._sense, partial.sense, ())
         if partial.ids is not None:
             self._ids.add(partial.ids)
+        if partial.prompts is not None:
+            known = self.prompts
+            self.prompts = partial.prompts if known is None else known.merged(partial.prompts)
+        if squares := square_columns(part.columns):
+            self.squares = _merged(self.squares, part.select(squares), ())
+            part = part.drop(squares)
         self.n_invalid += int((part[N_PAIRS] - part[N_VALID]).sum())
         if self._has_bins:
             keys = [*self._subset_keys, BIN]

@@ -1,7 +1,8 @@
 """Sums that show whether columns of log-probs belong together, and what they amount to.
 
 Products of log-probs are summed in whole quanta, as the other sums are, so that they do not depend
-on threads, files or the order of merging. No figure is made from them.
+on threads, files or the order of merging. No figure is made from them. Beyond a million pairs they
+are sums over a fixed sample of the rows, by their numbers in the whole input: `sampled`.
 """
 
 from __future__ import annotations
@@ -23,9 +24,13 @@ from dpo_pipeline.columns import (
     REF_REJECTED,
     Needs,
 )
+from dpo_pipeline.defaults import SENSE_ROWS, SENSE_STEP, SENSE_WHOLE
+from dpo_pipeline.exact import SMALL
 from dpo_pipeline.sums.pair_sums import VALID, valid_only
 
 N_UNMOVED: Final = "n_unmoved"
+N_SEEN: Final = "n_seen"
+N_COMPARED: Final = "n_compared"
 MAX_TOKENS: Final = "max_tokens"
 _LOWEST: Final = -(2.0**15)
 """Pairs whose log-probs sum to less are left out of the products, in nats."""
@@ -44,6 +49,34 @@ LAGGED: Final = ("own", "before", "after")
 the row after."""
 
 
+def sampled(first: int, rows: int) -> list[tuple[int, int]]:
+    """Return the runs of rows that are looked at, of `rows` from number `first` on.
+
+    Each is its first row and its length. A page of Parquet is decoded as a whole, so that few long
+    runs cost less than many short ones.
+    """
+    runs = []
+    for begin in range(first - first % SENSE_STEP, first + rows, SENSE_STEP):
+        end = begin + (SENSE_WHOLE if begin == 0 else SENSE_ROWS)
+        start, stop = max(begin, first), min(end, first + rows)
+        if start < stop:
+            runs.append((start, stop - start))
+    return runs
+
+
+def are_clean(sense: pl.DataFrame, rows: int) -> bool:
+    """Return whether rows with these sums are valid, and their log-probs small and below 0."""
+    row = sense.row(0, named=True)
+    there = [name for name in LOGPS if f"min_{name}" in row]
+    ends = [row[f"{end}_{name}"] for name in there for end in ("min", "max")]
+    return bool(row[N_SEEN] == rows) and all(-SMALL <= end < 0.0 for end in ends)
+
+
+def sense_columns(needs: Needs, counts: Sequence[str]) -> list[str]:
+    """Return the names of `sense_sums`."""
+    return [each.meta.output_name() for each in sense_sums(needs, counts, lagged=False)]
+
+
 def with_summed(pairs: pl.LazyFrame, needs: Needs, *, lagged: bool) -> pl.LazyFrame:
     """Add the log-probs that `sense_sums` reads: null where a pair is invalid or out of range."""
     total = pl.sum_horizontal(needs.logps)
@@ -58,7 +91,7 @@ def with_summed(pairs: pl.LazyFrame, needs: Needs, *, lagged: bool) -> pl.LazyFr
 
 
 def sense_sums(needs: Needs, counts: Sequence[str], *, lagged: bool) -> list[pl.Expr]:
-    """Return extremes, equal columns and second moments, over pairs of `with_summed`.
+    """Return extremes and second moments, over pairs of `with_summed`.
 
     Args:
         needs: Which columns are there.
@@ -67,6 +100,7 @@ def sense_sums(needs: Needs, counts: Sequence[str], *, lagged: bool) -> list[pl.
     """
     logps = needs.logps
     sums = [
+        pl.col(VALID).sum().cast(pl.Int64).alias(N_SEEN),
         *(valid_only(pl.col(name)).min().alias(f"min_{name}") for name in logps),
         *(valid_only(pl.col(name)).max().alias(f"max_{name}") for name in logps),
         *([pl.max_horizontal(pl.col(counts).max()).alias(MAX_TOKENS)] if counts else []),
@@ -74,15 +108,7 @@ def sense_sums(needs: Needs, counts: Sequence[str], *, lagged: bool) -> list[pl.
         *(valid_only(pl.col(name)).count().cast(pl.Int64).alias(f"n_{name}") for name in counts),
     ]
     columns = {name: pl.col(_SUMMED[name]) for name in logps}
-    there = [pair for pair in _PAIRS if set(pair) <= set(logps)]
-    # Over all valid pairs: those out of range can be equal too.
-    sums += [
-        (pl.col(VALID) & (pl.col(one) == pl.col(other)))
-        .sum()
-        .cast(pl.Int64)
-        .alias(equal(one, other))
-        for one, other in there
-    ]
+    there = _there(needs)
     sums.append(columns[logps[0]].count().cast(pl.Int64).alias("n_summed"))
     sums += [_sum(columns[name]).alias(f"sum_of_{name}") for name in logps]
     sums += [
@@ -94,6 +120,16 @@ def sense_sums(needs: Needs, counts: Sequence[str], *, lagged: bool) -> list[pl.
     ratios = {ours: columns[ours] - columns[theirs] for ours, theirs in _AGAINST.items()}
     sums += [_sum(ratio.abs()).alias(f"sum_size_{name}") for name, ratio in ratios.items()]
     return sums + _lagged(columns, lagged=lagged)
+
+
+def _there(needs: Needs) -> list[tuple[str, str]]:
+    return [pair for pair in _PAIRS if set(pair) <= set(needs.logps)]
+
+
+def equal_pairs(needs: Needs) -> dict[str, pl.Expr]:
+    """Return, by the name of their count, what pairs with two equal log-probs are, and all."""
+    counts = {equal(one, other): pl.col(one) == pl.col(other) for one, other in _there(needs)}
+    return {N_COMPARED: pl.col(VALID)} | counts
 
 
 def _lagged(columns: Mapping[str, pl.Expr], *, lagged: bool) -> list[pl.Expr]:
@@ -136,6 +172,7 @@ class Sense:
 
     Attributes:
         n_valid: Valid pairs.
+        n_seen: Valid pairs behind all that is not counted over all of them: a sample of long sets.
         n_unmoved: Those whose policy and reference log-probs are equal for both completions.
         lowest: Smallest value of each log-prob column, in nats.
         highest: Largest value of each log-prob column, in nats.
@@ -144,6 +181,7 @@ class Sense:
     """
 
     n_valid: int
+    n_seen: int
     n_unmoved: int
     lowest: Mapping[str, float]
     highest: Mapping[str, float]
@@ -155,6 +193,7 @@ class Sense:
         """Make it from merged partial sums of all pairs."""
         return cls(
             n_valid=row[N_VALID],
+            n_seen=row.get(N_SEEN, 0),
             n_unmoved=row.get(N_UNMOVED, 0),
             lowest={name: row[f"min_{name}"] for name in LOGPS if f"min_{name}" in row},
             highest={name: row[f"max_{name}"] for name in LOGPS if f"max_{name}" in row},
@@ -168,13 +207,18 @@ class Sense:
         return int(self.sums["n_summed"])
 
     @property
+    def n_compared(self) -> int:
+        """Valid pairs in which equal log-probs were counted: all, or by subset those seen."""
+        return int(self.sums[N_COMPARED])
+
+    @property
     def has_reference(self) -> bool:
         """Whether log-probs of the reference are there."""
         return REF_CHOSEN.name in self.lowest
 
     def share_equal(self, one: str, other: str) -> float:
-        """Return the share of valid pairs in which two log-probs are equal."""
-        return float(self.sums[equal(one, other)] / self.n_valid)
+        """Return the share of the pairs compared in which two log-probs are equal."""
+        return float(self.sums[equal(one, other)] / self.n_compared)
 
     def mean(self, name: str) -> float:
         """Return the mean of a log-prob, in nats."""
@@ -182,9 +226,9 @@ class Sense:
 
     def tokens_mean(self, name: str) -> float | None:
         """Return the mean of a token count, if every valid pair has one."""
-        if self.sums.get(f"n_{name}") != self.n_valid:
+        if self.sums.get(f"n_{name}") != self.n_seen:
             return None
-        return float(self.sums[f"n_of_{name}"] / self.n_valid)
+        return float(self.sums[f"n_of_{name}"] / self.n_seen)
 
     def _raw(self, one: str, other: str) -> float:
         """Return the mean of the products of two log-probs."""
@@ -213,6 +257,26 @@ class Sense:
         theirs = _AGAINST[ours]
         own = self.covariance(ours, ours) + self.covariance(theirs, theirs)
         return _ratio(own - 2.0 * self.covariance(ours, theirs), own)
+
+    def moved(self, ours: str) -> float:
+        """Return the mean log-ratio, in nats."""
+        return self.mean(ours) - self.mean(_AGAINST[ours])
+
+    def size_of_move(self, ours: str) -> float:
+        """Return the mean squared log-ratio."""
+        return self.distance(ours, _AGAINST[ours])
+
+    def variance_of_move(self, ours: str) -> float:
+        """Return the variance of a log-ratio."""
+        return self.size_of_move(ours) - self.moved(ours) ** 2
+
+    def move_with_higher(self, ours: str) -> float:
+        """Return the correlation of a log-ratio with the log-prob that is higher on average."""
+        theirs = _AGAINST[ours]
+        higher = max(ours, theirs, key=self.mean)
+        own = self.covariance(higher, higher)
+        both = self.covariance(ours, higher) - self.covariance(theirs, higher)
+        return _ratio(both, math.sqrt(max(own * self.variance_of_move(ours), 0.0)))
 
     def evenness(self, ours: str) -> float:
         """Return the mean size of a log-ratio over its root mean square: low if few are large."""

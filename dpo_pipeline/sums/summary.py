@@ -7,8 +7,9 @@ are summed: the means of rewards and margins follow from these without error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Final, Self
 
 import polars as pl
@@ -29,16 +30,18 @@ from dpo_pipeline.columns import (
     REWARD_MARGIN,
     Needs,
 )
-from dpo_pipeline.defaults import MAX_LOGP
-from dpo_pipeline.exact import bin_of, exact_sum, exact_sum_of_wide, mean_of
-from dpo_pipeline.losses import CheckedObjective, is_correct, name_of_score
+from dpo_pipeline.exact import bin_of, exact_sum, exact_sum_of_small, mean_of
+from dpo_pipeline.losses import CheckedObjective, name_of_score
 from dpo_pipeline.sums.named_figures import TRL_METRICS
 from dpo_pipeline.sums.pair_sums import VALID, pair_count, valid_only
-from dpo_pipeline.sums.sense import N_UNMOVED, sense_sums, with_summed
+from dpo_pipeline.sums.sense import N_UNMOVED, equal_pairs, sense_sums, with_summed
 
 OBJECTIVE: Final = "objective"
 BETA: Final = "beta"
 """Columns that tell the figures of several objectives apart."""
+
+N_CLEAN: Final = "n_clean"
+"""Rows that the quick form of `tally` sums rightly; it is right if all are."""
 
 _ROW: Final = "__dpo_pipeline_row"
 BIN: Final = "__dpo_pipeline_bin"
@@ -91,12 +94,14 @@ def tally(
     valid: pl.Expr,
     objectives: Sequence[CheckedObjective] = (),
     needs: Needs = ALL_LOGPS,
-    max_logp: float = MAX_LOGP,
     keys: Sequence[str] = (),
     in_order: bool = False,
     by_bin: bool = False,
     with_sense: bool = True,
+    has_moments: bool = True,
     lagged: bool = False,
+    clean: pl.Expr | None = None,
+    few: bool = False,
     extra: Sequence[pl.Expr] = (),
 ) -> pl.LazyFrame:
     """Return one row of partial sums for each group of `keys`; nothing is read yet.
@@ -106,25 +111,37 @@ def tally(
         valid: True where a pair counts.
         objectives: Whose scores are summed; if empty, only what needs no score.
         needs: Which columns are there.
-        max_logp: Of a valid pair, in nats.
         keys: None makes one row.
         in_order: The one key is sorted, so a group is finished where the next begins.
         by_bin: Group by the margin's histogram bin too; invalid pairs have none.
-        with_sense: Also carry what warnings are made from; by key, only the unmoved pairs.
+        with_sense: Also carry what warnings are made from: unmoved pairs and, not by key, pairs
+            with equal log-probs.
+        has_moments: With them, and not by key, also the sums of `sense_sums`.
         lagged: Also compare neighbouring rows.
+        clean: Makes the quick form: every row counts, and sums are right if this is true on all
+            rows. `N_CLEAN` says on how many it is.
+        few: Groups have less than `exact.FEW` rows.
         extra: More sums to carry; one named `min_...` merges by the minimum.
     """
+    is_whole = not (keys or by_bin)
+    if clean is None:
+        form = _Form(total=exact_sum, of_valid=valid_only, more={})
+    else:
+        valid = pl.lit(value=True)
+        small = partial(exact_sum_of_small, few=few, grouped=not is_whole)
+        form = _Form(total=small, of_valid=_all, more={N_CLEAN: clean})
     marked = pairs.with_columns(valid.alias(VALID))
-    sums = [pair_count(), pl.col(VALID).sum().cast(pl.Int64).alias(N_VALID), *extra]
+    counted = {N_VALID: pl.col(VALID), **form.more}
     if with_sense:
-        sums.append(_unmoved(needs))
-    if with_sense and not (keys or by_bin):
+        counted |= {N_UNMOVED: _unmoved(needs), **(equal_pairs(needs) if is_whole else {})}
+    sums = [pair_count(), *extra, *(form.count(where, name) for name, where in counted.items())]
+    if with_sense and is_whole and has_moments:
         marked = with_summed(marked, needs, lagged=lagged)
-        sums += sense_sums(needs, _counts(pairs), lagged=lagged)
-    if objectives:
-        sums += [exact_sum(valid_only(pl.col(name))).alias(f"sum_{name}") for name in needs.logps]
+        sums += sense_sums(needs, counts_in(pairs), lagged=lagged)
+    summed = needs.logps if objectives else ()
+    sums += [form.sum(name).alias(f"sum_{name}") for name in summed]
     for i, objective in enumerate(objectives):
-        sums += _sums(objective, objectives, suffix_of(i, objectives), max_logp)
+        sums += _sums(objective, objectives, suffix_of(i, objectives), form)
     if by_bin:
         bins = pl.when(VALID).then(bin_of(pl.col(REWARD_MARGIN)))
         return marked.with_columns(bins.alias(BIN)).group_by(*keys, BIN).agg(sums)
@@ -135,13 +152,44 @@ def tally(
     return marked.group_by(keys).agg(sums)
 
 
-def sense_of(pairs: pl.LazyFrame, *, valid: pl.Expr, needs: Needs, lagged: bool) -> pl.LazyFrame:
-    """Return one row of the sums of `sense_sums` over prepared pairs."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Form:
+    """How values are added up, which of them, and what more is counted."""
+
+    total: Callable[[pl.Expr], pl.Expr]
+    of_valid: Callable[[pl.Expr], pl.Expr]
+    more: Mapping[str, pl.Expr]
+
+    def count(self, where: pl.Expr, name: str) -> pl.Expr:
+        """Count valid pairs."""
+        return self.of_valid(where).sum().cast(pl.Int64).alias(name)
+
+    def sum(self, name: str) -> pl.Expr:
+        """Add up a column of the valid pairs."""
+        return self.total(self.of_valid(pl.col(name)))
+
+
+def _all(values: pl.Expr) -> pl.Expr:
+    return values
+
+
+def sense_of(
+    pairs: pl.LazyFrame, *, valid: pl.Expr, needs: Needs, lagged: bool, has_equal: bool
+) -> pl.LazyFrame:
+    """Return one row of the sums of `sense_sums` over prepared pairs.
+
+    `has_equal` adds counts of equal log-probs, where `tally` has none.
+    """
     marked = with_summed(pairs.with_columns(valid.alias(VALID)), needs, lagged=lagged)
-    return marked.select(sense_sums(needs, _counts(pairs), lagged=lagged))
+    form = _Form(total=exact_sum, of_valid=valid_only, more=equal_pairs(needs) if has_equal else {})
+    return marked.select(
+        *sense_sums(needs, counts_in(pairs), lagged=lagged),
+        *(form.count(where, name) for name, where in form.more.items()),
+    )
 
 
-def _counts(pairs: pl.LazyFrame) -> list[str]:
+def counts_in(pairs: pl.LazyFrame) -> list[str]:
+    """Return the columns of token counts that are there."""
     columns = pairs.collect_schema()
     return [role.name for role in COUNT_ROLES if role.name in columns]
 
@@ -151,7 +199,7 @@ def _unmoved(needs: Needs) -> pl.Expr:
         pl.col(policy.name) == pl.col(reference.name) if needs.reference else pl.lit(value=False)
         for policy, reference in ((POLICY_CHOSEN, REF_CHOSEN), (POLICY_REJECTED, REF_REJECTED))
     ]
-    return pl.all_horizontal(VALID, *unmoved).sum().cast(pl.Int64).alias(N_UNMOVED)
+    return unmoved[0] & unmoved[1]
 
 
 def suffix_of(i: int, objectives: Sequence[CheckedObjective]) -> str:
@@ -163,20 +211,17 @@ def _sums(
     objective: CheckedObjective,
     objectives: Sequence[CheckedObjective],
     suffix: str,
-    max_logp: float,
+    form: _Form,
 ) -> list[pl.Expr]:
     margin = pl.col(name_of_score(REWARD_MARGIN, objective, objectives))
     is_linear = objective.has_linear_rewards
     summed = [LOSS, *([] if is_linear else (CHOSEN_REWARD, REJECTED_REWARD))]
-    # Losses and rewards that can be larger than log-probs need wide sums.
-    sum_of = exact_sum_of_wide if objective.columns_to_check(max_logp) else exact_sum
     return [
-        (is_correct(margin) & pl.col(VALID)).sum().cast(pl.Int64).alias(f"n_correct{suffix}"),
-        ((margin == 0.0) & pl.col(VALID)).sum().cast(pl.Int64).alias(f"n_ties{suffix}"),
+        # Margins of valid pairs are finite.
+        form.count(margin > 0.0, f"n_correct{suffix}"),
+        form.count(margin == 0.0, f"n_ties{suffix}"),
         *(
-            sum_of(valid_only(pl.col(name_of_score(name, objective, objectives)))).alias(
-                f"sum_{name}{suffix}"
-            )
+            form.sum(name_of_score(name, objective, objectives)).alias(f"sum_{name}{suffix}")
             for name in summed
         ),
     ]

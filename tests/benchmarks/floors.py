@@ -66,6 +66,13 @@ def paired_means(source: str) -> None:
     pairs.select(*six_means(), *of_b).collect(engine="streaming")
 
 
+def joined_means(source: str) -> None:
+    """Six means of policy and reference from two tables, joined by a key."""
+    ours = pl.scan_parquet(source).select("pair_id", *LOGPS[:2])
+    theirs = pl.scan_parquet(source).select("pair_id", *LOGPS[2:])
+    ours.join(theirs, on="pair_id").select(pl.col(LOGPS).mean()).collect(engine="streaming")
+
+
 def means_by_subset(source: str) -> None:
     """Six means of each subset."""
     scored(source).group_by("subset").agg(six_means()).collect(engine="streaming")

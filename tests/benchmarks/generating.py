@@ -10,6 +10,7 @@ import argparse
 import math
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -84,6 +85,17 @@ def token_lists(rng: np.random.Generator, rows: int, tokens: int) -> dict[str, p
     return lists
 
 
+def prompts_and_counts(
+    rng: np.random.Generator, first: int, rows: int, prompts: int
+) -> dict[str, pa.Array]:
+    """Return prompt ids, each of so many pairs, and token counts."""
+    counts = {
+        f"{side}_num_tokens": pa.array(rng.integers(1, 500, rows))
+        for side in ("chosen", "rejected")
+    }
+    return {"prompt_id": pa.array(np.arange(first, first + rows) // prompts)} | counts
+
+
 def rows_per_group(text_bytes: int, tokens: int) -> int:
     """Return the rows of a row group, fewer where they are long."""
     if text_bytes:
@@ -91,7 +103,9 @@ def rows_per_group(text_bytes: int, tokens: int) -> int:
     return ROWS_PER_TOKEN_GROUP if tokens else ROWS_PER_GROUP
 
 
-def chunks(rows: int, bad_share: float, text_bytes: int, tokens: int) -> Iterator[pa.Table]:
+def chunks(
+    rows: int, *, bad_share: float, text_bytes: int, tokens: int, prompts: int
+) -> Iterator[pa.Table]:
     """Yield the tables of the row groups."""
     step = rows_per_group(text_bytes, tokens)
     for first in range(0, rows, step):
@@ -107,16 +121,18 @@ def chunks(rows: int, bad_share: float, text_bytes: int, tokens: int) -> Iterato
             columns |= token_lists(rng, count, tokens)
         else:
             columns |= broken(rng, log_probs(rng, count), bad_share)
+        if prompts:
+            columns |= prompts_and_counts(rng, first, count, prompts)
         if text_bytes:
             columns["text"] = texts(rng, count, text_bytes)
         yield pa.table(columns)
 
 
-def write(path: str, *, rows: int, bad_share: float, text_bytes: int, tokens: int) -> None:
+def write(path: str, *, text_bytes: int, **columns: Any) -> None:
     """Write a file; it appears under its name when it is whole."""
     hidden = f"{path}.part"
     writer = None
-    for table in chunks(rows, bad_share, text_bytes, tokens):
+    for table in chunks(text_bytes=text_bytes, **columns):
         if writer is None:
             writer = pq.ParquetWriter(
                 hidden, table.schema, compression="zstd", use_dictionary=["subset"]
@@ -135,6 +151,7 @@ def main() -> None:
     parser.add_argument("--bad-share", type=float, default=0.0)
     parser.add_argument("--text-bytes", type=int, default=0)
     parser.add_argument("--tokens", type=int, default=0)
+    parser.add_argument("--prompts", type=int, default=0)
     given = parser.parse_args()
     write(
         given.path,
@@ -142,6 +159,7 @@ def main() -> None:
         bad_share=given.bad_share,
         text_bytes=given.text_bytes,
         tokens=given.tokens,
+        prompts=given.prompts,
     )
 
 

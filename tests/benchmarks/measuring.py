@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from statistics import median
+from statistics import median, quantiles
 
 from cases import HERE, Case, Data
 
@@ -44,6 +44,15 @@ class Point:
     def cpu(self) -> float:
         """Median CPU seconds."""
         return median(run.cpu for run in self.runs)
+
+    @property
+    def noise(self) -> float:
+        """Half of the middle half of the runs' CPU seconds, over their median."""
+        spent = sorted(run.cpu for run in self.runs)
+        if len(spent) == 1:
+            return 0.0
+        low, _, high = quantiles(spent, n=4, method="inclusive")
+        return (high - low) / 2.0 / self.cpu
 
     @property
     def wall(self) -> float:
@@ -84,6 +93,7 @@ def generate(folder: str, needed: Iterable[tuple[Data, int]], say: Callable[[str
         command = [sys.executable, os.path.join(HERE, "generating.py"), path]
         command += ["--rows", str(rows), "--bad-share", str(data.bad_share)]
         command += ["--text-bytes", str(data.text_bytes), "--tokens", str(data.tokens)]
+        command += ["--prompts", str(data.prompts)]
         subprocess.run(command, check=True)
 
 

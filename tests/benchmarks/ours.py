@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import polars as pl
 
 import dpo_pipeline
-from dpo_pipeline import Batches
+from dpo_pipeline import Batches, Contract, Scored
 
+LOGPS = ("policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
 MEANS = (
     "loss",
     "reward_accuracy",
@@ -26,6 +29,20 @@ def evaluate(source: str) -> dict[str, float | None]:
     """Totals."""
     summary = dpo_pipeline.evaluate(source).summary
     return {name: getattr(summary, name) for name in MEANS}
+
+
+def evaluate_sense_of_all(source: str) -> None:
+    """Totals, and all pairs looked at for what no two models give."""
+    dpo_pipeline.evaluate(source, contract=Contract(sense="all"))
+
+
+def evaluate_reference(source: str) -> None:
+    """Totals of policy log-probs with the reference's in another file, in the same order."""
+    policy, reference = f"{source}.policy.parquet", f"{source}.reference.parquet"
+    for path, names in ((policy, LOGPS[:2]), (reference, LOGPS[2:])):
+        if not os.path.exists(path):  # in the first round, which the median leaves out
+            pl.scan_parquet(source).select("pair_id", *names).sink_parquet(path)
+    dpo_pipeline.evaluate(policy, reference=reference)
 
 
 def evaluate_by_subset(source: str) -> None:
@@ -48,6 +65,16 @@ def evaluate_statistics(source: str) -> None:
     dpo_pipeline.evaluate(source, statistics=True)
 
 
+def sweep_of_1_beta(source: str) -> None:
+    """Totals for one beta."""
+    dpo_pipeline.sweep(source, [0.1])
+
+
+def sweep_of_8_large_betas(source: str) -> None:
+    """Totals for eight betas beyond 0.5."""
+    dpo_pipeline.sweep(source, [0.6 * number for number in range(1, 9)])
+
+
 def sweep_of_8_betas(source: str) -> None:
     """Totals for eight betas."""
     dpo_pipeline.sweep(source, [0.05 * number for number in range(1, 9)])
@@ -63,6 +90,11 @@ def compare(source: str) -> None:
 def score(source: str) -> None:
     """Score data in which an invalid pair would be an error."""
     dpo_pipeline.score_parquet(source, "scored.parquet")
+
+
+def score_snappy(source: str) -> None:
+    """Score data into files that are written faster."""
+    dpo_pipeline.score_parquet(source, "scored.parquet", scored=Scored(compression="snappy"))
 
 
 def score_quarantine(source: str) -> None:

@@ -56,6 +56,40 @@ def ratio(points: Points, case: Case, other: str) -> float | None:
     return each / of if each is not None and of is not None else None
 
 
+def noise(points: Points, *names: str) -> float:
+    """Return how far off a ratio of these cases may be, as a share, by what their runs differ.
+
+    Of two sizes the larger counts, and more so the nearer the smaller one is.
+    """
+    total = 0.0
+    for group in (points[name] for name in names):
+        largest = group[-1]
+        shrinks = 1.0 if len(group) == 1 else 1.0 - group[0].rows / largest.rows
+        total += (largest.noise / shrinks) ** 2
+    return math.sqrt(total)
+
+
+def misses(points: Points) -> Iterator[str]:
+    """Yield the aims that are missed by more than the noise that was measured."""
+    for group in points.values():
+        case = group[0].case
+        for aim in case.against:
+            if aim.case is not None and aim.case not in points:
+                continue
+            value = group[0].cpu if aim.case is None else ratio(points, case, aim.case)
+            others = () if aim.case is None else (aim.case,)
+            margin = 1.0 + noise(points, case.name, *others)
+            is_over = aim.at_most is not None and (value or 0.0) > aim.at_most * margin
+            is_under = aim.at_least is not None and (value or math.inf) < aim.at_least / margin
+            if value is not None and (is_over or is_under):
+                yield (
+                    f"{case.name} against {aim.case or 'seconds'}: {value:.2f}, "
+                    f"{verdict(value, aim)} by more than the noise ({margin - 1.0:.0%})"
+                )
+        if "MISSED" in memory(group):
+            yield f"{case.name}: memory {memory(group)}"
+
+
 def verdict(value: float | None, aim: Against) -> str:
     """Return the aim and whether it is met."""
     if aim.at_most is not None:

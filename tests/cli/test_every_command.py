@@ -141,7 +141,7 @@ def test_a_score_writes_before_its_gate_fails(capsys):
     words = ["score", "a.parquet", "out.parquet", "--fail-under", "rewards/accuracies=0.9"]
     code, out, err = run(capsys, *words)
     assert code == 4
-    assert "reward" in err
+    assert "fails its gate" in err
     assert "\na.parquet: 240 pairs" in out
     assert pl.read_parquet("out.parquet").height == 240
     assert run(capsys, *words, "--fail-on-interval", "--overwrite")[0] == 2
@@ -175,7 +175,7 @@ def test_a_comparison_under_two_references_fails_every_gate(capsys):
         code, out, err = run(capsys, *words, *more)
         assert code == 4
         assert "no verdict" in err
-        assert "\nno verdict" in out
+        assert "\nno verdict" in out  # after what is surely wrong
     result = compare("a.parquet", "other.parquet")
     with pytest.raises(GateError) as caught:
         gate(result, no_verdict=True)

@@ -104,7 +104,7 @@ def test_settings_of_a_command_are_those_of_its_split(folder, capsys, monkeypatc
     words = ["evaluate", "pairs.parquet", "--shards", 1, "--to", "job", "--max-logp", "0.125"]
     code, _, err = run(capsys, "job", "split", *words)
     assert code == 0
-    assert "settings: " in err
+    assert "setting: beta = 0.3, from " in err
     plan = json.loads((folder / "job" / "plan.json").read_text())
     assert plan["options"] == {"beta": 0.3, "batch-size": 50, "by": ["split"], "max-logp": 0.125}
 

@@ -170,3 +170,11 @@ def test_a_loss_that_there_is_not(capsys):
         code, out, err = run(capsys, "losses", "ipoo", *more)
         assert (code, out) == (2, "")
         assert "there is no loss 'ipoo' (did you mean 'ipo'?)" in err
+
+
+@pytest.mark.parametrize(("form", "begins"), [("csv", "loss,needs,"), ("markdown", "| loss |")])
+def test_the_list_has_every_form(capsys, form, begins):
+    code, out, err = run(capsys, "losses", "--output", form)
+    assert (code, err) == (0, "")
+    assert out.startswith(begins)
+    assert all(name in out for name in LOSSES)

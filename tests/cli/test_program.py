@@ -51,7 +51,8 @@ def test_evaluate_prints_the_figures_and_nothing_else(capsys, source):
     code, out, err = run(capsys, "evaluate", source, "--by", "subset", "--batch-size", 4)
     assert (code, err) == (0, "")
     assert "rewards/accuracies" in out
-    assert len(out.splitlines()) == 1 + 8 + 1 + 4 + 1 + 3
+    # A verdict; a title, a head and 8 figures; 3 subsets; 2 batches; three lines between.
+    assert len(out.splitlines()) == 1 + 10 + (2 + 3) + (2 + 2) + 3
 
 
 def test_json_is_one_document_with_the_librarys_figures(capsys, source):
@@ -79,8 +80,9 @@ def test_score_writes_and_says_what_was_left_out(capsys, broken, tmp_path):
     out = tmp_path / "scored.parquet"
     code, text, err = run(capsys, "score", broken, out, "--on-invalid", "quarantine")
     assert code == 0
-    assert "quarantined: 2 pairs" in err
-    assert "ref_chosen_logps.not_null  not null   1 row, first at row 2: null" in err
+    assert err == ""
+    assert "no verdict: 2 of 6 pairs break the contract" in text
+    assert "ref_chosen_logps.not_null  not null      1  row 2 (pair_id c): null" in text
     assert "2 invalid" in text
     assert pl.read_parquet(out).height == 4
     assert pl.read_parquet(tmp_path / "scored.invalid.parquet").height == 2
@@ -155,7 +157,7 @@ USAGE, DATA, FILES = 2, 1, 3
         ),
         pytest.param(
             ["evaluate", "{short}", "--reference", "{source}", "--on", "pair_i"],
-            DATA,
+            USAGE,
             "did you mean 'pair_id'?",
             id="key",
         ),
@@ -221,19 +223,24 @@ def test_a_contract_of_ones_own(tmp_path, source):
     )
     done = command("check", source, "--contract", "mine:Mine", cwd=tmp_path)
     assert done.returncode == 1
-    assert "policy_chosen_logps.short  short  1 row, first at row 5: -70.0" in done.stdout
+    assert "policy_chosen_logps.short  short       1  row 5 (pair_id f): -70.0" in done.stdout
 
 
-def test_warnings_go_to_stderr_and_into_the_document(capsys, tmp_path, pairs):
+def test_warnings_are_part_of_the_result_with_a_switch_of_their_own(capsys, tmp_path, pairs):
     path = tmp_path / "same.parquet"
     pairs.with_columns(
         ref_chosen_logps="policy_chosen_logps", ref_rejected_logps="policy_rejected_logps"
     ).write_parquet(path)
-    code, out, err = run(capsys, "evaluate", path, "--json")
-    assert code == 0
-    assert err.startswith("warning: policy and reference log-probs are equal on all 6")
-    assert len(json.loads(out)["warnings"]) == 1
-    assert run(capsys, "evaluate", path, "--json", "--quiet")[2] == ""
+    said = "policy and reference log-probs are equal on all 6"
+    for more in ([], ["--quiet"], ["--no-warnings"]):
+        code, out, err = run(capsys, "evaluate", path, "--json", *more)
+        assert (code, err) == (0, "")
+        assert len(json.loads(out)["warnings"]) == 1
+    for more, is_said in (([], True), (["--quiet"], True), (["--no-warnings"], False)):
+        out, err = run(capsys, "check", path, *more)[1:]
+        assert (f"warning: {said}" in out, err) == (is_said, "")
+    # A verdict that is withheld says why, whatever is switched off.
+    assert run(capsys, "evaluate", path, "--no-warnings")[1].startswith(f"no verdict: {said}")
 
 
 def test_a_warning_is_printed_once(capsys, tmp_path, pairs):
@@ -260,7 +267,8 @@ def test_help_names_defaults_and_imports_no_polars():
     assert done.returncode == 0, done.stderr
     texts = done.stdout.split("Usage: dpo-pipeline ")[1:]
     assert [text.split()[0] for text in texts] == list(names)
-    of_beta = ["[default: (0.1, or the dialect's)]" in text for text in texts]
+    words = [" ".join(text.split()) for text in texts]
+    of_beta = ["[default: (0.1, or the dialect's)]" in text for text in words]
     assert of_beta == [name != "contract" for name in names]
 
 
@@ -316,6 +324,7 @@ import os, sys
 from dpo_pipeline.cli import main, running
 
 plain = running.run_stoppable
+sys.stderr.isatty = lambda: True  # else nobody sees the progress
 
 def run(function):
     def work(cancel):

@@ -43,11 +43,20 @@ def show_ten_seconds(line, clock):
         clock.now += 0.1
 
 
-def test_progress_lines_in_a_file(clock):
-    stream = Stream(terminal=False)
+@pytest.mark.parametrize(("terminal", "asked"), [(False, True), (True, False), (False, False)])
+def test_progress_is_for_terminals_unless_quiet(terminal, asked):
+    assert not ProgressLine(Stream(terminal=terminal), enabled=asked).enabled
+    assert ProgressLine(Stream(terminal=True), enabled=True).enabled
+
+
+def test_a_line_is_never_as_long_as_a_terminal_is_wide(clock, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    stream = Stream(terminal=True)
     with ProgressLine(stream, enabled=True) as line:
         show_ten_seconds(line, clock)
-    assert stream.getvalue() == ("writing: 1,000 of 1,000 pairs, 100/s, computed; writing ...\n")
+    lines = stream.getvalue().split("\r")
+    assert max(map(len, lines)) == 29
+    assert "\n" not in stream.getvalue()
 
 
 def test_progress_on_a_terminal_marks_the_estimate_and_clears_its_line(clock):

@@ -43,13 +43,13 @@ def test_every_command_takes_a_reference(tmp_path, capsys, files, verb):
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        pytest.param(["--reference", "{r}", "--on", "pairid"], 1, "'pair_id'?", id="key"),
+        pytest.param(["--reference", "{r}", "--on", "pairid"], 2, "'pair_id'?", id="key"),
         pytest.param(["--reference", "nothing.parquet"], 3, "no such file", id="file"),
         pytest.param(["--reference-column", "x"], 2, "--reference-column takes", id="no ="),
         pytest.param(["--reference-column", "ref_chosen_logps=x"], 2, "give one", id="alone"),
         pytest.param(
             ["--reference", "{r}", "--reference-column", "ref_chosen_logps=ref_chosn_logps"],
-            1,
+            2,
             "did you mean 'ref_chosen_logps'?",
             id="column",
         ),

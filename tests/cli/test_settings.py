@@ -172,7 +172,9 @@ def test_a_run_uses_them_as_a_dry_run_says(capsys, home):
     write(home / "pyproject.toml", "[tool.dpo-pipeline]\nbeta = 0.25\nsummary = 'sum.json'\n")
     assert main(["evaluate", "pairs.parquet", "--json"]) == 0
     out, err = capsys.readouterr()
-    assert err == f"settings: {home / 'pyproject.toml'}\n"
+    file = home / "pyproject.toml"
+    assert [line.rpartition(", from ")[2] for line in err.splitlines()] == [str(file)] * 2
+    assert f"setting: beta = 0.25, from {file}" in err.splitlines()
     assert json.loads(out)["objective"]["beta"] == 0.25
     assert (home / "sum.json").read_text() == out
 

@@ -14,8 +14,9 @@ import pytest
 from dpo_pipeline import DpoPipelineError, StorageError, dry_run, evaluate
 from dpo_pipeline.cli import program
 from dpo_pipeline.cli.program import main
+from dpo_pipeline.rendering import as_text
 from dpo_pipeline.storage.read_errors import reading
-from dpo_pipeline.tables import aligned, as_json, shown
+from dpo_pipeline.tables import Column, Table, as_json, shown
 from process_tools import PATIENCE
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\r\u202egnp\u2066\x9b31m\u200b"
@@ -111,11 +112,12 @@ def planned(capsys):
 def test_a_run_says_where_its_settings_are_from(capsys, home):
     place = settings(home, "beta = 0.2")
     assert main(["evaluate", "pairs.parquet"]) == 0
-    assert f"settings: {place}\n" in capsys.readouterr().err
-    assert main(["evaluate", "pairs.parquet", "--config", str(place)]) == 0
-    assert f"settings: {place}\n" in capsys.readouterr().err
-    assert main(["evaluate", "pairs.parquet", "--quiet"]) == 0
-    assert "settings:" not in capsys.readouterr().err
+    said = f"setting: beta = 0.2, from {place}\n"
+    assert capsys.readouterr().err == said
+    assert main(["evaluate", "pairs.parquet", "--config", str(place), "--quiet"]) == 0
+    assert capsys.readouterr().err == said
+    assert main(["evaluate", "pairs.parquet", "--beta", "0.3"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_the_current_folder_takes_no_modules_place(home):
@@ -223,14 +225,16 @@ def test_nothing_reaches_a_terminal_that_it_would_act_upon():
     assert shown(HOSTILE) == SEEN
     assert shown("two\nlines, ünïcode, 日本語 and 👩‍💻") == "two\nlines, ünïcode, 日本語 and 👩‍💻"
     assert shown("a name that is not UTF-8: \udcff") == r"a name that is not UTF-8: \udcff"
-    assert aligned(("name",), [(f"{HOSTILE}\nx",)])[1] == rf"{SEEN}\nx"
+    table = Table(columns=[Column("name")], rows=[(f"{HOSTILE}\nx",)])
+    assert as_text([table]).split("\n")[1] == rf"{SEEN}\nx"
 
 
 def test_the_longest_name_is_cut():
     name = "x" * 5_000_000
     assert len(shown(name)) < 10_000
     assert "(5,000,000 characters)" in shown(name)
-    assert len("".join(aligned((name, "n"), [(name, 1), ("y", 2)]))) < 10_000
+    table = Table(columns=[Column(name), Column("n")], rows=[(name, 1), ("y", 2)])
+    assert len(as_text([table])) < 10_000
     assert len(str(StorageError(name, "is gone"))) < 10_000
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import warnings
 
 import numpy as np
@@ -96,3 +98,19 @@ def test_a_small_spread_is_a_spread(dtype):
     (said,) = result.findings
     assert "rounding of the log-probs, in rejected_reward: " in said
     assert result.differences["reward_margin"].p_value < 1e-6
+
+
+def test_groups_of_nan_and_null_are_two_and_no_disagreement():
+    a, b = frames(90)
+    kinds = pl.int_range(pl.len()) % 3
+    g = pl.when(kinds == 0).then(None).when(kinds == 1).then(float("nan")).otherwise(1.0)
+    result = compare(a.with_columns(g=g), b.with_columns(g=g), by="g")
+    document = json.loads(result.to_json())
+    assert [row["g"] for row in document["subsets"]] == [1.0, "nan", None]
+    assert [row["n_valid"] for row in document["subsets"]] == [30, 30, 30]
+    assert result.findings == ()
+    page = result.report()
+    assert "(null)" in page
+    assert re.search(r"<t[dh][^>]*>\s*(<[^>]+>)*nan\s*<", page)
+    with pytest.warns(DataWarning, match="g differs between A and B on 30 of 90 pairs"):
+        compare(a.with_columns(g=g), b.with_columns(g=g.fill_nan(2.0)), by="g")

@@ -30,7 +30,7 @@ def test_rows_that_are_lost_are_counted():
     a, b = frames()
     result = compare(a[:50], b[20:])
     assert (result.n_common, result.a.n_alone, result.b.n_alone) == (30, 20, 10)
-    assert "A: A: 50 pairs, 20 in A alone" in str(result)
+    assert ["A", "A", "50", "20"] in [line.split() for line in str(result).split("\n")]
     assert said(
         replace(result, a=compare(a[20:50], b[20:50]).a, b=compare(a[20:50], b[20:50]).b)
     ) == (said(compare(a[20:50], b[20:50])))
@@ -168,7 +168,7 @@ def test_a_borrowed_reference_is_judged_where_it_comes_from():
     )
     text = raised(InvalidPairsError, broken, b.drop(REFS))
     assert "ref_chosen_logps.at_most" in text
-    assert "first at row 4: 5.0" in text
+    assert "  1  row 4 (pair_id 104): 5.0" in text
     text = raised(
         InvalidPairsError, a.drop(REFS), b.drop(REFS), reference=broken.select("pair_id", *REFS)
     )
@@ -214,7 +214,7 @@ def test_other_references_are_a_finding():
     )
     assert result.findings == (result.incomparable,) == (reason,)
     assert str(result).startswith(f"no verdict: {reason}\n\n")
-    assert f"problem: {reason}" in str(result)
+    assert str(result).count(reason) == 1
     assert result.loss_verdict is None
     rounded = b.with_columns(pl.col(REFS).cast(pl.Float32).cast(pl.Float64))
     assert compare(a, rounded).findings == ()
@@ -238,7 +238,10 @@ def test_without_the_same_reference_no_side_is_better():
     assert document["mcnemar"]["exact"] is document["mcnemar"]["mid_p"] is None
     for name in ("p_value", "p_holm", "p_benjamini_hochberg", "smallest_effect"):
         assert {row[name] for row in document["subsets"]} == {None}
-    assert "p =" not in str(result)
+    for text in (str(result), result.to_markdown(), result.to_latex(), result._repr_html_()):
+        assert "p =" not in text
+        assert "p (Holm)" not in text
+        assert "smallest effect" not in text
     assert "on 400 of 400 pairs, by up to 5 nats" in result.verdict
 
 

@@ -186,7 +186,7 @@ def test_loss_has_a_line_of_its_own():
     loss = result.differences["loss"].estimate
     limits = f"({loss.interval.low:.4f} to {loss.interval.high:.4f})"
     expected = f"Loss: B minus A is {loss.value:.4f} {limits}, at one beta of 0.1 for both."
-    assert str(result).splitlines()[1] == expected
+    assert str(result).splitlines()[1].strip() == expected
     assert "Loss" not in result.verdict
 
 
@@ -197,7 +197,7 @@ def test_tiny_p_values_and_single_pairs_in_the_text():
     (line,) = (x for x in str(result).splitlines() if x.startswith("x "))
     assert line.split()[-2:] == ["<0.0001", "<0.0001"]
     one = str(compare(*(table[:1] for table in frames())))
-    assert "A: A: 1 pair, 0 in A alone" in one
+    assert ["A", "A", "1", "0"] in [line.split() for line in one.split("\n")]
     assert "1 common pair by pair_id" in one
     assert "on 1 common pair" in one
 

@@ -15,6 +15,7 @@ import pytest
 import dpo_pipeline
 from dpo_pipeline.contract.binding import bind
 from dpo_pipeline.contract.model import pairs_model
+from dpo_pipeline.defaults import WIDE_LIMIT
 from dpo_pipeline.losses.objective import CheckedObjective
 from dpo_pipeline.losses.scored_columns import with_scores
 from pandera_tools import (
@@ -50,7 +51,12 @@ def test_a_loss_out_of_range_is_a_fault_only_of_sound_pairs():
 
 @pytest.mark.parametrize(
     ("beta", "max_logp", "can_break"),
-    [(0.4999, 0.0, False), (0.5, 0.0, True), (0.25, LIMIT, True), (0.2499, LIMIT, False)],
+    [
+        (2.0**27 - 1.0, 0.0, False),
+        (2.0**27, 0.0, True),
+        (2.0**26, LIMIT, True),
+        (2.0**26 - 1.0, LIMIT, False),
+    ],
 )
 def test_scores_have_rules_where_they_can_break(beta, max_logp, can_break):
     # The largest margin: one log-ratio from the lower bound up to max_logp, the other back.
@@ -60,7 +66,7 @@ def test_scores_have_rules_where_they_can_break(beta, max_logp, can_break):
     objective = CheckedObjective.of(beta=beta)
     margin = with_scores(binding.prepare(widest.lazy()), objective).collect()["reward_margin"]
     assert bool(objective.columns_to_check(max_logp)) is can_break
-    assert can_break or abs(margin.item()) <= LIMIT
+    assert can_break or abs(margin.item()) <= WIDE_LIMIT
 
 
 def many_faults():

@@ -12,7 +12,9 @@ from hypothesis import given, settings, strategies as st
 import dpo_pipeline
 from dpo_pipeline.columns import Needs
 from dpo_pipeline.contract.compiling import check_schema
-from dpo_pipeline.contract.rules import check_types
+from dpo_pipeline.contract.model import pairs_model
+from dpo_pipeline.contract.row_rules import with_row_rules
+from dpo_pipeline.contract.rules import check_types, rules_for
 from dpo_pipeline.errors import ColumnError
 from pair_tools import COUNTS, LOGPS, ROOT
 
@@ -35,6 +37,20 @@ def what_is_wrong(check, frame, needs):
 def test_types_are_those_that_pandera_asks_for(types, needs):
     frame = pl.LazyFrame(schema=types)
     assert what_is_wrong(check_types, frame, needs) == what_is_wrong(check_schema, frame, needs)
+
+
+@pytest.mark.parametrize("max_logp", [0.0, 0.125])
+@pytest.mark.parametrize("reference", [True, False])
+@pytest.mark.parametrize("tokens", [True, False])
+def test_rules_without_pandera_are_the_checks_of_the_contract(max_logp, reference, tokens):
+    needs = Needs(reference=reference, tokens=tokens)
+    columns = pairs_model(max_logp, needs).to_schema().columns
+    theirs = sorted((n, c.name, c.error) for n, column in columns.items() for c in column.checks)
+    frame = pl.LazyFrame(schema={name: columns[name].dtype.type for name in columns})
+    rules = rules_for(frame, max_logp=max_logp, contract=None, needs=needs)
+    own = with_row_rules(rules, (), dict.fromkeys(columns), needs).rules
+    assert theirs == sorted((rule.column, rule.check, rule.requirement) for rule in own)
+    assert {name for name, _, _ in theirs} == {*columns}
 
 
 def test_each_fault_has_its_words():

@@ -165,15 +165,22 @@ def test_statistics_are_of_rows_that_come_in_order(folder):
     assert json.loads(found[0])["statistics"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+EXECUTORS = {"1": Shuffled(1), "four": Threads(4), "2": Shuffled(2), "one": Threads(1)}
+EACH_ONCE = {("1", "sigmoid"), ("four", "by value"), ("1", "within batches")}
+
+
 @pytest.mark.parametrize(
-    "executor",
+    ("executor", "kind"),
     [
-        pytest.param(Shuffled(1), id="1"),
-        pytest.param(Threads(4), id="four"),
-        # Another order, and one thread alone.
-        pytest.param(Shuffled(2), id="2", marks=pytest.mark.slow),
-        pytest.param(Threads(1), id="one", marks=pytest.mark.slow),
+        # All others pair an executor with figures that another one gives by default.
+        pytest.param(
+            executor,
+            kind,
+            id=f"{name}-{kind}",
+            marks=() if (name, kind) in EACH_ONCE else pytest.mark.slow,
+        )
+        for name, executor in EXECUTORS.items()
+        for kind in KINDS
     ],
 )
 @pytest.mark.filterwarnings("ignore::dpo_pipeline.DataWarning")

@@ -29,7 +29,7 @@ TOOL = TOOLS / "ray_tools.py"
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0" * 24 + "01000000"}
 N_PARTS = 18
 TASKS = {
-    "sums": 5,  # 690 pairs in shards of 150
+    "Work": 5,  # 690 pairs in shards of 150
     "scored": N_PARTS,  # six files of 115 pairs in row groups of 40
     "invalid": N_PARTS,
 }
@@ -181,14 +181,9 @@ def test_one_output_file_has_one_writer(tmp_path):
         score_parquet("examples/pairs.parquet", tmp_path / "out.parquet", execution="ray")
 
 
-def test_a_dataframe_and_a_join_stay_here(pairs, tmp_path):
-    both = pl.read_parquet("examples/pairs.parquet")
-    reference = both.select("pair_id", "ref_chosen_logps", "ref_rejected_logps")
-    both.drop(reference.columns[1:]).write_parquet(tmp_path / "policy.parquet")
+def test_a_dataframe_stays_here(pairs):
     with pytest.raises(UsageError, match="a dataframe is evaluated here"):
         evaluate(pairs, execution="ray")
-    with pytest.raises(UsageError, match="write the joined pairs first"):
-        evaluate(tmp_path / "policy.parquet", reference=reference, execution="ray")
 
 
 @pytest.mark.parametrize("engine", ["spark", 3, Execution(None)])

@@ -135,8 +135,8 @@ def test_the_first_five_offenders_by_row_and_value(pairs):
     (only,) = caught.value.report.broken
     assert only.count == 17  # 0 is no positive log-prob
     assert [(o.row, o.value) for o in only.offenders] == [(i, float(i)) for i in range(1, 6)]
-    assert "17 rows" in str(caught.value)
-    assert "row 1: 1.0; row 2: 2.0" in str(caught.value)
+    assert [o.pair_id for o in only.offenders] == ["b", "c", "d", "e", "f"]
+    assert "at most 0    17  row 1 (pair_id b): 1.0; row 2 (pair_id c): 2.0;" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_no_valid_pair_is_no_pass(pairs):
 def test_bf16_exports_pass_with_a_larger_max_logp(pairs):
     slightly = with_value(pairs, 0, 0.125)
     assert evaluate(slightly, contract=Contract(max_logp=0.125)).summary.n_valid == 6
-    with pytest.raises(InvalidPairsError, match=r"at most 0\.0625 +1 row, first at row 0: 0\.125"):
+    with pytest.raises(InvalidPairsError, match=r"0\.0625 +1  row 0 \(pair_id a\): 0\.125"):
         evaluate(slightly, contract=Contract(max_logp=0.0625))
 
 

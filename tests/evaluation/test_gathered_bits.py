@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import subprocess
 import sys
+from dataclasses import fields
 
+import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from dpo_pipeline.evaluation import gathering, measuring
-from dpo_pipeline.sums import growing_tables
+from dpo_pipeline.sums import cells
 from gather_tools import N, assert_same, frame_of, made_up, statistics_of, tables_of
 from pair_tools import TOOLS
 
@@ -29,8 +33,7 @@ def limits(request, monkeypatch):
             ("COURSE_POINTS", 9),
             ("JUDGE_CELLS", 120),
         ):
-            owner = gathering if hasattr(gathering, name) else growing_tables
-            monkeypatch.setattr(owner, name, value)
+            monkeypatch.setattr(gathering, name, value)
     return request.param
 
 
@@ -68,6 +71,7 @@ def test_any_cut_into_files_gives_the_same_bits(rows, limits, tmp_path):  # noqa
 
 RUN = """
 import hashlib, json, sys
+import numpy as np
 import polars as pl
 sys.path.insert(0, sys.argv[2])
 from dpo_pipeline.evaluation import estimating
@@ -100,3 +104,42 @@ def test_any_number_of_threads_gives_the_same_bits(tmp_path):
         assert int(used) == threads
         found.add(bits)
     assert len(found) == 1
+
+
+def test_parts_merge_in_any_order(rows, monkeypatch):
+    limits = {"CLUSTERS_HELD": 30, "BAGS": 16, "REPEATS_HELD": 100, "COURSE_POINTS": 9}
+    for name, value in {**limits, "JUDGE_CELLS": 120}.items():
+        monkeypatch.setattr(gathering, name, value)
+    seen = []
+    part = gathering.Gathering.part
+    monkeypatch.setattr(
+        gathering.Gathering, "part", lambda *given: seen.append(given) or part(*given)
+    )
+    whole = statistics_of(frame_of(rows)).gathered
+    ((maker, scored, _),) = seen
+    ends = [0, 1, 9, 30, 100, 101, 350, 600]
+    parts = [part(maker, scored[a:b], a) for a, b in itertools.pairwise(ends)]
+    assert {each.is_exact for each in parts} == {True, False}
+    random.Random(3).shuffle(parts)
+    nested = [maker.merged(parts[:3]), maker.merged([maker.merged(parts[3:5]), *parts[5:]])]
+    found = maker.finished(maker.merged(nested))
+    for name in (each.name for each in fields(found)):
+        value = getattr(whole, name)
+        if isinstance(value, pl.DataFrame):
+            merged = getattr(found, name)
+            shown = merged.head(value.height) if name == "lowest" else merged
+            assert_frame_equal(value, shown, check_exact=True)
+        else:
+            assert value == getattr(found, name), name
+
+
+@pytest.mark.parametrize("size", [1.0, 1e4, 1e9, 1e15], ids=str)
+def test_whole_numbers_of_any_size_are_added_exactly(size):
+    rng = np.random.default_rng(5)
+    codes = rng.integers(0, 3, 5_000)
+    values = rng.normal(0.0, size / 4.0, 5_000)
+    whole = cells.whole_quanta(values)
+    found = cells.exact_sums(codes, 4, whole, int(np.bincount(codes).max()))
+    numbers = [int(each) for each in whole]
+    expected = [sum(n for n, k in zip(numbers, codes, strict=True) if k == c) for c in range(4)]
+    assert found.to_list() == expected

@@ -14,7 +14,7 @@ from polars.testing import assert_frame_equal
 from dpo_pipeline import DataWarning, StatisticsOptions, evaluate
 from dpo_pipeline.evaluation import gathering, measuring
 from dpo_pipeline.evaluation.gathering import GROUP
-from dpo_pipeline.sums import CLUSTER, growing_tables
+from dpo_pipeline.sums import CLUSTER
 from gather_tools import BETA, coarse, frame_of, gathered_of, quanta, scored, splitmix
 from pair_tools import LOGPS
 
@@ -62,8 +62,8 @@ def test_clusters_hold_the_sums_of_their_prompts(rows, gathered):
 
 
 def test_many_prompts_are_put_into_bags(rows, gathered, monkeypatch):
-    monkeypatch.setattr(growing_tables, "CLUSTERS_HELD", 50)
-    monkeypatch.setattr(growing_tables, "BAGS", 64)
+    monkeypatch.setattr(gathering, "CLUSTERS_HELD", 50)
+    monkeypatch.setattr(gathering, "BAGS", 64)
     bagged = gathered_of(frame_of(rows))
     assert not bagged.is_exact
     assert bagged.n_clusters is None
@@ -78,9 +78,9 @@ def test_many_prompts_are_put_into_bags(rows, gathered, monkeypatch):
 
 def test_prompts_are_bagged_only_beyond_the_limit(rows, gathered, monkeypatch):
     n_clusters = gathered.clusters[CLUSTER].n_unique()
-    monkeypatch.setattr(growing_tables, "CLUSTERS_HELD", n_clusters)
+    monkeypatch.setattr(gathering, "CLUSTERS_HELD", n_clusters)
     assert gathered_of(frame_of(rows)).is_exact
-    monkeypatch.setattr(growing_tables, "CLUSTERS_HELD", n_clusters - 1)
+    monkeypatch.setattr(gathering, "CLUSTERS_HELD", n_clusters - 1)
     assert not gathered_of(frame_of(rows)).is_exact
 
 

@@ -52,15 +52,17 @@ def test_a_figure_must_not_be_under_its_mark(plain, name, mark, passes):
     with pytest.raises(GateError) as caught:
         gate(plain, under={name: mark})
     (missed,) = caught.value.missed
-    facts = (missed.name, missed.side, missed.mark, missed.value, missed.interval)
-    assert facts == (name, "below", mark, RIGHT / N, None)
+    facts = (missed.name, missed.side, missed.mark, missed.value)
+    assert facts == (name, "below", mark, RIGHT / N)
+    limits = stats.binomtest(RIGHT, N).proportion_ci(0.95, "wilson")
+    assert missed.interval == pytest.approx(tuple(limits), rel=1e-9)
     assert caught.value.exit_code == GATE == 4
 
 
 def test_a_figure_must_not_be_over_its_mark(plain):
     loss = plain.summary.loss
     gate(plain, over={"loss": loss, "n_invalid": 0})
-    with pytest.raises(GateError, match=r"loss is 0\.68\d+, above 0\.6$"):
+    with pytest.raises(GateError, match=r"loss is 0\.68\d+ \(0\.6\d+ to 0\.7\d+\), above 0\.6$"):
         gate(plain, over={"loss": 0.6})
 
 
@@ -142,8 +144,9 @@ def test_a_figure_that_the_loss_does_not_have_is_an_error():
 
 
 def test_an_interval_that_is_not_there_is_an_error(plain, full):
-    with pytest.raises(UsageError, match="loss has no interval here"):
-        gate(plain, over={"loss": 1.0}, by_interval=True)
+    with pytest.raises(UsageError, match="policy_chosen_logps has no interval here"):
+        gate(plain, over={"policy_chosen_logps": 1.0}, by_interval=True)
+    assert plain.figure("loss")[1] == pytest.approx(full.figure("loss")[1], rel=1e-12)
     with pytest.raises(UsageError, match="is a count"):
         gate(full, over={"n_ties": 1}, by_interval=True)
 
@@ -194,14 +197,15 @@ def test_a_missed_mark_is_exit_code_4_after_the_result(capsys, tmp_path):
     assert code == 4
     assert json.loads(out)["summary"]["reward_accuracy"] == RIGHT / N
     assert json.loads(summary.read_text())["summary"]["n_valid"] == N
-    assert err == f"error: {REAL} fails its gate: rewards/accuracies is 0.558739, below 0.6\n"
+    said = f"error: {REAL} fails its gate: rewards/accuracies is 0.558739 "
+    assert err == f"{said}(0.521681 to 0.595154), below 0.6\n"
 
 
 def test_kept_marks_are_exit_code_0(capsys):
     words = ["--fail-under", "rewards/accuracies=0.55", "--fail-over", "loss=0.69"]
     code, out, err = run(capsys, *words)
     assert (code, err) == (0, "")
-    assert "interval" not in out
+    assert "statistics" not in out
 
 
 def test_a_mark_for_the_interval_asks_for_statistics(capsys):
@@ -209,7 +213,7 @@ def test_a_mark_for_the_interval_asks_for_statistics(capsys):
     assert run(capsys, *words)[0] == 0
     code, out, err = run(capsys, *words, "--fail-on-interval")
     assert code == 4
-    assert "95% interval" in out
+    assert "\nstatistics\n" in out
     assert "(0.521681 to 0.595154): the lower end is below 0.55" in err
     # At a level of 50% the lower end is 54.6%.
     assert run(capsys, *words[:1], "rewards/accuracies=0.54", "--fail-on-interval")[0] == 4

@@ -61,7 +61,7 @@ def test_nan_infinities_and_null_are_groups_of_their_own(pairs):
     assert [row["g"] for row in document["subsets"]] == names
     assert [row["g"] for row in document["statistics"]["subsets"]] == names
     rows = [line.split()[0] for line in str(found).splitlines()[-40:] if line.strip()]
-    assert {"nan", "-", "inf", "-inf"} <= set(rows)
+    assert {"nan", "(null)", "inf", "-inf"} <= set(rows)
     swept = json.loads(sweep(grouped, [0.1], by="g").to_json())
     assert [row["g"] for row in swept["subsets"]] == names
     # Figures that are none stay null.

@@ -163,4 +163,4 @@ def test_the_command_line_prints_sections(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     for words in ("section: Chat Hard", "section: Reasoning", "score of rewardbench"):
         (line,) = [line for line in lines if line.startswith(words)]
-        assert " 0.5 " in line
+        assert " 50.0% " in line

@@ -8,7 +8,7 @@ import math
 import polars as pl
 import pytest
 
-from dpo_pipeline import InvalidPairsError, Objective, UsageError, evaluate, sweep
+from dpo_pipeline import Execution, InvalidPairsError, Objective, UsageError, evaluate, sweep
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.losses import LOSSES
 from dpo_pipeline.sums.summary import SUMMARY_FIGURES
@@ -92,12 +92,16 @@ def test_one_reading_for_any_number(counted, tmp_path, engine):
 def test_shards_merge_to_the_same_bits(counted, tmp_path, monkeypatch):
     counted.write_parquet(tmp_path / "pairs.parquet", row_group_size=50)
     whole = sweep(tmp_path / "pairs.parquet", BETAS, loss=["sigmoid", "ipo"]).table
-    shards = "dpo_pipeline.sources.dataset.Dataset.shards"
-    from dpo_pipeline.sources.dataset import Dataset
-
-    cut = Dataset.shards
-    monkeypatch.setattr(shards, lambda self, _rows: cut(self, 101))
-    assert sweep(tmp_path / "pairs.parquet", BETAS, loss=["sigmoid", "ipo"]).table.equals(whole)
+    monkeypatch.setattr("dpo_pipeline.evaluation.measuring.SHARD_ROWS", 101)
+    told = []
+    merged = sweep(
+        tmp_path / "pairs.parquet",
+        BETAS,
+        loss=["sigmoid", "ipo"],
+        execution=Execution(progress=told.append),
+    )
+    assert merged.table.equals(whole)
+    assert [each.rows for each in told if each.phase == "evaluating"][-2:] == [606, 698]
 
 
 def test_the_best_beta_by_hand(pairs):
@@ -111,7 +115,7 @@ def test_the_best_beta_by_hand(pairs):
     found = sweep(pairs, list(losses))
     assert found.table["loss"].to_list() == pytest.approx(list(losses.values()), rel=1e-12)
     assert found.best == {"sigmoid": 0.05}
-    assert str(found).endswith("smallest loss of those tried: sigmoid: beta 0.05")
+    assert str(found).startswith("smallest loss of those tried: sigmoid: beta 0.05\n")
 
 
 def test_a_pair_that_one_loss_cannot_sum_is_left_out_of_all(pairs):

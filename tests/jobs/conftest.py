@@ -21,17 +21,17 @@ def small(monkeypatch):
     monkeypatch.setattr(measuring, "SHARD_ROWS", 70)
     monkeypatch.setattr(batches, "SHARD_ROWS", 70)
     for module in (measuring, shards):
-        monkeypatch.setattr(module, "NEIGHBOURS_ROWS", 25)
+        monkeypatch.setattr(module, "NEIGHBOURS_ROWS", 45)
         monkeypatch.setattr(module, "STATISTICS_ROWS", 60)
     monkeypatch.setattr(shards, "COUPLED_SHARD_ROWS", 64)
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, small):  # noqa: ARG001
-    """The current folder, with pairs in `in`; the pairs of rows 123 and 402 are invalid."""
+    """The current folder, with pairs in `in`; the pairs of rows 123 and 390 are invalid."""
     rng = random.Random(5)
     rows = {name: [-rng.uniform(1, 300) for _ in range(500)] for name in LOGPS}
-    rows[LOGPS[0]][123] = rows[LOGPS[1]][402] = 2.0
+    rows[LOGPS[0]][123] = rows[LOGPS[1]][390] = 2.0
     rows["subset"] = [rng.choice("xyz") for _ in range(500)]
     rows["pair_id"] = [f"id {i % 490}" for i in range(500)]
     rows["prompt_id"] = [i // 3 for i in range(500)]

@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+import zipfile
 from datetime import date
 from threading import Event
 
@@ -43,7 +44,7 @@ from dpo_pipeline.jobs import JobPlan, job_plan, merge, run, split
 from dpo_pipeline.jobs.option_values import plain_paths
 from dpo_pipeline.sums import Sense
 from option_tools import grouped
-from pair_tools import LOGPS, ROOT
+from pair_tools import LOGPS, ROOT, split as cut_in_two
 from process_tools import everything
 
 pytestmark = pytest.mark.filterwarnings("ignore::dpo_pipeline.DataWarning")
@@ -154,7 +155,7 @@ def merge_again_is_refused():
 def test_any_number_of_shards_has_each_row_and_each_part_once(n):
     job = split(score_parquet, "in", "out", scored=Scored(part_rows=50), shards=n, to="job")
     alone = split(evaluate, "in", shards=n, to="alone")
-    for made, rows in ((job, 33), (alone, 25)):  # the first part, and neighbours
+    for made, rows in ((job, 33), (alone, 45)):  # the first part, and neighbours
         assert len(made.shards) == n
         assert made.shards[0].rows >= min(500 // n, rows)
         ends = [shard.first_row + shard.rows for shard in made.shards]
@@ -162,8 +163,8 @@ def test_any_number_of_shards_has_each_row_and_each_part_once(n):
         assert ends[-1] == 500
     assert [i for shard in job.shards for i in range(*shard.parts)] == list(range(13))
     idle = sum(not (shard.rows or range(*shard.parts)) for shard in job.shards)
-    assert (f"\n{idle} of them have nothing to do" in str(job)) == (idle > 0)
-    assert max(shard.rows for shard in alone.shards) <= max(25, 500 // n + 2)
+    assert (f"\n  {idle} of them have nothing to do\n" in str(job)) == (idle > 0)
+    assert max(shard.rows for shard in alone.shards) <= max(45, 500 // n + 2)
 
 
 @pytest.mark.usefixtures("folder")
@@ -173,6 +174,21 @@ def test_small_data_are_one_shard_as_their_neighbours_are_compared(monkeypatch):
     assert [shard.rows for shard in job.shards] == [500, 0, 0]
     done(job)
     assert merge("job").summary.n_valid == 498
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_a_joined_reference_is_of_the_shards_too(folder, shuffled):
+    whole = pl.read_parquet("in/*.parquet").with_columns(pair_id=pl.int_range(500))
+    policy, reference = cut_in_two(whole, shuffled=shuffled)
+    policy.write_parquet("policy.parquet")
+    reference.write_parquet("reference.parquet")
+    given = {"reference": "reference.parquet", "on_invalid": "exclude", "by": "subset"}
+    done(split(evaluate, "policy.parquet", **given, shards=3, to="job"), twice=False)
+    assert merge("job").to_json() == evaluate("policy.parquet", **given).to_json()
+    os.utime("reference.parquet", ns=(0, 0))
+    with pytest.raises(StorageError, match="reference.parquet: changed since job was split"):
+        merge("job")
+    assert folder.exists()
 
 
 # --- results that are not there, or of another job
@@ -203,6 +219,23 @@ def test_a_result_of_another_plan_is_refused_by_name():
     shutil.copy("one/shards/00002.zip", "one/shards/00001.zip")
     with pytest.raises(StorageError, match="00001.zip: is the result of shard 2, under another's"):
         merge("one")
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_result_without_each_row_once_is_refused():
+    done(split(evaluate, "in", on_invalid="exclude", shards=3, to="job"), twice=False)
+    path = "job/shards/00001.zip"
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    head = json.loads(content["result.json"])
+    pieces = head["sums"]["dict"]
+    for broken in (pieces[1:], [[pieces[0][0] + 1, pieces[0][1]], *pieces[1:]]):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, each in content.items():
+                told = json.dumps({**head, "sums": {"dict": broken}}).encode()
+                archive.writestr(name, told if name == "result.json" else each)
+        with pytest.raises(StorageError, match="does not have each of the 167 rows of its shard"):
+            merge("job")
 
 
 @pytest.mark.usefixtures("folder")
@@ -251,7 +284,7 @@ DIES = """
 import os, sys
 import dpo_pipeline.storage.targets as targets
 from dpo_pipeline.evaluation import measuring, shards
-measuring.NEIGHBOURS_ROWS = shards.NEIGHBOURS_ROWS = 25
+measuring.NEIGHBOURS_ROWS = shards.NEIGHBOURS_ROWS = 45
 replace = os.replace
 def last(attempt, path):
     if path.endswith(sys.argv[1]):

@@ -55,7 +55,7 @@ def test_every_figure_that_an_evaluation_prints_is_explained(capsys):
     source = ROOT / "examples/pairs.parquet"
     code, out, _ = run(capsys, "evaluate", source, "--statistics", "--by", "split")
     assert code == 0
-    printed = re.findall(r"^([a-z][\w :/]+?)  +[-\d]", out, flags=re.MULTILINE)
+    printed = re.findall(r"^([a-z][\w:/]*(?: [\w:/]+)*)  +[-+<\d]", out, flags=re.MULTILINE)
     assert {"brier", "rewards/margins", "best beta", "prefer: longer"} <= set(printed)
     known = NAMES | {other for each in glossary.entries() for other in each.also}
     subsets = {"train", "test", "ties"}

@@ -268,7 +268,8 @@ def test_the_page_fits_the_window_and_charts_are_not_shrunk_to_it(browser, page,
 def test_text_of_the_dataset_stays_text(browser, page):
     browser.open(page)
     heads = browser.run(
-        """Array.from(document.querySelectorAll("#by-subset tbody th"), (e) => e.textContent)"""
+        """Array.from(document.querySelector("#by-subset table").querySelectorAll("tbody th"),
+            (e) => e.textContent)"""
     )
     assert sorted(heads) == sorted(EVIL)
     assert browser.run("document.title").startswith("pairs: ")
@@ -332,7 +333,7 @@ def test_empty_cells_sort_last_either_way(browser, tmp_path, pairs):
     browser.open(path)
     click = """(() => { const head = document.querySelectorAll("#by-subset thead th")[8];
         head.querySelector("button").click();
-        return Array.from(document.querySelectorAll("#by-subset tbody tr"),
+        return Array.from(document.querySelector("#by-subset table").querySelectorAll("tbody tr"),
             (row) => row.cells[8].dataset.value).map(Number); })()"""
     assert browser.run(click) == pytest.approx([-1, -0.2, 0, 0.1, 0.5, 1])
     assert browser.run(click) == pytest.approx([1, 0.5, 0.1, 0, -0.2, -1])
@@ -347,6 +348,48 @@ def test_keys_reach_what_scrolls_and_what_sorts(browser, page):
     assert browser.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     tabbed = browser.run("Array.from(document.querySelectorAll('.wide'), (e) => e.tabIndex)")
     assert set(tabbed) == {0}
+
+
+def test_a_table_is_searched_and_saved(browser, page):
+    browser.open(page)
+    searched = browser.run(
+        """(() => { const field = document.querySelector("#figures .tools input");
+        field.value = "REWARDS ahead"; field.dispatchEvent(new Event("input"));
+        return Array.from(document.querySelectorAll("#figures tbody tr:not([hidden]) th"),
+            (head) => head.textContent); })()"""
+    )
+    assert searched
+    assert all(name.startswith("rewards ahead of") for name in searched)
+    saved = browser.run(
+        """new Promise((done) => {
+        URL.createObjectURL = (blob) => { blob.text().then(done); return "#"; };
+        document.querySelector("#lowest .tools button").click(); })"""
+    )
+    lines = saved.splitlines()
+    assert lines[0].startswith('"pair_id","row","margin"')
+    assert len(lines) == 21
+    margins = [float(line.split(",")[2].strip('"')) for line in lines[1:]]
+    assert margins == sorted(margins)
+
+
+def test_a_table_says_whether_it_scrolls(browser, page):
+    for width, fits in ((1400, True), (320, False)):
+        browser.open(page, width=width)
+        said = browser.run("document.querySelector('#lowest .tools .hint').hidden")
+        assert said == fits
+
+
+def test_texts_over_a_histogram_do_not_meet(browser, page):
+    browser.open(page, width=320)
+    boxes = browser.run(
+        """Array.from(document.querySelectorAll("[data-spec=spec-margins] .mark-text text"),
+        (each) => { const b = each.getBoundingClientRect();
+            return [b.left, b.top, b.right, b.bottom]; })"""
+    )
+    assert len(boxes) >= 3
+    for i, a in enumerate(boxes):
+        for b in boxes[:i]:
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] + 2 or b[3] <= a[1] + 2
 
 
 def test_dark_and_light_have_their_colours(browser, page):

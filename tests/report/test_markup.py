@@ -73,14 +73,14 @@ def test_a_page_shows_every_text_that_it_is_given():
     assert page.texts["td"].count("plain") == 3 * 2 + 1
 
 
-def test_text_in_a_notebook_is_text(monkeypatch):
+def test_text_in_a_notebook_is_text():
     text = "<b>&\"'"
     evaluation = dpo_pipeline.evaluate(of_margins([0.1, -0.2], kind=[text, text]), by="kind")
-    monkeypatch.setattr(type(evaluation), "warnings", (text,))
-    shown = Page(replace(evaluation, source=text)._repr_html_())
+    invalid = replace(evaluation.invalid, doubts=(), notes=(text,))
+    shown = Page(replace(evaluation, source=text, invalid=invalid)._repr_html_())
     assert not shown.all("b")
-    assert shown.texts["li"] == [text]
-    assert shown.texts["strong"][0].startswith(f"{text}: 2 pairs")
+    assert f"note: {text}" in shown.texts["p"]
+    assert f"{text}: 2 pairs, 0 invalid, sigmoid loss, beta 0.1" in shown.texts["strong"]
     assert text in shown.texts["td"]
 
 

@@ -83,6 +83,11 @@ def test_an_interval_in_words():
     assert words.between(None) == "–"  # noqa: RUF001
 
 
+def without_doubts(evaluation):
+    """What made-up log-probs of two models are doubted for is not what these tests are about."""
+    return replace(evaluation, invalid=replace(evaluation.invalid, doubts=()))
+
+
 @pytest.mark.parametrize(
     ("right", "told"),
     [
@@ -93,7 +98,7 @@ def test_an_interval_in_words():
 )
 def test_the_verdict(right, told):
     signs = [1.0 if i < right else -1.0 for i in range(100)]
-    evaluation = dpo_pipeline.evaluate(of_margins(signs), statistics=True)
+    evaluation = without_doubts(dpo_pipeline.evaluate(of_margins(signs), statistics=True))
     said = verdict(evaluation, evaluation.statistics)
     assert said.startswith(f"The chosen completion has the higher reward in {right}.0% (95% int")
     assert said.endswith(f"of 100 pairs: {told}.")
@@ -112,9 +117,10 @@ def test_rewards_that_are_all_ties_prefer_nothing(n, beta, said):
     pairs = of_margins([0.0 if beta else 0.5] * n)
     evaluation = dpo_pipeline.evaluate(pairs, beta=beta, statistics=True)
     assert verdict(evaluation, evaluation.statistics) == f"{said}: the rewards prefer nothing."
-    page = Page(evaluation.report())
-    assert "rewards" not in page.specs()
-    assert not any("best rule without rewards" in text for text in page.texts["p"])
+    if n > 1 and beta:  # one page shows it
+        page = Page(evaluation.report())
+        assert "rewards" not in page.specs()
+        assert not any("best rule without rewards" in text for text in page.texts["p"])
 
 
 @pytest.mark.parametrize(
@@ -126,7 +132,8 @@ def test_rewards_that_are_all_ties_prefer_nothing(n, beta, said):
     ],
 )
 def test_the_lead_says_how_the_rewards_stand(margins, said):
-    page = Page(dpo_pipeline.evaluate(of_margins(margins * 20), statistics=True).report())
+    evaluation = dpo_pipeline.evaluate(of_margins(margins * 20), statistics=True)
+    page = Page(without_doubts(evaluation).report())
     (lead,) = [text for text in page.texts["p"] if text.startswith("The best rule")]
     assert said in lead
     assert lead.endswith(") with it." if "level" in said else ") behind it. A tie counts as wrong.")
@@ -155,11 +162,13 @@ def test_a_loss_has_a_unit_where_it_is_a_log_likelihood(loss, title, in_table):
     assert ("nats" in said) == (title != "Mean loss")
 
 
-def test_the_best_beta_is_of_the_dpo_loss():
-    pairs = of_margins([0.1, 0.3, -0.2] * 20)
-    for loss, said in (("ipo", "Best beta of the DPO loss (0.1"), ("sigmoid", "Best beta (0.1")):
-        page = Page(dpo_pipeline.evaluate(pairs, loss=loss, statistics=True).report())
-        assert any(text.startswith(said) for text in page.texts["dt"])
+def test_the_best_beta_is_of_the_dpo_loss(page):
+    assert any(text.startswith("Best beta (0.1") for text in page.texts["dt"])
+    evaluation = dpo_pipeline.evaluate(
+        of_margins([0.1, 0.3, -0.2] * 20), loss="ipo", statistics=True
+    )
+    ipo = Page(evaluation.report())
+    assert any(text.startswith("Best beta of the DPO loss (0.1") for text in ipo.texts["dt"])
 
 
 @pytest.mark.parametrize(

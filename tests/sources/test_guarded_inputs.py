@@ -16,6 +16,7 @@ from dpo_pipeline import (
     Contract,
     Execution,
     Outputs,
+    Reference,
     StorageError,
     UsageError,
     compare,
@@ -177,7 +178,8 @@ def test_an_evaluation_keeps_its_input(tmp_path, pairs, name, output):
 def test_a_call_keeps_its_reference(tmp_path, pairs, name):
     (tmp_path / "there").mkdir()
     dataset, before = made(name, tmp_path / "there", pairs, as_reference=True)
-    keys = dataset.frame.select("pair_id").collect()
+    key = "index" if name == "open-instruct" else "pair_id"
+    keys, dataset = dataset.frame.select(key).collect(), Reference(dataset, on=key)
     policy = tmp_path / "policy.parquet"
     keys.with_columns(**dict.fromkeys(LOGPS[:2], pl.lit(-9.0))).write_parquet(policy)
     for path in before:
@@ -236,7 +238,8 @@ def test_a_reference_that_changes_is_noticed(tmp_path, pairs, name):
     dataset, before = made(name, tmp_path, pairs, as_reference=True)
     # Row numbers of TRL's dataset are joined where lengths prove them.
     lengths = {f"__dpo_pipeline_{side}_length": f"{side}_num_tokens" for side in SIDES}
-    frame = dataset.frame.select("pair_id", cs.by_name(*lengths, require_all=False))
+    key = "index" if name == "open-instruct" else "pair_id"
+    frame = dataset.frame.select(key, cs.by_name(*lengths, require_all=False))
     keys = frame.rename(lengths, strict=False).collect()
     policy = keys.with_columns(**dict.fromkeys(LOGPS[:2], pl.lit(-9.0)))
 
@@ -246,7 +249,10 @@ def test_a_reference_that_changes_is_noticed(tmp_path, pairs, name):
 
     with pytest.raises(StorageError, match="it changed while it was read"):
         evaluate(
-            policy, reference=dataset, on_invalid="exclude", execution=Execution(progress=touch)
+            policy,
+            reference=Reference(dataset, on=key),
+            on_invalid="exclude",
+            execution=Execution(progress=touch),
         )
 
 

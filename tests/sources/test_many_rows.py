@@ -63,12 +63,12 @@ def folder(tmp_path_factory, many, pairs):
 
 def only_shards(monkeypatch, wanted):
     """Let a run see the shards that `wanted` says, which have the row numbers they always have."""
-    shards = storage.Dataset.shards
+    ranges = storage.Dataset.ranges
 
     def some(self, rows):
-        return (shard for shard in shards(self, rows) if wanted(shard.first_row))
+        return ((first, n) for first, n in ranges(self, rows) if wanted(first))
 
-    monkeypatch.setattr(storage.Dataset, "shards", some)
+    monkeypatch.setattr(storage.Dataset, "ranges", some)
 
 
 def false_footers(monkeypatch, rows):

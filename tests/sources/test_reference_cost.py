@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from dpo_pipeline import (
+    JoinError,
     Reference,
     UsageError,
     check,
@@ -36,14 +37,24 @@ def scans(engine):
 
 @pytest.fixture
 def wide(files):
-    """Both files with a column of text that nobody asks for."""
+    """Both files with a column of text that nobody asks for; their keys are in other orders."""
     for path in files:
         pl.read_parquet(path).with_columns(text=pl.lit("x" * 99)).write_parquet(path)
     return files
 
 
-def test_a_join_reads_nothing_until_it_is_asked_to(engine, wide):
-    joined = with_reference(open_dataset(wide[0]), Reference(wide[1]), columns=None, access=LOCAL)
+@pytest.fixture
+def in_step(wide):
+    """The same files with their keys in one order."""
+    for path in wide:
+        pl.read_parquet(path).sort("pair_id").write_parquet(path)
+    return wide
+
+
+def test_a_join_reads_nothing_until_it_is_asked_to(engine, in_step):
+    joined = with_reference(
+        open_dataset(in_step[0]), Reference(in_step[1]), columns=None, access=LOCAL
+    )
     assert set(LOGPS) <= set(joined.frame.collect_schema())
     assert scans(engine) == []
     joined.check_keys()
@@ -53,9 +64,29 @@ def test_a_join_reads_nothing_until_it_is_asked_to(engine, wide):
 
 def test_join_reference_reads_the_keys_alone(engine, wide):
     joined = join_reference(*wide)
-    assert scans(engine) == [[1, 1]]
+    assert scans(engine) == [[1], [1]]
     joined.select(*LOGPS).collect(engine="streaming")
-    assert scans(engine) == [[1, 1], [3, 3]]
+    assert scans(engine) == [[1], [1], [3, 3]]
+    assert_streams(engine)
+
+
+OTHER_ORDER = [[1, 1], [1], [3]]
+"""The keys side by side, until two differ; then those of the policy, and what is joined to them."""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param({}, id="totals"),
+        pytest.param({"batch_size": 2, "histogram": True}, id="batches, histogram"),
+        pytest.param({"statistics": True}, id="statistics"),
+    ],
+)
+def test_evaluate_reads_keys_once_and_data_once_in_one_order(engine, in_step, arguments):
+    evaluate(in_step[0], **grouped(reference=in_step[1], **arguments))
+    data, lists = scans(engine)[:2], scans(engine)[2:]
+    assert data[0] == [1, 1]
+    assert (data[1], lists) in (([2, 2], []), ([2, 3], []))  # statistics name pairs by their ids
     assert_streams(engine)
 
 
@@ -66,40 +97,55 @@ def test_join_reference_reads_the_keys_alone(engine, wide):
         pytest.param({"batch_size": 2, "histogram": True}, id="batches, histogram"),
     ],
 )
-def test_evaluate_reads_keys_once_and_data_once(engine, wide, arguments):
+def test_evaluate_reads_a_reference_in_another_order_once(engine, wide, arguments):
     evaluate(wide[0], **grouped(reference=wide[1], **arguments))
-    assert scans(engine) == [[1, 1], [3, 3]]
+    assert scans(engine) == [*OTHER_ORDER, [2]]
     assert_streams(engine)
 
 
-def test_sweep_and_check_read_keys_once_and_data_once(engine, wide):
-    sweep(wide[0], [0.1, 0.2], reference=wide[1], loss=["sigmoid", "ipo"])
-    check(wide[0], reference=wide[1])
-    assert scans(engine) == [[1, 1], [3, 3]] * 2
+def test_a_reference_of_other_length_is_not_tried_side_by_side(engine, wide):
+    pl.read_parquet(wide[1])[1:].write_parquet(wide[1])
+    engine.graphs.clear()
+    with pytest.raises(JoinError, match="alone: 1 row"):
+        evaluate(wide[0], reference=wide[1])
+    assert scans(engine) == [[1], [3]]
+
+
+def test_sweep_and_check_read_keys_once_and_data_once(engine, in_step):
+    sweep(in_step[0], [0.1, 0.2], reference=in_step[1], loss=["sigmoid", "ipo"])
+    check(in_step[0], reference=in_step[1])
+    assert scans(engine) == [[1, 1], [2, 2]] * 2
     assert_streams(engine)
 
 
-def test_a_long_file_is_still_joined_once(engine, wide, monkeypatch):
+def test_a_long_file_in_one_order_is_read_shard_by_shard(engine, in_step, monkeypatch):
     monkeypatch.setattr("dpo_pipeline.evaluation.measuring.SHARD_ROWS", 2)
     monkeypatch.setattr("dpo_pipeline.sums.batches.SHARD_ROWS", 2)
-    evaluate(wide[0], reference=wide[1], batches=2)
-    assert scans(engine) == [[1, 1], [3, 3]]
+    evaluate(in_step[0], reference=in_step[1], batches=2)
+    assert scans(engine) == [[1, 1], *[[2, 2]] * 3]
 
 
-def test_score_reads_keys_once_and_data_twice(engine, wide, tmp_path):
-    score_parquet(wide[0], tmp_path / "out.parquet", reference=wide[1])
-    # Of the policy the last one writes all five columns, of the reference still three.
-    assert scans(engine) == [[1, 1], [3, 3], [3, 5]]
+def test_score_reads_keys_once_and_data_twice(engine, in_step, tmp_path):
+    score_parquet(in_step[0], tmp_path / "out.parquet", reference=in_step[1])
+    # Of the policy the last one writes all five columns.
+    assert scans(engine) == [[1, 1], [2, 2], [2, 5]]
     assert_streams(engine)
 
 
-def test_score_of_a_folder_joins_once_a_file(engine, two, tmp_path):
+@pytest.mark.parametrize("order", ["one", "another"])
+def test_score_of_a_folder_joins_once(engine, two, tmp_path, order):
     policy, reference = two
+    if order == "one":
+        reference = policy.select("pair_id").join(reference, on="pair_id", maintain_order="left")
     folder = laid_out(policy, "folder", tmp_path / "policy")
     reference.write_parquet(tmp_path / "reference.parquet")
+    engine.graphs.clear()
     score_parquet(folder, tmp_path / "out", reference=tmp_path / "reference.parquet")
-    # Four files: each has a plan that writes it, and in it a scan of the reference.
-    assert scans(engine) == [[1, 1], [3, 3], *[[3, 4]] * 4]
+    # Four files: each has a plan that writes it, and the empty one reads no reference.
+    keys = [[1, 1], [2, 2]] if order == "one" else [*OTHER_ORDER, [2]]
+    found = scans(engine)
+    assert found[: len(keys)] == keys
+    assert len(found) == len(keys) + 4
     assert_streams(engine)
 
 

@@ -6,13 +6,22 @@ import json
 import math
 import pickle
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import polars as pl
 import pytest
 from pyarrow import ipc
 
-from dpo_pipeline import ColumnError, StorageError, UsageError, evaluate, read
+from dpo_pipeline import (
+    ColumnError,
+    Reference,
+    StorageError,
+    UsageError,
+    evaluate,
+    join_reference,
+    read,
+)
 from dpo_pipeline.cli.program import main
 from pair_tools import COUNTS, LOGPS
 from reader_tools import SAMPLES, N, figures, summary, write_stream
@@ -159,18 +168,21 @@ def expected_of_open_instruct(eight):
 
 def test_open_instruct_cache_in_one_command(capsys, eight, policy):
     pytest.importorskip("torch")
-    options = ["--reference-format", "open-instruct", "--on-invalid", "exclude"]
+    pl.read_parquet(policy).rename({"pair_id": "index"}).write_parquet(policy)
+    options = ["--reference-format", "open-instruct", "--on", "index", "--on-invalid", "exclude"]
     found = summary(capsys, policy, "--reference", SAMPLES / "open_instruct.pt", *options)
     assert found == pytest.approx(expected_of_open_instruct(eight), abs=1e-12)
     assert main(["evaluate", str(policy), "--reference", str(SAMPLES / "open_instruct.pt"),
-                 *options[:2]]) == 1  # fmt: skip
-    assert "ref_chosen_logps.not_null    not null  1 row, first at row 5" in capsys.readouterr().err
+                 *options[:4]]) == 1  # fmt: skip
+    assert "ref_chosen_logps.not_null    not null      1  row 5" in capsys.readouterr().err
 
 
 def test_open_instruct_averages_in_one_command(capsys, policy):
     pytest.importorskip("torch")
     cache = SAMPLES / "open_instruct_averaged.pt"
+    pl.read_parquet(policy).rename({"pair_id": "index"}).write_parquet(policy)
     arguments = ["evaluate", str(policy), "--reference", str(cache), "--on-invalid", "exclude"]
+    arguments += ["--on", "index"]
     assert main([*arguments, "--reference-format", "open-instruct"]) == 1
     assert "look averaged over tokens" in capsys.readouterr().err
     assert main([*arguments, "--reference-format", "open-instruct-averaged"]) == 0
@@ -213,6 +225,20 @@ def cached(monkeypatch, tmp_path):
     return make
 
 
+def test_the_index_of_open_instruct_is_no_pair_id(cached, policy):
+    cache = cached(
+        {f"{side}_logps": Tensor(*[-50.5 - i for i in range(N)]) for side in ("chosen", "rejected")}
+    )
+    reference = Reference(cache, format="open-instruct")
+    with pytest.raises(ColumnError, match="number of a row is no identity; .* --on index"):
+        evaluate(policy, reference=reference)
+    with pytest.raises(ColumnError, match="number of a row is no identity"):
+        join_reference(pl.read_parquet(policy), reference)
+    carried = pl.read_parquet(policy).rename({"pair_id": "index"})
+    joined = join_reference(carried, replace(reference, on="index")).collect()
+    assert joined["ref_chosen_logps"].to_list() == [-50.5 - i for i in joined["index"]]
+
+
 def test_open_instruct_ends_in_the_contracts_columns(cached):
     cache = cached(
         {
@@ -221,7 +247,7 @@ def test_open_instruct_ends_in_the_contracts_columns(cached):
         }
     )
     rows = read(cache, "open-instruct").collect()
-    assert rows.columns == ["pair_id", "ref_chosen_logps", "ref_rejected_logps"]
+    assert rows.columns == ["index", "ref_chosen_logps", "ref_rejected_logps"]
     assert rows.rows()[:2] == [(0, -50.5, -60.0), (1, None, -70.0)]
     assert math.isnan(rows.row(2)[1])
 

@@ -173,7 +173,7 @@ def test_means_of_very_unequal_clusters(clusters, tail):
     """The default suite has one of these sizes with fewer datasets."""
     drawn = of_pareto_clusters(clusters, tail, seed=clusters)
     ours = np.mean([next(drawn)[0] < 0.05 for _ in range(3000)])
-    assert 0.03 <= ours <= 0.085
+    assert 0.025 <= ours <= 0.085
 
 
 @pytest.mark.slow
@@ -206,7 +206,7 @@ def test_calibration_error(n, shape):
         table = rows.group_by("group", bin=bin_of(pl.col("margin"))).agg(n_pairs=pl.len())
         return truth, calibration_error(table, group="group").estimate
 
-    assert 0.92 <= covered(draw, 1000) <= 0.995
+    assert 0.92 <= covered(draw, 1000) <= 0.999
 
 
 @pytest.mark.slow

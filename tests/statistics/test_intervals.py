@@ -21,6 +21,7 @@ from dpo_pipeline.statistics.intervals import (
     of_independent,
     rate_of,
     rate_of_clusters,
+    rate_with_ties,
 )
 
 
@@ -351,3 +352,17 @@ def test_weights_that_make_no_mean(weights):
 def test_intervals_of_another_level_are_not_put_together():
     with pytest.raises(UsageError, match="must have level 0.95"):
         macro_mean([rate_of(1, 2, 0.9)], [1])
+
+
+def test_ties_are_half_a_success_of_as_many_pairs_as_the_strict_rate_counts():
+    # Beta quantiles for 62.5 of 100 independent pairs; then of prompts of three like pairs each.
+    alone = rate_with_ties(62.5, 100)
+    wanted = stats.beta(63.0, 38.0).ppf([0.025, 0.975])
+    assert [alone.interval.low, alone.interval.high] == pytest.approx(wanted, abs=1e-9)
+    strict = rate_of_clusters([3] * 18 + [0] * 12, [3] * 30)
+    found = rate_with_ties(57.0, 90, like=strict)
+    # Thirty prompts of which all or none are right have the spread of 29 independent pairs.
+    wanted = stats.beta(29 * 57 / 90 + 0.5, 29 * 33 / 90 + 0.5).ppf([0.025, 0.975])
+    assert [found.interval.low, found.interval.high] == pytest.approx(wanted, abs=1e-9)
+    assert (found.n, found.n_clusters) == (90, 30)
+    assert rate_with_ties(0.0, 0) is None

@@ -194,17 +194,20 @@ def test_a_manifest_says_what_is_there(both, store, how):  # noqa: ARG001
     assert sum(manifest["files"].values()) == 698 - 7
 
 
+AGAIN = pytest.mark.slow  # the same code, with other names
+
+
 @pytest.mark.parametrize(
     ("source", "rows"),
     [
-        ("s3://bucket/in/a.parquet", 180),
         ("s3://bucket/in/deep", 338),
-        ("s3://bucket/in/deep/", 338),
-        ("s3://bucket/in/*.parquet", 360),
-        ("s3://bucket/in/**/*.parquet", 698),
         ("s3://bucket/in/**/[cd].parquet", 338),
-        ("s3://bucket/in/deep/?.parquet", 338),
         (["s3://bucket/in/a.parquet", "s3://bucket/in/deep/c.parquet"], 360),
+        pytest.param("s3://bucket/in/a.parquet", 180, marks=AGAIN),
+        pytest.param("s3://bucket/in/deep/", 338, marks=AGAIN),
+        pytest.param("s3://bucket/in/*.parquet", 360, marks=AGAIN),
+        pytest.param("s3://bucket/in/**/*.parquet", 698, marks=AGAIN),
+        pytest.param("s3://bucket/in/deep/?.parquet", 338, marks=AGAIN),
     ],
 )
 def test_what_is_read(both, how, source, rows):  # noqa: ARG001
@@ -383,15 +386,21 @@ def test_a_dry_run_says_what_a_run_writes_there(both, store, how):  # noqa: ARG0
     ("sink", "arguments", "message"),
     [
         ("there.parquet", {}, "exists already; pass overwrite"),
-        ("full", {}, "is not empty; pass overwrite"),
+        pytest.param("full", {}, "is not empty; pass overwrite", marks=AGAIN),
         ("theirs", {"overwrite": True}, "is in the output folder and no output of this tool"),
         ("in/a.parquet", {"overwrite": True}, "the output is also an input"),
         ("in", {"overwrite": True}, "the output folder holds inputs"),
-        ("new", {"summary": "s3://bucket/there.parquet"}, "exists already; pass overwrite"),
-        (
+        pytest.param(
+            "new",
+            {"summary": "s3://bucket/there.parquet"},
+            "exists already; pass overwrite",
+            marks=AGAIN,
+        ),
+        pytest.param(
             "new",
             {"summary": "s3://bucket/in/b.parquet", "overwrite": True},
             "the output is also an input",
+            marks=AGAIN,
         ),
         (
             "new",
@@ -484,6 +493,7 @@ def test_the_command_line_takes_options(both, store, options, capsys, tmp_path):
     assert sorted(store.files("out")) == ["_SUCCESS", "a-00000.parquet", "a-00001.parquet"]
 
 
+@pytest.mark.slow  # tasks elsewhere write as those here do; `engine` tests how they are run
 def test_ray_writes_to_a_store(both, store, how, tmp_path):
     class There:
         """Runs tasks as an engine does: pickled, and each of them twice."""
@@ -560,13 +570,10 @@ def test_what_is_left_out_of_a_store_is_named(both, store, how):  # noqa: ARG001
 LOG = "_delta_log/00000000000000000000.json"
 
 
-AGAIN = pytest.mark.slow  # the same check by the same code, of other names
-
-
 @pytest.mark.parametrize(
     ("source", "marker", "system"),
     [
-        pytest.param("in", ".hoodie/hoodie.properties", "Hudi", marks=AGAIN),
+        ("in", ".hoodie/hoodie.properties", "Hudi"),
         ("in/deep", "metadata/v3.metadata.json", "Iceberg"),
         pytest.param("in/deep/c.parquet", LOG, "Delta Lake", marks=AGAIN),
         pytest.param("in/**/*.parquet", LOG, "Delta Lake", marks=AGAIN),

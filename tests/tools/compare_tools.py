@@ -42,9 +42,13 @@ def frames(n=60, seed=3, *, per_prompt=None, scale=2.0):
 def said(result):
     """Return all that a comparison says, but for the names of its sources."""
     document = result.to_dict()
+    names = [document[side]["source"] for side in "ab"]
     for side in "ab":
         document[side] |= {"source": None, "borrowed": None}
-    return repr((document, result.changes.rows(), result.margins.rows()))
+    text = repr((document, result.changes.rows(), result.margins.rows()))
+    for side, name in zip("AB", names, strict=True):
+        text = text.replace(f"({name})", f"({side})")
+    return text
 
 
 def raised(kind, *args, **kwargs):

@@ -55,8 +55,8 @@ class Steps:
         for name in ("fsync", "replace", "unlink"):
             setattr(os, name, self.announced(getattr(os, name), name))
         renames.renameat2 = self.announced(renames.renameat2, "rename")
-        shards = Dataset.shards
-        Dataset.shards = lambda dataset, _rows: shards(dataset, shard_rows)
+        ranges = Dataset.ranges
+        Dataset.ranges = lambda dataset, *_: ranges(dataset, shard_rows)
 
     def __call__(self, progress):
         self.step(progress.phase)

@@ -6,6 +6,7 @@ import json
 import math
 import random
 from dataclasses import fields
+from fractions import Fraction
 
 import numpy as np
 import polars as pl
@@ -40,7 +41,7 @@ def hash_of(key):
 
 
 def quanta(value):
-    return math.floor(value * 2.0**40 + math.nextafter(0.5, 0.0))
+    return round(Fraction(value) * 2**40)  # half to even
 
 
 def made_up(n=N, seed=5):

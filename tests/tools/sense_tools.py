@@ -129,6 +129,12 @@ FAULTS = {
     "a tenth of the reference exchanged": lambda p: exchanged(p, pl.int_range(pl.len()) % 10 == 0),
     "prompt in the policy only": lambda p: with_prompt(p, LOGPS[:2]),
     "prompt in the reference only": lambda p: with_prompt(p, REFS),
+    "prompt in the policy's chosen only": lambda p: with_prompt(p, LOGPS[:1]),
+    "prompt in the reference's rejected only": lambda p: with_prompt(p, REFS[1:]),
+    "a twentieth of the reference halved": lambda p: p.with_columns(
+        pl.when(pl.int_range(pl.len()) % 20 == 0).then(pl.col(ref) / 2).otherwise(ref).alias(ref)
+        for ref in REFS
+    ),
     "reference cut at its median length": lambda p: cut_short(p, p[COUNTS[0]].median()),
     "reference cut at its 80% length": lambda p: cut_short(p, p[COUNTS[0]].quantile(0.8)),
     "labels of the reference unshifted": lambda p: unshifted(p, REFS),

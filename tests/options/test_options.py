@@ -27,9 +27,9 @@ from dpo_pipeline import (
     UsageError,
     dry_run,
 )
-from dpo_pipeline.arguments import option, options_of
+from dpo_pipeline.arguments import WHOLE, option, options_of
 from dpo_pipeline.cli.program import command_line
-from dpo_pipeline.options import CALLS, WHOLE
+from dpo_pipeline.options import CALLS
 from dpo_pipeline.published import option_table
 from pair_tools import ROOT
 

@@ -1,0 +1,7 @@
+from .markup import (
+    as_csv as as_csv,
+    as_html as as_html,
+    as_latex as as_latex,
+    as_markdown as as_markdown,
+)
+from .text import as_screen as as_screen, as_text as as_text, fitted as fitted

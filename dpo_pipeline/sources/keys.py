@@ -1,0 +1,375 @@
+"""Keys of tables: what counts as equal, whether they are in one order, and rows parted by them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from io import BytesIO
+from itertools import pairwise
+from shutil import rmtree
+from tempfile import TemporaryDirectory, mkdtemp
+from types import TracebackType
+from typing import Any, Final, Self
+from weakref import finalize
+
+import polars as pl
+
+from dpo_pipeline.columns import PAIR_ID, REF_CHOSEN, did_you_mean
+from dpo_pipeline.defaults import JOINED_ROWS, OFFENDERS_SHOWN, STATISTICS_ROWS
+from dpo_pipeline.errors import ColumnError, JoinError, NoSuchColumn, UsageError
+from dpo_pipeline.sources.trainer_files import INDEX
+
+KEY: Final = "__dpo_pipeline_key"
+"""The name of the key in tables that are joined, of the same type in all of them."""
+
+_ROWS: Final = "__dpo_pipeline_rows_"
+_PART: Final = "__dpo_pipeline_part"
+_PARTS: Final = 64
+_SEED: Final = 11
+_MOST_RUNS: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Rows of each table, rows of the first two whose key the other lacks, and keys of both."""
+
+    rows: tuple[int, ...]
+    alone: tuple[int, ...]
+    common: int
+
+
+def checked_on(on: object) -> str:
+    """Return the name of the key."""
+    if not isinstance(on, str) or on == "*" or (on.startswith("^") and on.endswith("$")):
+        raise UsageError(f"on must be the name of a column, and no pattern, found {on!r}")
+    return on
+
+
+def key_of(on: str, schemas: Mapping[str, pl.Schema]) -> pl.Expr:
+    """Return the key as an expression that gives the same type in every table.
+
+    Integers of any width are compared as Int128, which holds all of them; an integer and a text as
+    text: 7 is '7' and not '07'; categories as text. `schemas` are the tables' columns by name.
+    """
+    for name, schema in schemas.items():
+        if on not in schema:
+            raise ColumnError(name, (no_key(on, schema),))
+        if schema[on].is_nested():
+            raise ColumnError(name, (f"{on}: a key must be a plain value, found {schema[on]}",))
+    first = next(iter(schemas))
+    for name, schema in schemas.items():
+        both = {_compared_as(schema[on]), _compared_as(schemas[first][on])}
+        if len(both) > 1 and both != {pl.Int128(), pl.String()}:
+            problem = f"{on}: it is {schema[on]} here and {schemas[first][on]} in {first}"
+            raise ColumnError(name, (f"{problem}; convert one",))
+    types = {schema[on] for schema in schemas.values()}
+    compared = {_compared_as(dtype) for dtype in types}
+    if len(types) == 1 and (types == compared or next(iter(types)).is_integer()):
+        return pl.col(on)
+    return pl.col(on).cast(pl.String() if pl.String() in compared else compared.pop())
+
+
+def _compared_as(dtype: pl.DataType) -> pl.DataType:
+    if dtype.is_integer():
+        return pl.Int128()
+    return pl.String() if dtype in (pl.Categorical, pl.Enum) else dtype
+
+
+def no_key(on: str, columns: pl.Schema) -> str:
+    """Say that a table has no such key."""
+    if on == PAIR_ID.name and INDEX in columns and REF_CHOSEN.name in columns:
+        return (
+            f"{on}: missing, and the number of a row is no identity; if the policy's rows carry "
+            f"the column {INDEX!r} of the dataset that these were made from, join by it: "
+            f"on={INDEX!r}, or --on {INDEX}"
+        )
+    kind = str if on == PAIR_ID.name else NoSuchColumn
+    return kind(
+        f"{on}: missing{did_you_mean(on, columns)}, and pairs are joined by it (on=, --on); "
+        f"the columns are {', '.join(columns)}"
+    )
+
+
+class OutOfStep(Exception):  # noqa: N818  no error: the tables are joined then
+    """Tables do not have the same keys in the same order, or perhaps have one twice."""
+
+
+def in_step(tables: Sequence[pl.LazyFrame]) -> Iterator[pl.DataFrame]:
+    """Yield the rows of tables side by side, with one `KEY`, in order.
+
+    Each table has `KEY`, and other columns of names that no other table has.
+
+    Raises:
+        OutOfStep: Keys differ in a row, are null, or are not surely there once. What was yielded
+            before is of no use then.
+    """
+    first, *others = tables
+    keys = [f"{KEY}_{i}" for i in range(len(others))]
+    renamed = (table.rename({KEY: key}) for table, key in zip(others, keys, strict=True))
+    plan = pl.concat([first, *renamed], how="horizontal")
+    with UniqueKeys() as unique:
+        try:
+            for rows in plan.collect_batches(maintain_order=True, chunk_size=STATISTICS_ROWS):
+                own = rows[KEY]
+                if any(rows[key].null_count() for key in (KEY, *keys)) or not all(
+                    (own == rows[key]).all() for key in keys
+                ):
+                    raise OutOfStep
+                unique.add(own)
+                yield rows.drop(keys)
+        except pl.exceptions.ShapeError as error:  # tables of other lengths
+            raise OutOfStep from error
+        if not unique.are_unique:
+            raise OutOfStep
+
+
+class Partitions:
+    """Rows of tables in parts: in memory up to `JOINED_ROWS`, else in a temporary folder.
+
+    Without `by`, rows of one `KEY` are in one part, whichever table they are of.
+    """
+
+    def __init__(self, tables: Mapping[str, pl.Schema], by: pl.Expr | None = None) -> None:
+        """Start without rows; `by` gives the number of the part of a row."""
+        self._tables = {name: pl.DataFrame(schema=schema) for name, schema in tables.items()}
+        self._held: dict[str, list[pl.DataFrame]] = {name: [] for name in tables}
+        self._by = pl.col(KEY).hash(_SEED) % _PARTS if by is None else by
+        self._n_rows = 0
+        self._folder: TemporaryDirectory[str] | None = None
+        self._sizes: dict[tuple[int, str], list[int]] = {}  # of what is written, by part and table
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._held.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def add(self, name: str, rows: pl.DataFrame) -> None:
+        """Add rows of a table."""
+        self._held[name].append(rows)
+        self._n_rows += rows.height
+        if self._n_rows <= JOINED_ROWS:
+            return
+        if self._folder is None:
+            self._folder = TemporaryDirectory(prefix="dpo-pipeline-", ignore_cleanup_errors=True)
+        for each, held in self._held.items():
+            while held:
+                self._write(each, held.pop(0), self._folder.name)
+
+    def _write(self, name: str, rows: pl.DataFrame, folder: str) -> None:
+        numbered = rows.with_columns(self._by.alias(_PART))
+        for (number,), some in numbered.partition_by(
+            _PART, as_dict=True, include_key=False
+        ).items():
+            sizes = self._sizes.setdefault((number, name), [])
+            with open(self._place(folder, number, name), "ab") as file:
+                some.write_ipc_stream(file)
+                sizes.append(file.tell() - sum(sizes))
+
+    def _place(self, folder: str, number: int, name: str) -> str:
+        return os.path.join(folder, f"{number}-{[*self._tables].index(name)}")
+
+    def __iter__(self) -> Iterator[dict[str, pl.DataFrame]]:
+        """Yield the rows of all tables part by part, in the order of the parts."""
+        if self._folder is None:
+            yield {name: pl.concat([self._tables[name], *self._held[name]]) for name in self._held}
+            return
+        for number in sorted({number for number, _ in self._sizes}):
+            yield {name: self._read(name, number, self._folder.name) for name in self._tables}
+
+    def _read(self, name: str, number: int, folder: str) -> pl.DataFrame:
+        sizes = self._sizes.get((number, name))
+        if sizes is None:
+            return self._tables[name]
+        with open(self._place(folder, number, name), "rb") as file:
+            return pl.concat([pl.read_ipc_stream(BytesIO(file.read(size))) for size in sizes])
+
+
+class OrderedRows:
+    """Rows in their order: in memory up to `JOINED_ROWS`, else in a temporary folder."""
+
+    def __init__(self) -> None:
+        """Start without rows."""
+        self._runs: list[tuple[int, int, pl.LazyFrame]] = []  # first row, number, and the rows
+        self.n_rows = 0
+        self._folder: str | None = None
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Add the next rows."""
+        frame = rows.lazy()
+        if self.n_rows + rows.height > JOINED_ROWS:
+            if self._folder is None:
+                self._folder = mkdtemp(prefix="dpo-pipeline-")
+                finalize(self, rmtree, self._folder, ignore_errors=True)
+            place = os.path.join(self._folder, f"{len(self._runs)}.parquet")
+            rows.write_parquet(place, compression="uncompressed", statistics=False)
+            frame = pl.scan_parquet(place, glob=False)
+        self._runs.append((self.n_rows, rows.height, frame))
+        self.n_rows += rows.height
+
+    def rows(self, first: int, n: int | None) -> pl.LazyFrame:
+        """Return the rows from number `first` on, `n` of them or all, as a plan."""
+        last = self.n_rows if n is None else first + n
+        found = [
+            rows.slice(max(first - start, 0), min(last, start + height) - max(first, start))
+            for start, height, rows in self._runs
+            if start < last and first < start + height
+        ]
+        return pl.concat(found or [self._runs[0][2].head(0)])
+
+
+class UniqueKeys:
+    """Tells whether keys are all different, in memory that does not grow with them.
+
+    Keys that rise, but for a few falls, need no memory; of others hashes are kept.
+    """
+
+    def __init__(self) -> None:
+        """Start without keys."""
+        self._runs: list[tuple[Any, Any]] = []  # first and last key of rows that rise
+        self._hashes: Partitions | None = None
+        self._is_known = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._hashes is not None:
+            self._hashes.__exit__(None, None, None)
+
+    def add(self, keys: pl.Series) -> None:
+        """Add the next keys, of which none is null."""
+        if keys.len() and self._hashes is None and self._is_known:
+            falls = (keys.slice(1) <= keys.slice(0, keys.len() - 1)).arg_true()
+            if len(self._runs) + falls.len() < _MOST_RUNS:
+                starts = [0, *(falls + 1).to_list()]
+                ends = [*falls.to_list(), keys.len() - 1]
+                self._runs += [(keys[a], keys[b]) for a, b in zip(starts, ends, strict=True)]
+                self._join_last_runs(len(starts))
+                return
+            if self._runs:  # whose hashes were not kept
+                self._is_known = False
+            else:
+                self._hashes = Partitions({"": pl.Schema({KEY: pl.UInt64})})
+        if self._hashes is not None:
+            self._hashes.add("", keys.hash().alias(KEY).to_frame())
+
+    def _join_last_runs(self, n_new: int) -> None:
+        """Make one run of the last one and the first of the new ones, if the second goes on."""
+        at = len(self._runs) - n_new
+        if at > 0 and self._runs[at - 1][1] < self._runs[at][0]:
+            self._runs[at - 1 : at + 1] = [(self._runs[at - 1][0], self._runs[at][1])]
+
+    @property
+    def are_unique(self) -> bool:
+        """Whether all keys are different; False also where that is not known."""
+        if self._hashes is not None:
+            return all(part[""][KEY].n_unique() == part[""].height for part in self._hashes)
+        runs = sorted(self._runs)
+        apart = (run[1] < after[0] for run, after in pairwise(runs))
+        return self._is_known and all(apart)
+
+
+def count_keys(
+    on: str,
+    names: Sequence[str],
+    parts: Iterable[Mapping[str, pl.DataFrame]],
+    *,
+    must_match: bool = False,
+) -> Counts:
+    """Count the keys of two tables, and of a third that must have all that they share.
+
+    Args:
+        on: What errors call the key.
+        names: The tables.
+        parts: The tables' rows, with `KEY`; all rows of a key are in one part.
+        must_match: Whether a key that only one of the first two tables has is a fault.
+    """
+    columns = [f"{_ROWS}{i}" for i in range(len(names))]
+    here = [pl.col(column) for column in columns]
+    is_null = pl.col(KEY).is_null()
+    shared = ~is_null & (here[0] > 0) & (here[1] > 0)
+    faults: dict[str, tuple[pl.Expr, pl.Expr]] = {}
+    for name, rows in zip(names, here, strict=True):
+        faults[f"null in {name}"] = (is_null & (rows > 0), rows)
+    for name, rows in zip(names, here, strict=True):
+        faults[f"more than once in {name}"] = (~is_null & (rows > 1), rows)
+    for name, rows in zip(names[2:], here[2:], strict=True):
+        faults[f"in {names[0]} and {names[1]}, and not in {name}"] = (shared & (rows == 0), here[0])
+    alone = {
+        f"in {name} alone": (~is_null & (other == 0) & (own > 0), own)
+        for name, own, other in zip(names[:2], here[:2], here[1::-1], strict=True)
+    }
+
+    def counted(part: Mapping[str, pl.DataFrame]) -> pl.LazyFrame:
+        marked = [
+            part[name]
+            .lazy()
+            .select(KEY, *(pl.lit(int(i == j), pl.Int64).alias(c) for j, c in enumerate(columns)))
+            for i, name in enumerate(names)
+        ]
+        return pl.concat(marked).group_by(KEY).agg(pl.col(columns).sum())
+
+    sums = [rows.sum().alias(column) for rows, column in zip(here, columns, strict=True)]
+    sums.append(shared.sum().cast(pl.Int64).alias("common"))
+    # A filter here would hold the keys for each sum.
+    sums += [
+        pl.when(where).then(rows).otherwise(0).sum().alias(what)
+        for what, (where, rows) in (faults | alone).items()
+    ]
+    by_part = [
+        _counted_quickly([part[name] for name in names])
+        or counted(part).select(sums).collect(engine="streaming").row(0)
+        for part in parts
+    ]
+    columns_of = [*columns, "common", *faults, *alone]
+    found = dict(zip(columns_of, map(sum, zip(*by_part, strict=True)), strict=True))
+    rows_of = {name: found[column] for name, column in zip(names, columns, strict=True)}
+    if must_match or (not found["common"] and all(rows_of[name] for name in names[:2])):
+        faults |= alone
+    broken = [what for what in faults if found[what]]
+    if broken:
+
+        def first(where: pl.Expr) -> tuple[object, ...]:
+            lowest = pl.col(KEY).bottom_k(OFFENDERS_SHOWN)
+            some = [counted(part).filter(where).select(lowest).collect() for part in parts]
+            return tuple(pl.concat(some).select(lowest.sort()).to_series().to_list())
+
+        raise JoinError(
+            on=on,
+            rows=rows_of,
+            faults={what: (found[what], first(faults[what][0])) for what in broken},
+        )
+    return Counts(
+        rows=tuple(rows_of.values()),
+        alone=tuple(found[what] for what in alone),
+        common=found["common"],
+    )
+
+
+def _counted_quickly(tables: Sequence[pl.DataFrame]) -> tuple[int, ...] | None:
+    """Return the sums of `count_keys` for tables without a fault of their own; else None."""
+    keys = [table.select(KEY) for table in tables]
+    if any(k[KEY].null_count() or k[KEY].n_unique() < k.height for k in keys):
+        return None
+    common = keys[0].join(keys[1], on=KEY, how="semi")
+    if any(common.join(k, on=KEY, how="anti").height for k in keys[2:]):
+        return None
+    rows = [k.height for k in keys]
+    n_faults = 2 * len(keys) + len(keys[2:])
+    return (*rows, common.height, *[0] * n_faults, *(n - common.height for n in rows[:2]))
+
+
+def joined(tables: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """Return the rows whose `KEY` all tables have, in no order."""
+    plan = reduce(lambda left, right: left.join(right, on=KEY), (each.lazy() for each in tables))
+    return plan.collect(engine="streaming")

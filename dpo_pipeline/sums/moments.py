@@ -1,0 +1,88 @@
+"""Exact sums of the squares of scores, from which the intervals of their means follow.
+
+A square is counted in quanta of 2**-32, half to even. Where all of them are below 2**19, the quanta
+are read from the bits of a shifted number, which costs next to nothing; a shard with a larger one
+is summed the slow way, to the same quanta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import Final
+
+import polars as pl
+
+from dpo_pipeline.columns import CHOSEN_REWARD, LOSS, REJECTED_REWARD, REWARD_MARGIN
+from dpo_pipeline.sums.pair_sums import valid_only
+
+SQUARED: Final = (LOSS, CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN)
+"""Columns of a scored pair whose squares are summed."""
+LARGEST: Final = "max_square"
+_NEAR: Final = 2.0**19
+_SHIFT: Final = 1.5 * 2.0**20
+"""Added to a number below `_NEAR`, it leaves the number in quanta in the low bits."""
+_BITS: Final = 0x4138000000000000
+"""The bits of `_SHIFT`."""
+_QUANTA: Final = 2.0**32
+_SUMMED: Final = 2.0**62
+"""Squares up to which 2**32 of them fit Int128."""
+
+
+def square_sums(*, is_wide: bool) -> list[pl.Expr]:
+    """Return the sums `square_...` of `SQUARED`, in quanta, and the largest of a pair."""
+    squares = {}
+    for name in SQUARED:
+        values = valid_only(pl.col(name))
+        squares[name] = (values * values).cast(pl.Float64)
+    sums = []
+    for name, square in squares.items():
+        if is_wide:
+            near = (square + _SHIFT).reinterpret(dtype=pl.Int64).cast(pl.Int128) - _BITS
+            whole = (square * _QUANTA).cast(pl.Int128, wrap_numerical=True)
+            quanta = pl.when(square < _NEAR).then(near).otherwise(whole).sum()
+        else:
+            quanta = _sum_of_near(square)
+        sums.append(quanta.alias(f"square_{name}"))
+    # The margin is the difference of two rewards: its square is at most twice those of both.
+    largest = squares[LOSS] + squares[CHOSEN_REWARD] + squares[REJECTED_REWARD]
+    return [*sums, largest.max().alias(LARGEST)]
+
+
+def _sum_of_near(square: pl.Expr) -> pl.Expr:
+    """Return the sum in quanta, from a sum of bits that wraps around and a sum of floats.
+
+    The floats say which multiple of 2**64 is missing. This costs a third of a sum of Int128.
+    """
+    bits = (square + _SHIFT).reinterpret(dtype=pl.Int64).sum().cast(pl.Int128)
+    wrapped = bits - square.count().cast(pl.Int128) * _BITS
+    missing = (square.sum() * _QUANTA).cast(pl.Int128, strict=False) - wrapped + 2**63
+    around = pl.lit(2**64, dtype=pl.Int128)
+    return wrapped + missing // around * around
+
+
+def are_near(sums: pl.DataFrame) -> bool:
+    """Return whether the sums of narrow squares are right."""
+    return _largest(sums) < _NEAR / 2.0
+
+
+def _largest(sums: pl.DataFrame) -> float:
+    return float(sums.select(pl.col(LARGEST).max().fill_null(0.0)).item())
+
+
+def square_columns(columns: Iterable[str]) -> list[str]:
+    """Return which columns are those of `square_sums`."""
+    return [name for name in columns if name.startswith("square_") or name == LARGEST]
+
+
+def variance(squares: pl.DataFrame, name: str, *, mean: float, n: int) -> float | None:
+    """Return the variance of a score over n > 1 pairs, of which `mean` is the mean.
+
+    None where squares were too large to be summed, or the scores are all the same to rounding.
+    """
+    if _largest(squares) > _SUMMED:
+        return None
+    total = Fraction(int(squares[f"square_{name}"].sum()), int(_QUANTA))
+    found = float((total - n * Fraction(mean) ** 2) / (n - 1))
+    # A square is off by half a quantum, and the mean by a rounding.
+    return found if found > 1.0 / _QUANTA + 1e-14 * mean**2 else None

@@ -1,0 +1,246 @@
+"""The intervals that every evaluation has, against scipy, numpy and plain Python."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections import Counter
+from fractions import Fraction
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy import stats
+
+from dpo_pipeline import StatisticsOptions, evaluate, score_parquet
+from dpo_pipeline.errors import GateError
+from dpo_pipeline.evaluation import measuring, shards
+from dpo_pipeline.evaluation.gating import gate
+from dpo_pipeline.statistics import rate_of, rate_of_clusters
+from dpo_pipeline.sums import VALID, growing_tables, square_sums
+from gather_tools import BETA, frame_of, made_up, scored
+from pair_tools import LOGPS
+
+MEANS = ("loss", "chosen_reward", "rejected_reward", "reward_margin")
+
+
+def pairs_of(n, *, seed=3, size=1.0):
+    rng = np.random.default_rng(seed)
+    return pl.DataFrame({name: -rng.gamma(4.0, 5.0 * size, n) for name in LOGPS})
+
+
+def scores_of(frame, beta=0.1):
+    pc, pr, rc, rr = (frame[name].to_numpy() for name in LOGPS)
+    chosen, rejected = beta * (pc - rc), beta * (pr - rr)
+    margin = chosen - rejected
+    loss = np.logaddexp(0.0, -margin)
+    return dict(zip(MEANS, (loss, chosen, rejected, margin), strict=True))
+
+
+@pytest.mark.parametrize("size", [1.0, 1e4], ids=["near", "wide"])
+def test_means_have_students_interval(size):
+    frame = pairs_of(400, size=size)
+    found = evaluate(frame).intervals
+    assert found.level == 0.95
+    assert found.clusters == "400 pairs, taken as independent"
+    assert set(found.figures) == {"reward_accuracy", *MEANS}
+    for name, values in scores_of(frame).items():
+        expected = stats.t.interval(0.95, 399, np.mean(values), stats.sem(values))
+        interval = found.figures[name].interval
+        assert (interval.low, interval.high) == pytest.approx(expected, rel=1e-7)
+        assert interval.method == "Student t"
+        assert found.figures[name].n == 400
+
+
+def test_the_accuracy_has_wilsons_interval():
+    frame = pairs_of(900)
+    right = int((scores_of(frame)["reward_margin"] > 0).sum())
+    expected = stats.binomtest(right, 900).proportion_ci(method="wilson")
+    interval = evaluate(frame).intervals.figures["reward_accuracy"].interval
+    assert (interval.low, interval.high) == pytest.approx(tuple(expected), rel=1e-12)
+
+
+def test_invalid_pairs_are_left_out():
+    frame = pairs_of(300)
+    bad = frame.with_columns(pl.lit(5.0).alias(LOGPS[0]))
+    both = evaluate(pl.concat([bad[:50], frame, bad[50:]]), on_invalid="exclude")
+    assert both.summary.n_invalid == 300
+    assert both.intervals == evaluate(frame).intervals
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_few_pairs(n):
+    found = evaluate(pairs_of(n)).intervals
+    assert "reward_accuracy" in found.figures
+    assert ("loss" in found.figures) == (n > 1)
+
+
+def test_means_that_do_not_vary_have_no_interval():
+    frame = pl.DataFrame({name: [-10.0 - i] * 100 for i, name in enumerate(LOGPS)})
+    with pytest.warns(match="constant"):
+        found = evaluate(frame).intervals
+    assert set(found.figures) == {"reward_accuracy"}
+
+
+def test_squares_beyond_the_sums_give_no_interval():
+    frame = pairs_of(50)
+    for beta in (1e9, 1e12):
+        found = evaluate(frame, beta=beta).intervals
+        assert set(found.figures) == {"reward_accuracy"}
+
+
+def cuts(frame, folder):
+    for i, (start, stop) in enumerate(itertools.pairwise([0, 1, 77, 78, 300, 555, 600])):
+        frame[start:stop].write_parquet(folder / f"{i}.parquet", row_group_size=31 + i)
+    frame.write_parquet(folder.parent / "whole.parquet", row_group_size=50)
+    return folder, folder.parent / "whole.parquet", frame, frame.lazy()
+
+
+@pytest.mark.parametrize("held", [30, 20_000])
+@pytest.mark.parametrize("alone", [True, False], ids=["pairs", "prompts"])
+def test_any_cut_gives_the_same_bits(tmp_path, monkeypatch, alone, held):
+    monkeypatch.setattr(growing_tables, "CLUSTERS_HELD", held)
+    monkeypatch.setattr(growing_tables, "BAGS", 16)
+    rows = made_up()
+    frame = frame_of(rows).drop("prompt_id" if alone else "judge")
+    if alone:  # wide squares in one part only
+        frame = frame.with_columns(
+            pl.when(pl.int_range(pl.len()) == 400).then(-1e6).otherwise(LOGPS[1]).alias(LOGPS[1])
+        )
+    (tmp_path / "parts").mkdir()
+    sources = cuts(frame, tmp_path / "parts")
+    whole = evaluate(frame, BETA, on_invalid="exclude").intervals
+    assert len(whole.figures) == (5 if alone else 1)
+    monkeypatch.setattr(measuring, "STATISTICS_ROWS", 70)
+    monkeypatch.setattr(shards, "STATISTICS_ROWS", 70)
+    monkeypatch.setattr(measuring, "SHARD_ROWS", 90)
+    keyed = ({}, {"by": "subset"}, {"batches": 7}, {})
+    for source, options in zip(sources, keyed, strict=True):
+        assert evaluate(source, BETA, on_invalid="exclude", **options).intervals == whole
+
+
+def counted(rows):
+    """Valid and correct pairs by cluster; a pair without a prompt is one."""
+    counts, right = Counter(), Counter()
+    for row in scored(rows):
+        counts[row["cluster"]] += 1
+        right[row["cluster"]] += row["margin"] > 0
+    return counts, right
+
+
+@pytest.mark.parametrize("kind", ["text", "whole", "category", "bytes"])
+def test_pairs_of_one_prompt_are_one_sample(kind):
+    rows = made_up()
+    counts, right = counted(rows)
+    frame = frame_of(rows)
+    prompt = pl.col("prompt_id")
+    to = {
+        "text": prompt,
+        "whole": prompt.str.split(" ").list.last().cast(pl.Int32),
+        "category": prompt.cast(pl.Categorical),
+        "bytes": prompt.cast(pl.Binary),
+    }
+    found = evaluate(frame.with_columns(to[kind]), BETA, on_invalid="exclude").intervals
+    expected = rate_of_clusters([right[key] for key in counts], list(counts.values()))
+    assert found.clusters == f"{len(counts):,} prompts, taken as independent"
+    estimate = found.figures["reward_accuracy"]
+    assert estimate.n_clusters == len(counts) < estimate.n
+    assert estimate.interval.low == pytest.approx(expected.interval.low, rel=1e-12)
+    assert estimate.interval.high == pytest.approx(expected.interval.high, rel=1e-12)
+    assert estimate.interval.method.endswith("clustered")
+    independent = rate_of(sum(right.values()), sum(counts.values()))
+    assert estimate.interval != independent.interval
+
+
+def test_many_prompts_are_put_into_bags(monkeypatch):
+    monkeypatch.setattr(growing_tables, "CLUSTERS_HELD", 50)
+    monkeypatch.setattr(growing_tables, "BAGS", 64)
+    rows = made_up()
+    counts, right = counted(rows)
+    bags, right_bags = Counter(), Counter()
+    for key, n in counts.items():
+        bags[key % 64] += n
+        right_bags[key % 64] += right[key]
+    found = evaluate(frame_of(rows), BETA, on_invalid="exclude").intervals
+    expected = rate_of_clusters([right_bags[key] for key in bags], list(bags.values()))
+    interval = found.figures["reward_accuracy"].interval
+    assert interval.low == pytest.approx(expected.interval.low, rel=1e-12)
+    assert "bags of prompts" in found.clusters
+
+
+@pytest.mark.parametrize("n_first", [2, 1000])
+def test_clusters_are_counted_whatever_comes_first(monkeypatch, n_first):
+    monkeypatch.setattr(growing_tables, "CLUSTERS_HELD", 100)
+    keys = [i % n_first for i in range(300)] + list(range(1000, 1300))
+    rows = pl.DataFrame({growing_tables.CLUSTER: keys, "is_correct": [True] * 600}).cast(
+        {growing_tables.CLUSTER: pl.UInt64}
+    )
+    assert not growing_tables.ClusterCounts.of(rows).is_exact
+    few = growing_tables.ClusterCounts.of(rows[: 300 if n_first == 2 else 100])
+    assert few.is_exact
+    assert few.table.height == min(n_first, 100)
+
+
+def test_prompts_with_one_pair_each_are_pairs():
+    frame = pairs_of(250).with_columns(prompt_id=pl.int_range(250))
+    found = evaluate(frame).intervals
+    alone = evaluate(frame.drop("prompt_id")).intervals
+    assert found.figures["reward_accuracy"] == alone.figures["reward_accuracy"]
+    assert found.clusters == "250 prompts, taken as independent"
+
+
+@pytest.mark.parametrize("by_prompt", [True, False])
+def test_statistics_give_the_same_intervals(by_prompt):
+    frame = frame_of(made_up())
+    frame = frame if by_prompt else frame.drop("prompt_id")
+    plain = evaluate(frame, BETA, on_invalid="exclude").intervals
+    full = evaluate(frame, BETA, on_invalid="exclude", statistics=True)
+    assert full.intervals.clusters == plain.clusters
+    for name, estimate in plain.figures.items():
+        assert full.intervals.figures[name] == estimate
+        assert full.statistics.figures[name] == estimate
+    assert set(full.intervals.figures) == {"reward_accuracy", *MEANS}
+    wider = StatisticsOptions(level=0.99)
+    assert evaluate(frame, BETA, on_invalid="exclude", statistics=wider).intervals.level == 0.99
+
+
+def test_the_document_has_them():
+    result = evaluate(pairs_of(200))
+    found = json.loads(result.to_json())["intervals"]
+    assert found["level"] == 0.95
+    loss = found["figures"]["loss"]
+    assert loss["interval"]["low"] < loss["value"] < loss["interval"]["high"]
+    assert loss["value"] == result.summary.loss
+
+
+def test_a_gate_can_ask_for_them():
+    result = evaluate(pairs_of(40))  # too few for doubts about their texts
+    value, limits = result.figure("reward_accuracy")
+    gate(result, under={"reward_accuracy": value - 1e-9})
+    with pytest.raises(GateError):
+        gate(result, under={"reward_accuracy": value - 1e-9}, by_interval=True)
+    gate(result, under={"reward_accuracy": limits[0] - 1e-9}, by_interval=True)
+
+
+def test_scoring_has_none(tmp_path):
+    pairs_of(20).write_parquet(tmp_path / "in.parquet")
+    result = score_parquet(tmp_path / "in.parquet", tmp_path / "out.parquet")
+    assert result.intervals is None
+    assert result.to_dict()["intervals"] is None
+
+
+def test_a_square_is_counted_in_quanta():
+    # By whole numbers: half to even to 2**-32 below 2**19, towards 0 beyond.
+    values = [0.0, -1.5, 3e-6, 2.0**-16.5, 700.0, math.pi, -723.9]
+    wide = [*values, 400.25, 724.5, -1e5 / 3, 2.0**30 + 0.3]
+    many = values * 4_000  # beyond 2**64 quanta
+    for numbers, is_wide in ((values, False), (many, False), (many, True), (wide, True)):
+        frame = pl.DataFrame(dict.fromkeys(MEANS, numbers)).with_columns(
+            pl.lit(value=True).alias(VALID)
+        )
+        squares = [Fraction(x * x) * 2**32 for x in numbers]
+        whole = [round(x) if x < 2**51 else math.floor(x) for x in squares]
+        sums = frame.select(square_sums(is_wide=is_wide)).row(0, named=True)
+        assert sums["square_loss"] == sum(whole)
+        assert sums["max_square"] == pytest.approx(3 * max(x * x for x in numbers))

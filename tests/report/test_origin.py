@@ -1,0 +1,107 @@
+"""Where a result came from, what its policies are called, and charts without a network."""
+
+from __future__ import annotations
+
+import socket
+from types import SimpleNamespace
+
+import altair as alt
+import polars as pl
+import pytest
+
+import dpo_pipeline
+from dpo_pipeline import Outputs
+from dpo_pipeline.report.comparison_page import names_of
+from dpo_pipeline.statistics import heterogeneity
+from page_tools import of_margins
+
+MARGINS = [0.4, -0.2, 0.1, -0.9, 0.3, -0.5]
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "my pairs.parquet"
+    of_margins(MARGINS, kind=["x", "y"] * 3).write_parquet(path)
+    return path
+
+
+def test_the_command_is_one_that_a_shell_takes(file):
+    found = dpo_pipeline.evaluate(
+        file,
+        beta=0.2,
+        by=["kind"],
+        statistics=True,
+        outputs=Outputs(file.parent / "summary.json"),
+    )
+    assert found.origin.command == (
+        f"dpo-pipeline evaluate '{file}' --beta 0.2 --by kind --statistics"
+    )
+
+
+def test_a_dataframe_has_no_command_and_no_fingerprint(file):
+    origin = dpo_pipeline.evaluate(pl.read_parquet(file)).origin
+    assert (origin.command, origin.fingerprint) == ("", "")
+
+
+def test_the_fingerprint_is_of_the_file_and_not_of_its_place(file, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    moved = tmp_path / "elsewhere" / file.name
+    moved.write_bytes(file.read_bytes())
+    first, second = (dpo_pipeline.evaluate(each).origin.fingerprint for each in (file, moved))
+    assert first == second
+    assert f"{file.stat().st_size:,} bytes" in first
+    pl.read_parquet(file).head(5).write_parquet(moved)
+    assert dpo_pipeline.evaluate(moved).origin.fingerprint != first
+
+
+@pytest.mark.parametrize(
+    ("sources", "names"),
+    [
+        (("runs/base.parquet", "runs/tuned.parquet"), ("base", "tuned")),
+        (("s3://k:s@bucket/a.parquet", "b.jsonl.gz"), ("a", "b")),
+        (("one/x.parquet", "two/x.parquet"), ("A", "B")),
+        (("pairs (A)", "pairs (B)"), ("A", "B")),
+        (("runs/*.parquet", "b.parquet"), ("A", "B")),
+        (("a.parquet", "b" * 25 + ".parquet"), ("A", "B")),
+    ],
+)
+def test_policies_are_called_after_their_files(sources, names):
+    sides = [SimpleNamespace(source=each) for each in sources]
+    assert names_of(SimpleNamespace(a=sides[0], b=sides[1])) == names
+
+
+def test_charts_are_pictures_that_need_no_network(file, monkeypatch):
+    def refused(*_args, **_more):
+        raise AssertionError("the network was asked")
+
+    charts = dpo_pipeline.evaluate(file, statistics=True).charts()
+    monkeypatch.setattr(socket.socket, "connect", refused)
+    shown = charts["margins"]._repr_mimebundle_()
+    assert shown["image/svg+xml"].startswith("<svg")
+    with alt.renderers.enable("json"):
+        assert "application/json" in charts["margins"]._repr_mimebundle_()[0]
+
+
+def test_a_plane_has_one_scale(file):
+    spec = dpo_pipeline.evaluate(file, statistics=True).charts()["rewards"].to_dict()
+    channels = spec["layer"][0]["encoding"]
+    assert channels["x"]["scale"]["domain"] == channels["y"]["scale"]["domain"]
+    assert spec["width"] == spec["height"]
+
+
+def test_a_subset_has_a_colour_only_where_holm_says_so():
+    n = 40
+    right = {"x": 38, "y": 25, "z": 20}
+    margins = [0.5 if i < k else -0.5 for k in right.values() for i in range(n)]
+    kinds = [kind for kind in right for _ in range(n)]
+    found = dpo_pipeline.evaluate(of_margins(margins, kind=kinds), by="kind", statistics=True)
+    spec = found.charts()["subsets"].to_dict()
+    (rows,) = (rows for rows in spec["datasets"].values() if "side" in rows[0])
+    assert [(row["label"], row["side"]) for row in rows] == [
+        ("x (40)", "above"),
+        ("y (40)", "open"),
+        ("z (40)", "open"),
+    ]
+    table = pl.DataFrame({"kind": [*right], "x": [*right.values()], "n": [n] * 3})
+    expected = heterogeneity(table, ["kind"], "x", "n", is_independent=True)
+    assert found.statistics.heterogeneity.p_value == pytest.approx(expected.p_value)

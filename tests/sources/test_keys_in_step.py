@@ -1,0 +1,208 @@
+"""Tables in one order of keys, and in others: the same figures to the bit, the same faults."""
+
+from __future__ import annotations
+
+import gc
+import math
+import tempfile
+
+import polars as pl
+import pytest
+
+from compare_tools import said
+from dpo_pipeline import JoinError, OnInvalid, Pairs, compare, evaluate, score_parquet
+from dpo_pipeline.sources import keys
+from option_tools import grouped
+from pair_tools import LOGPS, REFS, split
+from reference_tools import FAULTS, keyed, laid_out, raised, told
+
+ON_DISK, IN_MEMORY = 300, keys.JOINED_ROWS
+
+
+@pytest.fixture(params=[ON_DISK, IN_MEMORY], ids=["on disk", "in memory"])
+def place(request, monkeypatch, tmp_path):
+    """Where rows in another order wait for each other; the temporary folder is empty after it."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setattr(keys, "JOINED_ROWS", request.param)
+    monkeypatch.setattr(keys, "STATISTICS_ROWS", 250)
+    yield folder
+    gc.collect()
+    assert list(folder.iterdir()) == []
+
+
+def moved(pairs):
+    """The pairs of another policy."""
+    return pairs.with_columns(pl.col(LOGPS[0]) - 0.25 * pl.col("turns"))
+
+
+def orders(table):
+    """The same rows in other orders."""
+    return [
+        pytest.param(lambda t: t, id="one order"),
+        pytest.param(lambda t: t.sample(fraction=1, shuffle=True, seed=3), id="shuffled"),
+        pytest.param(lambda t: pl.concat([t[:-2], t[-1:], t[-2:-1]]), id="another at the end"),
+    ][table]
+
+
+ORDERS = [orders(i) for i in range(3)]
+
+# --- a reference -----------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("layout", ["lazy", "hive"])
+def test_figures_are_those_of_one_table(tmp_path, real_pairs, layout, order):
+    policy, reference = split(real_pairs, shuffled=False)
+    arguments = {"by": ["turns"], "batch_size": 64}
+    whole = evaluate(laid_out(real_pairs, layout, tmp_path / "whole"), **grouped(**arguments))
+    beside = laid_out(order(reference), "file", tmp_path / "reference")
+    found = evaluate(
+        laid_out(policy, layout, tmp_path / "policy"), **grouped(reference=beside, **arguments)
+    )
+    assert told(found) == told(whole)
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("format", ["csv", "ipc"])
+def test_a_reference_in_any_format(tmp_path, real_pairs, order, format):  # noqa: A002
+    # In Float64, which text holds exactly.
+    real_pairs = real_pairs.with_columns(pl.col(LOGPS).cast(pl.Float64))
+    policy, reference = split(real_pairs, shuffled=False)
+    path = tmp_path / f"reference.{format}"
+    getattr(order(reference), f"write_{format}")(path)
+    policy.write_parquet(tmp_path / "policy.parquet")
+    found = evaluate(tmp_path / "policy.parquet", reference=path)
+    assert found.summary.to_dict() == evaluate(real_pairs).summary.to_dict()
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("layout", ["file", "folder"])
+def test_scored_files_are_those_of_one_table(tmp_path, real_pairs, layout, order):
+    bad = pl.int_range(pl.len()).is_in([5, 300, 697])
+    whole = real_pairs.with_columns(
+        ref_chosen_logps=pl.when(bad).then(math.nan).otherwise("ref_chosen_logps")
+    )
+    policy, reference = split(whole, shuffled=False)
+    beside = laid_out(order(reference), "folder", tmp_path / "reference")
+    written = []
+    for name, table, more in (("w", whole, {}), ("p", policy, {"reference": beside})):
+        out = tmp_path / (f"{name}.out.parquet" if layout == "file" else f"{name}.out")
+        apart = out.with_name(f"{name}.apart{out.suffix}")
+        source = laid_out(table, layout, tmp_path / name)
+        score_parquet(source, out, on_invalid=OnInvalid("quarantine", file=apart), **more)
+        paths = [p for each in (out, apart) for p in (each, *sorted(each.rglob("*.parquet")))]
+        written.append([pl.read_parquet(path) for path in paths if path.is_file()])
+    for one, other in zip(*written, strict=True):
+        assert other.equals(one.select(other.columns))
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(("left", "right", "faults", "_said"), FAULTS)
+@pytest.mark.parametrize("call", [evaluate, compare])
+def test_faults_are_counted_and_named_on_disk_too(left, right, faults, _said, call):
+    policy, reference = keyed(left, "policy"), keyed(right, "ref")
+    if call is evaluate:
+        assert raised(JoinError, evaluate, policy, reference=reference).faults == faults
+        return
+    named = {what.replace("pairs", "A").replace("reference", "B"): n for what, n in faults.items()}
+    wrong = {what: n for what, n in named.items() if "alone" not in what}
+    other = reference.rename(dict(zip(REFS, LOGPS[:2], strict=True)))
+    if wrong:
+        assert raised(JoinError, compare, policy, other, loss="cpo").faults == wrong
+
+
+@pytest.mark.usefixtures("place")
+def test_offenders_are_the_lowest_of_all_parts():
+    left, right = [f"{i:03}" for i in range(400)], [f"{i:03}" for i in range(390)]
+    error = raised(JoinError, evaluate, keyed(left, "policy"), reference=keyed(right, "ref"))
+    assert error.faults == {"in pairs alone": (10, ("390", "391", "392", "393", "394"))}
+
+
+@pytest.mark.parametrize("keys_of", [[1, 2, 2, 3], [3, 1, 2, 1], [None, 1, 2, 3]])
+def test_the_same_faulty_keys_on_both_sides_are_refused(keys_of):
+    tables = [keyed([None if k is None else str(k) for k in keys_of], n) for n in ("policy", "ref")]
+    error = raised(JoinError, evaluate, tables[0], reference=tables[1])
+    word = "null" if None in keys_of else "more than once"
+    assert [what.split(" in ")[0] for what in error.faults] == [word] * 2
+
+
+# --- a comparison ----------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("layout", ["frame", "hive"])
+def test_sides_in_any_order_give_the_same_bits(tmp_path, real_pairs, layout):
+    a, b = real_pairs, moved(real_pairs)
+    first = laid_out(a, layout, tmp_path / "a")
+    expected = said(compare(first, laid_out(b, layout, tmp_path / "b"), by="turns"))
+    for i, order in enumerate(ORDERS[1:]):
+        other = laid_out(order.values[0](b), layout, tmp_path / f"b{i}")
+        assert said(compare(first, other, by="turns")) == expected
+    assert said(compare(a, b, by="turns")) == expected
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_reference_of_both_sides(real_pairs, order):
+    a, b = real_pairs, moved(real_pairs)
+    reference = order(real_pairs.select("pair_id", *REFS))
+    found = compare(a.drop(REFS), b.drop(REFS), by="turns", reference=reference)
+    assert said(found) == said(compare(a, b, by="turns"))
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_side_with_a_reference_of_its_own(tmp_path, real_pairs, order):
+    a, b = real_pairs, moved(real_pairs)
+    reference = order(real_pairs.select("pair_id", *REFS))
+    for name, table in (("b", b.drop(REFS)), ("r", reference)):
+        table.write_parquet(tmp_path / f"{name}.parquet")
+    side = Pairs(tmp_path / "b.parquet", reference=tmp_path / "r.parquet")
+    assert said(compare(a, side, by="turns")) == said(compare(a, b, by="turns"))
+
+
+def test_progress_starts_again_with_the_join(real_pairs, monkeypatch):
+    monkeypatch.setattr(keys, "STATISTICS_ROWS", 100)
+    seen = []
+    other = ORDERS[2].values[0](moved(real_pairs))
+    compare(real_pairs, other, **grouped(progress=seen.append))
+    evaluating = [each.rows for each in seen if each.phase == "evaluating"]
+    assert max(evaluating) == evaluating[-1] == 698
+    assert seen[0].phase == "evaluating"  # side by side, to the last chunk
+    assert "joining" in {each.phase for each in seen}
+
+
+# --- keys that are all different -------------------------------------------------------------
+
+
+def rows(*runs):
+    return [pl.Series(run) for run in runs]
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(
+    ("chunks", "are_unique"),
+    [
+        pytest.param(rows([1, 2], [3, 9]), True, id="rising"),
+        pytest.param(rows([1, 2], [2, 3]), False, id="twice over two chunks"),
+        pytest.param(rows([1, 1]), False, id="twice"),
+        pytest.param(rows([5, 6], [1, 2]), True, id="two runs"),
+        pytest.param(rows([5, 6], [1, 5]), False, id="two runs that touch"),
+        pytest.param(rows([5, 6, 1, 9]), False, id="runs that overlap, of which nothing is known"),
+        pytest.param(rows(["b", "c"], ["a", "aa"]), True, id="texts"),
+        pytest.param(rows(list(range(3000, 0, -1)), [3001]), True, id="falling"),
+        pytest.param(rows(list(range(3000, 0, -1)), [7]), False, id="falling, twice"),
+        pytest.param(rows([1, 2], list(range(3000, 3, -1))), False, id="falling later: not known"),
+        pytest.param(rows([]), True, id="none"),
+    ],
+)
+def test_unique_keys(chunks, are_unique):
+    with keys.UniqueKeys() as found:
+        for chunk in chunks:
+            found.add(chunk)
+        assert found.are_unique is are_unique

@@ -81,11 +81,26 @@ def load(name: Any, *, revision: str | None, dtype: str, device: str) -> Loaded:
         if find_adapter_config_file(path, **given) is not None:
             maker = _adapter_maker(path)
         wanted = dtype if dtype == "auto" else getattr(torch, dtype)
-        model = maker.from_pretrained(path, dtype=wanted, **given).to(place)
+        with _no_bars():
+            model = maker.from_pretrained(path, dtype=wanted, **given).to(place)
     except (OSError, ValueError, RuntimeError) as error:
         problem = f"cannot be loaded as a language model on {device}: {_first(error)}"
         raise StorageError(path, problem) from error
     return Loaded(model=model, facts=facts_of(model, path, revision))
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers from drawing bars while weights are read."""
+    from transformers.utils import logging
+
+    was_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_shown:
+            logging.enable_progress_bar()
 
 
 def _device() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
@@ -18,18 +18,22 @@ from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ColumnError, StorageError, UsageError
 from dpo_pipeline.models.loading import (
     Loaded,
-    base_of,
     check_models_extra,
-    check_vocabulary,
-    load,
     tokenizer_facts,
     tokenizer_of,
     versions,
 )
 from dpo_pipeline.models.parts import Parts, digest_of_rows
-from dpo_pipeline.models.scoring_tokens import Scorer
+from dpo_pipeline.models.scoring_rows import (
+    Pace,
+    columns_of,
+    counts_of,
+    models_of,
+    pad_of,
+    scored_columns,
+)
 from dpo_pipeline.models.texts import Shape, shape_of
-from dpo_pipeline.models.tokenizing import Tokenizer, Tokens
+from dpo_pipeline.models.tokenizing import Tokenizer
 from dpo_pipeline.options import Execution, Models, Outputs, Pairs
 from dpo_pipeline.plan import Facts, Input, Output, Plan, planned
 from dpo_pipeline.sources import Dataset, checked_parquet_name, open_texts, publication_of
@@ -37,12 +41,12 @@ from dpo_pipeline.storage import METADATA_KEY, Access, is_address, reading, writ
 from dpo_pipeline.tables import Part, Printable, Sentence, warned, whole
 
 if TYPE_CHECKING:
-    from dpo_pipeline.engine import ProgressCallback
+    pass
 
 _TOKENS_SHOWN: Final = 40
+_LAST, _FIRST = slice(-_TOKENS_SHOWN, None), slice(_TOKENS_SHOWN)
 _OF_PART: Final = "dpo_pipeline.part"
 """Metadata of a part: the digest of its input rows, and what was counted in it."""
-_MODELS: Final = ("policy", "ref")
 _COUNTED: Final = {
     "null": "{:,} rows have no text, and so no log-probs",
     "merged": "in {:,} rows the end of the prompt merges with a completion, which then starts "
@@ -125,7 +129,7 @@ class LogpsPlan(Plan[ScoredTexts]):
 
     @property
     def facts(self) -> Facts:
-        """The shape of the texts, and the first row as tokens."""
+        """What the plan tells of itself, without a model."""
         files = tuple(Input(path=each.path, rows=each.rows) for each in self.dataset.files)
         return Facts(
             function="logps",
@@ -135,30 +139,49 @@ class LogpsPlan(Plan[ScoredTexts]):
             rows=self.dataset.rows,
             columns={name: name for name in self.shape.columns},
             options=self.options,
-            notes=(*self.dataset.notes, f"texts are read as {self.shape}", *self._first_row()),
+            notes=self.dataset.notes,
             outputs=self.outputs,
         )
 
-    def _first_row(self) -> Iterator[str]:
-        with reading(self.dataset.read_from):
-            row = self.dataset.frame.head(1).collect()
-        if row.is_empty():
-            return
-        found = self.texts.row(row.row(0, named=True))
-        if found is None:
-            yield "the first row has no text"
-            return
-        for side, each in zip(self.shape.sides, found.sequences, strict=True):
-            prompt, own = each.ids[: each.start], each.ids[each.start :]
-            more = len(own) > _TOKENS_SHOWN
-            yield (
-                f"first row, {side}: prompt of {len(prompt):,} tokens, of which the last are "
-                f"{self._shown(prompt[-_TOKENS_SHOWN:])}; {len(own):,} tokens are scored: "
-                f"{self._shown(own[:_TOKENS_SHOWN])}{' ...' if more else ''}"
-            )
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data, with the tokens of the first row."""
+        return {**super().to_dict(), "texts": str(self.shape), "first_row": self.first_row()}
 
-    def _shown(self, ids: Sequence[int]) -> str:
-        return " ".join(repr(self._tokenizer.decode([each])) for each in ids)
+    def to_parts(self) -> Iterator[Part]:
+        """Yield what would be read and written, and the first row as tokens."""
+        first, *more = super().to_parts()
+        yield first
+        yield Sentence(text=str(self.shape), label="texts")
+        for side, tokens in self.first_row().items():
+            prompt, own = (
+                " ".join(map(repr, tokens[name][part]))
+                for name, part in (("prompt", _LAST), ("scored", _FIRST))
+            )
+            n = {name: len(some) for name, some in tokens.items()}
+            cut = " ..." if n["scored"] > _TOKENS_SHOWN else ""
+            yield Sentence(
+                text=f"the prompt has {n['prompt']:,} tokens, and ends {prompt}", label=side
+            )
+            yield Sentence(text=f"{n['scored']:,} tokens are scored: {own}{cut}", label=side)
+        yield from more
+
+    def first_row(self) -> dict[str, dict[str, list[str]]]:
+        """Return the tokens of the first row: those of the prompt and those that are scored."""
+        with reading(self.dataset.read_from):
+            rows = self.dataset.frame.head(1).collect()
+        found = self.texts.row(rows.row(0, named=True)) if rows.height else None
+        if found is None:
+            return {}
+        return {
+            side: {
+                name: [self._tokenizer.decode([each]) for each in some]
+                for name, some in (
+                    ("prompt", tokens.ids[: tokens.start]),
+                    ("scored", tokens.ids[tokens.start :]),
+                )
+            }
+            for side, tokens in zip(self.shape.sides, found.sequences, strict=True)
+        }
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -272,7 +295,7 @@ class LogpsPlan(Plan[ScoredTexts]):
         self, rows: pl.DataFrame, loaded: Mapping[str, Loaded], pace: Pace
     ) -> tuple[pl.DataFrame, dict[str, int]]:
         tokens = [self.texts.row(row) for row in rows.iter_rows(named=True)]
-        counts = _counted(tokens, self.shape, drops=self.models.dialect is not None)
+        counts = counts_of(tokens, self.shape, drops=self.models.dialect is not None)
         if self.models.dialect is not None:
             keep = [each is None or not each.is_dropped for each in tokens]
             rows = rows.filter(pl.Series(keep, dtype=pl.Boolean))
@@ -281,123 +304,6 @@ class LogpsPlan(Plan[ScoredTexts]):
             tokens, self.shape, loaded, pad=pad_of(self._tokenizer), models=self.models, pace=pace
         )
         return rows.with_columns(**made), counts
-
-
-class Pace:
-    """Tells how far the scoring is, after each batch."""
-
-    def __init__(
-        self, callback: ProgressCallback | None, watch: Watch, total: int | None = None
-    ) -> None:
-        self._own = Watch(callback=callback)
-        self._watch, self._total = watch, total
-        self._done = self._told = 0
-
-    def of(self, n_rows: int, n_sequences: int) -> Callable[[int, int], None]:
-        """Return what is called after each batch of a part with so many rows and sequences."""
-        begun, done = self._done, 0
-        self._done += n_rows
-
-        def after(sequences: int, tokens: int) -> None:
-            nonlocal done
-            self._watch.check()
-            done += sequences
-            rows = begun + n_rows * done // max(n_sequences, 1) - self._told
-            self._told += rows
-            self._own.step("scoring", rows, self._total, tokens=tokens)
-
-        return after
-
-
-def scored_columns(
-    tokens: Sequence[Tokens | None],
-    shape: Shape,
-    loaded: Mapping[str, Loaded],
-    *,
-    pad: int,
-    models: Models,
-    pace: Pace,
-) -> dict[str, pl.Series]:
-    """Return token counts and log-probs of rows, by the names of the columns that they become."""
-    names, there = columns_of(shape, loaded), [each for each in tokens if each is not None]
-    made = {}
-    for i, count in enumerate(names.counts):
-        own = [None if each is None else each.sequences[i].n_tokens or None for each in tokens]
-        made[count] = pl.Series(own, dtype=pl.Int64)
-    sequences = [each.sequences[i] for i in range(len(shape.sides)) for each in there]
-    n_scored = sum(each.n_tokens > 0 for each in sequences)
-    after = pace.of(len(tokens), n_scored * len(loaded))
-    for model, each in loaded.items():
-        with each.in_use() as used:
-            scorer = Scorer(used, pad=pad, budget=models.batch_tokens, after=after)
-            sums = scorer.sums(sequences)
-        for i, name in enumerate(names.logps[model]):
-            totals = iter(sums[i * len(there) : (i + 1) * len(there)])
-            own_sums = [None if row is None else next(totals) for row in tokens]
-            made[name] = pl.Series(own_sums, dtype=pl.Float64)
-    return made
-
-
-def models_of(asked: Models, tokenizer: Any) -> Iterator[tuple[str, Loaded]]:
-    """Yield the models; the reference of a policy with adapters is the model below them."""
-    how = {"dtype": asked.dtype, "device": asked.device}
-    policy = None
-    if asked.policy is not None:
-        policy = load(asked.policy, revision=asked.revision, **how)
-        yield "policy", policy
-    if asked.reference is not None:
-        reference = load(asked.reference, revision=asked.reference_revision, **how)
-        own = None
-        if isinstance(asked.reference, (str, os.PathLike)):
-            try:
-                own = tokenizer_of(asked.reference, None, asked.reference_revision)
-            except StorageError:  # it needs none of its own: the policy's is used
-                own = None
-        check_vocabulary(reference.model, tokenizer, own, str(reference.facts["name"]))
-        yield "ref", reference
-    elif policy is not None and (base := base_of(policy)) is not None:
-        yield "ref", base
-
-
-def pad_of(tokenizer: Any) -> int:
-    """Return what stands after shorter texts of a batch."""
-    found = tokenizer.pad_token_id
-    return int(found if found is not None else tokenizer.eos_token_id or 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """The columns that are added: counts by side, and log-probs by model and side."""
-
-    counts: tuple[str, ...]
-    logps: Mapping[str, tuple[str, ...]]
-
-
-def columns_of(shape: Shape, models: Sequence[str] | Mapping[str, Any] = _MODELS) -> Names:
-    """Return the columns that are added to texts of a shape."""
-    if len(shape.sides) == 1:
-        return Names(("num_tokens",), {model: (f"{model}_logps",) for model in models})
-    counts = tuple(f"{side}_num_tokens" for side in shape.sides)
-    return Names(
-        counts, {model: tuple(f"{model}_{s}_logps" for s in shape.sides) for model in models}
-    )
-
-
-def _counted(
-    tokens: Sequence[Tokens | None], shape: Shape, *, drops: bool = False
-) -> dict[str, int]:
-    there = [each for each in tokens if each is not None]
-    found = {
-        "null": len(tokens) - len(there),
-        "merged": sum(each.n_merged > 0 for each in there),
-        "dropped": sum(each.is_dropped for each in there) if drops else 0,
-    }
-    kept = [each for each in there if not (drops and each.is_dropped)]
-    for i, side in enumerate(shape.sides):
-        own = [each.sequences[i] for each in kept]
-        found[f"cut {side}"] = sum(each.n_cut > 0 and each.n_tokens > 0 for each in own)
-        found[f"away {side}"] = sum(each.n_cut > 0 and each.n_tokens == 0 for each in own)
-    return found
 
 
 @planned
@@ -441,6 +347,11 @@ def logps(
         StorageError: A file or model cannot be read, the sink exists, or a call with other settings
             was stopped.
         Cancelled: The run was stopped.
+
+    Examples:
+        >>> import dpo_pipeline
+        >>> dpo_pipeline.logps(  # doctest: +SKIP
+        ...     "texts.jsonl", "pairs.parquet", policy="tuned", reference="base")
     """
     asked = given(Models, models, policy=policy, reference=reference)
     if asked.policy is None and asked.reference is None:

@@ -111,7 +111,7 @@ class Tokenizer:
             )
         else:
             made = self._tokenizer(text=text)
-        return [int(each) for each in made["input_ids"]]
+        return list(made["input_ids"])
 
     def _template_arguments(self, row: Mapping[str, Any]) -> dict[str, Any]:
         tools = row.get(TOOLS)

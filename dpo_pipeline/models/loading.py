@@ -184,9 +184,9 @@ def facts_of(model: Any, path: str | None = None, revision: str | None = None) -
     }
 
 
-def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
-    """Return what tells a tokenizer from others."""
-    template = tokenizer.chat_template
+def tokenizer_facts(tokenizer: Any, *, with_template: bool) -> dict[str, Any]:
+    """Return what tells a tokenizer from others, its template where conversations need it."""
+    template = tokenizer.chat_template if with_template else None
     return {
         "tokenizer": digest_of_tokenizer(tokenizer),
         "template": None if template is None else _digest(json.dumps(template)),

@@ -126,6 +126,7 @@ def columns_of(shape: Shape, models: Sequence[str] | Mapping[str, Any] = _MODELS
 def counts_of(
     tokens: Sequence[Tokens | None], shape: Shape, *, drops: bool = False
 ) -> dict[str, int]:
+    """Count what happened to texts; `drops` says whether rows that TRL drops are left out."""
     there = [each for each in tokens if each is not None]
     found = {
         "null": len(tokens) - len(there),

@@ -253,7 +253,7 @@ class LogpsPlan(Plan[ScoredTexts]):
             "versions": versions(),
             "models": {name: dict(each.facts) for name, each in loaded.items()},
             "texts": str(self.shape),
-            **tokenizer_facts(self._tokenizer),
+            **tokenizer_facts(self._tokenizer, with_template=self.shape.is_conversation),
             "max_length": asked.max_length or None,
             "dialect": asked.dialect,
             "part_rows": asked.part_rows,

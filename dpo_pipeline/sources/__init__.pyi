@@ -15,6 +15,7 @@ from .joining import (
     join_reference as join_reference,
     open_reference as open_reference,
     reference_columns_of as reference_columns_of,
+    tokenised_apart as tokenised_apart,
     with_reference as with_reference,
 )
 from .keys import (

@@ -143,3 +143,33 @@ def test_columns_that_would_be_added_twice_are_refused(tmp_path):
     twice = texts.with_columns(policy_chosen_logps=-1.0)
     with pytest.raises(ColumnError, match="policy_chosen_logps: the input has this column"):
         logps(twice, tmp_path / "out.parquet", policy="nowhere")
+
+
+def test_tools_and_arguments_of_the_template_are_passed_on():
+    class Chat:
+        chat_template = "there"
+        eos_token = None
+
+        def apply_chat_template(self, messages, **given):
+            made.append((messages, given))
+            return {"input_ids": [1, 2, 3]}
+
+    made = []
+    columns = {"prompt": MESSAGE, "chosen": MESSAGE, "rejected": MESSAGE}
+    message = [{"role": "user", "content": "q", "name": None}]
+    row = dict.fromkeys(columns, message) | {
+        "tools": [{"name": "sum", "description": None}],
+        "chat_template_kwargs": {"thinking": False, "other": None},
+    }
+    tokenizer = Tokenizer(Chat(), shape_of(pl.Schema(columns), "texts"), max_length=None)
+    tokenizer.row(row)
+    tokenizer.row(row | {"tools": '[{"name": "sum", "description": null}]'})
+    own = {"role": "user", "content": "q"}
+    assert [messages for messages, _ in made] == 2 * [[own], [own, own], [own, own]]
+    assert [given["tools"] for _, given in made[::3]] == [
+        [{"name": "sum"}],
+        [{"name": "sum", "description": None}],
+    ]
+    assert made[0][1].get("add_generation_prompt")
+    assert not made[1][1].get("add_generation_prompt")
+    assert all(given["thinking"] is False and "other" not in given for _, given in made)

@@ -65,6 +65,8 @@ def sound_logp(column: pl.Expr, max_logp: float) -> pl.Expr:
     return column.is_between(-LOGP_LIMIT, max_logp).fill_null(value=False)
 
 
+_REAL_RULES: Final = logp_rules()[:3]
+"""Rules of a rank or a score: not null, not NaN, finite."""
 COUNT_RULES: Final = (
     ValueRule("at_least", "at least {bound}", lambda c: c >= 1, "{column} < 1", 1),
 )
@@ -78,5 +80,7 @@ def rules_of(
     if role.kind == "logp":
         return logp_rules(max_logp) if needs.have(role) else ()
     if role.kind == "count":
-        return (*logp_rules()[:1], *COUNT_RULES) if needs.tokens else COUNT_RULES
+        return (*_REAL_RULES[:1], *COUNT_RULES) if needs.tokens else COUNT_RULES
+    if role.name in needs.more:
+        return _REAL_RULES if role.kind in ("rank", "score") else _REAL_RULES[:1]
     return ()

@@ -18,15 +18,18 @@ from dpo_pipeline.roles import (
     COMPLETION_ID as COMPLETION_ID,
     COUNT_OF as COUNT_OF,
     COUNT_ROLES as COUNT_ROLES,
+    EXTRA_ROLES as EXTRA_ROLES,
     LABEL as LABEL,
     LOGP_ROLES as LOGP_ROLES,
     LOGPS as LOGPS,
     MASK_OF as MASK_OF,
+    OFFSET as OFFSET,
     OTHER_SIDE as OTHER_SIDE,
     PAIR_ID as PAIR_ID,
     POLICY as POLICY,
     POLICY_CHOSEN as POLICY_CHOSEN,
     POLICY_REJECTED as POLICY_REJECTED,
+    PREFERENCE_PROBABILITY as PREFERENCE_PROBABILITY,
     PREFERENCES as PREFERENCES,
     PROMPT_ID as PROMPT_ID,
     RANK as RANK,
@@ -170,12 +173,12 @@ def needs_of_columns(
     names: Collection[str],
     explicit: Mapping[str, str] | None = None,
     *,
-    more: tuple[str, ...] | None = None,
+    extras: tuple[str, ...] | None = None,
 ) -> Needs:
     """Return what is asked of the columns that are there, by the contract that they are of.
 
-    A reference is asked for of pairs, and of completions if its column is there. `more` are further
-    roles; if None, the prompt and the first of `PREFERENCES`, if they are there.
+    A reference is asked for of pairs, and of completions if its column is there. `extras` are
+    further roles; if None, the prompt and the first of `PREFERENCES`, if they are there.
     """
     if row_of(names, explicit) == "pair":
         return ALL_LOGPS
@@ -185,7 +188,7 @@ def needs_of_columns(
     return Needs(
         row="completion",
         reference=has_reference,
-        more=tuple(each.name for each in asked) if more is None else more,
+        extras=tuple(each.name for each in asked) if extras is None else extras,
     )
 
 

@@ -6,7 +6,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-Kind = Literal["logp", "count", "key", "tokens", "mask", "label", "rank", "score"]
+Kind = Literal[
+    "logp", "count", "key", "tokens", "mask", "label", "rank", "score", "offset", "probability"
+]
 RowOf = Literal["pair", "completion"]
 """What a row is: there is a contract for each."""
 
@@ -87,6 +89,20 @@ REJECTED_TOKENS: Final = _count("rejected")
 LOGP_ROLES: Final = (POLICY_CHOSEN, POLICY_REJECTED, REF_CHOSEN, REF_REJECTED)
 LOGPS: Final = tuple(role.name for role in LOGP_ROLES)
 COUNT_ROLES: Final = (CHOSEN_TOKENS, REJECTED_TOKENS)
+OFFSET: Final = Role(
+    name="offset",
+    kind="offset",
+    unit="nats",
+    description="Margin that the pair is to reach, for the loss odpo; no other loss reads it",
+)
+PREFERENCE_PROBABILITY: Final = Role(
+    name="preference_probability",
+    kind="probability",
+    description="Probability, from 0 to 1, that the chosen completion is the better one, for the "
+    "loss soft_labels; no other loss reads it",
+)
+EXTRA_ROLES: Final = (OFFSET, PREFERENCE_PROBABILITY)
+"""Columns that a loss must name to have. Without such a loss they have no role."""
 CHOSEN_MASK: Final = _mask("chosen")
 REJECTED_MASK: Final = _mask("rejected")
 
@@ -212,6 +228,7 @@ ROLES: Final = {
         *COUNT_ROLES,
         TOKENS,
         *PREFERENCES,
+        *EXTRA_ROLES,
     )
 }
 """Every role by name. Token lists stand before their sums."""
@@ -226,7 +243,7 @@ class Needs:
     tokens: bool = False  # token counts, none of them null
     ld_alpha: float = 1.0  # weight of tokens beyond the length of the other completion (LD-DPO)
     humanline: bool = False  # whether per-token log-ratios are clamped (HALOs)
-    more: tuple[str, ...] = ()  # further roles, in which no value is null
+    extras: tuple[str, ...] = ()  # further roles that must be there, such as `EXTRA_ROLES`
 
     @property
     def key(self) -> str:
@@ -250,11 +267,13 @@ class Needs:
 
     def have(self, role: Role) -> bool:
         """Return whether the loss uses a column of this role."""
+        if role in EXTRA_ROLES and role.name not in self.extras:
+            return False
         return self.row in role.of and (self.reference or not role.name.startswith("ref_"))
 
     def require(self, role: Role) -> bool:
         """Return whether a column of this role must be there."""
-        asked = role.required or (self.tokens and role.kind == "count") or role.name in self.more
+        asked = role.required or (self.tokens and role.kind == "count") or role.name in self.extras
         return self.have(role) and asked
 
     @property

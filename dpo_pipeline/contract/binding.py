@@ -236,7 +236,7 @@ def _typed(name: str, dtype: pl.DataType, role: str) -> pl.Expr:
         column, dtype = pl.when(values.list.len() == 1).then(values.list.first()), inner
     if kind == "label":
         return _truth(column, dtype)
-    if kind not in _NUMBERS or not (dtype.is_numeric() or dtype == pl.Null):
+    if kind == "key" or not (dtype.is_numeric() or dtype == pl.Null):
         return column
     if kind != "count":
         return column.cast(pl.Float64)

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 Schema: TypeAlias = "pa.DataFrameSchema | type[pa.DataFrameModel]"
 
 WHOLE_FRAME: Final = "*"
+_NUMBER: Final = (pl.Float64, "a number (any float or integer)")
 _TYPES: Final[Mapping[str, tuple[type[pl.DataType], str]]] = {
-    **dict.fromkeys(("logp", "rank", "score"), (pl.Float64, "a number (any float or integer)")),
+    **dict.fromkeys(("logp", "rank", "score", "offset", "probability"), _NUMBER),
     "count": (pl.Int64, "an integer"),
     "label": (pl.Boolean, "true or false, 1 or 0, or chosen or rejected"),
 }
@@ -129,7 +130,7 @@ def rules_for(
 ) -> RuleSet:
     """Return the rules on the columns of a frame that `check_types` returned, reading no data."""
     columns = frame.collect_schema()
-    roles = [role for role in ROLES.values() if role.name in columns and needs.row in role.of]
+    roles = [role for role in ROLES.values() if role.name in columns and needs.have(role)]
     ours = [
         Rule(
             column=role.name,

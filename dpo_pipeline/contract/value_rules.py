@@ -65,12 +65,42 @@ def sound_logp(column: pl.Expr, max_logp: float) -> pl.Expr:
     return column.is_between(-LOGP_LIMIT, max_logp).fill_null(value=False)
 
 
-_REAL_RULES: Final = logp_rules()[:3]
-"""Rules of a rank or a score: not null, not NaN, finite."""
 COUNT_RULES: Final = (
     ValueRule("at_least", "at least {bound}", lambda c: c >= 1, "{column} < 1", 1),
 )
 """Rules of a token count. A null count is unknown, and wrong only where a loss divides by it."""
+
+_NOT_NULL, _NOT_NAN, _FINITE = logp_rules()[:3]
+EXTRA_RULES: Final = {
+    "offset": (
+        _NOT_NULL,
+        _NOT_NAN,
+        ValueRule(
+            "within",
+            "within {bound}",
+            lambda c: (c.abs() <= LOGP_LIMIT) | c.is_nan(),
+            f"abs({{column}}) > {LOGP_LIMIT:.0f} AND NOT isnan({{column}})",
+            LOGP_LIMIT,
+        ),
+    ),
+    "probability": (
+        _NOT_NULL,
+        _NOT_NAN,
+        ValueRule(
+            "share",
+            "from 0 to 1",
+            lambda c: c.is_between(0.0, 1.0) | c.is_nan(),
+            "NOT {column} BETWEEN 0 AND 1 AND NOT isnan({column})",
+        ),
+    ),
+}
+"""Rules of the columns that single losses ask for, by kind."""
+
+PREFERENCE_RULES: Final = {
+    **dict.fromkeys(("key", "label"), (_NOT_NULL,)),
+    **dict.fromkeys(("rank", "score"), (_NOT_NULL, _NOT_NAN, _FINITE)),
+}
+"""Rules of what tells which completion of a prompt is better, by kind."""
 
 
 def rules_of(
@@ -80,7 +110,7 @@ def rules_of(
     if role.kind == "logp":
         return logp_rules(max_logp) if needs.have(role) else ()
     if role.kind == "count":
-        return (*_REAL_RULES[:1], *COUNT_RULES) if needs.tokens else COUNT_RULES
-    if role.name in needs.more:
-        return _REAL_RULES if role.kind in ("rank", "score") else _REAL_RULES[:1]
-    return ()
+        return (_NOT_NULL, *COUNT_RULES) if needs.tokens else COUNT_RULES
+    if "completion" in role.of:
+        return PREFERENCE_RULES.get(role.kind, ()) if role.name in needs.extras else ()
+    return EXTRA_RULES.get(role.kind, ())

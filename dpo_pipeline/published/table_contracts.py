@@ -42,6 +42,8 @@ _INPUT_TYPES: Final[Mapping[str, Mapping[str, Any]]] = {
     "label": {"logicalType": "boolean", "physicalType": "BOOLEAN"},
     "rank": {"logicalType": "number", "physicalType": "DOUBLE"},
     "score": {"logicalType": "number", "physicalType": "DOUBLE"},
+    "offset": {"logicalType": "number", "physicalType": "DOUBLE"},
+    "probability": {"logicalType": "number", "physicalType": "DOUBLE"},
 }
 
 
@@ -83,7 +85,7 @@ def published() -> dict[str, str]:
 
 def _taken(name: str, needs: Needs, required: Sequence[Role]) -> str:
     """Return the contract of a table that goes in."""
-    roles = [role for role in ROLES.values() if needs.have(role)]
+    roles = [role for role in ROLES.values() if needs.row in role.of]
     optional = [_input(role, needs) for role in roles if role not in required]
     for each in optional:
         each["required"] = False

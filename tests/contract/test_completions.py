@@ -124,7 +124,7 @@ def test_aliases_are_those_that_tools_spell():
 
 
 def test_what_a_loss_asks_for_must_be_there():
-    needs = Needs(row="completion", reference=True, more=("label",))
+    needs = Needs(row="completion", reference=True, extras=("label",))
     problems = resolve(["policy_logps"], needs=needs).problems
     assert [each.partition(":")[0] for each in problems] == ["ref_logps", "label"]
 

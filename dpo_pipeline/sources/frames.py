@@ -23,7 +23,6 @@ from dpo_pipeline.sources.files import (
     ARROW_FILE,
     ARROW_STREAM,
     DELTA,
-    HUDI,
     ICEBERG,
     ICEBERG_FILE,
     Identities,
@@ -352,7 +351,8 @@ def lake_rows(table: LakeTable, access: Access) -> Rows:
         DELTA: f"pl.scan_delta({path!r})",
         ICEBERG: f"pl.scan_iceberg({path + '/metadata/NAME.metadata.json'!r})",
     }.get(table.system, f"HudiTableBuilder.from_base_uri({path!r}).build().read_snapshot()")
-    install = "" if table.system == HUDI or is_far else " (pip install 'dpo_pipeline[lake]')"
+    library = {DELTA: "deltalake", ICEBERG: "pyiceberg"}.get(table.system)
+    install = "" if library is None or is_far else f" (or pip install {library})"
     raise StorageError(
         path,
         f"is a table of {table.system}, and its files hold more rows than the table: in Python "

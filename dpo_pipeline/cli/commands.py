@@ -205,8 +205,8 @@ def _logps(groups: Groups, ctx: click.Context) -> int:
 
     \b
     Examples:
-      dpo-pipeline logps texts.jsonl pairs.parquet --policy ./tuned --reference ./base
-      dpo-pipeline logps texts.parquet pairs.parquet --policy ./adapter --dry-run
+      dpo-pipeline logps texts.jsonl pairs.parquet --policy tuned/ --reference base/
+      dpo-pipeline logps texts.parquet pairs.parquet --policy tuned/ --dry-run
     """  # noqa: D301  click takes the backspace itself
     return print_result(planned("logps", groups | {"sink": ctx.params["out"]}, ctx), ctx)
 

@@ -50,7 +50,7 @@ def check_models_extra() -> None:
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise UsageError(
-            f"scoring texts needs {' and '.join(missing)}: pip install 'dpo_pipeline[models]'"
+            f"scoring texts needs {' and '.join(missing)}: pip install torch transformers"
         )
 
 

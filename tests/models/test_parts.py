@@ -54,7 +54,9 @@ def test_rows_have_a_digest_of_their_values():
 
 def test_without_the_extra_the_call_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "find_spec", lambda _name: None)
-    with pytest.raises(UsageError, match=r"needs torch and transformers: pip install 'dpo_pipel"):
+    with pytest.raises(
+        UsageError, match=r"needs torch and transformers: pip install torch transformers"
+    ):
         dpo_pipeline.logps(TEXTS, tmp_path / "out.parquet", policy="tuned")
 
 

@@ -110,11 +110,10 @@ def make_model(seed, kind="gpt2", **settings):
     config = AutoConfig.for_model(
         kind,
         vocab_size=336,
-        initializer_range=0.3,
         bos_token_id=0,
         eos_token_id=0,
         pad_token_id=0,
-        **{**size, **settings},
+        **{"initializer_range": 0.3, **size, **settings},
     )
     return AutoModelForCausalLM.from_config(config).eval()
 
@@ -143,3 +142,26 @@ def by_hand(model, ids, start):
         most = max(row)
         total += row[ids[place]] - most - math.log(sum(math.exp(each - most) for each in row))
     return total
+
+
+def make_models_of_the_guide(folder):
+    """Save what the guide names: `tuned`, a copy of `base` that saw the texts, and the texts."""
+    import polars as pl
+    import torch
+
+    tokenizer, model = make_tokenizer(), make_model(2, initializer_range=0.05)
+    rows = plain_pairs()
+    for name in ("base", "tuned"):
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        for row in rows:
+            losses = []
+            for side in ("chosen", "rejected"):
+                ids = torch.tensor([tokenizer(row["prompt"] + row[side])["input_ids"]])
+                losses.append(model(input_ids=ids, labels=ids).loss)
+            optimizer.zero_grad()
+            (losses[0] - 0.5 * losses[1]).backward()
+            optimizer.step()
+    pl.DataFrame(rows).write_ndjson(folder / "texts.jsonl")
+    pl.DataFrame(rows).write_parquet(folder / "texts.parquet")

@@ -77,6 +77,15 @@ B_COLUMN: Final = SettingOption(
 )
 """Options of `compare`, whose sides can have different columns."""
 
+VERIFY: Final = SettingOption(
+    ["--verify"],
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Score N rows of DATA anew, and say whether its log-probs are those of the models.",
+    section="Models",
+)
+"""Option of `logps`, which then writes nothing."""
+
 _SECTIONS: Final[Mapping[str, str]] = {
     "Pairs": "Input",
     "Reference": "Input",
@@ -183,13 +192,14 @@ class _TooMany(click.Argument):
         return more
 
 
-def arguments_of(places: Iterable[str]) -> Iterator[click.Parameter]:
+def arguments_of(places: Iterable[str], optional: str = "") -> Iterator[click.Parameter]:
     """Yield the arguments of a command: several paths where its pairs are all it takes."""
     places = tuple(places)
     if places == (_TAKES_SEVERAL,):
         yield _Sources(places, type=click.Path(), nargs=-1, required=True)
         return
-    yield from (click.Argument([place], type=click.Path()) for place in places)
+    for place in places:
+        yield click.Argument([place], type=click.Path(), required=place != optional)
     yield _TooMany([_MORE], type=click.Path(), nargs=-1, expose_value=False)
 
 

@@ -24,7 +24,7 @@ ROOMS = [  # a room imports from the ground and from rooms before it
         "statistics",
         "rendering",
     ),
-    *("evaluation", "scoring", "jobs", "comparison", "report", "published", "cli"),
+    *("evaluation", "scoring", "selection", "jobs", "comparison", "report", "published", "cli"),
 ]
 DEFERRED = {
     ("", "rendering"),  # what people read asks to be written

@@ -195,7 +195,7 @@ def check_extra() -> None:
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise UsageError(
-            f"charts and reports need {' and '.join(missing)}: pip install 'dpo_pipeline[report]'"
+            f"charts and reports need {' and '.join(missing)}: pip install altair vl-convert-python"
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 from dpo_pipeline.errors import NoSuchColumn, UsageError
 
-Kind = Literal["logp", "count", "key", "tokens", "mask"]
+Kind = Literal["logp", "count", "key", "tokens", "mask", "offset", "probability"]
 
 MAPPING: Final = "Pairs(columns={role: name}), or --column role=name"
 """How to map a column to a role, as errors say it."""
@@ -102,6 +102,20 @@ REJECTED_TOKENS: Final = _count("rejected")
 LOGP_ROLES: Final = (POLICY_CHOSEN, POLICY_REJECTED, REF_CHOSEN, REF_REJECTED)
 LOGPS: Final = tuple(role.name for role in LOGP_ROLES)
 COUNT_ROLES: Final = (CHOSEN_TOKENS, REJECTED_TOKENS)
+OFFSET: Final = Role(
+    name="offset",
+    kind="offset",
+    unit="nats",
+    description="Margin that the pair is to reach, for the loss odpo; no other loss reads it",
+)
+PREFERENCE_PROBABILITY: Final = Role(
+    name="preference_probability",
+    kind="probability",
+    description="Probability, from 0 to 1, that the chosen completion is the better one, for the "
+    "loss soft_labels; no other loss reads it",
+)
+EXTRA_ROLES: Final = (OFFSET, PREFERENCE_PROBABILITY)
+"""Columns that a loss must name to have. Without such a loss they have no role."""
 CHOSEN_MASK: Final = _mask("chosen")
 REJECTED_MASK: Final = _mask("rejected")
 TOKENS_OF: Final = {
@@ -133,6 +147,7 @@ ROLES: Final = {
         REJECTED_MASK,
         *LOGP_ROLES,
         *COUNT_ROLES,
+        *EXTRA_ROLES,
     )
 }
 """Every role by name. Token lists stand before their sums."""
@@ -146,6 +161,7 @@ class Needs:
     tokens: bool = False  # token counts, none of them null
     ld_alpha: float = 1.0  # weight of tokens beyond the length of the other completion (LD-DPO)
     humanline: bool = False  # whether per-token log-ratios are clamped (HALOs)
+    extras: tuple[str, ...] = ()  # names of `EXTRA_ROLES`
 
     @property
     def logps(self) -> tuple[str, ...]:
@@ -154,13 +170,16 @@ class Needs:
 
     def have(self, role: Role) -> bool:
         """Return whether the loss uses a column of this role."""
+        if role in EXTRA_ROLES:
+            return role.name in self.extras
         of_reference = (REF_CHOSEN, REF_REJECTED)
         tokens = (TOKENS_OF[each.name] for each in of_reference)
         return self.reference or role not in (*of_reference, *tokens)
 
     def require(self, role: Role) -> bool:
         """Return whether a column of this role must be there."""
-        return self.have(role) and (role.required or (self.tokens and role.kind == "count"))
+        asked = role.required or role in EXTRA_ROLES or (self.tokens and role.kind == "count")
+        return self.have(role) and asked
 
     @property
     def has_token_arguments(self) -> bool:

@@ -13,6 +13,7 @@ LOSS_NAME: Final = "sigmoid"
 LOSS_NAMES: Final = (
     *("sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "exo_pair", "nca_pair", "bco_pair"),
     *("sppo_hard", "apo_zero", "apo_down", "discopop", "dpop", "rdpo"),
+    *("odpo", "soft_labels", "wpo"),
     *("cpo", "cpo_hinge", "simpo", "alphapo", "orpo", "orpo_odds_ratio", "sft"),
     *("aot", "aot_unpaired", "kto_pair"),
 )

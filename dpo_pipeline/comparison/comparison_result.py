@@ -309,7 +309,7 @@ class Comparison(Reported):
             yield self._subset_table(self.subsets)
         m = self.mcnemar
         for flips, who, n in ((self.gained, "only B", m.only_b), (self.lost, "only A", m.only_a)):
-            if n:
+            if n and flips.height:
                 names = [name for name in flips.columns if name.startswith(SHOWN)]
                 most = flips.height if names else _SHOWN_FLIPS
                 rows = [

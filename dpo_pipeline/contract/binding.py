@@ -235,9 +235,9 @@ def _typed(name: str, dtype: pl.DataType, role: str) -> pl.Expr:
         # A list of none or of several is no number: null, which the contract counts.
         values = _as_list(name, dtype)
         column, dtype = pl.when(values.list.len() == 1).then(values.list.first()), inner
-    if kind not in ("logp", "count") or not (dtype.is_numeric() or dtype == pl.Null):
+    if kind == "key" or not (dtype.is_numeric() or dtype == pl.Null):
         return column
-    if kind == "logp":
+    if kind != "count":
         return column.cast(pl.Float64)
     return whole(column) if _is_real(dtype) else column.cast(pl.Int64)
 

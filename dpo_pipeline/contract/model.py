@@ -9,7 +9,7 @@ from typing import Any, Final, Optional, cast
 import pandera.polars as pa
 import polars as pl
 
-from dpo_pipeline.columns import ALL_LOGPS, COUNT_ROLES, LOGP_ROLES, Needs
+from dpo_pipeline.columns import ALL_LOGPS, COUNT_ROLES, EXTRA_ROLES, LOGP_ROLES, Needs
 from dpo_pipeline.contract.row_rules import empty_rules
 from dpo_pipeline.contract.value_rules import rules_of
 from dpo_pipeline.defaults import MAX_LOGP
@@ -21,7 +21,7 @@ OUR_TITLE: Final = "preference pairs"
 @cache
 def pairs_model(max_logp: float = MAX_LOGP, needs: Needs = ALL_LOGPS) -> type[pa.DataFrameModel]:
     """Return the pandera model of preference pairs whose log-probs are at most `max_logp`."""
-    roles = [role for role in (*LOGP_ROLES, *COUNT_ROLES) if needs.have(role)]
+    roles = [role for role in (*LOGP_ROLES, *COUNT_ROLES, *EXTRA_ROLES) if needs.have(role)]
     annotations: dict[str, Any] = {}
     body: dict[str, Any] = {
         "__module__": __name__,
@@ -29,7 +29,7 @@ def pairs_model(max_logp: float = MAX_LOGP, needs: Needs = ALL_LOGPS) -> type[pa
         "__annotations__": annotations,
     }
     for role in roles:
-        dtype = pl.Float64 if role.kind == "logp" else pl.Int64
+        dtype = pl.Int64 if role.kind == "count" else pl.Float64
         annotations[role.name] = dtype if needs.require(role) else Optional[dtype]  # noqa: UP045  not a type at run time
         # pandera's own nullable=False calls NaN null; our rules tell the two apart.
         body[role.name] = pa.Field(
@@ -37,7 +37,7 @@ def pairs_model(max_logp: float = MAX_LOGP, needs: Needs = ALL_LOGPS) -> type[pa
             description=role.description,
             metadata={"unit": role.unit, "aliases": list(role.aliases)},
         )
-    for kind in ("logp", "count"):
+    for kind in dict.fromkeys(role.kind for role in roles):
         alike = [role for role in roles if role.kind == kind]
         for rule in rules_of(alike[0], max_logp, needs):
             names = tuple(role.name for role in alike)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import polars as pl
 
-from dpo_pipeline.columns import COUNT_ROLES, LOGP_ROLES, ROLES, Needs
+from dpo_pipeline.columns import COUNT_ROLES, EXTRA_ROLES, LOGP_ROLES, ROLES, Needs
 from dpo_pipeline.contract.value_rules import rules_of, sound_logp
 from dpo_pipeline.defaults import WIDE_LIMIT
 from dpo_pipeline.errors import ColumnError
@@ -28,7 +28,10 @@ Schema: TypeAlias = "pa.DataFrameSchema | type[pa.DataFrameModel]"
 
 WHOLE_FRAME: Final = "*"
 WANTED: Final = {
-    **{role.name: (pl.Float64, "a number (any float or integer)") for role in LOGP_ROLES},
+    **{
+        role.name: (pl.Float64, "a number (any float or integer)")
+        for role in (*LOGP_ROLES, *EXTRA_ROLES)
+    },
     **{role.name: (pl.Int64, "an integer") for role in COUNT_ROLES},
 }
 """Types of our own columns after `bind` has cast numbers to them, and how errors name them."""
@@ -133,7 +136,7 @@ def rules_for(
             keeps=rule.keeps(pl.col(role.name)).fill_null(value=rule.name != "not_null"),
         )
         for role in ROLES.values()
-        if role.name in columns
+        if role.name in columns and needs.have(role)
         for rule in rules_of(role, max_logp, needs)
     ]
     theirs: list[Rule] = []

@@ -236,7 +236,9 @@ def statistics_of_call(statistics: Any, outputs: Outputs) -> StatisticsOptions |
     """Return how statistics are made, if they or the report are asked for."""
     check_report(outputs)
     if statistics is None or statistics is False:
-        is_asked = outputs.report is not None or outputs.shown or outputs.worst != ROWS_SHOWN
+        is_asked = (
+            outputs.report is not None or outputs.shown or outputs.worst not in {0, ROWS_SHOWN}
+        )
         return StatisticsOptions() if is_asked else None
     return StatisticsOptions() if statistics is True else given(StatisticsOptions, statistics)
 

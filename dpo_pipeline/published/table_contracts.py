@@ -28,6 +28,8 @@ _INPUT_TYPES: Final[Mapping[str, Mapping[str, Any]]] = {
     "key": {},  # of any type
     "tokens": {"logicalType": "array", "items": {"logicalType": "number"}},
     "mask": {"logicalType": "array", "items": {"logicalType": "boolean"}},
+    "offset": {"logicalType": "number", "physicalType": "DOUBLE"},
+    "probability": {"logicalType": "number", "physicalType": "DOUBLE"},
 }
 
 

@@ -115,7 +115,7 @@ class Selected(Printable):
         )
         yield Sentence(text=text, leads=True)
         yield from warned(self.invalid.all_warnings)
-        yield from warned(self.notes, "note")
+        yield from (Sentence(text=text) for text in self.notes)
         if self.contradictions is not None:
             texts = list(self.contradictions.sentences())
             yield from warned(texts or ["no pair repeats or contradicts another"], "contradictions")

@@ -1,5 +1,5 @@
 from .comparison import Comparison as Comparison, compare as compare
-from .contract import PreferencePairs as PreferencePairs
+from .contract import Completions as Completions, PreferencePairs as PreferencePairs
 from .engine import Progress as Progress
 from .errors import (
     ArgumentError as ArgumentError,

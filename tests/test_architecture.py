@@ -30,7 +30,7 @@ DEFERRED = {
     ("", "rendering"),  # what people read asks to be written
     ("evaluation", "report"),  # a result asks the report to draw it
 }
-NO_POLARS = {"errors", "columns", "defaults", "faces", "invalid_report", "__main__"}
+NO_POLARS = {"errors", "columns", "roles", "defaults", "faces", "invalid_report", "__main__"}
 
 ONLY_IN = {
     "pandera": {"contract"},

@@ -98,7 +98,7 @@ def _check(groups: Groups, ctx: click.Context) -> int:
     from dpo_pipeline.contract import why_refused
 
     allowed = OnInvalid("exclude", at_most=0 if limit is None else limit)
-    reason = why_refused(allowed, report.n_invalid, report.n_pairs, "pair")
+    reason = why_refused(allowed, report.n_invalid, report.n_pairs, report.row)
     if reason is not None and limit is not None:
         say(reason, err=True)
     return exit_codes.DONE if reason is None else exit_codes.BROKEN_CONTRACT

@@ -280,7 +280,9 @@ class RankingPass:
     def _group_table(self, rows: list[dict[str, Any]]) -> pl.DataFrame:
         table = pl.DataFrame(rows, schema=_GROUPS)
         named = self._groups.rename({f"{GROUP}{i}": name for i, name in enumerate(self._by)})
-        made = table.join(named, on=GROUP, how="left", maintain_order="left")
+        made = table.join(named, on=GROUP, how="left").sort(self._by)  # batches come in any order
+        order = pl.DataFrame({"rule": [rule.name for rule in self._rules]})
+        made = order.join(made, on="rule", how="left", maintain_order="left_right")
         return made.select("rule", *self._by, "n_ranked", "n_kept", "last")
 
     def overlaps(self, n_rows: int) -> pl.DataFrame:

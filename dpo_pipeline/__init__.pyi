@@ -27,11 +27,13 @@ from .evaluation import (
 )
 from .invalid_report import InvalidReport as InvalidReport
 from .losses import dpo_loss as dpo_loss
+from .models import logps as logps
 from .options import (
     Batches as Batches,
     Contract as Contract,
     Execution as Execution,
     Gates as Gates,
+    Models as Models,
     Objective as Objective,
     OnInvalid as OnInvalid,
     Outputs as Outputs,

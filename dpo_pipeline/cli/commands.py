@@ -213,6 +213,20 @@ def _convert(groups: Groups, ctx: click.Context) -> int:
     return print_result(result, ctx)
 
 
+def _logps(groups: Groups, ctx: click.Context) -> int:
+    """Score the texts in DATA with two models, and write their log-probs to OUT.
+
+    DATA has prompt, chosen and rejected, as text or conversations; chosen and rejected that begin
+    alike; or prompt and completion. Needs the extra `models`.
+
+    \b
+    Examples:
+      dpo-pipeline logps texts.jsonl pairs.parquet --policy tuned/ --reference base/
+      dpo-pipeline logps texts.parquet pairs.parquet --policy tuned/ --dry-run
+    """  # noqa: D301  click takes the backspace itself
+    return print_result(planned("logps", groups | {"sink": ctx.params["out"]}, ctx), ctx)
+
+
 def _compare(groups: Groups, ctx: click.Context) -> int:
     """Say whether policy B is better than policy A on the pairs that both have, and where.
 
@@ -249,6 +263,7 @@ COMMANDS: Final[Mapping[str, tuple[_Does, tuple[str, ...], str | None]]] = {
     "sweep": (_sweep, ("pairs",), "Print figures for several betas and losses."),
     "score": (_score, ("pairs", "out"), "Write pairs with rewards and loss."),
     "select": (_select, ("pairs", "[out]"), "Write the pairs that a rule ranks first."),
+    "logps": (_logps, ("data", "out"), "Score texts with models: log-probs."),
     "convert": (_convert, ("pairs", "out"), "Write another format as Parquet."),
     "compare": (_compare, ("a", "b"), "Compare two policies on the same pairs."),
 }

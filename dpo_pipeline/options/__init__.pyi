@@ -9,6 +9,7 @@ from .figures import (
 )
 from .running import Execution as Execution
 from .selecting import Selection as Selection
+from .texts import Models as Models
 from .writing import (
     OnInvalid as OnInvalid,
     Outputs as Outputs,

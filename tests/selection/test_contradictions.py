@@ -115,7 +115,7 @@ def test_a_bridge_between_two_cycles_is_on_none(tmp_path):
         pairs(
             rows,
             texts=True,
-            logps={name: (-1.0 - i, -1.5 - i) for i, name in enumerate("abcdef")},
+            logps={name: (-20.0 - i, -21.5 - i) for i, name in enumerate("abcdef")},
         ),
         rule="random",
         keep=1,

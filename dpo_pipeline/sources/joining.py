@@ -26,6 +26,7 @@ from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ColumnError, UsageError
 from dpo_pipeline.options import Execution, Pairs, Reference
 from dpo_pipeline.sources.dataset import Dataset, Step
+from dpo_pipeline.sources.frames import dumps_apart
 from dpo_pipeline.sources.keys import (
     KEY,
     OrderedRows,
@@ -135,6 +136,7 @@ def with_reference(
         step=step,
         can_cut=(lambda: True) if by_shard else beside.can_cut,
         reference=other,
+        own_notes=(*policy.own_notes, *dumps_apart(policy, other)),
         compare_keys=compare_keys,
     )
 

@@ -233,5 +233,17 @@ OnInvalidJob = Literal["raise", "exclude", "quarantine"]
 ON_INVALID: Final[tuple[str, ...]] = get_args(OnInvalid)
 ON_INVALID_JOB: Final[tuple[str, ...]] = get_args(OnInvalidJob)
 
+MAX_LENGTH: Final = 1024
+"""Longest prompt and completion that a model scores, in tokens; TRL's default."""
+
+DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
+"""Types that weights are loaded in; `auto` is that in which they are stored."""
+
+BATCH_TOKENS: Final = 8192
+"""Tokens of a batch of texts, padding included."""
+
+ROWS_OF_A_PART: Final = 1024
+"""Rows of texts that are scored before they are written."""
+
 BENCHMARK_NAMES: Final = ("rewardbench", "rewardbench-with-prior-sets")
 """Benchmarks whose sections can be scored."""

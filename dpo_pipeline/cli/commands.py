@@ -95,7 +95,7 @@ def _check(groups: Groups, ctx: click.Context) -> int:
     from dpo_pipeline.contract import why_refused
 
     allowed = OnInvalid("exclude", at_most=0 if limit is None else limit)
-    reason = why_refused(allowed, report.n_invalid, report.n_pairs, "pair")
+    reason = why_refused(allowed, report.n_invalid, report.n_pairs, report.row)
     if reason is not None and limit is not None:
         say(reason, err=True)
     return exit_codes.DONE if reason is None else exit_codes.BROKEN_CONTRACT
@@ -197,6 +197,20 @@ def _convert(groups: Groups, ctx: click.Context) -> int:
     return print_result(result, ctx)
 
 
+def _logps(groups: Groups, ctx: click.Context) -> int:
+    """Score the texts in DATA with two models, and write their log-probs to OUT.
+
+    DATA has prompt, chosen and rejected, as text or conversations; chosen and rejected that begin
+    alike; or prompt and completion. Needs the extra `models`.
+
+    \b
+    Examples:
+      dpo-pipeline logps texts.jsonl pairs.parquet --policy tuned/ --reference base/
+      dpo-pipeline logps texts.parquet pairs.parquet --policy tuned/ --dry-run
+    """  # noqa: D301  click takes the backspace itself
+    return print_result(planned("logps", groups | {"sink": ctx.params["out"]}, ctx), ctx)
+
+
 def _compare(groups: Groups, ctx: click.Context) -> int:
     """Say whether policy B is better than policy A on the pairs that both have, and where.
 
@@ -232,6 +246,7 @@ COMMANDS: Final[Mapping[str, tuple[_Does, tuple[str, ...], str | None]]] = {
     "evaluate": (_evaluate, ("pairs",), "Print figures: loss, rewards, accuracy."),
     "sweep": (_sweep, ("pairs",), "Print figures for several betas and losses."),
     "score": (_score, ("pairs", "out"), "Write pairs with rewards and loss."),
+    "logps": (_logps, ("data", "out"), "Score texts with models: log-probs."),
     "convert": (_convert, ("pairs", "out"), "Write another format as Parquet."),
     "compare": (_compare, ("a", "b"), "Compare two policies on the same pairs."),
 }

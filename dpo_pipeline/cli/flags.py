@@ -82,6 +82,7 @@ _SECTIONS: Final[Mapping[str, str]] = {
     "Reference": "Input",
     "Contract": "Input",
     "Objective": "Loss",
+    "Models": "Models",
     "Subsets": "Subsets and batches",
     "Batches": "Subsets and batches",
     "StatisticsOptions": "Statistics",

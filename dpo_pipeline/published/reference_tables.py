@@ -65,20 +65,22 @@ def option_table(calls: Mapping[str, Mapping[str, type[Any]]] = CALLS) -> str:
 
 
 def _option_rows(calls: Mapping[str, Mapping[str, type[Any]]]) -> Iterator[Sequence[str]]:
-    shown: dict[str, tuple[str, str, Option]] = {}
-    where: dict[str, list[str]] = {}
+    # Commands can have a flag of one name with two meanings.
+    shown: dict[tuple[str, type[Any]], tuple[str, str, Option]] = {}
+    where: dict[tuple[str, type[Any]], list[str]] = {}
     for call, groups in calls.items():
         for group in groups.values():
             for each, declared in options_of(group, call):
-                where.setdefault(declared.flag, []).append(call)
+                where.setdefault((declared.flag, group), []).append(call)
                 default = default_of(each)
                 plain = f"{default}" if isinstance(default, (str, int, float)) else ""
                 text = plain if declared.shown is None else declared.shown
                 place = f"`{group.__name__}.{each.name}`"
-                shown.setdefault(declared.flag, (place, text, declared))
-    for flag, (place, default, declared) in shown.items():
+                shown.setdefault((declared.flag, group), (place, text, declared))
+    for (flag, group), (place, default, declared) in shown.items():
         variable = f"DPO_PIPELINE_{flag.lstrip('-').replace('-', '_').upper()}"
-        commands = "all" if len(where[flag]) == len(calls) else ", ".join(where[flag])
+        having = where[flag, group]
+        commands = "all" if len(having) == len(calls) else ", ".join(having)
         yield f"`{flag}`", place, f"`{variable}`", default, commands, declared.help
 
 

@@ -16,6 +16,7 @@ from .joining import (
     join_reference as join_reference,
     open_reference as open_reference,
     reference_columns_of as reference_columns_of,
+    tokenised_apart as tokenised_apart,
     with_reference as with_reference,
 )
 from .keys import (
@@ -33,5 +34,6 @@ from .opening import (
     convert as convert,
     format_of as format_of,
     open_pairs as open_pairs,
+    open_texts as open_texts,
     read as read,
 )

@@ -36,6 +36,9 @@ from dpo_pipeline.sources.files import (
 from dpo_pipeline.sources.formats import FORMATS, IPC
 from dpo_pipeline.storage import Access, is_address, is_arrow, reading
 
+ROWS_HELD: Final = 16_384
+"""Rows of a frame that is handed to Polars at a time."""
+
 
 class Dump(NamedTuple):
     """Lists of token log-probs that were read, and their tokens.
@@ -120,7 +123,9 @@ def lazily(schema: pl.Schema, parts: Batches) -> pl.LazyFrame:
         names: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, _size: int | None
     ) -> Iterator[pl.DataFrame]:
         left = n_rows
-        for part in parts(list(schema) if names is None else names or [*schema][:1], n_rows):
+        asked = list(schema) if names is None else names or [*schema][:1]
+        # Polars holds a number of frames that wait, whatever their size.
+        for part in (few for each in parts(asked, n_rows) for few in each.iter_slices(ROWS_HELD)):
             rows = part if left is None else part.head(left)
             kept = rows if predicate is None else rows.filter(predicate)
             yield kept.drop(kept.columns) if names == [] else kept  # of their number alone
@@ -309,7 +314,9 @@ def _of_arrow_dataset(data: Any) -> pl.LazyFrame:
     import pyarrow as pa
     from pyarrow.dataset import ParquetFileFormat, ParquetFragmentScanOptions
 
-    options: dict[str, Any] = {"batch_readahead": 2, "fragment_readahead": 1}
+    # With threads, pyarrow reads ahead by more than these say, and more the slower the rest is.
+    options: dict[str, Any] = {"use_threads": False, "batch_size": ROWS_HELD}
+    options |= {"batch_readahead": 0, "fragment_readahead": 0}
     if isinstance(getattr(data, "format", None), ParquetFileFormat):
         # Read ahead, column chunks of whole files would stay in memory.
         options["fragment_scan_options"] = ParquetFragmentScanOptions(pre_buffer=False)

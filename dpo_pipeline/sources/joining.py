@@ -140,12 +140,15 @@ def with_reference(
     return replace(
         policy,
         frame=step(policy.frame, 0, None),
-        own_notes=(*policy.own_notes, *tokenised_apart(policy, other)),
+        own_notes=(
+            *policy.own_notes,
+            *tokenised_apart(policy, other),
+            *dumps_apart(policy, other),
+        ),
         before=None if by_shard else policy.frame,
         step=step,
         can_cut=(lambda: True) if by_shard else beside.can_cut,
         reference=other,
-        own_notes=(*policy.own_notes, *dumps_apart(policy, other)),
         compare_keys=compare_keys,
     )
 

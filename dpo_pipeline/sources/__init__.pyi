@@ -22,6 +22,7 @@ from .joining import (
 from .keys import (
     KEY as KEY,
     Counts as Counts,
+    OrderedRows as OrderedRows,
     OutOfStep as OutOfStep,
     Partitions as Partitions,
     checked_on as checked_on,

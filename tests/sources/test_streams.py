@@ -168,3 +168,32 @@ def test_frames_of_a_list_may_differ_as_files_may(pairs):
         evaluate([{"a": 1}, {"a": 2}])
     with pytest.raises(UsageError, match="pairs must be a dataframe"):
         evaluate([valid, "a.parquet"])
+
+
+def test_a_dataset_is_not_read_ahead(pairs):
+    """What is read ahead stays in memory: with pyarrow's own settings it grew with the rows."""
+
+    class Asked:
+        schema = pairs.to_arrow().schema
+
+        def to_batches(self, **options):
+            asked.append(options)
+            return dataset_of(pairs).to_batches(**options)
+
+    asked = []
+    evaluate(Asked(), on_invalid="exclude")
+    assert {
+        (each["use_threads"], each["fragment_readahead"], each["batch_readahead"]) for each in asked
+    } == {(False, 0, 0)}
+
+
+@pytest.mark.usefixtures("few_groups")
+@pytest.mark.parametrize("make", [reader, dataset_of, Stream])
+def test_no_frame_that_waits_is_long(pairs, make, monkeypatch):
+    monkeypatch.setattr("dpo_pipeline.sources.frames.ROWS_HELD", 7)
+    heights = []
+    rows = score(make(pairs)).map_batches(
+        lambda f: (heights.append(f.height), f)[1], streamable=True
+    )
+    assert rows.collect(engine="streaming").height == pairs.height
+    assert max(heights) <= 7

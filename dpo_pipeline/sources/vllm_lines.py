@@ -23,9 +23,10 @@ from dpo_pipeline.columns import (
 )
 from dpo_pipeline.defaults import OFFENDERS_SHOWN
 from dpo_pipeline.errors import ColumnError
-from dpo_pipeline.sources.files import SourcePath, text_files, unpacked
+from dpo_pipeline.sources.files import SourcePath, text_files
 from dpo_pipeline.sources.formats import FORMATS, NDJSON
 from dpo_pipeline.sources.frames import Rows
+from dpo_pipeline.storage import unpacked
 
 _SIDES: Final = ("chosen", "rejected")
 _COUNTS: Final = (CHOSEN_TOKENS, REJECTED_TOKENS)

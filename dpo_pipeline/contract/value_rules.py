@@ -70,7 +70,7 @@ COUNT_RULES: Final = (
 )
 """Rules of a token count. A null count is unknown, and wrong only where a loss divides by it."""
 
-_NOT_NULL, _NOT_NAN = logp_rules()[:2]
+_NOT_NULL, _NOT_NAN, _FINITE = logp_rules()[:3]
 EXTRA_RULES: Final = {
     "offset": (
         _NOT_NULL,
@@ -96,6 +96,12 @@ EXTRA_RULES: Final = {
 }
 """Rules of the columns that single losses ask for, by kind."""
 
+PREFERENCE_RULES: Final = {
+    **dict.fromkeys(("key", "label"), (_NOT_NULL,)),
+    **dict.fromkeys(("rank", "score"), (_NOT_NULL, _NOT_NAN, _FINITE)),
+}
+"""Rules of what tells which completion of a prompt is better, by kind."""
+
 
 def rules_of(
     role: Role, max_logp: float = MAX_LOGP, needs: Needs = ALL_LOGPS
@@ -105,4 +111,6 @@ def rules_of(
         return logp_rules(max_logp) if needs.have(role) else ()
     if role.kind == "count":
         return (_NOT_NULL, *COUNT_RULES) if needs.tokens else COUNT_RULES
+    if "completion" in role.of:
+        return PREFERENCE_RULES.get(role.kind, ()) if role.name in needs.extras else ()
     return EXTRA_RULES.get(role.kind, ())

@@ -105,8 +105,9 @@ _AS_ROLE: Final[Mapping[str, pl.DataType]] = {
     "logp": pl.Float64(),
     "count": pl.Int64(),
     "tokens": pl.List(pl.Float64),
+    **dict.fromkeys(("rank", "score"), pl.Float64()),
 }
-_NUMBERS: Final = ("logp", "count")
+_NUMBERS: Final = ("logp", "count", "rank", "score")
 _OTHER_SEPARATORS: Final = (";", "\t", "|")
 _NOT_NDJSON: Final = "cannot be read as NDJSON, one JSON object a line"
 _AS_TEXT: Final = (

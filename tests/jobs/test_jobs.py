@@ -57,7 +57,12 @@ def done(job, *, seed=1, twice=True):
     return [run(job.folder, number) for number in numbers]
 
 
-FIGURES = {  # all but the second are of fewer shards, as sixteen of each would cost much
+def each_of(kinds, *, repeated):
+    """Mark as slow what another one of them has too, with more."""
+    return [pytest.param(k, marks=pytest.mark.slow if k == repeated else ()) for k in kinds]
+
+
+FIGURES = {  # all but the second are of fewer shards, as nine of each would cost much
     "totals": (evaluate, {}),
     "by subset": (evaluate, {"by": "subset", "histogram": True, "batch_size": 16}),
     "batches by value": (evaluate, {"batch_by": "subset"}),
@@ -66,13 +71,13 @@ FIGURES = {  # all but the second are of fewer shards, as sixteen of each would 
 }
 
 
-@pytest.mark.parametrize("kind", FIGURES)
+@pytest.mark.parametrize("kind", each_of(FIGURES, repeated="totals"))
 def test_the_figures_are_those_of_one_process(folder, kind, monkeypatch):
     function, flat = FIGURES[kind]
     seen, made = [], Sense.of_sums
     monkeypatch.setattr(Sense, "of_sums", staticmethod(lambda row: seen.append(row) or made(row)))
     given = grouped(on_invalid="exclude", **flat)
-    n = 16 if kind == "by subset" else 4
+    n = 9 if kind == "by subset" else 3
     told = done(split(function, "in", **given, shards=n, to="job"))
     assert [each.was_done for each in told].count(True) == n
     assert sum(each.n_pairs for each in told) == 2 * 500
@@ -128,10 +133,10 @@ SCORES = {
 }
 
 
-@pytest.mark.parametrize("kind", SCORES)
+@pytest.mark.parametrize("kind", each_of(SCORES, repeated="quarantined"))
 def test_the_bytes_of_a_score_are_those_of_one_process(folder, kind):
     given = grouped(**SCORES[kind])
-    n = 16 if kind == "in parts" else 3
+    n = 9 if kind == "in parts" else 2
     job = split(score_parquet, "in", "there", **given, shards=n, to="job")
     told = done(job, twice=False)
     assert sum(each.n_written for each in told) == (498 if kind == "excluded" else 500)

@@ -111,6 +111,27 @@ INVALID: Final = (
     Added(BROKEN_RULES, "The rules that the pair breaks, as column.rule", type="array"),
 )
 
+SELECTION_VALUE: Final = "selection_value"
+SELECTION_RANK: Final = "selection_rank"
+SELECTED: Final = (
+    Added(SELECTION_VALUE, "What the rule ranks pairs by"),
+    Added(
+        SELECTION_RANK,
+        "Place of the pair among the ranked pairs of its subset, from 1",
+        type="integer",
+    ),
+)
+CONTRADICTION: Final = "contradiction"
+CONTRADICTION_GROUP: Final = "contradiction_group"
+CONTRADICTING: Final = (
+    Added(CONTRADICTION, "duplicate, swap or cycle", type="string"),
+    Added(
+        CONTRADICTION_GROUP,
+        "Number of the pairs that contradict or repeat each other",
+        type="integer",
+    ),
+)
+
 BATCH: Final = "batch"
 SHOWN: Final = "shown: "
 """What the name of a column that was asked for begins with in lists of the worst pairs."""

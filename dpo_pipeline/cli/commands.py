@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Groups = dict[str, Any]
 
+_OUTPUTS: Final = ("out", "summary", "report", "batches", "invalid", "rest", "contradictions")
+"""Options that name outputs."""
+
 
 def planned(
     function: str,
@@ -38,7 +41,7 @@ def planned(
     import dpo_pipeline
 
     plan = getattr(dpo_pipeline, function).plan
-    refuse_found(ctx, *map(ctx.params.get, ("out", "summary", "report", "batches", "invalid")))
+    refuse_found(ctx, *map(ctx.params.get, _OUTPUTS))
     protecting_settings(groups, ctx)
 
     def call(cancel: Event, progress: ProgressCallback | None) -> Any:
@@ -157,6 +160,19 @@ def _score(groups: Groups, ctx: click.Context) -> int:
     return _figures("score_parquet", groups | {"sink": ctx.params["out"]}, ctx, gates)
 
 
+def _select(groups: Groups, ctx: click.Context) -> int:
+    """Write the pairs that a rule ranks first into OUT, and say what that does to the data.
+
+    Without OUT nothing is written. Rules contradict each other: --compare shows two side by side.
+
+    \b
+    Examples:
+      dpo-pipeline select pairs.parquet out.parquet --rule nearest_tie --keep 50%
+      dpo-pipeline select pairs.parquet --rule easiest --compare random --keep 10%
+    """  # noqa: D301  click takes the backspace itself
+    return print_result(planned("select", groups | {"sink": ctx.params["out"]}, ctx), ctx)
+
+
 def _figures(function: str, groups: Groups, ctx: click.Context, gates: Gates | None) -> int:
     """Print figures, and fail if they miss their gates."""
     result = planned(function, groups, ctx)
@@ -197,6 +213,20 @@ def _convert(groups: Groups, ctx: click.Context) -> int:
     return print_result(result, ctx)
 
 
+def _logps(groups: Groups, ctx: click.Context) -> int:
+    """Score the texts in DATA with two models, and write their log-probs to OUT.
+
+    DATA has prompt, chosen and rejected, as text or conversations; chosen and rejected that begin
+    alike; or prompt and completion. Needs the extra `models`.
+
+    \b
+    Examples:
+      dpo-pipeline logps texts.jsonl pairs.parquet --policy tuned/ --reference base/
+      dpo-pipeline logps texts.parquet pairs.parquet --policy tuned/ --dry-run
+    """  # noqa: D301  click takes the backspace itself
+    return print_result(planned("logps", groups | {"sink": ctx.params["out"]}, ctx), ctx)
+
+
 def _compare(groups: Groups, ctx: click.Context) -> int:
     """Say whether policy B is better than policy A on the pairs that both have, and where.
 
@@ -232,6 +262,8 @@ COMMANDS: Final[Mapping[str, tuple[_Does, tuple[str, ...], str | None]]] = {
     "evaluate": (_evaluate, ("pairs",), "Print figures: loss, rewards, accuracy."),
     "sweep": (_sweep, ("pairs",), "Print figures for several betas and losses."),
     "score": (_score, ("pairs", "out"), "Write pairs with rewards and loss."),
+    "select": (_select, ("pairs", "[out]"), "Write the pairs that a rule ranks first."),
+    "logps": (_logps, ("data", "out"), "Score texts with models: log-probs."),
     "convert": (_convert, ("pairs", "out"), "Write another format as Parquet."),
     "compare": (_compare, ("a", "b"), "Compare two policies on the same pairs."),
 }

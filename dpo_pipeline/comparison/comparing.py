@@ -49,7 +49,7 @@ from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Pairs, Reference, StatisticsOptions, Subsets
 from dpo_pipeline.plan import Facts, Output, Plan, planned
-from dpo_pipeline.sources import Dataset, open_reference, publication_of
+from dpo_pipeline.sources import Dataset, open_reference, publication_of, tokenised_apart
 from dpo_pipeline.storage import reading
 from dpo_pipeline.sums import Summary, figures
 
@@ -316,6 +316,14 @@ def compare(
         on=key,
         needs=objective.needs,
         contract=replace(groups.contract, max_logp=groups.max_logp),
+    )
+    sides = tuple(
+        each
+        if table.lender is None
+        else replace(
+            each, own_notes=(*each.own_notes, *tokenised_apart(each, table.lender.dataset))
+        )
+        for each, table in zip(sides, tables, strict=False)
     )
     datasets = sides if third is None else (*sides, third)
     _places_of(groups.outputs.shown, tables[:2])

@@ -6,12 +6,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from dpo_pipeline.columns import BATCH_MEANS, INVALID, ROLES, SCORED, did_you_mean
+from dpo_pipeline.columns import (
+    BATCH_MEANS,
+    CONTRADICTING,
+    INVALID,
+    ROLES,
+    SCORED,
+    SELECTED,
+    did_you_mean,
+)
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation import BASELINES
 from dpo_pipeline.losses import DIALECTS, LOSSES
 from dpo_pipeline.published.finding_texts import DOUBTS, FINDINGS, RULES
 from dpo_pipeline.rendering import as_text
+from dpo_pipeline.selection import RULES as SELECTION_RULES
 from dpo_pipeline.sources import FORMATS
 from dpo_pipeline.sums import FIGURES
 from dpo_pipeline.tables import Sentence
@@ -56,6 +65,18 @@ def entries() -> Iterator[Entry]:
     for kind, texts in kinds.items():
         yield from (Entry(name=name, kind=kind, text=text) for name, text in texts.items())
     yield from _losses()
+    for chosen in SELECTION_RULES.values():
+        yield Entry(
+            name=chosen.name,
+            kind="rule of selection",
+            text=_sentence(f"Keeps {chosen.keeps}"),
+            facts=(
+                ("formula", chosen.formula),
+                ("source", chosen.source),
+                ("needs", chosen.needs),
+                ("blind to", chosen.blind_to),
+            ),
+        )
     for each in DIALECTS.values():
         facts = (("beta", f"{each.beta:g}"), *each.sources.items())
         text = f"The conventions of {each.system}."
@@ -96,7 +117,13 @@ def _columns() -> Iterator[Entry]:
             facts=(("unit", role.unit or ""), ("also called", ", ".join(role.aliases))),
             also=role.aliases,
         )
-    tables = {"scored pairs": SCORED, "invalid pairs": INVALID, "batch means": BATCH_MEANS}
+    tables = {
+        "scored pairs": SCORED,
+        "selected pairs": SELECTED,
+        "contradicting pairs": CONTRADICTING,
+        "invalid pairs": INVALID,
+        "batch means": BATCH_MEANS,
+    }
     for table, columns in tables.items():
         for added in columns:
             facts = (("unit", added.unit or ""), ("type", added.type))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import Event
@@ -40,12 +41,19 @@ from dpo_pipeline.sources.keys import (
 )
 from dpo_pipeline.sources.opening import open_pairs
 from dpo_pipeline.sources.trainer_files import LENGTHS
-from dpo_pipeline.storage import Access, reading
+from dpo_pipeline.storage import METADATA_KEY, Access, is_address, reading
 
 _ROW: Final = "__dpo_pipeline_row"
 _OURS: Final = ("__dpo_pipeline_chosen_tokens", "__dpo_pipeline_rejected_tokens")
 _OTHER: Final = "__dpo_pipeline_other_key"
 _REFERENCE: Final = (REF_CHOSEN.name, REF_REJECTED.name)
+TOLD: Final = {
+    "tokenizer": "tokenizer",
+    "template": "chat template",
+    "max_length": "longest length",
+    "dialect": "dialect",
+}
+"""What `logps` writes into the metadata of its files on how texts became tokens, in words."""
 _OF_REFERENCE: Final = "Reference(columns={role: name}), or --reference-column role=name"
 
 
@@ -131,6 +139,7 @@ def with_reference(
     return replace(
         policy,
         frame=step(policy.frame, 0, None),
+        own_notes=(*policy.own_notes, *tokenised_apart(policy, other)),
         before=None if by_shard else policy.frame,
         step=step,
         can_cut=(lambda: True) if by_shard else beside.can_cut,
@@ -252,6 +261,30 @@ class _Beside:
                 for part in in_order:
                     ordered.add(part[""].sort(_ROW).drop(_ROW))
         self._ordered = ordered.rows
+
+
+def tokenised_apart(policy: Dataset, reference: Dataset) -> tuple[str, ...]:
+    """Say, if files of `logps` tell it, that a policy and its reference read other tokens.
+
+    The footer of the first file of each is read, if it is on this machine.
+    """
+    ours, theirs = _tokens_of(policy), _tokens_of(reference)
+    other = [name for name, each in ours.items() if each != theirs.get(name)] if theirs else []
+    if not other:
+        return ()
+    what = f"the reference's log-probs ({reference.name}) were made with another"
+    return (f"{what} {' and '.join(other)} than the policy's: they are not of the same tokens",)
+
+
+def _tokens_of(dataset: Dataset) -> dict[str, Any]:
+    """Return what a file of `logps` says of its tokens; nothing of other files."""
+    path = dataset.files[0].path if dataset.files else ""
+    if not path or is_address(path) or dataset.in_batches is not None:
+        return {}
+    with reading(path):
+        kept = pl.read_parquet_metadata(path).get(METADATA_KEY)
+    told = json.loads(kept) if kept else {}
+    return {words: told.get(name) for name, words in TOLD.items()} if "tokenizer" in told else {}
 
 
 def _check_joinable(name: str, on: str, columns: pl.Schema, problems: Iterable[str]) -> None:

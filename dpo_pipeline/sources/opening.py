@@ -168,6 +168,18 @@ def open_pairs(
         if not any(role.startswith("policy_") for role in roles):
             raise _reference_alone(source, file_format)
     frame = rows.frame if as_reference else rows.frame.drop(trainer_files.LENGTHS, strict=False)
+    return _in_one(source, rows._replace(frame=frame), cancel)
+
+
+def open_texts(pairs: Pairs, *, access: Access, cancel: Event | None = None) -> Dataset:
+    """Return texts as a dataset: as `open_pairs`, or what `save_to_disk` of `datasets` wrote."""
+    if pairs.format is None and trainer_files.is_saved(pairs.source):
+        return _in_one(pairs.source, trainer_files.saved(pairs.source), cancel)
+    return open_pairs(pairs, access=access, name="texts", as_reference=None, cancel=cancel)
+
+
+def _in_one(source: SourcePath, rows: Rows, cancel: Event | None) -> Dataset:
+    """Return rows that are read as one shard, watched so that their reading can be stopped."""
     watch = Watch(cancel=cancel)
 
     def look(part: pl.DataFrame) -> pl.DataFrame:
@@ -175,7 +187,7 @@ def open_pairs(
         return part
 
     # Columns that nobody asks for are still not read.
-    watched = frame.map_batches(look, streamable=True, projection_pushdown=True)
+    watched = rows.frame.map_batches(look, streamable=True, projection_pushdown=True)
     return Dataset(
         name=label_of(source),
         frame=watched,

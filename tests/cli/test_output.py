@@ -50,6 +50,7 @@ def test_every_form_is_that_of_the_result(capsys):
         ["compare", PAIRS, OTHER],
         ["evaluate", PAIRS, "--dry-run"],
         ["convert", PAIRS, "OUT"],
+        ["select", PAIRS, "OUT", "--rule", "random", "--keep", "9", "--compare", "easiest"],
         ["score", PAIRS, "OUT", "--keep", "pair_id"],
     ],
     ids=lambda words: " ".join(word for word in words if "/" not in word),

@@ -548,7 +548,7 @@ def test_what_cannot_be_split_is_a_usage_error(arguments, words):
 def test_only_calls_on_parquet_files_are_split(pairs):
     with pytest.raises(UsageError, match="a job is of evaluate, sweep or score_parquet, found"):
         split(check, "in", shards=2, to="job")
-    with pytest.raises(UsageError, match="the path of Parquet files"):
+    with pytest.raises(UsageError, match="is no Parquet file"):
         split(evaluate, pairs, shards=2, to="job")
     with pytest.raises(UsageError, match=r"give part_rows \(--part-rows\)"):
         split(score_parquet, "in/2.parquet", "out.parquet", shards=2, to="job")

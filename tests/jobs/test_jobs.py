@@ -57,11 +57,7 @@ def done(job, *, seed=1, twice=True):
     return [run(job.folder, number) for number in numbers]
 
 
-def each_of(kinds, *, repeated):
-    """Mark as slow what another one of them has too, with more."""
-    return [pytest.param(k, marks=pytest.mark.slow if k == repeated else ()) for k in kinds]
-
-
+REPEATED = pytest.mark.slow  # what the others have too, with more
 FIGURES = {  # all but the second are of fewer shards, as nine of each would cost much
     "totals": (evaluate, {}),
     "by subset": (evaluate, {"by": "subset", "histogram": True, "batch_size": 16}),
@@ -71,7 +67,7 @@ FIGURES = {  # all but the second are of fewer shards, as nine of each would cos
 }
 
 
-@pytest.mark.parametrize("kind", each_of(FIGURES, repeated="totals"))
+@pytest.mark.parametrize("kind", [pytest.param("totals", marks=REPEATED), *list(FIGURES)[1:]])
 def test_the_figures_are_those_of_one_process(folder, kind, monkeypatch):
     function, flat = FIGURES[kind]
     seen, made = [], Sense.of_sums
@@ -133,7 +129,7 @@ SCORES = {
 }
 
 
-@pytest.mark.parametrize("kind", each_of(SCORES, repeated="quarantined"))
+@pytest.mark.parametrize("kind", [pytest.param("quarantined", marks=REPEATED), *list(SCORES)[1:]])
 def test_the_bytes_of_a_score_are_those_of_one_process(folder, kind):
     given = grouped(**SCORES[kind])
     n = 9 if kind == "in parts" else 2
@@ -146,13 +142,8 @@ def test_the_bytes_of_a_score_are_those_of_one_process(folder, kind):
     assert everything(folder / "there") == everything(folder / "here")
     if kind != "excluded":
         assert everything(folder / "there.invalid") == everything(folder / "here.invalid")
-    assert merge_again_is_refused()
-
-
-def merge_again_is_refused():
     with pytest.raises(StorageError, match="there.*: is not empty"):
         merge("job")
-    return True
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 500, 1_000])

@@ -40,6 +40,7 @@ from .options import (
     Pairs as Pairs,
     Reference as Reference,
     Scored as Scored,
+    Selection as Selection,
     StatisticsOptions as StatisticsOptions,
     Subsets as Subsets,
 )
@@ -51,6 +52,7 @@ from .scoring import (
     score_parquet as score_parquet,
     token_kl as token_kl,
 )
+from .selection import Selected as Selected, select as select
 from .sources import convert as convert, join_reference as join_reference, read as read
 from .sums import Summary as Summary
 

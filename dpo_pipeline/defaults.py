@@ -91,6 +91,9 @@ SINK_CHUNK_ROWS: Final = 16_384
 SINK_CHUNK_BYTES: Final = 2 * 2**20
 """Bytes of such a chunk if rows are wide."""
 
+RULE_NAMES: Final = ("smallest_gap", "nearest_tie", "largest_margin", "easiest", "random")
+"""Rules by which pairs are selected."""
+
 COMPRESSIONS: Final = ("zstd", "snappy", "none")
 """How scored pairs can be compressed; the first is the default."""
 

@@ -24,7 +24,8 @@ ROOMS = [  # a room imports from the ground and from rooms before it
         "statistics",
         "rendering",
     ),
-    *("evaluation", "scoring", "jobs", "comparison", "models", "report", "published", "cli"),
+    *("evaluation", "scoring", "selection", "jobs", "comparison", "models", "report", "published"),
+    "cli",
 ]
 DEFERRED = {
     ("", "rendering"),  # what people read asks to be written

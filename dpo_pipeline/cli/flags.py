@@ -94,6 +94,7 @@ _SECTIONS: Final[Mapping[str, str]] = {
     "Models": "Models",
     "Subsets": "Subsets and batches",
     "Batches": "Subsets and batches",
+    "Selection": "Selection",
     "StatisticsOptions": "Statistics",
     "OnInvalid": "Invalid pairs",
     "Scored": "Outputs",
@@ -192,14 +193,17 @@ class _TooMany(click.Argument):
         return more
 
 
-def arguments_of(places: Iterable[str], optional: str = "") -> Iterator[click.Parameter]:
-    """Yield the arguments of a command: several paths where its pairs are all it takes."""
+def arguments_of(places: Iterable[str]) -> Iterator[click.Parameter]:
+    """Yield the arguments of a command: several paths where its pairs are all it takes.
+
+    One in brackets can be left out.
+    """
     places = tuple(places)
     if places == (_TAKES_SEVERAL,):
         yield _Sources(places, type=click.Path(), nargs=-1, required=True)
         return
     for place in places:
-        yield click.Argument([place], type=click.Path(), required=place != optional)
+        yield click.Argument([place.strip("[]")], type=click.Path(), required=place[0] != "[")
     yield _TooMany([_MORE], type=click.Path(), nargs=-1, expose_value=False)
 
 

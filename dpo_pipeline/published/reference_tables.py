@@ -7,12 +7,13 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from dpo_pipeline.arguments import Option, default_of, options_of
-from dpo_pipeline.columns import ROLES, SCORED
+from dpo_pipeline.columns import ROLES, SCORED, SELECTED
 from dpo_pipeline.errors import MEANINGS
 from dpo_pipeline.losses import DIALECTS, LOSSES, OTHERS, Loss, Rewards
 from dpo_pipeline.options import CALLS
 from dpo_pipeline.published.finding_texts import DOUBTS, FINDINGS, RULES
 from dpo_pipeline.published.glossary import LEGEND
+from dpo_pipeline.selection import RULES as SELECTION_RULES
 from dpo_pipeline.sources import FORMATS
 from dpo_pipeline.sums import FIGURES
 
@@ -31,7 +32,9 @@ def reference_page() -> str:
         (_code(role.name), "input", role.unit or "", role.description, _code(*role.aliases))
         for role in ROLES.values()
     ]
-    columns += [(_code(a.name), "added", a.unit or "", a.description, "") for a in SCORED]
+    columns += [
+        (_code(a.name), "added", a.unit or "", a.description, "") for a in (*SCORED, *SELECTED)
+    ]
     exit_codes = [(str(code), text) for code, text in MEANINGS.items()]
     figures = [
         (_code(name), each.text, each.unit, *map(_code, (each.formula, each.trl)))
@@ -44,6 +47,13 @@ def reference_page() -> str:
         "Findings": _table(("finding", "what it says, and when"), findings),
         "Rules": _table(("rule", "what it asks for"), [(_code(n), t) for n, t in RULES.items()]),
         "Losses": f"{LEGEND[0].upper()}{LEGEND[1:]}.\n\n{loss_table()}",
+        "Rules of selection": _table(
+            ("rule", "keeps first", "formula", "needs", "blind to", "source"),
+            [
+                (_code(name), r.keeps, r.formula, r.needs, r.blind_to, r.source)
+                for name, r in SELECTION_RULES.items()
+            ],
+        ),
         "Dialects": dialect_tables(),
         "Formats": _table(("format", "endings", "what is in it"), formats),
         "Columns": _table(("column", "", "unit", "what it is", "also called"), columns),

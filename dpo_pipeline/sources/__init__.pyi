@@ -11,6 +11,7 @@ from .formats import (
     checked_parquet_name as checked_parquet_name,
     guess as guess,
 )
+from .frames import dumps_apart as dumps_apart
 from .joining import (
     join_reference as join_reference,
     open_reference as open_reference,
@@ -21,6 +22,7 @@ from .joining import (
 from .keys import (
     KEY as KEY,
     Counts as Counts,
+    OrderedRows as OrderedRows,
     OutOfStep as OutOfStep,
     Partitions as Partitions,
     checked_on as checked_on,

@@ -251,7 +251,8 @@ def _logps(groups: Groups, ctx: click.Context) -> int:
         --policy tuned/ --reference base/
       dpo-pipeline logps texts.parquet pairs.parquet \\
         --policy tuned/ --dry-run
-      dpo-pipeline logps pairs.parquet --verify 200 --reference base/
+      dpo-pipeline logps pairs.parquet --verify 200 \\
+        --reference base/
     """  # noqa: D301  click takes the backspace itself
     out, rows = ctx.params["out"], ctx.params["verify"]
     if (out is None) == (rows is None):

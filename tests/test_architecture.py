@@ -34,7 +34,7 @@ NO_POLARS = {"errors", "columns", "defaults", "faces", "invalid_report", "__main
 
 ONLY_IN = {
     "pandera": {"contract"},
-    "numpy": {"sums", "statistics", "evaluation"},
+    "numpy": {"sums", "statistics", "evaluation", "comparison"},
     "pyarrow": {"storage", "sources", "scoring"},
     "altair": {"report"},
     "jinja2": {"report"},

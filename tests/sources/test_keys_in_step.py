@@ -26,7 +26,7 @@ def place(request, monkeypatch, tmp_path):
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     monkeypatch.setattr(keys, "JOINED_ROWS", request.param)
-    monkeypatch.setattr(keys, "STATISTICS_ROWS", 250)
+    monkeypatch.setattr(keys, "ROWS_IN_STEP", 250)
     yield folder
     gc.collect()
     assert list(folder.iterdir()) == []

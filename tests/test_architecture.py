@@ -24,13 +24,14 @@ ROOMS = [  # a room imports from the ground and from rooms before it
         "statistics",
         "rendering",
     ),
-    *("evaluation", "scoring", "jobs", "comparison", "report", "published", "cli"),
+    *("evaluation", "scoring", "selection", "jobs", "comparison", "models", "report", "published"),
+    "cli",
 ]
 DEFERRED = {
     ("", "rendering"),  # what people read asks to be written
     ("evaluation", "report"),  # a result asks the report to draw it
 }
-NO_POLARS = {"errors", "columns", "defaults", "faces", "invalid_report", "__main__"}
+NO_POLARS = {"errors", "columns", "roles", "defaults", "faces", "invalid_report", "__main__"}
 
 ONLY_IN = {
     "pandera": {"contract"},
@@ -40,7 +41,9 @@ ONLY_IN = {
     "jinja2": {"report"},
     "vl_convert": {"report"},
     "ray": {"engine"},
-    "torch": {"sources"},
+    "torch": {"sources", "models"},
+    "transformers": {"models"},
+    "peft": {"models"},
     "click": {"cli"},
 }
 MOST_FILES, MOST_LINES, MOST_LINES_OF_A_FACE, MOST_LINES_OF_TESTS = 12, 500, 10, 600

@@ -297,6 +297,7 @@ def _roles_of(objective: CheckedObjective) -> Iterator[str]:
     yield from objective.needs.logps
     if objective.needs.tokens:
         yield from (CHOSEN_TOKENS.name, REJECTED_TOKENS.name)
+    yield from objective.needs.extras
 
 
 def _scored(

@@ -116,7 +116,8 @@ class Measurement:
         if made.n_pairs == 0:
             raise ContractError(f"{self.dataset.name}: it holds no pairs, so nothing was evaluated")
         asked = self.groups.on_invalid
-        reason = why_refused(asked, made.n_invalid, made.n_pairs, "pair")
+        noun = self.binding.needs.row
+        reason = why_refused(asked, made.n_invalid, made.n_pairs, noun)
         if reason is not None:
             excluding = asked.action != "raise"
             # If no invalid pair is allowed, the report is reason enough.
@@ -135,7 +136,7 @@ class Measurement:
             function=function,
             call=function.removesuffix("_parquet"),
             source=self.dataset.name,
-            notes=self.dataset.notes,
+            notes=self.dataset.told,
             inputs=inputs_of(self.dataset),
             paths=paths_of(self.groups.pairs),
             rows=rows,
@@ -319,8 +320,10 @@ def check(
 ) -> Plan[InvalidReport]:
     """Check pairs against the contract of a loss, computing no figure; arguments as in `evaluate`.
 
+    Completions, one a row, are checked against their own contract: the columns decide.
+
     Args:
-        pairs: As in `evaluate`.
+        pairs: As in `evaluate`, or completions.
         beta: As in `evaluate`: a reward or a loss may be too large to be summed.
         reference: As in `evaluate`.
         loss: As in `evaluate`: it says which columns a pair needs.
@@ -350,9 +353,11 @@ def check(
     objective = groups.objective
     dataset = groups.opened()
     groups = groups.showing(dataset.columns)
-    binding = groups.bound(dataset, objective.needs, adds=[added.name for added in SCORED])
+    needs = groups.needs_of(dataset, objective)
+    binding = groups.bound(dataset, needs, adds=[added.name for added in SCORED])
     # Score only if sound log-probs can give a score too large to be summed.
-    scored = (objective,) if objective.columns_to_check(binding.max_logp) else ()
+    is_scored = needs.row == objective.needs.row
+    scored = (objective,) if is_scored and objective.columns_to_check(binding.max_logp) else ()
     if scored and objective.is_of_batches:
         raise UsageError(f"{objective} is a loss of batches: evaluate checks its pairs")
     measurement = Measurement.of(groups, dataset, binding, (), scored=scored)

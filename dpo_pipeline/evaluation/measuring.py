@@ -12,11 +12,9 @@ import polars as pl
 
 from dpo_pipeline.columns import (
     CHOSEN_REWARD,
-    COUNT_ROLES,
     LOSS,
     N_PAIRS,
     N_VALID,
-    PAIR_ID,
     PROMPT_ID,
     REJECTED_REWARD,
     REWARD_MARGIN,
@@ -117,7 +115,7 @@ class Measured:
 
     def report(self, watch: Watch) -> InvalidReport:
         """List the broken rules, reading the shards with invalid pairs once more."""
-        found = Offences(self.rules.rules)
+        found = Offences(self.rules)
         total = sum(shard.rows or 0 for shard in self.suspects) or None
         tasks = [replace(shard, index=index) for index, shard in enumerate(self.suspects)]
         listing = FoundOffences(dataset=self.dataset, scorer=self.scorer, rules=self.rules)
@@ -131,7 +129,7 @@ class Measured:
         self, parts: Sequence[Part], targets: Sequence[Target], watch: Watch
     ) -> InvalidReport:
         """List the broken rules from the files of invalid pairs, one for each part."""
-        found = Offences(self.rules.rules)
+        found = Offences(self.rules)
         for part, target in zip(parts, targets, strict=True) if self.n_invalid else ():
             pairs = with_scores_of(target.scan(), self.objectives)
             place = [] if part.file is None else [(part.file.relative, part.file.rows)]
@@ -149,6 +147,7 @@ class Measured:
             broken=found.broken(),
             doubts=self._doubts,
             notes=self.dataset.notes,
+            row=self.scorer.binding.needs.row,
         )
 
     @property
@@ -212,10 +211,9 @@ class Measured:
     def evaluation(self, report: InvalidReport) -> Evaluation:
         """Return the figures, for the one objective."""
         (objective,) = self.objectives
-        binding = self.scorer.binding
-        statistics = None
+        binding, summary, statistics = self.scorer.binding, self.summary, None
         if self.gathered is not None and self.wanted.statistics is not None:
-            means = means_of_pairs(self.summary, self.squares, self.wanted.statistics.level)
+            means = means_of_pairs(summary, self.squares, self.wanted.statistics.level)
             statistics = statistics_of(self.gathered, objective, self.wanted.statistics, means)
         return Evaluation(
             source=self.dataset.name,
@@ -223,21 +221,21 @@ class Measured:
             objective=objective,
             max_logp=binding.max_logp,
             columns=dict(binding.mapping),
-            summary=self.summary,
+            summary=summary,
             invalid=report,
             subsets=self.subset_figures,
             batches=self.batches,
             histogram=self.histogram,
-            intervals=self._intervals(statistics),
+            intervals=self._intervals(summary, statistics),
             statistics=statistics,
         )
 
-    def _intervals(self, statistics: Statistics | None) -> Intervals | None:
+    def _intervals(self, summary: Summary, statistics: Statistics | None) -> Intervals | None:
         if not self.wanted.intervals or statistics is not None:
             return None if statistics is None else statistics.intervals
         n_correct = int(self.totals["n_correct"].item())
         return intervals_of(
-            self.summary, n_correct=n_correct, squares=self.squares, prompts=self.prompts
+            summary, n_correct=n_correct, squares=self.squares, prompts=self.prompts
         )
 
 
@@ -397,7 +395,7 @@ def measure(
         bins=_sorted(sums.bins, [*keys, BIN]),
         sense=Sense.of_sums(sums.sense_row),
         repeats=sums.repeats
-        if work.sums.id_column
+        if work.sums.id_columns
         else repeats_of_files(dataset, binding, watch, looks_at_all=wanted.looks_at_all),
         suspects=tuple(suspects),
         gathered=None if gathered is None else work.finished(gathered),
@@ -437,14 +435,14 @@ def _columns_of_rows(
     if gathering is None and (dataset.rows is None or not dataset.can_cut()):
         scores = (CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN, LOSS)
         names = [name_of_score(name, each, objectives) for each in objectives for name in scores]
-        roles = (*COUNT_ROLES, *([PROMPT_ID] if wanted.intervals else ()))
+        roles = (*(t.count for t in binding.needs.texts), *([PROMPT_ID] * wanted.intervals))
         counts = [role.name for role in roles if role.name in binding.columns]
         columns = [*binding.needs.logps, *counts, *names]
     if not columns:
         return []
     more = [*subset_keys(wanted.by), VALID]
     more += [] if wanted.batching is None else wanted.batching.columns
-    more += [PAIR_ID.name] if PAIR_ID.name in binding.columns else []
+    more += binding.needs.keys(binding.columns)
     return list(dict.fromkeys([*columns, *more]))
 
 
@@ -457,7 +455,7 @@ def _partial_sums(
 ) -> PartialSums:
     binding, batching = scorer.binding, wanted.batching
     keys = subset_keys(wanted.by)
-    has_ids = PAIR_ID.name in binding.columns and not dataset.has_step
+    ids = () if dataset.has_step else binding.needs.keys(binding.columns)
     by_prompt = wanted.intervals and PROMPT_ID.name in binding.columns
     return PartialSums(
         dataset=dataset,
@@ -481,7 +479,7 @@ def _partial_sums(
         is_keyed=wanted.is_keyed,
         looks_at_all=wanted.looks_at_all,
         # Of files, the column of ids is read apart, unless rows are read with all they hold.
-        id_column=PAIR_ID.name if has_ids and (wanted.statistics or not dataset.files) else None,
+        id_columns=ids if wanted.statistics or not dataset.files else (),
         most_rows=wanted.shard_rows,
         in_order=wanted.only_batches and batching is not None and batching.are_long,
     )

@@ -13,7 +13,15 @@ from typing import Any, Protocol, Self, cast
 import polars as pl
 
 from dpo_pipeline.arguments import check_extra, check_page_path, checked_choice, given, split_names
-from dpo_pipeline.columns import OF_SUBSET, PAIR_ID, SHOWN, Needs, did_you_mean
+from dpo_pipeline.columns import (
+    OF_SUBSET,
+    PAIR_ID,
+    SHOWN,
+    Needs,
+    did_you_mean,
+    needs_of_columns,
+    row_of,
+)
 from dpo_pipeline.contract import Binding, bind
 from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID, ROWS_SHOWN
 from dpo_pipeline.engine import Executor, Watch, executor_of
@@ -164,6 +172,16 @@ class Groups:
             by_shard=self.executor.elsewhere,
         )
 
+    def needs_of(self, dataset: Dataset, objective: CheckedObjective) -> Needs:
+        """Return what the contract asks of the columns: what the loss needs, if they fit it.
+
+        Completions beside a loss of pairs are judged by their own contract.
+        """
+        needs = objective.needs
+        if needs.row == "pair" and row_of(dataset.columns, self.pairs.columns) == "completion":
+            return needs_of_columns(dataset.columns, self.pairs.columns)
+        return needs
+
     def bound(
         self,
         dataset: Dataset,
@@ -174,6 +192,11 @@ class Groups:
         groups_by: Iterable[str] = (),
     ) -> Binding:
         """Bind the contract to the columns of the pairs."""
+        if needs.row == "pair" and row_of(dataset.columns, self.pairs.columns) == "completion":
+            raise UsageError(
+                f"{dataset.name}: these are completions, one a row, and this is of pairs: check "
+                "takes both"
+            )
         with reading(dataset.name):
             dataset.check_roles(self.pairs.columns, needs)
             return bind(
@@ -207,7 +230,10 @@ def refuse_unreadable(
                 f"each shard: {where}"
             )
     if executor.elsewhere and not dataset.files:
-        raise UsageError("a dataframe is evaluated here: give an engine the path of Parquet files")
+        raise UsageError(
+            f"{dataset.name} is no Parquet file: engines and jobs read no other; write it as "
+            "Parquet first (`dpo-pipeline convert IN OUT.parquet`, or sink_parquet)"
+        )
     if dataset.rows == 0:
         raise ContractError(f"{dataset.name}: it holds no pairs, so nothing was evaluated")
 
@@ -236,7 +262,9 @@ def statistics_of_call(statistics: Any, outputs: Outputs) -> StatisticsOptions |
     """Return how statistics are made, if they or the report are asked for."""
     check_report(outputs)
     if statistics is None or statistics is False:
-        is_asked = outputs.report is not None or outputs.shown or outputs.worst != ROWS_SHOWN
+        is_asked = (
+            outputs.report is not None or outputs.shown or outputs.worst not in {0, ROWS_SHOWN}
+        )
         return StatisticsOptions() if is_asked else None
     return StatisticsOptions() if statistics is True else given(StatisticsOptions, statistics)
 

@@ -234,6 +234,7 @@ def needs_of(objectives: Sequence[CheckedObjective]) -> Needs:
         objectives[0].needs,
         reference=any(each.needs.reference for each in objectives),
         tokens=any(each.needs.tokens for each in objectives),
+        extras=tuple(dict.fromkeys(name for each in objectives for name in each.needs.extras)),
     )
 
 

@@ -199,6 +199,23 @@ _ROWS: Final = (
         name="rdpo",
         reward=pairwise.length_regularised_reward,
     ),
+    _row(pairwise.odpo, "sp(z - o), o the column offset", "arXiv 2402.10571", {}, **_LIKE_DPO),
+    _row(
+        pairwise.soft_labels,
+        "p sp(z) + (1-p) sp(-z), p the column preference_probability",
+        "arXiv 2409.06691; cDPO with a p for each pair",
+        {},
+        **_LIKE_DPO,
+        grows_as_margin=True,
+    ),
+    _row(
+        pairwise.wpo,
+        "min(1, exp(c / L_c + r / L_r)) sp(z)",
+        "arXiv 2406.11827, without its alignment",
+        {},
+        **_LIKE_DPO,
+        grows_as_margin=True,
+    ),
     _row(
         pairwise.smoothed_sigmoid,
         "sp(z), z = beta (c - r)",
@@ -296,6 +313,7 @@ LOSSES: Final[Mapping[str, Loss]] = MappingProxyType({row.name: row for row in _
 _IN_NATS: Final = frozenset(
     {
         *("sigmoid", "sigmoid_norm", "robust", "dpop", "rdpo", "aot", "aot_unpaired"),
+        *("odpo", "soft_labels", "wpo"),
         *("cpo", "simpo", "alphapo", "orpo", "sft", "bco_pair", "nca_pair"),
     }
 )

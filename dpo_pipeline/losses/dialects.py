@@ -21,7 +21,7 @@ class Dialect:
     """The conventions of a system.
 
     `refused` is what else the system lacks, to what it does instead: an argument of one loss
-    (`loss.argument`) or of all, or a sum of losses.
+    (`loss.argument`) or of all, a loss, or a sum of losses.
     """
 
     name: str
@@ -41,8 +41,11 @@ _ROWS: Final = (
         beta=0.1,
         rewards="logratio",
         defaults={"ipo": {"per_token": True}},
-        lacks=("dpop", "rdpo", "kto_pair", "orpo_odds_ratio"),
+        lacks=("dpop", "rdpo", "odpo", "soft_labels", "kto_pair", "orpo_odds_ratio"),
         refused={
+            "wpo": "TRL 1.x divides each token's probability by the sum of squared probabilities "
+            "over the vocabulary, which log-probs do not hold; without a dialect, wpo leaves that "
+            "division out",
             "sigmoid.label_smoothing": "TRL 1.x ignores it for this loss",
             "sigmoid_norm.label_smoothing": "TRL 1.x ignores it for this loss",
             "reference_free": "TRL 1.x has no reference-free DPO; its CPOTrainer has cpo and simpo",

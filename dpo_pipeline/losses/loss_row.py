@@ -12,6 +12,7 @@ from typing import Literal
 import polars as pl
 
 from dpo_pipeline.arguments import as_float
+from dpo_pipeline.columns import EXTRA_ROLES
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.losses import batchwise
 
@@ -82,6 +83,11 @@ class Loss:
         )
 
     @property
+    def extras(self) -> tuple[str, ...]:
+        """The columns that it needs and no other loss reads."""
+        return tuple(role.name for role in EXTRA_ROLES if role.name in self.compares)
+
+    @property
     def takes(self) -> tuple[str, ...]:
         """The names of its arguments besides beta."""
         return (
@@ -105,5 +111,5 @@ class Loss:
         """Return the columns that it needs, in words."""
         sides = "policy and reference" if reference else "policy"
         counts = per_token or any(name.endswith("tokens") for name in self.compares)
-        parts = [f"{sides} log-probs", *["token counts"] * counts]
+        parts = [f"{sides} log-probs", *["token counts"] * counts, *self.extras]
         return ", ".join([*parts, *["a batch size"] * self.is_of_batches])

@@ -58,7 +58,11 @@ class Term:
     def needs(self) -> Needs:
         """The columns it asks for."""
         counts = any(name.endswith("tokens") for name in self.loss.compares)
-        return Needs(reference=self.basis.reference, tokens=self.basis.per_token or counts)
+        return Needs(
+            reference=self.basis.reference,
+            tokens=self.basis.per_token or counts,
+            extras=self.loss.extras,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +119,9 @@ class CheckedObjective:
         if humanline and not made.needs.reference:
             raise UsageError(f"humanline clamps log-ratios, and {made} has no reference")
         for term in terms:
+            if made.needs.has_token_arguments and "chosen_logp" in term.loss.compares:
+                changed = "humanline" if humanline else "ld_alpha"
+                raise UsageError(f"{changed} changes the sums that {term.loss.name} weighs by")
             if term.loss.positive_beta and made.beta == 0.0:
                 problem = f"must be above 0 for {term.loss.name}, which divides by it"
                 raise ArgumentError("beta", problem, value=made.beta)
@@ -128,6 +135,7 @@ class CheckedObjective:
             tokens=any(term.needs.tokens for term in self.terms),
             ld_alpha=self.ld_alpha,
             humanline=self.humanline,
+            extras=tuple(dict.fromkeys(name for term in self.terms for name in term.needs.extras)),
         )
 
     @property
@@ -291,6 +299,8 @@ def _refuse_of_all(
     if system is None:
         return
     for name in weights:
+        if name in system.refused:
+            raise UsageError(f"dialect {system.name}: {name}: {system.refused[name]}")
         if name in system.lacks:
             raise UsageError(f"dialect {system.name}: {system.system} has no {name}")
     asked = {"sum of losses"} if len(weights) > 1 else set()

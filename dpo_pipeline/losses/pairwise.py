@@ -10,7 +10,11 @@ its keywords are its parameters, and `catalogue` names it:
     rejected_reward     beta * rejected_score
     chosen_tokens       tokens of the chosen completion
     rejected_tokens     tokens of the rejected completion
+    chosen_logp         log-prob of the chosen completion under the policy
+    rejected_logp       the same of the rejected completion
     beta                KL strength, greater than 0 where it divides
+
+and columns that no other loss reads: `offset` and `preference_probability`.
 
 Null and NaN propagate through every one of them. Two infinite scores have no difference, so the
 loss is NaN where both overflow; such a pair is invalid, by the rule that scores are finite.
@@ -148,6 +152,36 @@ def length_regularised_reward(
 ) -> pl.Expr:
     """Return the reward that R-DPO's objective implies: beta * score + a * tokens."""
     return beta * score + length_penalty * tokens
+
+
+def odpo(margin: pl.Expr, offset: pl.Expr) -> pl.Expr:
+    """Return the DPO loss of m - offset (arXiv 2402.10571, Eq. 8), the offset being the pair's.
+
+    The offset is in units of the margin: beta does not multiply it.
+    """
+    return sigmoid_loss(margin - offset)
+
+
+def soft_labels(margin: pl.Expr, preference_probability: pl.Expr) -> pl.Expr:
+    """Return p sp(m) + (1-p) sp(-m): cDPO with the pair's own p (arXiv 2409.06691, Eq. 5)."""
+    flipped = 1.0 - preference_probability
+    return preference_probability * sigmoid_loss(margin) + flipped * sigmoid_loss(-margin)
+
+
+def wpo(
+    margin: pl.Expr,
+    chosen_logp: pl.Expr,
+    rejected_logp: pl.Expr,
+    chosen_tokens: pl.Expr,
+    rejected_tokens: pl.Expr,
+) -> pl.Expr:
+    """Return min(1, exp(c / L_c + r / L_r)) sp(m): WPO without its alignment (arXiv 2406.11827).
+
+    The weight says how likely the policy itself is to write the pair. It has no gradient there, and
+    here it only weighs.
+    """
+    likelihood = chosen_logp / chosen_tokens + rejected_logp / rejected_tokens
+    return likelihood.exp().clip(upper_bound=1.0) * sigmoid_loss(margin)
 
 
 def simpo(margin: pl.Expr, *, gamma: float, label_smoothing: float) -> pl.Expr:

@@ -14,6 +14,7 @@ from dpo_pipeline.columns import (
     CHOSEN_LOGRATIO,
     CHOSEN_REWARD,
     CHOSEN_TOKENS,
+    EXTRA_ROLES,
     LOSS,
     POLICY_CHOSEN,
     POLICY_REJECTED,
@@ -162,6 +163,9 @@ def _from_logps(basis: Basis, beta: float) -> dict[str, pl.Expr]:
 
 
 _FROM_INPUT: Final = {
+    **{role.name: pl.col(role.name) for role in EXTRA_ROLES},
+    "chosen_logp": pl.col(POLICY_CHOSEN.name),
+    "rejected_logp": pl.col(POLICY_REJECTED.name),
     "chosen_tokens": pl.col(CHOSEN_TOKENS.name),
     "rejected_tokens": pl.col(REJECTED_TOKENS.name),
     "policy_difference": pl.col(POLICY_CHOSEN.name) - pl.col(POLICY_REJECTED.name),

@@ -296,7 +296,8 @@ def _flips_table(comparison: Comparison, *, is_gained: bool) -> Table | str:
     flips, total = (comparison.gained, m.only_b) if is_gained else (comparison.lost, m.only_a)
     who = f"only {b if is_gained else a} has right"
     if flips.is_empty():
-        return f"There is no pair that {who}."
+        pairs = counted(total, "pair") if total else "no pair"
+        return f"There {'are' if total > 1 else 'is'} {pairs} that {who}."
     return tables.table_of(
         flips,
         {

@@ -15,6 +15,7 @@ import polars as pl
 from dpo_pipeline.arguments import checked_choice, given
 from dpo_pipeline.columns import (
     ALL_LOGPS,
+    LOGPS,
     MASK_OF,
     POLICY_CHOSEN,
     POLICY_REJECTED,
@@ -138,7 +139,8 @@ def token_kl(pairs: Any, *, contract: Any = None, scored: Any = None) -> pl.Lazy
     dataset, kept = groups.opened(), given(Scored, scored)
     adds = [f"{side}_{k}" for side in ("chosen", "rejected") for k in ("k1", "k2", "k3")]
     binding = groups.bound(dataset, ALL_LOGPS, adds=adds, replace_added=kept.replace)
-    lacking = [role.name for role in TOKENS_OF.values() if role.name not in binding.columns]
+    lists = [TOKENS_OF[name].name for name in LOGPS]
+    lacking = [name for name in lists if name not in binding.columns]
     if lacking:
         raise ColumnError(
             dataset.name, tuple(f"{n}: missing, and KL is one of tokens" for n in lacking)

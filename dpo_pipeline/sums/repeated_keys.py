@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -9,9 +10,14 @@ import polars as pl
 from dpo_pipeline.defaults import KEYS_HELD
 
 
-def hashed_ids(pairs: pl.LazyFrame, column: str) -> pl.LazyFrame:
-    """Return the hash of each id; a row without one has null."""
-    return pairs.select(pl.when(pl.col(column).is_not_null()).then(pl.col(column).hash()))
+def hashed_ids(pairs: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
+    """Return the hash of each id, which is in the last column; a row without one has null.
+
+    Ids are unique among the rows with the same values in the other columns.
+    """
+    name = columns[-1]
+    key = pl.col(name) if len(columns) == 1 else pl.struct(columns)
+    return pairs.select(pl.when(pl.col(name).is_not_null()).then(key.hash()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,10 @@ are summed: the means of rewards and margins follow from these without error.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Final, Self
 
 import polars as pl
@@ -28,6 +29,7 @@ from dpo_pipeline.columns import (
     REF_REJECTED,
     REJECTED_REWARD,
     REWARD_MARGIN,
+    TOKENS,
     Needs,
 )
 from dpo_pipeline.exact import bin_of, exact_sum, exact_sum_of_small, mean_of
@@ -191,15 +193,14 @@ def sense_of(
 def counts_in(pairs: pl.LazyFrame) -> list[str]:
     """Return the columns of token counts that are there."""
     columns = pairs.collect_schema()
-    return [role.name for role in COUNT_ROLES if role.name in columns]
+    return [role.name for role in (*COUNT_ROLES, TOKENS) if role.name in columns]
 
 
 def _unmoved(needs: Needs) -> pl.Expr:
-    unmoved = [
-        pl.col(policy.name) == pl.col(reference.name) if needs.reference else pl.lit(value=False)
-        for policy, reference in ((POLICY_CHOSEN, REF_CHOSEN), (POLICY_REJECTED, REF_REJECTED))
-    ]
-    return unmoved[0] & unmoved[1]
+    if not needs.reference:
+        return pl.lit(value=False)
+    unmoved = (pl.col(text.policy.name) == pl.col(text.ref.name) for text in needs.texts)
+    return reduce(operator.and_, unmoved)
 
 
 def suffix_of(i: int, objectives: Sequence[CheckedObjective]) -> str:
@@ -229,6 +230,8 @@ def _sums(
 
 def merge(partials: Sequence[pl.DataFrame], keys: Sequence[str] = ()) -> pl.DataFrame:
     """Add partial sums group by group; groups keep the order in which they first appear."""
+    if not keys and len(partials) == 1 and partials[0].height == 1:
+        return partials[0]
     rows = pl.concat(partials)
     extreme = {"min_": pl.Expr.min, "max_": pl.Expr.max}
     combined = [

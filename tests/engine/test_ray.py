@@ -182,7 +182,7 @@ def test_one_output_file_has_one_writer(tmp_path):
 
 
 def test_a_dataframe_stays_here(pairs):
-    with pytest.raises(UsageError, match="a dataframe is evaluated here"):
+    with pytest.raises(UsageError, match="is no Parquet file: engines and jobs read no other"):
         evaluate(pairs, execution="ray")
 
 
@@ -194,7 +194,7 @@ def test_there_are_two_names_of_engines(pairs, engine):
 
 def test_without_ray_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UsageError, match=r'pip install "dpo_pipeline\[ray\]"'):
+    with pytest.raises(UsageError, match="pip install ray"):
         next(RayExecutor()(list, [], lambda: None))
 
 

@@ -13,6 +13,7 @@ from dpo_pipeline import Outputs
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.sources import Dataset
 from page_tools import Page, of_margins
+from pair_tools import ROOT
 
 MARGINS = [0.4, -0.2, 0.1, -0.9, 0.3, -0.5]
 LONG = "a long answer, " * 20
@@ -137,8 +138,18 @@ def test_a_column_that_is_not_there_is_refused_at_once(worded, call, message):
         call(worded)
 
 
-@pytest.mark.parametrize("worst", [0, 101, 2.5])
+@pytest.mark.parametrize("worst", [-1, 101, 2.5])
 def test_only_so_many_are_kept(worst):
-    with pytest.raises(UsageError, match=re.escape("worst must be from 1 to 100")):
+    with pytest.raises(UsageError, match=re.escape("worst must be from 0 to 100")):
         Outputs(worst=worst)
     assert replace(Outputs(), worst=100).worst == 100
+
+
+def test_none_are_listed_where_none_are_asked_for():
+    files = [ROOT / "examples" / name for name in ("pairs.parquet", "policy_b.parquet")]
+    compared = dpo_pipeline.compare(*files, outputs=Outputs(worst=0))
+    assert compared.mcnemar.only_a == 4
+    assert "right in only" not in str(compared)
+    assert "There are 4 pairs that only pairs has right." in compared.report()
+    evaluated = dpo_pipeline.evaluate(files[0], outputs=Outputs(worst=0))
+    assert evaluated.statistics is None

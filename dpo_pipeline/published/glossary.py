@@ -17,7 +17,7 @@ from dpo_pipeline.columns import (
 )
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation import BASELINES
-from dpo_pipeline.losses import DIALECTS, LOSSES
+from dpo_pipeline.losses import DIALECTS, EVERY_LOSS
 from dpo_pipeline.published.finding_texts import DOUBTS, FINDINGS, RULES
 from dpo_pipeline.rendering import as_text
 from dpo_pipeline.selection import RULES as SELECTION_RULES
@@ -132,9 +132,9 @@ def _columns() -> Iterator[Entry]:
 
 
 def _losses() -> Iterator[Entry]:
-    for loss in LOSSES.values():
+    for loss in EVERY_LOSS.values():
         parameters = [
-            (p.name, f"{p.default:g} by default; {p.meaning}, {p.range}") for p in loss.parameters
+            (p.name, f"{p.shown} by default; {p.meaning}, {p.range}") for p in loss.parameters
         ]
         yield Entry(
             name=loss.name,

@@ -17,7 +17,7 @@ from dpo_pipeline.cli.help_pages import GroupedCommand
 from dpo_pipeline.cli.printing import Converted, form_of, print_result, say
 from dpo_pipeline.cli.running import run
 from dpo_pipeline.cli.settings import config_file, refuse_found, used
-from dpo_pipeline.errors import DpoPipelineError, InvalidPairsError, UsageError
+from dpo_pipeline.errors import ColumnError, DpoPipelineError, InvalidPairsError, UsageError
 from dpo_pipeline.options import OnInvalid, StatisticsOptions
 
 if TYPE_CHECKING:
@@ -60,7 +60,21 @@ def planned(
                 error.add_note(f"note: {text}")
             raise
 
-    return run(call, quiet=ctx.params["quiet"])
+    try:
+        return run(call, quiet=ctx.params["quiet"])
+    except ColumnError as error:
+        _say_whose(error, ctx)
+        raise
+
+
+def _say_whose(error: ColumnError, ctx: click.Context) -> None:
+    """Have an error about columns know which option maps those of its source."""
+    flags = {"b": "--b-column", "reference": "--reference-column"}
+    for name, called in (("a", "A"), ("b", "B"), ("reference", "reference")):
+        path = str(ctx.params.get(name))
+        if error.source in {path, f"{path} ({called})"}:
+            error.flag, error.is_of_a = flags.get(name, error.flag), name == "a"
+            return
 
 
 def protecting_settings(groups: Groups, ctx: click.Context) -> None:
@@ -109,12 +123,17 @@ def _evaluate(groups: Groups, ctx: click.Context) -> int:
 
     \b
     Examples:
-      dpo-pipeline evaluate pairs.parquet --beta 0.1 --by split
-      dpo-pipeline evaluate pairs.parquet --batch-size 64 --batches means.parquet --json
-      dpo-pipeline evaluate policy.parquet --reference reference.parquet --loss ipo --dry-run
-      dpo-pipeline evaluate pairs.parquet --statistics --by split --level 0.99
-      dpo-pipeline evaluate pairs.parquet --by split --report report.html
-      dpo-pipeline evaluate pairs.parquet --fail-under rewards/accuracies=0.5 --fail-on-interval
+      dpo-pipeline evaluate pairs.parquet --by split
+      dpo-pipeline evaluate pairs.parquet --report page.html
+      dpo-pipeline evaluate pairs.parquet --loss ipo --dry-run
+      dpo-pipeline evaluate policy.parquet \\
+        --reference reference.parquet --on pair_id
+      dpo-pipeline evaluate pairs.parquet \\
+        --statistics --by split --level 0.99
+      dpo-pipeline evaluate pairs.parquet \\
+        --batch-size 64 --batches means.parquet --json
+      dpo-pipeline evaluate pairs.parquet \\
+        --fail-under rewards/accuracies=0.5 --fail-on-interval
     """  # noqa: D301  click takes the backspace itself
     from dpo_pipeline.evaluation import GATED, check_gates, check_gates_asked, needs_statistics
 
@@ -136,7 +155,8 @@ def _sweep(groups: Groups, ctx: click.Context) -> int:
 
     \b
     Examples:
-      dpo-pipeline sweep pairs.parquet --beta 0.05 --beta 0.1 --loss sigmoid --loss ipo
+      dpo-pipeline sweep pairs.parquet \\
+        --beta 0.05 --beta 0.1 --loss sigmoid --loss ipo
       dpo-pipeline sweep pairs.parquet --beta 0.1 --json
     """  # noqa: D301  click takes the backspace itself
     return _figures("sweep", groups, ctx, None)
@@ -148,8 +168,10 @@ def _score(groups: Groups, ctx: click.Context) -> int:
     \b
     Examples:
       dpo-pipeline score pairs.parquet scored.parquet
-      dpo-pipeline score pairs.parquet small.parquet --keep pair_id --summary summary.json
-      dpo-pipeline score 'runs/*.parquet' scored/ --on-invalid quarantine --max-invalid 1%
+      dpo-pipeline score pairs.parquet small.parquet \\
+        --keep pair_id --summary summary.json
+      dpo-pipeline score 'runs/*.parquet' scored/ \\
+        --on-invalid quarantine --max-invalid 1%
     """  # noqa: D301  click takes the backspace itself
     from dpo_pipeline.evaluation import SUMMED, check_gates
 
@@ -167,8 +189,10 @@ def _select(groups: Groups, ctx: click.Context) -> int:
 
     \b
     Examples:
-      dpo-pipeline select pairs.parquet out.parquet --rule nearest_tie --keep 50%
-      dpo-pipeline select pairs.parquet --rule easiest --compare random --keep 10%
+      dpo-pipeline select pairs.parquet out.parquet \\
+        --rule nearest_tie --keep 50%
+      dpo-pipeline select pairs.parquet \\
+        --rule easiest --compare random --keep 10%
     """  # noqa: D301  click takes the backspace itself
     return print_result(planned("select", groups | {"sink": ctx.params["out"]}, ctx), ctx)
 
@@ -203,7 +227,8 @@ def _convert(groups: Groups, ctx: click.Context) -> int:
     \b
     Examples:
       dpo-pipeline convert pairs.csv pairs.parquet --overwrite
-      dpo-pipeline convert trained_dataset/ reference.parquet --format trl
+      dpo-pipeline convert trained_dataset/ ref.parquet \\
+        --format trl
     """  # noqa: D301  click takes the backspace itself
     out = ctx.params["out"]
     plans: list[Any] = []
@@ -221,8 +246,10 @@ def _logps(groups: Groups, ctx: click.Context) -> int:
 
     \b
     Examples:
-      dpo-pipeline logps texts.jsonl pairs.parquet --policy tuned/ --reference base/
-      dpo-pipeline logps texts.parquet pairs.parquet --policy tuned/ --dry-run
+      dpo-pipeline logps texts.jsonl pairs.parquet \\
+        --policy tuned/ --reference base/
+      dpo-pipeline logps texts.parquet pairs.parquet \\
+        --policy tuned/ --dry-run
     """  # noqa: D301  click takes the backspace itself
     return print_result(planned("logps", groups | {"sink": ctx.params["out"]}, ctx), ctx)
 
@@ -236,8 +263,9 @@ def _compare(groups: Groups, ctx: click.Context) -> int:
     \b
     Examples:
       dpo-pipeline compare a.parquet b.parquet
-      dpo-pipeline compare a.parquet b.parquet --by split --json
-      dpo-pipeline compare a.parquet b.parquet --on pair_id --beta 0.05 --level 0.99
+      dpo-pipeline compare a.parquet b.parquet --by split
+      dpo-pipeline compare a.parquet b.parquet \\
+        --on pair_id --beta 0.05 --level 0.99
     """  # noqa: D301  click takes the backspace itself
     from dpo_pipeline.comparison import COMPARED
     from dpo_pipeline.evaluation import check_gates

@@ -85,7 +85,10 @@ def _numbers(flag: str, texts: Sequence[str]) -> dict[str, float]:
         except ValueError:
             name = ""
         if not name:
-            raise UsageError(f"{flag} takes NAME=VALUE with a number, found {text!r}")
+            example = f"{flag} {text.partition('=')[0] or 'NAME'}=0.5"
+            raise UsageError(
+                f"{flag} takes NAME=VALUE with a number, found {text!r}; for instance `{example}`"
+            )
     return numbers
 
 

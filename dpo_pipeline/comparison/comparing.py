@@ -155,6 +155,11 @@ class ComparisonPlan(Plan[Comparison]):
             rounding=rounding,
             is_tested=incomparable is None,
         )
+        subsets = subsets_of(paired, level, rounding=rounding, is_tested=incomparable is None)
+        if read.n_same_logps[2] == read.n_valid:  # one policy: nothing could show a difference
+            differences = {n: replace(d, smallest_effect=None) for n, d in differences.items()}
+            if subsets is not None:
+                subsets = subsets.with_columns(smallest_effect=pl.lit(None, pl.Float64))
         findings = (
             *doubts,
             *notes_of(self.datasets),
@@ -176,7 +181,7 @@ class ComparisonPlan(Plan[Comparison]):
             differences=differences,
             mcnemar=mcnemar_of(paired, is_tested=is_tested),
             by=self.pairs.by,
-            subsets=subsets_of(paired, level, rounding=rounding, is_tested=incomparable is None),
+            subsets=subsets,
             gained=self._shown(paired.gained),
             lost=self._shown(paired.lost),
             doubts=doubts,

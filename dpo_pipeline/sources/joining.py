@@ -14,6 +14,7 @@ from dpo_pipeline.arguments import given
 from dpo_pipeline.columns import (
     COUNT_ROLES,
     ELSEWHERE,
+    LOGPS,
     MAPPING,
     PAIR_ID,
     REF_CHOSEN,
@@ -24,7 +25,7 @@ from dpo_pipeline.columns import (
 )
 from dpo_pipeline.defaults import STATISTICS_ROWS
 from dpo_pipeline.engine import Watch
-from dpo_pipeline.errors import ColumnError, UsageError
+from dpo_pipeline.errors import NO_GUESSES, ColumnError, UsageError
 from dpo_pipeline.options import Execution, Pairs, Reference
 from dpo_pipeline.sources.dataset import Dataset, Step
 from dpo_pipeline.sources.frames import dumps_apart
@@ -124,7 +125,7 @@ def with_reference(
     with reading(other.name):
         right = other.frame.collect_schema()
     taken = reference_columns_of(right, reference.columns)
-    _check_joinable(other.name, on, right, taken.problems)
+    _check_joinable(other.name, on, right, taken.problems, taken.guesses)
     _check_joinable(policy.name, on, left, _on_both_sides(left, columns, other.name))
     key = key_of(on, {other.name: right, policy.name: left}).alias(KEY)
     found = [pl.col(taken.mapping[name]).alias(name) for name in _REFERENCE]
@@ -292,10 +293,16 @@ def _tokens_of(dataset: Dataset) -> dict[str, Any]:
     return {words: told.get(name) for name, words in TOLD.items()} if "tokenizer" in told else {}
 
 
-def _check_joinable(name: str, on: str, columns: pl.Schema, problems: Iterable[str]) -> None:
+def _check_joinable(
+    name: str,
+    on: str,
+    columns: pl.Schema,
+    problems: Iterable[str],
+    guesses: Mapping[str, str] = NO_GUESSES,
+) -> None:
     faults = [*problems, *([] if on in columns else [no_key(on, columns)])]
     if faults:
-        raise ColumnError(name, tuple(faults))
+        raise ColumnError(name, tuple(faults), guesses)
 
 
 def open_reference(reference: Reference, *, access: Access, cancel: Event | None = None) -> Dataset:
@@ -367,7 +374,10 @@ def reference_columns_of(columns: pl.Schema, explicit: Mapping[str, str] | None)
     used = {found.mapping.get(name) for name in _REFERENCE}
     if len(used) == 1 and None not in used:
         problems.append(f"column {used.pop()!r} is mapped to {' and '.join(_REFERENCE)}")
-    return replace(found, problems=tuple(problems))
+    # A script that scored two models may have called the columns of both the policy's.
+    scored = {ref: found.mapping.get(role) for ref, role in zip(_REFERENCE, LOGPS[:2], strict=True)}
+    guesses = {ref: name for ref, name in scored.items() if name and ref not in found.mapping}
+    return replace(found, problems=tuple(problems), guesses={**guesses, **found.guesses})
 
 
 def _on_both_sides(

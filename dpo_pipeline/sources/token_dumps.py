@@ -26,10 +26,11 @@ from dpo_pipeline.columns import (
 )
 from dpo_pipeline.defaults import OFFENDERS_SHOWN, STATISTICS_ROWS
 from dpo_pipeline.errors import ColumnError
-from dpo_pipeline.sources.files import SourcePath, text_files, unpacked
+from dpo_pipeline.sources.files import SourcePath, text_files
 from dpo_pipeline.sources.formats import FORMATS, NDJSON
 from dpo_pipeline.sources.frames import Dump, Rows
 from dpo_pipeline.sources.keys import KEY, OrderedRows, Partitions
+from dpo_pipeline.storage import unpacked
 
 _SIDES: Final = ("chosen", "rejected")
 _COMPLETION_ID: Final = "completion_id"

@@ -27,11 +27,11 @@ from dpo_pipeline.columns import (
 from dpo_pipeline.defaults import AVERAGED_LOGP_FLOOR, PARQUET_ENDINGS
 from dpo_pipeline.errors import ColumnError, StorageError, UsageError
 from dpo_pipeline.sources.dataset import open_dataset
-from dpo_pipeline.sources.files import SourcePath, find, identities, kind_of, text_files, unpacked
+from dpo_pipeline.sources.files import SourcePath, find, identities, kind_of, text_files
 from dpo_pipeline.sources.formats import OPEN_INSTRUCT_AVERAGED
 from dpo_pipeline.sources.frames import Rows, in_batches, ipc, reading_as
 from dpo_pipeline.sources.text_files import ndjson
-from dpo_pipeline.storage import reading
+from dpo_pipeline.storage import reading, unpacked
 
 _SIDES: Final = ("chosen", "rejected")
 INDEX: Final = "index"

@@ -5,7 +5,6 @@ from .catalogue import (
     unit_of_loss as unit_of_loss,
 )
 from .dialects import DIALECTS as DIALECTS, OTHERS as OTHERS, Rewards as Rewards
-from .divergences import F_DIVERGENCES as F_DIVERGENCES
 from .dpo import (
     is_correct as is_correct,
     logratio as logratio,
@@ -20,7 +19,7 @@ from .objective import (
     LossArguments as LossArguments,
     LossLike as LossLike,
 )
-from .pairwise import sigmoid as sigmoid
+from .pairwise import F_DIVERGENCES as F_DIVERGENCES, sigmoid as sigmoid
 from .scored_columns import (
     FIRST_OF_BATCH as FIRST_OF_BATCH,
     NO_KL as NO_KL,

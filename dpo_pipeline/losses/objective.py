@@ -24,8 +24,8 @@ from dpo_pipeline.defaults import BETA, LOGP_LIMIT, LOSS_NAME, WIDE_LIMIT
 from dpo_pipeline.errors import ArgumentError, UsageError
 from dpo_pipeline.losses.catalogue import EVERY_LOSS
 from dpo_pipeline.losses.dialects import DIALECTS, Dialect, Rewards
-from dpo_pipeline.losses.divergences import ALPHA_DIVERGENCE, F_DIVERGENCES, REVERSE_KL
 from dpo_pipeline.losses.loss_row import Loss
+from dpo_pipeline.losses.pairwise import ALPHA_DIVERGENCE, F_DIVERGENCES, REVERSE_KL
 
 LossLike: TypeAlias = str | Mapping[str, float]
 """The name of a loss, or several with their weights."""
@@ -43,7 +43,7 @@ _F_ALPHA: Final = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Basis:
-    """How the score of a completion is made from its log-probs; see `divergences`."""
+    """How the score of a completion is made from its log-probs; see `pairwise`."""
 
     reference: bool = True
     per_token: bool = False

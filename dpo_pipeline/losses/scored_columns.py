@@ -40,8 +40,8 @@ from dpo_pipeline.columns import (
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.losses import dpo as rewards
 from dpo_pipeline.losses.completions import batch_kl
-from dpo_pipeline.losses.divergences import F_DIVERGENCES
 from dpo_pipeline.losses.objective import Basis, CheckedObjective, Term
+from dpo_pipeline.losses.pairwise import F_DIVERGENCES
 
 _RATIOS: Final = (CHOSEN_LOGRATIO, REJECTED_LOGRATIO)
 _NAMES: Final = (*_RATIOS, CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN, LOSS)

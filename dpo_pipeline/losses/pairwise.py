@@ -18,7 +18,7 @@ and columns that no other loss reads: `offset` and `preference_probability`.
 
 The score of a completion is the log-ratio of policy and reference unless something else is asked
 for: without a reference it is the policy's log-prob, under another f-divergence it is
-f'(exp(log-ratio)) (`F_DIVERGENCES`), and a token's mean divides by the number of tokens, in that order.
+f'(exp(log-ratio)) (`F_DIVERGENCES`), and a token's mean divides by the tokens, in that order.
 
 Null and NaN propagate through every one of them. Two infinite scores have no difference, so the
 loss is NaN where both overflow; such a pair is invalid, by the rule that scores are finite.

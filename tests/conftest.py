@@ -6,7 +6,6 @@ import os
 
 import polars as pl
 import pytest
-from altair.utils import schemapi
 from hypothesis import HealthCheck, settings
 
 from dpo_pipeline.cli import running as progress_line
@@ -58,6 +57,8 @@ def unchecked_charts():
 
     The charts of one page are checked: of the fixture `text` in `report/conftest.py`.
     """
+    from altair.utils import schemapi
+
     with schemapi.debug_mode(arg=False):
         yield
 

@@ -100,8 +100,7 @@ def store(server, monkeypatch):
 
 class Store:
     def __init__(self, system, address):
-        self.system, self.address = system, address
-        self.inputs = None
+        self.system, self.address, self.inputs = system, address, None
 
     def empty(self):
         request = urllib.request.Request(f"{self.address}/moto-api/reset", method="POST")  # noqa: S310

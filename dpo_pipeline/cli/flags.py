@@ -77,6 +77,15 @@ B_COLUMN: Final = SettingOption(
 )
 """Options of `compare`, whose sides can have different columns."""
 
+VERIFY: Final = SettingOption(
+    ["--verify"],
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Score N rows of DATA anew, and say whether its log-probs are those of the models.",
+    section="Models",
+)
+"""Option of `logps`, which then writes nothing."""
+
 _SECTIONS: Final[Mapping[str, str]] = {
     "Pairs": "Input",
     "Reference": "Input",

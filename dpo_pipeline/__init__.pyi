@@ -26,6 +26,7 @@ from .evaluation import (
     sweep as sweep,
 )
 from .invalid_report import InvalidReport as InvalidReport
+from .layouts import convert as convert
 from .losses import dpo_loss as dpo_loss
 from .options import (
     Batches as Batches,
@@ -49,7 +50,7 @@ from .scoring import (
     score_parquet as score_parquet,
     token_kl as token_kl,
 )
-from .sources import convert as convert, join_reference as join_reference, read as read
+from .sources import join_reference as join_reference, read as read
 from .sums import Summary as Summary
 
 __version__: str

@@ -154,6 +154,12 @@ CALIBRATION_BINS: Final = 15
 STATISTICS_ROWS: Final = 524_288
 """Rows that are in memory at a time when statistics are gathered."""
 
+PAIRED_ROWS: Final = 65_536
+"""Completions that pairs are made of at a time, and those of the last prompt among them."""
+
+PAIRINGS: Final = ("all", "best-worst", "best-rest", "adjacent")
+"""How pairs are made of the completions of a prompt."""
+
 JOINED_ROWS: Final = 2_097_152
 """Rows of all tables that a join holds in memory; more are parted by their keys on disk."""
 

@@ -20,6 +20,7 @@ ROOMS = [  # a room imports from the ground and from rooms before it
         "engine",
         "sources",
         "contract",
+        "layouts",
         "sums",
         "statistics",
         "rendering",

@@ -44,7 +44,9 @@ def other_references(read: CommonPairs, objective: CheckedObjective) -> str | No
 
 def notes_of(datasets: Iterable[Dataset]) -> tuple[str, ...]:
     """Return what is to be said about the inputs."""
-    return tuple(f"{each.name}: {note}" for each in datasets for note in each.notes)
+    return tuple(
+        f"{each.name}: {note}" for each in datasets for note in (*each.notes, *each.told())
+    )
 
 
 def findings_of(

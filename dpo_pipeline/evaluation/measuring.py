@@ -148,6 +148,7 @@ class Measured:
             doubts=self._doubts,
             notes=self.dataset.notes,
             row=self.scorer.binding.needs.row,
+            made=self.dataset.told(),
         )
 
     @property

@@ -188,7 +188,7 @@ def score_parquet(
         apart = beside(sink)
     subsets, sizes, kept = given(Subsets, by), given(Batches, batches), given(Scored, scored)
     objective = groups.objective
-    dataset = groups.opened(again=True)
+    dataset = groups.opened(again=True, row=objective.needs.row)
     subsets = subsets.within(dataset.columns)
     reference_source = None if groups.reference is None else groups.reference.source
     for source in (groups.pairs.source, reference_source):

@@ -89,7 +89,7 @@ def score(
     """
     groups = Groups.of(locals())
     objective, kept = groups.objective, given(Scored, scored)
-    dataset = groups.opened()
+    dataset = groups.opened(row=objective.needs.row)
     binding = groups.bound(dataset, objective.needs, adds=_ADDED, replace_added=kept.replace)
     sizes = given(Batches, batches)
     if sizes.file is not None:

@@ -11,6 +11,7 @@ from .formats import (
     checked_parquet_name as checked_parquet_name,
     guess as guess,
 )
+from .frames import lazily as lazily
 from .joining import (
     join_reference as join_reference,
     open_reference as open_reference,
@@ -22,6 +23,7 @@ from .keys import (
     Counts as Counts,
     OutOfStep as OutOfStep,
     Partitions as Partitions,
+    UniqueKeys as UniqueKeys,
     checked_on as checked_on,
     count_keys as count_keys,
     in_step as in_step,
@@ -29,7 +31,6 @@ from .keys import (
     key_of as key_of,
 )
 from .opening import (
-    convert as convert,
     format_of as format_of,
     open_pairs as open_pairs,
     read as read,

@@ -200,6 +200,23 @@ class Dataset:
     unread: Mapping[str, str] = field(default_factory=dict)  # columns that cannot be read, and why
     in_batches: Callable[[list[str]], pl.LazyFrame] | None = None  # scans what Polars cannot open
     cuts: tuple[int, ...] = ()  # further rows that a shard begins with
+    is_canonical: bool = False  # whether roles have their own names, whatever the user mapped
+    told: Callable[[], tuple[str, ...]] = tuple  # what is to be said of the rows once all were read
+
+    def as_frame(self, frame: pl.LazyFrame, **changed: Any) -> Dataset:
+        """Return a dataset of rows that were made of these, however many: it has no shards."""
+        kept: dict[str, Any] = {
+            "name": self.name,
+            "frame": frame,
+            "others": self.inputs,
+            "own_notes": self.own_notes,
+            "unread": self.unread,
+            "keeps_order": self.keeps_order,
+            "compare_keys": self.compare_keys,
+            "told": self.told,
+            "is_canonical": True,
+        }
+        return Dataset(**{**kept, **changed})
 
     def refuse_unread(self, advice: str) -> None:
         """Raise a ColumnError that names the columns that are not read, if there are some."""

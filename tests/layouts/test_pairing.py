@@ -102,7 +102,10 @@ def test_no_pair_crosses_prompts_however_rows_stand(order, rows, tmp_path, monke
     frame = completions()
     if order == "apart":
         frame = frame.sort("completion_id", maintain_order=True)
-    made = pairs_of(frame, "all", tmp_path)
+    source = tmp_path / "completions.parquet"
+    frame.write_parquet(source, row_group_size=rows)
+    with pl.Config(streaming_chunk_size=rows):
+        made = pairs_of(source, "all", tmp_path)
     expected, _ = by_hand(frame, "all", "score")
     assert set(made["pair_id"]) == expected
     prompts = dict(frame.select("policy_logps", "prompt_id").iter_rows())

@@ -28,17 +28,20 @@ from .evaluation import (
 from .invalid_report import InvalidReport as InvalidReport
 from .layouts import convert as convert
 from .losses import dpo_loss as dpo_loss
+from .models import logps as logps
 from .options import (
     Batches as Batches,
     Contract as Contract,
     Execution as Execution,
     Gates as Gates,
+    Models as Models,
     Objective as Objective,
     OnInvalid as OnInvalid,
     Outputs as Outputs,
     Pairs as Pairs,
     Reference as Reference,
     Scored as Scored,
+    Selection as Selection,
     StatisticsOptions as StatisticsOptions,
     Subsets as Subsets,
 )
@@ -50,6 +53,7 @@ from .scoring import (
     score_parquet as score_parquet,
     token_kl as token_kl,
 )
+from .selection import Selected as Selected, select as select
 from .sources import join_reference as join_reference, read as read
 from .sums import Summary as Summary
 

@@ -59,10 +59,10 @@ def choice(*names: str) -> Kind:
     return Kind("choice", choices=names)
 
 
-def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+def check_choice(name: str, value: object, choices: Sequence[str | None]) -> None:
     """Raise a UsageError if a value is none of the choices."""
     if value not in choices:
-        raise UsageError(f"{name} must be one of {', '.join(choices)}, found {value!r}")
+        raise UsageError(f"{name} must be one of {', '.join(map(str, choices))}, found {value!r}")
 
 
 def check_benchmark(name: str | None) -> None:

@@ -111,6 +111,27 @@ INVALID: Final = (
     Added(BROKEN_RULES, "The rules that the pair breaks, as column.rule", type="array"),
 )
 
+SELECTION_VALUE: Final = "selection_value"
+SELECTION_RANK: Final = "selection_rank"
+SELECTED: Final = (
+    Added(SELECTION_VALUE, "What the rule ranks pairs by"),
+    Added(
+        SELECTION_RANK,
+        "Place of the pair among the ranked pairs of its subset, from 1",
+        type="integer",
+    ),
+)
+CONTRADICTION: Final = "contradiction"
+CONTRADICTION_GROUP: Final = "contradiction_group"
+CONTRADICTING: Final = (
+    Added(CONTRADICTION, "duplicate, swap or cycle", type="string"),
+    Added(
+        CONTRADICTION_GROUP,
+        "Number of the pairs that contradict or repeat each other",
+        type="integer",
+    ),
+)
+
 BATCH: Final = "batch"
 SHOWN: Final = "shown: "
 """What the name of a column that was asked for begins with in lists of the worst pairs."""
@@ -137,7 +158,7 @@ BATCH_MEANS: Final = (
 )
 
 
-ELSEWHERE: Final = "; if in another file, give that as reference (--reference)"
+ELSEWHERE: Final = "; if the reference's are in another file, give that as reference (--reference)"
 """What is said where the reference's log-probs are missing."""
 
 
@@ -242,7 +263,8 @@ def resolve(
             )
         elif needs.require(role) and not _can_be_made(role, mapping):
             near = _near(role, names)
-            guesses |= {} if near is None else {role.name: near}
+            guess = near if near is not None else _ambiguous(role, names, mapping)
+            guesses |= {} if guess is None else {role.name: guess}
             problems.append(_missing(role, names, near))
     doubled = {c for c in mapping.values() if list(mapping.values()).count(c) > 1}
     problems += [
@@ -272,26 +294,46 @@ def _can_be_made(role: Role, mapping: Mapping[str, str]) -> bool:
 def _near(role: Role, names: list[str]) -> str | None:
     """Return the column whose name is nearly that of a role."""
     close = [s for n in names for s in (role.name, *role.aliases) if _close(n, [s])]
-    near = [n for n in names if any(_close(n, [s]) for s in close)]
+    near = [n for n in names if n not in AMBIGUOUS and any(_close(n, [s]) for s in close)]
+    if role in LOGP_ROLES and not near:
+        near = _by_words(role, names)
     if role in COUNT_ROLES:
         side = role.name.partition("_")[0]
         near += [n for n in names if side in n.lower() and _COUNT.search(n.lower())]
     return near[0] if near else None
 
 
+def _by_words(role: Role, names: list[str]) -> list[str]:
+    """Return the one column whose name holds model, side and log-prob in another order."""
+    model, side = role.name.split("_")[:2]
+    held = [n for n in names if all(w in n.lower() for w in (model, side)) and _LOGP.search(n)]
+    return held if len(held) == 1 else []
+
+
+def _ambiguous(role: Role, names: list[str], mapping: Mapping[str, str]) -> str | None:
+    """Return a name that tools use for either model, as a guess for the role.
+
+    It is guessed to be the policy's, as in TRL, unless the policy has a column.
+    """
+    of_reference = role in (REF_CHOSEN, REF_REJECTED)
+    side = "chosen" if "chosen" in role.name else "rejected"
+    if role not in LOGP_ROLES or (of_reference and f"policy_{side}_logps" not in mapping):
+        return None
+    return next((name for name in names if name in AMBIGUOUS and name.startswith(side)), None)
+
+
 def _missing(role: Role, names: list[str], near: str | None) -> str:
+    """Return what is to be said of a missing role; `ColumnError` prints once what several say."""
     side = "chosen" if "chosen" in role.name else "rejected"
     of_reference = role in (REF_CHOSEN, REF_REJECTED, REF)
-    for name in names:
-        if name in AMBIGUOUS and side in name:
-            return (
-                f"{role.name}: missing. {name!r} is not taken for it, being {AMBIGUOUS[name]}; "
-                f"say which with {role.name}={name} ({MAPPING})"
-            )
-    ask = f"; did you mean {near!r}? If so, map it: {role.name}={near}" if near else ""
-    hint = ask or f"; if it has another name, map it: {role.name}=NAME"
-    elsewhere = ELSEWHERE if of_reference else ""
-    return f"{role.name}: missing{hint} ({MAPPING}){elsewhere}; {_there(names)}"
+    parts = [f"{role.name}: missing"]
+    known = [name for name in names if name in AMBIGUOUS and side in name]
+    if known:
+        parts.append(f"{known[0]!r} may be it, a name that is {AMBIGUOUS[known[0]]}")
+    if near:
+        parts.append(f"did you mean {near!r}?")
+    parts.append(f"if a column has another name, map it: {MAPPING}")
+    return "; ".join(parts) + (ELSEWHERE if of_reference else "") + f"; {_there(names)}"
 
 
 def _there(names: list[str]) -> str:
@@ -300,6 +342,7 @@ def _there(names: list[str]) -> str:
     return f"the columns are {shown}{more}" if names else "there are no columns"
 
 
+_LOGP: Final = re.compile(r"log|lp|prob", re.IGNORECASE)
 _COUNT: Final = re.compile(r"(?:^|_)(?:len|lens|length|lengths|n_?tok|num_?tok|tok_?cnt)|tokens?$")
 """Names that token counts may have."""
 

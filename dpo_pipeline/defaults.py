@@ -91,6 +91,9 @@ SINK_CHUNK_ROWS: Final = 16_384
 SINK_CHUNK_BYTES: Final = 2 * 2**20
 """Bytes of such a chunk if rows are wide."""
 
+RULE_NAMES: Final = ("smallest_gap", "nearest_tie", "largest_margin", "easiest", "random")
+"""Rules by which pairs are selected."""
+
 COMPRESSIONS: Final = ("zstd", "snappy", "none")
 """How scored pairs can be compressed; the first is the default."""
 
@@ -238,6 +241,18 @@ OnInvalid = Literal["raise", "exclude"]
 OnInvalidJob = Literal["raise", "exclude", "quarantine"]
 ON_INVALID: Final[tuple[str, ...]] = get_args(OnInvalid)
 ON_INVALID_JOB: Final[tuple[str, ...]] = get_args(OnInvalidJob)
+
+MAX_LENGTH: Final = 1024
+"""Longest prompt and completion that a model scores, in tokens; TRL's default."""
+
+DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
+"""Types that weights are loaded in; `auto` is that in which they are stored."""
+
+BATCH_TOKENS: Final = 8192
+"""Tokens of a batch of texts, padding included."""
+
+ROWS_OF_A_PART: Final = 1024
+"""Rows of texts that are scored before they are written."""
 
 BENCHMARK_NAMES: Final = ("rewardbench", "rewardbench-with-prior-sets")
 """Benchmarks whose sections can be scored."""

@@ -286,7 +286,7 @@ ALL_LOGPS: Final = Needs()
 """What the DPO loss needs."""
 
 AMBIGUOUS: Final = {
-    f"{side}_{word}": f"{side!r} log-probs of the policy in TRL, of the reference in open-instruct"
+    f"{side}_{word}": "the policy's in TRL, and the reference's in open-instruct"
     for side in ("chosen", "rejected")
     for word in ("logps", "logprobs", "log_probs")
 }

@@ -25,7 +25,8 @@ ROOMS = [  # a room imports from the ground and from rooms before it
         "statistics",
         "rendering",
     ),
-    *("evaluation", "scoring", "jobs", "comparison", "report", "published", "cli"),
+    *("evaluation", "scoring", "selection", "jobs", "comparison", "models", "report", "published"),
+    "cli",
 ]
 DEFERRED = {
     ("", "rendering"),  # what people read asks to be written
@@ -41,7 +42,9 @@ ONLY_IN = {
     "jinja2": {"report"},
     "vl_convert": {"report"},
     "ray": {"engine"},
-    "torch": {"sources"},
+    "torch": {"sources", "models"},
+    "transformers": {"models"},
+    "peft": {"models"},
     "click": {"cli"},
 }
 MOST_FILES, MOST_LINES, MOST_LINES_OF_A_FACE, MOST_LINES_OF_TESTS = 12, 500, 10, 600

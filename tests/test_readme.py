@@ -21,8 +21,9 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = {
     path.name: [(m[1], m[2]) for m in BLOCK.finditer(path.read_text())]
     for path in [ROOT / "README.md", *sorted((ROOT / "examples").glob("*.md"))]
-    if path.parent == ROOT or path.name != "README.md"
+    if path.parent == ROOT or path.name not in ("README.md", "models.md")
 }
+"""The guide of models has a test of its own, which needs some."""
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def test_there_are_blocks_of_each_kind_and_two_commands():
 def test_the_guides_are_linked_from_the_front_page():
     front = (ROOT / "README.md").read_text()
     assert len(front.splitlines()) <= 165
-    for page in PAGES:
+    for page in [*PAGES, "models.md"]:
         assert page == "README.md" or f"](examples/{page})" in front
     linked = re.findall(r"\]\(((?:examples|schemas|tests)/[^)]*)\)", front)
     assert [path for path in linked if not (ROOT / path.partition("#")[0]).exists()] == []

@@ -72,10 +72,13 @@ def losses(ctx: click.Context, /, name: str | None, *, markdown: bool, **_: Any)
     return print_result(loss_list.LossList(name), ctx)
 
 
-@click.command(short_help="Say what a figure, rule, finding, loss or column is.")
+@click.command(
+    short_help="Say what a figure, rule, finding, loss or column is.",
+    context_settings={"ignore_unknown_options": True},  # they are names too
+)
 @click.argument("name")
 def explain(name: str) -> int:
-    """Say what NAME is: a figure, column, rule, finding, loss, dialect or format.
+    """Say what NAME is: a figure, column, rule, finding, loss, dialect, format or option.
 
     With its unit, formula and source, and what TRL calls it.
 

@@ -17,7 +17,7 @@ from dpo_pipeline.cli.help_pages import GroupedCommand
 from dpo_pipeline.cli.printing import Converted, form_of, print_result, say
 from dpo_pipeline.cli.running import run
 from dpo_pipeline.cli.settings import config_file, refuse_found, used
-from dpo_pipeline.errors import DpoPipelineError, InvalidPairsError, UsageError
+from dpo_pipeline.errors import ColumnError, DpoPipelineError, InvalidPairsError, UsageError
 from dpo_pipeline.options import OnInvalid, StatisticsOptions
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from dpo_pipeline.options import Gates
 
 Groups = dict[str, Any]
+
+_OUTPUTS: Final = ("out", "summary", "report", "batches", "invalid", "rest", "contradictions")
+"""Options that name outputs."""
 
 
 def planned(
@@ -38,7 +41,7 @@ def planned(
     import dpo_pipeline
 
     plan = getattr(dpo_pipeline, function).plan
-    refuse_found(ctx, *map(ctx.params.get, ("out", "summary", "report", "batches", "invalid")))
+    refuse_found(ctx, *map(ctx.params.get, _OUTPUTS))
     protecting_settings(groups, ctx)
 
     def call(cancel: Event, progress: ProgressCallback | None) -> Any:
@@ -57,7 +60,21 @@ def planned(
                 error.add_note(f"note: {text}")
             raise
 
-    return run(call, quiet=ctx.params["quiet"])
+    try:
+        return run(call, quiet=ctx.params["quiet"])
+    except ColumnError as error:
+        _say_whose(error, ctx)
+        raise
+
+
+def _say_whose(error: ColumnError, ctx: click.Context) -> None:
+    """Have an error about columns know which option maps those of its source."""
+    flags = {"b": "--b-column", "reference": "--reference-column"}
+    for name, called in (("a", "A"), ("b", "B"), ("reference", "reference")):
+        path = str(ctx.params.get(name))
+        if error.source in {path, f"{path} ({called})"}:
+            error.flag, error.is_of_a = flags.get(name, error.flag), name == "a"
+            return
 
 
 def protecting_settings(groups: Groups, ctx: click.Context) -> None:
@@ -106,12 +123,17 @@ def _evaluate(groups: Groups, ctx: click.Context) -> int:
 
     \b
     Examples:
-      dpo-pipeline evaluate pairs.parquet --beta 0.1 --by split
-      dpo-pipeline evaluate pairs.parquet --batch-size 64 --batches means.parquet --json
-      dpo-pipeline evaluate policy.parquet --reference reference.parquet --loss ipo --dry-run
-      dpo-pipeline evaluate pairs.parquet --statistics --by split --level 0.99
-      dpo-pipeline evaluate pairs.parquet --by split --report report.html
-      dpo-pipeline evaluate pairs.parquet --fail-under rewards/accuracies=0.5 --fail-on-interval
+      dpo-pipeline evaluate pairs.parquet --by split
+      dpo-pipeline evaluate pairs.parquet --report page.html
+      dpo-pipeline evaluate pairs.parquet --loss ipo --dry-run
+      dpo-pipeline evaluate policy.parquet \\
+        --reference reference.parquet --on pair_id
+      dpo-pipeline evaluate pairs.parquet \\
+        --statistics --by split --level 0.99
+      dpo-pipeline evaluate pairs.parquet \\
+        --batch-size 64 --batches means.parquet --json
+      dpo-pipeline evaluate pairs.parquet \\
+        --fail-under rewards/accuracies=0.5 --fail-on-interval
     """  # noqa: D301  click takes the backspace itself
     from dpo_pipeline.evaluation import GATED, check_gates, check_gates_asked, needs_statistics
 
@@ -133,7 +155,8 @@ def _sweep(groups: Groups, ctx: click.Context) -> int:
 
     \b
     Examples:
-      dpo-pipeline sweep pairs.parquet --beta 0.05 --beta 0.1 --loss sigmoid --loss ipo
+      dpo-pipeline sweep pairs.parquet \\
+        --beta 0.05 --beta 0.1 --loss sigmoid --loss ipo
       dpo-pipeline sweep pairs.parquet --beta 0.1 --json
     """  # noqa: D301  click takes the backspace itself
     return _figures("sweep", groups, ctx, None)
@@ -145,8 +168,10 @@ def _score(groups: Groups, ctx: click.Context) -> int:
     \b
     Examples:
       dpo-pipeline score pairs.parquet scored.parquet
-      dpo-pipeline score pairs.parquet small.parquet --keep pair_id --summary summary.json
-      dpo-pipeline score 'runs/*.parquet' scored/ --on-invalid quarantine --max-invalid 1%
+      dpo-pipeline score pairs.parquet small.parquet \\
+        --keep pair_id --summary summary.json
+      dpo-pipeline score 'runs/*.parquet' scored/ \\
+        --on-invalid quarantine --max-invalid 1%
     """  # noqa: D301  click takes the backspace itself
     from dpo_pipeline.evaluation import SUMMED, check_gates
 
@@ -155,6 +180,21 @@ def _score(groups: Groups, ctx: click.Context) -> int:
     if gates.by_interval:
         raise UsageError("score makes no intervals: use evaluate for --fail-on-interval")
     return _figures("score_parquet", groups | {"sink": ctx.params["out"]}, ctx, gates)
+
+
+def _select(groups: Groups, ctx: click.Context) -> int:
+    """Write the pairs that a rule ranks first into OUT, and say what that does to the data.
+
+    Without OUT nothing is written. Rules contradict each other: --compare shows two side by side.
+
+    \b
+    Examples:
+      dpo-pipeline select pairs.parquet out.parquet \\
+        --rule nearest_tie --keep 50%
+      dpo-pipeline select pairs.parquet \\
+        --rule easiest --compare random --keep 10%
+    """  # noqa: D301  click takes the backspace itself
+    return print_result(planned("select", groups | {"sink": ctx.params["out"]}, ctx), ctx)
 
 
 def _figures(function: str, groups: Groups, ctx: click.Context, gates: Gates | None) -> int:
@@ -187,7 +227,8 @@ def _convert(groups: Groups, ctx: click.Context) -> int:
     \b
     Examples:
       dpo-pipeline convert pairs.csv pairs.parquet --overwrite
-      dpo-pipeline convert trained_dataset/ reference.parquet --format trl
+      dpo-pipeline convert trained_dataset/ ref.parquet \\
+        --format trl
     """  # noqa: D301  click takes the backspace itself
     out = ctx.params["out"]
     plans: list[Any] = []
@@ -195,6 +236,22 @@ def _convert(groups: Groups, ctx: click.Context) -> int:
     if not ctx.params["dry_run"]:
         result = Converted(out, result, plans[0].facts.notes)
     return print_result(result, ctx)
+
+
+def _logps(groups: Groups, ctx: click.Context) -> int:
+    """Score the texts in DATA with two models, and write their log-probs to OUT.
+
+    DATA has prompt, chosen and rejected, as text or conversations; chosen and rejected that begin
+    alike; or prompt and completion. Needs the extra `models`.
+
+    \b
+    Examples:
+      dpo-pipeline logps texts.jsonl pairs.parquet \\
+        --policy tuned/ --reference base/
+      dpo-pipeline logps texts.parquet pairs.parquet \\
+        --policy tuned/ --dry-run
+    """  # noqa: D301  click takes the backspace itself
+    return print_result(planned("logps", groups | {"sink": ctx.params["out"]}, ctx), ctx)
 
 
 def _compare(groups: Groups, ctx: click.Context) -> int:
@@ -206,8 +263,9 @@ def _compare(groups: Groups, ctx: click.Context) -> int:
     \b
     Examples:
       dpo-pipeline compare a.parquet b.parquet
-      dpo-pipeline compare a.parquet b.parquet --by split --json
-      dpo-pipeline compare a.parquet b.parquet --on pair_id --beta 0.05 --level 0.99
+      dpo-pipeline compare a.parquet b.parquet --by split
+      dpo-pipeline compare a.parquet b.parquet \\
+        --on pair_id --beta 0.05 --level 0.99
     """  # noqa: D301  click takes the backspace itself
     from dpo_pipeline.comparison import COMPARED
     from dpo_pipeline.evaluation import check_gates
@@ -232,6 +290,8 @@ COMMANDS: Final[Mapping[str, tuple[_Does, tuple[str, ...], str | None]]] = {
     "evaluate": (_evaluate, ("pairs",), "Print figures: loss, rewards, accuracy."),
     "sweep": (_sweep, ("pairs",), "Print figures for several betas and losses."),
     "score": (_score, ("pairs", "out"), "Write pairs with rewards and loss."),
+    "select": (_select, ("pairs", "[out]"), "Write the pairs that a rule ranks first."),
+    "logps": (_logps, ("data", "out"), "Score texts with models: log-probs."),
     "convert": (_convert, ("pairs", "out"), "Write another format as Parquet."),
     "compare": (_compare, ("a", "b"), "Compare two policies on the same pairs."),
 }

@@ -82,8 +82,10 @@ _SECTIONS: Final[Mapping[str, str]] = {
     "Reference": "Input",
     "Contract": "Input",
     "Objective": "Loss",
+    "Models": "Models",
     "Subsets": "Subsets and batches",
     "Batches": "Subsets and batches",
+    "Selection": "Selection",
     "StatisticsOptions": "Statistics",
     "OnInvalid": "Invalid pairs",
     "Scored": "Outputs",
@@ -183,12 +185,16 @@ class _TooMany(click.Argument):
 
 
 def arguments_of(places: Iterable[str]) -> Iterator[click.Parameter]:
-    """Yield the arguments of a command: several paths where its pairs are all it takes."""
+    """Yield the arguments of a command: several paths where its pairs are all it takes.
+
+    One in brackets can be left out.
+    """
     places = tuple(places)
     if places == (_TAKES_SEVERAL,):
         yield _Sources(places, type=click.Path(), nargs=-1, required=True)
         return
-    yield from (click.Argument([place], type=click.Path()) for place in places)
+    for place in places:
+        yield click.Argument([place.strip("[]")], type=click.Path(), required=place[0] != "[")
     yield _TooMany([_MORE], type=click.Path(), nargs=-1, expose_value=False)
 
 

@@ -50,7 +50,7 @@ from dpo_pipeline.layouts import columns_of
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Pairs, Reference, StatisticsOptions, Subsets
 from dpo_pipeline.plan import Facts, Output, Plan, planned
-from dpo_pipeline.sources import Dataset, open_reference, publication_of
+from dpo_pipeline.sources import Dataset, open_reference, publication_of, tokenised_apart
 from dpo_pipeline.storage import reading
 from dpo_pipeline.sums import Summary, figures
 
@@ -156,6 +156,11 @@ class ComparisonPlan(Plan[Comparison]):
             rounding=rounding,
             is_tested=incomparable is None,
         )
+        subsets = subsets_of(paired, level, rounding=rounding, is_tested=incomparable is None)
+        if read.n_same_logps[2] == read.n_valid:  # one policy: nothing could show a difference
+            differences = {n: replace(d, smallest_effect=None) for n, d in differences.items()}
+            if subsets is not None:
+                subsets = subsets.with_columns(smallest_effect=pl.lit(None, pl.Float64))
         findings = (
             *doubts,
             *notes_of(self.datasets),
@@ -177,7 +182,7 @@ class ComparisonPlan(Plan[Comparison]):
             differences=differences,
             mcnemar=mcnemar_of(paired, is_tested=is_tested),
             by=self.pairs.by,
-            subsets=subsets_of(paired, level, rounding=rounding, is_tested=incomparable is None),
+            subsets=subsets,
             gained=self._shown(paired.gained),
             lost=self._shown(paired.lost),
             doubts=doubts,
@@ -320,6 +325,14 @@ def compare(
         on=key,
         needs=objective.needs,
         contract=replace(groups.contract, max_logp=groups.max_logp),
+    )
+    sides = tuple(
+        each
+        if table.lender is None
+        else replace(
+            each, own_notes=(*each.own_notes, *tokenised_apart(each, table.lender.dataset))
+        )
+        for each, table in zip(sides, tables, strict=False)
     )
     datasets = sides if third is None else (*sides, third)
     _places_of(groups.outputs.shown, tables[:2])

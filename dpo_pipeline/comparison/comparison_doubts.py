@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Final
 
 import polars as pl
@@ -13,7 +14,7 @@ from dpo_pipeline.comparison.sides import Table
 from dpo_pipeline.comparison.verdict import Difference
 from dpo_pipeline.exact import QUANTA_PER_NAT
 from dpo_pipeline.losses import CheckedObjective
-from dpo_pipeline.sources import Dataset
+from dpo_pipeline.sources import Dataset, dumps_apart
 from dpo_pipeline.statistics import counted
 from dpo_pipeline.sums import Sense, doubts_of
 
@@ -44,9 +45,9 @@ def other_references(read: CommonPairs, objective: CheckedObjective) -> str | No
 
 def notes_of(datasets: Iterable[Dataset]) -> tuple[str, ...]:
     """Return what is to be said about the inputs."""
-    return tuple(
-        f"{each.name}: {note}" for each in datasets for note in (*each.notes, *each.told())
-    )
+    datasets = list(datasets)
+    notes = [f"{each.name}: {note}" for each in datasets for note in (*each.notes, *each.made())]
+    return (*notes, *(text for a, b in combinations(datasets, 2) for text in dumps_apart(a, b)))
 
 
 def findings_of(

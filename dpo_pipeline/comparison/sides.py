@@ -256,7 +256,7 @@ def _reference(
         there = dataset.frame.collect_schema()
     found = reference_columns_of(there, mapping)
     if found.problems:
-        raise ColumnError(dataset.name, found.problems)
+        raise ColumnError(dataset.name, found.problems, found.guesses)
     mine = [role.name for role in _REFERENCE]
     mine += [role.name for role in COUNT_ROLES if role.name in found.mapping]
     before = dataset.step

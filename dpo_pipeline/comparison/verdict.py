@@ -62,6 +62,7 @@ class Accuracies:
     ties_b: int
     n_pairs: int  # valid common pairs
     level: float  # confidence level of the intervals
+    is_one: bool = False  # whether A and B seem one policy
 
     @property
     def better(self) -> Literal["a", "b"] | None:
@@ -100,7 +101,7 @@ class Accuracies:
         if estimate.n_clusters < fewest:
             unit = "prompt" if is_clustered else "pair"
             return f"; fewer than {counted(fewest, unit)} cannot show any"
-        return "" if is_clustered else "; so few pairs could hardly have shown any"
+        return "" if is_clustered or self.is_one else "; so few pairs could hardly have shown any"
 
     @property
     def _decisive(self) -> Difference:

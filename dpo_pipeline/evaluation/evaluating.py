@@ -136,7 +136,7 @@ class Measurement:
             function=function,
             call=function.removesuffix("_parquet"),
             source=self.dataset.name,
-            notes=self.dataset.notes,
+            notes=self.dataset.told,
             inputs=inputs_of(self.dataset),
             paths=paths_of(self.groups.pairs),
             rows=rows,

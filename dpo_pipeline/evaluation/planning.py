@@ -231,7 +231,10 @@ def refuse_unreadable(
                 f"each shard: {where}"
             )
     if executor.elsewhere and not dataset.files:
-        raise UsageError("a dataframe is evaluated here: give an engine the path of Parquet files")
+        raise UsageError(
+            f"{dataset.name} is no Parquet file: engines and jobs read no other; write it as "
+            "Parquet first (`dpo-pipeline convert IN OUT.parquet`, or sink_parquet)"
+        )
     if dataset.rows == 0:
         raise ContractError(f"{dataset.name}: it holds no pairs, so nothing was evaluated")
 

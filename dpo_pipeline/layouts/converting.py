@@ -46,7 +46,7 @@ class ConvertPlan(Plan[int]):
             function="convert",
             call="convert",
             source=self.dataset.name,
-            notes=self.dataset.notes,
+            notes=self.dataset.told,
             inputs=files or (Input(path=self.dataset.name, rows=None),),
             rows=self.dataset.rows,
             columns=self.columns,

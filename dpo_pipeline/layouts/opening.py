@@ -64,7 +64,7 @@ def open_rows(
     if row_of(dataset.columns, columns_of(dataset, columns)) == "pair":
         raise UsageError(f"{dataset.name}: these are pairs already, and pairing is of completions")
     maker = PairMaker(Together(dataset, columns_of(dataset, columns)), pairing)
-    return dataset.as_frame(maker.frame(), told=maker.told)
+    return dataset.as_frame(maker.frame(), made=maker.told)
 
 
 def columns_of(dataset: Dataset, columns: Mapping[str, str] | None) -> Mapping[str, str] | None:

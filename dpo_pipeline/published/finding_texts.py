@@ -88,6 +88,19 @@ FINDINGS: Final = MappingProxyType(
 )
 """What statistics show. Each fires only where the end of an interval says so."""
 
+OTHER_NAMES: Final = MappingProxyType(
+    {
+        "length": ("length bias",),
+        "displacement": ("likelihood displacement",),
+        "exchanged": ("swapped",),
+        "repeated_ids": ("repeated ids", "duplicate ids"),
+        "repeats": ("duplicates",),
+        "few": ("few pairs",),
+        "baseline": ("trivial rules",),
+    }
+)
+"""What people call some findings."""
+
 RULES: Final = MappingProxyType(
     {
         "not_null": "A log-prob is there. A count is, where the loss divides by it, and so is a "

@@ -201,7 +201,7 @@ def score_parquet(
     if quarantine:
         dataset.refuse_unread("quarantined pairs keep all columns: exclude invalid pairs instead")
     carried = carried_columns(kept.keep, binding, dataset)
-    _check_written(carried if apart is None else in_files(binding, dataset), binding, dataset)
+    check_written(carried if apart is None else in_files(binding, dataset), binding, dataset)
     parts = PartOutputs.of(dataset, kept.part_rows, measurement.executor)
     publication = publication_of(groups.outputs, groups.access, dataset)
     checked: tuple[Output, ...] = ()
@@ -236,7 +236,7 @@ def check_outside(source: object, targets: Sequence[str | os.PathLike[str] | Non
             raise StorageError(os.fspath(target), problem)
 
 
-def _check_written(names: Sequence[str], binding: Binding, dataset: Dataset) -> None:
+def check_written(names: Sequence[str], binding: Binding, dataset: Dataset) -> None:
     """Raise a ColumnError if Polars would write what other readers of Parquet refuse."""
     wide = [
         f"{n}: it is {binding.columns[n]}" for n in names if "Int128" in f"{binding.columns[n]}"

@@ -22,9 +22,10 @@ import polars as pl
 from dpo_pipeline.columns import ROLES, resolve
 from dpo_pipeline.errors import ColumnError, DpoPipelineError, StorageError
 from dpo_pipeline.sources.common_schema import lines_fit
-from dpo_pipeline.sources.files import Found, SourcePath, is_packed, text_files, unpacked
+from dpo_pipeline.sources.files import Found, SourcePath, text_files
 from dpo_pipeline.sources.formats import CSV, FORMATS, NDJSON
 from dpo_pipeline.sources.frames import Rows, lazily, reading_as
+from dpo_pipeline.storage import is_packed, unpacked
 
 _KINDS: Final[Mapping[type, str]] = {
     bool: "true or false",

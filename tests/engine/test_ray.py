@@ -182,7 +182,7 @@ def test_one_output_file_has_one_writer(tmp_path):
 
 
 def test_a_dataframe_stays_here(pairs):
-    with pytest.raises(UsageError, match="a dataframe is evaluated here"):
+    with pytest.raises(UsageError, match="is no Parquet file: engines and jobs read no other"):
         evaluate(pairs, execution="ray")
 
 

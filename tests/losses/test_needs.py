@@ -135,7 +135,7 @@ def test_missing_token_counts_are_said_before_any_data_is_read(
         with pytest.raises(ColumnError) as caught:
             run()
         (problem,) = caught.value.problems
-        assert problem.startswith("rejected_num_tokens: missing; if it has another name, map it")
+        assert problem.startswith("rejected_num_tokens: missing; if a column has another name")
     assert engine.graphs == []
     assert not out.exists()
 

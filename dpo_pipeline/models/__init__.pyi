@@ -1,0 +1,1 @@
+from .scoring_texts import ScoredTexts as ScoredTexts, logps as logps

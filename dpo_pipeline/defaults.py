@@ -19,7 +19,10 @@ LOSS_NAMES: Final = (
 )
 """Names of `losses.catalogue.LOSSES`, for shell completion. A test keeps the two equal."""
 
-DIALECT_NAMES: Final = ("trl", "dpo-paper", "rewardbench")
+COMPLETION_LOSS_NAMES: Final = ("kto", "apo_zero_unpaired", "plackett_luce", "infonca", "nca")
+"""The same of `losses.catalogue.COMPLETION_LOSSES`."""
+
+DIALECT_NAMES: Final = ("trl", "dpo-paper", "rewardbench", "halos")
 """The dialects: systems whose conventions `dialect` takes."""
 
 MAX_LOGP: Final = 0.0

@@ -9,9 +9,6 @@ from itertools import product
 import numpy as np
 import polars as pl
 import pytest
-from scipy import stats
-from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 
 from compare_tools import BETA, REL, A, B, by_ttest, frames, raised, said, told, units_found
 from dpo_pipeline import DataWarning, UsageError, compare
@@ -20,6 +17,7 @@ from dpo_pipeline.comparison.differences import differences_of
 from dpo_pipeline.comparison.paired_gathering import MEANS, Paired
 from dpo_pipeline.sums import CLUSTER, growing_tables
 from dpo_pipeline.sums.summary import SUMMARY_FIGURES, Summary
+from oracle_tools import mcnemar, multipletests, stats
 from pair_tools import LOGPS
 
 # --- figures ---------------------------------------------------------------------------------

@@ -9,11 +9,11 @@ import jsonschema
 import numpy as np
 import polars as pl
 import pytest
-from scipy import stats
 
 from compare_tools import BETA, REL, A, B, broken_at, frames, shifted, units_found
 from dpo_pipeline import StatisticsOptions, compare
 from dpo_pipeline.published.table_contracts import published
+from oracle_tools import stats
 from pair_tools import LOGPS, REFS
 
 

@@ -31,6 +31,7 @@ from .losses import dpo_loss as dpo_loss
 from .models import logps as logps, verify_logps as verify_logps
 from .options import (
     Batches as Batches,
+    BestOf as BestOf,
     Contract as Contract,
     Execution as Execution,
     Gates as Gates,
@@ -47,6 +48,7 @@ from .options import (
 )
 from .plan import Plan as Plan, dry_run as dry_run
 from .published import explain as explain
+from .ranking import Ranking as Ranking, rank as rank
 from .scoring import (
     arrow_stage as arrow_stage,
     score as score,

@@ -163,6 +163,9 @@ STATISTICS_ROWS: Final = 524_288
 PAIRED_ROWS: Final = 65_536
 """Completions that pairs are made of at a time, and those of the last prompt among them."""
 
+MOST_DRAWN: Final = 64
+"""Largest n of a best of n."""
+
 PAIRINGS: Final = ("all", "best-worst", "best-rest", "adjacent")
 """How pairs are made of the completions of a prompt."""
 

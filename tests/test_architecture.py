@@ -25,7 +25,17 @@ ROOMS = [  # a room imports from the ground and from rooms before it
         "statistics",
         "rendering",
     ),
-    *("evaluation", "scoring", "selection", "jobs", "comparison", "models", "report", "published"),
+    *(
+        "evaluation",
+        "scoring",
+        "ranking",
+        "selection",
+        "jobs",
+        "comparison",
+        "models",
+        "report",
+        "published",
+    ),
     "cli",
 ]
 DEFERRED = {
@@ -37,7 +47,7 @@ NO_POLARS = {"errors", "columns", "roles", "defaults", "faces", "invalid_report"
 ONLY_IN = {
     "pandera": {"contract"},
     "numpy": {"sums", "statistics", "evaluation"},
-    "pyarrow": {"storage", "sources", "scoring"},
+    "pyarrow": {"storage", "sources", "layouts", "scoring"},
     "altair": {"report"},
     "jinja2": {"report"},
     "vl_convert": {"report"},

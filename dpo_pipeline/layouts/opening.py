@@ -10,7 +10,7 @@ import polars as pl
 from dpo_pipeline.columns import LABEL, PAIR_ID, PROMPT_ID, RowOf, resolve, row_of
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.layouts.pairing import PairMaker, Together
-from dpo_pipeline.layouts.unfolding import unfolded
+from dpo_pipeline.layouts.unfolding import made_of, unfolded
 from dpo_pipeline.options import Pairs, Reference
 from dpo_pipeline.sources import Dataset, open_pairs, with_reference
 from dpo_pipeline.storage import Access, reading
@@ -64,7 +64,7 @@ def open_rows(
     if row_of(dataset.columns, columns_of(dataset, columns)) == "pair":
         raise UsageError(f"{dataset.name}: these are pairs already, and pairing is of completions")
     maker = PairMaker(Together(dataset, columns_of(dataset, columns)), pairing)
-    return dataset.as_frame(maker.frame(), made=maker.told)
+    return made_of(dataset, maker.frame(), made=maker.told)
 
 
 def columns_of(dataset: Dataset, columns: Mapping[str, str] | None) -> Mapping[str, str] | None:

@@ -7,6 +7,7 @@ first, on disk where there are many. Either way the rows of a few prompts are he
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,10 +27,10 @@ from dpo_pipeline.columns import (
 from dpo_pipeline.contract import truth
 from dpo_pipeline.defaults import PAIRED_ROWS, STATISTICS_ROWS
 from dpo_pipeline.errors import ColumnError
-from dpo_pipeline.layouts.unfolding import ANSWERS
+from dpo_pipeline.layouts.unfolding import ANSWERS, made_of
 from dpo_pipeline.sources import KEY, Dataset, Partitions, UniqueKeys, lazily
 
-_BETTER: Final = "__dpo_pipeline_better"
+BETTER: Final = "__dpo_pipeline_better"
 _GROUP: Final = "__dpo_pipeline_prompt"
 _SIDES: Final = ("chosen", "rejected")
 
@@ -63,10 +64,11 @@ class Together:
         self.roles = resolution.mapping
         roles = self.roles
         # Where the sides of pairs stand in two rows, their pair is the prompt.
-        of_sides = PAIR_ID.name in roles and self.schema.get(roles.get(LABEL.name, "")) == pl.String
+        are_words = self.schema.get(roles.get(LABEL.name, "")) == pl.String
+        of_sides = PAIR_ID.name in roles and (are_words or PROMPT_ID.name not in roles)
         self.is_of_sides = of_sides
-        names = (PAIR_ID.name, PROMPT_ID.name) if of_sides else (PROMPT_ID.name,)
-        found = [roles[name] for name in names if name in roles]
+        names = (PAIR_ID.name,) if of_sides else (PROMPT_ID.name,)
+        found = [name for name in names if name in roles]
         preferences = [role for role in PREFERENCES if role.name in roles]
         problems = list(resolution.problems)
         if not found:
@@ -78,8 +80,16 @@ class Together:
             problems.append(f"{several}: all are missing, and one says which completion is better")
         if problems:
             raise ColumnError(dataset.name, tuple(problems))
-        self.key, self.preference = found[0], preferences[0]
+        self.key, self.preference = roles[found[0]], preferences[0]
         self._are_together: bool | None = None
+
+    def of(self, rows: pl.LazyFrame) -> Together:
+        """Return the same for these rows, of the same completions under the roles' own names."""
+        made = copy(self)
+        made.roles = {role: role for role in self.roles}
+        made.dataset, made.schema = made_of(self.dataset, rows), rows.collect_schema()
+        made.key = PAIR_ID.name if self.is_of_sides else PROMPT_ID.name
+        return made
 
     @property
     def better(self) -> pl.Expr:
@@ -94,12 +104,12 @@ class Together:
         """Yield rows, each prompt whole in one: `KEY`, how good each is, and these columns."""
         self.dataset.check_keys()
         asked = self.dataset.whole.select(
-            pl.col(self.key).alias(KEY), self.better.alias(_BETTER), *dict.fromkeys(names)
+            pl.col(self.key).alias(KEY), self.better.alias(BETTER), *dict.fromkeys(names)
         )
         if self._are_together is None:
             self._are_together = self._look()
         for piece in self._in_order(asked) if self._are_together else self._parted(asked):
-            known = piece.filter(pl.col(KEY).is_not_null() & pl.col(_BETTER).is_not_nan())
+            known = piece.filter(pl.col(KEY).is_not_null() & pl.col(BETTER).is_not_nan())
             counted.n_completions += piece.height
             counted.n_left_out += piece.height - known.height
             if known.height:
@@ -227,9 +237,9 @@ class PairMaker:
         counted, left = Counted(), n_rows
         for rows in self.completions.rows(needed, counted):
             ordered = rows.with_columns(pl.col(KEY).rle_id().alias(_GROUP)).sort(
-                _GROUP, _BETTER, descending=[False, True], maintain_order=True
+                _GROUP, BETTER, descending=[False, True], maintain_order=True
             )
-            for places in _pairs_of(ordered[_GROUP], ordered[_BETTER], self.pairing, counted):
+            for places in _pairs_of(ordered[_GROUP], ordered[BETTER], self.pairing, counted):
                 counted.n_pairs += places[0].len()
                 yield self._gathered(ordered, places, names)
                 left = None if left is None else left - places[0].len()

@@ -33,6 +33,23 @@ Lists = dict[str, tuple[pl.Expr, pl.DataType]]
 """Role, or name of a text, to the list of its values in a row, and the type of that list."""
 
 
+def made_of(dataset: Dataset, rows: pl.LazyFrame, **changed: Any) -> Dataset:
+    """Return a dataset of rows that were made of another's, however many: it has no shards."""
+    kept: dict[str, Any] = {
+        "name": dataset.name,
+        "frame": rows,
+        "others": dataset.inputs,
+        "own_notes": dataset.own_notes,
+        "unread": dataset.unread,
+        "keeps_order": dataset.keeps_order,
+        "compare_keys": dataset.compare_keys,
+        "made": dataset.made,
+        "dump": dataset.dump,
+        "is_canonical": True,
+    }
+    return Dataset(**{**kept, **changed})
+
+
 def unfolded(dataset: Dataset, columns: Mapping[str, str] | None) -> Dataset:
     """Return completions, one a row, if rows hold lists of them; else the dataset as it is."""
     schema = dataset.frame.collect_schema()
@@ -54,7 +71,7 @@ def unfolded(dataset: Dataset, columns: Mapping[str, str] | None) -> Dataset:
         **{COMPLETION_ID.name: pl.int_ranges(0, length)}
         | {name: _aligned(values, dtype, length) for name, (values, dtype) in lists.items()},
     )
-    return dataset.as_frame(rows.explode(*dict.fromkeys((COMPLETION_ID.name, *lists))))
+    return made_of(dataset, rows.explode(*dict.fromkeys((COMPLETION_ID.name, *lists))))
 
 
 _LOGPS: Final = (POLICY.name, TOKENS_OF[POLICY.name].name)

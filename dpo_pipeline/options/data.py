@@ -54,6 +54,7 @@ class Pairs:
         choice(*defaults.PAIRINGS),
         "Make pairs of the completions of a prompt: each with each, the best with the worst, the "
         "best with each other, or each with the next best.",
+        calls=("check", "evaluate", "sweep", "score", "select", "convert", "compare"),
         shown="",
         default=None,
     )

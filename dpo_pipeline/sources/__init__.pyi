@@ -8,6 +8,7 @@ from .files import SourcePath as SourcePath
 from .formats import (
     FORMATS as FORMATS,
     PARQUET as PARQUET,
+    REWARDBENCH as REWARDBENCH,
     checked_parquet_name as checked_parquet_name,
     guess as guess,
 )

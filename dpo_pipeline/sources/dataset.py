@@ -204,22 +204,6 @@ class Dataset:
     is_canonical: bool = False  # whether roles have their own names, whatever the user mapped
     made: Callable[[], tuple[str, ...]] = tuple  # how rows were made, once all were read
 
-    def as_frame(self, frame: pl.LazyFrame, **changed: Any) -> Dataset:
-        """Return a dataset of rows that were made of these, however many: it has no shards."""
-        kept: dict[str, Any] = {
-            "name": self.name,
-            "frame": frame,
-            "others": self.inputs,
-            "own_notes": self.own_notes,
-            "unread": self.unread,
-            "keeps_order": self.keeps_order,
-            "compare_keys": self.compare_keys,
-            "made": self.made,
-            "dump": self.dump,
-            "is_canonical": True,
-        }
-        return Dataset(**{**kept, **changed})
-
     def refuse_unread(self, advice: str) -> None:
         """Raise a ColumnError that names the columns that are not read, if there are some."""
         if self.unread:

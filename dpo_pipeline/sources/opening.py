@@ -23,6 +23,7 @@ from dpo_pipeline.sources.formats import (
     CSV,
     FORMATS,
     IPC,
+    LM_EVAL,
     NDJSON,
     OPEN_INSTRUCT,
     OPEN_INSTRUCT_AVERAGED,
@@ -46,6 +47,7 @@ READERS: Final[Mapping[str, Reader]] = MappingProxyType(
         IPC: frames.ipc,
         TRL: trainer_files.trl,
         REWARDBENCH: trainer_files.rewardbench,
+        LM_EVAL: trainer_files.lm_eval,
         OPEN_INSTRUCT: trainer_files.open_instruct,
         OPEN_INSTRUCT_AVERAGED: partial(trainer_files.open_instruct, averaged=True),
         TOKEN_DUMP: token_dumps.token_dump,
@@ -119,6 +121,8 @@ def _rows(pairs: Pairs, *, as_reference: bool, as_text: Collection[str]) -> Rows
     name = format_of(pairs)
     if name in (TOKEN_DUMP, VLLM) and as_reference:
         return token_dumps.token_dump(pairs.source, model="ref")
+    if name == LM_EVAL and as_reference:
+        return trainer_files.lm_eval(pairs.source, model="ref")
     if name == CSV:
         return text_files.csv(pairs.source, pairs.columns, as_text=as_text)
     return READERS[name](pairs.source, pairs.columns)

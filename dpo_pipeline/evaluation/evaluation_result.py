@@ -415,7 +415,7 @@ class Evaluation(Reported):
         yield from self.invalid.rule_parts()
         yield self._figures()
         if self.statistics is not None:
-            yield self.statistics.table(but=TRL_METRICS.values())
+            yield self.statistics.table(but=tuple(TRL_METRICS.values()))
         yield from self._lowest_parts()
         if self.subsets is not None:
             every = self._subsets_with_statistics(self.subsets)

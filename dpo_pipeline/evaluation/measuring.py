@@ -211,10 +211,9 @@ class Measured:
     def evaluation(self, report: InvalidReport) -> Evaluation:
         """Return the figures, for the one objective."""
         (objective,) = self.objectives
-        binding = self.scorer.binding
-        statistics = None
+        binding, summary, statistics = self.scorer.binding, self.summary, None
         if self.gathered is not None and self.wanted.statistics is not None:
-            means = means_of_pairs(self.summary, self.squares, self.wanted.statistics.level)
+            means = means_of_pairs(summary, self.squares, self.wanted.statistics.level)
             statistics = statistics_of(self.gathered, objective, self.wanted.statistics, means)
         return Evaluation(
             source=self.dataset.name,
@@ -222,21 +221,21 @@ class Measured:
             objective=objective,
             max_logp=binding.max_logp,
             columns=dict(binding.mapping),
-            summary=self.summary,
+            summary=summary,
             invalid=report,
             subsets=self.subset_figures,
             batches=self.batches,
             histogram=self.histogram,
-            intervals=self._intervals(statistics),
+            intervals=self._intervals(summary, statistics),
             statistics=statistics,
         )
 
-    def _intervals(self, statistics: Statistics | None) -> Intervals | None:
+    def _intervals(self, summary: Summary, statistics: Statistics | None) -> Intervals | None:
         if not self.wanted.intervals or statistics is not None:
             return None if statistics is None else statistics.intervals
         n_correct = int(self.totals["n_correct"].item())
         return intervals_of(
-            self.summary, n_correct=n_correct, squares=self.squares, prompts=self.prompts
+            summary, n_correct=n_correct, squares=self.squares, prompts=self.prompts
         )
 
 

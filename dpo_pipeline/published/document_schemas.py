@@ -12,7 +12,7 @@ from dpo_pipeline.comparison import (
     McNemar,
 )
 from dpo_pipeline.evaluation import DOCUMENT_VERSION, Finding, Intervals, Statistics
-from dpo_pipeline.losses import DIALECTS, F_DIVERGENCES, LOSSES, Rewards
+from dpo_pipeline.losses import DIALECTS, EVERY_LOSS, F_DIVERGENCES, Rewards
 from dpo_pipeline.published.json_schema import (
     COUNT,
     NUMBER,
@@ -192,7 +192,7 @@ def _broken_rule() -> Schema:
 
 def _objective() -> Schema:
     term = object_of(
-        loss={"enum": list(LOSSES)},
+        loss={"enum": list(EVERY_LOSS)},
         weight={**_FINITE, "exclusiveMinimum": 0},
         reference_free={"type": "boolean"},
         per_token={"type": "boolean"},

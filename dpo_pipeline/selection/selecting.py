@@ -16,6 +16,8 @@ import polars as pl
 from dpo_pipeline.arguments import checked_names, given, split_names
 from dpo_pipeline.columns import (
     CONTRADICTING,
+    CONTRADICTION,
+    CONTRADICTION_GROUP,
     SCORED,
     SELECTED,
     SELECTION_RANK,
@@ -110,7 +112,10 @@ class SelectionPlan(Plan[Selected]):
         self, ranking: RankingPass, result: Selected, staged: Mapping[str, Any]
     ) -> dict[str, SelectedOutput]:
         """Return what is written, the kept pairs last."""
-        adds = (pl.col(VALUE).alias(SELECTION_VALUE), pl.col(RANK).alias(SELECTION_RANK))
+        adds = (
+            pl.col(VALUE).alias(SELECTION_VALUE),
+            pl.col(RANK).cast(pl.Int64).alias(SELECTION_RANK),
+        )
         n_ranked = result.n_valid - result.n_unranked
         made = {}
         if "rest" in staged:
@@ -126,7 +131,7 @@ class SelectionPlan(Plan[Selected]):
                 targets=staged["contradictions"],
                 rows=ranking.found,
                 where=None,
-                adds=tuple(pl.col(added.name) for added in CONTRADICTING),
+                adds=(pl.col(CONTRADICTION), pl.col(CONTRADICTION_GROUP).cast(pl.Int64)),
                 n_rows=ranking.found.n_rows,
             )
         if "kept" in staged:

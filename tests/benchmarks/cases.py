@@ -242,6 +242,13 @@ OURS = (
         against=(Against(case="score"),),
     ),
     Case(
+        name="select-half",
+        call="ours.select_half",
+        data=CLEAN,
+        is_ours=True,
+        against=(Against(case="score"),),
+    ),
+    Case(
         name="score-0.1%-bad",
         call="ours.score_quarantine",
         data=BAD_PER_MILLE,

@@ -98,6 +98,11 @@ def score(source: str) -> None:
     dpo_pipeline.score_parquet(source, "scored.parquet")
 
 
+def select_half(source: str) -> None:
+    """The half of the pairs that is nearest to a tie."""
+    dpo_pipeline.select(source, "selected.parquet", "nearest_tie", 0.5)
+
+
 def score_snappy(source: str) -> None:
     """Score data into files that are written faster."""
     dpo_pipeline.score_parquet(source, "scored.parquet", scored=Scored(compression="snappy"))

@@ -105,3 +105,24 @@ def test_a_long_cycle_among_many_pairs(tmp_path):
     found = pl.read_parquet(place)
     assert found["pair_id"].to_list() == list(range(60))
     assert set(found["contradiction"]) == {"cycle"}
+
+
+def test_a_bridge_between_two_cycles_is_on_none(tmp_path):
+    # a, b, c and d, e, f are rings; c is better than d, and nothing leads back.
+    rows = [("x", *each) for each in ("ab", "bc", "ca", "de", "ef", "fd", "cd")]
+    place = tmp_path / "found.parquet"
+    select(
+        pairs(
+            rows,
+            texts=True,
+            logps={name: (-20.0 - i, -21.5 - i) for i, name in enumerate("abcdef")},
+        ),
+        rule="random",
+        keep=1,
+        selection=Selection(contradictions=place),
+    )
+    found = pl.read_parquet(place)
+    assert found["pair_id"].to_list() == list(range(6))
+    groups = found["contradiction_group"].to_list()
+    assert len(set(groups[:3])) == len(set(groups[3:])) == 1
+    assert groups[0] != groups[3]

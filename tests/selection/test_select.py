@@ -196,7 +196,7 @@ def test_a_rule_of_ones_own(made, tmp_path, rule):
 def test_what_is_left_out_has_its_own_file(made, tmp_path):
     invalid = made.with_columns(
         pl.when(pl.int_range(pl.len()) % 10 == 7)
-        .then(None)
+        .then(2.0)  # above 0, and a small margin
         .otherwise(pl.col(LOGPS[0]))
         .alias(LOGPS[0])
     )

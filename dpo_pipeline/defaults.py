@@ -252,6 +252,12 @@ ON_INVALID_JOB: Final[tuple[str, ...]] = get_args(OnInvalidJob)
 MAX_LENGTH: Final = 1024
 """Longest prompt and completion that a model scores, in tokens; TRL's default."""
 
+TRAINERS: Final = ("trl",)
+"""Trainers whose averages over steps can be shown."""
+
+TRAINER_BATCH_SIZE: Final = 8
+"""Pairs of a batch on each process, where none is given: transformers' default."""
+
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 """Types that weights are loaded in; `auto` is that in which they are stored."""
 

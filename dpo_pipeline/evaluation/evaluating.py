@@ -25,6 +25,7 @@ from dpo_pipeline.evaluation.planning import (
     staged_batches,
     statistics_of_call,
     warn_of,
+    with_shown,
     with_shown_rows,
 )
 from dpo_pipeline.evaluation.shards import ShardScorer
@@ -93,6 +94,12 @@ class Measurement:
             intervals=intervals,
         )
         wanted.check(binding, dataset)
+        if parts.as_trainer is not None and by_objective:
+            raise UsageError("as_trainer is of evaluate, for one loss")
+        if parts.as_trainer is not None and any(
+            each.is_of_batches for each in scored or objectives
+        ):
+            raise UsageError("as_trainer is of losses of pairs, and this is one of batches")
         executor = groups.executor
         refuse_unreadable(dataset, executor, scored or objectives)
         if wanted.batching is not None and parts.file is None:
@@ -310,10 +317,12 @@ def evaluate(
         made = replace(measured.evaluation(report), origin=origin)
         if made.statistics is None:
             return made
-        lowest = lowest_shown(
-            made.statistics.gathered.lowest, dataset, groups.outputs, subsets.names
-        )
-        gathered = replace(made.statistics.gathered, lowest=lowest)
+        gathered = made.statistics.gathered
+        lowest = lowest_shown(gathered.lowest, dataset, groups.outputs)
+        worst = gathered.worst
+        if worst is not None and groups.outputs.report is not None:
+            worst = with_shown(worst, dataset, groups.outputs.shown)
+        gathered = replace(gathered, lowest=lowest, worst=worst)
         return replace(made, statistics=replace(made.statistics, gathered=gathered))
 
     return MeasurementPlan.of("evaluate", measurement, result, options)

@@ -11,7 +11,6 @@ from fractions import Fraction
 import numpy as np
 import polars as pl
 import pytest
-from scipy import stats
 
 from dpo_pipeline import StatisticsOptions, evaluate, score_parquet
 from dpo_pipeline.errors import GateError
@@ -20,6 +19,7 @@ from dpo_pipeline.evaluation.gating import gate
 from dpo_pipeline.statistics import rate_of, rate_of_clusters
 from dpo_pipeline.sums import VALID, growing_tables, square_sums
 from gather_tools import BETA, frame_of, made_up, scored
+from oracle_tools import stats
 from pair_tools import LOGPS
 
 MEANS = ("loss", "chosen_reward", "rejected_reward", "reward_margin")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import polars as pl
@@ -32,7 +33,7 @@ from dpo_pipeline.storage.stores import Access
 from option_tools import grouped
 from process_tools import PATIENCE, until
 
-pytest.importorskip("moto")
+pytestmark = pytest.mark.skipif(find_spec("moto") is None, reason="moto is not installed")
 KEYS = {"aws_access_key_id": "one", "aws_secret_access_key": "two", "aws_region": "us-east-1"}
 
 
@@ -99,8 +100,7 @@ def store(server, monkeypatch):
 
 class Store:
     def __init__(self, system, address):
-        self.system, self.address = system, address
-        self.inputs = None
+        self.system, self.address, self.inputs = system, address, None
 
     def empty(self):
         request = urllib.request.Request(f"{self.address}/moto-api/reset", method="POST")  # noqa: S310

@@ -24,6 +24,7 @@ ROOMS = [  # a room imports from the ground and from rooms before it
         "sums",
         "statistics",
         "rendering",
+        "unpaired",
     ),
     *(
         "evaluation",

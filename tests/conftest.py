@@ -31,7 +31,7 @@ def pytest_configure(config):
         os.environ["COLUMNS"] = "1000"
 
 
-TOGETHER = {"statistics": "figures", "comparison": "figures", "report": "report"}
+TOGETHER = {"statistics", "comparison", "report"}
 """Rooms whose tests share what is dear: statistics of other libraries, and drawn pages."""
 
 
@@ -43,7 +43,7 @@ def pytest_xdist_make_scheduler(config, log):
     class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = super()._split_scope(nodeid)
-            return TOGETHER.get(file.split("/")[1], file)
+            return "together" if file.split("/")[1] in TOGETHER else file
 
     return ByFile(config, log)
 

@@ -35,7 +35,7 @@ NO_POLARS = {"errors", "columns", "roles", "defaults", "faces", "invalid_report"
 
 ONLY_IN = {
     "pandera": {"contract"},
-    "numpy": {"sums", "statistics", "evaluation"},
+    "numpy": {"sums", "statistics", "evaluation", "comparison"},
     "pyarrow": {"storage", "sources", "scoring"},
     "altair": {"report"},
     "jinja2": {"report"},

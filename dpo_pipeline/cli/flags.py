@@ -56,7 +56,7 @@ def completing(names: Iterable[str]) -> Callable[[Any, Any, str], list[str]]:
 
 
 _COMPLETE: Final = {
-    "loss": completing(defaults.LOSS_NAMES),
+    "loss": completing((*defaults.LOSS_NAMES, *defaults.COMPLETION_LOSS_NAMES)),
     "role": completing(f"{name}=" for name in ROLES),
     None: None,
 }

@@ -156,7 +156,9 @@ class ComparisonPlan(Plan[Comparison]):
             is_tested=incomparable is None,
         )
         subsets = subsets_of(paired, level, rounding=rounding, is_tested=incomparable is None)
-        if read.n_same_logps[2] == read.n_valid:  # one policy: nothing could show a difference
+        if (
+            read.paired.n_same_logps[2] == read.n_valid
+        ):  # one policy: nothing could show a difference
             differences = {n: replace(d, smallest_effect=None) for n, d in differences.items()}
             if subsets is not None:
                 subsets = subsets.with_columns(smallest_effect=pl.lit(None, pl.Float64))

@@ -82,6 +82,12 @@ class Measurement:
             intervals=intervals,
         )
         wanted.check(binding, dataset)
+        if parts.as_trainer is not None and by_objective:
+            raise UsageError("as_trainer is of evaluate, for one loss")
+        if parts.as_trainer is not None and any(
+            each.is_of_batches for each in scored or objectives
+        ):
+            raise UsageError("as_trainer is of losses of pairs, and this is one of batches")
         executor = groups.executor
         refuse_unreadable(dataset, executor, scored or objectives)
         if wanted.batching is not None and parts.file is None:

@@ -172,12 +172,12 @@ class Gathering:
         """Return the tables of rows: `columns`, the subset keys and `VALID`."""
         import numpy as np
 
-        from dpo_pipeline.sums import Grid, PairArrays
+        from dpo_pipeline.sums import Grid, PairArrays, coded
 
         end = first_row + rows.height
         number = np.arange(first_row, end, dtype=np.uint64)
         hashes = self._hashes(rows, number)
-        clusters, codes, is_exact = self._coded(rows, hashes)
+        clusters, codes, is_exact = coded(hashes, rows.select(self._keys), CLUSTERS_HELD)
         n = clusters.height
         clusters = clusters.with_columns(_count(codes, n).alias(N_PAIRS))
         valid = rows[VALID].to_numpy()
@@ -293,32 +293,6 @@ class Gathering:
             # Hashed once more, because prompts may be the same numbers as rows.
             prompts = prompts.fill_null(pl.Series(mixed_array(mixed_array(number))))
         return prompts.rechunk().to_numpy()
-
-    def _coded(self, rows: pl.DataFrame, hashes: Any) -> tuple[pl.DataFrame, Any, bool]:
-        """Return the clusters (with the subset keys), the place of each row there, and if exact."""
-        import numpy as np
-
-        from dpo_pipeline.sums import mixed_array, numbered, numbered_up_to
-
-        found = numbered_up_to(hashes, CLUSTERS_HELD)
-        if found is None:
-            clusters = pl.DataFrame({CLUSTER: np.arange(BAGS, dtype=np.uint64)})
-            codes = (hashes % np.uint64(BAGS)).astype(np.int64)
-        else:
-            codes, first = found
-            clusters = pl.DataFrame({CLUSTER: hashes[first]})
-        if not self._keys:
-            return clusters, codes, found is not None
-        keys = rows.select(self._keys)
-        # Polars' own hash only puts rows together here, and nothing keeps it.
-        subsets = keys.select(pl.struct(pl.all()).hash()).to_series().rechunk().to_numpy()
-        subset, first = numbered(subsets)
-        names = keys[first]
-        cells = subset * clusters.height + codes
-        codes, first = numbered(mixed_array(cells.astype(np.uint64)))
-        cells = cells[first]
-        table = names[cells // clusters.height].hstack(clusters[cells % clusters.height])
-        return table, codes, found is not None
 
     def _lowest(self, rows: pl.DataFrame, number: Any, bins: Any) -> pl.DataFrame:
         """Return the pairs with the smallest margins."""

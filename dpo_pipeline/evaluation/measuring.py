@@ -62,6 +62,7 @@ from dpo_pipeline.sums import (
     RollUps,
     Sense,
     Summary,
+    as_trainer,
     batch_table,
     doubts_of,
     figures,
@@ -212,6 +213,7 @@ class Measured:
         """Return the figures, for the one objective."""
         (objective,) = self.objectives
         binding, summary, statistics = self.scorer.binding, self.summary, None
+        trained = as_trainer(self.wanted.batching, self.batches)
         if self.gathered is not None and self.wanted.statistics is not None:
             means = means_of_pairs(summary, self.squares, self.wanted.statistics.level)
             statistics = statistics_of(self.gathered, objective, self.wanted.statistics, means)
@@ -224,7 +226,8 @@ class Measured:
             summary=summary,
             invalid=report,
             subsets=self.subset_figures,
-            batches=self.batches,
+            batches=None if trained is not None else self.batches,
+            as_trainer=trained,
             histogram=self.histogram,
             intervals=self._intervals(summary, statistics),
             statistics=statistics,

@@ -21,7 +21,13 @@ from dpo_pipeline.defaults import (
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation.gathering import Gathered, GatheredPart, Gathering
-from dpo_pipeline.losses import CheckedObjective, WithinBatches, is_correct, with_scores_of
+from dpo_pipeline.losses import (
+    NO_KL,
+    CheckedObjective,
+    WithinBatches,
+    is_correct,
+    with_scores_of,
+)
 from dpo_pipeline.sources import Dataset, Part, Shard
 from dpo_pipeline.statistics import mixed, with_hashes
 from dpo_pipeline.storage import reading
@@ -63,6 +69,8 @@ class ShardScorer:
     def __post_init__(self) -> None:
         for each in self.objectives:
             if each.is_of_batches and (self.batching is None or self.batching.size is None):
+                if each.row == "completion":
+                    raise UsageError(NO_KL)
                 raise UsageError(
                     f"{each} is a loss of batches: give the number of consecutive pairs that a "
                     "training step saw, as batches=SIZE (--batch-size)"

@@ -46,6 +46,7 @@ _INPUT_TYPES: Final[Mapping[str, Mapping[str, Any]]] = {
     "score": {"logicalType": "number", "physicalType": "DOUBLE"},
     "offset": {"logicalType": "number", "physicalType": "DOUBLE"},
     "probability": {"logicalType": "number", "physicalType": "DOUBLE"},
+    "kl_logp": {"logicalType": "number", "physicalType": "DOUBLE"},
 }
 
 

@@ -22,6 +22,7 @@ from dpo_pipeline.columns import (
     REF_CHOSEN,
     REF_REJECTED,
     SCORED,
+    SCORED_COMPLETIONS,
     TOKENS_OF,
     resolve,
 )
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 _TABLE: Final = "the table"
 _VALID: Final = "__dpo_pipeline_valid"
 _ADDED: Final = tuple(added.name for added in SCORED)
+_ADDED_TO_COMPLETIONS: Final = tuple(added.name for added in SCORED_COMPLETIONS)
 
 
 def score(
@@ -90,7 +92,8 @@ def score(
     groups = Groups.of(locals())
     objective, kept = groups.objective, given(Scored, scored)
     dataset = groups.opened()
-    binding = groups.bound(dataset, objective.needs, adds=_ADDED, replace_added=kept.replace)
+    added = _ADDED if objective.row == "pair" else _ADDED_TO_COMPLETIONS
+    binding = groups.bound(dataset, objective.needs, adds=added, replace_added=kept.replace)
     sizes = given(Batches, batches)
     if sizes.file is not None:
         raise UsageError("score makes no batch means: use evaluate for a file of them")
@@ -99,7 +102,7 @@ def score(
         raise UsageError(f"batches: {objective} does not depend on batches")
     scorer = ShardScorer(binding=binding, objectives=(objective,), batching=batching)
     made = scorer.scored(Shard(frame=dataset.frame, first_row=0, rows=None))
-    return made.select(*carried_columns(kept.keep, binding, dataset), *_ADDED)
+    return made.select(*carried_columns(kept.keep, binding, dataset), *added)
 
 
 def token_kl(pairs: Any, *, contract: Any = None, scored: Any = None) -> pl.LazyFrame:

@@ -19,7 +19,7 @@ import pytest
 
 from dpo_pipeline import Objective, score
 from dpo_pipeline.losses.catalogue import LOSSES
-from dpo_pipeline.losses.divergences import F_DIVERGENCES
+from dpo_pipeline.losses.pairwise import F_DIVERGENCES
 from pair_tools import LOGPS
 
 TOKENS = ("chosen_num_tokens", "rejected_num_tokens")

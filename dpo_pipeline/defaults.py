@@ -177,6 +177,10 @@ COURSE_POINTS: Final = 500
 
 WORST_HELD: Final = 100
 """Pairs with the lowest margins, and flips of each kind, that are kept: the most that are shown."""
+WORST_OF_SUBSET: Final = 5
+"""Pairs with the lowest margins of a subset that are kept."""
+SUBSETS_HELD: Final = 1_000
+"""Subsets of which such pairs are kept; of more, none are."""
 ROWS_SHOWN: Final = 20
 """Pairs that a report lists."""
 

@@ -43,7 +43,14 @@ from dpo_pipeline.contract import why_refused
 from dpo_pipeline.defaults import LOSS_NAME, WIDE_LIMIT
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ContractError, DataWarning, InvalidPairsError, UsageError
-from dpo_pipeline.evaluation import Documents, Groups, check_report, inputs_of, paths_of
+from dpo_pipeline.evaluation import (
+    Documents,
+    Groups,
+    check_report,
+    inputs_of,
+    paths_of,
+    refuse_completions,
+)
 from dpo_pipeline.exact import lower_edge
 from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import CheckedObjective
@@ -378,6 +385,7 @@ def _own_reference(side: Pairs) -> Reference | None:
 
 def _refuse(objective: CheckedObjective, subsets: Subsets) -> None:
     """Raise a UsageError if these options make no comparison."""
+    refuse_completions(objective, "compare")
     if objective.beta == 0.0:
         raise UsageError(
             "beta is 0, so every reward is 0 and nothing can be compared: give a beta above 0"

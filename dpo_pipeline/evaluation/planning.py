@@ -244,6 +244,15 @@ def checked_objective(asked: Objective) -> CheckedObjective:
     )
 
 
+def refuse_completions(objective: CheckedObjective, call: str) -> None:
+    """Raise a UsageError if a loss of completions is given to a call of pairs."""
+    if objective.row == "completion":
+        raise UsageError(
+            f"{objective} is a loss of completions, and {call} is of pairs: evaluate takes it, and "
+            "score in Python"
+        )
+
+
 def reference_of(pairs: Pairs, reference: Any) -> Reference | None:
     """Return where the reference is; None if it is beside the policy's log-probs."""
     if reference is not None and pairs.reference is not None:

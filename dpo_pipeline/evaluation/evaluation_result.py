@@ -380,7 +380,7 @@ class Evaluation(Reported):
     def _sample(self, accuracy: Estimate) -> str:
         pairs, clusters = counted(accuracy.n, "pair"), self._clusters
         if clusters is None:
-            return f"{pairs}, each taken as a sample"
+            return f"{pairs}, taken as independent"
         return clusters if clusters.startswith(pairs) else f"{pairs} in {clusters}"
 
     @property

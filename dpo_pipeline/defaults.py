@@ -160,6 +160,15 @@ CALIBRATION_BINS: Final = 15
 STATISTICS_ROWS: Final = 524_288
 """Rows that are in memory at a time when statistics are gathered."""
 
+PAIRED_ROWS: Final = 65_536
+"""Completions that pairs are made of at a time, and those of the last prompt among them."""
+
+MOST_DRAWN: Final = 64
+"""Largest n of a best of n."""
+
+PAIRINGS: Final = ("all", "best-worst", "best-rest", "adjacent")
+"""How pairs are made of the completions of a prompt."""
+
 ROWS_IN_STEP: Final = 262_144
 """Rows of tables that are read side by side at a time: half as many take half the memory."""
 
@@ -177,6 +186,10 @@ COURSE_POINTS: Final = 500
 
 WORST_HELD: Final = 100
 """Pairs with the lowest margins, and flips of each kind, that are kept: the most that are shown."""
+WORST_OF_SUBSET: Final = 5
+"""Pairs with the lowest margins of a subset that are kept."""
+SUBSETS_HELD: Final = 1_000
+"""Subsets of which such pairs are kept; of more, none are."""
 ROWS_SHOWN: Final = 20
 """Pairs that a report lists."""
 

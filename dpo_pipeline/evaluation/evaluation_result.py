@@ -11,7 +11,7 @@ from typing import Any, Final
 import polars as pl
 
 from dpo_pipeline.arguments import check_extra, check_page_path
-from dpo_pipeline.columns import REWARD_ACCURACY, REWARD_MARGIN, SHOWN
+from dpo_pipeline.columns import PAIR_ID, REWARD_ACCURACY, REWARD_MARGIN, SHOWN
 from dpo_pipeline.defaults import COIN, CONFIDENCE_LEVEL, VERDICT_UP_TO
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation.estimates import (
@@ -254,6 +254,7 @@ class Evaluation(Reported):
         return {
             "document_version": DOCUMENT_VERSION,
             "warnings": list(self.invalid.all_warnings),
+            "made": list(self.invalid.made),
             "dpo_pipeline": version("dpo_pipeline"),
             "source": self.source,
             "reference": self.reference,
@@ -379,7 +380,7 @@ class Evaluation(Reported):
     def _sample(self, accuracy: Estimate) -> str:
         pairs, clusters = counted(accuracy.n, "pair"), self._clusters
         if clusters is None:
-            return f"{pairs}, each taken as a sample"
+            return f"{pairs}, taken as independent"
         return clusters if clusters.startswith(pairs) else f"{pairs} in {clusters}"
 
     @property
@@ -420,7 +421,7 @@ class Evaluation(Reported):
         if self.as_trainer is not None:
             yield self.as_trainer.table(self.to_metrics())
         if self.statistics is not None:
-            yield self.statistics.table(but=TRL_METRICS.values())
+            yield self.statistics.table(but=tuple(TRL_METRICS.values()))
         yield from self._lowest_parts()
         if self.subsets is not None:
             every = self._subsets_with_statistics(self.subsets)
@@ -435,11 +436,15 @@ class Evaluation(Reported):
         if found is None or not names:
             return
         heads = [Column(name.removeprefix(SHOWN), wraps=True) for name in names]
+        ids = [PAIR_ID.name] if PAIR_ID.name in found.columns else []
+        margins = found.select("row", REWARD_MARGIN).rows()
         yield Table(
-            columns=(Column("row"), Column("margin"), *heads),
+            columns=(Column("row"), *map(Column, ids), Column("margin"), *heads),
             rows=[
-                (row, margin, *map(Name, texts))
-                for row, margin, *texts in found.select("row", REWARD_MARGIN, *names).rows()
+                (row, *map(Name, known[: len(ids)]), margin, *map(Name, known[len(ids) :]))
+                for (row, margin), known in zip(
+                    margins, found.select(*ids, *names).rows(), strict=True
+                )
             ],
             title="lowest margins",
         )

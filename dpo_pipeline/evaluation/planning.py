@@ -14,19 +14,20 @@ import polars as pl
 
 from dpo_pipeline.arguments import check_extra, check_page_path, checked_choice, given, split_names
 from dpo_pipeline.columns import (
-    OF_SUBSET,
     PAIR_ID,
     SHOWN,
     Needs,
+    RowOf,
     did_you_mean,
     needs_of_columns,
     row_of,
 )
 from dpo_pipeline.contract import Binding, bind
-from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID, ROWS_SHOWN
+from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID, PAIRINGS, ROWS_SHOWN
 from dpo_pipeline.engine import Executor, Watch, executor_of
 from dpo_pipeline.errors import ContractError, DataWarning, UsageError
 from dpo_pipeline.invalid_report import InvalidReport
+from dpo_pipeline.layouts import columns_of, open_rows
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import (
     Batches,
@@ -45,8 +46,6 @@ from dpo_pipeline.sources import (
     Dataset,
     checked_parquet_name,
     format_of,
-    open_pairs,
-    with_reference,
 )
 from dpo_pipeline.storage import (
     METADATA_KEY,
@@ -145,29 +144,28 @@ class Groups:
         return RayExecutor(address=address)
 
     def opened(
-        self, key: str | None = None, name: str = "pairs", *, again: bool = False
+        self,
+        key: str | None = None,
+        name: str = "pairs",
+        *,
+        again: bool = False,
+        row: RowOf | None = "pair",
     ) -> Dataset:
         """Open the pairs, joined to their reference; no key and no value is read.
 
         `key` is a column for a further join by the caller; `name` is what reports call a dataframe;
-        `again` says that the caller reads more columns after a first reading.
+        `again` says that the caller reads more columns after a first reading; `row` is what the
+        call is of, None if it takes pairs and completions.
         """
         keys = (PAIR_ID.name if self.reference is None else self.reference.on, key)
-        pairs = open_pairs(
+        return open_rows(
             self.pairs,
+            row=row,
+            reference=self.reference,
             access=self.access,
             keys=[each for each in keys if each is not None],
             name=name,
             again=again or key is not None or self.reference is not None,
-            cancel=self.execution.cancel,
-        )
-        if self.reference is None:
-            return pairs
-        return with_reference(
-            pairs,
-            self.reference,
-            columns=self.pairs.columns,
-            access=self.access,
             cancel=self.execution.cancel,
             by_shard=self.executor.elsewhere,
         )
@@ -178,8 +176,9 @@ class Groups:
         Completions beside a loss of pairs are judged by their own contract.
         """
         needs = objective.needs
-        if needs.row == "pair" and row_of(dataset.columns, self.pairs.columns) == "completion":
-            return needs_of_columns(dataset.columns, self.pairs.columns)
+        columns = columns_of(dataset, self.pairs.columns)
+        if needs.row == "pair" and row_of(dataset.columns, columns) == "completion":
+            return needs_of_columns(dataset.columns, columns)
         return needs
 
     def bound(
@@ -192,18 +191,19 @@ class Groups:
         groups_by: Iterable[str] = (),
     ) -> Binding:
         """Bind the contract to the columns of the pairs."""
-        if needs.row == "pair" and row_of(dataset.columns, self.pairs.columns) == "completion":
+        columns = columns_of(dataset, self.pairs.columns)
+        if needs.row == "pair" and row_of(dataset.columns, columns) == "completion":
             raise UsageError(
-                f"{dataset.name}: these are completions, one a row, and this is of pairs: check "
-                "takes both"
+                f"{dataset.name}: these are completions, one a row, and this is of pairs: say how "
+                f"pairs are made of them (pairing=, --pairing {'|'.join(PAIRINGS)}), or rank them"
             )
         with reading(dataset.name):
-            dataset.check_roles(self.pairs.columns, needs)
+            dataset.check_roles(columns, needs)
             return bind(
                 dataset.frame,
                 source=dataset.name,
                 max_logp=self.max_logp,
-                columns=self.pairs.columns,
+                columns=columns,
                 contract=self.contract.schema,
                 unread=dataset.unread,
                 adds=adds,
@@ -243,6 +243,15 @@ def checked_objective(asked: Objective) -> CheckedObjective:
     return CheckedObjective.of(
         asked.loss, asked.beta, loss_args=asked.arguments, dialect=asked.dialect
     )
+
+
+def refuse_completions(objective: CheckedObjective, call: str) -> None:
+    """Raise a UsageError if a loss of completions is given to a call of pairs."""
+    if objective.row == "completion":
+        raise UsageError(
+            f"{objective} is a loss of completions, and {call} is of pairs: evaluate takes it, and "
+            "score in Python"
+        )
 
 
 def reference_of(pairs: Pairs, reference: Any) -> Reference | None:
@@ -304,22 +313,18 @@ def with_shown_rows(report: InvalidReport, dataset: Dataset, outputs: Outputs) -
     return report.with_shown(names, read)
 
 
-def lowest_shown(
-    lowest: pl.DataFrame, dataset: Dataset, outputs: Outputs, by: Sequence[str]
-) -> pl.DataFrame:
-    """Return the pairs with the smallest margins that are to be shown, with their columns.
+def lowest_shown(lowest: pl.DataFrame, dataset: Dataset, outputs: Outputs) -> pl.DataFrame:
+    """Return the pairs with the smallest margins that are to be shown, with their columns."""
+    return with_shown(lowest.head(outputs.worst), dataset, outputs.shown)
 
-    For a report they have the columns of the subsets too.
-    """
-    few = lowest.head(outputs.worst)
-    asked = outputs.shown
-    names = (*(by if outputs.report is not None else ()), *asked)
-    if not names or few.is_empty():
-        return few
+
+def with_shown(pairs: pl.DataFrame, dataset: Dataset, names: Sequence[str]) -> pl.DataFrame:
+    """Return pairs with columns of theirs, which are read for their rows alone."""
+    if not names or pairs.is_empty():
+        return pairs
     with reading(dataset.name):
-        read = dataset.rows_of(few["row"].to_list(), tuple(dict.fromkeys(names)))
-    keys = [pl.col(f"{SHOWN}{n}").alias(f"{OF_SUBSET}{n}") for n in names[: -len(asked) or None]]
-    return few.hstack(read.select(*keys, *(f"{SHOWN}{n}" for n in asked)))
+        read = dataset.rows_of(pairs["row"].to_list(), tuple(names))
+    return pairs.hstack(read.select(f"{SHOWN}{name}" for name in names))
 
 
 def paths_of(*pairs: Pairs) -> tuple[str, ...]:

@@ -2,6 +2,7 @@ from .association import (
     SUMS as SUMS,
     Line as Line,
     accuracy_by_gap as accuracy_by_gap,
+    area_of_counts as area_of_counts,
     area_under_curve as area_under_curve,
     line_of_clusters as line_of_clusters,
     spearman as spearman,
@@ -44,6 +45,7 @@ from .intervals import (
     student_estimate as student_estimate,
     without_interval as without_interval,
 )
+from .rankings import Ranked as Ranked, best_of as best_of, ranked as ranked
 from .resampling import bootstrap as bootstrap, delete_a_group as delete_a_group
 from .significance import (
     DifferenceTest as DifferenceTest,

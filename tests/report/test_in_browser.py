@@ -222,7 +222,14 @@ CHARTS = """Array.from(document.querySelectorAll("[data-spec]"), (each) => [
 
 
 @pytest.mark.parametrize(
-    ("scheme", "width"), [("light", 1100), ("dark", 1100), ("light", 360), ("dark", 360)]
+    ("scheme", "width"),
+    [
+        ("light", 1100),
+        ("dark", 360),
+        # The two the other way about.
+        pytest.param("dark", 1100, marks=pytest.mark.slow),
+        pytest.param("light", 360, marks=pytest.mark.slow),
+    ],
 )
 def test_every_chart_is_drawn_and_nothing_is_logged(browser, page, scheme, width):
     browser.open(page, scheme=scheme, width=width)
@@ -250,7 +257,8 @@ def test_a_comparison_is_drawn(browser, comparison_page):
     assert browser.complaints() == []
 
 
-@pytest.mark.parametrize("width", [320, 500, 1100])
+# Between the two there is no other rule.
+@pytest.mark.parametrize("width", [320, pytest.param(500, marks=pytest.mark.slow), 1100])
 def test_the_page_fits_the_window_and_charts_are_not_shrunk_to_it(browser, page, width):
     browser.open(page, width=width)
     assert browser.run("document.documentElement.scrollWidth") <= width
@@ -428,3 +436,25 @@ def test_a_chart_that_cannot_be_drawn_says_so(browser, page, tmp_path):
     assert "could not be drawn" in browser.run(
         "document.querySelector('[data-state=failed]').textContent"
     )
+
+
+def test_texts_are_read_without_scrolling(browser, tmp_path, pairs):
+    path = tmp_path / "report.html"
+    long = pl.lit("some words of an answer, " * 30)
+    texts = pairs.with_columns(prompt=pl.lit("a question?"), chosen=long, rejected=long)
+    shown = Outputs(report=path, show=["prompt", "chosen", "rejected"])
+    dpo_pipeline.evaluate(texts, by="subset", outputs=shown)
+    for width in (1200, 400):
+        browser.open(path, width=width)
+        assert browser.run("document.documentElement.scrollWidth") <= width
+        fits = browser.run(
+            """Array.from(document.querySelectorAll("details:not(.text), .texts"), (e) => {
+                e.open = true; return e; }).filter((e) => e.matches(".texts")).map(
+                (e) => e.scrollWidth <= e.clientWidth)"""
+        )
+        assert len(fits) == 4  # of all pairs, and of the subsets x, y and null
+        assert all(fits)
+    read = "document.querySelector('#lowest .text').innerText"
+    assert browser.run(read).endswith("...")
+    browser.run("document.querySelector('#lowest .text').open = true")
+    assert browser.run(read).count("some words") == 30  # its beginning is not there twice

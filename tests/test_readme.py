@@ -138,10 +138,11 @@ def test_the_guides_are_linked_from_the_front_page():
 
 
 EXAMPLES = sorted(
-    # Those that make a model or run in an engine have tests of their own.
+    # Those that make a model, ask a server or run in an engine have tests of their own.
     path
     for path in (ROOT / "examples").glob("*.py")
-    if path.name not in {"from_text.py", "ray_dataset.py", "spark_dataframe.py"}
+    if path.name
+    not in {"from_text.py", "ray_dataset.py", "score_with_a_server.py", "spark_dataframe.py"}
 )
 
 

@@ -253,24 +253,25 @@ def test_another_model_is_refused(ask, server):
     assert not server.asked
 
 
-def test_a_run_that_stopped_goes_on(ask, server):
-    server.too_long = {"Say !</s>"}
+def test_a_run_that_stopped_goes_on(ask, server, texts):
+    texts.write_text("\n".join(map(json.dumps, reversed(PAIRS))))
+    server.too_long = {"Say b</s>"}
     path, code, said = ask(server)
     assert code == 1
-    assert "pair 'y': the server refused a request: HTTP 400" in said
+    assert "pair 'x': the server refused a request: HTTP 400" in said
     (part,) = left(path.parent)
     assert re.fullmatch(r"\.policy\.jsonl\.[0-9a-f]{12}\.part", part)
     whole = (path.parent / part).read_text()
     assert len(whole.splitlines()) == 2
     # Killed while it wrote the second line of the next pair.
-    half = whole.replace('"x"', '"y"')[:-9]
+    half = whole.replace('"y"', '"x"')[:-9]
     (path.parent / part).write_text(whole + half)
     server.too_long, server.asked = set(), []
     _, code, said = ask(server)
     resumed = MERGED.replace("pairs;", "pairs, 1 of them of an earlier run;")
     assert (code, said) == (0, f"{path}: {resumed}\n")
-    assert server.asked == ["Say ", "Say a</s>", "Say !</s>"]
-    assert read(path, "token-dump").collect().rows() == SUMS["tuned"]
+    assert server.asked == ["Say", "Say a!</s>", "Say b</s>"]
+    assert read(path, "token-dump").collect().rows() == SUMS["tuned"][::-1]
     assert left(path.parent) == ["policy.jsonl"]
 
 

@@ -147,7 +147,11 @@ def test_other_commands_show_the_glob_to_type(capsys, words, said):
 
 
 def test_usage_shows_what_a_command_takes(capsys):
-    for command, usage in (("evaluate", "PAIRS..."), ("score", "PAIRS OUT"), ("compare", "A [B] [MORE]...")):
+    for command, usage in (
+        ("evaluate", "PAIRS..."),
+        ("score", "PAIRS OUT"),
+        ("compare", "A [B] [MORE]..."),
+    ):
         assert main([command, "--help"]) == 0
         assert f"{command} [OPTIONS] {usage}\n" in capsys.readouterr().out
     assert main(["evaluate"]) == 2

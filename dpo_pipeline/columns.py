@@ -166,6 +166,7 @@ SHOWN: Final = "shown: "
 OF_SUBSET: Final = "subset: "
 """The same for a column of `by`."""
 N_PAIRS: Final = "n_pairs"
+N_CHOSEN: Final = "n_chosen"
 N_VALID: Final = "n_valid"
 N_INVALID: Final = "n_invalid"
 COUNTS: Final = (

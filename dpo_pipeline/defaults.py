@@ -183,6 +183,10 @@ COURSE_POINTS: Final = 500
 
 WORST_HELD: Final = 100
 """Pairs with the lowest margins, and flips of each kind, that are kept: the most that are shown."""
+WORST_OF_SUBSET: Final = 5
+"""Pairs with the lowest margins of a subset that are kept."""
+SUBSETS_HELD: Final = 1_000
+"""Subsets of which such pairs are kept; of more, none are."""
 ROWS_SHOWN: Final = 20
 """Pairs that a report lists."""
 
@@ -253,6 +257,12 @@ ON_INVALID_JOB: Final[tuple[str, ...]] = get_args(OnInvalidJob)
 
 MAX_LENGTH: Final = 1024
 """Longest prompt and completion that a model scores, in tokens; TRL's default."""
+
+TRAINERS: Final = ("trl",)
+"""Trainers whose averages over steps can be shown."""
+
+TRAINER_BATCH_SIZE: Final = 8
+"""Pairs of a batch on each process, where none is given: transformers' default."""
 
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 """Types that weights are loaded in; `auto` is that in which they are stored."""

@@ -23,6 +23,7 @@ ROOMS = [  # a room imports from the ground and from rooms before it
         "sums",
         "statistics",
         "rendering",
+        "unpaired",
     ),
     *("evaluation", "scoring", "selection", "jobs", "comparison", "models", "report", "published"),
     "cli",

@@ -190,7 +190,7 @@ class PoliciesPlan(Plan[Leaderboard]):
             if len(lengths) <= 1:
                 sums = _PolicySums(self)
                 try:
-                    for chunk in in_step(frames, max(2 * ROWS_IN_STEP // len(frames), 2**13)):
+                    for chunk in in_step(frames, max(2 * ROWS_IN_STEP // len(frames), 1)):
                         sums.add(chunk)
                         watch.step("evaluating", chunk.height, None)
                 except OutOfStep:

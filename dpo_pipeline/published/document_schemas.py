@@ -78,6 +78,18 @@ def summary_document() -> str:
         invalid=list_of(_broken_rule()),
         subsets=nullable(ROWS),
         batches=nullable(ROWS),
+        as_trainer=described(
+            nullable(
+                object_of(
+                    trainer=TEXT,
+                    batch_size=COUNT,
+                    processes=COUNT,
+                    n_steps=COUNT,
+                    metrics=object_of(**dict.fromkeys(TRL_METRICS, NUMBER)),
+                )
+            ),
+            "The figures as a trainer averages them over its steps; null unless asked for",
+        ),
         histogram={
             "description": "Valid pairs by margin; lower and upper are a bin's edges in nats",
             **nullable(ROWS),

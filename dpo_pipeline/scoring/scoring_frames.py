@@ -29,7 +29,13 @@ from dpo_pipeline.columns import (
 from dpo_pipeline.contract import Binding, Places, Schema, bind, listed
 from dpo_pipeline.defaults import LOSS_NAME, ON_INVALID
 from dpo_pipeline.errors import ColumnError, InvalidPairsError, UsageError
-from dpo_pipeline.evaluation import Groups, ShardScorer, checked_objective, max_logp_of
+from dpo_pipeline.evaluation import (
+    Groups,
+    ShardScorer,
+    checked_objective,
+    max_logp_of,
+    refuse_completions,
+)
 from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import CheckedObjective, k1, k2, k3, kept_tokens, with_scores
 from dpo_pipeline.options import Batches, Contract, Objective, OnInvalid, Scored
@@ -202,6 +208,7 @@ def arrow_stage(
     if made.at_most is not None:
         raise UsageError("at_most is of a whole dataset, and a stage sees one table at a time")
     objective = checked_objective(given(Objective, loss, beta=beta))
+    refuse_completions(objective, "arrow_stage")
     if objective.is_of_batches:
         raise UsageError(
             f"{objective} is a loss of batches, and an engine cuts tables where it likes: use "

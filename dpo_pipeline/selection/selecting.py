@@ -26,7 +26,14 @@ from dpo_pipeline.columns import (
 )
 from dpo_pipeline.defaults import LOSS_NAME
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.evaluation import Documents, Groups, Measurement, run_facts, warn_of
+from dpo_pipeline.evaluation import (
+    Documents,
+    Groups,
+    Measurement,
+    refuse_completions,
+    run_facts,
+    warn_of,
+)
 from dpo_pipeline.options import Selection, Subsets
 from dpo_pipeline.plan import Facts, Output, Plan, planned
 from dpo_pipeline.scoring import PartOutputs, carried_columns, check_outside, check_written
@@ -227,6 +234,7 @@ def select(
     asked = given(Selection, selection, rule=rule, keep=keep)
     _check(asked, groups)
     objective, subsets = groups.objective, given(Subsets, by)
+    refuse_completions(objective, "select")
     if objective.is_of_batches:
         raise UsageError(f"{objective} is a loss of batches, and ranks no pair alone")
     places = {"rest": asked.rest, "contradictions": asked.contradictions, "kept": sink}

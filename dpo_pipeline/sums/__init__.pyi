@@ -1,7 +1,9 @@
 from .batches import (
     BATCHES_PER_GROUP as BATCHES_PER_GROUP,
+    AsTrainer as AsTrainer,
     Batching as Batching,
     BatchTable as BatchTable,
+    as_trainer as as_trainer,
     batch_table as batch_table,
 )
 from .cells import (

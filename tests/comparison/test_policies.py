@@ -22,8 +22,9 @@ from dpo_pipeline import (
     compare,
     evaluate,
 )
-from dpo_pipeline.comparison import paired_gathering, policies
+from dpo_pipeline.comparison import policies
 from dpo_pipeline.statistics import many_policies
+from dpo_pipeline.sums import cells
 from pair_tools import LOGPS
 
 
@@ -95,6 +96,24 @@ def test_p_values_are_those_of_all_flips(baseline):
     assert found.rates == pytest.approx(sums.sum(axis=0) / 36, rel=1e-12)
 
 
+def test_the_best_set_is_that_of_all_flips():
+    rng = np.random.default_rng(11)
+    for last in (0, 1, 2):
+        sums = rng.integers(0, 4, (10, 4)).astype(float)
+        sums[:, 3] = np.minimum(sums[:, 3] + last, 4)
+        found, expected = many_policies(sums, np.full(10, 4.0)).best_set, []
+        flips = np.array(list(product((1, -1), repeat=10)))
+        for p in range(4):
+            gaps = np.array([sums[:, q] - sums[:, p] for q in range(4) if q != p])
+            gaps /= np.sqrt((gaps**2).sum(axis=1))[:, None]
+            chance = (flips @ gaps.T).max(axis=1)
+            share = (chance >= gaps.sum(axis=1).max() - 1e-9).mean()
+            assert abs(share - 0.05) > 0.012, "too near to the level for 4,999 flips"
+            if share > 0.05:
+                expected.append(p)
+        assert list(found) == expected
+
+
 def test_the_leaderboard_has_the_figures_of_each_policy(folder):
     found = compare(folder)
     assert found.labels == ("checkpoint-500", "checkpoint-1000", "checkpoint-1500")
@@ -135,13 +154,17 @@ def test_order_form_and_chunks_change_no_bit(monkeypatch, folder):
 
 def test_many_clusters_are_put_into_bags(monkeypatch, folder):
     exact = compare(folder)
-    monkeypatch.setattr(policies, "CLUSTERS_HELD", 7)
-    monkeypatch.setattr(policies, "BAGS", 16)
-    monkeypatch.setattr(paired_gathering, "BAGS", 16)
-    bagged = compare(folder)
-    assert bagged.n_clusters is None
-    assert bagged.found.rates == exact.found.rates
-    assert bagged.found.intervals != exact.found.intervals
+    found = []
+    for rows in (15, 75):  # clusters are few at first, and each chunk has as few or more
+        monkeypatch.setattr(policies, "ROWS_IN_STEP", rows)
+        monkeypatch.setattr(policies, "CLUSTERS_HELD", 7)
+        for module in (policies, cells):
+            monkeypatch.setattr(module, "BAGS", 16)
+        found.append(compare(folder))
+    assert found[0].n_clusters is None
+    assert found[0].found == found[1].found
+    assert found[0].found.rates == exact.found.rates
+    assert found[0].found.intervals != exact.found.intervals
 
 
 def test_labels(folder):

@@ -170,7 +170,9 @@ def test_every_name_of_a_mark_is_known_to_some_evaluation(full):
     unknown = []
     for name in GATED:
         try:
-            gate(full, under={name: -1e9})
+            gate(full, under={name: 0.0})
+        except GateError:
+            pass
         except UsageError:
             unknown.append(name)
     assert unknown == ["score"]

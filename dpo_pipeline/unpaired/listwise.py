@@ -8,6 +8,7 @@ import polars as pl
 
 from dpo_pipeline.columns import LOSS, PREFERENCES, PROMPT_ID
 from dpo_pipeline.contract import Binding
+from dpo_pipeline.defaults import COUPLED_SHARD_ROWS
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.exact import exact_sum, mean_of
 from dpo_pipeline.losses import CheckedObjective, with_scores
@@ -41,7 +42,8 @@ def listwise_sums(
     term = pl.col(LOSS)
     of_prompt = {"has_loss": pl.col(VALID).all() & (term.null_count() == 0), "sum": exact_sum(term)}
     found: list[pl.DataFrame] = []
-    with Partitions({"": rows.collect_schema()}) as parts, reading(dataset.read_from):
+    held = Partitions({"": rows.collect_schema()}, most=COUPLED_SHARD_ROWS)
+    with held as parts, reading(dataset.read_from):
         for chunk in rows.collect_batches(maintain_order=False):
             watch.check()
             parts.add("", chunk.filter(pl.col(KEY).is_not_null()))

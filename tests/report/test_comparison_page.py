@@ -112,3 +112,17 @@ def test_a_comparison_without_subsets_and_without_change(pairs):
     assert "There is no pair that only B has right." in page.texts["p"]
     assert any("they are one policy" in text for text in page.texts["p"])
     assert "same log-probs" in same._repr_html_()
+
+
+def test_a_lies_along_and_b_up_so_that_above_the_diagonal_is_b():
+    compared = dpo_pipeline.compare("examples/pairs.parquet", "examples/policy_b.parquet")
+    cells = next(
+        layer["encoding"]
+        for layer in Page(compared.report()).specs()["margins"]["layer"]
+        if "opacity" in layer.get("encoding", {})
+    )
+    assert (cells["x"]["field"], cells["x"]["axis"]["title"]) == ("A_low", "margin of pairs (nats)")
+    assert (cells["y"]["field"], cells["y"]["axis"]["title"]) == (
+        "B_low",
+        "margin of policy_b (nats)",
+    )

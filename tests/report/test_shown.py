@@ -189,3 +189,9 @@ def test_none_are_listed_where_none_are_asked_for():
     assert "There are 4 pairs that only pairs has right." in compared.report()
     evaluated = dpo_pipeline.evaluate(files[0], outputs=Outputs(worst=0))
     assert evaluated.statistics is None
+
+
+def test_of_equal_margins_the_first_rows_are_listed():
+    pairs = of_margins([-0.5] * 9 + [1.0], kind=["x"] * 10)
+    found = dpo_pipeline.evaluate(pairs, by="kind", statistics=True).statistics.gathered.worst
+    assert found["row"].to_list() == [0, 1, 2, 3, 4]

@@ -195,6 +195,9 @@ SENSE_STEP: Final = 4_000_000
 SENSE_ROWS: Final = 65_536
 """Rows of a sample, in whole pages of Parquet about."""
 
+SENSE_FEWEST: Final = 8
+"""Pairs from which on the reference of other rows is looked for; it is then told if it is clear."""
+
 SENSE_FROM: Final = 50
 """Pairs from which the spread of log-probs is looked at; that of fewer is chance."""
 

@@ -252,6 +252,7 @@ class Evaluation(Reported):
         return {
             "document_version": DOCUMENT_VERSION,
             "warnings": list(self.invalid.all_warnings),
+            "not_looked_for": self.invalid.not_looked_for,
             "dpo_pipeline": version("dpo_pipeline"),
             "source": self.source,
             "reference": self.reference,

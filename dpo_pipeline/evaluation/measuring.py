@@ -65,6 +65,7 @@ from dpo_pipeline.sums import (
     batch_table,
     doubts_of,
     figures,
+    not_looked_for,
     suffix_of,
     tally,
     with_objectives,
@@ -147,6 +148,7 @@ class Measured:
             broken=found.broken(),
             doubts=self._doubts,
             notes=self.dataset.notes,
+            not_looked_for=not_looked_for(self.sense, max_logp=self.scorer.binding.max_logp),
             row=self.scorer.binding.needs.row,
         )
 

@@ -94,6 +94,9 @@ def summary_document() -> str:
             findings, "What is wrong or can mislead, gravest first; null without statistics"
         ),
         warnings=list_of(TEXT),
+        not_looked_for=described(
+            _MAYBE_TEXT, "What warnings cannot tell of so few pairs; null if all was looked for"
+        ),
     )
 
 

@@ -12,7 +12,7 @@ from .cells import (
     numbered as numbered,
     numbered_up_to as numbered_up_to,
 )
-from .doubts import doubts_of as doubts_of
+from .doubts import doubts_of as doubts_of, not_looked_for as not_looked_for
 from .growing_tables import (
     CLUSTER as CLUSTER,
     IS_CORRECT as IS_CORRECT,

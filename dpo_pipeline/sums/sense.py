@@ -38,6 +38,7 @@ _LOWEST: Final = -(2.0**15)
 """Pairs whose log-probs sum to less are left out of the products, in nats."""
 _QUANTA: Final = 2**10
 """Quanta in a square nat. 2**22 pairs of the lowest log-probs fit Int64."""
+_NEARLY_ALL: Final = 0.9
 _SHIFT: Final = 1.5 * 2.0**42
 """Added to a number below 2**41, it leaves the number in quanta in the low bits."""
 _BITS: Final = 0x4298000000000000
@@ -236,10 +237,9 @@ class Sense:
         return float(self.sums[f"sum_of_{name}"] / (self.n * _QUANTA))
 
     def tokens_mean(self, name: str) -> float | None:
-        """Return the mean of a token count, if every valid pair has one."""
-        if self.sums.get(f"n_{name}") != self.n_seen:
-            return None
-        return float(self.sums[f"n_of_{name}"] / self.n_seen)
+        """Return the mean of a token count, if nearly every valid pair has one."""
+        n = self.sums.get(f"n_{name}", 0)
+        return float(self.sums[f"n_of_{name}"] / n) if n > _NEARLY_ALL * self.n_seen else None
 
     def _raw(self, one: str, other: str) -> float:
         """Return the mean of the products of two log-probs."""

@@ -20,7 +20,7 @@ PLANTED = {
     "policy in log10": ([C / math.log(10), R / math.log(10)], ["scaled"]),
     "reference in log10": ([REF_C / math.log(10), REF_R / math.log(10)], ["scaled"]),
     "policy at a temperature": ([C / 2, R / 2], ["scaled"]),
-    "reference scaled": ([REF_C * 3, REF_R * 3], ["scaled"]),
+    "reference scaled": ([REF_C * 1.5, REF_R * 1.5], ["scaled"]),
     "all averaged": (BY_TOKEN, ["averaged"]),
     "chosen averaged": ([BY_TOKEN[0], BY_TOKEN[2]], ["averaged"]),
     "rejected averaged": ([BY_TOKEN[1], BY_TOKEN[3]], ["averaged"]),
@@ -29,14 +29,13 @@ PLANTED = {
 }
 
 
-@pytest.mark.parametrize("rows", [698, 60])
 @pytest.mark.parametrize(("planted", "names"), PLANTED.values(), ids=list(PLANTED))
-def test_a_column_in_another_unit_is_said(real_pairs, planted, names, rows):
-    assert doubts(real_pairs.head(rows).with_columns(planted)) == names
+def test_a_column_in_another_unit_is_said(real_pairs, planted, names):
+    assert doubts(real_pairs.with_columns(planted)) == names
 
 
 def test_a_factor_is_named(real_pairs):
-    pairs = real_pairs.with_columns(pl.col(LOGPS[2:]) * 2)
+    pairs = real_pairs.with_columns(pl.col(LOGPS[2:]) * 1.5)
     (doubt,) = evaluated(pairs).invalid.doubts
     k = pairs.select(pl.cov(C, REF_C) / REF_C.var()).item()
     assert doubt.title == f"the policy's log-probs are about {k:.3g} times the reference's"

@@ -83,4 +83,4 @@ def test_what_few_pairs_cannot_tell_is_said(real_pairs, rows, said, printed):
 def test_few_scores_and_few_pairs_without_a_reference_are_not_judged(real_pairs):
     few = real_pairs.head(20)
     assert check(few, contract=Contract(max_logp=4096.0)).not_looked_for is None
-    assert evaluated(few.select(LOGPS[:2]), loss="simpo").invalid.not_looked_for is None
+    assert evaluated(few.select(LOGPS[:2]), loss="cpo").invalid.not_looked_for is None

@@ -27,7 +27,7 @@ from .evaluation import (
 )
 from .invalid_report import InvalidReport as InvalidReport
 from .losses import dpo_loss as dpo_loss
-from .models import logps as logps
+from .models import logps as logps, verify_logps as verify_logps
 from .options import (
     Batches as Batches,
     Contract as Contract,

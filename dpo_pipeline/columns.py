@@ -19,6 +19,8 @@ from dpo_pipeline.roles import (
     COUNT_OF as COUNT_OF,
     COUNT_ROLES as COUNT_ROLES,
     EXTRA_ROLES as EXTRA_ROLES,
+    KL_POLICY as KL_POLICY,
+    KL_REF as KL_REF,
     LABEL as LABEL,
     LOGP_ROLES as LOGP_ROLES,
     LOGPS as LOGPS,
@@ -101,6 +103,32 @@ SCORED: Final = (
     Added(LOSS, "Loss of the pair; the DPO loss is -log sigmoid(reward_margin)", unit="nats"),
 )
 
+LOGRATIO: Final = "logratio"
+REWARD: Final = "reward"
+KL: Final = "kl"
+SCORED_COMPLETIONS: Final = (
+    Added(
+        LOGRATIO,
+        "Policy minus reference log-probability of the completion; without a reference, the "
+        "policy's",
+        unit="nats",
+    ),
+    Added(REWARD, "Implicit reward of the completion: beta * logratio", unit="nats"),
+    Added(
+        KL,
+        "KL term of the batch, before beta; null for a loss that has none",
+        unit="nats",
+        nullable=True,
+    ),
+    Added(
+        LOSS,
+        "Loss of the completion; of a listwise loss its term, so that those of a prompt add up "
+        "to the loss of the prompt",
+        nullable=True,
+    ),
+)
+"""What `score` adds to completions."""
+
 OF_INPUT: Final = "__dpo_pipeline_input_"
 """Begins the name, in prepared pairs, of an input column that a scored one takes the name of."""
 
@@ -138,6 +166,7 @@ SHOWN: Final = "shown: "
 OF_SUBSET: Final = "subset: "
 """The same for a column of `by`."""
 N_PAIRS: Final = "n_pairs"
+N_CHOSEN: Final = "n_chosen"
 N_VALID: Final = "n_valid"
 N_INVALID: Final = "n_invalid"
 COUNTS: Final = (

@@ -19,7 +19,10 @@ LOSS_NAMES: Final = (
 )
 """Names of `losses.catalogue.LOSSES`, for shell completion. A test keeps the two equal."""
 
-DIALECT_NAMES: Final = ("trl", "dpo-paper", "rewardbench")
+COMPLETION_LOSS_NAMES: Final = ("kto", "apo_zero_unpaired", "plackett_luce", "infonca", "nca")
+"""The same of `losses.catalogue.COMPLETION_LOSSES`."""
+
+DIALECT_NAMES: Final = ("trl", "dpo-paper", "rewardbench", "halos")
 """The dialects: systems whose conventions `dialect` takes."""
 
 MAX_LOGP: Final = 0.0
@@ -157,6 +160,9 @@ CALIBRATION_BINS: Final = 15
 STATISTICS_ROWS: Final = 524_288
 """Rows that are in memory at a time when statistics are gathered."""
 
+ROWS_IN_STEP: Final = 262_144
+"""Rows of tables that are read side by side at a time: half as many take half the memory."""
+
 JOINED_ROWS: Final = 2_097_152
 """Rows of all tables that a join holds in memory; more are parted by their keys on disk."""
 
@@ -171,6 +177,10 @@ COURSE_POINTS: Final = 500
 
 WORST_HELD: Final = 100
 """Pairs with the lowest margins, and flips of each kind, that are kept: the most that are shown."""
+WORST_OF_SUBSET: Final = 5
+"""Pairs with the lowest margins of a subset that are kept."""
+SUBSETS_HELD: Final = 1_000
+"""Subsets of which such pairs are kept; of more, none are."""
 ROWS_SHOWN: Final = 20
 """Pairs that a report lists."""
 
@@ -197,6 +207,9 @@ SENSE_ROWS: Final = 65_536
 
 SENSE_FEWEST: Final = 8
 """Pairs from which on the reference of other rows is looked for; it is then told if it is clear."""
+
+SENSED_PAIRS: Final = 2**18
+"""About so many of more pairs show whether the log-probs of a comparison make sense."""
 
 SENSE_FROM: Final = 50
 """Pairs from which the spread of log-probs is looked at; that of fewer is chance."""
@@ -241,6 +254,12 @@ ON_INVALID_JOB: Final[tuple[str, ...]] = get_args(OnInvalidJob)
 
 MAX_LENGTH: Final = 1024
 """Longest prompt and completion that a model scores, in tokens; TRL's default."""
+
+TRAINERS: Final = ("trl",)
+"""Trainers whose averages over steps can be shown."""
+
+TRAINER_BATCH_SIZE: Final = 8
+"""Pairs of a batch on each process, where none is given: transformers' default."""
 
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 """Types that weights are loaded in; `auto` is that in which they are stored."""

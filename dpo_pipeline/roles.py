@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 Kind = Literal[
-    "logp", "count", "key", "tokens", "mask", "label", "rank", "score", "offset", "probability"
+    "logp",
+    "count",
+    "key",
+    "tokens",
+    "mask",
+    "label",
+    "rank",
+    "score",
+    "offset",
+    "probability",
+    "kl_logp",
 ]
 RowOf = Literal["pair", "completion"]
 """What a row is: there is a contract for each."""
@@ -101,7 +111,22 @@ PREFERENCE_PROBABILITY: Final = Role(
     description="Probability, from 0 to 1, that the chosen completion is the better one, for the "
     "loss soft_labels; no other loss reads it",
 )
-EXTRA_ROLES: Final = (OFFSET, PREFERENCE_PROBABILITY)
+
+
+def _mismatched(model: Model) -> Role:
+    return Role(
+        name=f"kl_{model}_logps",
+        kind="kl_logp",
+        unit="nats",
+        description="Log-probability of a completion of another prompt, to this one, "
+        f"{_under(model)}: the loss kto estimates its KL term from it; no other loss reads it",
+        of=("completion",),
+    )
+
+
+KL_POLICY: Final = _mismatched("policy")
+KL_REF: Final = _mismatched("ref")
+EXTRA_ROLES: Final = (OFFSET, PREFERENCE_PROBABILITY, KL_POLICY, KL_REF)
 """Columns that a loss must name to have. Without such a loss they have no role."""
 CHOSEN_MASK: Final = _mask("chosen")
 REJECTED_MASK: Final = _mask("rejected")

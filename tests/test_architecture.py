@@ -23,6 +23,7 @@ ROOMS = [  # a room imports from the ground and from rooms before it
         "sums",
         "statistics",
         "rendering",
+        "unpaired",
     ),
     *("evaluation", "scoring", "selection", "jobs", "comparison", "models", "report", "published"),
     "cli",
@@ -35,7 +36,7 @@ NO_POLARS = {"errors", "columns", "roles", "defaults", "faces", "invalid_report"
 
 ONLY_IN = {
     "pandera": {"contract"},
-    "numpy": {"sums", "statistics", "evaluation"},
+    "numpy": {"sums", "statistics", "evaluation", "comparison"},
     "pyarrow": {"storage", "sources", "scoring"},
     "altair": {"report"},
     "jinja2": {"report"},

@@ -12,7 +12,7 @@ import click
 from dpo_pipeline import errors as exit_codes
 from dpo_pipeline.arguments import checked_limit
 from dpo_pipeline.cli.flag_values import groups_given, roles
-from dpo_pipeline.cli.flags import B_COLUMN, arguments_of, flags_of, run_options
+from dpo_pipeline.cli.flags import B_COLUMN, VERIFY, arguments_of, flags_of, run_options
 from dpo_pipeline.cli.help_pages import GroupedCommand
 from dpo_pipeline.cli.printing import Converted, form_of, print_result, say
 from dpo_pipeline.cli.running import run
@@ -80,7 +80,7 @@ def _say_whose(error: ColumnError, ctx: click.Context) -> None:
 def protecting_settings(groups: Groups, ctx: click.Context) -> None:
     """Have the file of settings never become an output, and say what was taken from where."""
     config = config_file(ctx)
-    if config is not None:
+    if config is not None and "outputs" in groups:
         groups["outputs"] = replace(groups["outputs"], protected=(config,))
     for setting in used(ctx):
         say(f"setting: {setting}", err=True)
@@ -242,7 +242,8 @@ def _logps(groups: Groups, ctx: click.Context) -> int:
     """Score the texts in DATA with two models, and write their log-probs to OUT.
 
     DATA has prompt, chosen and rejected, as text or conversations; chosen and rejected that begin
-    alike; or prompt and completion. Needs the extra `models`.
+    alike; or prompt and completion. Needs the extra `models`. With --verify there is no OUT: the
+    log-probs in DATA are held to the models, with exit code 1 if they are not theirs.
 
     \b
     Examples:
@@ -250,8 +251,20 @@ def _logps(groups: Groups, ctx: click.Context) -> int:
         --policy tuned/ --reference base/
       dpo-pipeline logps texts.parquet pairs.parquet \\
         --policy tuned/ --dry-run
+      dpo-pipeline logps pairs.parquet --verify 200 \\
+        --reference base/
     """  # noqa: D301  click takes the backspace itself
-    return print_result(planned("logps", groups | {"sink": ctx.params["out"]}, ctx), ctx)
+    out, rows = ctx.params["out"], ctx.params["verify"]
+    if (out is None) == (rows is None):
+        raise UsageError("logps takes an OUT to write, or --verify N, and not both")
+    if rows is None:
+        return print_result(planned("logps", groups | {"sink": out}, ctx), ctx)
+    data = groups.pop("data")
+    del groups["outputs"]
+    result = planned("verify_logps", groups | {"rows": rows}, ctx, data)
+    print_result(result, ctx)
+    is_done = ctx.params["dry_run"] or result.is_alike
+    return exit_codes.DONE if is_done else exit_codes.BROKEN_CONTRACT
 
 
 def _compare(groups: Groups, ctx: click.Context) -> int:
@@ -291,7 +304,7 @@ COMMANDS: Final[Mapping[str, tuple[_Does, tuple[str, ...], str | None]]] = {
     "sweep": (_sweep, ("pairs",), "Print figures for several betas and losses."),
     "score": (_score, ("pairs", "out"), "Write pairs with rewards and loss."),
     "select": (_select, ("pairs", "[out]"), "Write the pairs that a rule ranks first."),
-    "logps": (_logps, ("data", "out"), "Score texts with models: log-probs."),
+    "logps": (_logps, ("data", "[out]"), "Score texts with models: log-probs."),
     "convert": (_convert, ("pairs", "out"), "Write another format as Parquet."),
     "compare": (_compare, ("a", "b"), "Compare two policies on the same pairs."),
 }
@@ -314,7 +327,7 @@ def _command(name: str, groups: Mapping[str, type[Any]]) -> click.Command:
     params: list[click.Parameter] = [
         *arguments_of(places),
         *flags_of(name, groups),
-        *([B_COLUMN] if name == "compare" else []),
+        *({"compare": [B_COLUMN], "logps": [VERIFY]}.get(name, [])),
         *run_options(),
     ]
     return GroupedCommand(

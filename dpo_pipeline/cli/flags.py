@@ -56,7 +56,7 @@ def completing(names: Iterable[str]) -> Callable[[Any, Any, str], list[str]]:
 
 
 _COMPLETE: Final = {
-    "loss": completing(defaults.LOSS_NAMES),
+    "loss": completing((*defaults.LOSS_NAMES, *defaults.COMPLETION_LOSS_NAMES)),
     "role": completing(f"{name}=" for name in ROLES),
     None: None,
 }
@@ -76,6 +76,15 @@ B_COLUMN: Final = SettingOption(
     section="Input",
 )
 """Options of `compare`, whose sides can have different columns."""
+
+VERIFY: Final = SettingOption(
+    ["--verify"],
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Score N rows of DATA anew, and say whether its log-probs are those of the models.",
+    section="Models",
+)
+"""Option of `logps`, which then writes nothing."""
 
 _SECTIONS: Final[Mapping[str, str]] = {
     "Pairs": "Input",

@@ -59,8 +59,8 @@ def findings_of(
     """Yield what makes the comparison doubtful, a sentence each."""
     if incomparable is not None:
         yield incomparable
-    n, n_same = read.n_valid, read.n_same_logps[2]
-    if read.n_same_margin == n and n_same < n:
+    n, n_same = read.n_valid, read.paired.n_same_logps[2]
+    if read.paired.n_same_margin == n and n_same < n:
         a, b = (table.name for table in tables[:2])
         yield f"A ({a}) and B ({b}) have the same margin on all {counted(n, 'pair')}"
     elif incomparable is None and n_same < n:
@@ -94,7 +94,7 @@ def _same_policy(tables: Sequence[Table], read: CommonPairs) -> str | None:
     Coarse log-probs are equal by chance, on either side; pairs that were not scored anew are equal
     on both.
     """
-    n, (chosen, rejected, both) = read.n_valid, read.n_same_logps
+    n, (chosen, rejected, both) = read.n_valid, read.paired.n_same_logps
     a, b = (f"{letter} ({table.name})" for letter, table in zip("AB", tables[:2], strict=True))
     advice = "look whether one policy was scored or written twice"
     if both == n:

@@ -29,7 +29,7 @@ Schema: TypeAlias = "pa.DataFrameSchema | type[pa.DataFrameModel]"
 WHOLE_FRAME: Final = "*"
 _NUMBER: Final = (pl.Float64, "a number (any float or integer)")
 _TYPES: Final[Mapping[str, tuple[type[pl.DataType], str]]] = {
-    **dict.fromkeys(("logp", "rank", "score", "offset", "probability"), _NUMBER),
+    **dict.fromkeys(("logp", "rank", "score", "offset", "probability", "kl_logp"), _NUMBER),
     "count": (pl.Int64, "an integer"),
     "label": (pl.Boolean, "true or false, 1 or 0, or chosen or rejected"),
 }

@@ -109,6 +109,8 @@ def rules_of(
     """Return the value rules of a role's column."""
     if role.kind == "logp":
         return logp_rules(max_logp) if needs.have(role) else ()
+    if role.kind == "kl_logp":
+        return logp_rules(max_logp)
     if role.kind == "count":
         return (_NOT_NULL, *COUNT_RULES) if needs.tokens else COUNT_RULES
     if "completion" in role.of:

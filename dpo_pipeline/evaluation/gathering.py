@@ -18,6 +18,7 @@ from dpo_pipeline.columns import (
     LOSS,
     N_PAIRS,
     N_VALID,
+    OF_SUBSET,
     PAIR_ID,
     PROMPT_ID,
     REJECTED_LOGRATIO,
@@ -32,7 +33,9 @@ from dpo_pipeline.defaults import (
     COURSE_POINTS,
     JUDGE_CELLS,
     REPEATS_HELD,
+    SUBSETS_HELD,
     WORST_HELD,
+    WORST_OF_SUBSET,
 )
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.statistics import hashed
@@ -77,6 +80,8 @@ class Gathered(ClusterTable):
         rows_per_point: A power of two.
         lowest: The pairs with the smallest margins: `row`, the loss, margin, rewards, and
             `pair_id` where there is one.
+        worst: The same of each subset, `WORST_OF_SUBSET` pairs at most, with the columns of `by`
+            after `OF_SUBSET`; None without subsets, or with more than `SUBSETS_HELD`.
         repeats: The share of pairs whose log-probs are all those of an earlier pair, counted among
             `repeats_seen` pairs. None if no pair was looked at.
         contradictory: The share of them whose log-probs are those of another pair with chosen and
@@ -95,6 +100,7 @@ class Gathered(ClusterTable):
     course: pl.DataFrame
     rows_per_point: int
     lowest: pl.DataFrame
+    worst: pl.DataFrame | None
     repeats: float | None
     repeats_seen: int
     contradictory: float | None
@@ -128,6 +134,7 @@ class GatheredPart:
     lengths: pl.DataFrame
     course: pl.DataFrame
     lowest: pl.DataFrame
+    worst: pl.DataFrame | None
     repeats: pl.DataFrame
     thinning: int
     judged: pl.DataFrame | None
@@ -172,12 +179,12 @@ class Gathering:
         """Return the tables of rows: `columns`, the subset keys and `VALID`."""
         import numpy as np
 
-        from dpo_pipeline.sums import Grid, PairArrays
+        from dpo_pipeline.sums import Grid, PairArrays, coded
 
         end = first_row + rows.height
         number = np.arange(first_row, end, dtype=np.uint64)
         hashes = self._hashes(rows, number)
-        clusters, codes, is_exact = self._coded(rows, hashes)
+        clusters, codes, is_exact = coded(hashes, rows.select(self._keys), CLUSTERS_HELD)
         n = clusters.height
         clusters = clusters.with_columns(_count(codes, n).alias(N_PAIRS))
         valid = rows[VALID].to_numpy()
@@ -206,6 +213,7 @@ class Gathering:
                 lengths=pairs.by_length(),
                 course=pairs.by_point((number // size).astype(np.int64)),
                 lowest=self._lowest(rows, number, pairs.bins),
+                worst=self._first_of_each(rows.select(*self._keys, *self._listed(number))),
                 repeats=repeats,
                 thinning=thinning,
                 judged=judged,
@@ -243,6 +251,7 @@ class Gathering:
                 lengths=merge([each.lengths for each in parts], ["length_bin"]),
                 course=merge(course, [_POINT]),
                 lowest=_first(pl.concat([each.lowest for each in parts])),
+                worst=self._worst([each.worst for each in parts]),
                 repeats=merge([each.repeats for each in parts], [_HASH]),
                 thinning=thinning,
                 judged=merge(judged, _JUDGED) if judged else None,
@@ -276,6 +285,7 @@ class Gathering:
             course=part.course.sort(_POINT).select(first_row, pl.exclude(_POINT)),
             rows_per_point=size,
             lowest=part.lowest,
+            worst=self._in_order(part.worst),
             repeats=1.0 - distinct / seen if seen else None,
             repeats_seen=seen,
             contradictory=opposed / seen if seen else None,
@@ -294,43 +304,45 @@ class Gathering:
             prompts = prompts.fill_null(pl.Series(mixed_array(mixed_array(number))))
         return prompts.rechunk().to_numpy()
 
-    def _coded(self, rows: pl.DataFrame, hashes: Any) -> tuple[pl.DataFrame, Any, bool]:
-        """Return the clusters (with the subset keys), the place of each row there, and if exact."""
-        import numpy as np
-
-        from dpo_pipeline.sums import mixed_array, numbered, numbered_up_to
-
-        found = numbered_up_to(hashes, CLUSTERS_HELD)
-        if found is None:
-            clusters = pl.DataFrame({CLUSTER: np.arange(BAGS, dtype=np.uint64)})
-            codes = (hashes % np.uint64(BAGS)).astype(np.int64)
-        else:
-            codes, first = found
-            clusters = pl.DataFrame({CLUSTER: hashes[first]})
-        if not self._keys:
-            return clusters, codes, found is not None
-        keys = rows.select(self._keys)
-        # Polars' own hash only puts rows together here, and nothing keeps it.
-        subsets = keys.select(pl.struct(pl.all()).hash()).to_series().rechunk().to_numpy()
-        subset, first = numbered(subsets)
-        names = keys[first]
-        cells = subset * clusters.height + codes
-        codes, first = numbered(mixed_array(cells.astype(np.uint64)))
-        cells = cells[first]
-        table = names[cells // clusters.height].hstack(clusters[cells % clusters.height])
-        return table, codes, found is not None
-
     def _lowest(self, rows: pl.DataFrame, number: Any, bins: Any) -> pl.DataFrame:
         """Return the pairs with the smallest margins."""
         import numpy as np
 
-        shown = [LOSS, REWARD_MARGIN, CHOSEN_REWARD, REJECTED_REWARD]
-        shown += [PAIR_ID.name] if PAIR_ID.name in self.columns else []
         if bins.size > WORST_HELD:  # only rows in the bins of the smallest
             last = np.partition(bins, WORST_HELD - 1)[WORST_HELD - 1]
             few = np.flatnonzero(bins <= last)
             rows, number = rows[few], number[few]
-        return _first(rows.select(pl.Series(ROW, number), *shown))
+        return _first(rows.select(self._listed(number)))
+
+    def _listed(self, number: Any) -> list[Any]:
+        """Return the columns of pairs that are listed."""
+        ids = [PAIR_ID.name] if PAIR_ID.name in self.columns else []
+        scores = [LOSS, REWARD_MARGIN, CHOSEN_REWARD, REJECTED_REWARD]
+        return [pl.Series(ROW, number), *scores, *ids]
+
+    def _worst(self, tables: Sequence[pl.DataFrame | None]) -> pl.DataFrame | None:
+        there = [each for each in tables if each is not None]
+        return self._first_of_each(pl.concat(there)) if len(there) == len(tables) else None
+
+    def _in_order(self, worst: pl.DataFrame | None) -> pl.DataFrame | None:
+        names = {key: f"{OF_SUBSET}{name}" for key, name in zip(self._keys, self._by, strict=True)}
+        if worst is None:
+            return None
+        return worst.rename(names).sort(*names.values(), REWARD_MARGIN, ROW, nulls_last=True)
+
+    def _first_of_each(self, rows: pl.DataFrame) -> pl.DataFrame | None:
+        """Return the pairs with the smallest margins of each subset; None if there are too many."""
+        keys = self._keys
+        if not keys or rows.select(pl.struct(keys).n_unique()).item() > SUBSETS_HELD:
+            return None
+        last = pl.col(REWARD_MARGIN).bottom_k(WORST_OF_SUBSET).max()
+        few = rows.filter(pl.col(REWARD_MARGIN) <= last.over(keys))
+        of_each = pl.exclude(keys).bottom_k_by([REWARD_MARGIN, ROW], k=WORST_OF_SUBSET)
+        return (
+            few.group_by(keys)
+            .agg(of_each)
+            .explode([name for name in rows.columns if name not in keys])
+        )
 
     def _judged(self, rows: pl.DataFrame, group: Any) -> pl.DataFrame:
         scores = [pl.col(name).cast(pl.Float64) for name in self._judge]

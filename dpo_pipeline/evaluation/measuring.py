@@ -62,6 +62,7 @@ from dpo_pipeline.sums import (
     RollUps,
     Sense,
     Summary,
+    as_trainer,
     batch_table,
     doubts_of,
     figures,
@@ -70,6 +71,7 @@ from dpo_pipeline.sums import (
     tally,
     with_objectives,
 )
+from dpo_pipeline.unpaired import columns_of_completions, completion_sums, reward_bin
 
 _SUBSET: Final = "__dpo_pipeline_subset_"
 
@@ -157,7 +159,7 @@ class Measured:
         unmoved = None
         if self.subsets is not None:
             unmoved = self.subsets.select(
-                *(pl.col(key).alias(name) for key, name in self._subset_names.items()),
+                *(pl.col(key).alias(name) for key, name in self.subset_names.items()),
                 N_VALID,
                 N_UNMOVED,
             )
@@ -184,13 +186,14 @@ class Measured:
         return with_objectives(tables, self.objectives) if self.wanted.by_objective else tables[0]
 
     @property
-    def _subset_names(self) -> dict[str, str]:
+    def subset_names(self) -> dict[str, str]:
+        """The columns of the subsets in sums, and in tables."""
         return dict(zip(subset_keys(self.wanted.by), self.wanted.labels, strict=True))
 
     @property
     def subset_figures(self) -> pl.DataFrame | None:
         """Figures by subset; None without subsets."""
-        return None if self.subsets is None else self.figures(self.subsets, self._subset_names)
+        return None if self.subsets is None else self.figures(self.subsets, self.subset_names)
 
     @property
     def histogram(self) -> pl.DataFrame | None:
@@ -198,7 +201,7 @@ class Measured:
         if self.bins is None:
             return None
         return self.bins.filter(pl.col(BIN).is_not_null()).select(
-            *(pl.col(key).alias(name) for key, name in self._subset_names.items()),
+            *(pl.col(key).alias(name) for key, name in self.subset_names.items()),
             bin=pl.col(BIN),
             lower=lower_edge(pl.col(BIN)),
             upper=lower_edge(pl.col(BIN) + 1),
@@ -213,10 +216,10 @@ class Measured:
     def evaluation(self, report: InvalidReport) -> Evaluation:
         """Return the figures, for the one objective."""
         (objective,) = self.objectives
-        binding = self.scorer.binding
-        statistics = None
+        binding, summary, statistics = self.scorer.binding, self.summary, None
+        trained = as_trainer(self.wanted.batching, self.batches)
         if self.gathered is not None and self.wanted.statistics is not None:
-            means = means_of_pairs(self.summary, self.squares, self.wanted.statistics.level)
+            means = means_of_pairs(summary, self.squares, self.wanted.statistics.level)
             statistics = statistics_of(self.gathered, objective, self.wanted.statistics, means)
         return Evaluation(
             source=self.dataset.name,
@@ -224,21 +227,22 @@ class Measured:
             objective=objective,
             max_logp=binding.max_logp,
             columns=dict(binding.mapping),
-            summary=self.summary,
+            summary=summary,
             invalid=report,
             subsets=self.subset_figures,
-            batches=self.batches,
+            batches=None if trained is not None else self.batches,
+            as_trainer=trained,
             histogram=self.histogram,
-            intervals=self._intervals(statistics),
+            intervals=self._intervals(summary, statistics),
             statistics=statistics,
         )
 
-    def _intervals(self, statistics: Statistics | None) -> Intervals | None:
+    def _intervals(self, summary: Summary, statistics: Statistics | None) -> Intervals | None:
         if not self.wanted.intervals or statistics is not None:
             return None if statistics is None else statistics.intervals
         n_correct = int(self.totals["n_correct"].item())
         return intervals_of(
-            self.summary, n_correct=n_correct, squares=self.squares, prompts=self.prompts
+            summary, n_correct=n_correct, squares=self.squares, prompts=self.prompts
         )
 
 
@@ -253,7 +257,8 @@ class Wanted:
 
     `by_objective` says whether tables name the objective, even if there is one; `intervals`,
     whether the main figures have theirs; `looks_at_all`, whether what no two models give is looked
-    for in all rows, and not in a sample of them.
+    for in all rows, and not in a sample of them. `unpaired` is the loss of completions, one a row,
+    that is summed.
     """
 
     by: tuple[str, ...] = ()
@@ -263,6 +268,7 @@ class Wanted:
     by_objective: bool = False
     looks_at_all: bool = False
     intervals: bool = False
+    unpaired: CheckedObjective | None = None
 
     @property
     def batch_keys(self) -> list[str]:
@@ -441,6 +447,7 @@ def _columns_of_rows(
         roles = (*(t.count for t in binding.needs.texts), *([PROMPT_ID] * wanted.intervals))
         counts = [role.name for role in roles if role.name in binding.columns]
         columns = [*binding.needs.logps, *counts, *names]
+        columns += columns_of_completions(wanted.unpaired)
     if not columns:
         return []
     more = [*subset_keys(wanted.by), VALID]
@@ -474,9 +481,10 @@ def _partial_sums(
             needs=binding.needs,
             keys=[*wanted.batch_keys, *keys],
             by_bin=wanted.histogram,
+            binned=reward_bin() if wanted.unpaired else None,
             few=wanted.only_batches and batching is not None and batching.are_small,
         ),
-        extra=[] if batching is None else batching.sums(),
+        extra=[*completion_sums(wanted.unpaired), *(batching.sums() if batching else ())],
         has_squares=wanted.intervals and not by_prompt,
         by_prompt=by_prompt and wanted.statistics is None,
         is_keyed=wanted.is_keyed,

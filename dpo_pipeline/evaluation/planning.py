@@ -14,7 +14,6 @@ import polars as pl
 
 from dpo_pipeline.arguments import check_extra, check_page_path, checked_choice, given, split_names
 from dpo_pipeline.columns import (
-    OF_SUBSET,
     PAIR_ID,
     SHOWN,
     Needs,
@@ -245,6 +244,15 @@ def checked_objective(asked: Objective) -> CheckedObjective:
     )
 
 
+def refuse_completions(objective: CheckedObjective, call: str) -> None:
+    """Raise a UsageError if a loss of completions is given to a call of pairs."""
+    if objective.row == "completion":
+        raise UsageError(
+            f"{objective} is a loss of completions, and {call} is of pairs: evaluate takes it, and "
+            "score in Python"
+        )
+
+
 def reference_of(pairs: Pairs, reference: Any) -> Reference | None:
     """Return where the reference is; None if it is beside the policy's log-probs."""
     if reference is not None and pairs.reference is not None:
@@ -304,22 +312,18 @@ def with_shown_rows(report: InvalidReport, dataset: Dataset, outputs: Outputs) -
     return report.with_shown(names, read)
 
 
-def lowest_shown(
-    lowest: pl.DataFrame, dataset: Dataset, outputs: Outputs, by: Sequence[str]
-) -> pl.DataFrame:
-    """Return the pairs with the smallest margins that are to be shown, with their columns.
+def lowest_shown(lowest: pl.DataFrame, dataset: Dataset, outputs: Outputs) -> pl.DataFrame:
+    """Return the pairs with the smallest margins that are to be shown, with their columns."""
+    return with_shown(lowest.head(outputs.worst), dataset, outputs.shown)
 
-    For a report they have the columns of the subsets too.
-    """
-    few = lowest.head(outputs.worst)
-    asked = outputs.shown
-    names = (*(by if outputs.report is not None else ()), *asked)
-    if not names or few.is_empty():
-        return few
+
+def with_shown(pairs: pl.DataFrame, dataset: Dataset, names: Sequence[str]) -> pl.DataFrame:
+    """Return pairs with columns of theirs, which are read for their rows alone."""
+    if not names or pairs.is_empty():
+        return pairs
     with reading(dataset.name):
-        read = dataset.rows_of(few["row"].to_list(), tuple(dict.fromkeys(names)))
-    keys = [pl.col(f"{SHOWN}{n}").alias(f"{OF_SUBSET}{n}") for n in names[: -len(asked) or None]]
-    return few.hstack(read.select(*keys, *(f"{SHOWN}{n}" for n in asked)))
+        read = dataset.rows_of(pairs["row"].to_list(), tuple(names))
+    return pairs.hstack(read.select(f"{SHOWN}{name}" for name in names))
 
 
 def paths_of(*pairs: Pairs) -> tuple[str, ...]:

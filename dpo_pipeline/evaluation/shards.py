@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Literal
 
 import polars as pl
 
@@ -20,7 +21,13 @@ from dpo_pipeline.defaults import (
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation.gathering import Gathered, GatheredPart, Gathering
-from dpo_pipeline.losses import CheckedObjective, WithinBatches, is_correct, with_scores_of
+from dpo_pipeline.losses import (
+    NO_KL,
+    CheckedObjective,
+    WithinBatches,
+    is_correct,
+    with_scores_of,
+)
 from dpo_pipeline.sources import Dataset, Part, Shard
 from dpo_pipeline.statistics import mixed, with_hashes
 from dpo_pipeline.storage import reading
@@ -62,6 +69,8 @@ class ShardScorer:
     def __post_init__(self) -> None:
         for each in self.objectives:
             if each.is_of_batches and (self.batching is None or self.batching.size is None):
+                if each.row == "completion":
+                    raise UsageError(NO_KL)
                 raise UsageError(
                     f"{each} is a loss of batches: give the number of consecutive pairs that a "
                     "training step saw, as batches=SIZE (--batch-size)"
@@ -194,7 +203,13 @@ class PartialSums:
     def of_rows(self, rows: pl.DataFrame, first_row: int, *, lagged: bool) -> Partial:
         """Return the sums of rows that `rows` read, `first_row` being the number of the first."""
         runs = self._runs(first_row, rows.height)
-        sums = partial(self.summed, rows.lazy(), first_row=first_row, valid=pl.col(VALID))
+        sums = partial(
+            self.summed,
+            rows.lazy(),
+            first_row=first_row,
+            valid=pl.col(VALID),
+            is_small=rows.height <= SUMMED_CHUNK_ROWS,
+        )
         if runs is None:
             return sums(lagged=lagged)
         sample = [rows.lazy().slice(f - first_row, n) for f, n in runs]
@@ -210,10 +225,11 @@ class PartialSums:
         are_wide: bool = False,
         clean: pl.Expr | None = None,
         has_sense: bool = True,
+        is_small: bool = False,
     ) -> Partial:
         """Return the sums of scored pairs, reading them once, and again if squares are wide.
 
-        `clean` asks for the quick form.
+        `clean` asks for the quick form; `is_small` says that the pairs are few and in memory.
         """
         needs, sense_apart = self.scorer.binding.needs, self.is_keyed and has_sense
         extra = [*self.extra, *(square_sums(is_wide=are_wide) if self.has_squares else ())]
@@ -236,10 +252,11 @@ class PartialSums:
         # Columns of a chunk stay in the cache of a core from one expression to the next.
         with pl.Config(streaming_chunk_size=SUMMED_CHUNK_ROWS):
             # One plan alone is run as such: several share a reading, at some cost.
+            engine: Literal["in-memory", "streaming"] = "in-memory" if is_small else "streaming"
             made = (
-                pl.collect_all(plans, engine="streaming")
+                pl.collect_all(plans, engine=engine)
                 if len(plans) > 1
-                else [plans[0].collect(engine="streaming")]
+                else [plans[0].collect(engine=engine)]
             )
         if self.has_squares and not are_wide and not are_near(made[0]):
             return self.summed(
@@ -250,6 +267,7 @@ class PartialSums:
                 are_wide=True,
                 clean=clean,
                 has_sense=has_sense,
+                is_small=is_small,
             )
         table, sense = made[0], made[1] if sense_apart else None
         if has_sense and not self.is_keyed:

@@ -68,17 +68,28 @@ class Scorer:
     def sums(self, sequences: Sequence[Completion]) -> list[float | None]:
         """Return the log-prob of each completion in nats; None where no token is left of it."""
         found: list[float | None] = [None] * len(sequences)
+        for place, logps in self._scored(sequences):
+            found[place] = float(logps.double().sum())
+        return found
+
+    def by_token(self, sequences: Sequence[Completion]) -> list[list[float]]:
+        """Return the log-prob of each token of the completions."""
+        found: list[list[float]] = [[] for _ in sequences]
+        for place, logps in self._scored(sequences):
+            found[place] = logps.double().tolist()
+        return found
+
+    def _scored(self, sequences: Sequence[Completion]) -> Iterator[tuple[int, Any]]:
+        """Yield the place of each completion that has tokens, and their log-probs."""
         scored = [i for i, each in enumerate(sequences) if each.n_tokens]
         for batch in batches_of([len(sequences[i].ids) for i in scored], self._budget):
             places = [scored[i] for i in batch]
             some = [sequences[i] for i in places]
-            for place, total in zip(places, self._batch(some), strict=True):
-                found[place] = total
+            yield from zip(places, self._batch(some), strict=True)
             if self._after is not None:
                 self._after(len(some), sum(len(each.ids) for each in some))
-        return found
 
-    def _batch(self, sequences: Sequence[Completion]) -> list[float]:
+    def _batch(self, sequences: Sequence[Completion]) -> Sequence[Any]:
         import torch
 
         device = self._inner.get_input_embeddings().weight.device
@@ -100,9 +111,7 @@ class Scorer:
         targets, before = ids[:, 1:][scored[:, 1:]], scored[:, 1:]
         with torch.inference_mode():
             logps = self._of_tokens(*(each.to(device) for each in (ids, attended, before, targets)))
-            totals = torch.zeros(len(sequences), dtype=torch.float64)
-            totals.index_add_(0, before.nonzero()[:, 0], logps.cpu().double())
-        return [float(each) for each in totals]
+        return logps.cpu().split([each.n_tokens for each in sequences])  # type: ignore[no-any-return]
 
     def _of_tokens(self, ids: Any, attended: Any, before: Any, targets: Any) -> Any:
         if self._by_head and not self._is_checked:

@@ -11,7 +11,7 @@ from dpo_pipeline.arguments import Option, options_of
 from dpo_pipeline.columns import BATCH_MEANS, CONTRADICTING, INVALID, ROLES, SCORED, SELECTED
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation import BASELINES
-from dpo_pipeline.losses import DIALECTS, LOSSES
+from dpo_pipeline.losses import DIALECTS, EVERY_LOSS
 from dpo_pipeline.options import CALLS
 from dpo_pipeline.published.finding_texts import DOUBTS, FINDINGS, OTHER_NAMES, RULES
 from dpo_pipeline.rendering import as_text
@@ -147,9 +147,9 @@ def _columns() -> Iterator[Entry]:
 
 
 def _losses() -> Iterator[Entry]:
-    for loss in LOSSES.values():
+    for loss in EVERY_LOSS.values():
         parameters = [
-            (p.name, f"{p.default:g} by default; {p.meaning}, {p.range}") for p in loss.parameters
+            (p.name, f"{p.shown} by default; {p.meaning}, {p.range}") for p in loss.parameters
         ]
         yield Entry(
             name=loss.name,

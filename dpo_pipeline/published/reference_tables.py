@@ -9,7 +9,7 @@ from typing import Any, Final
 from dpo_pipeline.arguments import Option, default_of, options_of
 from dpo_pipeline.columns import ROLES, SCORED, SELECTED
 from dpo_pipeline.errors import MEANINGS
-from dpo_pipeline.losses import DIALECTS, LOSSES, OTHERS, Loss, Rewards
+from dpo_pipeline.losses import DIALECTS, EVERY_LOSS, OTHERS, Loss, Rewards
 from dpo_pipeline.options import CALLS
 from dpo_pipeline.published.finding_texts import DOUBTS, FINDINGS, RULES
 from dpo_pipeline.published.glossary import LEGEND
@@ -99,12 +99,12 @@ def loss_table() -> str:
     rows = [
         (
             *_codes(loss.name, loss.formula),
-            ", ".join(f"`{p.name}` {p.default:g}" for p in loss.parameters),
+            ", ".join(f"`{p.name}` {p.shown}" for p in loss.parameters),
             needs_of(loss),
             loss.source,
             "; ".join(f"{system}: {term}" for system, term in loss.peers.items()),
         )
-        for loss in LOSSES.values()
+        for loss in EVERY_LOSS.values()
     ]
     return _table(("loss", "formula", "parameters", "needs", "source", "elsewhere"), rows)
 

@@ -13,11 +13,13 @@ from typing import Any, Final
 from dpo_pipeline.columns import (
     ALL_LOGPS,
     BATCH_MEANS,
+    CONTRADICTING,
     INVALID,
     LOGP_ROLES,
     POLICY,
     ROLES,
     SCORED,
+    SELECTED,
     Added,
     Needs,
     Role,
@@ -44,6 +46,7 @@ _INPUT_TYPES: Final[Mapping[str, Mapping[str, Any]]] = {
     "score": {"logicalType": "number", "physicalType": "DOUBLE"},
     "offset": {"logicalType": "number", "physicalType": "DOUBLE"},
     "probability": {"logicalType": "number", "physicalType": "DOUBLE"},
+    "kl_logp": {"logicalType": "number", "physicalType": "DOUBLE"},
 }
 
 
@@ -58,13 +61,23 @@ _PURPOSES: Final = {
     "scored_pairs": "Valid preference pairs with their implicit rewards, margin and loss "
     "(arXiv 2305.18290, Eq. 7), in the order of the input. Input columns pass through unless "
     "they were not kept.",
+    "selected_pairs": "Valid preference pairs that a rule keeps (or leaves out), with what ranks "
+    "them, in the order of the input. Input columns pass through.",
+    "contradicting_pairs": "Valid preference pairs that repeat or contradict others, in the order "
+    "of the input. Input columns pass through.",
     "invalid_pairs": "Preference pairs that break the contract, as they came, with the rules that "
     "they break, in the order of the input.",
     "batch_means": "Means over the valid pairs of each batch. A batch is a run of consecutive "
     "input rows, or (then `batch` has that column's values and type) the rows with one value of a "
     "column.",
 }
-_GOING_OUT: Final = {"scored_pairs": SCORED, "invalid_pairs": INVALID, "batch_means": BATCH_MEANS}
+_GOING_OUT: Final = {
+    "scored_pairs": SCORED,
+    "selected_pairs": SELECTED,
+    "contradicting_pairs": CONTRADICTING,
+    "invalid_pairs": INVALID,
+    "batch_means": BATCH_MEANS,
+}
 """The columns of each table that goes out."""
 
 

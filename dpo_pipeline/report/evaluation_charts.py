@@ -120,7 +120,7 @@ def _accuracy(statistics: Statistics, palette: Palette) -> Figure:
         chart=charts.intervals(
             chart_data.interval_rows(named),
             palette,
-            axis="share of pairs that prefer the chosen completion",
+            axis="share of pairs it has right",
             chance=COIN,
         ),
     )

@@ -25,6 +25,7 @@ from dpo_pipeline.evaluation import (
     Evaluation,
     Groups,
     Measurement,
+    refuse_completions,
     run_facts,
     staged_batches,
     warn_of,
@@ -188,6 +189,7 @@ def score_parquet(
         apart = beside(sink)
     subsets, sizes, kept = given(Subsets, by), given(Batches, batches), given(Scored, scored)
     objective = groups.objective
+    refuse_completions(objective, "score_parquet (score on a command line)")
     dataset = groups.opened(again=True)
     subsets = subsets.within(dataset.columns)
     reference_source = None if groups.reference is None else groups.reference.source

@@ -22,13 +22,20 @@ from dpo_pipeline.columns import (
     REF_CHOSEN,
     REF_REJECTED,
     SCORED,
+    SCORED_COMPLETIONS,
     TOKENS_OF,
     resolve,
 )
 from dpo_pipeline.contract import Binding, Places, Schema, bind, listed
 from dpo_pipeline.defaults import LOSS_NAME, ON_INVALID
 from dpo_pipeline.errors import ColumnError, InvalidPairsError, UsageError
-from dpo_pipeline.evaluation import Groups, ShardScorer, checked_objective, max_logp_of
+from dpo_pipeline.evaluation import (
+    Groups,
+    ShardScorer,
+    checked_objective,
+    max_logp_of,
+    refuse_completions,
+)
 from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import CheckedObjective, k1, k2, k3, kept_tokens, with_scores
 from dpo_pipeline.options import Batches, Contract, Objective, OnInvalid, Scored
@@ -43,6 +50,7 @@ if TYPE_CHECKING:
 _TABLE: Final = "the table"
 _VALID: Final = "__dpo_pipeline_valid"
 _ADDED: Final = tuple(added.name for added in SCORED)
+_ADDED_TO_COMPLETIONS: Final = tuple(added.name for added in SCORED_COMPLETIONS)
 
 
 def score(
@@ -90,7 +98,8 @@ def score(
     groups = Groups.of(locals())
     objective, kept = groups.objective, given(Scored, scored)
     dataset = groups.opened()
-    binding = groups.bound(dataset, objective.needs, adds=_ADDED, replace_added=kept.replace)
+    added = _ADDED if objective.row == "pair" else _ADDED_TO_COMPLETIONS
+    binding = groups.bound(dataset, objective.needs, adds=added, replace_added=kept.replace)
     sizes = given(Batches, batches)
     if sizes.file is not None:
         raise UsageError("score makes no batch means: use evaluate for a file of them")
@@ -99,7 +108,7 @@ def score(
         raise UsageError(f"batches: {objective} does not depend on batches")
     scorer = ShardScorer(binding=binding, objectives=(objective,), batching=batching)
     made = scorer.scored(Shard(frame=dataset.frame, first_row=0, rows=None))
-    return made.select(*carried_columns(kept.keep, binding, dataset), *_ADDED)
+    return made.select(*carried_columns(kept.keep, binding, dataset), *added)
 
 
 def token_kl(pairs: Any, *, contract: Any = None, scored: Any = None) -> pl.LazyFrame:
@@ -199,6 +208,7 @@ def arrow_stage(
     if made.at_most is not None:
         raise UsageError("at_most is of a whole dataset, and a stage sees one table at a time")
     objective = checked_objective(given(Objective, loss, beta=beta))
+    refuse_completions(objective, "arrow_stage")
     if objective.is_of_batches:
         raise UsageError(
             f"{objective} is a loss of batches, and an engine cuts tables where it likes: use "

@@ -16,6 +16,8 @@ import polars as pl
 from dpo_pipeline.arguments import checked_names, given, split_names
 from dpo_pipeline.columns import (
     CONTRADICTING,
+    CONTRADICTION,
+    CONTRADICTION_GROUP,
     SCORED,
     SELECTED,
     SELECTION_RANK,
@@ -24,7 +26,14 @@ from dpo_pipeline.columns import (
 )
 from dpo_pipeline.defaults import LOSS_NAME
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.evaluation import Documents, Groups, Measurement, run_facts, warn_of
+from dpo_pipeline.evaluation import (
+    Documents,
+    Groups,
+    Measurement,
+    refuse_completions,
+    run_facts,
+    warn_of,
+)
 from dpo_pipeline.options import Selection, Subsets
 from dpo_pipeline.plan import Facts, Output, Plan, planned
 from dpo_pipeline.scoring import PartOutputs, carried_columns, check_outside, check_written
@@ -110,7 +119,10 @@ class SelectionPlan(Plan[Selected]):
         self, ranking: RankingPass, result: Selected, staged: Mapping[str, Any]
     ) -> dict[str, SelectedOutput]:
         """Return what is written, the kept pairs last."""
-        adds = (pl.col(VALUE).alias(SELECTION_VALUE), pl.col(RANK).alias(SELECTION_RANK))
+        adds = (
+            pl.col(VALUE).alias(SELECTION_VALUE),
+            pl.col(RANK).cast(pl.Int64).alias(SELECTION_RANK),
+        )
         n_ranked = result.n_valid - result.n_unranked
         made = {}
         if "rest" in staged:
@@ -126,7 +138,7 @@ class SelectionPlan(Plan[Selected]):
                 targets=staged["contradictions"],
                 rows=ranking.found,
                 where=None,
-                adds=tuple(pl.col(added.name) for added in CONTRADICTING),
+                adds=(pl.col(CONTRADICTION), pl.col(CONTRADICTION_GROUP).cast(pl.Int64)),
                 n_rows=ranking.found.n_rows,
             )
         if "kept" in staged:
@@ -222,6 +234,7 @@ def select(
     asked = given(Selection, selection, rule=rule, keep=keep)
     _check(asked, groups)
     objective, subsets = groups.objective, given(Subsets, by)
+    refuse_completions(objective, "select")
     if objective.is_of_batches:
         raise UsageError(f"{objective} is a loss of batches, and ranks no pair alone")
     places = {"rest": asked.rest, "contradictions": asked.contradictions, "kept": sink}

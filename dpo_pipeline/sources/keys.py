@@ -17,7 +17,7 @@ from weakref import finalize
 import polars as pl
 
 from dpo_pipeline.columns import PAIR_ID, REF_CHOSEN, did_you_mean
-from dpo_pipeline.defaults import JOINED_ROWS, OFFENDERS_SHOWN, STATISTICS_ROWS
+from dpo_pipeline.defaults import JOINED_ROWS, OFFENDERS_SHOWN, ROWS_IN_STEP
 from dpo_pipeline.errors import ColumnError, JoinError, NoSuchColumn, UsageError
 from dpo_pipeline.sources.trainer_files import INDEX
 
@@ -111,7 +111,7 @@ def in_step(tables: Sequence[pl.LazyFrame]) -> Iterator[pl.DataFrame]:
     plan = pl.concat([first, *renamed], how="horizontal")
     with UniqueKeys() as unique:
         try:
-            for rows in plan.collect_batches(maintain_order=True, chunk_size=STATISTICS_ROWS):
+            for rows in plan.collect_batches(maintain_order=True, chunk_size=ROWS_IN_STEP):
                 own = rows[KEY]
                 if any(rows[key].null_count() for key in (KEY, *keys)) or not all(
                     (own == rows[key]).all() for key in keys

@@ -28,7 +28,9 @@ from dpo_pipeline.columns import (
     REWARD_MARGIN,
     Needs,
 )
+from dpo_pipeline.defaults import BAGS
 from dpo_pipeline.exact import QUANTA_PER_NAT, bin_of
+from dpo_pipeline.sums.growing_tables import CLUSTER
 from dpo_pipeline.sums.pair_sums import PRECISIONS, coarse_bin, longer_by
 
 Whole = NDArray[np.int64]
@@ -38,6 +40,7 @@ _LIMB: Final = 2.0**24
 _LIMBS: Final = 4
 _MOST: Final = 2.0**63
 _SLOT_BITS: Final = 17
+_BLOCK: Final = 2**14
 _MARKS: Final = 8
 """Marks of a row that make one state, which is counted as fast as one mark."""
 _CELLS: Final = 2**22
@@ -104,6 +107,35 @@ def numbered_up_to(hashes: NDArray[np.uint64], most: int) -> tuple[Whole, Whole]
         todo = todo[~same]
         shift = (shift + _SLOT_BITS) % 48
     return codes, np.concatenate(rows) if rows else todo
+
+
+def coded(
+    hashes: NDArray[np.uint64], keys: pl.DataFrame, held: int
+) -> tuple[pl.DataFrame, Whole, bool]:
+    """Number the clusters of rows, which are known by hashes, in each of the subsets of `keys`.
+
+    Returns:
+        The clusters (the columns of `keys`, and `CLUSTER`), the place of each row among them, and
+        whether each has its own: more than `held` are put into bags.
+    """
+    found = numbered_up_to(hashes, held) if held else None
+    if found is None:
+        clusters = pl.DataFrame({CLUSTER: np.arange(BAGS, dtype=np.uint64)})
+        codes = (hashes & np.uint64(BAGS - 1)).astype(np.int64)  # BAGS is a power of two
+    else:
+        codes, first = found
+        clusters = pl.DataFrame({CLUSTER: hashes[first]})
+    if not keys.width:
+        return clusters, codes, found is not None
+    # Polars' own hash only puts rows together here, and nothing keeps it.
+    subsets = keys.select(pl.struct(pl.all()).hash()).to_series().rechunk().to_numpy()
+    subset, first = numbered(subsets)
+    names = keys[first]
+    cells = subset * clusters.height + codes
+    codes, first = numbered(mixed_array(cells.astype(np.uint64)))
+    cells = cells[first]
+    table = names[cells // clusters.height].hstack(clusters[cells % clusters.height])
+    return table, codes, found is not None
 
 
 def count_by(codes: Whole, n: int) -> pl.Series:
@@ -297,12 +329,19 @@ def _bits(values: Numbers) -> NDArray[np.uint64]:
     return (values + 0.0).view(np.uint64)  # so that -0 is 0
 
 
-def mixed_array(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mixed_array(states: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return SplitMix64's finaliser of each state (see `statistics.hashing`)."""
-    z = z + np.uint64(_MIX[0])
-    for bits, factor in ((30, _MIX[1]), (27, _MIX[2])):
-        z = (z ^ (z >> np.uint64(bits))) * np.uint64(factor)
-    return z ^ (z >> np.uint64(31))
+    found = states.copy()
+    held = np.empty(min(_BLOCK, states.size), dtype=np.uint64)
+    for first in range(0, states.size, _BLOCK):  # a block stays in the cache of a core
+        z = found[first : first + _BLOCK]
+        shifted = held[: z.size]
+        z += np.uint64(_MIX[0])
+        for bits, factor in ((30, _MIX[1]), (27, _MIX[2])):
+            z ^= np.right_shift(z, np.uint64(bits), out=shifted)
+            z *= np.uint64(factor)
+        z ^= np.right_shift(z, np.uint64(31), out=shifted)
+    return found
 
 
 def _counts_of(codes: Whole, n: int, marks: Mapping[str, NDArray[np.bool_]]) -> pl.DataFrame:

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from dpo_pipeline.columns import N_PAIRS, N_VALID
+from dpo_pipeline.columns import N_CHOSEN, N_PAIRS, N_VALID
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.sums.batches import BatchTable
 from dpo_pipeline.sums.growing_tables import ClusterCounts
@@ -112,7 +112,8 @@ class RollUps:
         self.n_invalid += int((part[N_PAIRS] - part[N_VALID]).sum())
         if self._has_bins:
             keys = [*self._subset_keys, BIN]
-            self.bins = _merged(self.bins, part.select(*keys, N_PAIRS), keys)
+            counts = [name for name in (N_PAIRS, N_CHOSEN) if name in part.columns]
+            self.bins = _merged(self.bins, part.select(*keys, *counts), keys)
             part = part.drop(BIN)
         if self._subset_keys:
             of_subsets = part.drop(self._batch_keys)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Any, Final, Self
 
@@ -78,7 +79,12 @@ def are_clean(sense: pl.DataFrame, rows: int) -> bool:
 
 def sense_columns(needs: Needs, counts: Sequence[str]) -> list[str]:
     """Return the names of `sense_sums`."""
-    return [each.meta.output_name() for each in sense_sums(needs, counts, lagged=False)]
+    return list(_sense_columns(needs, tuple(counts)))
+
+
+@lru_cache
+def _sense_columns(needs: Needs, counts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(each.meta.output_name() for each in sense_sums(needs, counts, lagged=False))
 
 
 def with_summed(pairs: pl.LazyFrame, needs: Needs, *, lagged: bool) -> pl.LazyFrame:
@@ -102,6 +108,11 @@ def sense_sums(needs: Needs, counts: Sequence[str], *, lagged: bool) -> list[pl.
         counts: The columns of token counts that are there.
         lagged: Whether neighbouring rows are compared, which costs most.
     """
+    return list(_sense_sums(needs, tuple(counts), lagged))
+
+
+@lru_cache  # some hundred steps of Python
+def _sense_sums(needs: Needs, counts: tuple[str, ...], lagged: bool) -> tuple[pl.Expr, ...]:
     logps = needs.logps
     sums = [
         pl.col(VALID).sum().cast(pl.Int64).alias(N_SEEN),
@@ -120,11 +131,11 @@ def sense_sums(needs: Needs, counts: Sequence[str], *, lagged: bool) -> list[pl.
         for one, other in (*((name, name) for name in logps), *there)
     ]
     if not needs.reference:
-        return sums
+        return tuple(sums)
     against = {text.policy.name: text.ref.name for text in needs.texts}
     ratios = {ours: columns[ours] - columns[theirs] for ours, theirs in against.items()}
     sums += [_sum(ratio.abs()).alias(f"sum_size_{name}") for name, ratio in ratios.items()]
-    return sums + _lagged(columns, against, lagged=lagged)
+    return (*sums, *_lagged(columns, against, lagged=lagged))
 
 
 def _there(needs: Needs) -> list[tuple[str, str]]:

@@ -105,6 +105,7 @@ def tally(
     clean: pl.Expr | None = None,
     few: bool = False,
     extra: Sequence[pl.Expr] = (),
+    binned: pl.Expr | None = None,
 ) -> pl.LazyFrame:
     """Return one row of partial sums for each group of `keys`; nothing is read yet.
 
@@ -124,6 +125,7 @@ def tally(
             rows. `N_CLEAN` says on how many it is.
         few: Groups have less than `exact.FEW` rows.
         extra: More sums to carry; one named `min_...` merges by the minimum.
+        binned: The bin of each row, if not that of the margin.
     """
     is_whole = not (keys or by_bin)
     if clean is None:
@@ -145,7 +147,7 @@ def tally(
     for i, objective in enumerate(objectives):
         sums += _sums(objective, objectives, suffix_of(i, objectives), form)
     if by_bin:
-        bins = pl.when(VALID).then(bin_of(pl.col(REWARD_MARGIN)))
+        bins = pl.when(VALID).then(bin_of(pl.col(REWARD_MARGIN)) if binned is None else binned)
         return marked.with_columns(bins.alias(BIN)).group_by(*keys, BIN).agg(sums)
     if not keys:
         return marked.select(sums)
@@ -230,6 +232,8 @@ def _sums(
 
 def merge(partials: Sequence[pl.DataFrame], keys: Sequence[str] = ()) -> pl.DataFrame:
     """Add partial sums group by group; groups keep the order in which they first appear."""
+    if not keys and len(partials) == 1 and partials[0].height == 1:
+        return partials[0]
     rows = pl.concat(partials)
     extreme = {"min_": pl.Expr.min, "max_": pl.Expr.max}
     combined = [

@@ -134,7 +134,7 @@ def offered_in(printed):
         pytest.param(["ev"], ["evaluate"], id="command"),
         pytest.param(["evaluate", "--batch-"], ["--batch-size", "--batch-by"], id="option"),
         pytest.param(["evaluate", "--loss", "ip"], ["ipo"], id="loss"),
-        pytest.param(["sweep", "--loss", "kto"], ["kto_pair"], id="loss of a sweep"),
+        pytest.param(["sweep", "--loss", "kto"], ["kto_pair", "kto"], id="loss of a sweep"),
         pytest.param(["losses", "orpo"], ["orpo", "orpo_odds_ratio"], id="loss to list"),
         pytest.param(["score", "--dialect", ""], list(DIALECT_NAMES), id="dialect"),
         pytest.param(["check", "--format", ""], list(FORMATS), id="format"),

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 
 import polars as pl
 import pytest
@@ -21,9 +22,9 @@ import pytest
 from dpo_pipeline import EngineError, Execution, UsageError, evaluate, score_parquet
 from dpo_pipeline.engine import ray_executor as ray_engine
 from dpo_pipeline.engine.ray_executor import RayExecutor
-
-pytest.importorskip("ray")
 from pair_tools import ROOT, TOOLS
+
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 
 TOOL = TOOLS / "ray_tools.py"
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0" * 24 + "01000000"}

@@ -8,7 +8,7 @@ import pytest
 
 from dpo_pipeline import Objective, UsageError, evaluate, score
 from dpo_pipeline.defaults import DIALECT_NAMES
-from dpo_pipeline.losses.catalogue import LOSSES
+from dpo_pipeline.losses.catalogue import EVERY_LOSS, LOSSES
 from dpo_pipeline.losses.dialects import DIALECTS
 from dpo_pipeline.losses.objective import CheckedObjective
 from objective_tools import DIVERGENT, PER_TOKEN_IF_ASKED, REFERENCE
@@ -16,7 +16,7 @@ from option_tools import grouped
 
 
 def test_names_of_dialects_are_known_without_importing_them():
-    assert tuple(DIALECTS) == DIALECT_NAMES == ("trl", "dpo-paper", "rewardbench")
+    assert tuple(DIALECTS) == DIALECT_NAMES == ("trl", "dpo-paper", "rewardbench", "halos")
     assert all(name == dialect.name for name, dialect in DIALECTS.items())
 
 
@@ -44,7 +44,7 @@ def test_what_a_dialect_sets_and_refuses_exists(dialect):
         loss, dot, argument = key.rpartition(".")
         assert argument in (arguments_of(loss) if dot else {*every, *LOSSES})
         assert not dot or argument not in system.refused
-    assert set(system.lacks) < set(LOSSES)
+    assert set(system.lacks) < set(EVERY_LOSS)
 
 
 VALUES = {"reference_free": True, "per_token": True, "f_divergence": "js_divergence"}
@@ -68,6 +68,8 @@ OF_ALL_LOSSES = {
         # The authors' trainers.py: sft (of sums), dpo and ipo.
         pytest.param("dpo-paper", set(LOSSES) - {"sigmoid", "ipo"}, id="dpo-paper"),
         pytest.param("rewardbench", set(), id="rewardbench has no loss of its own"),
+        # HALOs' trainers.py: its trainers of pairs, and SFT.
+        pytest.param("halos", set(LOSSES) - {"sigmoid", "ipo", "sft"}, id="halos"),
     ],
 )
 def test_a_loss_that_a_system_lacks_is_refused(dialect, lacks):

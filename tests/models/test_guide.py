@@ -59,8 +59,8 @@ def test_the_command_of_the_front_page_works(folder, monkeypatch):
 def test_the_examples_of_the_help_run(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(shutil.copytree(folder, tmp_path / "mine"))
     text = printed("dpo-pipeline logps --help")
-    lines = re.findall(r"^ +(dpo-pipeline logps .*)$", text, re.MULTILINE)
-    assert len(lines) >= 2
+    lines = re.findall(r"^ +(dpo-pipeline logps .*)$", re.sub(r"\\\n +", "", text), re.MULTILINE)
+    assert len(lines) >= 3
     for line in lines:
         assert "error" not in printed(f"{line} --overwrite").lower(), line
     assert pl.read_parquet("pairs.parquet").height == 24

@@ -32,7 +32,7 @@ def place(request, monkeypatch, tmp_path):
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     monkeypatch.setattr(keys, "JOINED_ROWS", request.param)
-    monkeypatch.setattr(keys, "STATISTICS_ROWS", 250)
+    monkeypatch.setattr(keys, "ROWS_IN_STEP", 250)
     monkeypatch.setattr(keys, "_PARTS", 5)  # 64 files of a few rows cost much and show the same
     yield folder
     gc.collect()

@@ -117,6 +117,7 @@ class InvalidReport(Printable):
         notes: What is to be said about the input as it was found, such as files that were left out.
         not_looked_for: What the doubts cannot tell of so few pairs; None if all was looked for.
         row: What a row is: a pair or a completion. The columns decide, and the counts are of these.
+        made: How the rows were made, where the call made them: what became none is counted.
     """
 
     source: str
@@ -127,6 +128,7 @@ class InvalidReport(Printable):
     notes: tuple[str, ...] = ()
     not_looked_for: str | None = None
     row: RowOf = "pair"
+    made: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -174,6 +176,7 @@ class InvalidReport(Printable):
             "warnings": list(self.all_warnings),
             "not_looked_for": self.not_looked_for,
             "row": self.row,
+            "made": list(self.made),
             "n_pairs": self.n_pairs,
             "n_invalid": self.n_invalid,
             "invalid": [rule.to_dict() for rule in self.broken],
@@ -260,7 +263,7 @@ class InvalidReport(Printable):
             if doubt is not but:
                 text, more = str(doubt), (doubt.advice,)
                 yield Sentence(text=text, label="warning", tone="warning", more=more)
-        yield from warned(self.notes, "note")
+        yield from warned((*self.notes, *self.made), "note")
         are_few = self.n_pairs - self.n_invalid < SENSE_FEWEST  # and nobody thinks they show it
         if self.not_looked_for is not None and not are_few and not self.doubts:
             yield Sentence(text=self.not_looked_for, label="note", tone="note")

@@ -152,6 +152,7 @@ class Measured:
             notes=self.dataset.notes,
             not_looked_for=not_looked_for(self.sense, max_logp=self.scorer.binding.max_logp),
             row=self.scorer.binding.needs.row,
+            made=self.dataset.made(),
         )
 
     @property

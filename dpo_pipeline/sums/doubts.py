@@ -25,8 +25,7 @@ from dpo_pipeline.columns import (
 )
 from dpo_pipeline.defaults import BF16_EXCESS, SENSE_FEWEST, SENSE_FROM
 from dpo_pipeline.invalid_report import Doubt
-from dpo_pipeline.sums.repeated_keys import Repeats
-from dpo_pipeline.sums.sense import N_UNMOVED, Sense
+from dpo_pipeline.sums.sense import N_UNMOVED, Repeats, Sense
 from dpo_pipeline.sums.unit_doubts import OF_SUMS, averaged, constant, guessing, scaled
 
 _C, _R, _REF_C, _REF_R = LOGPS

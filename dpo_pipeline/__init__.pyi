@@ -1,4 +1,8 @@
-from .comparison import Comparison as Comparison, compare as compare
+from .comparison import (
+    Comparison as Comparison,
+    Leaderboard as Leaderboard,
+    compare as compare,
+)
 from .contract import Completions as Completions, PreferencePairs as PreferencePairs
 from .engine import Progress as Progress
 from .errors import (

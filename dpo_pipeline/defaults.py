@@ -148,6 +148,12 @@ FLIPS_TOLD_FROM: Final = 50
 BOOTSTRAP_REPLICATES: Final = 2_000
 """Replicates of a bootstrap."""
 
+FLIPS: Final = 4_999
+"""Flips of signs that test many policies together."""
+
+OPTIMISM_REPLICATES: Final = 1_000
+"""Replicates of the bootstrap that tells how lucky a winner was."""
+
 BOOTSTRAP_SEED: Final = 0
 """Seed of its random numbers."""
 

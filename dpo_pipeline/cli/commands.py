@@ -288,6 +288,9 @@ def _compare(groups: Groups, ctx: click.Context) -> int:
     A and B are joined by --on. Pairs of one prompt_id are taken as one sample. A side without
     reference log-probs takes those of the other. --column, --max-logp and the like are of both.
 
+    Of three policies or more it says which may be the best. A folder, a glob in quotes, or a file
+    with a column `policy` or `step` is several by itself; NAME=PATH names one.
+
     \b
     Examples:
       dpo-pipeline compare a.parquet b.parquet
@@ -301,13 +304,18 @@ def _compare(groups: Groups, ctx: click.Context) -> int:
     gates, both = groups.pop("gates"), groups.pop("pairs")
     check_gates(gates, COMPARED)
     of_b = roles("--b-column", ctx.params["b_column"]) or both.columns
-    a = replace(both, source=ctx.params["a"])
-    b = replace(both, source=ctx.params["b"], columns=of_b)
-    result = planned("compare", groups | {"on": ctx.params["on"]}, ctx, a, b)
+    first, second, more = (ctx.params[name] for name in ("a", "b", "more"))
+    sides = [replace(both, source=path) for path in (first, second, *more) if path is not None]
+    if len(sides) == 2:  # noqa: PLR2004  A and B
+        sides[1] = replace(sides[1], columns=of_b)
+    elif ctx.params["b_column"] or gates != type(gates)():
+        raise UsageError("--b-column and gates are of two policies: give A and B")
+    result = planned("compare", groups | {"on": ctx.params["on"]}, ctx, *sides)
     if ctx.params["dry_run"]:
         return print_result(result, ctx)
     code = print_result(result, ctx)
-    _pass(gates, result)
+    if len(sides) == 2:  # noqa: PLR2004  A and B
+        _pass(gates, result)
     return code
 
 
@@ -322,7 +330,7 @@ COMMANDS: Final[Mapping[str, tuple[_Does, tuple[str, ...], str | None]]] = {
     "logps": (_logps, ("data", "[out]"), "Score texts with models: log-probs."),
     "rank": (_rank, ("pairs",), "Print how rewards rank completions."),
     "convert": (_convert, ("pairs", "out"), "Write another format as Parquet."),
-    "compare": (_compare, ("a", "b"), "Compare two policies on the same pairs."),
+    "compare": (_compare, ("a", "[b]", "more..."), "Compare two policies on the same pairs."),
 }
 """What each does, its arguments, and its line in the list of commands."""
 

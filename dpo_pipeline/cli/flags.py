@@ -197,14 +197,18 @@ class _TooMany(click.Argument):
 def arguments_of(places: Iterable[str]) -> Iterator[click.Parameter]:
     """Yield the arguments of a command: several paths where its pairs are all it takes.
 
-    One in brackets can be left out.
+    One in brackets can be left out; of one that ends in dots there are any number.
     """
     places = tuple(places)
     if places == (_TAKES_SEVERAL,):
         yield _Sources(places, type=click.Path(), nargs=-1, required=True)
         return
-    for place in places:
+    has_more = places[-1].endswith("...")
+    for place in places[:-1] if has_more else places:
         yield click.Argument([place.strip("[]")], type=click.Path(), required=place[0] != "[")
+    if has_more:
+        yield click.Argument([places[-1].strip(".")], type=click.Path(), nargs=-1)
+        return
     yield _TooMany([_MORE], type=click.Path(), nargs=-1, expose_value=False)
 
 

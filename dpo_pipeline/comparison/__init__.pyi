@@ -9,3 +9,4 @@ from .comparison_result import (
     McNemar as McNemar,
     Side as Side,
 )
+from .leaderboard import LEADERBOARD_VERSION as LEADERBOARD_VERSION, Leaderboard as Leaderboard

@@ -206,7 +206,7 @@ class _Common:
         return [
             table.keyed(
                 self.pairs.key,
-                _wanted(table, self.objective, names, has_prompts=table is self.prompts),
+                wanted_columns(table, self.objective, names, has_prompts=table is self.prompts),
             )
             for table in self.pairs.tables
         ]
@@ -233,7 +233,7 @@ class _Sums:
         """Add pairs that all tables have."""
         objective, tables = self._common.objective, self._common.pairs.tables
         sides, counts, chunk = tables[:2], self._counts, chunk.rechunk()
-        scored = {t.letter: _scored(t, chunk, objective, self._checked) for t in sides}
+        scored = {t.letter: scored_side(t, chunk, objective, self._checked) for t in sides}
         sound = {t.letter: chunk[t.valid] for t in tables}
         for table in sides:
             if table.lender is not None:
@@ -257,7 +257,7 @@ class _Sums:
                 f"{MAX_SUBSETS_WITH_STATISTICS:,} subsets; choose a coarser column"
             )
         for name in self._common.shared:
-            n, largest = _differing(kept, name, sides)
+            n, largest = differing(kept, name, sides)
             counts[_DIFFER + name] += n
             if largest is not None:
                 self._largest[name] = max(largest, self._largest.get(name, 0.0))
@@ -283,7 +283,7 @@ class _Sums:
         )
 
 
-def _wanted(
+def wanted_columns(
     table: Table, objective: CheckedObjective, names: Sequence[str], *, has_prompts: bool
 ) -> list[str]:
     """Return the columns of a table that joined pairs carry."""
@@ -300,7 +300,7 @@ def _roles_of(objective: CheckedObjective) -> Iterator[str]:
     yield from objective.needs.extras
 
 
-def _scored(
+def scored_side(
     table: Table, chunk: pl.DataFrame, objective: CheckedObjective, checked: Sequence[str]
 ) -> pl.DataFrame:
     """Return the pairs scored for one side, with `VALID`: no score is out of range."""
@@ -312,7 +312,7 @@ def _scored(
     return scored.select(*_roles_of(objective), *MEANS, VALID).collect()
 
 
-def _differing(pairs: pl.DataFrame, name: str, sides: Sequence[Table]) -> tuple[int, float | None]:
+def differing(pairs: pl.DataFrame, name: str, sides: Sequence[Table]) -> tuple[int, float | None]:
     """Return on how many pairs the sides differ in a column, and by how much at most."""
     if pairs[sides[0].column(name)].equals(pairs[sides[1].column(name)]):
         return 0, None

@@ -259,8 +259,11 @@ def compare(
     on_invalid: Any = "raise",
     outputs: Any = None,
     execution: Any = None,
-) -> Plan[Comparison]:
+) -> Plan[Any]:
     """Return how far policy B differs from policy A on the pairs that both have, and where.
+
+    Of three policies or more, of a folder or glob of them, or of a file with a column `policy` or
+    `step`, it returns a `Leaderboard` instead of a `Comparison`: which may be the best.
 
     All figures are over the common pairs that keep the contract on both sides; rows of one side
     alone are counted. Pairs of one `prompt_id` are one cluster, and standard errors are clustered;
@@ -307,7 +310,7 @@ def compare(
         1
     """
     if len(policies) != 2:  # noqa: PLR2004  A and B
-        raise UsageError(f"compare takes two policies, found {len(policies)}")
+        return _many(locals())
     a, b = (each if isinstance(each, Pairs) else Pairs(each) for each in policies)
     if b.columns is None:
         b = replace(b, columns=a.columns)
@@ -367,6 +370,47 @@ def compare(
         options=groups.as_given(by=subsets, statistics=asked),
         outputs=Documents.checked(groups.outputs, publication),
         paths=paths_of(a, b),
+    )
+
+
+def _many(asked: Mapping[str, Any]) -> Plan[Any]:
+    """Return the plan for one source of policies, or three or more."""
+    from dpo_pipeline.comparison.policies import plan_of, policies_of, split_by_policy
+
+    each = [p if isinstance(p, Pairs) else Pairs(p) for p in asked["policies"]]
+    if not each:
+        raise UsageError("compare takes two policies or more, found none")
+    each = [p if p.columns is not None else replace(p, columns=each[0].columns) for p in each]
+    groups = Groups.of({**asked, "pairs": replace(each[0], reference=None)})
+    statistics, subsets = asked["statistics"], given(Subsets, asked["by"])
+    options = given(StatisticsOptions, None if statistics is True else statistics)
+    if options != StatisticsOptions(level=options.level, baseline=options.baseline):
+        raise UsageError("compare takes level and baseline of StatisticsOptions, and no more of it")
+    if groups.execution.engine != "local":
+        raise UsageError("compare joins the policies on this machine: leave the engine out")
+    _refuse(groups.objective, subsets)
+    if subsets.names or groups.outputs.shown:
+        raise UsageError("by and show are of two policies: compare A and B alone")
+    if any(one.reference is not None for one in each):
+        raise UsageError("a reference of one side alone is of two policies: give reference=")
+    key, shared = _key_of(asked["on"], groups.reference), groups.reference
+    found = policies_of(each)
+    if len(found) == 1:
+        ((label, one),) = found.items()
+        rows = replace(groups, pairs=one, reference=None).opened(key, label).whole
+        found = split_by_policy(rows, replace(one, format=None)) or found
+    third = None
+    if shared is not None:
+        cancel = groups.execution.cancel
+        third = open_reference(replace(shared, on=key), access=groups.access, cancel=cancel)
+    return plan_of(
+        groups,
+        found,
+        third,
+        on=key,
+        level=options.level,
+        baseline=options.baseline,
+        options=groups.as_given(by=subsets, statistics=options),
     )
 
 

@@ -123,9 +123,8 @@ def bound_tables(
             for each, side in zip(datasets, "AB", strict=True)
         )
         datasets = (a, b)
-    lacking = [
-        _lacking(dataset, mapping, needs)
-        for dataset, mapping in zip(datasets, columns, strict=True)
+    lacks = [
+        lacking(dataset, mapping, needs) for dataset, mapping in zip(datasets, columns, strict=True)
     ]
     third = None
     if reference is not None:
@@ -133,7 +132,7 @@ def bound_tables(
         third = _reference(
             reference, reference_columns, on, needs=needs, contract=contract, taken=taken
         )
-        _refuse_second(datasets, lacking, third)
+        _refuse_second(datasets, lacks, third)
     own = [
         Table(
             letter=letter,
@@ -142,7 +141,7 @@ def bound_tables(
             lacks=lent,
         )
         for letter, dataset, mapping, lent in zip(
-            "ab", datasets, columns, _lent(lacking, third), strict=True
+            "ab", datasets, columns, _lent(lacks, third), strict=True
         )
     ]
     lenders = (own[1], own[0]) if third is None else (third, third)
@@ -194,7 +193,7 @@ def _filled(frame: pl.LazyFrame, lacks: Sequence[str]) -> pl.LazyFrame:
     return frame.with_columns(**{name: _SOUND[kinds[name]] for name in lacks})
 
 
-def _lacking(
+def lacking(
     dataset: Dataset, mapping: Mapping[str, str] | None, needs: Needs
 ) -> tuple[tuple[str, ...], ...]:
     """Return the groups of columns that another table could lend, of which none is there."""

@@ -166,6 +166,13 @@ class StatisticsOptions:
         default=defaults.CONFIDENCE_LEVEL,
         varied={"compare": "Of the intervals; a p-value below 1 - level is a difference shown."},
     )
+    baseline: str | None = option(
+        "--baseline",
+        kinds.Kind("text", "NAME"),
+        "The policy that the others are tested against, of three or more; else each two are.",
+        calls=("compare",),
+        default=None,
+    )
     judge: str | tuple[str, ...] = option(
         "--judge",
         kinds.COLUMNS,

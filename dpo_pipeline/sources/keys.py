@@ -96,10 +96,11 @@ class OutOfStep(Exception):  # noqa: N818  no error: the tables are joined then
     """Tables do not have the same keys in the same order, or perhaps have one twice."""
 
 
-def in_step(tables: Sequence[pl.LazyFrame]) -> Iterator[pl.DataFrame]:
+def in_step(tables: Sequence[pl.LazyFrame], most: int | None = None) -> Iterator[pl.DataFrame]:
     """Yield the rows of tables side by side, with one `KEY`, in order.
 
-    Each table has `KEY`, and other columns of names that no other table has.
+    Each table has `KEY`, and other columns of names that no other table has. `most` is how many
+    rows are yielded at a time.
 
     Raises:
         OutOfStep: Keys differ in a row, are null, or are not surely there once. What was yielded
@@ -111,7 +112,7 @@ def in_step(tables: Sequence[pl.LazyFrame]) -> Iterator[pl.DataFrame]:
     plan = pl.concat([first, *renamed], how="horizontal")
     with UniqueKeys() as unique:
         try:
-            for rows in plan.collect_batches(maintain_order=True, chunk_size=ROWS_IN_STEP):
+            for rows in plan.collect_batches(maintain_order=True, chunk_size=most or ROWS_IN_STEP):
                 own = rows[KEY]
                 if any(rows[key].null_count() for key in (KEY, *keys)) or not all(
                     (own == rows[key]).all() for key in keys

@@ -23,6 +23,11 @@ from .distributions import (
     checked_probability as checked_probability,
     normal_quantile as normal_quantile,
 )
+from .families import (
+    ManyPolicies as ManyPolicies,
+    PolicyTest as PolicyTest,
+    many_policies as many_policies,
+)
 from .hashing import (
     cluster_hashes as cluster_hashes,
     hashed as hashed,

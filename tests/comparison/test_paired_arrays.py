@@ -51,6 +51,16 @@ def test_sums_are_those_of_whole_numbers(scale):
         assert gaps[name].to_list() == expected
 
 
+def test_a_sum_that_does_not_fit_64_bits():
+    rng = np.random.default_rng(6)
+    (a, _), (b, _) = side(rng, 400.0), side(rng, 400.0)
+    for each, sign in ((a, -1.0), (b, 1.0)):
+        each.of["loss"] = np.full(N, sign * 1024.0)
+        each.lowest["loss"], each.highest["loss"] = sign * 1024.0, sign * 1024.0
+    gaps = gaps_by(np.zeros(N, dtype=np.int64), 1, (a, b), ["loss"], Buffers())
+    assert gaps["loss"].to_list() == [N * 2048 * 2**40]
+
+
 @pytest.mark.parametrize(("growth", "bits"), [(0.005, 8), (0.05, 5)], ids=["fine", "coarse"])
 def test_bins_are_those_of_the_inverse_sine(growth, bits):
     rng = np.random.default_rng(5)

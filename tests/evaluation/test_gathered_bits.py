@@ -35,6 +35,7 @@ def limits(request, monkeypatch):
             ("JUDGE_CELLS", 120),
         ):
             monkeypatch.setattr(gathering, name, value)
+        monkeypatch.setattr(cells, "BAGS", 64)
     return request.param
 
 
@@ -120,6 +121,7 @@ def test_parts_merge_in_any_order(rows, monkeypatch):
     limits = {"CLUSTERS_HELD": 30, "BAGS": 16, "REPEATS_HELD": 100, "COURSE_POINTS": 9}
     for name, value in {**limits, "JUDGE_CELLS": 120}.items():
         monkeypatch.setattr(gathering, name, value)
+    monkeypatch.setattr(cells, "BAGS", 16)
     seen = []
     part = gathering.Gathering.part
     monkeypatch.setattr(

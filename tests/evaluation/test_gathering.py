@@ -14,7 +14,7 @@ from polars.testing import assert_frame_equal
 from dpo_pipeline import DataWarning, StatisticsOptions, evaluate
 from dpo_pipeline.evaluation import gathering, measuring
 from dpo_pipeline.evaluation.gathering import GROUP
-from dpo_pipeline.sums import CLUSTER
+from dpo_pipeline.sums import CLUSTER, cells
 from gather_tools import BETA, coarse, frame_of, gathered_of, quanta, scored, splitmix
 from pair_tools import LOGPS
 
@@ -63,7 +63,8 @@ def test_clusters_hold_the_sums_of_their_prompts(rows, gathered):
 
 def test_many_prompts_are_put_into_bags(rows, gathered, monkeypatch):
     monkeypatch.setattr(gathering, "CLUSTERS_HELD", 50)
-    monkeypatch.setattr(gathering, "BAGS", 64)
+    for module in (gathering, cells):
+        monkeypatch.setattr(module, "BAGS", 64)
     bagged = gathered_of(frame_of(rows))
     assert not bagged.is_exact
     assert bagged.n_clusters is None

@@ -11,6 +11,7 @@ import pytest
 from dpo_pipeline import StatisticsOptions, UsageError, evaluate, score
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.evaluation import gathering
+from dpo_pipeline.sums import cells
 from gather_tools import hash_of
 from option_tools import grouped
 from oracle_tools import multipletests, optimize, sm, stats
@@ -350,7 +351,8 @@ def test_the_line_over_lengths_is_that_of_statsmodels(statistics, rows):
 @FEW_GROUPS
 def test_bags_of_prompts_have_the_spread_of_bags(pairs, rows, monkeypatch):
     monkeypatch.setattr(gathering, "CLUSTERS_HELD", 100)
-    monkeypatch.setattr(gathering, "BAGS", 64)
+    for module in (gathering, cells):
+        monkeypatch.setattr(module, "BAGS", 64)
     found = evaluate(pairs, beta=BETA, by="topic", statistics=True).statistics
     bags = np.array([hash_of(int(prompt)) % 64 for prompt in rows["prompt_id"]])
     value, error, limits = clustered_mean(rows["loss"], bags)
@@ -364,7 +366,8 @@ def test_bags_of_prompts_have_the_spread_of_bags(pairs, rows, monkeypatch):
 @FEW_GROUPS
 def test_bags_of_independent_pairs_are_not_called_clustered(pairs, monkeypatch):
     monkeypatch.setattr(gathering, "CLUSTERS_HELD", 100)
-    monkeypatch.setattr(gathering, "BAGS", 64)
+    for module in (gathering, cells):
+        monkeypatch.setattr(module, "BAGS", 64)
     found = evaluate(pairs.drop("prompt_id"), beta=BETA, statistics=True).statistics
     assert "bags of pairs" in found.clusters
     # The main figures are made from the squares of all pairs.

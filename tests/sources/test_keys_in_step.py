@@ -176,7 +176,7 @@ def test_a_side_with_a_reference_of_its_own(tmp_path, real_pairs, order, compare
 
 
 def test_progress_starts_again_with_the_join(real_pairs, monkeypatch):
-    monkeypatch.setattr(keys, "STATISTICS_ROWS", 100)
+    monkeypatch.setattr(keys, "ROWS_IN_STEP", 100)
     seen = []
     other = ORDERS["another at the end"](moved(real_pairs))
     compare(real_pairs, other, **grouped(progress=seen.append))

@@ -159,11 +159,8 @@ class Measured:
     def _doubts(self) -> tuple[Doubt, ...]:
         unmoved = None
         if self.subsets is not None:
-            unmoved = self.subsets.select(
-                *(pl.col(key).alias(name) for key, name in self.subset_names.items()),
-                N_VALID,
-                N_UNMOVED,
-            )
+            names = (pl.col(key).alias(name) for key, name in self.subset_names.items())
+            unmoved = self.subsets.select(*names, N_VALID, N_UNMOVED)
         n_ties = None
         if len(self.objectives) == 1 and self.objectives[0].beta > 0.0:
             n_ties = int(self.totals["n_ties"].item())

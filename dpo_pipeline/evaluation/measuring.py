@@ -66,6 +66,7 @@ from dpo_pipeline.sums import (
     batch_table,
     doubts_of,
     figures,
+    not_looked_for,
     suffix_of,
     tally,
     with_objectives,
@@ -149,6 +150,7 @@ class Measured:
             broken=found.broken(),
             doubts=self._doubts,
             notes=self.dataset.notes,
+            not_looked_for=not_looked_for(self.sense, max_logp=self.scorer.binding.max_logp),
             row=self.scorer.binding.needs.row,
             made=self.dataset.made(),
         )
@@ -157,11 +159,8 @@ class Measured:
     def _doubts(self) -> tuple[Doubt, ...]:
         unmoved = None
         if self.subsets is not None:
-            unmoved = self.subsets.select(
-                *(pl.col(key).alias(name) for key, name in self.subset_names.items()),
-                N_VALID,
-                N_UNMOVED,
-            )
+            names = (pl.col(key).alias(name) for key, name in self.subset_names.items())
+            unmoved = self.subsets.select(*names, N_VALID, N_UNMOVED)
         n_ties = None
         if len(self.objectives) == 1 and self.objectives[0].beta > 0.0:
             n_ties = int(self.totals["n_ties"].item())

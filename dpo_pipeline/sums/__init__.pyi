@@ -17,7 +17,7 @@ from .cells import (
     numbered_up_to as numbered_up_to,
     whole_quanta as whole_quanta,
 )
-from .doubts import doubts_of as doubts_of
+from .doubts import doubts_of as doubts_of, not_looked_for as not_looked_for
 from .growing_tables import (
     CLUSTER as CLUSTER,
     IS_CORRECT as IS_CORRECT,
@@ -49,18 +49,16 @@ from .pair_sums import (
     pair_count as pair_count,
     split_cells as split_cells,
 )
-from .repeated_keys import (
-    RepeatedKeys as RepeatedKeys,
-    Repeats as Repeats,
-    hashed_ids as hashed_ids,
-)
 from .roll_ups import Partial as Partial, RollUps as RollUps
 from .sense import (
     N_COMPARED as N_COMPARED,
     N_UNMOVED as N_UNMOVED,
+    RepeatedKeys as RepeatedKeys,
+    Repeats as Repeats,
     Sense as Sense,
     are_clean as are_clean,
     equal as equal,
+    hashed_ids as hashed_ids,
     sampled as sampled,
     sense_columns as sense_columns,
 )

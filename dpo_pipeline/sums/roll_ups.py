@@ -13,7 +13,7 @@ from dpo_pipeline.errors import UsageError
 from dpo_pipeline.sums.batches import BatchTable
 from dpo_pipeline.sums.growing_tables import ClusterCounts
 from dpo_pipeline.sums.moments import square_columns
-from dpo_pipeline.sums.repeated_keys import RepeatedKeys, Repeats
+from dpo_pipeline.sums.sense import RepeatedKeys, Repeats
 from dpo_pipeline.sums.summary import BIN, merge
 
 

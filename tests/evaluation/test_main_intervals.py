@@ -221,7 +221,7 @@ def test_the_document_has_them():
 
 
 def test_a_gate_can_ask_for_them():
-    result = evaluate(pairs_of(40))  # too few for doubts about their texts
+    result = evaluate(pairs_of(19))  # too few for doubts about their texts
     value, limits = result.figure("reward_accuracy")
     gate(result, under={"reward_accuracy": value - 1e-9})
     with pytest.raises(GateError):

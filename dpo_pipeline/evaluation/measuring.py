@@ -396,7 +396,7 @@ def measure(
         batches=batches,
         bins=_sorted(sums.bins, [*keys, BIN]),
         sense=Sense.of_sums(sums.sense_row),
-        repeats=sums.repeats
+        repeats=replace(sums.repeats, is_of_all=work.sums.looks_at_all_of(sums.n_pairs))
         if work.sums.id_column
         else repeats_of_files(dataset, binding, watch, looks_at_all=wanted.looks_at_all),
         suspects=tuple(suspects),
@@ -419,6 +419,7 @@ def _gathering(
         by=wanted.labels,
         keys=subset_keys(wanted.by),
         judge=wanted.statistics.judge_columns,
+        has_squares=PROMPT_ID.name not in binding.columns,
     )
 
 
@@ -484,6 +485,7 @@ def _partial_sums(
         id_column=PAIR_ID.name if has_ids and (wanted.statistics or not dataset.files) else None,
         most_rows=wanted.shard_rows,
         in_order=wanted.only_batches and batching is not None and batching.are_long,
+        rolls_up=batching is None and not wanted.histogram,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -39,11 +40,15 @@ from dpo_pipeline.sums import (
     counts_in,
     hashed_ids,
     merge,
+    rolled_up,
     sampled,
     sense_columns,
     sense_of,
     square_sums,
 )
+
+if TYPE_CHECKING:
+    from dpo_pipeline.sums import PairArrays
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +154,7 @@ class PartialSums:
     id_column: str | None  # the column of ids that are looked at with the rows
     most_rows: int  # a shard of more rows, or of unknown length, is read in chunks
     in_order: bool  # whether groups are summed faster in order than by hash
+    rolls_up: bool  # whether sums follow from those by cluster, where there are some
 
     def tasks(self, *, cuts: bool) -> Iterator[ShardTask]:
         """Yield the shards; the first rows, which cost more, are one of their own if `cuts`."""
@@ -180,7 +186,7 @@ class PartialSums:
             made = made or self.summed(
                 pairs, first_row=first_row, valid=self.valid, has_sense=False
             )
-            yield replace(made, sense=sense)
+            yield replace(made, sense=sense, ids=self._ids(sample))
 
     def _quick(self, pairs: pl.LazyFrame, first_row: int) -> Partial | None:
         """Return sums of the quick form; None if it does not fit the pairs."""
@@ -193,12 +199,30 @@ class PartialSums:
 
     def of_rows(self, rows: pl.DataFrame, first_row: int, *, lagged: bool) -> Partial:
         """Return the sums of rows that `rows` read, `first_row` being the number of the first."""
-        runs = self._runs(first_row, rows.height)
-        sums = partial(self.summed, rows.lazy(), first_row=first_row, valid=pl.col(VALID))
+        runs, valid = self._runs(first_row, rows.height), pl.col(VALID)
+        sums = partial(self.summed, rows.lazy(), first_row=first_row, valid=valid)
         if runs is None:
             return sums(lagged=lagged)
         sample = [rows.lazy().slice(f - first_row, n) for f, n in runs]
-        return replace(sums(has_sense=False), sense=self._sense(sample, pl.col(VALID)))
+        sense, ids = self._sense(sample, valid), self._ids(sample)
+        return replace(sums(has_sense=False), sense=sense, ids=ids)
+
+    def rolled_up(
+        self, rows: pl.DataFrame, first_row: int, pairs: PairArrays, *, lagged: bool
+    ) -> Partial:
+        """Return `of_rows` from sums that were made of the rows, for one objective."""
+        needs, keys = self.scorer.binding.needs, list(self.subsets)
+        (objective,) = self.scorer.objectives
+        runs = self._runs(first_row, rows.height)
+        places = [(first_row, rows.height)] if runs is None else runs
+        sample = [rows.lazy().slice(f - first_row, n) for f, n in places]
+        table = rolled_up(pairs.clusters, objective, needs, keys)
+        return Partial(
+            sums=table if keys else table.hstack(pairs.equal),
+            sense=self._sense(sample, pl.col(VALID), lagged=lagged and runs is None),
+            ids=self._ids(sample),
+            squares=pairs.squares,
+        )
 
     def summed(
         self,
@@ -231,7 +255,9 @@ class PartialSums:
             plans.append(self._sense_of(pairs, valid, lagged=lagged))
         if self.by_prompt:
             plans.append(self._prompts(pairs, valid))
-        if self.id_column is not None:
+        # Without `sense` over these rows, ids are those of its sample.
+        has_ids = self.id_column is not None and has_sense
+        if self.id_column is not None and has_ids:
             plans.append(hashed_ids(pairs, self.id_column))
         # Columns of a chunk stay in the cache of a core from one expression to the next.
         with pl.Config(streaming_chunk_size=SUMMED_CHUNK_ROWS):
@@ -259,7 +285,7 @@ class PartialSums:
             sums=table,
             sense=sense,
             prompts=_counted(made[1 + sense_apart], first_row) if self.by_prompt else None,
-            ids=None if self.id_column is None else made[-1].to_series(),
+            ids=made[-1].to_series() if has_ids else None,
         )
 
     def _runs(self, first_row: int, rows: int | None) -> list[tuple[int, int]] | None:
@@ -269,8 +295,20 @@ class PartialSums:
         runs = sampled(first_row, rows)
         return None if runs == [(first_row, rows)] else runs
 
-    def _sense(self, sample: Sequence[pl.LazyFrame], valid: pl.Expr) -> pl.DataFrame | None:
-        plans = [self._sense_of(pairs, valid, lagged=False) for pairs in sample]
+    def looks_at_all_of(self, n_rows: int) -> bool:
+        """Return whether ids and what `sense` is made of are looked at in all of so many rows."""
+        return self._runs(0, n_rows) is None
+
+    def _ids(self, sample: Sequence[pl.LazyFrame]) -> pl.Series | None:
+        if self.id_column is None or not sample:
+            return None
+        plans = [hashed_ids(pairs, self.id_column) for pairs in sample]
+        return pl.concat(each.collect(engine="streaming") for each in plans).to_series()
+
+    def _sense(
+        self, sample: Sequence[pl.LazyFrame], valid: pl.Expr, *, lagged: bool = False
+    ) -> pl.DataFrame | None:
+        plans = [self._sense_of(pairs, valid, lagged=lagged) for pairs in sample]
         return merge([each.collect(engine="streaming") for each in plans]) if plans else None
 
     def _sense_of(self, pairs: pl.LazyFrame, valid: pl.Expr, *, lagged: bool) -> pl.LazyFrame:
@@ -330,8 +368,14 @@ class Work:
         first = task.first_row
         for rows in self.sums.rows(task, columns=self.columns):
             lagged = first == 0 and NEIGHBOURS_ROWS > 0
-            sums = self.sums.of_rows(rows, first, lagged=lagged)
-            yield sums, None if self.gathering is None else self.gathering.part(rows, first)
+            if self.gathering is None:
+                yield self.sums.of_rows(rows, first, lagged=lagged), None
+            else:
+                part, pairs = self.gathering.part(rows, first)
+                if self.sums.rolls_up:
+                    yield self.sums.rolled_up(rows, first, pairs, lagged=lagged), part
+                else:
+                    yield self.sums.of_rows(rows, first, lagged=lagged), part
             first += rows.height
 
     def merged(self, one: GatheredPart, other: GatheredPart) -> GatheredPart:

@@ -6,8 +6,6 @@ from .batches import (
 )
 from .cells import (
     Grid as Grid,
-    PairArrays as PairArrays,
-    count_by as count_by,
     mixed_array as mixed_array,
     numbered as numbered,
     numbered_up_to as numbered_up_to,
@@ -33,6 +31,7 @@ from .named_figures import (
     Figure as Figure,
     in_words as in_words,
 )
+from .pair_arrays import KEY_BITS as KEY_BITS, PairArrays as PairArrays
 from .pair_sums import (
     CELL as CELL,
     COARSE as COARSE,
@@ -69,6 +68,7 @@ from .summary import (
     figures as figures,
     merge as merge,
     reward_sums as reward_sums,
+    rolled_up as rolled_up,
     sense_of as sense_of,
     suffix_of as suffix_of,
     tally as tally,

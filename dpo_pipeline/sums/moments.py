@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fractions import Fraction
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
 from dpo_pipeline.columns import CHOSEN_REWARD, LOSS, REJECTED_REWARD, REWARD_MARGIN
 from dpo_pipeline.sums.pair_sums import valid_only
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 SQUARED: Final = (LOSS, CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN)
 """Columns of a scored pair whose squares are summed."""
@@ -25,6 +29,7 @@ _SHIFT: Final = 1.5 * 2.0**20
 _BITS: Final = 0x4138000000000000
 """The bits of `_SHIFT`."""
 _QUANTA: Final = 2.0**32
+_SUM_OF_INT64: Final = 2.0**63
 _SUMMED: Final = 2.0**62
 """Squares up to which 2**32 of them fit Int128."""
 
@@ -59,6 +64,16 @@ def _sum_of_near(square: pl.Expr) -> pl.Expr:
     missing = (square.sum() * _QUANTA).cast(pl.Int128, strict=False) - wrapped + 2**63
     around = pl.lit(2**64, dtype=pl.Int128)
     return wrapped + missing // around * around
+
+
+def near_quanta(square: NDArray[np.float64]) -> int | None:
+    """Return the sum of an array of squares in quanta; None if one is too large to be read so."""
+    largest = float(square.max(initial=0.0))
+    if not (largest < _NEAR and largest * _QUANTA * square.size < _SUM_OF_INT64):
+        return None
+    bits = (square + _SHIFT).view("int64")
+    bits -= _BITS
+    return int(bits.sum())
 
 
 def are_near(sums: pl.DataFrame) -> bool:

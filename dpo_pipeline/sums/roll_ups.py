@@ -21,13 +21,15 @@ from dpo_pipeline.sums.summary import BIN, merge
 class Partial:
     """Sums of some rows, by key if there are keys; those of `sense`, if looked at; hashed ids.
 
-    `prompts` are counts by prompt, where the interval of the accuracy needs them.
+    `prompts` are counts by prompt, where the interval of the accuracy needs them; `squares` are
+    sums of squares, if they are not among the sums.
     """
 
     sums: pl.DataFrame
     sense: pl.DataFrame | None
     ids: pl.Series | None
     prompts: ClusterCounts | None = None
+    squares: pl.DataFrame | None = None
 
 
 class RollUps:
@@ -106,9 +108,11 @@ class RollUps:
         if partial.prompts is not None:
             known = self.prompts
             self.prompts = partial.prompts if known is None else known.merged(partial.prompts)
-        if squares := square_columns(part.columns):
-            self.squares = _merged(self.squares, part.select(squares), ())
-            part = part.drop(squares)
+        squares = partial.squares
+        if names := square_columns(part.columns):
+            squares, part = part.select(names), part.drop(names)
+        if squares is not None:
+            self.squares = _merged(self.squares, squares, ())
         self.n_invalid += int((part[N_PAIRS] - part[N_VALID]).sum())
         if self._has_bins:
             keys = [*self._subset_keys, BIN]

@@ -188,6 +188,21 @@ def sense_of(
     )
 
 
+def rolled_up(
+    clusters: pl.DataFrame, objective: CheckedObjective, needs: Needs, keys: Sequence[str]
+) -> pl.DataFrame:
+    """Return the sums of `tally` for one objective from those of clusters of the same pairs.
+
+    Without counts of equal log-probs, which clusters do not have.
+    """
+    scores = [LOSS, *([] if objective.has_linear_rewards else (CHOSEN_REWARD, REJECTED_REWARD))]
+    names = [N_PAIRS, N_VALID, N_UNMOVED, "n_correct", "n_ties"]
+    names += [f"sum_{name}" for name in (*needs.logps, *scores)]
+    if N_UNMOVED not in clusters.columns:  # there is no reference
+        clusters = clusters.with_columns(pl.lit(0, dtype=pl.Int64).alias(N_UNMOVED))
+    return merge([clusters.select(*keys, *names)], keys)
+
+
 def counts_in(pairs: pl.LazyFrame) -> list[str]:
     """Return the columns of token counts that are there."""
     columns = pairs.collect_schema()

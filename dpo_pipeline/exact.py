@@ -112,19 +112,23 @@ def exact_sum(values: pl.Expr) -> pl.Expr:
     return whole * pl.lit(2**40, dtype=pl.Int128) + quanta
 
 
-def exact_sum_of_small(values: pl.Expr, *, few: bool = False, grouped: bool = True) -> pl.Expr:
+def exact_sum_of_small(
+    values: pl.Expr, *, few: bool = False, grouped: bool = True, count: pl.Expr | None = None
+) -> pl.Expr:
     """Return the same sum of values of a magnitude up to `SMALL`, at the cost of a float sum.
 
     Args:
         values: The values; the sum is meaningless if one is larger or not finite.
         few: Whether there are less than `FEW` rows.
         grouped: Whether rows are summed by group: what is faster over all is slower there.
+        count: How many values there are, where that is known: to count each sum's costs as much.
     """
+    count = values.count() if count is None else count
     bits = (values + SHIFT).reinterpret(dtype=pl.Int64)
     if grouped and not few:
-        return _sum_of_bits(values + SHIFT) - values.count().cast(pl.Int128) * SHIFT_BITS
+        return _sum_of_bits(values + SHIFT) - count.cast(pl.Int128) * SHIFT_BITS
     # Integers wrap, so that the bits of the shift come off again.
-    wrapped = bits.sum() - values.count().cast(pl.Int64) * SHIFT_BITS
+    wrapped = bits.sum() - count.cast(pl.Int64) * SHIFT_BITS
     if few:
         return wrapped.cast(pl.Int128)
     # The float sum of up to 2**32 small values is off by less than half of 2**64 quanta in any

@@ -54,7 +54,7 @@ ROW: Final = "row"
 _HASH: Final = "hash"
 _POINT: Final = "point"
 GROUPS: Final = 64
-"""Groups of clusters that a jackknife leaves out in turn; a power of two, as the bags are."""
+"""Groups of clusters that a jackknife leaves out in turn; a divisor of the bags."""
 _JUDGED: Final = (GROUP, "gap", "bin")
 
 
@@ -192,7 +192,7 @@ class Gathering:
             rows, number, hashes = rows.filter(VALID), number[valid], hashes[valid]
             codes = codes[valid]
             n_valid = np.bincount(codes, minlength=n)
-        group = (hashes & np.uint64(GROUPS - 1)).view(np.int64)
+        group = _remainder(hashes, GROUPS)
         pairs = PairArrays(
             rows,
             self._needs,
@@ -331,7 +331,7 @@ class Gathering:
         found = None if are_many else numbered_up_to(hashes, CLUSTERS_HELD)
         if found is None:
             clusters = pl.DataFrame({CLUSTER: np.arange(BAGS, dtype=np.uint64)})
-            codes = (hashes & np.uint64(BAGS - 1)).view(np.int64)
+            codes = _remainder(hashes, BAGS)
         else:
             codes, first = found
             clusters = pl.DataFrame({CLUSTER: hashes[first]})
@@ -371,6 +371,15 @@ class Gathering:
             bin=coarse_bin(pl.col(REWARD_MARGIN)),
         ).filter(pl.col("gap").is_finite())
         return cells.group_by(_JUDGED).agg(pl.len().cast(pl.Int64).alias(N_PAIRS))
+
+
+def _remainder(hashes: Any, n: int) -> Any:
+    """Return each hash modulo n, which is fast for a power of two."""
+    import numpy as np
+
+    if n & (n - 1):
+        return (hashes % np.uint64(n)).astype(np.int64)
+    return (hashes & np.uint64(n - 1)).view(np.int64)
 
 
 def _rows_per_point(end: int) -> int:

@@ -40,10 +40,12 @@ from dpo_pipeline.sums import (
     counts_in,
     hashed_ids,
     merge,
+    of_bits,
     rolled_up,
     sampled,
     sense_columns,
     sense_of,
+    square_bits,
     square_sums,
 )
 
@@ -240,7 +242,10 @@ class PartialSums:
         `clean` asks for the quick form.
         """
         needs, sense_apart = self.scorer.binding.needs, self.is_keyed and has_sense
-        extra = [*self.extra, *(square_sums(is_wide=are_wide) if self.has_squares else ())]
+        extra = list(self.extra)
+        if self.has_squares:
+            by_bits = self.is_keyed and not are_wide
+            extra += square_bits() if by_bits else square_sums(is_wide=are_wide)
         sums = self.tally(
             pairs,
             valid=valid,
@@ -267,7 +272,12 @@ class PartialSums:
                 if len(plans) > 1
                 else [plans[0].collect(engine="streaming")]
             )
-        if self.has_squares and not are_wide and not are_near(made[0]):
+        table = made[0]
+        if self.has_squares and not are_wide:
+            read = of_bits(table) if self.is_keyed else table if are_near(table) else None
+        else:
+            read = table
+        if read is None:
             return self.summed(
                 pairs,
                 first_row=first_row,
@@ -277,7 +287,7 @@ class PartialSums:
                 clean=clean,
                 has_sense=has_sense,
             )
-        table, sense = made[0], made[1] if sense_apart else None
+        table, sense = read, made[1] if sense_apart else None
         if has_sense and not self.is_keyed:
             own = sense_columns(needs, counts_in(pairs))
             table, sense = table.drop(own), table.select(own)

@@ -22,6 +22,8 @@ from .growing_tables import (
 from .moments import (
     SQUARED as SQUARED,
     are_near as are_near,
+    of_bits as of_bits,
+    square_bits as square_bits,
     square_sums as square_sums,
     variance as variance,
 )
@@ -44,12 +46,13 @@ from .pair_sums import (
     pair_count as pair_count,
     split_cells as split_cells,
 )
-from .repeated_keys import (
+from .roll_ups import (
+    Partial as Partial,
     RepeatedKeys as RepeatedKeys,
     Repeats as Repeats,
+    RollUps as RollUps,
     hashed_ids as hashed_ids,
 )
-from .roll_ups import Partial as Partial, RollUps as RollUps
 from .sense import (
     N_UNMOVED as N_UNMOVED,
     Sense as Sense,

@@ -5,6 +5,7 @@ This is the only file that needs numpy when it is imported: without statistics n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -166,12 +167,15 @@ class ExactSums:
     """Sums by code, from 0 to n - 1, of values that come block by block, in quanta.
 
     Sums of `whole` are of whole numbers. Each block is added in the form that is cheapest for it.
+    `most` is the largest number of values with one code, if that is known.
     """
 
-    def __init__(self, n: int, names: Sequence[str], whole: Sequence[str] = ()) -> None:
+    def __init__(
+        self, n: int, names: Sequence[str], whole: Sequence[str] = (), most: float = math.inf
+    ) -> None:
         """Start without rows."""
         self._n, self._whole = n, whole
-        self._nats, self._quanta = ({name: _Added(n) for name in names} for _ in range(2))
+        self._nats, self._quanta = ({name: _Added(n, most) for name in names} for _ in range(2))
         self._others: dict[str, pl.Series] = {}
 
     def add(self, name: str, codes: Whole, values: Numbers) -> None:
@@ -203,18 +207,24 @@ class ExactSums:
 class _Added:
     """Sums of whole numbers by code, in Int64 as long as they surely fit it."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, most: float) -> None:
         self._sums = np.zeros(n, dtype=np.int64)
-        self._largest = 0.0
+        self._most, self._size, self._bound = most, 0.0, 0.0
         self._before: pl.Series | None = None
 
     def add(self, codes: Whole, values: Whole, size: float) -> None:
-        largest = size * values.size
-        if self._largest + largest >= MOST:
-            self._before = self.sums()
-            self._sums[:] = 0
-            self._largest = 0.0
-        self._largest += largest
+        """Add values of a magnitude up to `size`."""
+        self._size, bound = max(self._size, size), size * values.size
+        if self._size * self._most >= MOST:  # the sum of a code may not fit
+            if bound >= MOST:
+                half = values.size // 2
+                self.add(codes[:half], values[:half], size)
+                self.add(codes[half:], values[half:], size)
+                return
+            if self._bound + bound >= MOST:
+                self._before, self._bound = self.sums(), 0.0
+                self._sums[:] = 0
+        self._bound += bound
         np.add.at(self._sums, codes, values)
 
     def sums(self) -> pl.Series:

@@ -26,7 +26,7 @@ from dpo_pipeline.columns import (
 )
 from dpo_pipeline.defaults import AVERAGED_LOGP_FLOOR, BF16_EXCESS, SENSE_FROM
 from dpo_pipeline.invalid_report import Doubt
-from dpo_pipeline.sums.repeated_keys import Repeats
+from dpo_pipeline.sums.roll_ups import Repeats
 from dpo_pipeline.sums.sense import N_UNMOVED, Sense
 
 _C, _R, _REF_C, _REF_R = LOGPS

@@ -120,7 +120,9 @@ class PairArrays:
         scores = (CHOSEN_LOGRATIO, REJECTED_LOGRATIO, CHOSEN_REWARD, REJECTED_REWARD)
         names = dict.fromkeys([*needs.logps, *scores, REWARD_MARGIN, LOSS, *summed])
         self._columns = {name: pairs[name].cast(pl.Float64) for name in names}
-        sums = ExactSums(n, [*summed, *([] if is_log_loss else [_LOG_LOSS]), _BRIER])
+        log_loss = [] if is_log_loss else [_LOG_LOSS]
+        most = int(np.bincount(codes, minlength=1).max())
+        sums = ExactSums(n, [*summed, *log_loss, _BRIER], most=most)
         marked = Marked(n, {**_COUNTED, **(_COUNTED_WITH_REFERENCE if needs.reference else {})})
         self.margins, self.rewards = Grid.empty(), Grid.empty()
         formats, course = _Formats(needs, n_groups), _Course(rows_per_point)

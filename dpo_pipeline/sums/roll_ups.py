@@ -1,4 +1,4 @@
-"""Running sums of a dataset: the totals and, if wanted, by subset, batch and bin."""
+"""Running sums of a dataset: the totals and, if wanted, by subset, batch and bin; repeated keys."""
 
 from __future__ import annotations
 
@@ -9,12 +9,69 @@ from typing import Any
 import polars as pl
 
 from dpo_pipeline.columns import N_PAIRS, N_VALID
+from dpo_pipeline.defaults import KEYS_HELD
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.sums.batches import BatchTable
 from dpo_pipeline.sums.growing_tables import ClusterCounts
 from dpo_pipeline.sums.moments import square_columns
-from dpo_pipeline.sums.repeated_keys import RepeatedKeys, Repeats
 from dpo_pipeline.sums.summary import BIN, merge
+
+
+def hashed_ids(pairs: pl.LazyFrame, column: str) -> pl.LazyFrame:
+    """Return the hash of each id; a row without one has null."""
+    return pairs.select(pl.when(pl.col(column).is_not_null()).then(pl.col(column).hash()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repeats:
+    """Rows whose key an earlier row has.
+
+    Attributes:
+        n_looked_at: Keys that were compared.
+        n_repeated: Those of them that were there before.
+        is_exact: Whether all keys of the rows read were compared; otherwise a sample of the keys,
+            with all rows of each, so that the share is estimated.
+        is_of_all: Whether all rows were read; otherwise a sample, and copies elsewhere are not
+            counted.
+    """
+
+    n_looked_at: int
+    n_repeated: int
+    is_exact: bool
+    is_of_all: bool = True
+
+
+class RepeatedKeys:
+    """Holds hashes of keys: all of up to `KEYS_HELD`, and of more a share that halves."""
+
+    def __init__(self, n_rows: int | None = None, *, is_of_all: bool = True) -> None:
+        """Start without keys; `n_rows` tells how many to keep from the start."""
+        self._is_of_all = is_of_all
+        self._held: list[pl.Series] = []
+        self._thinning = 1
+        while n_rows is not None and n_rows > KEYS_HELD * self._thinning:
+            self._thinning *= 2
+
+    def add(self, hashes: pl.Series) -> None:
+        """Add the hashes of the keys of some rows; null where a row has no key."""
+        self._held.append(self._kept(hashes.drop_nulls()))
+        while sum(map(len, self._held)) > KEYS_HELD:
+            self._thinning *= 2
+            self._held = [self._kept(each) for each in self._held]
+
+    def _kept(self, hashes: pl.Series) -> pl.Series:
+        return hashes if self._thinning == 1 else hashes.filter(hashes % self._thinning == 0)
+
+    @property
+    def found(self) -> Repeats:
+        """What the keys so far amount to."""
+        held = pl.concat(self._held) if self._held else pl.Series([], dtype=pl.UInt64)
+        return Repeats(
+            n_looked_at=len(held),
+            n_repeated=len(held) - held.n_unique(),
+            is_exact=self._thinning == 1,
+            is_of_all=self._is_of_all,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

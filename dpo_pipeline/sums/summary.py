@@ -128,7 +128,7 @@ def tally(
         form = _Form(total=exact_sum, of_valid=valid_only, more={})
     else:
         valid = pl.lit(value=True)
-        small = partial(exact_sum_of_small, few=few, grouped=not is_whole)
+        small = partial(exact_sum_of_small, few=few, grouped=not is_whole, count=pl.len())
         form = _Form(total=small, of_valid=_all, more={N_CLEAN: clean})
     marked = pairs.with_columns(valid.alias(VALID))
     counted = {N_VALID: pl.col(VALID), **form.more}

@@ -1,5 +1,5 @@
 from .comparison import Comparison as Comparison, compare as compare
-from .contract import PreferencePairs as PreferencePairs
+from .contract import Completions as Completions, PreferencePairs as PreferencePairs
 from .engine import Progress as Progress
 from .errors import (
     ArgumentError as ArgumentError,
@@ -27,17 +27,20 @@ from .evaluation import (
 )
 from .invalid_report import InvalidReport as InvalidReport
 from .losses import dpo_loss as dpo_loss
+from .models import logps as logps, verify_logps as verify_logps
 from .options import (
     Batches as Batches,
     Contract as Contract,
     Execution as Execution,
     Gates as Gates,
+    Models as Models,
     Objective as Objective,
     OnInvalid as OnInvalid,
     Outputs as Outputs,
     Pairs as Pairs,
     Reference as Reference,
     Scored as Scored,
+    Selection as Selection,
     StatisticsOptions as StatisticsOptions,
     Subsets as Subsets,
 )
@@ -49,6 +52,7 @@ from .scoring import (
     score_parquet as score_parquet,
     token_kl as token_kl,
 )
+from .selection import Selected as Selected, select as select
 from .sources import convert as convert, join_reference as join_reference, read as read
 from .sums import Summary as Summary
 

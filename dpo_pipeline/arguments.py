@@ -59,10 +59,10 @@ def choice(*names: str) -> Kind:
     return Kind("choice", choices=names)
 
 
-def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+def check_choice(name: str, value: object, choices: Sequence[str | None]) -> None:
     """Raise a UsageError if a value is none of the choices."""
     if value not in choices:
-        raise UsageError(f"{name} must be one of {', '.join(choices)}, found {value!r}")
+        raise UsageError(f"{name} must be one of {', '.join(map(str, choices))}, found {value!r}")
 
 
 def check_benchmark(name: str | None) -> None:
@@ -195,7 +195,7 @@ def check_extra() -> None:
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise UsageError(
-            f"charts and reports need {' and '.join(missing)}: pip install 'dpo_pipeline[report]'"
+            f"charts and reports need {' and '.join(missing)}: pip install altair vl-convert-python"
         )
 
 

@@ -1,34 +1,65 @@
 """The one place for column names: roles, their aliases, and the columns that the pipeline adds."""
 
+# ruff: noqa: PLC0414  the roles are handed on under their names
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from dpo_pipeline.errors import NoSuchColumn, UsageError
-
-Kind = Literal["logp", "count", "key", "tokens", "mask"]
+from dpo_pipeline.roles import (
+    ALL_LOGPS as ALL_LOGPS,
+    AMBIGUOUS as AMBIGUOUS,
+    CHOSEN_MASK as CHOSEN_MASK,
+    CHOSEN_TOKENS as CHOSEN_TOKENS,
+    COMPLETION_ID as COMPLETION_ID,
+    COUNT_OF as COUNT_OF,
+    COUNT_ROLES as COUNT_ROLES,
+    EXTRA_ROLES as EXTRA_ROLES,
+    KL_POLICY as KL_POLICY,
+    KL_REF as KL_REF,
+    LABEL as LABEL,
+    LOGP_ROLES as LOGP_ROLES,
+    LOGPS as LOGPS,
+    MASK_OF as MASK_OF,
+    OFFSET as OFFSET,
+    OTHER_SIDE as OTHER_SIDE,
+    PAIR_ID as PAIR_ID,
+    POLICY as POLICY,
+    POLICY_CHOSEN as POLICY_CHOSEN,
+    POLICY_REJECTED as POLICY_REJECTED,
+    PREFERENCE_PROBABILITY as PREFERENCE_PROBABILITY,
+    PREFERENCES as PREFERENCES,
+    PROMPT_ID as PROMPT_ID,
+    RANK as RANK,
+    REF as REF,
+    REF_CHOSEN as REF_CHOSEN,
+    REF_REJECTED as REF_REJECTED,
+    REJECTED_MASK as REJECTED_MASK,
+    REJECTED_TOKENS as REJECTED_TOKENS,
+    ROLES as ROLES,
+    SCORE as SCORE,
+    TEXTS as TEXTS,
+    TOKEN_MASK as TOKEN_MASK,
+    TOKENS as TOKENS,
+    TOKENS_OF as TOKENS_OF,
+    Completion as Completion,
+    Kind as Kind,
+    Model as Model,
+    Needs as Needs,
+    Role as Role,
+    RowOf as RowOf,
+    Texts as Texts,
+)
 
 MAPPING: Final = "Pairs(columns={role: name}), or --column role=name"
 """How to map a column to a role, as errors say it."""
 
 _SHOWN: Final = 20
 """Most columns that an error lists."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Role:
-    """A meaning that an input column can have."""
-
-    name: str
-    kind: Kind
-    description: str
-    required: bool = False
-    unit: str | None = None
-    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,141 +73,6 @@ class Added:
     unit: str | None = None
     nullable: bool = False
 
-
-Model = Literal["policy", "ref"]
-Completion = Literal["chosen", "rejected"]
-
-
-def _of_model(model: Model, side: Completion, ending: str, words: Iterable[str]) -> dict[str, Any]:
-    # Only names that say whose log-prob it is. `chosen_logps` is the policy's in TRL and the
-    # reference's in open-instruct's cache, so it is no alias of either: see AMBIGUOUS.
-    name = f"{model}_{side}_{ending}"
-    long = "policy" if model == "policy" else "reference"
-    spellings = [f"{spelled}_{side}_{word}" for spelled in (model, long) for word in words]
-    aliases = tuple(dict.fromkeys(each for each in spellings if each != name))
-    return {"name": name, "unit": "nats", "aliases": aliases}
-
-
-def _under(model: Model) -> str:
-    return f"under the {'policy' if model == 'policy' else 'frozen reference model'}"
-
-
-def _logp(model: Model, side: Completion) -> Role:
-    named = _of_model(model, side, "logps", ("logps", "logprobs", "log_probs"))
-    named["aliases"] += (f"log_probs_{side}_{model}",)
-    text = f"Log-probability of the {side} completion {_under(model)}, summed over its tokens"
-    return Role(kind="logp", required=True, description=text, **named)
-
-
-def _tokens(model: Model, side: Completion) -> Role:
-    words = ("token_logps", "token_logprobs", "per_token_logps")
-    named = _of_model(model, side, "token_logps", words)
-    text = f"Log-probability of each token of the {side} completion {_under(model)}"
-    return Role(kind="tokens", description=f"{text}, instead of its sum", **named)
-
-
-def _count(side: Completion) -> Role:
-    text = f"Tokens of the {side} completion that its log-probability sums over"
-    return Role(name=f"{side}_num_tokens", kind="count", unit="tokens", description=text)
-
-
-def _mask(side: Completion) -> Role:
-    return Role(
-        name=f"{side}_token_mask",
-        kind="mask",
-        description=f"For each token of the {side} completion whether it counts (true or 1)",
-        aliases=(f"{side}_completion_mask", f"{side}_loss_mask"),
-    )
-
-
-POLICY_CHOSEN: Final = _logp("policy", "chosen")
-POLICY_REJECTED: Final = _logp("policy", "rejected")
-REF_CHOSEN: Final = _logp("ref", "chosen")
-REF_REJECTED: Final = _logp("ref", "rejected")
-PAIR_ID: Final = Role(name="pair_id", kind="key", description="Names the pair")
-PROMPT_ID: Final = Role(
-    name="prompt_id", kind="key", description="Names the prompt; pairs of one prompt share it"
-)
-CHOSEN_TOKENS: Final = _count("chosen")
-REJECTED_TOKENS: Final = _count("rejected")
-LOGP_ROLES: Final = (POLICY_CHOSEN, POLICY_REJECTED, REF_CHOSEN, REF_REJECTED)
-LOGPS: Final = tuple(role.name for role in LOGP_ROLES)
-COUNT_ROLES: Final = (CHOSEN_TOKENS, REJECTED_TOKENS)
-CHOSEN_MASK: Final = _mask("chosen")
-REJECTED_MASK: Final = _mask("rejected")
-TOKENS_OF: Final = {
-    POLICY_CHOSEN.name: _tokens("policy", "chosen"),
-    POLICY_REJECTED.name: _tokens("policy", "rejected"),
-    REF_CHOSEN.name: _tokens("ref", "chosen"),
-    REF_REJECTED.name: _tokens("ref", "rejected"),
-}
-"""The token list that each log-prob can be summed from."""
-_SAME_MODEL: Final = (
-    (POLICY_CHOSEN.name, POLICY_REJECTED.name),
-    (REF_CHOSEN.name, REF_REJECTED.name),
-)
-OTHER_SIDE: Final = {a: b for pair in _SAME_MODEL for a, b in (pair, pair[::-1])}
-"""The log-prob of the other completion under the same model."""
-MASK_OF: Final = {
-    name: mask
-    for pair in _SAME_MODEL
-    for name, mask in zip(pair, (CHOSEN_MASK, REJECTED_MASK), strict=True)
-}
-"""The mask that says which tokens of each log-prob count."""
-ROLES: Final = {
-    role.name: role
-    for role in (
-        PAIR_ID,
-        PROMPT_ID,
-        *TOKENS_OF.values(),
-        CHOSEN_MASK,
-        REJECTED_MASK,
-        *LOGP_ROLES,
-        *COUNT_ROLES,
-    )
-}
-"""Every role by name. Token lists stand before their sums."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Needs:
-    """Which columns a loss asks for."""
-
-    reference: bool = True  # reference log-probs; without the need, such columns have no role
-    tokens: bool = False  # token counts, none of them null
-    ld_alpha: float = 1.0  # weight of tokens beyond the length of the other completion (LD-DPO)
-    humanline: bool = False  # whether per-token log-ratios are clamped (HALOs)
-
-    @property
-    def logps(self) -> tuple[str, ...]:
-        """The log-prob columns."""
-        return tuple(role.name for role in LOGP_ROLES if self.have(role))
-
-    def have(self, role: Role) -> bool:
-        """Return whether the loss uses a column of this role."""
-        of_reference = (REF_CHOSEN, REF_REJECTED)
-        tokens = (TOKENS_OF[each.name] for each in of_reference)
-        return self.reference or role not in (*of_reference, *tokens)
-
-    def require(self, role: Role) -> bool:
-        """Return whether a column of this role must be there."""
-        return self.have(role) and (role.required or (self.tokens and role.kind == "count"))
-
-    @property
-    def has_token_arguments(self) -> bool:
-        """Whether log-probs are no plain sums, and so must be made from tokens."""
-        return self.ld_alpha != 1.0 or self.humanline
-
-
-ALL_LOGPS: Final = Needs()
-"""What the DPO loss needs."""
-
-AMBIGUOUS: Final = {
-    f"{side}_{word}": f"{side!r} log-probs of the policy in TRL, of the reference in open-instruct"
-    for side in ("chosen", "rejected")
-    for word in ("logps", "logprobs", "log_probs")
-}
-"""Names that tools use for different models; never taken without an explicit mapping."""
 
 CHOSEN_LOGRATIO: Final = "chosen_logratio"
 REJECTED_LOGRATIO: Final = "rejected_logratio"
@@ -207,6 +103,32 @@ SCORED: Final = (
     Added(LOSS, "Loss of the pair; the DPO loss is -log sigmoid(reward_margin)", unit="nats"),
 )
 
+LOGRATIO: Final = "logratio"
+REWARD: Final = "reward"
+KL: Final = "kl"
+SCORED_COMPLETIONS: Final = (
+    Added(
+        LOGRATIO,
+        "Policy minus reference log-probability of the completion; without a reference, the "
+        "policy's",
+        unit="nats",
+    ),
+    Added(REWARD, "Implicit reward of the completion: beta * logratio", unit="nats"),
+    Added(
+        KL,
+        "KL term of the batch, before beta; null for a loss that has none",
+        unit="nats",
+        nullable=True,
+    ),
+    Added(
+        LOSS,
+        "Loss of the completion; of a listwise loss its term, so that those of a prompt add up "
+        "to the loss of the prompt",
+        nullable=True,
+    ),
+)
+"""What `score` adds to completions."""
+
 OF_INPUT: Final = "__dpo_pipeline_input_"
 """Begins the name, in prepared pairs, of an input column that a scored one takes the name of."""
 
@@ -217,12 +139,34 @@ INVALID: Final = (
     Added(BROKEN_RULES, "The rules that the pair breaks, as column.rule", type="array"),
 )
 
+SELECTION_VALUE: Final = "selection_value"
+SELECTION_RANK: Final = "selection_rank"
+SELECTED: Final = (
+    Added(SELECTION_VALUE, "What the rule ranks pairs by"),
+    Added(
+        SELECTION_RANK,
+        "Place of the pair among the ranked pairs of its subset, from 1",
+        type="integer",
+    ),
+)
+CONTRADICTION: Final = "contradiction"
+CONTRADICTION_GROUP: Final = "contradiction_group"
+CONTRADICTING: Final = (
+    Added(CONTRADICTION, "duplicate, swap or cycle", type="string"),
+    Added(
+        CONTRADICTION_GROUP,
+        "Number of the pairs that contradict or repeat each other",
+        type="integer",
+    ),
+)
+
 BATCH: Final = "batch"
 SHOWN: Final = "shown: "
 """What the name of a column that was asked for begins with in lists of the worst pairs."""
 OF_SUBSET: Final = "subset: "
 """The same for a column of `by`."""
 N_PAIRS: Final = "n_pairs"
+N_CHOSEN: Final = "n_chosen"
 N_VALID: Final = "n_valid"
 N_INVALID: Final = "n_invalid"
 COUNTS: Final = (
@@ -243,7 +187,7 @@ BATCH_MEANS: Final = (
 )
 
 
-ELSEWHERE: Final = "; if in another file, give that as reference (--reference)"
+ELSEWHERE: Final = "; if the reference's are in another file, give that as reference (--reference)"
 """What is said where the reference's log-probs are missing."""
 
 
@@ -256,13 +200,57 @@ class Resolution:
     problems: tuple[str, ...]  # one sentence for each role that could not be settled
 
 
+def is_spelled(role: Role, names: Collection[str], explicit: Mapping[str, str] | None) -> bool:
+    """Return whether a column is named as a role is, or is mapped to it."""
+    return role.name in (explicit or {}) or any(n in names for n in (role.name, *role.aliases))
+
+
+def row_of(names: Collection[str], explicit: Mapping[str, str] | None = None) -> RowOf:
+    """Return which contract columns are of: completions' if such log-probs stand alone."""
+    found = {
+        row: any(
+            is_spelled(each, names, explicit)
+            for text in texts
+            for role in (text.policy, text.ref)
+            for each in (role, TOKENS_OF[role.name])
+        )
+        for row, texts in TEXTS.items()
+    }
+    return "completion" if found["completion"] and not found["pair"] else "pair"
+
+
+def needs_of_columns(
+    names: Collection[str],
+    explicit: Mapping[str, str] | None = None,
+    *,
+    extras: tuple[str, ...] | None = None,
+) -> Needs:
+    """Return what is asked of the columns that are there, by the contract that they are of.
+
+    A reference is asked for of pairs, and of completions if its column is there. `extras` are
+    further roles; if None, the prompt and the first of `PREFERENCES`, if they are there.
+    """
+    if row_of(names, explicit) == "pair":
+        return ALL_LOGPS
+    better = [each for each in PREFERENCES if is_spelled(each, names, explicit)]
+    asked = (*(each for each in [PROMPT_ID] if is_spelled(each, names, explicit)), *better[:1])
+    has_reference = any(is_spelled(r, names, explicit) for r in (REF, TOKENS_OF[REF.name]))
+    return Needs(
+        row="completion",
+        reference=has_reference,
+        extras=tuple(each.name for each in asked) if extras is None else extras,
+    )
+
+
 def resolve(
-    names: Iterable[str], explicit: Mapping[str, str] | None = None, needs: Needs = ALL_LOGPS
+    names: Iterable[str],
+    explicit: Mapping[str, str] | None = None,
+    needs: Needs | None = None,
 ) -> Resolution:
     """Find the column of each role among `names`.
 
     An explicit mapping (role to column) wins over names and aliases. Roles that are not needed
-    are not looked for.
+    are not looked for; without `needs`, the columns decide which contract they are of.
     """
     names = list(names)
     if explicit is not None and not (
@@ -279,6 +267,7 @@ def resolve(
     mapping: dict[str, str] = {}
     guesses: dict[str, str] = {}
     problems: list[str] = []
+    needs = needs_of_columns(names, explicit) if needs is None else needs
     for role in filter(needs.have, ROLES.values()):
         if role.name in explicit:
             column = explicit[role.name]
@@ -303,7 +292,8 @@ def resolve(
             )
         elif needs.require(role) and not _can_be_made(role, mapping):
             near = _near(role, names)
-            guesses |= {} if near is None else {role.name: near}
+            guess = near if near is not None else _ambiguous(role, names, mapping)
+            guesses |= {} if guess is None else {role.name: guess}
             problems.append(_missing(role, names, near))
     doubled = {c for c in mapping.values() if list(mapping.values()).count(c) > 1}
     problems += [
@@ -325,36 +315,54 @@ def _policys_alone(role: Role, names: list[str]) -> list[str]:
 def _can_be_made(role: Role, mapping: Mapping[str, str]) -> bool:
     """Return whether this role can be made from token lists that are there."""
     if role.kind == "count":
-        side = role.name.partition("_")[0]
-        return any(
-            f"_{side}_" in tokens.name and tokens.name in mapping for tokens in TOKENS_OF.values()
-        )
+        logps = (name for name, count in COUNT_OF.items() if count is role)
+        return any(TOKENS_OF[name].name in mapping for name in logps)
     return role.kind == "logp" and TOKENS_OF[role.name].name in mapping
 
 
 def _near(role: Role, names: list[str]) -> str | None:
     """Return the column whose name is nearly that of a role."""
     close = [s for n in names for s in (role.name, *role.aliases) if _close(n, [s])]
-    near = [n for n in names if any(_close(n, [s]) for s in close)]
-    if role.kind == "count":
+    near = [n for n in names if n not in AMBIGUOUS and any(_close(n, [s]) for s in close)]
+    if role in LOGP_ROLES and not near:
+        near = _by_words(role, names)
+    if role in COUNT_ROLES:
         side = role.name.partition("_")[0]
         near += [n for n in names if side in n.lower() and _COUNT.search(n.lower())]
     return near[0] if near else None
 
 
-def _missing(role: Role, names: list[str], near: str | None) -> str:
-    side = "chosen" if "chosen" in role.name else "rejected"
+def _by_words(role: Role, names: list[str]) -> list[str]:
+    """Return the one column whose name holds model, side and log-prob in another order."""
+    model, side = role.name.split("_")[:2]
+    held = [n for n in names if all(w in n.lower() for w in (model, side)) and _LOGP.search(n)]
+    return held if len(held) == 1 else []
+
+
+def _ambiguous(role: Role, names: list[str], mapping: Mapping[str, str]) -> str | None:
+    """Return a name that tools use for either model, as a guess for the role.
+
+    It is guessed to be the policy's, as in TRL, unless the policy has a column.
+    """
     of_reference = role in (REF_CHOSEN, REF_REJECTED)
-    for name in names:
-        if name in AMBIGUOUS and side in name:
-            return (
-                f"{role.name}: missing. {name!r} is not taken for it, being {AMBIGUOUS[name]}; "
-                f"say which with {role.name}={name} ({MAPPING})"
-            )
-    ask = f"; did you mean {near!r}? If so, map it: {role.name}={near}" if near else ""
-    hint = ask or f"; if it has another name, map it: {role.name}=NAME"
-    elsewhere = ELSEWHERE if of_reference else ""
-    return f"{role.name}: missing{hint} ({MAPPING}){elsewhere}; {_there(names)}"
+    side = "chosen" if "chosen" in role.name else "rejected"
+    if role not in LOGP_ROLES or (of_reference and f"policy_{side}_logps" not in mapping):
+        return None
+    return next((name for name in names if name in AMBIGUOUS and name.startswith(side)), None)
+
+
+def _missing(role: Role, names: list[str], near: str | None) -> str:
+    """Return what is to be said of a missing role; `ColumnError` prints once what several say."""
+    side = "chosen" if "chosen" in role.name else "rejected"
+    of_reference = role in (REF_CHOSEN, REF_REJECTED, REF)
+    parts = [f"{role.name}: missing"]
+    known = [name for name in names if name in AMBIGUOUS and side in name]
+    if known:
+        parts.append(f"{known[0]!r} may be it, a name that is {AMBIGUOUS[known[0]]}")
+    if near:
+        parts.append(f"did you mean {near!r}?")
+    parts.append(f"if a column has another name, map it: {MAPPING}")
+    return "; ".join(parts) + (ELSEWHERE if of_reference else "") + f"; {_there(names)}"
 
 
 def _there(names: list[str]) -> str:
@@ -363,6 +371,7 @@ def _there(names: list[str]) -> str:
     return f"the columns are {shown}{more}" if names else "there are no columns"
 
 
+_LOGP: Final = re.compile(r"log|lp|prob", re.IGNORECASE)
 _COUNT: Final = re.compile(r"(?:^|_)(?:len|lens|length|lengths|n_?tok|num_?tok|tok_?cnt)|tokens?$")
 """Names that token counts may have."""
 

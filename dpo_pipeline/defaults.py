@@ -13,12 +13,16 @@ LOSS_NAME: Final = "sigmoid"
 LOSS_NAMES: Final = (
     *("sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "exo_pair", "nca_pair", "bco_pair"),
     *("sppo_hard", "apo_zero", "apo_down", "discopop", "dpop", "rdpo"),
+    *("odpo", "soft_labels", "wpo"),
     *("cpo", "cpo_hinge", "simpo", "alphapo", "orpo", "orpo_odds_ratio", "sft"),
     *("aot", "aot_unpaired", "kto_pair"),
 )
 """Names of `losses.catalogue.LOSSES`, for shell completion. A test keeps the two equal."""
 
-DIALECT_NAMES: Final = ("trl", "dpo-paper", "rewardbench")
+COMPLETION_LOSS_NAMES: Final = ("kto", "apo_zero_unpaired", "plackett_luce", "infonca", "nca")
+"""The same of `losses.catalogue.COMPLETION_LOSSES`."""
+
+DIALECT_NAMES: Final = ("trl", "dpo-paper", "rewardbench", "halos")
 """The dialects: systems whose conventions `dialect` takes."""
 
 MAX_LOGP: Final = 0.0
@@ -90,6 +94,9 @@ SINK_CHUNK_ROWS: Final = 16_384
 SINK_CHUNK_BYTES: Final = 2 * 2**20
 """Bytes of such a chunk if rows are wide."""
 
+RULE_NAMES: Final = ("smallest_gap", "nearest_tie", "largest_margin", "easiest", "random")
+"""Rules by which pairs are selected."""
+
 COMPRESSIONS: Final = ("zstd", "snappy", "none")
 """How scored pairs can be compressed; the first is the default."""
 
@@ -153,6 +160,9 @@ CALIBRATION_BINS: Final = 15
 STATISTICS_ROWS: Final = 524_288
 """Rows that are in memory at a time when statistics are gathered."""
 
+ROWS_IN_STEP: Final = 262_144
+"""Rows of tables that are read side by side at a time: half as many take half the memory."""
+
 JOINED_ROWS: Final = 2_097_152
 """Rows of all tables that a join holds in memory; more are parted by their keys on disk."""
 
@@ -167,6 +177,10 @@ COURSE_POINTS: Final = 500
 
 WORST_HELD: Final = 100
 """Pairs with the lowest margins, and flips of each kind, that are kept: the most that are shown."""
+WORST_OF_SUBSET: Final = 5
+"""Pairs with the lowest margins of a subset that are kept."""
+SUBSETS_HELD: Final = 1_000
+"""Subsets of which such pairs are kept; of more, none are."""
 ROWS_SHOWN: Final = 20
 """Pairs that a report lists."""
 
@@ -190,6 +204,9 @@ SENSE_STEP: Final = 4_000_000
 
 SENSE_ROWS: Final = 65_536
 """Rows of a sample, in whole pages of Parquet about."""
+
+SENSED_PAIRS: Final = 2**18
+"""About so many of more pairs show whether the log-probs of a comparison make sense."""
 
 SENSE_FROM: Final = 50
 """Pairs from which the spread of log-probs is looked at; that of fewer is chance."""
@@ -231,6 +248,24 @@ OnInvalid = Literal["raise", "exclude"]
 OnInvalidJob = Literal["raise", "exclude", "quarantine"]
 ON_INVALID: Final[tuple[str, ...]] = get_args(OnInvalid)
 ON_INVALID_JOB: Final[tuple[str, ...]] = get_args(OnInvalidJob)
+
+MAX_LENGTH: Final = 1024
+"""Longest prompt and completion that a model scores, in tokens; TRL's default."""
+
+TRAINERS: Final = ("trl",)
+"""Trainers whose averages over steps can be shown."""
+
+TRAINER_BATCH_SIZE: Final = 8
+"""Pairs of a batch on each process, where none is given: transformers' default."""
+
+DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
+"""Types that weights are loaded in; `auto` is that in which they are stored."""
+
+BATCH_TOKENS: Final = 8192
+"""Tokens of a batch of texts, padding included."""
+
+ROWS_OF_A_PART: Final = 1024
+"""Rows of texts that are scored before they are written."""
 
 BENCHMARK_NAMES: Final = ("rewardbench", "rewardbench-with-prior-sets")
 """Benchmarks whose sections can be scored."""

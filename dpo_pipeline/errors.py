@@ -105,7 +105,12 @@ class ColumnError(ContractError):
     Attributes:
         problems: One sentence for each.
         guesses: Role that is missing to the column that may be it.
+        flag: The option of the command line that maps columns of this source.
+        is_of_a: Whether the source is the first of two that `flag` is for.
     """
+
+    flag: str = "--column"
+    is_of_a: bool = False
 
     def __init__(
         self, source: str, problems: tuple[str, ...], guesses: Mapping[str, str] = NO_GUESSES
@@ -115,16 +120,23 @@ class ColumnError(ContractError):
         self.guesses = dict(guesses)
         if any(isinstance(problem, NoSuchColumn) for problem in problems):
             self.exit_code = USAGE
-        listed = (f"  {problem}" for problem in _listed_once(problems))
+        listed = (f"  {problem}" for problem in _said_once(problems))
         super().__init__(f"{source} does not fit the contract:", *listed)
 
 
-def _listed_once(problems: tuple[str, ...]) -> Iterator[str]:
-    """Yield the problems; of those that end in the same list of columns, only the last lists it."""
-    for i, problem in enumerate(problems):
-        text, there, names = problem.partition("; the columns are ")
-        is_repeated = there and any(p.endswith(there + names) for p in problems[i + 1 :])
-        yield text if is_repeated else problem
+def _said_once(problems: tuple[str, ...]) -> Iterator[str]:
+    """Yield the problems; what several missing columns have in common stands once, below them."""
+    is_missing = [problem.partition(": ")[2].startswith("missing; ") for problem in problems]
+    clauses = [
+        problem.split("; ") if is_one else [problem]
+        for problem, is_one in zip(problems, is_missing, strict=True)
+    ]
+    every = [each for said in clauses for each in said[1:]]
+    for first, *rest in clauses:
+        yield "; ".join((first, *(each for each in rest if every.count(each) == 1)))
+    shared = dict.fromkeys(each for each in every if every.count(each) > 1)
+    for each in sorted(shared, key=lambda clause: clause.startswith("the columns are")):
+        yield f"{each[:1].upper()}{each[1:]}."
 
 
 class InvalidPairsError(ContractError):
@@ -157,7 +169,8 @@ class InvalidPairsError(ContractError):
         self.reason = reason
         self.is_excluding = is_excluding
         advice = " ".join(self._advice(report))
-        super().__init__(*filter(None, (reason, *str(report).splitlines())), "", advice)
+        lines = str(report).splitlines()
+        super().__init__(*([reason] if reason else []), *lines, "", advice)
 
     def _advice(self, report: InvalidReport) -> Iterator[str]:
         yield self.ADVICE_EXCLUDING if self.is_excluding else self.ADVICE

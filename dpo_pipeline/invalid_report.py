@@ -24,6 +24,8 @@ from dpo_pipeline.tables import (
 if TYPE_CHECKING:
     import polars as pl
 
+    from dpo_pipeline.columns import RowOf
+
 
 _LONG_NUMBER = 9
 """Characters from which a number is written with eight digits."""
@@ -40,13 +42,14 @@ class Offender:
     file: str | None  # the input file, or None where the pairs came as a dataframe
     row: int  # row in that file or frame, from 0
     value: Any  # what was found; None for null, and for a rule on the whole row
-    pair_id: Any = None  # the pair's id, where there is one
+    pair_id: Any = None  # the id of the pair, or of the completion, where there is one
     shown: tuple[tuple[str, Any], ...] = ()  # columns that were asked for, and their values
+    id_name: str = "pair_id"  # what the column of the id is called
 
     @property
     def place(self) -> str:
-        """The row with the pair's id."""
-        named = "" if self.pair_id is None else f" (pair_id {self.pair_id})"
+        """The row with its id."""
+        named = "" if self.pair_id is None else f" ({self.id_name} {self.pair_id})"
         return f"row {self.row:,}{named}"
 
 
@@ -111,6 +114,7 @@ class InvalidReport(Printable):
         broken: The rules that were broken, in the order of the contract.
         doubts: What is surely wrong in the valid pairs, gravest first.
         notes: What is to be said about the input as it was found, such as files that were left out.
+        row: What a row is: a pair or a completion. The columns decide, and the counts are of these.
     """
 
     source: str
@@ -119,6 +123,7 @@ class InvalidReport(Printable):
     broken: tuple[BrokenRule, ...]
     doubts: tuple[Doubt, ...] = ()
     notes: tuple[str, ...] = ()
+    row: RowOf = "pair"
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -144,7 +149,8 @@ class InvalidReport(Printable):
             if rule.name.endswith("_logps.at_most") and rule.count == self.n_pairs
         }
         for model in ("policy", "ref"):
-            if above >= {f"{model}_chosen_logps", f"{model}_rejected_logps"}:
+            pair = {f"{model}_chosen_logps", f"{model}_rejected_logps"}
+            if above >= pair or f"{model}_logps" in above:
                 return (
                     "all log-probs are above 0: these look like negative log-likelihoods; "
                     "change their sign"
@@ -156,6 +162,7 @@ class InvalidReport(Printable):
         return {
             "source": self.source,
             "warnings": list(self.all_warnings),
+            "row": self.row,
             "n_pairs": self.n_pairs,
             "n_invalid": self.n_invalid,
             "invalid": [rule.to_dict() for rule in self.broken],
@@ -192,9 +199,10 @@ class InvalidReport(Printable):
         """Yield whether the contract is kept, what is doubtful, and the broken rules."""
         source = whole(self.source)
         if self.n_invalid:
-            text = f"{source} breaks its contract in {self.n_invalid:,} of {self.n_pairs:,} rows"
+            rows = "rows" if self.row == "pair" else f"{self.row}s"
+            text = f"{source} breaks its contract in {self.n_invalid:,} of {self.n_pairs:,} {rows}"
         else:
-            text = f"{source}: all {self.n_pairs:,} pairs keep the contract"
+            text = f"{source}: all {self.n_pairs:,} {self.row}s keep the contract"
         tone: Tone = "bad" if self.n_invalid else "plain" if self.doubts else "good"
         yield Sentence(text=text, tone=tone, leads=True)
         yield from self.warning_parts()

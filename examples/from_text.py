@@ -1,6 +1,6 @@
 """Where the four columns come from: from texts to scored pairs, with a tiny model made here.
 
-    pip install "dpo_pipeline[example]" && python examples/from_text.py
+    pip install ".[example]" && python examples/from_text.py
 
 A GPT-2 of a few thousand weights is made on the spot and is the reference; the policy is a copy of
 it that saw the chosen completions a few times. With models of your own, `log_probs` stays as it is.

@@ -1,6 +1,6 @@
 """Add scores to the rows of a Ray Dataset, where other steps of a pipeline come before or after.
 
-Needs `pip install dpo_pipeline "ray[data]"`. Ray hands over blocks as Arrow tables; columns that
+Needs `pip install . "ray[data]"`. Ray hands over blocks as Arrow tables; columns that
 need no cast are not copied. The order of rows is Ray's affair: it is kept here on request.
 """
 

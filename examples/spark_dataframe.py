@@ -1,6 +1,6 @@
 """Add scores to the rows of a Spark DataFrame.
 
-Needs Java 17 and `pip install dpo_pipeline pyspark "pandas<3"`. Spark hands over Arrow batches
+Needs Java 17 and `pip install . pyspark "pandas<3"`. Spark hands over Arrow batches
 and wants to know the schema of what comes back, which the stage tells from a table without rows.
 """
 

@@ -6,7 +6,6 @@ import os
 
 import polars as pl
 import pytest
-from altair.utils import schemapi
 from hypothesis import HealthCheck, settings
 
 from dpo_pipeline.cli import running as progress_line
@@ -29,6 +28,23 @@ def pytest_configure(config):
         os.environ["COLUMNS"] = "1000"
 
 
+TOGETHER = {"statistics": "figures", "comparison": "figures", "report": "report"}
+"""Rooms whose tests share what is dear: statistics of other libraries, and drawn pages."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Have the tests of a file run in one process, and those of rooms that go together."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return TOGETHER.get(file.split("/")[1], file)
+
+    return ByFile(config, log)
+
+
 @pytest.fixture(autouse=True)
 def quiet_when_slow(monkeypatch):
     """Commands called in this process show no progress, however slow the machine is."""
@@ -41,6 +57,8 @@ def unchecked_charts():
 
     The charts of one page are checked: of the fixture `text` in `report/conftest.py`.
     """
+    from altair.utils import schemapi
+
     with schemapi.debug_mode(arg=False):
         yield
 

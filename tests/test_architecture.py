@@ -23,24 +23,28 @@ ROOMS = [  # a room imports from the ground and from rooms before it
         "sums",
         "statistics",
         "rendering",
+        "unpaired",
     ),
-    *("evaluation", "scoring", "jobs", "comparison", "report", "published", "cli"),
+    *("evaluation", "scoring", "selection", "jobs", "comparison", "models", "report", "published"),
+    "cli",
 ]
 DEFERRED = {
     ("", "rendering"),  # what people read asks to be written
     ("evaluation", "report"),  # a result asks the report to draw it
 }
-NO_POLARS = {"errors", "columns", "defaults", "faces", "invalid_report", "__main__"}
+NO_POLARS = {"errors", "columns", "roles", "defaults", "faces", "invalid_report", "__main__"}
 
 ONLY_IN = {
     "pandera": {"contract"},
-    "numpy": {"sums", "statistics", "evaluation"},
+    "numpy": {"sums", "statistics", "evaluation", "comparison"},
     "pyarrow": {"storage", "sources", "scoring"},
     "altair": {"report"},
     "jinja2": {"report"},
     "vl_convert": {"report"},
     "ray": {"engine"},
-    "torch": {"sources"},
+    "torch": {"sources", "models"},
+    "transformers": {"models"},
+    "peft": {"models"},
     "click": {"cli"},
 }
 MOST_FILES, MOST_LINES, MOST_LINES_OF_A_FACE, MOST_LINES_OF_TESTS = 12, 500, 10, 600

@@ -41,9 +41,9 @@ def test_no_alias_stands_for_two_roles_or_an_output():
 @pytest.mark.parametrize("name", ["chosen_logps", "chosen_logprobs", "chosen_log_probs"])
 def test_a_name_that_tools_use_for_either_model_is_not_taken_alone(pairs, name):
     alone = pairs.rename({"policy_chosen_logps": name}).drop("ref_chosen_logps")
-    with pytest.raises(ColumnError, match=f"say which with policy_chosen_logps={name}"):
+    with pytest.raises(ColumnError, match=f"{name!r} may be it, a name that is the policy's"):
         score(alone)
-    with pytest.raises(ColumnError, match=f"say which with policy_chosen_logps={name}"):
+    with pytest.raises(ColumnError, match=f"{name!r} may be it, a name that is the policy's"):
         score(alone, loss="cpo")
 
 
@@ -81,7 +81,7 @@ def test_lists_of_one_side_count_its_own_tokens_alone(side, model):
     names = [*LOGPS, f"{model}_{side}_token_logps"]
     other = {"chosen": "rejected", "rejected": "chosen"}[side]
     (problem,) = resolve(names, needs=Needs(tokens=True)).problems
-    assert problem.startswith(f"{other}_num_tokens: missing; if it has another name, map it")
+    assert problem.startswith(f"{other}_num_tokens: missing; if a column has another name, map it")
     both = [*names, f"ref_{other}_token_logprobs"]
     assert resolve(both, needs=Needs(tokens=True)).problems == ()
 
@@ -144,8 +144,8 @@ def test_everything_that_is_wrong_is_said_at_once(pairs):
 def test_missing_column_lists_what_is_there():
     (first, *_) = resolve(["prompt", "score"]).problems
     assert first == (
-        "policy_chosen_logps: missing; if it has another name, map it: policy_chosen_logps=NAME "
-        "(Pairs(columns={role: name}), or --column role=name); the columns are prompt, score"
+        "policy_chosen_logps: missing; if a column has another name, map it: "
+        "Pairs(columns={role: name}), or --column role=name; the columns are prompt, score"
     )
 
 

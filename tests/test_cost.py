@@ -162,27 +162,30 @@ def test_arrow_tables_are_taken_without_a_copy(pairs):
 HEAVY = {"numpy", "pandas", "pandera", "pyarrow"}
 # A star would import pandera, for PreferencePairs.
 CALLS = [
-    pytest.param("evaluate('pairs.parquet')", HEAVY, id="evaluate"),
-    pytest.param("evaluate('pairs.parquet', by='subset', batches=2)", HEAVY, id="by subset"),
-    pytest.param("evaluate('pairs.parquet', outputs='figures.json')", HEAVY, id="to a file"),
-    pytest.param("check('pairs.parquet')", HEAVY, id="check"),
-    pytest.param("sweep('pairs.parquet', [0.1, 0.5])", HEAVY, id="sweep"),
-    pytest.param("evaluate('pairs.jsonl')", HEAVY, id="lines of JSON"),
-    pytest.param("evaluate('pairs.csv')", HEAVY, id="CSV"),
-    pytest.param("dpo_loss([-1.0], [-2.0], [-1.5], [-1.0])", HEAVY, id="dpo_loss"),
+    "evaluate('pairs.parquet')",
+    "evaluate('pairs.parquet', by='subset', batches=2)",
+    "evaluate('pairs.parquet', outputs='figures.json')",
+    "check('pairs.parquet')",
+    "sweep('pairs.parquet', [0.1, 0.5])",
+    "evaluate('pairs.jsonl')",
+    "evaluate('pairs.csv')",
+    "dpo_loss([-1.0], [-2.0], [-1.5], [-1.0])",
 ]
 
 
-@pytest.mark.parametrize(("call", "unneeded"), CALLS)
-def test_what_a_call_does_not_need_is_not_imported(tmp_path, pairs, call, unneeded):
+def test_what_calls_do_not_need_is_not_imported(tmp_path, pairs):
     # An import of pyarrow costs as much as some thousand pairs, and brings numpy; pandera brings
     # pandas where it is installed.
     pairs.write_parquet(tmp_path / "pairs.parquet")
     pairs.write_ndjson(tmp_path / "pairs.jsonl")
     pairs.write_csv(tmp_path / "pairs.csv")
-    program = f"import sys, dpo_pipeline; dpo_pipeline.{call}; print(*sys.modules)"
+    steps = [f"dpo_pipeline.{call}; print({call!r}, *sys.modules)" for call in CALLS]
+    program = "\n".join(["import sys, dpo_pipeline", *steps])
     run = [sys.executable, "-W", "ignore", "-c", program]
     done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True)
-    imported = set(done.stdout.split())
-    assert "polars" in imported
-    assert sorted(unneeded & imported) == []
+    told = done.stdout.splitlines()
+    assert len(told) == len(CALLS)
+    for line, call in zip(told, CALLS, strict=True):
+        imported = set(line.removeprefix(call).split())
+        assert "polars" in imported
+        assert sorted(HEAVY & imported) == [], call

@@ -11,7 +11,7 @@ from dpo_pipeline import errors as exit_codes
 from dpo_pipeline.cli.flags import completing
 from dpo_pipeline.cli.printing import FORMS, print_result
 from dpo_pipeline.columns import did_you_mean
-from dpo_pipeline.defaults import LOSS_NAMES
+from dpo_pipeline.defaults import COMPLETION_LOSS_NAMES, LOSS_NAMES
 from dpo_pipeline.errors import UsageError
 
 
@@ -50,7 +50,9 @@ def contract(name: str | None, folder: str | None) -> int:
 
 
 @click.command(short_help="List the losses, or say all of one.")
-@click.argument("name", required=False, shell_complete=completing(LOSS_NAMES))
+@click.argument(
+    "name", required=False, shell_complete=completing((*LOSS_NAMES, *COMPLETION_LOSS_NAMES))
+)
 @click.option("--output", type=click.Choice(FORMS), help="How it is printed.  [default: table]")
 @click.option("--json", is_flag=True, help="Short for --output json.")
 @click.option("--markdown", is_flag=True, help="Print losses and dialects as tables of Markdown.")
@@ -72,10 +74,13 @@ def losses(ctx: click.Context, /, name: str | None, *, markdown: bool, **_: Any)
     return print_result(loss_list.LossList(name), ctx)
 
 
-@click.command(short_help="Say what a figure, rule, finding, loss or column is.")
+@click.command(
+    short_help="Say what a figure, rule, finding, loss or column is.",
+    context_settings={"ignore_unknown_options": True},  # they are names too
+)
 @click.argument("name")
 def explain(name: str) -> int:
-    """Say what NAME is: a figure, column, rule, finding, loss, dialect or format.
+    """Say what NAME is: a figure, column, rule, finding, loss, dialect, format or option.
 
     With its unit, formula and source, and what TRL calls it.
 

@@ -12,12 +12,12 @@ import click
 from dpo_pipeline import errors as exit_codes
 from dpo_pipeline.arguments import checked_limit
 from dpo_pipeline.cli.flag_values import groups_given, roles
-from dpo_pipeline.cli.flags import B_COLUMN, arguments_of, flags_of, run_options
+from dpo_pipeline.cli.flags import B_COLUMN, VERIFY, arguments_of, flags_of, run_options
 from dpo_pipeline.cli.help_pages import GroupedCommand
 from dpo_pipeline.cli.printing import Converted, form_of, print_result, say
 from dpo_pipeline.cli.running import run
 from dpo_pipeline.cli.settings import config_file, refuse_found, used
-from dpo_pipeline.errors import DpoPipelineError, InvalidPairsError, UsageError
+from dpo_pipeline.errors import ColumnError, DpoPipelineError, InvalidPairsError, UsageError
 from dpo_pipeline.options import OnInvalid, StatisticsOptions
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from dpo_pipeline.options import Gates
 
 Groups = dict[str, Any]
+
+_OUTPUTS: Final = ("out", "summary", "report", "batches", "invalid", "rest", "contradictions")
+"""Options that name outputs."""
 
 
 def planned(
@@ -38,7 +41,7 @@ def planned(
     import dpo_pipeline
 
     plan = getattr(dpo_pipeline, function).plan
-    refuse_found(ctx, *map(ctx.params.get, ("out", "summary", "report", "batches", "invalid")))
+    refuse_found(ctx, *map(ctx.params.get, _OUTPUTS))
     protecting_settings(groups, ctx)
 
     def call(cancel: Event, progress: ProgressCallback | None) -> Any:
@@ -57,13 +60,27 @@ def planned(
                 error.add_note(f"note: {text}")
             raise
 
-    return run(call, quiet=ctx.params["quiet"])
+    try:
+        return run(call, quiet=ctx.params["quiet"])
+    except ColumnError as error:
+        _say_whose(error, ctx)
+        raise
+
+
+def _say_whose(error: ColumnError, ctx: click.Context) -> None:
+    """Have an error about columns know which option maps those of its source."""
+    flags = {"b": "--b-column", "reference": "--reference-column"}
+    for name, called in (("a", "A"), ("b", "B"), ("reference", "reference")):
+        path = str(ctx.params.get(name))
+        if error.source in {path, f"{path} ({called})"}:
+            error.flag, error.is_of_a = flags.get(name, error.flag), name == "a"
+            return
 
 
 def protecting_settings(groups: Groups, ctx: click.Context) -> None:
     """Have the file of settings never become an output, and say what was taken from where."""
     config = config_file(ctx)
-    if config is not None:
+    if config is not None and "outputs" in groups:
         groups["outputs"] = replace(groups["outputs"], protected=(config,))
     for setting in used(ctx):
         say(f"setting: {setting}", err=True)
@@ -95,7 +112,7 @@ def _check(groups: Groups, ctx: click.Context) -> int:
     from dpo_pipeline.contract import why_refused
 
     allowed = OnInvalid("exclude", at_most=0 if limit is None else limit)
-    reason = why_refused(allowed, report.n_invalid, report.n_pairs, "pair")
+    reason = why_refused(allowed, report.n_invalid, report.n_pairs, report.row)
     if reason is not None and limit is not None:
         say(reason, err=True)
     return exit_codes.DONE if reason is None else exit_codes.BROKEN_CONTRACT
@@ -106,12 +123,17 @@ def _evaluate(groups: Groups, ctx: click.Context) -> int:
 
     \b
     Examples:
-      dpo-pipeline evaluate pairs.parquet --beta 0.1 --by split
-      dpo-pipeline evaluate pairs.parquet --batch-size 64 --batches means.parquet --json
-      dpo-pipeline evaluate policy.parquet --reference reference.parquet --loss ipo --dry-run
-      dpo-pipeline evaluate pairs.parquet --statistics --by split --level 0.99
-      dpo-pipeline evaluate pairs.parquet --by split --report report.html
-      dpo-pipeline evaluate pairs.parquet --fail-under rewards/accuracies=0.5 --fail-on-interval
+      dpo-pipeline evaluate pairs.parquet --by split
+      dpo-pipeline evaluate pairs.parquet --report page.html
+      dpo-pipeline evaluate pairs.parquet --loss ipo --dry-run
+      dpo-pipeline evaluate policy.parquet \\
+        --reference reference.parquet --on pair_id
+      dpo-pipeline evaluate pairs.parquet \\
+        --statistics --by split --level 0.99
+      dpo-pipeline evaluate pairs.parquet \\
+        --batch-size 64 --batches means.parquet --json
+      dpo-pipeline evaluate pairs.parquet \\
+        --fail-under rewards/accuracies=0.5 --fail-on-interval
     """  # noqa: D301  click takes the backspace itself
     from dpo_pipeline.evaluation import GATED, check_gates, check_gates_asked, needs_statistics
 
@@ -133,7 +155,8 @@ def _sweep(groups: Groups, ctx: click.Context) -> int:
 
     \b
     Examples:
-      dpo-pipeline sweep pairs.parquet --beta 0.05 --beta 0.1 --loss sigmoid --loss ipo
+      dpo-pipeline sweep pairs.parquet \\
+        --beta 0.05 --beta 0.1 --loss sigmoid --loss ipo
       dpo-pipeline sweep pairs.parquet --beta 0.1 --json
     """  # noqa: D301  click takes the backspace itself
     return _figures("sweep", groups, ctx, None)
@@ -145,8 +168,10 @@ def _score(groups: Groups, ctx: click.Context) -> int:
     \b
     Examples:
       dpo-pipeline score pairs.parquet scored.parquet
-      dpo-pipeline score pairs.parquet small.parquet --keep pair_id --summary summary.json
-      dpo-pipeline score 'runs/*.parquet' scored/ --on-invalid quarantine --max-invalid 1%
+      dpo-pipeline score pairs.parquet small.parquet \\
+        --keep pair_id --summary summary.json
+      dpo-pipeline score 'runs/*.parquet' scored/ \\
+        --on-invalid quarantine --max-invalid 1%
     """  # noqa: D301  click takes the backspace itself
     from dpo_pipeline.evaluation import SUMMED, check_gates
 
@@ -155,6 +180,21 @@ def _score(groups: Groups, ctx: click.Context) -> int:
     if gates.by_interval:
         raise UsageError("score makes no intervals: use evaluate for --fail-on-interval")
     return _figures("score_parquet", groups | {"sink": ctx.params["out"]}, ctx, gates)
+
+
+def _select(groups: Groups, ctx: click.Context) -> int:
+    """Write the pairs that a rule ranks first into OUT, and say what that does to the data.
+
+    Without OUT nothing is written. Rules contradict each other: --compare shows two side by side.
+
+    \b
+    Examples:
+      dpo-pipeline select pairs.parquet out.parquet \\
+        --rule nearest_tie --keep 50%
+      dpo-pipeline select pairs.parquet \\
+        --rule easiest --compare random --keep 10%
+    """  # noqa: D301  click takes the backspace itself
+    return print_result(planned("select", groups | {"sink": ctx.params["out"]}, ctx), ctx)
 
 
 def _figures(function: str, groups: Groups, ctx: click.Context, gates: Gates | None) -> int:
@@ -187,7 +227,8 @@ def _convert(groups: Groups, ctx: click.Context) -> int:
     \b
     Examples:
       dpo-pipeline convert pairs.csv pairs.parquet --overwrite
-      dpo-pipeline convert trained_dataset/ reference.parquet --format trl
+      dpo-pipeline convert trained_dataset/ ref.parquet \\
+        --format trl
     """  # noqa: D301  click takes the backspace itself
     out = ctx.params["out"]
     plans: list[Any] = []
@@ -195,6 +236,35 @@ def _convert(groups: Groups, ctx: click.Context) -> int:
     if not ctx.params["dry_run"]:
         result = Converted(out, result, plans[0].facts.notes)
     return print_result(result, ctx)
+
+
+def _logps(groups: Groups, ctx: click.Context) -> int:
+    """Score the texts in DATA with two models, and write their log-probs to OUT.
+
+    DATA has prompt, chosen and rejected, as text or conversations; chosen and rejected that begin
+    alike; or prompt and completion. Needs the extra `models`. With --verify there is no OUT: the
+    log-probs in DATA are held to the models, with exit code 1 if they are not theirs.
+
+    \b
+    Examples:
+      dpo-pipeline logps texts.jsonl pairs.parquet \\
+        --policy tuned/ --reference base/
+      dpo-pipeline logps texts.parquet pairs.parquet \\
+        --policy tuned/ --dry-run
+      dpo-pipeline logps pairs.parquet --verify 200 \\
+        --reference base/
+    """  # noqa: D301  click takes the backspace itself
+    out, rows = ctx.params["out"], ctx.params["verify"]
+    if (out is None) == (rows is None):
+        raise UsageError("logps takes an OUT to write, or --verify N, and not both")
+    if rows is None:
+        return print_result(planned("logps", groups | {"sink": out}, ctx), ctx)
+    data = groups.pop("data")
+    del groups["outputs"]
+    result = planned("verify_logps", groups | {"rows": rows}, ctx, data)
+    print_result(result, ctx)
+    is_done = ctx.params["dry_run"] or result.is_alike
+    return exit_codes.DONE if is_done else exit_codes.BROKEN_CONTRACT
 
 
 def _compare(groups: Groups, ctx: click.Context) -> int:
@@ -206,8 +276,9 @@ def _compare(groups: Groups, ctx: click.Context) -> int:
     \b
     Examples:
       dpo-pipeline compare a.parquet b.parquet
-      dpo-pipeline compare a.parquet b.parquet --by split --json
-      dpo-pipeline compare a.parquet b.parquet --on pair_id --beta 0.05 --level 0.99
+      dpo-pipeline compare a.parquet b.parquet --by split
+      dpo-pipeline compare a.parquet b.parquet \\
+        --on pair_id --beta 0.05 --level 0.99
     """  # noqa: D301  click takes the backspace itself
     from dpo_pipeline.comparison import COMPARED
     from dpo_pipeline.evaluation import check_gates
@@ -232,6 +303,8 @@ COMMANDS: Final[Mapping[str, tuple[_Does, tuple[str, ...], str | None]]] = {
     "evaluate": (_evaluate, ("pairs",), "Print figures: loss, rewards, accuracy."),
     "sweep": (_sweep, ("pairs",), "Print figures for several betas and losses."),
     "score": (_score, ("pairs", "out"), "Write pairs with rewards and loss."),
+    "select": (_select, ("pairs", "[out]"), "Write the pairs that a rule ranks first."),
+    "logps": (_logps, ("data", "[out]"), "Score texts with models: log-probs."),
     "convert": (_convert, ("pairs", "out"), "Write another format as Parquet."),
     "compare": (_compare, ("a", "b"), "Compare two policies on the same pairs."),
 }
@@ -254,7 +327,7 @@ def _command(name: str, groups: Mapping[str, type[Any]]) -> click.Command:
     params: list[click.Parameter] = [
         *arguments_of(places),
         *flags_of(name, groups),
-        *([B_COLUMN] if name == "compare" else []),
+        *({"compare": [B_COLUMN], "logps": [VERIFY]}.get(name, [])),
         *run_options(),
     ]
     return GroupedCommand(

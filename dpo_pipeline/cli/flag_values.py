@@ -28,7 +28,7 @@ def groups_given(call: str, groups: Mapping[str, type[Any]], ctx: click.Context)
                 given, parse = ctx.params[name_of(declared.flag)], _PARSERS.get(declared.kind.name)
                 values[field.name] = given if parse is None else parse(declared.flag, given)
         if issubclass(group, Pairs):
-            made[parameter] = group(ctx.params.get("pairs"), **values)
+            made[parameter] = group(ctx.params.get(parameter), **values)
         elif issubclass(group, Reference):
             made[parameter] = _reference(group, values, call, ctx)
         elif issubclass(group, StatisticsOptions):
@@ -85,7 +85,10 @@ def _numbers(flag: str, texts: Sequence[str]) -> dict[str, float]:
         except ValueError:
             name = ""
         if not name:
-            raise UsageError(f"{flag} takes NAME=VALUE with a number, found {text!r}")
+            example = f"{flag} {text.partition('=')[0] or 'NAME'}=0.5"
+            raise UsageError(
+                f"{flag} takes NAME=VALUE with a number, found {text!r}; for instance `{example}`"
+            )
     return numbers
 
 

@@ -56,7 +56,7 @@ def completing(names: Iterable[str]) -> Callable[[Any, Any, str], list[str]]:
 
 
 _COMPLETE: Final = {
-    "loss": completing(defaults.LOSS_NAMES),
+    "loss": completing((*defaults.LOSS_NAMES, *defaults.COMPLETION_LOSS_NAMES)),
     "role": completing(f"{name}=" for name in ROLES),
     None: None,
 }
@@ -77,13 +77,24 @@ B_COLUMN: Final = SettingOption(
 )
 """Options of `compare`, whose sides can have different columns."""
 
+VERIFY: Final = SettingOption(
+    ["--verify"],
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Score N rows of DATA anew, and say whether its log-probs are those of the models.",
+    section="Models",
+)
+"""Option of `logps`, which then writes nothing."""
+
 _SECTIONS: Final[Mapping[str, str]] = {
     "Pairs": "Input",
     "Reference": "Input",
     "Contract": "Input",
     "Objective": "Loss",
+    "Models": "Models",
     "Subsets": "Subsets and batches",
     "Batches": "Subsets and batches",
+    "Selection": "Selection",
     "StatisticsOptions": "Statistics",
     "OnInvalid": "Invalid pairs",
     "Scored": "Outputs",
@@ -183,12 +194,16 @@ class _TooMany(click.Argument):
 
 
 def arguments_of(places: Iterable[str]) -> Iterator[click.Parameter]:
-    """Yield the arguments of a command: several paths where its pairs are all it takes."""
+    """Yield the arguments of a command: several paths where its pairs are all it takes.
+
+    One in brackets can be left out.
+    """
     places = tuple(places)
     if places == (_TAKES_SEVERAL,):
         yield _Sources(places, type=click.Path(), nargs=-1, required=True)
         return
-    yield from (click.Argument([place], type=click.Path()) for place in places)
+    for place in places:
+        yield click.Argument([place.strip("[]")], type=click.Path(), required=place[0] != "[")
     yield _TooMany([_MORE], type=click.Path(), nargs=-1, expose_value=False)
 
 

@@ -11,12 +11,16 @@ from dpo_pipeline.columns import ROLES
 from dpo_pipeline.sources import FORMATS
 
 START: Final = """\
-Evaluate preference data offline: is the policy good, is another one better, how sure is that?
+Evaluate preference data offline: is the policy good,
+is another one better, how sure is that?
 
 Three commands to start with:
-  dpo-pipeline check pairs.parquet          Can the data be used?
-  dpo-pipeline evaluate pairs.parquet       How good is the policy?
-  dpo-pipeline compare a.parquet b.parquet  Is policy B better than policy A?
+  Can the data be used?
+    dpo-pipeline check pairs.parquet
+  How good is the policy?
+    dpo-pipeline evaluate pairs.parquet
+  Is policy B better than policy A?
+    dpo-pipeline compare a.parquet b.parquet
 
 All commands: dpo-pipeline --help
 All options of one: dpo-pipeline evaluate --help"""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from threading import Event
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from click.core import ParameterSource
 
+from dpo_pipeline.arguments import options_of
 from dpo_pipeline.cli.commands import COMMANDS, planned, print_figures, protecting_settings
 from dpo_pipeline.cli.flag_values import groups_given
 from dpo_pipeline.cli.flags import arguments_of, flags_of, output_options, run_options
@@ -36,20 +38,23 @@ The merge gives the figures and the files of one process, to the last bit.
 
 \b
 Examples:
-  dpo-pipeline job split evaluate pairs.parquet --shards 2 --to job
+  dpo-pipeline job split evaluate pairs.parquet \\
+    --shards 2 --to job
   dpo-pipeline job run job 0
   dpo-pipeline job run job 1
   dpo-pipeline job merge job --json
 """
 _SPLIT_HELP: Final = """Write what the processes of a job need into a new folder.
 
-All options of the command are given here. Storage options and credentials are not kept: give them
-to each run and to the merge too.
+All options of the command are given here, but for its gates (--fail-under and the like), which the
+merge has. Storage options and credentials are not kept: give them to each run and to the merge too.
 
 \b
 Examples:
-  dpo-pipeline job split evaluate pairs.parquet --by split --statistics --shards 16 --to job
-  dpo-pipeline job split score pairs/ scored/ --part-rows 1000000 --shards 16 --to job
+  dpo-pipeline job split evaluate pairs.parquet \\
+    --by split --statistics --shards 16 --to job
+  dpo-pipeline job split score pairs/ scored/ \\
+    --part-rows 1000000 --shards 16 --to job
 """
 
 
@@ -79,6 +84,7 @@ def _split_command(name: str, groups: Mapping[str, type[Any]]) -> click.Command:
             ["--to"], type=click.Path(), required=True, help="The folder of the job, a new one."
         ),
         *flags_of(name, asked),
+        *_gates_of_merge(),
         *run_options(),
     ]
     return click.Command(
@@ -89,6 +95,28 @@ def _split_command(name: str, groups: Mapping[str, type[Any]]) -> click.Command:
         short_help=short_help,
         context_settings={"auto_envvar_prefix": f"{PREFIX}_{name.upper()}"},
     )
+
+
+def _gates_of_merge() -> Iterator[click.Option]:
+    """Yield the gates, which only the merge has, as options that say so."""
+
+    def refuse(ctx: click.Context, option: click.Parameter, value: Any) -> None:
+        if value and ctx.get_parameter_source(str(option.name)) == ParameterSource.COMMANDLINE:
+            folder, flag = ctx.params.get("to") or ctx.params.get("job") or "JOB", option.opts[0]
+            given = f"{flag} {value[0]}" if isinstance(value, tuple) else flag
+            command = f"dpo-pipeline job merge {folder} {given}"
+            raise UsageError(f"{flag} is of the merge, which has the figures: `{command}`")
+
+    for _, declared in options_of(Gates):
+        is_flag = not declared.kind.repeats
+        yield click.Option(
+            [declared.flag],
+            is_flag=is_flag,
+            multiple=not is_flag,
+            hidden=True,
+            expose_value=False,
+            callback=refuse,
+        )
 
 
 def _split(name: str, groups: dict[str, Any], ctx: click.Context) -> int:
@@ -135,7 +163,8 @@ def _merge(**_: Any) -> int:
     \b
     Examples:
       dpo-pipeline job merge job
-      dpo-pipeline job merge job --json --fail-under rewards/accuracies=0.5
+      dpo-pipeline job merge job \\
+        --json --fail-under rewards/accuracies=0.5
     """  # noqa: D301  click takes the backspace itself
     from dpo_pipeline import jobs
 
@@ -185,6 +214,7 @@ _RUN: Final = click.Command(
         _JOB,
         click.Argument(["k"], type=int),
         *flags_of("run", _OF_RUN),
+        *_gates_of_merge(),
         *output_options(),
     ],
     help=_run.__doc__,

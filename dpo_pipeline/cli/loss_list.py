@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 from dpo_pipeline.columns import did_you_mean
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.losses import F_DIVERGENCES, LOSSES, Loss
+from dpo_pipeline.losses import EVERY_LOSS, F_DIVERGENCES, Loss
 from dpo_pipeline.published import LEGEND, needs_of
 from dpo_pipeline.tables import Column, Part, Printable, Table
 
@@ -25,20 +26,20 @@ class LossList(Printable):
         """Return all of it as plain data."""
         if self._found is not None:
             return as_dict(self._found)
-        return {"losses": [as_dict(loss) for loss in LOSSES.values()]}
+        return {"losses": [as_dict(loss) for loss in EVERY_LOSS.values()]}
 
     def to_frame(self) -> pl.DataFrame:
         """Return one row a loss."""
         import polars as pl
 
-        losses = LOSSES.values() if self._found is None else (self._found,)
+        losses = EVERY_LOSS.values() if self._found is None else (self._found,)
         rows = [(loss.name, needs_of(loss), loss.formula, loss.source) for loss in losses]
         return pl.DataFrame(rows, schema=["loss", "needs", "formula", "source"], orient="row")
 
     def to_parts(self) -> Iterator[Part]:
         """Yield the list, or the facts of one loss."""
         if self._found is None:
-            rows = [(loss.name, needs_of(loss), loss.formula) for loss in LOSSES.values()]
+            rows = [(loss.name, needs_of(loss), loss.formula) for loss in EVERY_LOSS.values()]
             columns = (Column("loss"), Column("needs", wraps=True), Column("formula", wraps=True))
             yield Table(columns=columns, rows=rows, note=LEGEND, most=None)
             return
@@ -46,10 +47,7 @@ class LossList(Printable):
         lines: list[tuple[str, Any]] = [
             (key, str(value)) for key, value in facts.items() if not isinstance(value, (dict, list))
         ]
-        lines += [
-            (p["name"], f"{p['default']:g}: {p['meaning']}, {p['range']}")
-            for p in facts["parameters"]
-        ]
+        lines += [(p.name, f"{p.shown}: {p.meaning}, {p.range}") for p in self._found.parameters]
         lines += list(facts["elsewhere"].items())
         yield Table(columns=(Column(""), Column("", wraps=True)), rows=lines, most=None)
 
@@ -62,7 +60,12 @@ def as_dict(loss: Loss) -> dict[str, Any]:
         "needs": needs_of(loss),
         "source": loss.source,
         "parameters": [
-            {"name": p.name, "default": p.default, "range": p.range, "meaning": p.meaning}
+            {
+                "name": p.name,
+                "default": None if isnan(p.default) else p.default,
+                "range": p.range,
+                "meaning": p.meaning,
+            }
             for p in loss.parameters
         ],
         "reference_free": loss.reference,
@@ -73,9 +76,9 @@ def as_dict(loss: Loss) -> dict[str, Any]:
 
 
 def _found(name: str) -> Loss:
-    if name not in LOSSES:
+    if name not in EVERY_LOSS:
         raise UsageError(
-            f"there is no loss {name!r}{did_you_mean(name, LOSSES)}; "
-            f"the losses are {', '.join(LOSSES)}"
+            f"there is no loss {name!r}{did_you_mean(name, EVERY_LOSS)}; "
+            f"the losses are {', '.join(EVERY_LOSS)}"
         )
-    return LOSSES[name]
+    return EVERY_LOSS[name]

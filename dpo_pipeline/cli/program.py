@@ -25,8 +25,8 @@ from dpo_pipeline.cli.job_commands import job_group
 from dpo_pipeline.cli.printing import say
 from dpo_pipeline.cli.running import Stopped
 from dpo_pipeline.cli.settings import PREFIX, used
-from dpo_pipeline.columns import did_you_mean
-from dpo_pipeline.errors import ColumnError, DpoPipelineError, UsageError
+from dpo_pipeline.columns import LOGPS, ROLES, did_you_mean
+from dpo_pipeline.errors import ColumnError, DpoPipelineError, InvalidPairsError, UsageError
 from dpo_pipeline.options import CALLS
 from dpo_pipeline.tables import whole
 
@@ -43,21 +43,25 @@ Each command has examples: dpo-pipeline COMMAND --help.
 \b
 Examples:
   dpo-pipeline check pairs.parquet
-  dpo-pipeline evaluate pairs.parquet --beta 0.1 --by split
-  dpo-pipeline score pairs.parquet scored.parquet --dry-run
+  dpo-pipeline evaluate pairs.parquet --by split
+  dpo-pipeline compare a.parquet b.parquet
 
 \b
 Defaults of options, the first that is there:
-  DPO_PIPELINE_EVALUATE_BETA=0.2 in the environment, for one command
-  DPO_PIPELINE_BETA=0.2 in the environment, for all that have the option
-  --config FILE, else the nearest pyproject.toml with a table [tool.dpo-pipeline]:
-    beta = 0.2 there for all, in [tool.dpo-pipeline.evaluate] for one
+  DPO_PIPELINE_EVALUATE_BETA=0.2  environment, one command
+  DPO_PIPELINE_BETA=0.2           environment, any command
+  --config FILE, else the nearest pyproject.toml:
+    [tool.dpo-pipeline]           beta = 0.2 for all
+    [tool.dpo-pipeline.evaluate]  beta = 0.2 for one
 
 \b
 Exit codes:
 {_CODES}
 """
 
+
+REFERENCE: Final = LOGPS[2:]
+"""The reference's log-probs, which may be in a file of their own."""
 
 _NO_MEMORY: Final = ("start new thread", "failed to map segment", "annot allocate memory")
 """What the system says where there is no memory for a thread, a library or a buffer."""
@@ -157,11 +161,29 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _mended(error: DpoPipelineError, arguments: list[str]) -> Iterator[str]:
     """Yield the command that may be what was meant, to be pasted."""
-    guesses = error.guesses if isinstance(error, ColumnError) else {}
-    is_secret = any(each.startswith("--storage-option") for each in arguments)
-    if guesses and not is_secret and arguments[:1] != ["compare"]:
-        more = [w for role, name in guesses.items() for w in ("--column", f"{role}={name}")]
+    if any(each.startswith("--storage-option") for each in arguments):
+        return
+    more: list[str] = []
+    if isinstance(error, InvalidPairsError) and not error.is_excluding:
+        more = ["--on-invalid", "exclude"]
+    elif isinstance(error, ColumnError):
+        more = list(_mapping(error))
+    if more:
         yield f"try: {whole(shlex.join([PROGRAM, *arguments, *more]))}"
+
+
+def _mapping(error: ColumnError) -> Iterator[str]:
+    """Yield the options that say where the missing columns are."""
+    missing = [text.partition(":")[0] for text in error.problems if ": missing" in text]
+    names = {role: error.guesses.get(role, "NAME") for role in missing if role in ROLES}
+    unknown = [role for role in LOGPS if role in names and role not in error.guesses]
+    if tuple(unknown) == REFERENCE and error.flag == "--column":
+        names = {role: name for role, name in names.items() if role not in REFERENCE}
+        yield from ("--reference", "FILE")
+    if names:
+        yield from (error.flag, ",".join(f"{role}={name}" for role, name in names.items()))
+    if error.is_of_a and names:  # --column is of both sides, and the other one is as it should be
+        yield from ("--b-column", ",".join(f"{role}={role}" for role in names))
 
 
 def _code_of(error: DpoPipelineError) -> int:

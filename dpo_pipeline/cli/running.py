@@ -150,6 +150,8 @@ def _text(progress: Progress, seconds: float) -> str:
         elif rate and seconds > _QUIET_SECONDS:
             parts.append(f"about {(progress.total - progress.rows) / rate:.0f} s to go (estimate)")
     parts.insert(1, f"{rate:,.0f}/s")
+    if progress.tokens and seconds > 0:
+        parts.insert(1, f"{progress.tokens / seconds:,.0f} tokens/s")
     return ", ".join(parts)
 
 

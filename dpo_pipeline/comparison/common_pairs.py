@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import polars as pl
 
 from dpo_pipeline.columns import (
     CHOSEN_TOKENS,
-    POLICY_CHOSEN,
-    POLICY_REJECTED,
+    N_VALID,
     PROMPT_ID,
     REF_CHOSEN,
     REF_REJECTED,
     REJECTED_TOKENS,
-    REWARD_MARGIN,
 )
-from dpo_pipeline.comparison.paired_gathering import PROMPT, Paired, PairedGathering
+from dpo_pipeline.comparison.paired_gathering import MEANS, PROMPT, Paired, PairedGathering
 from dpo_pipeline.comparison.sides import Table, place_of
 from dpo_pipeline.contract import RuleSet
 from dpo_pipeline.defaults import MAX_SUBSETS_WITH_STATISTICS, SAME_REFERENCE, STATISTICS_ROWS
@@ -49,9 +48,6 @@ _OF_A_PAIR: Final = (
 """Columns that belong to the pair: sides that both have one must agree on it."""
 _SUBSET: Final = "__dpo_pipeline_subset_"
 _DIFFER: Final = "differ "
-_LARGEST: Final = "max_"
-_SAME_MARGIN: Final = "n_same_margin"
-_SAME: Final = "n_same "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +67,6 @@ class CommonPairs:
     n_valid: int  # common pairs that are valid on both sides
     n_invalid: dict[str, int]  # those that are not, by the letter of the table that says so
     n_out_of_range: dict[str, int]  # with sound log-probs and a score too large to be summed
-    n_same_margin: int  # valid pairs with the same margin on both sides
-    n_same_logps: tuple[int, int, int]  # with the same policy log-prob: chosen, rejected, both
     disagreements: tuple[Disagreement, ...]
     paired: Paired
 
@@ -224,75 +218,68 @@ class _Sums:
     def __init__(self, common: _Common) -> None:
         self._common = common
         self._checked = common.objective.columns_to_check(common.max_logp)
-        self._rows: list[dict[str, Any]] = []
+        self._counts = Counter[str]()
+        self._largest: dict[str, float] = {}
+        rows = [table.dataset.rows for table in common.pairs.tables[:2]]
         self._gathering = PairedGathering(
             objective=common.objective,
-            needs=common.objective.needs,
-            max_logp=common.max_logp,
             by=common.pairs.by,
             keys=common.subset_keys,
             is_by_prompt=common.prompts is not None,
+            n_rows=None if None in rows else min(filter(None, rows), default=0),
         )
 
     def add(self, chunk: pl.DataFrame) -> None:
         """Add pairs that all tables have."""
         objective, tables = self._common.objective, self._common.pairs.tables
-        sides = tables[:2]
+        sides, counts, chunk = tables[:2], self._counts, chunk.rechunk()
         scored = {t.letter: _scored(t, chunk, objective, self._checked) for t in sides}
         sound = {t.letter: chunk[t.valid] for t in tables}
         for table in sides:
             if table.lender is not None:
                 # The lender's rules judge borrowed columns, for both sides.
                 sound[table.letter] = sound[table.letter] & chunk[table.lender.valid]
-        in_range = {letter: scored[letter][VALID] for letter in "ab"}
+        in_range = {letter: each[VALID] for letter, each in scored.items()}
         valid = sound["a"] & sound["b"] & in_range["a"] & in_range["b"]
-        facts = chunk.select(KEY, valid.alias(VALID), **self._common.carried)
-        self._gathering.add(facts, scored["a"].drop(VALID), scored["b"].drop(VALID))
+        counts.update({f"invalid {t.letter}": int((~chunk[t.valid]).sum()) for t in tables})
+        counts.update(
+            {f"range {each}": int((sound[each] & ~in_range[each]).sum()) for each in "ab"}
+        )
+        kept = chunk
+        if not valid.all():
+            kept = chunk.filter(valid)
+            scored = {letter: each.filter(valid) for letter, each in scored.items()}
+        facts = kept.select(KEY, **self._common.carried)
+        self._gathering.add(facts, scored["a"], scored["b"], chunk.height)
         if self._gathering.n_subsets > MAX_SUBSETS_WITH_STATISTICS:
             raise UsageError(
                 f"by: {', '.join(self._common.pairs.by)} has more than "
                 f"{MAX_SUBSETS_WITH_STATISTICS:,} subsets; choose a coarser column"
             )
-        are_all = bool(valid.all())
-        kept = chunk if are_all else chunk.filter(valid)
-        margins = [scored[letter][REWARD_MARGIN] for letter in "ab"]
-        is_same = margins[0] == margins[1]
-        row: dict[str, Any] = {
-            "n_valid": kept.height,
-            _SAME_MARGIN: (is_same & valid).sum(),
-            **{f"invalid {t.letter}": (~chunk[t.valid]).sum() for t in tables},
-            **{f"range {each}": (sound[each] & ~in_range[each]).sum() for each in "ab"},
-        }
-        row |= _same_logps(kept, sides)
         for name in self._common.shared:
-            row |= _differing(kept, name, sides)
-        self._rows.append(row)
+            n, largest = _differing(kept, name, sides)
+            counts[_DIFFER + name] += n
+            if largest is not None:
+                self._largest[name] = max(largest, self._largest.get(name, 0.0))
 
     def finished(self, counts: Counts) -> CommonPairs:
         """Return what was added; at least one chunk must have been."""
-        merged = pl.DataFrame(self._rows).select(
-            pl.exclude(rf"^{_LARGEST}.*$").sum(), pl.col(rf"^{_LARGEST}.*$").max()
-        )
-        found = merged.row(0, named=True)
+        found, paired = self._counts, self._gathering.finish()
         return CommonPairs(
             counts=counts,
-            n_valid=found["n_valid"],
+            n_valid=int(paired.totals_a[N_VALID].item()),
             n_invalid={t.letter: found[f"invalid {t.letter}"] for t in self._common.pairs.tables},
             n_out_of_range={letter: found[f"range {letter}"] for letter in "ab"},
-            n_same_margin=found[_SAME_MARGIN],
-            n_same_logps=(
-                found[_SAME + "chosen"],
-                found[_SAME + "rejected"],
-                found[_SAME + "both"],
-            ),
             disagreements=tuple(
                 Disagreement(
-                    column=name, n_pairs=found[_DIFFER + name], largest=found[_LARGEST + name]
+                    column=name,
+                    n_pairs=found[_DIFFER + name],
+                    largest=self._largest.get(name),
                 )
                 for name in self._common.shared
                 if found[_DIFFER + name]
             ),
-            paired=self._gathering.finish(),
+            paired=paired,
         )
 
 
@@ -310,6 +297,7 @@ def _roles_of(objective: CheckedObjective) -> Iterator[str]:
     yield from objective.needs.logps
     if objective.needs.tokens:
         yield from (CHOSEN_TOKENS.name, REJECTED_TOKENS.name)
+    yield from objective.needs.extras
 
 
 def _scored(
@@ -320,21 +308,14 @@ def _scored(
     rules = RuleSet(
         rules=(), valid=pl.lit(value=True), clean=pl.lit(value=True)
     ).with_scores_in_range(checked)
-    return with_scores(pairs, objective).with_columns(rules.valid.alias(VALID)).collect()
+    scored = with_scores(pairs, objective).with_columns(rules.valid.alias(VALID))
+    return scored.select(*_roles_of(objective), *MEANS, VALID).collect()
 
 
-def _same_logps(pairs: pl.DataFrame, sides: Sequence[Table]) -> dict[str, int]:
-    a, b = sides
-    chosen, rejected = (
-        pl.col(a.column(role.name)) == pl.col(b.column(role.name))
-        for role in (POLICY_CHOSEN, POLICY_REJECTED)
-    )
-    same = {"chosen": chosen, "rejected": rejected, "both": chosen & rejected}
-    counted = pairs.select(each.sum().alias(_SAME + name) for name, each in same.items())
-    return counted.row(0, named=True)
-
-
-def _differing(pairs: pl.DataFrame, name: str, sides: Sequence[Table]) -> dict[str, float | None]:
+def _differing(pairs: pl.DataFrame, name: str, sides: Sequence[Table]) -> tuple[int, float | None]:
+    """Return on how many pairs the sides differ in a column, and by how much at most."""
+    if pairs[sides[0].column(name)].equals(pairs[sides[1].column(name)]):
+        return 0, None
     a, b = (pl.col(side.column(name)) for side in sides)
     types = [pairs.schema[side.column(name)] for side in sides]
     if all(dtype.is_numeric() for dtype in types):
@@ -350,4 +331,4 @@ def _differing(pairs: pl.DataFrame, name: str, sides: Sequence[Table]) -> dict[s
         texts = (a.cast(pl.String), b.cast(pl.String))
         differ, largest = texts[0].ne_missing(texts[1]), pl.lit(None, dtype=pl.Float64)
     row = pairs.select(differ.sum().alias("n"), largest.alias("largest")).row(0, named=True)
-    return {_DIFFER + name: row["n"], _LARGEST + name: row["largest"]}
+    return row["n"], row["largest"]

@@ -43,13 +43,20 @@ from dpo_pipeline.contract import why_refused
 from dpo_pipeline.defaults import LOSS_NAME, WIDE_LIMIT
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ContractError, DataWarning, InvalidPairsError, UsageError
-from dpo_pipeline.evaluation import Documents, Groups, check_report, inputs_of, paths_of
+from dpo_pipeline.evaluation import (
+    Documents,
+    Groups,
+    check_report,
+    inputs_of,
+    paths_of,
+    refuse_completions,
+)
 from dpo_pipeline.exact import lower_edge
 from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Pairs, Reference, StatisticsOptions, Subsets
 from dpo_pipeline.plan import Facts, Output, Plan, planned
-from dpo_pipeline.sources import Dataset, open_reference, publication_of
+from dpo_pipeline.sources import Dataset, open_reference, publication_of, tokenised_apart
 from dpo_pipeline.storage import reading
 from dpo_pipeline.sums import Summary, figures
 
@@ -155,6 +162,13 @@ class ComparisonPlan(Plan[Comparison]):
             rounding=rounding,
             is_tested=incomparable is None,
         )
+        subsets = subsets_of(paired, level, rounding=rounding, is_tested=incomparable is None)
+        if (
+            read.paired.n_same_logps[2] == read.n_valid
+        ):  # one policy: nothing could show a difference
+            differences = {n: replace(d, smallest_effect=None) for n, d in differences.items()}
+            if subsets is not None:
+                subsets = subsets.with_columns(smallest_effect=pl.lit(None, pl.Float64))
         findings = (
             *doubts,
             *notes_of(self.datasets),
@@ -176,7 +190,7 @@ class ComparisonPlan(Plan[Comparison]):
             differences=differences,
             mcnemar=mcnemar_of(paired, is_tested=is_tested),
             by=self.pairs.by,
-            subsets=subsets_of(paired, level, rounding=rounding, is_tested=incomparable is None),
+            subsets=subsets,
             gained=self._shown(paired.gained),
             lost=self._shown(paired.lost),
             doubts=doubts,
@@ -190,18 +204,30 @@ class ComparisonPlan(Plan[Comparison]):
         )
 
     def _shown(self, flips: pl.DataFrame) -> pl.DataFrame:
-        """Return the flips that are to be listed, with the columns asked for, of A or else of B."""
+        """Return the flips that are to be listed, with the columns asked for.
+
+        What A and B both have, and not alike, stands side by side.
+        """
         asked, few = self.groups.outputs, flips.head(self.groups.outputs.worst)
-        for name, table in _places_of(asked.shown, self.pairs.tables).items():
-            key = self.pairs.key.alias("key")
-            with reading(table.name):
-                texts = (
-                    table.dataset.frame.select(key, pl.col(name).alias(f"{SHOWN}{name}"))
-                    .filter(pl.col("key").is_in(few["key"].implode()))
-                    .collect(engine="streaming")
-                )
-            few = few.join(texts, on="key", how="left", maintain_order="left")
+        for name, sides in _places_of(asked.shown, self.pairs.tables[:2]).items():
+            read = [self._texts(table, name, few["key"]) for table in sides]
+            if len(read) == 1 or read[0].equals(read[1]):
+                few = few.with_columns(read[0].alias(f"{SHOWN}{name}"))
+            else:
+                both = zip(read, ("A", "B"), strict=True)
+                few = few.with_columns(t.alias(f"{SHOWN}{name} of {side}") for t, side in both)
         return few
+
+    def _texts(self, table: Table, name: str, keys: pl.Series) -> pl.Series:
+        """Return a column of a side for these keys."""
+        key = self.pairs.key.alias("key")
+        with reading(table.name):
+            texts = (
+                table.dataset.frame.select(key, pl.col(name).alias("text"))
+                .filter(pl.col("key").is_in(keys.implode()))
+                .collect(engine="streaming")
+            )
+        return keys.to_frame("key").join(texts, on="key", how="left", maintain_order="left")["text"]
 
     def _judge(self, read: CommonPairs, reports: Mapping[str, InvalidReport]) -> None:
         """Raise if the common pairs must not pass."""
@@ -317,6 +343,14 @@ def compare(
         needs=objective.needs,
         contract=replace(groups.contract, max_logp=groups.max_logp),
     )
+    sides = tuple(
+        each
+        if table.lender is None
+        else replace(
+            each, own_notes=(*each.own_notes, *tokenised_apart(each, table.lender.dataset))
+        )
+        for each, table in zip(sides, tables, strict=False)
+    )
     datasets = sides if third is None else (*sides, third)
     _places_of(groups.outputs.shown, tables[:2])
     publication = publication_of(groups.outputs, groups.access, *datasets)
@@ -332,8 +366,8 @@ def compare(
     )
 
 
-def _places_of(names: Sequence[str], tables: Sequence[Table]) -> dict[str, Table]:
-    """Return the side that each column is read from: the first that has it."""
+def _places_of(names: Sequence[str], tables: Sequence[Table]) -> dict[str, list[Table]]:
+    """Return the sides that each column is read from: those that have it."""
     there = [(t, t.dataset.frame.collect_schema().names()) for t in tables if names]
     found = {}
     for name in names:
@@ -341,7 +375,7 @@ def _places_of(names: Sequence[str], tables: Sequence[Table]) -> dict[str, Table
         if not sides:
             near = did_you_mean(name, [n for _, columns in there for n in columns])
             raise UsageError(f"show: {name!r} is a column of neither side{near}")
-        found[name] = sides[0]
+        found[name] = sides
     return found
 
 
@@ -351,6 +385,7 @@ def _own_reference(side: Pairs) -> Reference | None:
 
 def _refuse(objective: CheckedObjective, subsets: Subsets) -> None:
     """Raise a UsageError if these options make no comparison."""
+    refuse_completions(objective, "compare")
     if objective.beta == 0.0:
         raise UsageError(
             "beta is 0, so every reward is 0 and nothing can be compared: give a beta above 0"

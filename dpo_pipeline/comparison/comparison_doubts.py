@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Final
 
 import polars as pl
@@ -13,7 +14,7 @@ from dpo_pipeline.comparison.sides import Table
 from dpo_pipeline.comparison.verdict import Difference
 from dpo_pipeline.exact import QUANTA_PER_NAT
 from dpo_pipeline.losses import CheckedObjective
-from dpo_pipeline.sources import Dataset
+from dpo_pipeline.sources import Dataset, dumps_apart
 from dpo_pipeline.statistics import counted
 from dpo_pipeline.sums import Sense, doubts_of
 
@@ -44,7 +45,9 @@ def other_references(read: CommonPairs, objective: CheckedObjective) -> str | No
 
 def notes_of(datasets: Iterable[Dataset]) -> tuple[str, ...]:
     """Return what is to be said about the inputs."""
-    return tuple(f"{each.name}: {note}" for each in datasets for note in each.notes)
+    datasets = list(datasets)
+    notes = [f"{each.name}: {note}" for each in datasets for note in each.notes]
+    return (*notes, *(text for a, b in combinations(datasets, 2) for text in dumps_apart(a, b)))
 
 
 def findings_of(
@@ -56,8 +59,8 @@ def findings_of(
     """Yield what makes the comparison doubtful, a sentence each."""
     if incomparable is not None:
         yield incomparable
-    n, n_same = read.n_valid, read.n_same_logps[2]
-    if read.n_same_margin == n and n_same < n:
+    n, n_same = read.n_valid, read.paired.n_same_logps[2]
+    if read.paired.n_same_margin == n and n_same < n:
         a, b = (table.name for table in tables[:2])
         yield f"A ({a}) and B ({b}) have the same margin on all {counted(n, 'pair')}"
     elif incomparable is None and n_same < n:
@@ -91,7 +94,7 @@ def _same_policy(tables: Sequence[Table], read: CommonPairs) -> str | None:
     Coarse log-probs are equal by chance, on either side; pairs that were not scored anew are equal
     on both.
     """
-    n, (chosen, rejected, both) = read.n_valid, read.n_same_logps
+    n, (chosen, rejected, both) = read.n_valid, read.paired.n_same_logps
     a, b = (f"{letter} ({table.name})" for letter, table in zip("AB", tables[:2], strict=True))
     advice = "look whether one policy was scored or written twice"
     if both == n:

@@ -81,6 +81,8 @@ _UNITS: Final[Mapping[str, tuple[Unit, Unit, Unit]]] = dict.fromkeys(
 )
 """How a figure, its difference and the smallest one are written, if not as numbers."""
 _SHOWN_FLIPS: Final = 5
+_MEANS: Final = (LOSS, CHOSEN_REWARD, REJECTED_REWARD)
+"""Figures that are exactly equal where A and B are one policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,6 +258,7 @@ class Comparison(Reported):
             ties_b=self.b.summary.n_ties,
             n_pairs=self.n_valid,
             level=self.level,
+            is_one=all(self.differences[name].estimate.value == 0.0 for name in _MEANS),
         )
 
     def _in_prompts(self) -> str:
@@ -309,7 +312,7 @@ class Comparison(Reported):
             yield self._subset_table(self.subsets)
         m = self.mcnemar
         for flips, who, n in ((self.gained, "only B", m.only_b), (self.lost, "only A", m.only_a)):
-            if n:
+            if n and flips.height:
                 names = [name for name in flips.columns if name.startswith(SHOWN)]
                 most = flips.height if names else _SHOWN_FLIPS
                 rows = [

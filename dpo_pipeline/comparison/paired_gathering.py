@@ -6,29 +6,40 @@ neither on the order in which pairs come out of the join nor on how they are cut
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import polars as pl
+import polars.selectors as cs
+from numpy.typing import NDArray
 
-from dpo_pipeline.columns import CHOSEN_REWARD, LOSS, N_VALID, REJECTED_REWARD, REWARD_MARGIN
-from dpo_pipeline.defaults import LOGP_LIMIT
-from dpo_pipeline.exact import QUANTA_PER_NAT, bin_of
-from dpo_pipeline.losses import is_correct
-from dpo_pipeline.sources import KEY
-from dpo_pipeline.statistics import cluster_hashes, hashed
-from dpo_pipeline.sums import (
-    CELL,
-    CLUSTER,
-    VALID,
-    ClusterTable,
-    GrowingTables,
-    cell_of,
-    coarse_bin,
-    pair_count,
-    split_cells,
+from dpo_pipeline.columns import (
+    CHOSEN_REWARD,
+    COUNT_ROLES,
+    LOSS,
+    N_PAIRS,
+    N_VALID,
+    REJECTED_REWARD,
+    REWARD_MARGIN,
 )
+from dpo_pipeline.comparison.paired_arrays import (
+    Buffers,
+    Hashes,
+    Histograms,
+    SideArrays,
+    gaps_by,
+    hashes_of,
+    same_counts,
+    states_by,
+)
+from dpo_pipeline.defaults import BAGS, CLUSTERS_HELD, SENSED_PAIRS, WORST_HELD
+from dpo_pipeline.losses import CheckedObjective
+from dpo_pipeline.sources import KEY
+from dpo_pipeline.statistics import cluster_hashes
+from dpo_pipeline.sums import CLUSTER, ClusterTable, coded, merge, sense_of
 
 PROMPT: Final = "__dpo_pipeline_prompt"
 ONLY_A: Final = "only_a"
@@ -38,47 +49,16 @@ HALVES: Final = "halves"
 MEANS: Final = (LOSS, REWARD_MARGIN, CHOSEN_REWARD, REJECTED_REWARD)
 """Columns of a scored pair whose mean difference is wanted."""
 
-
-_COUNTS: Final = ("counts 0", "counts 1")
-_NATS: Final = 1.5 * 2.0**52
-"""Added to a number, it leaves the number in whole nats in the low bits, rounded half to even."""
-_QUANTA: Final = 1.5 * 2.0**12
-"""Added to what is left of it, it leaves that in quanta."""
-_BITS: Final = 20
-"""Bits of a count among `_packed` ones: pairs of a chunk are fewer than 2**20."""
-
-
-def _packed(*facts: pl.Expr) -> pl.Expr:
-    """Return an Int64 whose sum holds the counts of three facts: one sum costs less than three."""
-    weighted = (fact.cast(pl.Int64) * 2 ** (_BITS * i) for i, fact in enumerate(facts))
-    return pl.sum_horizontal(weighted)
-
-
-def _unpacked(name: str) -> list[pl.Expr]:
-    return [pl.col(name) // 2 ** (_BITS * i) % 2**_BITS for i in range(3)]
-
-
-def _parts_of_gap(one: pl.Expr, other: pl.Expr, *, is_wide: bool) -> tuple[pl.Expr, pl.Expr]:
-    """Return one number less the other in whole nats, and what is left of both in quanta.
-
-    Both are integers, from the low bits of a Float64 to which a power of two is added; what that
-    adds goes with the subtraction. Numbers are at most 2**50, and 2**22 if not wide.
-    """
-    sides = [(each, each + _NATS) for each in (one, other)]
-    whole, left = (
-        [
-            (nats if part == 0 else each - (nats - _NATS) + _QUANTA).reinterpret(dtype=pl.Int64)
-            for each, nats in sides
-        ]
-        for part in range(2)
-    )
-    nats = whole[0] - whole[1]
-    return nats.cast(pl.Int128) if is_wide else nats, left[0] - left[1]
-
-
-def _gap(nats: pl.Expr, left: pl.Expr) -> pl.Expr:
-    """Return quanta from the sums of both parts."""
-    return nats.cast(pl.Int128) * pl.lit(int(QUANTA_PER_NAT), dtype=pl.Int128) + left
+_STATES: Final = {
+    BOTH_RIGHT: [0, 0, 0, 0, 0, 0, 0, 0, 1],
+    ONLY_A: [0, 0, 0, 0, 0, 0, 1, 1, 0],
+    ONLY_B: [0, 0, 1, 0, 0, 1, 0, 0, 0],
+    HALVES: [0, 1, 2, -1, 0, 1, -2, -1, 0],
+}
+"""What a pair adds to each count, by its state: 3 x of A + of B, each 0 wrong, 1 tied, 2 right."""
+_GAINED: Final = (2, 5)
+_LOST: Final = (6, 7)
+_SAMPLED_BITS: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,94 +69,190 @@ class Paired(ClusterTable):
     A, a correct pair counting 2 and a tie 1; and B minus A of `MEANS`, in quanta.
     """
 
-    totals_a: pl.DataFrame  # one row of sums of `summary.tally` for A, over all common pairs
+    totals_a: pl.DataFrame  # one row of sums, named as by `summary.tally`, for A
     totals_b: pl.DataFrame  # the same for B
     gained: pl.DataFrame  # pairs that B alone has right: key, margin_a, margin_b, change
     lost: pl.DataFrame  # pairs that A alone has right
     changes: pl.DataFrame  # `bin` (of `dpo_pipeline.exact`) of the change of margin, `n_pairs`
     margins: pl.DataFrame  # `a_bin`, `b_bin` (each of `coarse_bin`), `n_pairs`
+    n_same_logps: tuple[int, int, int] = (0, 0, 0)  # pairs with the same: chosen, rejected, both
+    n_same_margin: int = 0
 
 
-class PairedGathering(GrowingTables):
+class PairedGathering:
     """Adds up the tables of `Paired`, chunk by chunk in any order."""
 
-    def add(self, shared: pl.DataFrame, a: pl.DataFrame, b: pl.DataFrame) -> None:
-        """Add pairs: once with `KEY`, `PROMPT`, subset keys and `VALID`, and as each side scores.
+    def __init__(
+        self,
+        *,
+        objective: CheckedObjective,
+        by: Sequence[str],
+        keys: Sequence[str],
+        is_by_prompt: bool,
+        n_rows: int | None,
+    ) -> None:
+        """Start without pairs.
 
-        The three frames have the same pairs in the same order.
+        Args:
+            objective: What pairs are scored by.
+            by: Columns of the subsets.
+            keys: Their names in chunks.
+            is_by_prompt: Whether chunks have `PROMPT`.
+            n_rows: Most pairs that there can be, if known: of many, a sample shows whether
+                log-probs make sense.
         """
-        for name, side in (("totals_a", a), ("totals_b", b)):
-            self._add(name, self._tally(side.lazy().with_columns(shared[VALID])), [])
-        pairs = shared.with_columns(
-            *(a[name].alias(f"a_{name}") for name in MEANS),
-            *(b[name].alias(f"b_{name}") for name in MEANS),
+        scores = [] if objective.has_linear_rewards else [CHOSEN_REWARD, REJECTED_REWARD]
+        self._needs, self._summed = objective.needs, [LOSS, *scores]
+        self._by, self._keys = tuple(by), list(keys)
+        self._is_by_prompt = is_by_prompt
+        self._is_exact = True
+        self._sampled = 2**_SAMPLED_BITS
+        if n_rows is not None and n_rows > SENSED_PAIRS:
+            self._sampled = -(-SENSED_PAIRS * 2**_SAMPLED_BITS // n_rows)
+        self._tables: dict[str, pl.DataFrame] = {}
+        self._buffers = Buffers()
+        self._histograms = Histograms()
+        self._sums: dict[str, Counter[str]] = {"a": Counter(), "b": Counter()}
+        self._held: dict[str, list[pl.DataFrame]] = {"a": [], "b": []}
+        self._seen = [*self._needs.logps, *(role.name for role in COUNT_ROLES)]
+        self._same = [0, 0, 0, 0]
+
+    @property
+    def n_subsets(self) -> int:
+        """Subsets found so far."""
+        return self._tables["clusters"].select(self._keys).n_unique() if self._keys else 0
+
+    def add(self, shared: pl.DataFrame, a: pl.DataFrame, b: pl.DataFrame, n_pairs: int) -> None:
+        """Add pairs that are valid on both sides, `n_pairs` with those that are not.
+
+        `shared` has `KEY`, `PROMPT` and the subset keys; the others what each side scores. The
+        three frames have the same pairs in the same order.
+        """
+        one, other = (
+            SideArrays(each, self._needs, MEANS, self._summed, self._buffers) for each in (a, b)
         )
-        if not shared[VALID].all():
-            pairs = pairs.filter(VALID)
-        margin_a, margin_b = (pl.col(f"{side}_{REWARD_MARGIN}") for side in "ab")
-        prompts = pairs[PROMPT] if self._is_by_prompt else None
-        pairs = pairs.with_columns(
-            cluster_hashes(prompts, hashed(pairs[KEY])).alias(CLUSTER),
-            a_right=is_correct(margin_a),
-            b_right=is_correct(margin_b),
-            change=margin_b - margin_a,
-        )
-        self._add_clusters(pairs, self._by_cluster)
-        right_a, right_b = pl.col("a_right"), pl.col("b_right")
-        for name, flipped, reverse in (
-            ("gained", right_b & ~right_a, True),
-            ("lost", right_a & ~right_b, False),
-        ):
-            flips = pairs.lazy().filter(flipped)
-            flips = flips.select(key=KEY, margin_a=margin_a, margin_b=margin_b, change="change")
+        by_key = hashes_of(shared[KEY])
+        sample = None
+        if self._sampled < 2**_SAMPLED_BITS:
+            sample = np.flatnonzero(by_key >> np.uint64(64 - _SAMPLED_BITS) < self._sampled)
+        for name, side, scored in (("a", one, a), ("b", other, b)):
+            self._sums[name][N_PAIRS] += n_pairs
+            self._sums[name].update(side.sums)
+            held = self._held[name]
+            held.append(seen := scored.select(cs.by_name(self._seen, require_all=False)))
+            if sample is not None:
+                held[-1] = seen[sample]
+            if sum(map(len, held)) > SENSED_PAIRS:
+                self._see(name, held)
+                held[:] = [seen.clear()]
+            if side.n:
+                self._add(f"ends {name}", side.ends(), [])
+        same = (*same_counts(one, other), int(np.count_nonzero(one.margin == other.margin)))
+        self._same = [x + y for x, y in zip(self._same, same, strict=True)]
+        states = 3 * one.state + other.state
+        self._add_clusters(shared, by_key, states, one, other)
+        self._add_flips(shared[KEY], states, one, other)
+        self._histograms.add(one.margin, other.margin)
+
+    def _see(self, name: str, seen: Sequence[pl.DataFrame]) -> None:
+        """Add what shows whether the log-probs of pairs make sense."""
+        pairs = pl.concat(seen).lazy()
+        lit = pl.lit(value=True)
+        sense = sense_of(pairs, valid=lit, needs=self._needs, lagged=False, has_equal=False)
+        self._add(f"sense {name}", sense.collect(), [])
+
+    def _add(self, name: str, new: pl.DataFrame, keys: Sequence[str]) -> None:
+        old = self._tables.get(name)
+        self._tables[name] = new if old is None else merge([old, new], keys)
+
+    def _add_clusters(
+        self,
+        shared: pl.DataFrame,
+        by_key: Hashes,
+        states: NDArray[np.uint8],
+        a: SideArrays,
+        b: SideArrays,
+    ) -> None:
+        """Add the sums of pairs by cluster and the subset keys."""
+        hashes = by_key
+        if self._is_by_prompt and not shared[PROMPT].null_count():
+            hashes = hashes_of(shared[PROMPT])
+        elif self._is_by_prompt:
+            prompts = cluster_hashes(shared[PROMPT], pl.Series(by_key))
+            hashes = prompts.rechunk().to_numpy()
+        held = CLUSTERS_HELD if self._is_exact else 0
+        clusters, codes, is_exact = coded(hashes, shared.select(self._keys), held)
+        n = clusters.height
+        counts = states_by(codes, n, states)
+        sums = {name: counts @ np.array(adds) for name, adds in _STATES.items()}
+        gaps = gaps_by(codes, n, (a, b), MEANS, self._buffers)
+        table = clusters.with_columns(
+            pl.Series(N_VALID, counts.sum(axis=1)),
+            *(pl.Series(name, each) for name, each in sums.items()),
+            *(each.alias(name) for name, each in gaps.items()),
+        ).filter(pl.col(N_VALID) > 0)
+        if not is_exact:
+            self._put_into_bags()
+        self._add("clusters", table, [*self._keys, CLUSTER])
+        if self._is_exact and self._tables["clusters"][CLUSTER].n_unique() > CLUSTERS_HELD:
+            self._put_into_bags()
+
+    def _put_into_bags(self) -> None:
+        """Merge the clusters found so far into bags; a bag is its own."""
+        self._is_exact = False
+        if "clusters" in self._tables:
+            rows = self._tables["clusters"].with_columns(pl.col(CLUSTER) % BAGS)
+            self._tables["clusters"] = merge([rows], [*self._keys, CLUSTER])
+
+    def _add_flips(
+        self, keys: pl.Series, states: NDArray[np.uint8], a: SideArrays, b: SideArrays
+    ) -> None:
+        """Keep the pairs with the largest changes among those that one side alone has right."""
+        for name, of, sign in (("gained", _GAINED, 1.0), ("lost", _LOST, -1.0)):
+            rows = np.flatnonzero((states == of[0]) | (states == of[1]))
+            change = b.margin[rows] - a.margin[rows]
+            if rows.size > WORST_HELD:
+                size = sign * change
+                few = size >= np.partition(size, -WORST_HELD)[-WORST_HELD]
+                rows, change = rows[few], change[few]
+            flips = pl.DataFrame(
+                [
+                    keys.gather(rows).alias("key"),
+                    pl.Series("margin_a", a.margin[rows]),
+                    pl.Series("margin_b", b.margin[rows]),
+                    pl.Series("change", change),
+                ]
+            )
+            if name in self._tables:
+                flips = pl.concat([self._tables[name], flips])
             # Equal changes are ordered by key, so that any order of the pairs gives the same.
-            self._keep_lowest(name, flips, ["change", "key"], reverse=reverse)
-        self._add_sums("changes", pairs.select(bin=bin_of(pl.col("change"))), ["bin"], pair_count())
-        margins = pairs.select(cell_of(coarse_bin(margin_a), coarse_bin(margin_b)))
-        self._add_sums("margins", margins, [CELL], pair_count())
+            order = flips.sort("change", "key", descending=[name == "gained", False])
+            self._tables[name] = order.head(WORST_HELD)
 
     def finish(self) -> Paired:
         """Return the tables; at least one chunk must have been added."""
         tables = self._tables
+        clusters = tables["clusters"].rename(dict(zip(self._keys, self._by, strict=True)))
         return Paired(
             by=self._by,
             is_by_prompt=self._is_by_prompt,
             is_exact=self._is_exact,
-            clusters=self._finished_clusters(),
-            totals_a=tables["totals_a"],
-            totals_b=tables["totals_b"],
+            clusters=clusters.sort(*self._by, CLUSTER, nulls_last=True),
+            totals_a=self._totals("a"),
+            totals_b=self._totals("b"),
             gained=tables["gained"],
             lost=tables["lost"],
-            changes=tables["changes"].sort("bin"),
-            margins=split_cells(tables["margins"], "a_bin", "b_bin"),
+            changes=self._histograms.changes(),
+            margins=self._histograms.margins(),
+            n_same_logps=(self._same[0], self._same[1], self._same[2]),
+            n_same_margin=self._same[3],
         )
 
-    def _by_cluster(self, pairs: pl.LazyFrame, keys: Sequence[str]) -> pl.LazyFrame:
-        """Return the sums of at most 2**20 pairs by cluster."""
-        a, b = pl.col("a_right"), pl.col("b_right")
-        ties = [pl.col(f"{side}_{REWARD_MARGIN}") == 0.0 for side in "ab"]
-        is_wide = bool(self._objective.columns_to_check(self._max_logp, limit=LOGP_LIMIT))
-        # Each side is quantised before the subtraction, as for its mean.
-        gaps = {
-            name: _parts_of_gap(pl.col(f"b_{name}"), pl.col(f"a_{name}"), is_wide=is_wide)
-            for name in MEANS
-        }
-        parted = pairs.select(
-            *keys,
-            _packed(pl.lit(value=True), a & b, a & ~b).alias(_COUNTS[0]),
-            _packed(b & ~a, ties[1], ties[0]).alias(_COUNTS[1]),
-            *(each.alias(f"{i} {n}") for n, gap in gaps.items() for i, each in enumerate(gap)),
-        )
-        sums = parted.group_by(keys).agg(pl.exclude(keys).sum())
-        n, both, only_a = _unpacked(_COUNTS[0])
-        only_b, ties_b, ties_a = _unpacked(_COUNTS[1])
-        return sums.select(
-            *keys,
-            n.alias(N_VALID),
-            both.alias(BOTH_RIGHT),
-            only_a.alias(ONLY_A),
-            only_b.alias(ONLY_B),
-            # In halves: a tie counts one, a correct pair two.
-            (2 * (only_b - only_a) + ties_b - ties_a).alias(HALVES),
-            *(_gap(pl.col(f"0 {name}"), pl.col(f"1 {name}")).alias(name) for name in MEANS),
-        )
+    def _totals(self, side: str) -> pl.DataFrame:
+        sums = self._sums[side]
+        types = {n: pl.Int128 if n.startswith("sum_") else pl.Int64 for n in sums}
+        self._see(side, self._held[side])
+        found = pl.DataFrame([dict(sums)], schema=types).hstack(self._tables[f"sense {side}"])
+        # Extremes are of all pairs, not of a sample.
+        ends = self._tables.get(f"ends {side}")
+        return found if ends is None else found.with_columns(ends)

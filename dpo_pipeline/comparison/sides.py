@@ -94,7 +94,7 @@ class Table:
     def report(self, n_pairs: int, watch: Watch) -> InvalidReport:
         """List which rows break the contract, reading all rows once more."""
         rules = self.binding.rules
-        found = Offences(rules.rules)
+        found = Offences(rules)
         places = Places((file.relative, file.rows) for file in self.dataset.files)
         for shard in self.dataset.shards():
             pairs, read_from = self.prepared(shard.frame), self.dataset.read_from
@@ -256,7 +256,7 @@ def _reference(
         there = dataset.frame.collect_schema()
     found = reference_columns_of(there, mapping)
     if found.problems:
-        raise ColumnError(dataset.name, found.problems)
+        raise ColumnError(dataset.name, found.problems, found.guesses)
     mine = [role.name for role in _REFERENCE]
     mine += [role.name for role in COUNT_ROLES if role.name in found.mapping]
     before = dataset.step

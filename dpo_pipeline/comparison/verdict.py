@@ -62,6 +62,7 @@ class Accuracies:
     ties_b: int
     n_pairs: int  # valid common pairs
     level: float  # confidence level of the intervals
+    is_one: bool = False  # whether A and B seem one policy
 
     @property
     def better(self) -> Literal["a", "b"] | None:
@@ -100,7 +101,7 @@ class Accuracies:
         if estimate.n_clusters < fewest:
             unit = "prompt" if is_clustered else "pair"
             return f"; fewer than {counted(fewest, unit)} cannot show any"
-        return "" if is_clustered else "; so few pairs could hardly have shown any"
+        return "" if is_clustered or self.is_one else "; so few pairs could hardly have shown any"
 
     @property
     def _decisive(self) -> Difference:
@@ -130,5 +131,11 @@ class Accuracies:
 def loss_sentence(loss: Difference, beta: float) -> str:
     """Return the difference of mean loss in a sentence, in nats."""
     interval = loss.estimate.interval
-    limits = "" if interval is None else f" ({interval.low:.4f} to {interval.high:.4f})"
-    return f"Loss: B minus A is {loss.estimate.value:.4f}{limits}, at one beta of {beta:g} for both"
+    limits = "" if interval is None else f" ({_nats(interval.low)} to {_nats(interval.high)})"
+    value = _nats(loss.estimate.value)
+    return f"Loss: B minus A is {value}{limits} nats, at one beta of {beta:g} for both"
+
+
+def _nats(value: float) -> str:
+    """Return four decimals, or two digits of what would be 0 with a sign."""
+    return f"{value:.4f}" if not value or abs(value) >= 5e-5 else f"{value:.2g}"  # noqa: PLR2004

@@ -8,6 +8,6 @@ from .invalid_rows import (
     offences as offences,
     why_refused as why_refused,
 )
-from .model import PreferencePairs as PreferencePairs
+from .model import Completions as Completions, PreferencePairs as PreferencePairs
 from .rules import RuleSet as RuleSet, Schema as Schema
 from .value_rules import rules_of as rules_of

@@ -5,24 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace as replace_rule
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import polars as pl
 
 from dpo_pipeline.arguments import checked_max_logp
 from dpo_pipeline.columns import (
     ALL_LOGPS,
-    CHOSEN_TOKENS,
-    COUNT_ROLES,
-    LOGPS,
+    COUNT_OF,
     MASK_OF,
     OF_INPUT,
     OTHER_SIDE,
-    POLICY_CHOSEN,
-    POLICY_REJECTED,
-    REF_CHOSEN,
-    REF_REJECTED,
-    REJECTED_TOKENS,
     ROLES,
     TOKENS_OF,
     Needs,
@@ -40,6 +33,12 @@ from dpo_pipeline.losses import (
     number_of_tokens,
     sum_of_tokens,
 )
+
+_NUMBERS: Final = ("logp", "count", "rank", "score")
+_TRUTHS: Final = {
+    **dict.fromkeys(("true", "1", "1.0", "chosen"), True),
+    **dict.fromkeys(("false", "0", "0.0", "rejected"), False),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,10 +144,10 @@ def bind(
         raise ColumnError(source, (*error.problems, *why)) from None
     rules = rules_for(checked, max_logp=max_logp, contract=contract, needs=needs)
     rules = with_token_rules(
-        rules, [name for name in made if name in LOGPS], found.mapping, max_logp=max_logp
+        rules, [name for name in made if name in TOKENS_OF], found.mapping, max_logp=max_logp
     )
     types = {role: schema[column] for role, column in found.mapping.items()}
-    floats = [r.name for r in COUNT_ROLES if r.name in types and _is_real(types[r.name])]
+    floats = [n for n, t in types.items() if ROLES[n].kind == "count" and _is_real(t)]
     listed = {name for name, dtype in types.items() if _is_listed(dtype, ROLES[name].kind)}
     told = tuple(
         replace_rule(rule, requirement="not null, nor a list of none or of several")
@@ -184,11 +183,11 @@ def _made(mapping: Mapping[str, str], schema: pl.Schema, needs: Needs) -> dict[s
             made[name] = length_desensitised(values, other, alpha=needs.ld_alpha)
     if needs.humanline:
         # Policy minus reference must be the clamped log-ratio; the reference keeps its sums.
-        for policy, reference in ((POLICY_CHOSEN, REF_CHOSEN), (POLICY_REJECTED, REF_REJECTED)):
-            clamped = clamped_logratio(lists[policy.name], lists[reference.name])
-            made[policy.name] = made[reference.name] + clamped
+        for text in needs.texts:
+            clamped = clamped_logratio(lists[text.policy.name], lists[text.ref.name])
+            made[text.policy.name] = made[text.ref.name] + clamped
     for name, values in lists.items():
-        count = (CHOSEN_TOKENS if "_chosen_" in name else REJECTED_TOKENS).name
+        count = COUNT_OF[name].name
         if count not in mapping:
             made.setdefault(count, number_of_tokens(values))
     return made
@@ -235,18 +234,28 @@ def _typed(name: str, dtype: pl.DataType, role: str) -> pl.Expr:
         # A list of none or of several is no number: null, which the contract counts.
         values = _as_list(name, dtype)
         column, dtype = pl.when(values.list.len() == 1).then(values.list.first()), inner
-    if kind not in ("logp", "count") or not (dtype.is_numeric() or dtype == pl.Null):
+    if kind == "label":
+        return _truth(column, dtype)
+    if kind == "key" or not (dtype.is_numeric() or dtype == pl.Null):
         return column
-    if kind == "logp":
+    if kind != "count":
         return column.cast(pl.Float64)
     return whole(column) if _is_real(dtype) else column.cast(pl.Int64)
+
+
+def _truth(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """Return a label as true or false; what is neither is null."""
+    if dtype == pl.Boolean or dtype.is_nested():
+        return column
+    words = column.cast(pl.String).str.strip_chars().str.to_lowercase()
+    return words.replace_strict(_TRUTHS, default=None, return_dtype=pl.Boolean)
 
 
 def _is_listed(dtype: pl.DataType, kind: str) -> bool:
     """Return whether the numbers of a role stand in lists, which may hold one each."""
     inner = _inner(dtype)
     is_one = not isinstance(dtype, pl.Array) or dtype.shape == (1,)
-    return kind in ("logp", "count") and inner is not None and inner.is_numeric() and is_one
+    return kind in _NUMBERS and inner is not None and inner.is_numeric() and is_one
 
 
 def _is_real(dtype: pl.DataType) -> bool:

@@ -18,7 +18,7 @@ from pandera.config import ValidationDepth, config_context
 from pandera.errors import SchemaError, SchemaErrors
 
 from dpo_pipeline.columns import ALL_LOGPS, ROLES, Needs
-from dpo_pipeline.contract.model import OUR_TITLE, pairs_model
+from dpo_pipeline.contract.model import OUR_TITLE, row_model
 from dpo_pipeline.contract.rules import WANTED, WHOLE_FRAME, Rule, Schema
 from dpo_pipeline.defaults import MAX_LOGP
 from dpo_pipeline.errors import ColumnError, RefusedCheckError, UsageError
@@ -68,7 +68,7 @@ def compiled(contract: Schema, frame: pl.LazyFrame, needs: Needs) -> list[Rule]:
 
 
 def _schemas(max_logp: float, contract: Schema | None, needs: Needs) -> list[pa.DataFrameSchema]:
-    schemas = [pairs_model(max_logp, needs).to_schema()]
+    schemas = [row_model(max_logp, needs).to_schema()]
     if isinstance(contract, type) and issubclass(contract, pa.DataFrameModel):
         try:
             schemas.append(contract.to_schema())

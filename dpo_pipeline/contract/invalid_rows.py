@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final, Self
 
 import polars as pl
 
-from dpo_pipeline.columns import BROKEN_RULES, PAIR_ID, SOURCE_ROW
-from dpo_pipeline.contract.rules import Rule, RuleSet
+from dpo_pipeline.columns import BROKEN_RULES, SOURCE_ROW
+from dpo_pipeline.contract.rules import RuleSet
 from dpo_pipeline.contract.whole_counts import WHOLE, without_bits
 from dpo_pipeline.defaults import OFFENDERS_SHOWN
 from dpo_pipeline.invalid_report import BrokenRule, Offender
@@ -37,7 +37,7 @@ def offences(pairs: pl.LazyFrame, rules: RuleSet, *, row: str = _ROW) -> pl.Lazy
     """
     return pairs.filter(rules.valid.not_()).select(
         pl.col(row).alias(_ROW),
-        *([pl.col(PAIR_ID.name).alias(_ID)] if PAIR_ID.name in pairs.collect_schema() else []),
+        *([pl.col(rules.key).alias(_ID)] if rules.key in pairs.collect_schema() else []),
         *(r.keeps.not_().alias(f"{_BROKEN}{i}") for i, r in enumerate(rules.rules)),
         *(
             (pl.col(rule.column) if rule.found is None else rule.found).alias(f"{_VALUE}{i}")
@@ -61,7 +61,7 @@ def listed(
     The pairs are numbered from `first_row`, or have their row numbers in `row` already.
     """
     plan = offences(pairs if row else numbered(pairs, first_row), rules, row=row or _ROW)
-    found = Offences(rules.rules)
+    found = Offences(rules)
     with reading(read_from):
         for chunk in plan.collect_batches(maintain_order=True):
             found.add(chunk, places)
@@ -83,18 +83,18 @@ def invalid_pairs(pairs: pl.LazyFrame, rules: RuleSet) -> pl.LazyFrame:
 class Offences:
     """Invalid rows, counted by rule in the order of the input; `n_invalid` break one or more."""
 
-    def __init__(self, rules: Sequence[Rule], parts: Iterable[Offences] = ()) -> None:
+    def __init__(self, rules: RuleSet, parts: Iterable[Offences] = ()) -> None:
         self.n_invalid = 0
-        self._rules = rules
+        self._rules, self._key = rules.rules, rules.key
         self._counts: Counter[int] = Counter()
-        self._first: dict[int, list[Offender]] = {i: [] for i in range(len(rules))}
+        self._first: dict[int, list[Offender]] = {i: [] for i in range(len(self._rules))}
         for part in parts:
             self.join(part)
 
     @classmethod
-    def of(cls, rules: Sequence[Rule], n_invalid: int, broken: Iterable[BrokenRule]) -> Self:
+    def of(cls, rules: RuleSet, n_invalid: int, broken: Iterable[BrokenRule]) -> Self:
         """Return what had `n_invalid` rows and these broken rules."""
-        made, index = cls(rules), {rule.name: i for i, rule in enumerate(rules)}
+        made, index = cls(rules), {rule.name: i for i, rule in enumerate(rules.rules)}
         made.n_invalid = n_invalid
         for each in broken:
             made._counts[index[each.name]] = each.count
@@ -112,7 +112,8 @@ class Offences:
             ids = head[_ID] if _ID in head.columns else [None] * head.height
             for row, value, name in zip(head[_ROW], values, ids, strict=True):
                 file, at = place(row)
-                self._first[i].append(Offender(file=file, row=at, value=value, pair_id=name))
+                offender = Offender(file=file, row=at, value=value, pair_id=name, id_name=self._key)
+                self._first[i].append(offender)
 
     def join(self, later: Offences) -> None:
         """Add the offences of later rows against the same rules."""

@@ -10,19 +10,12 @@ from functools import reduce
 import polars as pl
 
 from dpo_pipeline.columns import (
-    CHOSEN_TOKENS,
     MASK_OF,
-    POLICY_CHOSEN,
-    POLICY_REJECTED,
-    REF_CHOSEN,
-    REF_REJECTED,
-    REJECTED_TOKENS,
     TOKENS_OF,
     Needs,
 )
 from dpo_pipeline.contract.rules import Rule, RuleSet
 
-_SIDES = ((POLICY_CHOSEN.name, REF_CHOSEN.name), (POLICY_REJECTED.name, REF_REJECTED.name))
 _PADDING = 2
 """Zeros in a row, under both models, that are no log-probs; one can be a token that is certain."""
 
@@ -35,7 +28,7 @@ def with_row_rules(
     `made` are the sums and counts that are made from tokens; `columns` is canonical name to column.
     """
     padded = list(_not_padded(made, columns, needs))
-    own = [*padded, *(empty_rules() if needs.reference else ())]
+    own = [*padded, *(empty_rules(needs) if needs.reference else ())]
     # If tokens break a rule, their sum counts as keeping these, so that one fault has one name.
     own = [
         replace(rule, keeps=rules.valid.not_() | rule.keeps) if rule.column in made else rule
@@ -44,12 +37,12 @@ def with_row_rules(
     valid = pl.all_horizontal(rules.valid, *(rule.keeps for rule in own))
     # A log-prob of a clean pair is below 0, and so of no empty completion.
     clean = reduce(operator.and_, (rule.keeps for rule in padded), rules.clean)
-    return RuleSet(rules=(*rules.rules, *own), valid=valid, clean=clean)
+    return replace(rules, rules=(*rules.rules, *own), valid=valid, clean=clean)
 
 
-def empty_rules() -> Iterator[Rule]:
+def empty_rules(needs: Needs) -> Iterator[Rule]:
     """Yield the rules on completions that no model scored, for the plans and the pandera model."""
-    for ours, theirs in _SIDES:
+    for ours, theirs in ((each.policy.name, each.ref.name) for each in needs.texts):
         keeps = (pl.col(ours) != 0.0) | (pl.col(theirs) != 0.0)
         yield Rule(
             column=ours,
@@ -60,8 +53,8 @@ def empty_rules() -> Iterator[Rule]:
 
 
 def _not_padded(made: Collection[str], columns: Mapping[str, str], needs: Needs) -> Iterator[Rule]:
-    counts = (CHOSEN_TOKENS.name, REJECTED_TOKENS.name)
-    for (ours, theirs), count in zip(_SIDES, counts, strict=True):
+    for text in needs.texts:
+        ours, theirs, count = text.policy.name, text.ref.name, text.count.name
         logps = (ours, theirs) if needs.reference else (ours,)
         lists = [
             TOKENS_OF[name].name

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import polars as pl
 
-from dpo_pipeline.columns import COUNT_ROLES, LOGP_ROLES, ROLES, Needs
+from dpo_pipeline.columns import PAIR_ID, ROLES, Needs
 from dpo_pipeline.contract.value_rules import rules_of, sound_logp
 from dpo_pipeline.defaults import WIDE_LIMIT
 from dpo_pipeline.errors import ColumnError
@@ -27,10 +27,13 @@ if TYPE_CHECKING:
 Schema: TypeAlias = "pa.DataFrameSchema | type[pa.DataFrameModel]"
 
 WHOLE_FRAME: Final = "*"
-WANTED: Final = {
-    **{role.name: (pl.Float64, "a number (any float or integer)") for role in LOGP_ROLES},
-    **{role.name: (pl.Int64, "an integer") for role in COUNT_ROLES},
+_NUMBER: Final = (pl.Float64, "a number (any float or integer)")
+_TYPES: Final[Mapping[str, tuple[type[pl.DataType], str]]] = {
+    **dict.fromkeys(("logp", "rank", "score", "offset", "probability", "kl_logp"), _NUMBER),
+    "count": (pl.Int64, "an integer"),
+    "label": (pl.Boolean, "true or false, 1 or 0, or chosen or rejected"),
 }
+WANTED: Final = {role.name: _TYPES[role.kind] for role in ROLES.values() if role.kind in _TYPES}
 """Types of our own columns after `bind` has cast numbers to them, and how errors name them."""
 
 
@@ -62,6 +65,7 @@ class RuleSet:
     rules: tuple[Rule, ...]
     valid: pl.Expr
     clean: pl.Expr
+    key: str = PAIR_ID.name  # the column of a row's id
 
     def with_scores_in_range(self, names: Sequence[str]) -> RuleSet:
         """Return these rules and one on each of these columns of a scored pair.
@@ -81,7 +85,8 @@ class RuleSet:
             )
             for name, in_range in zip(names, ranges, strict=True)
         )
-        return RuleSet(
+        return replace(
+            self,
             rules=(*self.rules, *rules),
             valid=pl.all_horizontal(self.valid, *ranges),
             clean=self.with_small(names).clean,
@@ -125,6 +130,7 @@ def rules_for(
 ) -> RuleSet:
     """Return the rules on the columns of a frame that `check_types` returned, reading no data."""
     columns = frame.collect_schema()
+    roles = [role for role in ROLES.values() if role.name in columns and needs.have(role)]
     ours = [
         Rule(
             column=role.name,
@@ -132,8 +138,7 @@ def rules_for(
             requirement=rule.text,
             keeps=rule.keeps(pl.col(role.name)).fill_null(value=rule.name != "not_null"),
         )
-        for role in ROLES.values()
-        if role.name in columns
+        for role in roles
         for rule in rules_of(role, max_logp, needs)
     ]
     theirs: list[Rule] = []
@@ -151,6 +156,7 @@ def rules_for(
         rules=_named_apart([*ours, *theirs]),
         valid=pl.all_horizontal(*sound, *others),
         clean=reduce(operator.and_, [*small, *others]),
+        key=needs.key,
     )
 
 

@@ -10,18 +10,15 @@ from functools import partial, reduce
 import polars as pl
 
 from dpo_pipeline.columns import (
-    CHOSEN_TOKENS,
     MASK_OF,
-    REF_CHOSEN,
-    REF_REJECTED,
-    REJECTED_TOKENS,
+    TEXTS,
     TOKENS_OF,
 )
 from dpo_pipeline.contract.rules import Rule, RuleSet
 from dpo_pipeline.defaults import TOKEN_SUM_SLACK, TOKEN_SUM_TOLERANCE
 from dpo_pipeline.losses import kept_tokens, sum_of_tokens
 
-_SIDES = (("policy_chosen_logps", REF_CHOSEN.name), ("policy_rejected_logps", REF_REJECTED.name))
+_TEXTS = tuple(each for texts in TEXTS.values() for each in texts)
 
 
 def with_token_rules(
@@ -36,10 +33,10 @@ def with_token_rules(
     if not own:
         return rules
     sound = {name: _sound(own, [name]) for name in summed}
-    for count, side in ((CHOSEN_TOKENS.name, "_chosen_"), (REJECTED_TOKENS.name, "_rejected_")):
-        lists = [name for name in summed if side in name]
-        if lists and count not in columns:
-            sound[count] = _sound(own, lists)
+    for text in _TEXTS:
+        lists = [name for name in summed if name in (text.policy.name, text.ref.name)]
+        if lists and text.count.name not in columns:
+            sound[text.count.name] = _sound(own, lists)
     others = [
         replace(rule, keeps=sound[rule.column].not_() | rule.keeps)
         if rule.column in sound
@@ -48,7 +45,7 @@ def with_token_rules(
     ]
     valid = pl.all_horizontal(rules.valid, *(rule.keeps for rule in own))
     clean = reduce(operator.and_, (rule.keeps for rule in own), rules.clean)
-    return RuleSet(rules=(*own, *others), valid=valid, clean=clean)
+    return replace(rules, rules=(*own, *others), valid=valid, clean=clean)
 
 
 def _sound(rules: Sequence[Rule], summed: Sequence[str]) -> pl.Expr:
@@ -100,7 +97,7 @@ def _rules(summed: Sequence[str], columns: Mapping[str, str], max_logp: float) -
                 keeps=(fits.not_() | broken.list.any().not_()).fill_null(value=True),
                 found=pl.format("{} at position {}", value, place),
             )
-    for policy, reference in _SIDES:
+    for policy, reference in ((each.policy.name, each.ref.name) for each in _TEXTS):
         if policy in summed and reference in summed:
             ours, theirs = TOKENS_OF[policy].name, TOKENS_OF[reference].name
             yield Rule(

@@ -70,6 +70,38 @@ COUNT_RULES: Final = (
 )
 """Rules of a token count. A null count is unknown, and wrong only where a loss divides by it."""
 
+_NOT_NULL, _NOT_NAN, _FINITE = logp_rules()[:3]
+EXTRA_RULES: Final = {
+    "offset": (
+        _NOT_NULL,
+        _NOT_NAN,
+        ValueRule(
+            "within",
+            "within {bound}",
+            lambda c: (c.abs() <= LOGP_LIMIT) | c.is_nan(),
+            f"abs({{column}}) > {LOGP_LIMIT:.0f} AND NOT isnan({{column}})",
+            LOGP_LIMIT,
+        ),
+    ),
+    "probability": (
+        _NOT_NULL,
+        _NOT_NAN,
+        ValueRule(
+            "share",
+            "from 0 to 1",
+            lambda c: c.is_between(0.0, 1.0) | c.is_nan(),
+            "NOT {column} BETWEEN 0 AND 1 AND NOT isnan({column})",
+        ),
+    ),
+}
+"""Rules of the columns that single losses ask for, by kind."""
+
+PREFERENCE_RULES: Final = {
+    **dict.fromkeys(("key", "label"), (_NOT_NULL,)),
+    **dict.fromkeys(("rank", "score"), (_NOT_NULL, _NOT_NAN, _FINITE)),
+}
+"""Rules of what tells which completion of a prompt is better, by kind."""
+
 
 def rules_of(
     role: Role, max_logp: float = MAX_LOGP, needs: Needs = ALL_LOGPS
@@ -77,6 +109,10 @@ def rules_of(
     """Return the value rules of a role's column."""
     if role.kind == "logp":
         return logp_rules(max_logp) if needs.have(role) else ()
+    if role.kind == "kl_logp":
+        return logp_rules(max_logp)
     if role.kind == "count":
-        return (*logp_rules()[:1], *COUNT_RULES) if needs.tokens else COUNT_RULES
-    return ()
+        return (_NOT_NULL, *COUNT_RULES) if needs.tokens else COUNT_RULES
+    if "completion" in role.of:
+        return PREFERENCE_RULES.get(role.kind, ()) if role.name in needs.extras else ()
+    return EXTRA_RULES.get(role.kind, ())

@@ -12,7 +12,7 @@ from dpo_pipeline.errors import Cancelled
 if TYPE_CHECKING:
     import polars as pl  # the command line imports this file for its help
 
-Phase = Literal["joining", "evaluating", "listing", "writing"]
+Phase = Literal["joining", "evaluating", "listing", "writing", "scoring"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,11 +23,13 @@ class Progress:
         phase: What is being done.
         rows: Rows done in this phase.
         total: Rows of this phase; None where only the end tells.
+        tokens: Tokens that models read in this phase.
     """
 
     phase: Phase
     rows: int
     total: int | None
+    tokens: int = 0
 
 
 ProgressCallback: TypeAlias = Callable[[Progress], None]
@@ -40,6 +42,7 @@ class Watch:
     callback: ProgressCallback | None = None
     cancel: Event | None = None
     _rows: dict[Phase, int] = field(default_factory=dict)
+    _tokens: int = 0
     _lock: Lock = field(default_factory=Lock)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -51,13 +54,14 @@ class Watch:
         if self.cancel is not None and self.cancel.is_set():
             raise Cancelled("stopped; nothing was published")
 
-    def step(self, phase: Phase, rows: int, total: int | None) -> None:
-        """Tell that `rows` more rows are done."""
+    def step(self, phase: Phase, rows: int, total: int | None, *, tokens: int = 0) -> None:
+        """Tell that `rows` more rows are done, and that models read `tokens` more tokens."""
         self.check()
         with self._lock:  # the engine's threads come here with their morsels
             done = self._rows[phase] = self._rows.get(phase, 0) + rows
+            self._tokens += tokens
         if self.callback is not None:
-            self.callback(Progress(phase=phase, rows=done, total=total))
+            self.callback(Progress(phase=phase, rows=done, total=total, tokens=self._tokens))
 
     def restart(self, phase: Phase) -> None:
         """Count a phase from its start, because it is done in another way."""

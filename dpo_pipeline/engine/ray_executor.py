@@ -91,9 +91,7 @@ class RayExecutor:
         try:
             import ray
         except ImportError as error:
-            raise UsageError(
-                'engine "ray" needs the library: pip install "dpo_pipeline[ray]"'
-            ) from error
+            raise UsageError('engine "ray" needs the library: pip install ray') from error
         if not ray.is_initialized():
             try:
                 _check_reachable(self.address)

@@ -37,6 +37,7 @@ from .planning import (
     inputs_of as inputs_of,
     max_logp_of as max_logp_of,
     paths_of as paths_of,
+    refuse_completions as refuse_completions,
     run_facts as run_facts,
     staged_batches as staged_batches,
     warn_of as warn_of,

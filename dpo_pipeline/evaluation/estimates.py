@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
 import polars as pl
 
-from dpo_pipeline.columns import LOGPS, N_VALID, REWARD_ACCURACY
+from dpo_pipeline.columns import LOGPS, LOSS, N_VALID, REWARD_ACCURACY
 from dpo_pipeline.defaults import BAGS
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation.gathering import Gathered
@@ -134,6 +135,8 @@ DISPLACEMENT: Final = ("chosen_down", "rejected_down", "both_down")
 """Likelihood displacement (arXiv 2410.08847)."""
 
 
+_SAME: Final = {"log_loss": LOSS, "reward_accuracy_half": REWARD_ACCURACY}
+"""A figure to the one that it equals for the DPO loss, or without ties."""
 _BEST_BETA: Final = "best beta"
 _JUDGE_RANKS: Final = "judge: rank correlation"
 _JUDGE_AUC: Final = "judge: AUC"
@@ -348,11 +351,15 @@ class Statistics(Printable):
         if self.subsets is not None:
             yield subset_table(self.subsets, self.gathered.by, self)
 
-    def table(self, but: Iterable[str] = ()) -> Table:
-        """Return the figures with their intervals, all but some that are shown elsewhere."""
+    def table(self, but: Collection[str] = ()) -> Table:
+        """Return the figures with their intervals, all but some that are shown elsewhere.
+
+        Nor are the log loss where it is the loss, and the accuracy of ties half without ties.
+        """
         rows: list[tuple[Any, ...]] = []
         for name, each in self.rows.items():
-            if name in but:
+            same = self.rows.get(_SAME.get(name, ""))
+            if name in but or (same is not None and math.isclose(same.value, each.value)):
                 continue
             interval, unit, digits = each.interval, _unit_of(name), _DIGITS.get(name, 4)
             ends = None if interval is None else (interval.low, interval.high)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from dpo_pipeline.arguments import given
-from dpo_pipeline.columns import SCORED
+from dpo_pipeline.columns import PREFERENCES, SCORED, SCORED_COMPLETIONS, needs_of_columns
 from dpo_pipeline.contract import Binding, why_refused
 from dpo_pipeline.defaults import LOSS_NAME
 from dpo_pipeline.engine import Executor, Watch
@@ -25,6 +25,7 @@ from dpo_pipeline.evaluation.planning import (
     staged_batches,
     statistics_of_call,
     warn_of,
+    with_shown,
     with_shown_rows,
 )
 from dpo_pipeline.evaluation.shards import ShardScorer
@@ -35,6 +36,13 @@ from dpo_pipeline.plan import Facts, Output, Plan, planned
 from dpo_pipeline.sources import Dataset, publication_of
 from dpo_pipeline.storage import GrowingFile
 from dpo_pipeline.sums import Batching, BatchTable
+from dpo_pipeline.unpaired import (
+    CompletionEvaluation,
+    CompletionSummary,
+    area_of_bins,
+    completion_figures,
+    listwise_sums,
+)
 
 T = TypeVar("T", bound=Result)
 
@@ -66,22 +74,32 @@ class Measurement:
         statistics: StatisticsOptions | None = None,
         by_objective: bool = False,
         intervals: bool = False,
+        unpaired: CheckedObjective | None = None,
     ) -> Measurement:
         """Check the options against the columns.
 
         Objectives are summed; `scored` is given if rules look at scores that are not.
         """
         subsets, parts = by or Subsets(), batches or Batches()
+        batching = Batching.of(parts)
         wanted = Wanted(
             by=subsets.names,
-            batching=Batching.of(parts),
-            histogram=subsets.histogram,
+            # Batches of completions give the KL term, and have no table of means.
+            batching=batching if unpaired is None else None,
+            histogram=subsets.histogram or unpaired is not None,
+            unpaired=unpaired,
             statistics=statistics,
             by_objective=by_objective,
             looks_at_all=groups.contract.sense == "all",
             intervals=intervals,
         )
         wanted.check(binding, dataset)
+        if parts.as_trainer is not None and by_objective:
+            raise UsageError("as_trainer is of evaluate, for one loss")
+        if parts.as_trainer is not None and any(
+            each.is_of_batches for each in scored or objectives
+        ):
+            raise UsageError("as_trainer is of losses of pairs, and this is one of batches")
         executor = groups.executor
         refuse_unreadable(dataset, executor, scored or objectives)
         if wanted.batching is not None and parts.file is None:
@@ -94,7 +112,7 @@ class Measurement:
             scorer=ShardScorer(
                 binding=binding,
                 objectives=objectives if scored is None else scored,
-                batching=wanted.batching,
+                batching=batching,
                 row_bytes=dataset.row_bytes,
             ),
             wanted=wanted,
@@ -116,7 +134,8 @@ class Measurement:
         if made.n_pairs == 0:
             raise ContractError(f"{self.dataset.name}: it holds no pairs, so nothing was evaluated")
         asked = self.groups.on_invalid
-        reason = why_refused(asked, made.n_invalid, made.n_pairs, "pair")
+        noun = self.binding.needs.row
+        reason = why_refused(asked, made.n_invalid, made.n_pairs, noun)
         if reason is not None:
             excluding = asked.action != "raise"
             # If no invalid pair is allowed, the report is reason enough.
@@ -135,7 +154,7 @@ class Measurement:
             function=function,
             call=function.removesuffix("_parquet"),
             source=self.dataset.name,
-            notes=self.dataset.notes,
+            notes=self.dataset.told,
             inputs=inputs_of(self.dataset),
             paths=paths_of(self.groups.pairs),
             rows=rows,
@@ -228,7 +247,7 @@ def evaluate(
     on_invalid: Any = "raise",
     outputs: Any = None,
     execution: Any = None,
-) -> Plan[Evaluation]:
+) -> Plan[Any]:
     """Return the mean loss, reward accuracy and the other figures of preference pairs.
 
     The data is read once, in shards of bounded size; shards with invalid pairs are read again, to
@@ -275,6 +294,8 @@ def evaluate(
     subsets, parts = given(Subsets, by), given(Batches, batches)
     dataset = groups.opened()
     groups, subsets = groups.showing(dataset.columns), subsets.within(dataset.columns)
+    if objective.row == "completion":
+        return _of_completions(groups, dataset, subsets, parts, asked)
     asked = None if asked is None else asked.within(dataset.columns, subsets.names)
     # Scores in the data are computed again, whatever beta they had.
     adds = [added.name for added in SCORED]
@@ -296,11 +317,81 @@ def evaluate(
         made = replace(measured.evaluation(report), origin=origin)
         if made.statistics is None:
             return made
-        lowest = lowest_shown(
-            made.statistics.gathered.lowest, dataset, groups.outputs, subsets.names
-        )
-        gathered = replace(made.statistics.gathered, lowest=lowest)
+        gathered = made.statistics.gathered
+        lowest = lowest_shown(gathered.lowest, dataset, groups.outputs)
+        worst = gathered.worst
+        if worst is not None and groups.outputs.report is not None:
+            worst = with_shown(worst, dataset, groups.outputs.shown)
+        gathered = replace(gathered, lowest=lowest, worst=worst)
         return replace(made, statistics=replace(made.statistics, gathered=gathered))
+
+    return MeasurementPlan.of("evaluate", measurement, result, options)
+
+
+def _of_completions(
+    groups: Groups,
+    dataset: Dataset,
+    subsets: Subsets,
+    batches: Batches,
+    statistics: StatisticsOptions | None,
+) -> Plan[CompletionEvaluation]:
+    """Return the plan of `evaluate` for a loss of completions, one a row."""
+    objective = groups.objective
+    asked_for = {
+        "statistics and the report (statistics=, --statistics)": statistics is not None,
+        "histograms of margins (--histogram)": subsets.histogram,
+        "files of batch means (--batches)": batches.file is not None,
+        "batches by a column (--batch-by)": batches.by is not None,
+        "subsets (by=, --by)": objective.is_listwise and bool(subsets.names),
+        "engines": objective.is_listwise and groups.executor.elsewhere,
+    }
+    for what, is_asked in asked_for.items():
+        if is_asked:
+            raise UsageError(f"{objective}: this loss of completions has no {what}")
+    needs = objective.needs
+    if objective.is_listwise:
+        better = needs_of_columns(dataset.columns, groups.pairs.columns)
+        needs = replace(needs, extras=tuple(dict.fromkeys([*needs.extras, *better.extras])))
+        if not {*better.extras} & {each.name for each in PREFERENCES}:
+            names = ", ".join(each.name for each in PREFERENCES)
+            raise UsageError(f"{objective} needs to know which completion is better: {names}")
+    adds = [added.name for added in SCORED_COMPLETIONS]
+    binding = groups.bound(dataset, needs, adds=adds, groups_by=subsets.names)
+    scored = () if objective.is_listwise else (objective,)
+    measurement = Measurement.of(
+        groups,
+        dataset,
+        binding,
+        (),
+        scored=scored,
+        by=subsets,
+        batches=batches,
+        unpaired=None if objective.is_listwise else objective,
+    )
+    options = groups.as_given(by=subsets, batches=batches)
+
+    def result(measured: Measured, report: InvalidReport) -> CompletionEvaluation:
+        unpaired, keys = measured.wanted.unpaired, measured.subset_names
+        summary, by_key = CompletionSummary.of(measured.totals, unpaired), None
+        if measured.subsets is not None:
+            by_key = completion_figures(measured.subsets, objective, list(keys)).rename(keys)
+        if objective.is_listwise:
+            found = listwise_sums(dataset, binding, objective, groups.watch)
+            summary = replace(summary, **found._asdict())
+        auc, error = area_of_bins(None if objective.is_listwise else measured.bins)
+        return CompletionEvaluation(
+            source=dataset.name,
+            reference=dataset.joined,
+            objective=objective,
+            max_logp=binding.max_logp,
+            columns=dict(binding.mapping),
+            summary=summary,
+            auc=auc,
+            auc_error=error,
+            invalid=report,
+            subsets=by_key,
+            origin=measurement.facts("evaluate", options, ()).origin,
+        )
 
     return MeasurementPlan.of("evaluate", measurement, result, options)
 
@@ -319,8 +410,10 @@ def check(
 ) -> Plan[InvalidReport]:
     """Check pairs against the contract of a loss, computing no figure; arguments as in `evaluate`.
 
+    Completions, one a row, are checked against their own contract: the columns decide.
+
     Args:
-        pairs: As in `evaluate`.
+        pairs: As in `evaluate`, or completions.
         beta: As in `evaluate`: a reward or a loss may be too large to be summed.
         reference: As in `evaluate`.
         loss: As in `evaluate`: it says which columns a pair needs.
@@ -350,9 +443,11 @@ def check(
     objective = groups.objective
     dataset = groups.opened()
     groups = groups.showing(dataset.columns)
-    binding = groups.bound(dataset, objective.needs, adds=[added.name for added in SCORED])
+    needs = groups.needs_of(dataset, objective)
+    binding = groups.bound(dataset, needs, adds=[added.name for added in SCORED])
     # Score only if sound log-probs can give a score too large to be summed.
-    scored = (objective,) if objective.columns_to_check(binding.max_logp) else ()
+    is_scored = needs.row == objective.needs.row
+    scored = (objective,) if is_scored and objective.columns_to_check(binding.max_logp) else ()
     if scored and objective.is_of_batches:
         raise UsageError(f"{objective} is a loss of batches: evaluate checks its pairs")
     measurement = Measurement.of(groups, dataset, binding, (), scored=scored)

@@ -11,7 +11,7 @@ from typing import Any, Final
 import polars as pl
 
 from dpo_pipeline.arguments import check_extra, check_page_path
-from dpo_pipeline.columns import REWARD_ACCURACY, REWARD_MARGIN, SHOWN
+from dpo_pipeline.columns import PAIR_ID, REWARD_ACCURACY, REWARD_MARGIN, SHOWN
 from dpo_pipeline.defaults import COIN, CONFIDENCE_LEVEL, VERDICT_UP_TO
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation.estimates import (
@@ -36,7 +36,7 @@ from dpo_pipeline.statistics import (
     share,
     share_within,
 )
-from dpo_pipeline.sums import SUMMARY_FIGURES, TRL_METRICS, Summary
+from dpo_pipeline.sums import SUMMARY_FIGURES, TRL_METRICS, AsTrainer, Summary
 from dpo_pipeline.tables import (
     Column,
     Figure,
@@ -147,6 +147,7 @@ class Evaluation(Reported):
             edges `lower` and `upper` in nats, `n_pairs`. `dpo_pipeline.exact` defines the bins
             and states their error.
         batches: One row a batch, in order. None without batches, or where they went to a file.
+        as_trainer: The figures as a trainer averages them, if asked for.
         intervals: The main figures with their intervals, always of the accuracy. None in what
             `score_parquet` returns.
         statistics: Intervals, baselines, calibration and the like, if asked for.
@@ -163,6 +164,7 @@ class Evaluation(Reported):
     subsets: pl.DataFrame | None
     batches: pl.DataFrame | None
     histogram: pl.DataFrame | None
+    as_trainer: AsTrainer | None = None
     intervals: Intervals | None = None
     statistics: Statistics | None = None
     origin: Origin | None = None
@@ -271,6 +273,7 @@ class Evaluation(Reported):
             "invalid": self.invalid.to_dict()["invalid"],
             "subsets": None if self.subsets is None else rows_by_key(self.subsets, self._by),
             "batches": None if self.batches is None else self.batches.to_dicts(),
+            "as_trainer": None if self.as_trainer is None else self.as_trainer.to_dict(),
             "histogram": None if self.histogram is None else rows_by_key(self.histogram, self._by),
             "intervals": None if self.intervals is None else self.intervals.to_dict(),
             "statistics": None if self.statistics is None else self.statistics.to_dict(),
@@ -414,8 +417,10 @@ class Evaluation(Reported):
         yield from self._warning_parts()
         yield from self.invalid.rule_parts()
         yield self._figures()
+        if self.as_trainer is not None:
+            yield self.as_trainer.table(self.to_metrics())
         if self.statistics is not None:
-            yield self.statistics.table(but=TRL_METRICS.values())
+            yield self.statistics.table(but=tuple(TRL_METRICS.values()))
         yield from self._lowest_parts()
         if self.subsets is not None:
             every = self._subsets_with_statistics(self.subsets)
@@ -430,11 +435,15 @@ class Evaluation(Reported):
         if found is None or not names:
             return
         heads = [Column(name.removeprefix(SHOWN), wraps=True) for name in names]
+        ids = [PAIR_ID.name] if PAIR_ID.name in found.columns else []
+        margins = found.select("row", REWARD_MARGIN).rows()
         yield Table(
-            columns=(Column("row"), Column("margin"), *heads),
+            columns=(Column("row"), *map(Column, ids), Column("margin"), *heads),
             rows=[
-                (row, margin, *map(Name, texts))
-                for row, margin, *texts in found.select("row", REWARD_MARGIN, *names).rows()
+                (row, *map(Name, known[: len(ids)]), margin, *map(Name, known[len(ids) :]))
+                for (row, margin), known in zip(
+                    margins, found.select(*ids, *names).rows(), strict=True
+                )
             ],
             title="lowest margins",
         )

@@ -18,6 +18,7 @@ from dpo_pipeline.columns import (
     LOSS,
     N_PAIRS,
     N_VALID,
+    OF_SUBSET,
     PAIR_ID,
     PROMPT_ID,
     REJECTED_LOGRATIO,
@@ -32,7 +33,9 @@ from dpo_pipeline.defaults import (
     COURSE_POINTS,
     JUDGE_CELLS,
     REPEATS_HELD,
+    SUBSETS_HELD,
     WORST_HELD,
+    WORST_OF_SUBSET,
 )
 from dpo_pipeline.exact import lower_edge
 from dpo_pipeline.losses import CheckedObjective
@@ -78,6 +81,8 @@ class Gathered(ClusterTable):
         rows_per_point: A power of two.
         lowest: The pairs with the smallest margins: `row`, the loss, margin, rewards, and
             `pair_id` where there is one.
+        worst: The same of each subset, `WORST_OF_SUBSET` pairs at most, with the columns of `by`
+            after `OF_SUBSET`; None without subsets, or with more than `SUBSETS_HELD`.
         repeats: The share of pairs whose log-probs are all those of an earlier pair, counted among
             `repeats_seen` pairs. None if no pair was looked at.
         contradictory: The share of them whose log-probs are those of another pair with chosen and
@@ -96,6 +101,7 @@ class Gathered(ClusterTable):
     course: pl.DataFrame
     rows_per_point: int
     lowest: pl.DataFrame
+    worst: pl.DataFrame | None
     repeats: float | None
     repeats_seen: int
     contradictory: float | None
@@ -129,6 +135,7 @@ class GatheredPart:
     lengths: pl.DataFrame
     course: pl.DataFrame
     lowest: pl.DataFrame
+    worst: pl.DataFrame | None
     repeats: pl.DataFrame
     thinning: int
     judged: pl.DataFrame | None
@@ -179,12 +186,14 @@ class Gathering:
         """
         import numpy as np
 
-        from dpo_pipeline.sums import PairArrays
+        from dpo_pipeline.sums import PairArrays, coded
 
         end = first_row + rows.height
         number = np.arange(first_row, end, dtype=np.uint64)
         hashes = self._hashes(rows, number)
-        clusters, codes, is_exact = self._coded(rows, hashes)
+        # Each pair without prompts is a cluster, so that many rows are surely many.
+        held = CLUSTERS_HELD if self._is_by_prompt or rows.height <= CLUSTERS_HELD else 0
+        clusters, codes, is_exact = coded(hashes, rows.select(self._keys), held)
         n = clusters.height
         n_pairs = n_valid = np.bincount(codes, minlength=n)
         if not rows[VALID].all():
@@ -224,6 +233,7 @@ class Gathering:
                 lengths=pairs.lengths,
                 course=pairs.course,
                 lowest=self._lowest(rows, number, pairs.margins),
+                worst=self._first_of_each(rows.select(*self._keys, *self._listed(number))),
                 repeats=repeats,
                 thinning=thinning,
                 judged=self._judged(rows, group) if self._judge else None,
@@ -262,6 +272,7 @@ class Gathering:
                 lengths=merge([each.lengths for each in parts], ["length_bin"]),
                 course=merge(course, [_POINT]),
                 lowest=_first(pl.concat([each.lowest for each in parts])),
+                worst=self._worst([each.worst for each in parts]),
                 repeats=_added_up([each.repeats.filter(_is_kept(thinning)) for each in parts]),
                 thinning=thinning,
                 judged=merge(judged, _JUDGED) if judged else None,
@@ -295,6 +306,7 @@ class Gathering:
             course=part.course.sort(_POINT).select(first_row, pl.exclude(_POINT)),
             rows_per_point=size,
             lowest=part.lowest,
+            worst=self._in_order(part.worst),
             repeats=1.0 - distinct / seen if seen else None,
             repeats_seen=seen,
             contradictory=opposed / seen if seen else None,
@@ -318,49 +330,47 @@ class Gathering:
             prompts = prompts.fill_null(pl.Series(mixed_array(mixed_array(number))))
         return prompts.rechunk().to_numpy()
 
-    def _coded(self, rows: pl.DataFrame, hashes: Any) -> tuple[pl.DataFrame, Any, bool]:
-        """Return the clusters (with the subset keys), the place of each row there, and if exact."""
-        import numpy as np
-
-        from dpo_pipeline.sums import mixed_array, numbered, numbered_up_to
-
-        # Most prompts are told to be many by the first rows, and pairs by their number.
-        first = min(hashes.size, 4 * CLUSTERS_HELD)
-        are_many = not self._is_by_prompt and hashes.size > CLUSTERS_HELD
-        are_many = are_many or numbered_up_to(hashes[:first], CLUSTERS_HELD) is None
-        found = None if are_many else numbered_up_to(hashes, CLUSTERS_HELD)
-        if found is None:
-            clusters = pl.DataFrame({CLUSTER: np.arange(BAGS, dtype=np.uint64)})
-            codes = _remainder(hashes, BAGS)
-        else:
-            codes, first = found
-            clusters = pl.DataFrame({CLUSTER: hashes[first]})
-        if not self._keys:
-            return clusters, codes, found is not None
-        keys = rows.select(self._keys)
-        # Polars' own hash only puts rows together here, and nothing keeps it.
-        subsets = keys.select(pl.struct(pl.all()).hash()).to_series().rechunk().to_numpy()
-        subset, first = numbered(subsets)
-        names = keys[first]
-        cells = subset * clusters.height + codes
-        codes, first = numbered(mixed_array(cells.astype(np.uint64)))
-        cells = cells[first]
-        table = names[cells // clusters.height].hstack(clusters[cells % clusters.height])
-        return table, codes, found is not None
-
     def _lowest(self, rows: pl.DataFrame, number: Any, margins: Grid) -> pl.DataFrame:
         """Return the pairs with the smallest margins."""
         import numpy as np
 
-        shown = [LOSS, REWARD_MARGIN, CHOSEN_REWARD, REJECTED_REWARD]
-        shown += [PAIR_ID.name] if PAIR_ID.name in self.columns else []
         if rows.height > WORST_HELD:  # only rows in the bins of the smallest
             upto = np.cumsum(margins.counts.sum(axis=0))
             last = margins.low[1] + int(np.searchsorted(upto, WORST_HELD))
             end = pl.select(lower_edge(pl.lit(last + 1))).item()
             few = (rows[REWARD_MARGIN] <= end).arg_true().to_numpy()
             rows, number = rows[few], number[few]
-        return _first(rows.select(pl.Series(ROW, number), *shown))
+        return _first(rows.select(self._listed(number)))
+
+    def _listed(self, number: Any) -> list[Any]:
+        """Return the columns of pairs that are listed."""
+        ids = [PAIR_ID.name] if PAIR_ID.name in self.columns else []
+        scores = [LOSS, REWARD_MARGIN, CHOSEN_REWARD, REJECTED_REWARD]
+        return [pl.Series(ROW, number), *scores, *ids]
+
+    def _worst(self, tables: Sequence[pl.DataFrame | None]) -> pl.DataFrame | None:
+        there = [each for each in tables if each is not None]
+        return self._first_of_each(pl.concat(there)) if len(there) == len(tables) else None
+
+    def _in_order(self, worst: pl.DataFrame | None) -> pl.DataFrame | None:
+        names = {key: f"{OF_SUBSET}{name}" for key, name in zip(self._keys, self._by, strict=True)}
+        if worst is None:
+            return None
+        return worst.rename(names).sort(*names.values(), REWARD_MARGIN, ROW, nulls_last=True)
+
+    def _first_of_each(self, rows: pl.DataFrame) -> pl.DataFrame | None:
+        """Return the pairs with the smallest margins of each subset; None if there are too many."""
+        keys = self._keys
+        if not keys or rows.select(pl.struct(keys).n_unique()).item() > SUBSETS_HELD:
+            return None
+        last = pl.col(REWARD_MARGIN).bottom_k(WORST_OF_SUBSET).max()
+        few = rows.filter(pl.col(REWARD_MARGIN) <= last.over(keys))
+        of_each = pl.exclude(keys).bottom_k_by([REWARD_MARGIN, ROW], k=WORST_OF_SUBSET)
+        return (
+            few.group_by(keys)
+            .agg(of_each)
+            .explode([name for name in rows.columns if name not in keys])
+        )
 
     def _judged(self, rows: pl.DataFrame, group: Any) -> pl.DataFrame:
         scores = [pl.col(name).cast(pl.Float64) for name in self._judge]

@@ -31,6 +31,14 @@ _OF_STATISTICS: Final = (
     *(ADVANTAGE + name for name in BASELINES),
     *_MEANS,
 )
+_SHARES: Final = frozenset(
+    {
+        *("reward_accuracy", "reward_accuracy_half", "rewards/accuracies", "tie_rate"),
+        *DISPLACEMENT,
+        *(ADVANTAGE + name for name in BASELINES),
+        *_MEANS,
+    }
+)
 GATED: Final = (*SUMMED, *_OF_STATISTICS)
 """Figures that can have a mark in an evaluation with statistics."""
 
@@ -101,11 +109,16 @@ def check_gates(gates: Gates, names: Sequence[str]) -> None:
         for name, mark in marks.items():
             if name not in names:
                 near = _did_you_mean(str(name), names)
-                there = ", ".join(dict.fromkeys(names))
-                raise UsageError(f"{flag}: there is no figure {name!r}{near}; there are {there}")
+                there = "" if near else f"; there are {', '.join(dict.fromkeys(names))}"
+                raise UsageError(f"{flag}: there is no figure {name!r}{near}{there}")
             is_number = isinstance(mark, Real) and not isinstance(mark, bool)
             if not is_number or math.isnan(mark):
                 raise UsageError(f"{flag}: the mark of {name} must be a number, found {mark!r}")
+            if name in _SHARES and 1.0 < abs(mark) < math.inf:
+                raise UsageError(
+                    f"{flag}: {name} is a share from 0 to 1, found the mark {mark:g}; for "
+                    f"{mark:g}% give {mark / 100.0:g}"
+                )
             if gates.by_interval and name in _COUNTS:
                 raise UsageError(f"by_interval: {name} is a count and has no interval")
     if gates.by_interval and not (gates.under or gates.over):

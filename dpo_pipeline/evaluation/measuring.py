@@ -12,11 +12,9 @@ import polars as pl
 
 from dpo_pipeline.columns import (
     CHOSEN_REWARD,
-    COUNT_ROLES,
     LOSS,
     N_PAIRS,
     N_VALID,
-    PAIR_ID,
     PROMPT_ID,
     REJECTED_REWARD,
     REWARD_MARGIN,
@@ -64,6 +62,7 @@ from dpo_pipeline.sums import (
     RollUps,
     Sense,
     Summary,
+    as_trainer,
     batch_table,
     doubts_of,
     figures,
@@ -71,6 +70,7 @@ from dpo_pipeline.sums import (
     tally,
     with_objectives,
 )
+from dpo_pipeline.unpaired import columns_of_completions, completion_sums, reward_bin
 
 _SUBSET: Final = "__dpo_pipeline_subset_"
 
@@ -117,7 +117,7 @@ class Measured:
 
     def report(self, watch: Watch) -> InvalidReport:
         """List the broken rules, reading the shards with invalid pairs once more."""
-        found = Offences(self.rules.rules)
+        found = Offences(self.rules)
         total = sum(shard.rows or 0 for shard in self.suspects) or None
         tasks = [replace(shard, index=index) for index, shard in enumerate(self.suspects)]
         listing = FoundOffences(dataset=self.dataset, scorer=self.scorer, rules=self.rules)
@@ -131,7 +131,7 @@ class Measured:
         self, parts: Sequence[Part], targets: Sequence[Target], watch: Watch
     ) -> InvalidReport:
         """List the broken rules from the files of invalid pairs, one for each part."""
-        found = Offences(self.rules.rules)
+        found = Offences(self.rules)
         for part, target in zip(parts, targets, strict=True) if self.n_invalid else ():
             pairs = with_scores_of(target.scan(), self.objectives)
             place = [] if part.file is None else [(part.file.relative, part.file.rows)]
@@ -149,6 +149,7 @@ class Measured:
             broken=found.broken(),
             doubts=self._doubts,
             notes=self.dataset.notes,
+            row=self.scorer.binding.needs.row,
         )
 
     @property
@@ -156,7 +157,7 @@ class Measured:
         unmoved = None
         if self.subsets is not None:
             unmoved = self.subsets.select(
-                *(pl.col(key).alias(name) for key, name in self._subset_names.items()),
+                *(pl.col(key).alias(name) for key, name in self.subset_names.items()),
                 N_VALID,
                 N_UNMOVED,
             )
@@ -183,13 +184,14 @@ class Measured:
         return with_objectives(tables, self.objectives) if self.wanted.by_objective else tables[0]
 
     @property
-    def _subset_names(self) -> dict[str, str]:
+    def subset_names(self) -> dict[str, str]:
+        """The columns of the subsets in sums, and in tables."""
         return dict(zip(subset_keys(self.wanted.by), self.wanted.labels, strict=True))
 
     @property
     def subset_figures(self) -> pl.DataFrame | None:
         """Figures by subset; None without subsets."""
-        return None if self.subsets is None else self.figures(self.subsets, self._subset_names)
+        return None if self.subsets is None else self.figures(self.subsets, self.subset_names)
 
     @property
     def histogram(self) -> pl.DataFrame | None:
@@ -197,7 +199,7 @@ class Measured:
         if self.bins is None:
             return None
         return self.bins.filter(pl.col(BIN).is_not_null()).select(
-            *(pl.col(key).alias(name) for key, name in self._subset_names.items()),
+            *(pl.col(key).alias(name) for key, name in self.subset_names.items()),
             bin=pl.col(BIN),
             lower=lower_edge(pl.col(BIN)),
             upper=lower_edge(pl.col(BIN) + 1),
@@ -212,10 +214,10 @@ class Measured:
     def evaluation(self, report: InvalidReport) -> Evaluation:
         """Return the figures, for the one objective."""
         (objective,) = self.objectives
-        binding = self.scorer.binding
-        statistics = None
+        binding, summary, statistics = self.scorer.binding, self.summary, None
+        trained = as_trainer(self.wanted.batching, self.batches)
         if self.gathered is not None and self.wanted.statistics is not None:
-            means = means_of_pairs(self.summary, self.squares, self.wanted.statistics.level)
+            means = means_of_pairs(summary, self.squares, self.wanted.statistics.level)
             statistics = statistics_of(self.gathered, objective, self.wanted.statistics, means)
         return Evaluation(
             source=self.dataset.name,
@@ -223,21 +225,22 @@ class Measured:
             objective=objective,
             max_logp=binding.max_logp,
             columns=dict(binding.mapping),
-            summary=self.summary,
+            summary=summary,
             invalid=report,
             subsets=self.subset_figures,
-            batches=self.batches,
+            batches=None if trained is not None else self.batches,
+            as_trainer=trained,
             histogram=self.histogram,
-            intervals=self._intervals(statistics),
+            intervals=self._intervals(summary, statistics),
             statistics=statistics,
         )
 
-    def _intervals(self, statistics: Statistics | None) -> Intervals | None:
+    def _intervals(self, summary: Summary, statistics: Statistics | None) -> Intervals | None:
         if not self.wanted.intervals or statistics is not None:
             return None if statistics is None else statistics.intervals
         n_correct = int(self.totals["n_correct"].item())
         return intervals_of(
-            self.summary, n_correct=n_correct, squares=self.squares, prompts=self.prompts
+            summary, n_correct=n_correct, squares=self.squares, prompts=self.prompts
         )
 
 
@@ -252,7 +255,8 @@ class Wanted:
 
     `by_objective` says whether tables name the objective, even if there is one; `intervals`,
     whether the main figures have theirs; `looks_at_all`, whether what no two models give is looked
-    for in all rows, and not in a sample of them.
+    for in all rows, and not in a sample of them. `unpaired` is the loss of completions, one a row,
+    that is summed.
     """
 
     by: tuple[str, ...] = ()
@@ -262,6 +266,7 @@ class Wanted:
     by_objective: bool = False
     looks_at_all: bool = False
     intervals: bool = False
+    unpaired: CheckedObjective | None = None
 
     @property
     def batch_keys(self) -> list[str]:
@@ -397,7 +402,7 @@ def measure(
         bins=_sorted(sums.bins, [*keys, BIN]),
         sense=Sense.of_sums(sums.sense_row),
         repeats=replace(sums.repeats, is_of_all=work.sums.looks_at_all_of(sums.n_pairs))
-        if work.sums.id_column
+        if work.sums.id_columns
         else repeats_of_files(dataset, binding, watch, looks_at_all=wanted.looks_at_all),
         suspects=tuple(suspects),
         gathered=None if gathered is None else work.finished(gathered),
@@ -438,14 +443,15 @@ def _columns_of_rows(
     if gathering is None and (dataset.rows is None or not dataset.can_cut()):
         scores = (CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN, LOSS)
         names = [name_of_score(name, each, objectives) for each in objectives for name in scores]
-        roles = (*COUNT_ROLES, *([PROMPT_ID] if wanted.intervals else ()))
+        roles = (*(t.count for t in binding.needs.texts), *([PROMPT_ID] * wanted.intervals))
         counts = [role.name for role in roles if role.name in binding.columns]
         columns = [*binding.needs.logps, *counts, *names]
+        columns += columns_of_completions(wanted.unpaired)
     if not columns:
         return []
     more = [*subset_keys(wanted.by), VALID]
     more += [] if wanted.batching is None else wanted.batching.columns
-    more += [PAIR_ID.name] if PAIR_ID.name in binding.columns else []
+    more += binding.needs.keys(binding.columns)
     return list(dict.fromkeys([*columns, *more]))
 
 
@@ -458,7 +464,7 @@ def _partial_sums(
 ) -> PartialSums:
     binding, batching = scorer.binding, wanted.batching
     keys = subset_keys(wanted.by)
-    has_ids = PAIR_ID.name in binding.columns and not dataset.has_step
+    ids = () if dataset.has_step else binding.needs.keys(binding.columns)
     by_prompt = wanted.intervals and PROMPT_ID.name in binding.columns
     return PartialSums(
         dataset=dataset,
@@ -474,15 +480,16 @@ def _partial_sums(
             needs=binding.needs,
             keys=[*wanted.batch_keys, *keys],
             by_bin=wanted.histogram,
+            binned=reward_bin() if wanted.unpaired else None,
             few=wanted.only_batches and batching is not None and batching.are_small,
         ),
-        extra=[] if batching is None else batching.sums(),
+        extra=[*completion_sums(wanted.unpaired), *(batching.sums() if batching else ())],
         has_squares=wanted.intervals and not by_prompt,
         by_prompt=by_prompt and wanted.statistics is None,
         is_keyed=wanted.is_keyed,
         looks_at_all=wanted.looks_at_all,
         # Of files, the column of ids is read apart, unless rows are read with all they hold.
-        id_column=PAIR_ID.name if has_ids and (wanted.statistics or not dataset.files) else None,
+        id_columns=ids if wanted.statistics or not dataset.files else (),
         most_rows=wanted.shard_rows,
         in_order=wanted.only_batches and batching is not None and batching.are_long,
         rolls_up=batching is None and not wanted.histogram,

@@ -13,7 +13,14 @@ from typing import Any, Protocol, Self, cast
 import polars as pl
 
 from dpo_pipeline.arguments import check_extra, check_page_path, checked_choice, given, split_names
-from dpo_pipeline.columns import OF_SUBSET, PAIR_ID, SHOWN, Needs, did_you_mean
+from dpo_pipeline.columns import (
+    PAIR_ID,
+    SHOWN,
+    Needs,
+    did_you_mean,
+    needs_of_columns,
+    row_of,
+)
 from dpo_pipeline.contract import Binding, bind
 from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID, ROWS_SHOWN
 from dpo_pipeline.engine import Executor, Watch, executor_of
@@ -164,6 +171,16 @@ class Groups:
             by_shard=self.executor.elsewhere,
         )
 
+    def needs_of(self, dataset: Dataset, objective: CheckedObjective) -> Needs:
+        """Return what the contract asks of the columns: what the loss needs, if they fit it.
+
+        Completions beside a loss of pairs are judged by their own contract.
+        """
+        needs = objective.needs
+        if needs.row == "pair" and row_of(dataset.columns, self.pairs.columns) == "completion":
+            return needs_of_columns(dataset.columns, self.pairs.columns)
+        return needs
+
     def bound(
         self,
         dataset: Dataset,
@@ -174,6 +191,11 @@ class Groups:
         groups_by: Iterable[str] = (),
     ) -> Binding:
         """Bind the contract to the columns of the pairs."""
+        if needs.row == "pair" and row_of(dataset.columns, self.pairs.columns) == "completion":
+            raise UsageError(
+                f"{dataset.name}: these are completions, one a row, and this is of pairs: check "
+                "takes both"
+            )
         with reading(dataset.name):
             dataset.check_roles(self.pairs.columns, needs)
             return bind(
@@ -207,7 +229,10 @@ def refuse_unreadable(
                 f"each shard: {where}"
             )
     if executor.elsewhere and not dataset.files:
-        raise UsageError("a dataframe is evaluated here: give an engine the path of Parquet files")
+        raise UsageError(
+            f"{dataset.name} is no Parquet file: engines and jobs read no other; write it as "
+            "Parquet first (`dpo-pipeline convert IN OUT.parquet`, or sink_parquet)"
+        )
     if dataset.rows == 0:
         raise ContractError(f"{dataset.name}: it holds no pairs, so nothing was evaluated")
 
@@ -217,6 +242,15 @@ def checked_objective(asked: Objective) -> CheckedObjective:
     return CheckedObjective.of(
         asked.loss, asked.beta, loss_args=asked.arguments, dialect=asked.dialect
     )
+
+
+def refuse_completions(objective: CheckedObjective, call: str) -> None:
+    """Raise a UsageError if a loss of completions is given to a call of pairs."""
+    if objective.row == "completion":
+        raise UsageError(
+            f"{objective} is a loss of completions, and {call} is of pairs: evaluate takes it, and "
+            "score in Python"
+        )
 
 
 def reference_of(pairs: Pairs, reference: Any) -> Reference | None:
@@ -236,7 +270,9 @@ def statistics_of_call(statistics: Any, outputs: Outputs) -> StatisticsOptions |
     """Return how statistics are made, if they or the report are asked for."""
     check_report(outputs)
     if statistics is None or statistics is False:
-        is_asked = outputs.report is not None or outputs.shown or outputs.worst != ROWS_SHOWN
+        is_asked = (
+            outputs.report is not None or outputs.shown or outputs.worst not in {0, ROWS_SHOWN}
+        )
         return StatisticsOptions() if is_asked else None
     return StatisticsOptions() if statistics is True else given(StatisticsOptions, statistics)
 
@@ -276,22 +312,18 @@ def with_shown_rows(report: InvalidReport, dataset: Dataset, outputs: Outputs) -
     return report.with_shown(names, read)
 
 
-def lowest_shown(
-    lowest: pl.DataFrame, dataset: Dataset, outputs: Outputs, by: Sequence[str]
-) -> pl.DataFrame:
-    """Return the pairs with the smallest margins that are to be shown, with their columns.
+def lowest_shown(lowest: pl.DataFrame, dataset: Dataset, outputs: Outputs) -> pl.DataFrame:
+    """Return the pairs with the smallest margins that are to be shown, with their columns."""
+    return with_shown(lowest.head(outputs.worst), dataset, outputs.shown)
 
-    For a report they have the columns of the subsets too.
-    """
-    few = lowest.head(outputs.worst)
-    asked = outputs.shown
-    names = (*(by if outputs.report is not None else ()), *asked)
-    if not names or few.is_empty():
-        return few
+
+def with_shown(pairs: pl.DataFrame, dataset: Dataset, names: Sequence[str]) -> pl.DataFrame:
+    """Return pairs with columns of theirs, which are read for their rows alone."""
+    if not names or pairs.is_empty():
+        return pairs
     with reading(dataset.name):
-        read = dataset.rows_of(few["row"].to_list(), tuple(dict.fromkeys(names)))
-    keys = [pl.col(f"{SHOWN}{n}").alias(f"{OF_SUBSET}{n}") for n in names[: -len(asked) or None]]
-    return few.hstack(read.select(*keys, *(f"{SHOWN}{n}" for n in asked)))
+        read = dataset.rows_of(pairs["row"].to_list(), tuple(names))
+    return pairs.hstack(read.select(f"{SHOWN}{name}" for name in names))
 
 
 def paths_of(*pairs: Pairs) -> tuple[str, ...]:

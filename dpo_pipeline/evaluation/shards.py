@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import polars as pl
 
-from dpo_pipeline.columns import N_PAIRS, PAIR_ID, PROMPT_ID, REWARD_MARGIN
+from dpo_pipeline.columns import N_PAIRS, PROMPT_ID, REWARD_MARGIN
 from dpo_pipeline.contract import Binding, Offences, Places, RuleSet, listed
 from dpo_pipeline.defaults import (
     COUPLED_SHARD_BYTES,
@@ -21,7 +21,13 @@ from dpo_pipeline.defaults import (
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation.gathering import Gathered, GatheredPart, Gathering
-from dpo_pipeline.losses import CheckedObjective, WithinBatches, is_correct, with_scores_of
+from dpo_pipeline.losses import (
+    NO_KL,
+    CheckedObjective,
+    WithinBatches,
+    is_correct,
+    with_scores_of,
+)
 from dpo_pipeline.sources import Dataset, Part, Shard
 from dpo_pipeline.statistics import mixed, with_hashes
 from dpo_pipeline.storage import reading
@@ -69,6 +75,8 @@ class ShardScorer:
     def __post_init__(self) -> None:
         for each in self.objectives:
             if each.is_of_batches and (self.batching is None or self.batching.size is None):
+                if each.row == "completion":
+                    raise UsageError(NO_KL)
                 raise UsageError(
                     f"{each} is a loss of batches: give the number of consecutive pairs that a "
                     "training step saw, as batches=SIZE (--batch-size)"
@@ -153,7 +161,7 @@ class PartialSums:
     by_prompt: bool  # whether pairs are counted by prompt, for the interval of the accuracy
     is_keyed: bool  # whether sums are by key, so that those of all pairs are made beside them
     looks_at_all: bool  # whether the sums of `sense` are over all rows, and not a sample of them
-    id_column: str | None  # the column of ids that are looked at with the rows
+    id_columns: tuple[str, ...]  # of ids that are looked at with the rows
     most_rows: int  # a shard of more rows, or of unknown length, is read in chunks
     in_order: bool  # whether groups are summed faster in order than by hash
     rolls_up: bool  # whether sums follow from those by cluster, where there are some
@@ -202,7 +210,13 @@ class PartialSums:
     def of_rows(self, rows: pl.DataFrame, first_row: int, *, lagged: bool) -> Partial:
         """Return the sums of rows that `rows` read, `first_row` being the number of the first."""
         runs, valid = self._runs(first_row, rows.height), pl.col(VALID)
-        sums = partial(self.summed, rows.lazy(), first_row=first_row, valid=valid)
+        sums = partial(
+            self.summed,
+            rows.lazy(),
+            first_row=first_row,
+            valid=valid,
+            is_small=rows.height <= SUMMED_CHUNK_ROWS,
+        )
         if runs is None:
             return sums(lagged=lagged)
         sample = [rows.lazy().slice(f - first_row, n) for f, n in runs]
@@ -236,10 +250,11 @@ class PartialSums:
         are_wide: bool = False,
         clean: pl.Expr | None = None,
         has_sense: bool = True,
+        is_small: bool = False,
     ) -> Partial:
         """Return the sums of scored pairs, reading them once, and again if squares are wide.
 
-        `clean` asks for the quick form.
+        `clean` asks for the quick form; `is_small` says that the pairs are few and in memory.
         """
         needs, sense_apart = self.scorer.binding.needs, self.is_keyed and has_sense
         extra = list(self.extra)
@@ -261,16 +276,17 @@ class PartialSums:
         if self.by_prompt:
             plans.append(self._prompts(pairs, valid))
         # Without `sense` over these rows, ids are those of its sample.
-        has_ids = self.id_column is not None and has_sense
-        if self.id_column is not None and has_ids:
-            plans.append(hashed_ids(pairs, self.id_column))
+        has_ids = bool(self.id_columns) and has_sense
+        if has_ids:
+            plans.append(hashed_ids(pairs, self.id_columns))
         # Columns of a chunk stay in the cache of a core from one expression to the next.
         with pl.Config(streaming_chunk_size=SUMMED_CHUNK_ROWS):
             # One plan alone is run as such: several share a reading, at some cost.
+            engine: Literal["in-memory", "streaming"] = "in-memory" if is_small else "streaming"
             made = (
-                pl.collect_all(plans, engine="streaming")
+                pl.collect_all(plans, engine=engine)
                 if len(plans) > 1
-                else [plans[0].collect(engine="streaming")]
+                else [plans[0].collect(engine=engine)]
             )
         table = made[0]
         if self.has_squares and not are_wide:
@@ -286,6 +302,7 @@ class PartialSums:
                 are_wide=True,
                 clean=clean,
                 has_sense=has_sense,
+                is_small=is_small,
             )
         table, sense = read, made[1] if sense_apart else None
         if has_sense and not self.is_keyed:
@@ -310,9 +327,9 @@ class PartialSums:
         return self._runs(0, n_rows) is None
 
     def _ids(self, sample: Sequence[pl.LazyFrame]) -> pl.Series | None:
-        if self.id_column is None or not sample:
+        if not self.id_columns or not sample:
             return None
-        plans = [hashed_ids(pairs, self.id_column) for pairs in sample]
+        plans = [hashed_ids(pairs, self.id_columns) for pairs in sample]
         return pl.concat(each.collect(engine="streaming") for each in plans).to_series()
 
     def _sense(
@@ -429,15 +446,15 @@ def repeats_of_files(
     dataset: Dataset, binding: Binding, watch: Watch, *, looks_at_all: bool
 ) -> Repeats | None:
     """Look at the ids of files, whose other columns are not read again; None without ids."""
-    column = binding.mapping.get(PAIR_ID.name)
-    if column is None or dataset.has_step:  # joined rows have each key once
+    columns = [binding.mapping[name] for name in binding.needs.keys(binding.mapping)]
+    if not columns or dataset.has_step:  # joined rows have each key once
         return None
     rows = dataset.rows or 0
     runs = [(0, rows)] if looks_at_all else sampled(0, rows)
     ids = RepeatedKeys(sum(n for _, n in runs), is_of_all=runs == [(0, rows)])
     with reading(dataset.name):
         for first, n in runs:
-            for part in hashed_ids(dataset.shard(first, n).frame, column).collect_batches():
+            for part in hashed_ids(dataset.shard(first, n).frame, columns).collect_batches():
                 watch.check()
                 ids.add(part.to_series())
     return ids.found

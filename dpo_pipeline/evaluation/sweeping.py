@@ -25,7 +25,7 @@ from dpo_pipeline.evaluation.evaluating import Measurement, MeasurementPlan
 from dpo_pipeline.evaluation.measuring import Measured
 from dpo_pipeline.evaluation.planning import Groups
 from dpo_pipeline.invalid_report import InvalidReport
-from dpo_pipeline.losses import LOSSES, TOKEN_ARGUMENTS, CheckedObjective, LossLike
+from dpo_pipeline.losses import EVERY_LOSS, TOKEN_ARGUMENTS, CheckedObjective, LossLike
 from dpo_pipeline.options import Batches, Objective, Subsets
 from dpo_pipeline.plan import Plan, planned
 from dpo_pipeline.sums import BETA, OBJECTIVE
@@ -234,6 +234,7 @@ def needs_of(objectives: Sequence[CheckedObjective]) -> Needs:
         objectives[0].needs,
         reference=any(each.needs.reference for each in objectives),
         tokens=any(each.needs.tokens for each in objectives),
+        extras=tuple(dict.fromkeys(name for each in objectives for name in each.needs.extras)),
     )
 
 
@@ -259,6 +260,8 @@ def objectives_of(asked: Objective) -> Iterator[CheckedObjective]:
     for i, objective in enumerate(made):
         if objective in made[:i]:
             raise UsageError(f"{objective} with beta {objective.beta:g} is there twice")
+        if objective.row == "completion":
+            raise UsageError(f"{objective} is of completions, and a sweep is of pairs")
         if objective.is_of_batches:
             raise UsageError(f"{objective} is a loss of batches, and cannot be swept")
     yield from made
@@ -266,4 +269,4 @@ def objectives_of(asked: Objective) -> Iterator[CheckedObjective]:
 
 def _arguments_of(loss: LossLike) -> set[str]:
     names = loss if isinstance(loss, Mapping) else (loss,)
-    return {argument for name in names if name in LOSSES for argument in LOSSES[name].takes}
+    return {argument for name in names if name in EVERY_LOSS for argument in EVERY_LOSS[name].takes}

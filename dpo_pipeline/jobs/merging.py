@@ -54,7 +54,7 @@ class Replayed:
         result = self._result(self._job.shard_of_row(task.first_row).number)
         if isinstance(function, FoundOffences):
             n_invalid, broken = result.offences[task.first_row]
-            return [Offences.of(function.rules.rules, n_invalid, broken)]
+            return [Offences.of(function.rules, n_invalid, broken)]
         return result.sums[task.first_row][1]
 
     def _moved(self, task: PartTask, output: str) -> int:

@@ -1,6 +1,10 @@
-from .catalogue import LOSSES as LOSSES, unit_of_loss as unit_of_loss
+from .catalogue import (
+    COMPLETION_LOSSES as COMPLETION_LOSSES,
+    EVERY_LOSS as EVERY_LOSS,
+    LOSSES as LOSSES,
+    unit_of_loss as unit_of_loss,
+)
 from .dialects import DIALECTS as DIALECTS, OTHERS as OTHERS, Rewards as Rewards
-from .divergences import F_DIVERGENCES as F_DIVERGENCES
 from .dpo import (
     is_correct as is_correct,
     logratio as logratio,
@@ -15,8 +19,10 @@ from .objective import (
     LossArguments as LossArguments,
     LossLike as LossLike,
 )
-from .pairwise import sigmoid as sigmoid
+from .pairwise import F_DIVERGENCES as F_DIVERGENCES, sigmoid as sigmoid
 from .scored_columns import (
+    FIRST_OF_BATCH as FIRST_OF_BATCH,
+    NO_KL as NO_KL,
     WithinBatches as WithinBatches,
     name_of_score as name_of_score,
     scores_to_check as scores_to_check,

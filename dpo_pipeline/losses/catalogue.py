@@ -7,6 +7,7 @@ What a loss needs follows from its function's arguments and from its score. The 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from dpo_pipeline.losses import batchwise, pairwise
+from dpo_pipeline.losses import batchwise, completions, pairwise
 from dpo_pipeline.losses.loss_row import Loss, Parameter
 
 _SMOOTHING: Final = Parameter(
@@ -30,6 +31,14 @@ _PARAMETERS: Final = {
         Parameter("length_penalty", 0.0, low=0.0, meaning="a, in nats a token"),
         Parameter("gamma", 0.5, low=0.0, meaning="margin to reach, not scaled by beta"),
         Parameter("alpha", 0.0, meaning="a; SimPO at 0"),
+        Parameter("desirable_weight", 1.0, low=0.0, meaning="w of desirable completions"),
+        Parameter("undesirable_weight", 1.0, low=0.0, meaning="w of undesirable completions"),
+        Parameter(
+            "temperature",
+            0.0,
+            low=0.0,
+            meaning="t of the target p = softmax(score / t); at 0 all is on the best completion",
+        ),
     )
 }
 """What the keywords of a loss's function mean, but for beta."""
@@ -199,6 +208,23 @@ _ROWS: Final = (
         name="rdpo",
         reward=pairwise.length_regularised_reward,
     ),
+    _row(pairwise.odpo, "sp(z - o), o the column offset", "arXiv 2402.10571", {}, **_LIKE_DPO),
+    _row(
+        pairwise.soft_labels,
+        "p sp(z) + (1-p) sp(-z), p the column preference_probability",
+        "arXiv 2409.06691; cDPO with a p for each pair",
+        {},
+        **_LIKE_DPO,
+        grows_as_margin=True,
+    ),
+    _row(
+        pairwise.wpo,
+        "min(1, exp(c / L_c + r / L_r)) sp(z)",
+        "arXiv 2406.11827, without its alignment",
+        {},
+        **_LIKE_DPO,
+        grows_as_margin=True,
+    ),
     _row(
         pairwise.smoothed_sigmoid,
         "sp(z), z = beta (c - r)",
@@ -291,12 +317,74 @@ _ROWS: Final = (
 )
 
 LOSSES: Final[Mapping[str, Loss]] = MappingProxyType({row.name: row for row in _ROWS})
-"""Every loss by its name."""
+"""Every loss of pairs by its name."""
+
+_OF_COMPLETIONS: Final[Mapping[str, Any]] = {"row": "completion"}
+_WEIGHTS: Final = (_PARAMETERS["desirable_weight"], _PARAMETERS["undesirable_weight"])
+_COMPLETION_ROWS: Final = (
+    _row(
+        completions.kto,
+        "w (1 - sigma(beta (h - K))) if desirable, w (1 - sigma(beta (K - h))) if not, "
+        "K = max(0, mean log-ratio of the batch's mismatched completions)",
+        "arXiv 2402.01306, Eq. 7 and 8",
+        {"TRL": "KTOTrainer kto", "HALOs": "kto (K over log-ratios that are not 0)"},
+        parameters=(
+            *_WEIGHTS,
+            Parameter(
+                "kl",
+                math.nan,
+                low=0.0,
+                meaning="K in nats, before beta, instead of an estimate from each batch",
+            ),
+        ),
+        reference="always",
+        **_OF_COMPLETIONS,
+    ),
+    _row(
+        completions.apo_zero_unpaired,
+        "w (1 - sigma(beta h)) if desirable, w sigma(beta h) if not",
+        "arXiv 2408.06266, Eq. 7, unpaired",
+        {"TRL": "KTOTrainer apo_zero_unpaired"},
+        reference="always",
+        **_OF_COMPLETIONS,
+    ),
+    _row(
+        completions.plackett_luce,
+        "sum_k log sum_(j not better than k) exp(beta h_j) - beta h_k, over a prompt",
+        "arXiv 2305.18290, App. A.3",
+        {},
+        **_OF_COMPLETIONS,
+    ),
+    _row(
+        completions.infonca,
+        "-sum_i p_i log softmax(beta h)_i, over a prompt",
+        "arXiv 2402.05369, Eq. 8",
+        {},
+        **_OF_COMPLETIONS,
+    ),
+    _row(
+        completions.nca,
+        "-sum_i (p_i log sigma(beta h_i) + log sigma(-beta h_i) / K), over a prompt",
+        "arXiv 2402.05369, Eq. 12",
+        {},
+        **_OF_COMPLETIONS,
+    ),
+)
+
+COMPLETION_LOSSES: Final[Mapping[str, Loss]] = MappingProxyType(
+    {row.name: row for row in _COMPLETION_ROWS}
+)
+"""Every loss of completions by its name."""
+
+EVERY_LOSS: Final[Mapping[str, Loss]] = MappingProxyType({**LOSSES, **COMPLETION_LOSSES})
+"""Every loss by its name, of pairs and of completions."""
 
 _IN_NATS: Final = frozenset(
     {
         *("sigmoid", "sigmoid_norm", "robust", "dpop", "rdpo", "aot", "aot_unpaired"),
+        *("odpo", "soft_labels", "wpo"),
         *("cpo", "simpo", "alphapo", "orpo", "sft", "bco_pair", "nca_pair"),
+        *("plackett_luce", "infonca", "nca"),
     }
 )
 """Losses made of terms -log p alone."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal
 
-from dpo_pipeline.defaults import LOSS_NAMES
+from dpo_pipeline.defaults import COMPLETION_LOSS_NAMES, LOSS_NAMES
 
 Rewards = Literal["score", "logratio"]
 
@@ -21,7 +21,7 @@ class Dialect:
     """The conventions of a system.
 
     `refused` is what else the system lacks, to what it does instead: an argument of one loss
-    (`loss.argument`) or of all, or a sum of losses.
+    (`loss.argument`) or of all, a loss, or a sum of losses.
     """
 
     name: str
@@ -41,8 +41,14 @@ _ROWS: Final = (
         beta=0.1,
         rewards="logratio",
         defaults={"ipo": {"per_token": True}},
-        lacks=("dpop", "rdpo", "kto_pair", "orpo_odds_ratio"),
+        lacks=(
+            *("dpop", "rdpo", "odpo", "soft_labels", "kto_pair", "orpo_odds_ratio"),
+            *("plackett_luce", "infonca", "nca"),
+        ),
         refused={
+            "wpo": "TRL 1.x divides each token's probability by the sum of squared probabilities "
+            "over the vocabulary, which log-probs do not hold; without a dialect, wpo leaves that "
+            "division out",
             "sigmoid.label_smoothing": "TRL 1.x ignores it for this loss",
             "sigmoid_norm.label_smoothing": "TRL 1.x ignores it for this loss",
             "reference_free": "TRL 1.x has no reference-free DPO; its CPOTrainer has cpo and simpo",
@@ -65,6 +71,7 @@ _ROWS: Final = (
             "label smoothing": "DPOTrainer._compute_loss, 'sigmoid' (not read there)",
             "rewards": "DPOTrainer._compute_loss: beta * log-ratio, whatever the divergence",
             "tokens": "completion_mask: tokens of the completion, with its end",
+            "KL of kto": "KTOTrainer._compute_loss: the mean over the evaluation batch, at least 0",
         },
     ),
     Dialect(
@@ -72,7 +79,10 @@ _ROWS: Final = (
         system="the DPO authors' code",
         beta=0.1,
         rewards="logratio",
-        lacks=tuple(name for name in LOSS_NAMES if name not in ("sigmoid", "ipo")),
+        lacks=(
+            *(name for name in LOSS_NAMES if name not in ("sigmoid", "ipo")),
+            *COMPLETION_LOSS_NAMES,
+        ),
         refused={
             "sum of losses": "the authors' code trains on one loss",
             "ld_alpha": "the authors' code sums log-probs over tokens",
@@ -104,6 +114,32 @@ _ROWS: Final = (
             "beta": "DPOInference.inference_step: the log-ratio itself, without beta",
             "rewards": "the same; without a reference the policy's log-prob alone",
             "tokens": "ref_free_type: 'avg' (per_token) by default in run_dpo, or 'sum'",
+        },
+    ),
+    Dialect(
+        name="halos",
+        system="HALOs",
+        beta=0.1,
+        rewards="logratio",
+        defaults={"ipo": {"per_token": True}},
+        lacks=(
+            *(name for name in LOSS_NAMES if name not in ("sigmoid", "ipo", "simpo", "sft")),
+            *(name for name in COMPLETION_LOSS_NAMES if name != "kto"),
+        ),
+        refused={
+            "simpo": "HALOs has gamma as a share of beta, 0.3 by default: give gamma, without a "
+            "dialect",
+            "sigmoid.per_token": "HALOs sums log-probs over tokens for this loss",
+            "ipo.per_token": "HALOs divides by the tokens, always",
+            "reference_free": "HALOs has no DPO without a reference",
+            "f_divergence": "HALOs has the reverse KL only",
+            "ld_alpha": "HALOs weighs all tokens alike",
+            "sum of losses": "HALOs trains on one loss",
+        },
+        sources={
+            "beta": "config/loss/dpo.yaml, kto.yaml",
+            "rewards": "trainers.get_sequence_rewards: the log-ratio; HALOs logs it without beta",
+            "KL of kto": "KTOTrainer.loss: the mean over log-ratios that are not 0, at least 0",
         },
     ),
 )

@@ -12,6 +12,7 @@ from typing import Literal
 import polars as pl
 
 from dpo_pipeline.arguments import as_float
+from dpo_pipeline.columns import EXTRA_ROLES, LABEL, PROMPT_ID, RowOf
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.losses import batchwise
 
@@ -21,12 +22,17 @@ class Parameter:
     """A number that a loss takes, from `low` to `high`; ends of that range in `without` are out."""
 
     name: str
-    default: float
+    default: float  # NaN if a loss does without
     _: KW_ONLY
     low: float = -math.inf
     high: float = math.inf
     without: tuple[float, ...] = ()
     meaning: str
+
+    @property
+    def shown(self) -> str:
+        """The default, as tables say it."""
+        return "none" if math.isnan(self.default) else f"{self.default:g}"
 
     @property
     def range(self) -> str:
@@ -38,6 +44,8 @@ class Parameter:
 
     def checked(self, value: object, loss: str) -> float:
         """Return the value."""
+        if value is self.default and math.isnan(self.default):
+            return self.default
         if isinstance(value, Real) and not isinstance(value, bool):
             number = as_float(value)
             inside = self.low <= number <= self.high and number not in self.without
@@ -59,7 +67,7 @@ class Loss:
     """
 
     name: str
-    function: Callable[..., pl.Expr]  # from `pairwise` or `batchwise`
+    function: Callable[..., pl.Expr]  # from `pairwise`, `batchwise` or `completions`
     formula: str  # the same in letters; z is the margin
     source: str
     parameters: tuple[Parameter, ...] = ()  # what it takes besides beta
@@ -71,6 +79,12 @@ class Loss:
     beta_moves_scale: bool = False
     grows_as_margin: bool = False  # whether it is at most |margin| + 2 for any parameters
     reward: Callable[..., pl.Expr] | None = None
+    row: RowOf = "pair"  # what it is computed of
+
+    @property
+    def is_listwise(self) -> bool:
+        """Whether it is of all completions of a prompt."""
+        return "prompt" in self.compares
 
     @property
     def compares(self) -> tuple[str, ...]:
@@ -80,6 +94,13 @@ class Loss:
             for p in inspect.signature(self.function).parameters.values()
             if p.kind is p.POSITIONAL_OR_KEYWORD
         )
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """The columns that it needs besides log-probs and counts."""
+        if self.row == "completion":
+            return (PROMPT_ID.name,) if self.is_listwise else (LABEL.name,)
+        return tuple(role.name for role in EXTRA_ROLES if role.name in self.compares)
 
     @property
     def takes(self) -> tuple[str, ...]:
@@ -105,5 +126,7 @@ class Loss:
         """Return the columns that it needs, in words."""
         sides = "policy and reference" if reference else "policy"
         counts = per_token or any(name.endswith("tokens") for name in self.compares)
-        parts = [f"{sides} log-probs", *["token counts"] * counts]
+        parts = [f"{sides} log-probs", *["token counts"] * counts, *self.extras]
+        parts += ["rank, score or label"] * self.is_listwise
+        parts += ["kl_policy_logps, kl_ref_logps and a batch size, or kl"] * ("kl" in self.compares)
         return ", ".join([*parts, *["a batch size"] * self.is_of_batches])

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Final, Self, TypeAlias
 
 from dpo_pipeline.arguments import checked_beta
-from dpo_pipeline.columns import CHOSEN_REWARD, LOSS, REJECTED_REWARD, Needs, did_you_mean
+from dpo_pipeline.columns import (
+    CHOSEN_REWARD,
+    KL_POLICY,
+    KL_REF,
+    LOSS,
+    REJECTED_REWARD,
+    REWARD,
+    Needs,
+    RowOf,
+    did_you_mean,
+)
 from dpo_pipeline.defaults import BETA, LOGP_LIMIT, LOSS_NAME, WIDE_LIMIT
 from dpo_pipeline.errors import ArgumentError, UsageError
-from dpo_pipeline.losses.catalogue import LOSSES
+from dpo_pipeline.losses.catalogue import EVERY_LOSS
 from dpo_pipeline.losses.dialects import DIALECTS, Dialect, Rewards
-from dpo_pipeline.losses.divergences import ALPHA_DIVERGENCE, F_DIVERGENCES, REVERSE_KL
 from dpo_pipeline.losses.loss_row import Loss
+from dpo_pipeline.losses.pairwise import ALPHA_DIVERGENCE, F_DIVERGENCES, REVERSE_KL
 
 LossLike: TypeAlias = str | Mapping[str, float]
 """The name of a loss, or several with their weights."""
@@ -32,7 +43,7 @@ _F_ALPHA: Final = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Basis:
-    """How the score of a completion is made from its log-probs; see `divergences`."""
+    """How the score of a completion is made from its log-probs; see `pairwise`."""
 
     reference: bool = True
     per_token: bool = False
@@ -58,7 +69,24 @@ class Term:
     def needs(self) -> Needs:
         """The columns it asks for."""
         counts = any(name.endswith("tokens") for name in self.loss.compares)
-        return Needs(reference=self.basis.reference, tokens=self.basis.per_token or counts)
+        own = [] if self.kl is not None or "kl" not in self.loss.compares else [KL_POLICY, KL_REF]
+        return Needs(
+            row=self.loss.row,
+            reference=self.basis.reference,
+            tokens=self.basis.per_token or counts,
+            extras=(*self.loss.extras, *(each.name for each in own)),
+        )
+
+    @property
+    def kl(self) -> float | None:
+        """The KL term as a number; None if it is estimated, or there is none."""
+        kl = self.arguments.get("kl", math.nan)
+        return None if math.isnan(kl) else kl
+
+    @property
+    def is_of_batches(self) -> bool:
+        """Whether it depends on the other rows of a batch."""
+        return self.loss.is_of_batches or ("kl" in self.loss.compares and self.kl is None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +118,7 @@ class CheckedObjective:
         unknown = set(given)
         terms = []
         for name, weight in weights.items():
-            row = LOSSES[name]
+            row = EVERY_LOSS[name]
             unknown -= set(row.takes)
             mine = {n: value for n, value in given.items() if n in row.takes}
             if system is not None:
@@ -112,9 +140,14 @@ class CheckedObjective:
             ld_alpha=ld_alpha,
             humanline=humanline,
         )
+        if made.row == "completion" and made.needs.has_token_arguments:
+            raise UsageError(f"ld_alpha and humanline are of pairs, and {made} of completions")
         if humanline and not made.needs.reference:
             raise UsageError(f"humanline clamps log-ratios, and {made} has no reference")
         for term in terms:
+            if made.needs.has_token_arguments and "chosen_logp" in term.loss.compares:
+                changed = "humanline" if humanline else "ld_alpha"
+                raise UsageError(f"{changed} changes the sums that {term.loss.name} weighs by")
             if term.loss.positive_beta and made.beta == 0.0:
                 problem = f"must be above 0 for {term.loss.name}, which divides by it"
                 raise ArgumentError("beta", problem, value=made.beta)
@@ -124,10 +157,12 @@ class CheckedObjective:
     def needs(self) -> Needs:
         """The columns that its terms ask for."""
         return Needs(
+            row=self.row,
             reference=any(term.needs.reference for term in self.terms),
             tokens=any(term.needs.tokens for term in self.terms),
             ld_alpha=self.ld_alpha,
             humanline=self.humanline,
+            extras=tuple(dict.fromkeys(name for term in self.terms for name in term.needs.extras)),
         )
 
     @property
@@ -161,7 +196,22 @@ class CheckedObjective:
     @property
     def is_of_batches(self) -> bool:
         """Whether a term depends on the other pairs of a batch."""
-        return any(term.loss.is_of_batches for term in self.terms)
+        return any(term.is_of_batches for term in self.terms)
+
+    @property
+    def row(self) -> RowOf:
+        """What it is computed of."""
+        return self.terms[0].loss.row
+
+    @property
+    def is_listwise(self) -> bool:
+        """Whether it is of all completions of a prompt."""
+        return self.terms[0].loss.is_listwise
+
+    @property
+    def kl_without_zeros(self) -> bool:
+        """Whether the KL term leaves out log-ratios of 0."""
+        return self.dialect == "halos"
 
     def columns_to_check(
         self, max_logp: float, *, lowest: float = -LOGP_LIMIT, limit: float = WIDE_LIMIT
@@ -171,6 +221,8 @@ class CheckedObjective:
         Empty if log-probs from `lowest` to `max_logp` rule out scores beyond `limit`: then rows
         need no rule.
         """
+        if self.row == "completion":
+            return (REWARD, LOSS)
         basis = [term.basis for term in self.terms]
         slow = all(term.loss.grows_as_margin for term in self.terms)
         weight = sum(abs(term.weight) for term in self.terms)
@@ -193,7 +245,7 @@ class CheckedObjective:
                 {
                     "loss": term.loss.name,
                     "weight": term.weight,
-                    **term.arguments,
+                    **{n: None if math.isnan(v) else v for n, v in term.arguments.items()},
                     "reference_free": not basis.reference,
                     "per_token": basis.per_token,
                     "f_divergence": basis.f_divergence,
@@ -232,11 +284,13 @@ def _weights(loss: LossLike) -> dict[str, float]:
     if not isinstance(weights, Mapping) or not weights:
         raise UsageError(f"loss must be a name, or names with weights, found {loss!r}")
     for name, weight in weights.items():
-        if name not in LOSSES:
+        if name not in EVERY_LOSS:
             raise UsageError(
-                f"loss: there is no {name!r}{did_you_mean(str(name), LOSSES)}; "
-                f"the losses are {', '.join(LOSSES)}"
+                f"loss: there is no {name!r}{did_you_mean(str(name), EVERY_LOSS)}; "
+                f"the losses are {', '.join(EVERY_LOSS)}"
             )
+        if len(weights) > 1 and EVERY_LOSS[name].row == "completion":
+            raise UsageError(f"loss: {name} is of completions, and stands in no sum of losses")
         number = isinstance(weight, Real) and not isinstance(weight, bool)
         if not (number and 0.0 < weight <= LOGP_LIMIT):
             allowed = f"above 0 and at most {LOGP_LIMIT:,.0f}"
@@ -299,6 +353,8 @@ def _refuse_of_all(
     if system is None:
         return
     for name in weights:
+        if name in system.refused:
+            raise UsageError(f"dialect {system.name}: {name}: {system.refused[name]}")
         if name in system.lacks:
             raise UsageError(f"dialect {system.name}: {system.system} has no {name}")
     asked = {"sum of losses"} if len(weights) > 1 else set()
@@ -319,7 +375,7 @@ def _refuse(system: Dialect, loss: Loss, given: Mapping[str, float | bool | str]
 
 def _no_such_argument(name: str, weights: Mapping[str, float]) -> None:
     for_losses = " and ".join(weights)
-    takes = sorted({argument for each in weights for argument in LOSSES[each].takes})
+    takes = sorted({argument for each in weights for argument in EVERY_LOSS[each].takes})
     there = f"; it takes {', '.join(takes)}" if takes else "; it takes none"
     raise UsageError(
         f"arguments (--loss-arg): {for_losses} has no {name!r}{did_you_mean(name, takes)}{there}"

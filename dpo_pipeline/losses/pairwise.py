@@ -4,13 +4,21 @@ A loss is a function from what it compares to nats. Its positional arguments say
 its keywords are its parameters, and `catalogue` names it:
 
     margin              beta * (chosen score - rejected score)
-    chosen_score        log-ratio of the chosen completion, or its substitute (see `divergences`)
+    chosen_score        log-ratio of the chosen completion, or its substitute
     rejected_score      the same of the rejected completion
     chosen_reward       beta * chosen_score
     rejected_reward     beta * rejected_score
     chosen_tokens       tokens of the chosen completion
     rejected_tokens     tokens of the rejected completion
+    chosen_logp         log-prob of the chosen completion under the policy
+    rejected_logp       the same of the rejected completion
     beta                KL strength, greater than 0 where it divides
+
+and columns that no other loss reads: `offset` and `preference_probability`.
+
+The score of a completion is the log-ratio of policy and reference unless something else is asked
+for: without a reference it is the policy's log-prob, under another f-divergence it is
+f'(exp(log-ratio)) (`F_DIVERGENCES`), and a token's mean divides by the tokens, in that order.
 
 Null and NaN propagate through every one of them. Two infinite scores have no difference, so the
 loss is NaN where both overflow; such a pair is invalid, by the rule that scores are finite.
@@ -19,6 +27,9 @@ loss is NaN where both overflow; such a pair is invalid, by the rule that scores
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final
 
 import polars as pl
 
@@ -150,6 +161,36 @@ def length_regularised_reward(
     return beta * score + length_penalty * tokens
 
 
+def odpo(margin: pl.Expr, offset: pl.Expr) -> pl.Expr:
+    """Return the DPO loss of m - offset (arXiv 2402.10571, Eq. 8), the offset being the pair's.
+
+    The offset is in units of the margin: beta does not multiply it.
+    """
+    return sigmoid_loss(margin - offset)
+
+
+def soft_labels(margin: pl.Expr, preference_probability: pl.Expr) -> pl.Expr:
+    """Return p sp(m) + (1-p) sp(-m): cDPO with the pair's own p (arXiv 2409.06691, Eq. 5)."""
+    flipped = 1.0 - preference_probability
+    return preference_probability * sigmoid_loss(margin) + flipped * sigmoid_loss(-margin)
+
+
+def wpo(
+    margin: pl.Expr,
+    chosen_logp: pl.Expr,
+    rejected_logp: pl.Expr,
+    chosen_tokens: pl.Expr,
+    rejected_tokens: pl.Expr,
+) -> pl.Expr:
+    """Return min(1, exp(c / L_c + r / L_r)) sp(m): WPO without its alignment (arXiv 2406.11827).
+
+    The weight says how likely the policy itself is to write the pair. It has no gradient there, and
+    here it only weighs.
+    """
+    likelihood = chosen_logp / chosen_tokens + rejected_logp / rejected_tokens
+    return likelihood.exp().clip(upper_bound=1.0) * sigmoid_loss(margin)
+
+
 def simpo(margin: pl.Expr, *, gamma: float, label_smoothing: float) -> pl.Expr:
     """Return the DPO loss of m - gamma (arXiv 2405.14734), m from mean log-probs."""
     return smoothed_sigmoid(margin - gamma, label_smoothing=label_smoothing)
@@ -201,3 +242,45 @@ def sft(chosen_score: pl.Expr) -> pl.Expr:
 def orpo(chosen_score: pl.Expr, rejected_score: pl.Expr, *, beta: float) -> pl.Expr:
     """Return the NLL a token plus `orpo_odds_ratio` (arXiv 2403.07691)."""
     return sft(chosen_score) + orpo_odds_ratio(chosen_score, rejected_score, beta=beta)
+
+
+REVERSE_KL: Final = "reverse_kl"
+ALPHA_DIVERGENCE: Final = "alpha_divergence"
+
+
+def reverse_kl(logratio: pl.Expr, _alpha: float) -> pl.Expr:
+    """Return the log-ratio h: log u, up to a constant, for u = exp(h). The divergence of DPO."""
+    return logratio
+
+
+def forward_kl(logratio: pl.Expr, _alpha: float) -> pl.Expr:
+    """Return 1 - exp(-h); -inf below a log-ratio of -709."""
+    return -expm1(-logratio)
+
+
+def js_divergence(logratio: pl.Expr, _alpha: float) -> pl.Expr:
+    """Return log 2 + log sigma(h), of the Jensen-Shannon divergence."""
+    near_zero = -(expm1(-logratio) / 2.0).log1p()
+    far = math.log(2.0) - sigmoid_loss(logratio)
+    return pl.when(logratio.abs() < 1.0).then(near_zero).otherwise(far)
+
+
+def alpha_divergence(logratio: pl.Expr, alpha: float) -> pl.Expr:
+    """Return (exp((alpha-1) h) - 1) / (alpha-1); the log-ratio itself for alpha = 1.
+
+    This alpha is TRL's; the paper's is 1 - alpha.
+    """
+    return logratio if alpha == 1.0 else expm1((alpha - 1.0) * logratio) / (alpha - 1.0)
+
+
+F_DIVERGENCES: Final[Mapping[str, Callable[[pl.Expr, float], pl.Expr]]] = MappingProxyType(
+    {
+        REVERSE_KL: reverse_kl,
+        "forward_kl": forward_kl,
+        "js_divergence": js_divergence,
+        ALPHA_DIVERGENCE: alpha_divergence,
+    }
+)
+"""f' of each divergence, as a function of the log-ratio (arXiv 2309.16240).
+
+All are 0 where policy and reference agree, so that dividing by tokens keeps them comparable."""

@@ -14,21 +14,34 @@ from dpo_pipeline.columns import (
     CHOSEN_LOGRATIO,
     CHOSEN_REWARD,
     CHOSEN_TOKENS,
+    EXTRA_ROLES,
+    KL,
+    KL_POLICY,
+    KL_REF,
+    LABEL,
+    LOGRATIO,
     LOSS,
+    POLICY,
     POLICY_CHOSEN,
     POLICY_REJECTED,
+    PREFERENCES,
+    PROMPT_ID,
+    RANK,
+    REF,
     REF_CHOSEN,
     REF_REJECTED,
     REJECTED_LOGRATIO,
     REJECTED_REWARD,
     REJECTED_TOKENS,
+    REWARD,
     REWARD_MARGIN,
     Role,
 )
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.losses import dpo as rewards
-from dpo_pipeline.losses.divergences import F_DIVERGENCES
+from dpo_pipeline.losses.completions import batch_kl
 from dpo_pipeline.losses.objective import Basis, CheckedObjective, Term
+from dpo_pipeline.losses.pairwise import F_DIVERGENCES
 
 _RATIOS: Final = (CHOSEN_LOGRATIO, REJECTED_LOGRATIO)
 _NAMES: Final = (*_RATIOS, CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN, LOSS)
@@ -56,6 +69,8 @@ def with_scores_of(
 
     They are made in steps, so that what several objectives or columns share is computed once.
     """
+    if objectives and objectives[0].row == "completion":
+        return _with_scores_of_completions(pairs, objectives[0], within)
     ratios, scores, margins, losses = (dict[str, pl.Expr]() for _ in range(4))
     for each in objectives:
         basis = each.reward_basis
@@ -75,6 +90,59 @@ def with_scores_of(
     for step in (ratios, scores, margins, losses):
         pairs = pairs.with_columns(value.alias(name) for name, value in step.items())
     return pairs
+
+
+NO_KL: Final = (
+    "kto estimates its KL term from batches: give the size of an evaluation batch, as batches=SIZE "
+    "(--batch-size), or the term itself, kl (--loss-arg kl=0)"
+)
+FIRST_OF_BATCH: Final = "__dpo_pipeline_first_of_batch"
+"""Marks one row of each batch, if the KL term is that of a batch."""
+
+
+def _with_scores_of_completions(
+    rows: pl.LazyFrame, objective: CheckedObjective, within: WithinBatches | None
+) -> pl.LazyFrame:
+    """Add the scored columns of completions."""
+    (term,) = objective.terms
+    ratio = _logratio(POLICY, REF, term.basis)
+    reward = rewards.implicit_reward(pl.col(LOGRATIO), beta=objective.beta)
+    steps: list[dict[str, pl.Expr]] = [{LOGRATIO: ratio}, {REWARD: reward}]
+    kl: pl.Expr = pl.lit(term.kl, dtype=pl.Float64)
+    if term.is_of_batches:
+        if within is None:
+            raise UsageError(NO_KL)
+        ours, theirs = (
+            pl.when(within.sound).then(pl.col(each.name)) for each in (KL_POLICY, KL_REF)
+        )
+        batch = pl.col(within.key)
+        kl = batch_kl(ours, theirs, batch, without_zeros=objective.kl_without_zeros)
+        steps[0][FIRST_OF_BATCH] = pl.int_range(pl.len()).over(batch) == 0
+    steps[0][KL] = kl
+    arguments: dict[str, Any] = {n: v for n, v in term.arguments.items() if n != "kl"}
+    if term.loss.takes_beta:
+        arguments["beta"] = objective.beta
+    compared = {
+        "score": pl.col(LOGRATIO),
+        "reward": pl.col(REWARD),
+        "label": pl.col(LABEL.name),
+        "kl": pl.col(KL),
+        "prompt": pl.col(PROMPT_ID.name),
+    }
+    if term.loss.is_listwise:
+        compared["goodness"] = _goodness(rows)
+    loss = term.loss.function(*(compared[name] for name in term.loss.compares), **arguments)
+    for step in (*steps, {LOSS: loss}):
+        rows = rows.with_columns(**step)
+    return rows
+
+
+def _goodness(rows: pl.LazyFrame) -> pl.Expr:
+    """Return what says which completion is better: a rank turned round, a score or a label."""
+    columns = rows.collect_schema()
+    role = next(each for each in PREFERENCES if each.name in columns)
+    value = pl.col(role.name).cast(pl.Float64)
+    return -value if role is RANK else value
 
 
 def name_of_score(
@@ -162,6 +230,9 @@ def _from_logps(basis: Basis, beta: float) -> dict[str, pl.Expr]:
 
 
 _FROM_INPUT: Final = {
+    **{role.name: pl.col(role.name) for role in EXTRA_ROLES},
+    "chosen_logp": pl.col(POLICY_CHOSEN.name),
+    "rejected_logp": pl.col(POLICY_REJECTED.name),
     "chosen_tokens": pl.col(CHOSEN_TOKENS.name),
     "rejected_tokens": pl.col(REJECTED_TOKENS.name),
     "policy_difference": pl.col(POLICY_CHOSEN.name) - pl.col(POLICY_REJECTED.name),

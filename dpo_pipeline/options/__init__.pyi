@@ -8,6 +8,8 @@ from .figures import (
     Subsets as Subsets,
 )
 from .running import Execution as Execution
+from .selecting import Selection as Selection
+from .texts import Models as Models
 from .writing import (
     OnInvalid as OnInvalid,
     Outputs as Outputs,

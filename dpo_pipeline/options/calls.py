@@ -9,6 +9,8 @@ from typing import Any, Final
 from dpo_pipeline.options.data import Contract, Pairs, Reference
 from dpo_pipeline.options.figures import Batches, Gates, Objective, StatisticsOptions, Subsets
 from dpo_pipeline.options.running import Execution
+from dpo_pipeline.options.selecting import Selection
+from dpo_pipeline.options.texts import Models
 from dpo_pipeline.options.writing import OnInvalid, Outputs, Scored
 
 _READ: Final = {"pairs": Pairs, "reference": Reference, "contract": Contract, "loss": Objective}
@@ -22,6 +24,8 @@ CALLS: Final[Mapping[str, Mapping[str, type[Any]]]] = MappingProxyType(
         "evaluate": _READ | _GROUPED | _SURE | _RUN | {"gates": Gates},
         "sweep": _READ | _GROUPED | _RUN,
         "score": _READ | _GROUPED | {"scored": Scored} | _RUN | {"gates": Gates},
+        "select": _READ | {"by": Subsets, "selection": Selection} | _RUN,
+        "logps": {"data": Pairs, "models": Models, "outputs": Outputs, "execution": Execution},
         "convert": {"pairs": Pairs, "outputs": Outputs, "execution": Execution},
         "compare": _READ | {"by": Subsets} | _SURE | _RUN | {"gates": Gates},
     }

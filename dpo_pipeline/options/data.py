@@ -34,6 +34,7 @@ class Pairs:
         varied={
             "compare": "The format of A and of B, which `evaluate --help` describes.",
             "convert": "The format of PAIRS, which `evaluate --help` describes.",
+            "logps": "The format of DATA, which `evaluate --help` describes.",
         },
         shown=_FORMAT,
         default=None,
@@ -42,6 +43,7 @@ class Pairs:
         "--column",
         kinds.ROLE_COLUMNS,
         "The input column of a role. Repeatable.",
+        calls=("check", "evaluate", "sweep", "score", "convert", "compare"),
         default=None,
     )
     reference: Reference | None = argument(

@@ -14,6 +14,7 @@ from dpo_pipeline.arguments import (
     Kind,
     Option,
     check_benchmark,
+    check_choice,
     checked_names,
     choice,
     group,
@@ -115,6 +116,30 @@ class Batches:
         f"{defaults.MAX_BATCHES_HELD:,} batches.",
         default=None,
     )
+    as_trainer: str | None = option(
+        "--as-trainer",
+        choice(*defaults.TRAINERS),
+        "Also the figures as TRL averages them, with --batch-size pairs on each of --processes; "
+        "the rows must be in the trainer's order.",
+        calls=("evaluate",),
+        default=None,
+    )
+    processes: int = option(
+        "--processes", kinds.WHOLE, "Processes of --as-trainer.", calls=("evaluate",), default=1
+    )
+
+    def __post_init__(self) -> None:
+        check_choice("as_trainer", self.as_trainer, (None, *defaults.TRAINERS))
+        if not (isinstance(self.processes, int) and self.processes >= 1):
+            raise UsageError(
+                f"processes must be a whole number, at least 1, found {self.processes!r}"
+            )
+        if self.as_trainer is None and self.processes != 1:
+            raise UsageError("processes are those of a trainer: give as_trainer (--as-trainer)")
+        if self.as_trainer is not None and (self.by is not None or self.file is not None):
+            raise UsageError(
+                "as_trainer goes with the size of a batch alone, no column and no file"
+            )
 
 
 @group

@@ -107,7 +107,7 @@ class Outputs:
     worst: int = option(
         "--worst",
         kinds.WHOLE,
-        f"List so many of the lowest margins, or flips; up to {defaults.WORST_HELD}.",
+        f"List so many of the lowest margins, or flips: from 0 to {defaults.WORST_HELD}.",
         calls=("evaluate", "compare"),
         default=defaults.ROWS_SHOWN,
     )
@@ -116,8 +116,8 @@ class Outputs:
     )
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.worst, int) and 0 < self.worst <= defaults.WORST_HELD):
-            raise UsageError(f"worst must be from 1 to {defaults.WORST_HELD}, found {self.worst!r}")
+        if not (isinstance(self.worst, int) and 0 <= self.worst <= defaults.WORST_HELD):
+            raise UsageError(f"worst must be from 0 to {defaults.WORST_HELD}, found {self.worst!r}")
 
     @property
     def shown(self) -> tuple[str, ...]:

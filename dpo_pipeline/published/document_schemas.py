@@ -12,7 +12,7 @@ from dpo_pipeline.comparison import (
     McNemar,
 )
 from dpo_pipeline.evaluation import DOCUMENT_VERSION, Finding, Intervals, Statistics
-from dpo_pipeline.losses import DIALECTS, F_DIVERGENCES, LOSSES, Rewards
+from dpo_pipeline.losses import DIALECTS, EVERY_LOSS, F_DIVERGENCES, Rewards
 from dpo_pipeline.published.json_schema import (
     COUNT,
     NUMBER,
@@ -78,6 +78,18 @@ def summary_document() -> str:
         invalid=list_of(_broken_rule()),
         subsets=nullable(ROWS),
         batches=nullable(ROWS),
+        as_trainer=described(
+            nullable(
+                object_of(
+                    trainer=TEXT,
+                    batch_size=COUNT,
+                    processes=COUNT,
+                    n_steps=COUNT,
+                    metrics=object_of(**dict.fromkeys(TRL_METRICS, NUMBER)),
+                )
+            ),
+            "The figures as a trainer averages them over its steps; null unless asked for",
+        ),
         histogram={
             "description": "Valid pairs by margin; lower and upper are a bin's edges in nats",
             **nullable(ROWS),
@@ -192,7 +204,7 @@ def _broken_rule() -> Schema:
 
 def _objective() -> Schema:
     term = object_of(
-        loss={"enum": list(LOSSES)},
+        loss={"enum": list(EVERY_LOSS)},
         weight={**_FINITE, "exclusiveMinimum": 0},
         reference_free={"type": "boolean"},
         per_token={"type": "boolean"},

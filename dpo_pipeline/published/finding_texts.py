@@ -88,14 +88,30 @@ FINDINGS: Final = MappingProxyType(
 )
 """What statistics show. Each fires only where the end of an interval says so."""
 
+OTHER_NAMES: Final = MappingProxyType(
+    {
+        "length": ("length bias",),
+        "displacement": ("likelihood displacement",),
+        "exchanged": ("swapped",),
+        "repeated_ids": ("repeated ids", "duplicate ids"),
+        "repeats": ("duplicates",),
+        "few": ("few pairs",),
+        "baseline": ("trivial rules",),
+    }
+)
+"""What people call some findings."""
+
 RULES: Final = MappingProxyType(
     {
-        "not_null": "A log-prob is there. A count is, where the loss divides by it.",
+        "not_null": "A log-prob is there. A count is, where the loss divides by it, and so is a "
+        "column that the loss reads.",
         "not_nan": "It is not NaN.",
         "finite": "It is not infinite.",
         "at_least": "A log-prob is not below the range that sums exactly; a token count is at "
         "least 1.",
         "at_most": "A log-prob is at most 0, or `--max-logp`: a probability is at most 1.",
+        "within": "An offset is in the range that sums exactly.",
+        "share": "A probability is from 0 to 1.",
         "not_empty": "The completion has a token: no list is empty, and log-probs are not 0 under "
         "both models.",
         "not_padded": "A token list without a mask does not end in zeros, as padding does.",

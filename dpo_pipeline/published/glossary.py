@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Final
 
-from dpo_pipeline.columns import BATCH_MEANS, INVALID, ROLES, SCORED, did_you_mean
+from dpo_pipeline.arguments import Option, options_of
+from dpo_pipeline.columns import BATCH_MEANS, CONTRADICTING, INVALID, ROLES, SCORED, SELECTED
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation import BASELINES
-from dpo_pipeline.losses import DIALECTS, LOSSES
-from dpo_pipeline.published.finding_texts import DOUBTS, FINDINGS, RULES
+from dpo_pipeline.losses import DIALECTS, EVERY_LOSS
+from dpo_pipeline.options import CALLS
+from dpo_pipeline.published.finding_texts import DOUBTS, FINDINGS, OTHER_NAMES, RULES
 from dpo_pipeline.rendering import as_text
+from dpo_pipeline.selection import RULES as SELECTION_RULES
 from dpo_pipeline.sources import FORMATS
 from dpo_pipeline.sums import FIGURES
 from dpo_pipeline.tables import Sentence
@@ -23,6 +27,8 @@ LEGEND: Final = (
 )
 """The letters of the formulas."""
 
+_GUESSES: Final = 3
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
@@ -30,7 +36,7 @@ class Entry:
 
     Attributes:
         name: As outputs and options spell it.
-        kind: Figure, column, rule, finding, loss, dialect or format.
+        kind: Figure, column, rule, finding, loss, dialect, format or option.
         text: What it is.
         facts: Further lines, each with its title: unit, formula, source, TRL's name.
         also: Other names that lead here.
@@ -54,8 +60,21 @@ def entries() -> Iterator[Entry]:
     yield from _columns()
     kinds = {"rule": RULES, "finding about the data": DOUBTS, "finding of statistics": FINDINGS}
     for kind, texts in kinds.items():
-        yield from (Entry(name=name, kind=kind, text=text) for name, text in texts.items())
+        for name, text in texts.items():
+            yield Entry(name=name, kind=kind, text=text, also=OTHER_NAMES.get(name, ()))
     yield from _losses()
+    for chosen in SELECTION_RULES.values():
+        yield Entry(
+            name=chosen.name,
+            kind="rule of selection",
+            text=_sentence(f"Keeps {chosen.keeps}"),
+            facts=(
+                ("formula", chosen.formula),
+                ("source", chosen.source),
+                ("needs", chosen.needs),
+                ("blind to", chosen.blind_to),
+            ),
+        )
     for each in DIALECTS.values():
         facts = (("beta", f"{each.beta:g}"), *each.sources.items())
         text = f"The conventions of {each.system}."
@@ -64,6 +83,23 @@ def entries() -> Iterator[Entry]:
         endings = (("endings", " ".join(form.endings)),)
         text = _sentence(form.description)
         yield Entry(name=form.name, kind="format", text=text, facts=endings)
+    yield from _options()
+
+
+def _options() -> Iterator[Entry]:
+    declared: dict[str, tuple[str, Option]] = {}
+    for call, groups in CALLS.items():
+        for group in groups.values():
+            for field, each in options_of(group, call):
+                declared.setdefault(each.flag, (f"{group.__name__}.{field.name}", each))
+    for flag, (place, each) in declared.items():
+        yield Entry(
+            name=flag,
+            kind="option",
+            text=_sentence(each.help),
+            facts=(("in Python", place),),
+            also=(flag.removeprefix("--"), place),
+        )
 
 
 def _figures() -> Iterator[Entry]:
@@ -78,7 +114,7 @@ def _figures() -> Iterator[Entry]:
                 ("source", figure.source),
                 ("in TRL", figure.trl),
             ),
-            also=(figure.trl,),
+            also=(figure.trl, *figure.also),
         )
     for name, words in BASELINES.items():
         yield Entry(name=f"prefer: {name}", kind="figure", text=_sentence(words))
@@ -96,7 +132,13 @@ def _columns() -> Iterator[Entry]:
             facts=(("unit", role.unit or ""), ("also called", ", ".join(role.aliases))),
             also=role.aliases,
         )
-    tables = {"scored pairs": SCORED, "invalid pairs": INVALID, "batch means": BATCH_MEANS}
+    tables = {
+        "scored pairs": SCORED,
+        "selected pairs": SELECTED,
+        "contradicting pairs": CONTRADICTING,
+        "invalid pairs": INVALID,
+        "batch means": BATCH_MEANS,
+    }
     for table, columns in tables.items():
         for added in columns:
             facts = (("unit", added.unit or ""), ("type", added.type))
@@ -105,9 +147,9 @@ def _columns() -> Iterator[Entry]:
 
 
 def _losses() -> Iterator[Entry]:
-    for loss in LOSSES.values():
+    for loss in EVERY_LOSS.values():
         parameters = [
-            (p.name, f"{p.default:g} by default; {p.meaning}, {p.range}") for p in loss.parameters
+            (p.name, f"{p.shown} by default; {p.meaning}, {p.range}") for p in loss.parameters
         ]
         yield Entry(
             name=loss.name,
@@ -123,10 +165,11 @@ def _losses() -> Iterator[Entry]:
 
 
 def explain(name: str) -> str:
-    """Return what a figure, column, rule, finding, loss, dialect or format is, as text.
+    """Return what a figure, column, rule, finding, loss, dialect, format or option is.
 
-    Every entry of that name is said. A rule is found with its column before it
-    (`ref_chosen_logps.finite`), and a figure by TRL's name (`rewards/accuracies`).
+    Every entry of that name is said, however it is spelled (`mean loss`, `length_bias`). A rule is
+    found with its column before it (`ref_chosen_logps.finite`), and a figure by TRL's name
+    (`rewards/accuracies`).
 
     Args:
         name: The name, as outputs spell it.
@@ -140,16 +183,25 @@ def explain(name: str) -> str:
           Brier score of the chance that a margin claims.
           formula: mean((1 - sigmoid(z))^2)
     """
-    every = list(entries())
-    wanted = {name, name.rpartition(".")[2]}
-    found = [each for each in every if {each.name, *each.also} & wanted]
+    every = [(each, [each.name, *filter(None, each.also)]) for each in entries()]
+    wanted = {_plain(name), _plain(name.rpartition(".")[2])}
+    found = [each for each, names in every if wanted & {*map(_plain, names)}]
     if not found:
-        names = sorted({n for each in every for n in (each.name, *each.also) if n})
-        raise UsageError(
-            f"nothing is named {name!r}{did_you_mean(name, names)}; schemas/README.md lists all, "
-            "and `dpo-pipeline losses` the losses"
-        )
+        known = [each for _, names in every for each in names]
+        words = {*_plain(name).split()}
+        near = get_close_matches(name, known)
+        near += [each for each in known if words <= {*_plain(each).split()}]
+        guesses = list({_plain(each): each for each in reversed(near)}.values())[
+            : -_GUESSES - 1 : -1
+        ]
+        hint = f" (did you mean {' or '.join(map(repr, guesses))}?)" if guesses else ""
+        raise UsageError(f"nothing is named {name!r}{hint}; schemas/README.md lists all names")
     return "\n\n".join(as_text([each.sentence()]) for each in found)
+
+
+def _plain(name: str) -> str:
+    """Return a name as people may type it."""
+    return " ".join(name.lower().lstrip("-").replace("_", " ").replace("-", " ").split())
 
 
 def _sentence(text: str) -> str:

@@ -7,12 +7,13 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from dpo_pipeline.arguments import Option, default_of, options_of
-from dpo_pipeline.columns import ROLES, SCORED
+from dpo_pipeline.columns import ROLES, SCORED, SELECTED
 from dpo_pipeline.errors import MEANINGS
-from dpo_pipeline.losses import DIALECTS, LOSSES, OTHERS, Loss, Rewards
+from dpo_pipeline.losses import DIALECTS, EVERY_LOSS, OTHERS, Loss, Rewards
 from dpo_pipeline.options import CALLS
 from dpo_pipeline.published.finding_texts import DOUBTS, FINDINGS, RULES
 from dpo_pipeline.published.glossary import LEGEND
+from dpo_pipeline.selection import RULES as SELECTION_RULES
 from dpo_pipeline.sources import FORMATS
 from dpo_pipeline.sums import FIGURES
 
@@ -31,7 +32,9 @@ def reference_page() -> str:
         (_code(role.name), "input", role.unit or "", role.description, _code(*role.aliases))
         for role in ROLES.values()
     ]
-    columns += [(_code(a.name), "added", a.unit or "", a.description, "") for a in SCORED]
+    columns += [
+        (_code(a.name), "added", a.unit or "", a.description, "") for a in (*SCORED, *SELECTED)
+    ]
     exit_codes = [(str(code), text) for code, text in MEANINGS.items()]
     figures = [
         (_code(name), each.text, each.unit, *map(_code, (each.formula, each.trl)))
@@ -44,6 +47,13 @@ def reference_page() -> str:
         "Findings": _table(("finding", "what it says, and when"), findings),
         "Rules": _table(("rule", "what it asks for"), [(_code(n), t) for n, t in RULES.items()]),
         "Losses": f"{LEGEND[0].upper()}{LEGEND[1:]}.\n\n{loss_table()}",
+        "Rules of selection": _table(
+            ("rule", "keeps first", "formula", "needs", "blind to", "source"),
+            [
+                (_code(name), r.keeps, r.formula, r.needs, r.blind_to, r.source)
+                for name, r in SELECTION_RULES.items()
+            ],
+        ),
         "Dialects": dialect_tables(),
         "Formats": _table(("format", "endings", "what is in it"), formats),
         "Columns": _table(("column", "", "unit", "what it is", "also called"), columns),
@@ -65,20 +75,22 @@ def option_table(calls: Mapping[str, Mapping[str, type[Any]]] = CALLS) -> str:
 
 
 def _option_rows(calls: Mapping[str, Mapping[str, type[Any]]]) -> Iterator[Sequence[str]]:
-    shown: dict[str, tuple[str, str, Option]] = {}
-    where: dict[str, list[str]] = {}
+    # Commands can have a flag of one name with two meanings.
+    shown: dict[tuple[str, type[Any]], tuple[str, str, Option]] = {}
+    where: dict[tuple[str, type[Any]], list[str]] = {}
     for call, groups in calls.items():
         for group in groups.values():
             for each, declared in options_of(group, call):
-                where.setdefault(declared.flag, []).append(call)
+                where.setdefault((declared.flag, group), []).append(call)
                 default = default_of(each)
                 plain = f"{default}" if isinstance(default, (str, int, float)) else ""
                 text = plain if declared.shown is None else declared.shown
                 place = f"`{group.__name__}.{each.name}`"
-                shown.setdefault(declared.flag, (place, text, declared))
-    for flag, (place, default, declared) in shown.items():
+                shown.setdefault((declared.flag, group), (place, text, declared))
+    for (flag, group), (place, default, declared) in shown.items():
         variable = f"DPO_PIPELINE_{flag.lstrip('-').replace('-', '_').upper()}"
-        commands = "all" if len(where[flag]) == len(calls) else ", ".join(where[flag])
+        having = where[flag, group]
+        commands = "all" if len(having) == len(calls) else ", ".join(having)
         yield f"`{flag}`", place, f"`{variable}`", default, commands, declared.help
 
 
@@ -87,12 +99,12 @@ def loss_table() -> str:
     rows = [
         (
             *_codes(loss.name, loss.formula),
-            ", ".join(f"`{p.name}` {p.default:g}" for p in loss.parameters),
+            ", ".join(f"`{p.name}` {p.shown}" for p in loss.parameters),
             needs_of(loss),
             loss.source,
             "; ".join(f"{system}: {term}" for system, term in loss.peers.items()),
         )
-        for loss in LOSSES.values()
+        for loss in EVERY_LOSS.values()
     ]
     return _table(("loss", "formula", "parameters", "needs", "source", "elsewhere"), rows)
 

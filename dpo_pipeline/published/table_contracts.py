@@ -10,7 +10,20 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from dpo_pipeline.columns import BATCH_MEANS, INVALID, LOGP_ROLES, ROLES, SCORED, Added, Role
+from dpo_pipeline.columns import (
+    ALL_LOGPS,
+    BATCH_MEANS,
+    CONTRADICTING,
+    INVALID,
+    LOGP_ROLES,
+    POLICY,
+    ROLES,
+    SCORED,
+    SELECTED,
+    Added,
+    Needs,
+    Role,
+)
 from dpo_pipeline.contract import rules_of
 from dpo_pipeline.published.document_schemas import comparison_document, summary_document
 from dpo_pipeline.published.reference_tables import reference_page
@@ -28,6 +41,12 @@ _INPUT_TYPES: Final[Mapping[str, Mapping[str, Any]]] = {
     "key": {},  # of any type
     "tokens": {"logicalType": "array", "items": {"logicalType": "number"}},
     "mask": {"logicalType": "array", "items": {"logicalType": "boolean"}},
+    "label": {"logicalType": "boolean", "physicalType": "BOOLEAN"},
+    "rank": {"logicalType": "number", "physicalType": "DOUBLE"},
+    "score": {"logicalType": "number", "physicalType": "DOUBLE"},
+    "offset": {"logicalType": "number", "physicalType": "DOUBLE"},
+    "probability": {"logicalType": "number", "physicalType": "DOUBLE"},
+    "kl_logp": {"logicalType": "number", "physicalType": "DOUBLE"},
 }
 
 
@@ -35,32 +54,38 @@ _PURPOSES: Final = {
     "preference_pairs": "Preference pairs that go in: one row a pair, with the log-probabilities "
     "of its chosen and rejected completion under the policy and under the frozen reference. "
     "Columns that are not named here pass through.",
+    "completions": "Completions that go in: one row a completion, with its log-probability under "
+    "the policy (or the score of a reward model) and under the frozen reference, if there is one, "
+    "and what says which completion of a prompt is better: label, rank or score. Columns that are "
+    "not named here pass through.",
     "scored_pairs": "Valid preference pairs with their implicit rewards, margin and loss "
     "(arXiv 2305.18290, Eq. 7), in the order of the input. Input columns pass through unless "
     "they were not kept.",
+    "selected_pairs": "Valid preference pairs that a rule keeps (or leaves out), with what ranks "
+    "them, in the order of the input. Input columns pass through.",
+    "contradicting_pairs": "Valid preference pairs that repeat or contradict others, in the order "
+    "of the input. Input columns pass through.",
     "invalid_pairs": "Preference pairs that break the contract, as they came, with the rules that "
     "they break, in the order of the input.",
     "batch_means": "Means over the valid pairs of each batch. A batch is a run of consecutive "
     "input rows, or (then `batch` has that column's values and type) the rows with one value of a "
     "column.",
 }
-_GOING_OUT: Final = {"scored_pairs": SCORED, "invalid_pairs": INVALID, "batch_means": BATCH_MEANS}
+_GOING_OUT: Final = {
+    "scored_pairs": SCORED,
+    "selected_pairs": SELECTED,
+    "contradicting_pairs": CONTRADICTING,
+    "invalid_pairs": INVALID,
+    "batch_means": BATCH_MEANS,
+}
 """The columns of each table that goes out."""
 
 
 def published() -> dict[str, str]:
     """Return the text of each published file by its name."""
-    optional = [_input(role) for role in ROLES.values() if not role.required]
-    aliases = {role.name: list(role.aliases) for role in ROLES.values() if role.aliases}
     contracts = {
-        "preference_pairs": _contract(
-            "preference_pairs",
-            [_input(role) for role in LOGP_ROLES],
-            customProperties=[
-                {"property": "optionalColumns", "value": optional},
-                {"property": "columnAliases", "value": aliases},
-            ],
-        )
+        "preference_pairs": _taken("preference_pairs", ALL_LOGPS, LOGP_ROLES),
+        "completions": _taken("completions", Needs(row="completion"), [POLICY]),
     }
     for name, columns in _GOING_OUT.items():
         contracts[name] = _contract(name, [_added(column) for column in columns])
@@ -69,6 +94,25 @@ def published() -> dict[str, str]:
         "summary.schema.json": summary_document(),
         "comparison.schema.json": comparison_document(),
     }
+
+
+def _taken(name: str, needs: Needs, required: Sequence[Role]) -> str:
+    """Return the contract of a table that goes in."""
+    roles = [role for role in ROLES.values() if needs.row in role.of]
+    optional = [_input(role, needs) for role in roles if role not in required]
+    for each in optional:
+        each["required"] = False
+    return _contract(
+        name,
+        [_input(role, needs) for role in required],
+        customProperties=[
+            {"property": "optionalColumns", "value": optional},
+            {
+                "property": "columnAliases",
+                "value": {role.name: list(role.aliases) for role in roles if role.aliases},
+            },
+        ],
+    )
 
 
 def _contract(name: str, columns: Sequence[Mapping[str, Any]], **more: Sequence[Any]) -> str:
@@ -93,14 +137,14 @@ def _contract(name: str, columns: Sequence[Mapping[str, Any]], **more: Sequence[
     return "\n".join(_yaml(document, "")) + "\n"
 
 
-def _input(role: Role) -> dict[str, Any]:
+def _input(role: Role, needs: Needs) -> dict[str, Any]:
     column: dict[str, Any] = {
         "name": role.name,
         **_INPUT_TYPES[role.kind],
         "description": _described(role.description, role.unit),
         "required": role.required,
     }
-    rules = rules_of(role)
+    rules = rules_of(role, needs=needs)
     # The bounds stand among the rules alone: a checker that turned logicalTypeOptions into a
     # maximum failed on the first NaN instead of counting it.
     select = "SELECT COUNT(*) FROM {object} WHERE "

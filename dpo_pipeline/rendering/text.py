@@ -206,8 +206,14 @@ def _lines(columns: Sequence[_Words], width: int, n_rows: int, *, bold: bool) ->
     """Yield the head and the rows of columns that fit, if need be with words below each other."""
     widths = [each.least for each in columns]
     spare = width - _together(columns, widths)
-    for i in sorted(range(len(columns)), key=lambda i: columns[i].wraps):
-        more = max(0, min(spare, columns[i].natural - widths[i]))
+    # Columns of words share alike what the others leave; what one does not need, the next may have.
+    needs = [each.natural - size for each, size in zip(columns, widths, strict=True)]
+    order = sorted(
+        range(len(columns)), key=lambda i: (columns[i].wraps, columns[i].wraps * needs[i])
+    )
+    for place, i in enumerate(order):
+        fair = spare // (len(columns) - place) if columns[i].wraps else spare
+        more = max(0, min(fair, needs[i]))
         if spare < 0 and columns[i].wraps:
             more = max(spare, 1 - widths[i])
         widths[i] += more

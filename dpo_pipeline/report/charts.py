@@ -58,6 +58,9 @@ SQUARE: Final = 400
 """Pixels of the sides of a chart whose axes have one scale."""
 _DIGITS: Final = 6
 """Significant digits of the numbers in a chart."""
+AT_X: Final[Any] = alt.XValue
+AT_Y: Final[Any] = alt.YValue
+"""Places in pixels. `alt.value` has Altair search all its schemas for what it may be."""
 _LABEL: Final = 170
 """Pixels of a row's label; the tooltip has all of it."""
 
@@ -111,7 +114,9 @@ class Figure:
 
     def spec(self) -> dict[str, Any]:
         """Return the Vega-Lite specification of the chart, for a page as wide as there is room."""
-        spec: dict[str, Any] = self.chart.properties(description=self.description).to_dict()
+        chart = self.chart.properties(description=self.description)
+        # Tests hold the charts to Vega-Lite's schema: pages need not be checked again.
+        spec: dict[str, Any] = chart.to_dict(validate=False)
         if self.is_square:
             size = {"width": "container", "height": "container"}
             return spec | size | {"autosize": {"type": "fit", "contains": "padding"}}
@@ -122,7 +127,8 @@ def rows_of(table: pl.DataFrame) -> alt.InlineData:
     """Return a table as data of a chart; what is not finite is null there."""
     numbers = pl.selectors.float()
     finite = pl.when(numbers.is_finite()).then(numbers.round_sig_figs(_DIGITS))
-    return alt.InlineData(values=table.with_columns(finite.name.keep()).to_dicts())
+    # A tuple: each step of a chart makes a deep copy of all lists in it.
+    return alt.InlineData(values=tuple(table.with_columns(finite.name.keep()).to_dicts()))
 
 
 def one_row(**values: Any) -> alt.InlineData:
@@ -134,12 +140,11 @@ def framed(layers: Sequence[Any], palette: Palette, *, height: int, width: int =
     """Return layers as one chart in the colours of a palette."""
     text: dict[str, Any] = {"labelColor": palette.muted, "titleColor": palette.muted}
     text |= {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
-    chart: Chart = (
-        Chart(layer=list(layers))
-        .properties(width=width, height=height)
-        .configure(font=FONT, background=palette.paper)
-        .configure_view(stroke=None)
-        .configure_axis(
+    config = alt.Config(
+        font=FONT,
+        background=palette.paper,
+        view=alt.ViewConfig(stroke=None),
+        axis=alt.AxisConfig(
             **text,
             domainColor=palette.neutral,
             tickColor=palette.neutral,
@@ -149,11 +154,13 @@ def framed(layers: Sequence[Any], palette: Palette, *, height: int, width: int =
             labelOverlap=True,
             labelFlush=False,  # the labels of the ends stand under their ticks
             labelSeparation=6,
-        )
-        .configure_legend(**text)
-        .configure_title(color=palette.ink, fontSize=15, anchor="start")
-        .configure_text(color=palette.ink, fontSize=12)
+        ),
+        legend=alt.LegendConfig(**text),
+        title=alt.TitleConfig(color=palette.ink, fontSize=15, anchor="start"),
+        text=alt.MarkConfig(color=palette.ink, fontSize=12),
     )
+    # In one step: each `configure_...` would copy all layers.
+    chart: Chart = Chart(layer=list(layers), width=width, height=height, config=config)
     return chart
 
 
@@ -168,9 +175,9 @@ def label(text: str, palette: Palette, *, colour: str | None = None, **place: An
 
 def corners(above: str, below: str, palette: Palette, *, margin: int, colour: str) -> list[Any]:
     """Return texts in the upper left and the lower right corner, on either side of a diagonal."""
-    right: dict[str, Any] = {"x": alt.value("width"), "y": alt.value("height")}
+    right: dict[str, Any] = {"x": AT_X("width"), "y": AT_Y("height")}
     return [
-        label(above, palette, colour=colour, x=alt.value(margin), y=alt.value(14), align="left"),
+        label(above, palette, colour=colour, x=AT_X(margin), y=AT_Y(14), align="left"),
         label(below, palette, colour=colour, **right, align="right", dx=-margin, dy=-8),
     ]
 
@@ -275,9 +282,9 @@ def signed_histogram(
     tooltip = {"lower": ("from", ".4~g"), "upper": ("to", ".4~g")}
     tooltip[N_PAIRS] = ("pairs, about", ",.0f")
     # Each in a line of its own, so that they do not meet where the page is narrow.
-    left: dict[str, Any] = {"x": alt.value(0), "y": alt.value(-42)}
-    right: dict[str, Any] = {"x": alt.value("width"), "y": alt.value(-24)}
-    beside: dict[str, Any] = {"y": alt.value(-6), "fontWeight": "bold"}
+    left: dict[str, Any] = {"x": AT_X(0), "y": AT_Y(-42)}
+    right: dict[str, Any] = {"x": AT_X("width"), "y": AT_Y(-24)}
+    beside: dict[str, Any] = {"y": AT_Y(-6), "fontWeight": "bold"}
     beside |= {"align": "left", "dx": 4} if mean >= 0.0 else {"align": "right", "dx": -4}
     layers: list[Any] = [
         alt.Chart(rows_of(bars.with_columns(side=side)))
@@ -297,7 +304,7 @@ def signed_histogram(
     ]
     if ties:
         data = rows_of(pl.DataFrame({"at": [0.0], "bottom": [0], N_PAIRS: [ties]}))
-        place: dict[str, Any] = {"x": alt.XDatum(0.0), "y": alt.value(12)}
+        place: dict[str, Any] = {"x": alt.XDatum(0.0), "y": AT_Y(12)}
         layers += [
             alt.Chart(data)
             .mark_rule(strokeWidth=4, color=palette.neutral)

@@ -10,10 +10,11 @@ from typing import Final
 
 import polars as pl
 
-from dpo_pipeline.columns import REWARD_ACCURACY, REWARD_MARGIN
+from dpo_pipeline.columns import LOSS, REWARD_ACCURACY, REWARD_MARGIN
 from dpo_pipeline.comparison import Comparison, Side
 from dpo_pipeline.defaults import POWER
 from dpo_pipeline.evaluation import Finding
+from dpo_pipeline.losses import unit_of_loss
 from dpo_pipeline.report import chart_data, page_tables as tables
 from dpo_pipeline.report.charts import PAGE, Figure, Palette, intervals, plane, signed_histogram
 from dpo_pipeline.report.page import Page, Section, Tile
@@ -233,13 +234,14 @@ def _sections(comparison: Comparison) -> Iterator[Section]:
 
 def _differences_table(comparison: Comparison) -> Table:
     a, b = names_of(comparison)
-    rows = []
+    rows, unit = [], unit_of_loss(term.loss.name for term in comparison.objective.terms)
     for name, each in comparison.differences.items():
         written, differing = (share, points) if name in tables.SHARES else (number, number)
         values = (written(each.a), written(each.b), differing(each.estimate.value))
         interval = between(each.estimate.interval, differing)
         smallest = DASH if each.smallest_effect is None else differing(each.smallest_effect)
-        rows.append((in_words(name), *values, interval, p_value(each.p_value), smallest))
+        words = in_words(name, unit if name == LOSS else None)
+        rows.append((words, *values, interval, p_value(each.p_value), smallest))
     level = f"{tables.percent(comparison.level)} interval"
     titles = (a, b, f"{b} minus {a}", level, "p", "smallest effect")
     return Table(
@@ -296,7 +298,8 @@ def _flips_table(comparison: Comparison, *, is_gained: bool) -> Table | str:
     flips, total = (comparison.gained, m.only_b) if is_gained else (comparison.lost, m.only_a)
     who = f"only {b if is_gained else a} has right"
     if flips.is_empty():
-        return f"There is no pair that {who}."
+        pairs = counted(total, "pair") if total else "no pair"
+        return f"There {'are' if total > 1 else 'is'} {pairs} that {who}."
     return tables.table_of(
         flips,
         {

@@ -120,7 +120,7 @@ def _accuracy(statistics: Statistics, palette: Palette) -> Figure:
         chart=charts.intervals(
             chart_data.interval_rows(named),
             palette,
-            axis="share of pairs that prefer the chosen completion",
+            axis="share of pairs it has right",
             chance=COIN,
         ),
     )
@@ -344,7 +344,7 @@ def _betas(used: float, statistics: Statistics, palette: Palette) -> Figure:
     )
     if found is not None:
         align, shift = ("left", 6) if used < found else ("right", -6)
-        place: dict[str, Any] = {"x": alt.XDatum(found), "y": alt.value(12)}
+        place: dict[str, Any] = {"x": alt.XDatum(found), "y": charts.AT_Y(12)}
         bold: dict[str, Any] = {"align": align, "dx": shift, "fontWeight": "bold"}
         layers += [
             charts.rule_at(palette, x=alt.XDatum(found), colour=palette.mark),

@@ -176,7 +176,7 @@ def _sections(
         by_subset = _subsets_table(
             subsets, statistics.gathered.by, unit, heterogeneity_words(statistics)
         )
-        worst = _worst_by_subset(statistics.gathered.lowest, statistics.gathered.by)
+        worst = _worst_by_subset(statistics, subsets)
         yield Section(name="by-subset", title="All subsets", parts=[by_subset, *worst])
     yield from drawn("rewards", title="Rewards")
     for name in ("course", "calibration", "lengths", "betas", "judge"):
@@ -240,7 +240,7 @@ def _figures(statistics: Statistics, unit: str) -> Iterator[tuple[str, Estimate 
 
 def _subsets_table(subsets: pl.DataFrame, by: tuple[str, ...], unit: str, test: str) -> Table:
     return tables.table_of(
-        subsets.sort(REWARD_ACCURACY, descending=True, nulls_last=True, maintain_order=True),
+        _in_order(subsets),
         {
             N_VALID: ("pairs", count),
             REWARD_ACCURACY: ("accuracy", share),
@@ -282,9 +282,9 @@ def _lowest_table(lowest: pl.DataFrame) -> Table:
         {
             "row": ("row", count),
             REWARD_MARGIN: ("margin", number),
+            **tables.shown_columns(lowest),
             **all_as(number, chosen_reward="chosen reward", rejected_reward="rejected reward"),
             LOSS: ("loss", number),
-            **tables.shown_columns(lowest),
         },
         by=[name for name in (PAIR_ID.name,) if name in lowest.columns],
         caption=f"The {counted(lowest.height, 'pair')} with the smallest margins, in nats. Rows "
@@ -292,18 +292,21 @@ def _lowest_table(lowest: pl.DataFrame) -> Table:
     )
 
 
-def _worst_by_subset(lowest: pl.DataFrame, by: tuple[str, ...]) -> Iterator[Table]:
-    """Yield the lowest margins of each subset that has some of them, the most of them first."""
-    keys = [f"{OF_SUBSET}{name}" for name in by]
-    if not set(keys) <= set(lowest.columns):
+def _worst_by_subset(statistics: Statistics, subsets: pl.DataFrame) -> Iterator[Table]:
+    """Yield the lowest margins of each subset, in the order of the table of subsets."""
+    worst, by = statistics.gathered.worst, list(statistics.gathered.by)
+    if worst is None:
         return
-    groups = lowest.group_by(keys, maintain_order=True)
-    parts = sorted(groups, key=lambda part: -part[1].height)
-    for key, rows in parts[:SUBSETS_DRAWN]:
-        label = " / ".join(map(as_written, key))
-        n = counted(rows.height, "pair")
-        folded = f"{label}: {n} of the {count(lowest.height)} with the lowest margins"
-        yield replace(_lowest_table(rows.drop(keys)), caption="", folded=folded)
+    keys = [f"{OF_SUBSET}{name}" for name in by]
+    of_each = worst.partition_by(keys, as_dict=True, include_key=False)
+    for key in _in_order(subsets).select(by).head(SUBSETS_DRAWN).rows():
+        if key in of_each:
+            folded = f"{' / '.join(map(as_written, key))}: its lowest margins"
+            yield replace(_lowest_table(of_each[key]), caption="", folded=folded)
+
+
+def _in_order(subsets: pl.DataFrame) -> pl.DataFrame:
+    return subsets.sort(REWARD_ACCURACY, descending=True, nulls_last=True, maintain_order=True)
 
 
 def _invalid_table(report: InvalidReport) -> Table | str:

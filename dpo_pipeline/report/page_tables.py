@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 import polars as pl
 
-from dpo_pipeline.columns import OF_SUBSET, SHOWN
+from dpo_pipeline.columns import SHOWN
 from dpo_pipeline.plan import Origin
 from dpo_pipeline.statistics import as_written, count, number, p_value
 from dpo_pipeline.tables import escaped
@@ -53,7 +53,7 @@ RELIABILITY: Final[Mapping[str, str]] = {
 SHARES: Final = frozenset({"reward_accuracy", "reward_accuracy_half", "tie_rate"})
 """Figures that are written in per cent."""
 
-_FOLDED_FROM: Final = 120
+_FOLDED_FROM: Final = 400
 """Characters of a text from which it is folded."""
 _LONG: Final = 40
 """Rows from which a table scrolls by itself."""
@@ -103,6 +103,11 @@ class Table:
         return any(column.title for column in self.columns)
 
     @property
+    def has_texts(self) -> bool:
+        """Whether a column is of texts to be read."""
+        return any(column.write is as_text for column in self.columns)
+
+    @property
     def is_long(self) -> bool:
         """Whether it scrolls by itself."""
         return len(self.rows) > _LONG
@@ -138,10 +143,9 @@ def writer_of(dtype: pl.DataType) -> Writer | None:
 def shown_columns(frame: pl.DataFrame) -> dict[str, tuple[str, Writer | None]]:
     """Return the columns of text that were asked for, without what a reader cannot see."""
     return {
-        name: (name.removeprefix(prefix), as_text)
-        for prefix in (OF_SUBSET, SHOWN)
+        name: (name.removeprefix(SHOWN), as_text)
         for name in frame.columns
-        if name.startswith(prefix)
+        if name.startswith(SHOWN)
     }
 
 

@@ -25,6 +25,7 @@ from dpo_pipeline.evaluation import (
     Evaluation,
     Groups,
     Measurement,
+    refuse_completions,
     run_facts,
     staged_batches,
     warn_of,
@@ -188,6 +189,7 @@ def score_parquet(
         apart = beside(sink)
     subsets, sizes, kept = given(Subsets, by), given(Batches, batches), given(Scored, scored)
     objective = groups.objective
+    refuse_completions(objective, "score_parquet (score on a command line)")
     dataset = groups.opened(again=True)
     subsets = subsets.within(dataset.columns)
     reference_source = None if groups.reference is None else groups.reference.source
@@ -201,7 +203,7 @@ def score_parquet(
     if quarantine:
         dataset.refuse_unread("quarantined pairs keep all columns: exclude invalid pairs instead")
     carried = carried_columns(kept.keep, binding, dataset)
-    _check_written(carried if apart is None else in_files(binding, dataset), binding, dataset)
+    check_written(carried if apart is None else in_files(binding, dataset), binding, dataset)
     parts = PartOutputs.of(dataset, kept.part_rows, measurement.executor)
     publication = publication_of(groups.outputs, groups.access, dataset)
     checked: tuple[Output, ...] = ()
@@ -236,7 +238,7 @@ def check_outside(source: object, targets: Sequence[str | os.PathLike[str] | Non
             raise StorageError(os.fspath(target), problem)
 
 
-def _check_written(names: Sequence[str], binding: Binding, dataset: Dataset) -> None:
+def check_written(names: Sequence[str], binding: Binding, dataset: Dataset) -> None:
     """Raise a ColumnError if Polars would write what other readers of Parquet refuse."""
     wide = [
         f"{n}: it is {binding.columns[n]}" for n in names if "Int128" in f"{binding.columns[n]}"

@@ -15,19 +15,27 @@ import polars as pl
 from dpo_pipeline.arguments import checked_choice, given
 from dpo_pipeline.columns import (
     ALL_LOGPS,
+    LOGPS,
     MASK_OF,
     POLICY_CHOSEN,
     POLICY_REJECTED,
     REF_CHOSEN,
     REF_REJECTED,
     SCORED,
+    SCORED_COMPLETIONS,
     TOKENS_OF,
     resolve,
 )
 from dpo_pipeline.contract import Binding, Places, Schema, bind, listed
 from dpo_pipeline.defaults import LOSS_NAME, ON_INVALID
 from dpo_pipeline.errors import ColumnError, InvalidPairsError, UsageError
-from dpo_pipeline.evaluation import Groups, ShardScorer, checked_objective, max_logp_of
+from dpo_pipeline.evaluation import (
+    Groups,
+    ShardScorer,
+    checked_objective,
+    max_logp_of,
+    refuse_completions,
+)
 from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import CheckedObjective, k1, k2, k3, kept_tokens, with_scores
 from dpo_pipeline.options import Batches, Contract, Objective, OnInvalid, Scored
@@ -42,6 +50,7 @@ if TYPE_CHECKING:
 _TABLE: Final = "the table"
 _VALID: Final = "__dpo_pipeline_valid"
 _ADDED: Final = tuple(added.name for added in SCORED)
+_ADDED_TO_COMPLETIONS: Final = tuple(added.name for added in SCORED_COMPLETIONS)
 
 
 def score(
@@ -89,7 +98,8 @@ def score(
     groups = Groups.of(locals())
     objective, kept = groups.objective, given(Scored, scored)
     dataset = groups.opened()
-    binding = groups.bound(dataset, objective.needs, adds=_ADDED, replace_added=kept.replace)
+    added = _ADDED if objective.row == "pair" else _ADDED_TO_COMPLETIONS
+    binding = groups.bound(dataset, objective.needs, adds=added, replace_added=kept.replace)
     sizes = given(Batches, batches)
     if sizes.file is not None:
         raise UsageError("score makes no batch means: use evaluate for a file of them")
@@ -98,7 +108,7 @@ def score(
         raise UsageError(f"batches: {objective} does not depend on batches")
     scorer = ShardScorer(binding=binding, objectives=(objective,), batching=batching)
     made = scorer.scored(Shard(frame=dataset.frame, first_row=0, rows=None))
-    return made.select(*carried_columns(kept.keep, binding, dataset), *_ADDED)
+    return made.select(*carried_columns(kept.keep, binding, dataset), *added)
 
 
 def token_kl(pairs: Any, *, contract: Any = None, scored: Any = None) -> pl.LazyFrame:
@@ -138,7 +148,8 @@ def token_kl(pairs: Any, *, contract: Any = None, scored: Any = None) -> pl.Lazy
     dataset, kept = groups.opened(), given(Scored, scored)
     adds = [f"{side}_{k}" for side in ("chosen", "rejected") for k in ("k1", "k2", "k3")]
     binding = groups.bound(dataset, ALL_LOGPS, adds=adds, replace_added=kept.replace)
-    lacking = [role.name for role in TOKENS_OF.values() if role.name not in binding.columns]
+    lists = [TOKENS_OF[name].name for name in LOGPS]
+    lacking = [name for name in lists if name not in binding.columns]
     if lacking:
         raise ColumnError(
             dataset.name, tuple(f"{n}: missing, and KL is one of tokens" for n in lacking)
@@ -197,6 +208,7 @@ def arrow_stage(
     if made.at_most is not None:
         raise UsageError("at_most is of a whole dataset, and a stage sees one table at a time")
     objective = checked_objective(given(Objective, loss, beta=beta))
+    refuse_completions(objective, "arrow_stage")
     if objective.is_of_batches:
         raise UsageError(
             f"{objective} is a loss of batches, and an engine cuts tables where it likes: use "

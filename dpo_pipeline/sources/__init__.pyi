@@ -11,15 +11,18 @@ from .formats import (
     checked_parquet_name as checked_parquet_name,
     guess as guess,
 )
+from .frames import dumps_apart as dumps_apart
 from .joining import (
     join_reference as join_reference,
     open_reference as open_reference,
     reference_columns_of as reference_columns_of,
+    tokenised_apart as tokenised_apart,
     with_reference as with_reference,
 )
 from .keys import (
     KEY as KEY,
     Counts as Counts,
+    OrderedRows as OrderedRows,
     OutOfStep as OutOfStep,
     Partitions as Partitions,
     checked_on as checked_on,
@@ -32,5 +35,6 @@ from .opening import (
     convert as convert,
     format_of as format_of,
     open_pairs as open_pairs,
+    open_texts as open_texts,
     read as read,
 )

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import polars as pl
 
-from dpo_pipeline.columns import LOGP_ROLES, ROLES, resolve
+from dpo_pipeline.columns import LOGP_ROLES, POLICY, REF, ROLES, resolve
 from dpo_pipeline.defaults import OWN_FOOTER_BYTES
 from dpo_pipeline.errors import ColumnError
 
@@ -75,7 +75,8 @@ def common_schema(
         for name, dtype in layout:
             types.setdefault(name, {}).setdefault(dtype, path)
     roles = {column: role for role, column in resolve(types, columns).mapping.items()}
-    numbers = {n for n, role in roles.items() if ROLES[role].kind in ("logp", "count")} | logps
+    kinds = ("logp", "count", "rank", "score")
+    numbers = {n for n, role in roles.items() if ROLES[role].kind in kinds} | logps
     common = {name: _widest(places, is_number=name in numbers) for name, places in types.items()}
     problems: dict[str, list[str]] = {path: [] for path in layouts.values()}
     unread = {}
@@ -99,7 +100,7 @@ def _logp_columns(
     """Return the log-prob columns, which each file must have, and under the same names."""
     found = {path: resolve(names, columns) for path, names in files.items()}
     logps = set()
-    for role in LOGP_ROLES:
+    for role in (*LOGP_ROLES, POLICY, REF):
         uses = [(path, each.mapping.get(role.name)) for path, each in found.items()]
         first = next(((path, name) for path, name in uses if name is not None), None)
         if first is None:

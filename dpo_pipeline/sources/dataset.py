@@ -34,7 +34,7 @@ from dpo_pipeline.sources.common_schema import (
 )
 from dpo_pipeline.sources.files import Identities, SourcePath, below, find
 from dpo_pipeline.sources.formats import not_parquet
-from dpo_pipeline.sources.frames import lake_rows, parquet_in_batches
+from dpo_pipeline.sources.frames import Dump, lake_rows, parquet_in_batches
 from dpo_pipeline.storage import (
     LOCAL,
     Access,
@@ -192,6 +192,7 @@ class Dataset:
     others: Identities = field(default_factory=dict)  # files that are read as one shard
     step: Step = _as_they_are  # done to rows as soon as they are read; keeps order and number
     reference: Dataset | None = None  # what the step reads, if it reads a dataset
+    dump: Dump | None = None  # what was read token by token
     own_notes: tuple[str, ...] = ()  # what is to be said about the source, a sentence each
     compare_keys: Callable[[], None] | None = None  # raises if keys do not match the reference's
     before: pl.LazyFrame | None = None  # the rows before the step, if it depends on their keys
@@ -231,6 +232,13 @@ class Dataset:
         """What is to be said about the source and that of the reference, a sentence each."""
         other = () if self.reference is None else self.reference.notes
         return (*self.own_notes, *(f"{self.joined}: {text}" for text in other))
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """The notes, and what was read token by token: what a plan tells."""
+        dumps = ((self.name, self), (self.joined, self.reference))
+        read = [f"{n}: {d.dump.text}" for n, d in dumps if d is not None and d.dump is not None]
+        return (*self.notes, *read)
 
     def warn(self, *, stacklevel: int) -> None:
         """Issue the notes as warnings, at the line that called the library."""

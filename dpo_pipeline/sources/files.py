@@ -9,24 +9,23 @@ from __future__ import annotations
 
 import fnmatch
 import glob
-import io
 import os
 import re
 import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias, cast
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 import polars as pl
 
 from dpo_pipeline.defaults import OFFENDERS_SHOWN, PARQUET_ENDINGS
 from dpo_pipeline.errors import StorageError
 from dpo_pipeline.sources.formats import NDJSON_ENDING, looks_like_data, without_parquet
-from dpo_pipeline.storage import LOCAL, Access, identity, is_address, reading
+from dpo_pipeline.storage import LOCAL, Access, glob_regex, identity, is_address, reading, unpacked
 
 SourcePath: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """A file, a folder (hive-partitioned or not), a glob, or a list of these."""
@@ -43,9 +42,6 @@ _BINARY: Final = {
 """The first bytes of binary formats."""
 
 _TABLES: Final = ("Parquet", ARROW_FILE, "Feather version 1")
-
-_COMPRESSED: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-"""The first bytes of compressed files, and what pyarrow calls their compression."""
 
 DELTA: Final = "Delta Lake"
 HUDI: Final = "Hudi"
@@ -135,12 +131,15 @@ def _is_hidden(name: str, *, is_folder: bool) -> bool:
     return name.startswith(".") or (name.startswith("_") and not (is_folder and "=" in name))
 
 
-def _nearly(pattern: str) -> Callable[[str], bool] | None:
+def _nearly(
+    pattern: str, as_regex: Callable[[str], str] = fnmatch.translate
+) -> Callable[[str], bool] | None:
     """Return what tells data whose name fits a pattern but for the ending, or for its case."""
     stem, dot, ending = pattern.rpartition(".")
-    if not dot or not glob.has_magic(stem) or glob.has_magic(ending):
+    name = stem.rpartition("/")[2]
+    if not dot or not glob.has_magic(name) or glob.has_magic(ending):
         return None
-    fits = re.compile(fnmatch.translate(f"{stem}.*"), re.IGNORECASE).match
+    fits = re.compile(as_regex(f"{stem}.*"), re.IGNORECASE).fullmatch
     return lambda name: bool(fits(name)) and looks_like_data(name, with_json=False)
 
 
@@ -361,16 +360,36 @@ class _Objects(_Finder):
             is_named = self.is_list and self.fits(item) and not is_glob
             root, found = ("", [item]) if is_named else self.access.find(item)
         self.roots.append(root or item.rpartition("/")[0])
-        self._listed += found
         if not root:
             self._take(found)
             return
         self.is_folder = True
-        inside = [name for name in found if not _has_hidden(below(name, root))]
-        ours = [name for name in inside if self.fits(name)]
-        self._take(ours or (inside if is_glob else []))
-        if not is_glob:
-            self.left_out |= {n for n in found if self.looks_like_data(n)} - set(ours)
+        if is_glob:
+            self._take_glob(item, root, found)
+        else:
+            self._take(n for n in found if self.fits(n) and not _has_hidden(below(n, root)))
+            self.left_out |= set(filter(self.looks_like_data, found)).difference(self.paths)
+        tables = {*self.paths, *(() if is_glob else found)}
+        above = {folder for name in tables for folder in _folders_of(name)}
+        self._listed += [name for name in found if name.rsplit("/", 2)[0] in above]
+
+    def _take_glob(self, pattern: str, root: str, found: Sequence[str]) -> None:
+        """Take the objects, and those in the folders, that a glob names."""
+        fits = re.compile(glob_regex(pattern)).fullmatch
+        seen = {name for name in found if not _has_hidden(below(name, root))}
+        named = set(filter(fits, seen))
+        named_by = {
+            name
+            for name in {*found} - named
+            for folder in _folders_of(name)
+            if fits(folder) and not _has_hidden(below(folder, root))
+        }
+        ours = set(filter(self.fits, (named | named_by) & seen))
+        self._take(sorted(ours or ({} if named_by else named)))
+        nearly = _nearly(pattern, glob_regex)
+        other = () if nearly is None else filter(nearly, seen)
+        looking = filter(self.looks_like_data, named | named_by)
+        self.left_out |= {*looking, *other}.difference(self.paths)
 
     def _take(self, names: Iterable[str]) -> None:
         self.paths += [name for name in dict.fromkeys(names) if name not in self.paths]
@@ -425,6 +444,13 @@ class _Objects(_Finder):
         return path == item.rstrip("/")
 
 
+def _folders_of(address: str) -> Iterator[str]:
+    """Yield the folders that an object lies in, down from its store."""
+    scheme, _, path = address.partition("://")
+    parts = path.split("/")[:-1]
+    yield from (f"{scheme}://{'/'.join(parts[: i + 1])}" for i in range(len(parts)))
+
+
 def _has_hidden(name: str) -> bool:
     *folders, last = name.split("/")
     is_hidden = any(_is_hidden(each, is_folder=True) for each in folders)
@@ -465,25 +491,3 @@ def kind_of(path: str) -> str | None:
 def _head(path: str) -> bytes:
     with unpacked(path) as file:
         return file.read(8)
-
-
-def is_packed(path: str) -> bool:
-    """Return whether a file is compressed."""
-    with open(path, "rb") as file:
-        return file.read(4).startswith(tuple(_COMPRESSED))
-
-
-@contextmanager
-def unpacked(path: str) -> Iterator[BinaryIO]:
-    """Open a file for reading bytes, those of gzip and zstd unpacked, whatever its name."""
-    with reading(path), open(path, "rb") as file:
-        head = file.read(4)
-        packing = next((c for magic, c in _COMPRESSED.items() if head.startswith(magic)), None)
-        file.seek(0)
-        if packing is None:
-            yield file
-        else:
-            import pyarrow as pa
-
-            with pa.CompressedInputStream(file, packing) as stream:
-                yield cast(BinaryIO, io.BufferedReader(cast(Any, stream)))

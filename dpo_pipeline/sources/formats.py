@@ -39,6 +39,7 @@ TRL: Final = "trl"
 REWARDBENCH: Final = "rewardbench"
 OPEN_INSTRUCT: Final = "open-instruct"
 OPEN_INSTRUCT_AVERAGED: Final = "open-instruct-averaged"
+TOKEN_DUMP: Final = "token-dump"  # noqa: S105  tokens of a text
 VLLM: Final = "vllm"
 
 NDJSON_ENDING: Final = ".jsonl"
@@ -89,7 +90,12 @@ _ROWS: Final = (
         may_end=(".pt", ".pth"),
         reference_only=True,
     ),
-    Format(name=VLLM, description="responses of vLLM with prompt_logprobs, one a line"),
+    Format(
+        name=TOKEN_DUMP,
+        description="responses of a server with log-probs of tokens, one a line: vLLM, SGLang, "
+        "OpenAI",
+    ),
+    Format(name=VLLM, description="another name of token-dump"),
 )
 
 FORMATS: Final[Mapping[str, Format]] = MappingProxyType({row.name: row for row in _ROWS})

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from threading import Lock
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 from weakref import finalize
 
 import polars as pl
@@ -23,7 +23,6 @@ from dpo_pipeline.sources.files import (
     ARROW_FILE,
     ARROW_STREAM,
     DELTA,
-    HUDI,
     ICEBERG,
     ICEBERG_FILE,
     Identities,
@@ -37,6 +36,70 @@ from dpo_pipeline.sources.files import (
 from dpo_pipeline.sources.formats import FORMATS, IPC
 from dpo_pipeline.storage import Access, is_address, is_arrow, reading
 
+ROWS_HELD: Final = 16_384
+"""Rows of a frame that is handed to Polars at a time."""
+
+
+class Dump(NamedTuple):
+    """Lists of token log-probs that were read, and their tokens.
+
+    `n_given` are of a text that the model was given (prompt log-probs), `n_generated` of tokens
+    that it wrote.
+    """
+
+    n_given: int
+    n_generated: int
+    n_tokens: int
+
+    @property
+    def n_lists(self) -> int:
+        """How many lists were read."""
+        return self.n_given + self.n_generated
+
+    @property
+    def text(self) -> str:
+        """What was read, in words."""
+        kinds = {
+            "prompt log-probs, of text that was given": self.n_given,
+            "log-probs of generated tokens": self.n_generated,
+        }
+        read = " and ".join(f"{kind}: {n:,} lists" for kind, n in kinds.items() if n)
+        return f"{read}; {self.n_tokens:,} tokens"
+
+
+class Dumped(Protocol):
+    """A dataset, as far as its token log-probs go."""
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+
+    @property
+    def dump(self) -> Dump | None:
+        """What was read token by token."""
+
+
+def dumps_apart(policy: Dumped, other: Dumped) -> Iterator[str]:
+    """Yield what makes two dumps of the same pairs doubtful."""
+    a, b, here, there = policy.name, other.name, policy.dump, other.dump
+    if here is None or there is None:
+        return
+    for one, beside, given, generated in ((here, there, a, b), (there, here, b, a)):
+        if not one.n_generated and not beside.n_given:
+            yield (
+                f"{given} has prompt log-probs, of text that was given, and {generated} those of "
+                "tokens that a model generated: they are of the same text only where the one model "
+                "was given what the other wrote"
+            )
+    more = there.n_tokens - here.n_tokens
+    if here.n_lists == there.n_lists and abs(more) == here.n_lists > 0:
+        longer, shorter = (b, a) if more > 0 else (a, b)
+        yield (
+            f"{longer} has one token a list more than {shorter} ({there.n_tokens:,} and "
+            f"{here.n_tokens:,} tokens in {here.n_lists:,} lists), as where one counts the end "
+            "token and the other does not"
+        )
+
 
 class Rows(NamedTuple):
     """Rows of a source that is not read in shards, its files, and what is to be said about it."""
@@ -45,6 +108,7 @@ class Rows(NamedTuple):
     files: Identities
     notes: tuple[str, ...] = ()
     unread: Mapping[str, str] = MappingProxyType({})  # columns that Polars cannot read, and why
+    dump: Dump | None = None  # what was read token by token
 
 
 Batches: TypeAlias = Callable[[list[str], int | None], Iterator[pl.DataFrame]]
@@ -59,7 +123,9 @@ def lazily(schema: pl.Schema, parts: Batches) -> pl.LazyFrame:
         names: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, _size: int | None
     ) -> Iterator[pl.DataFrame]:
         left = n_rows
-        for part in parts(list(schema) if names is None else names or [*schema][:1], n_rows):
+        asked = list(schema) if names is None else names or [*schema][:1]
+        # Polars holds a number of frames that wait, whatever their size.
+        for part in (few for each in parts(asked, n_rows) for few in each.iter_slices(ROWS_HELD)):
             rows = part if left is None else part.head(left)
             kept = rows if predicate is None else rows.filter(predicate)
             yield kept.drop(kept.columns) if names == [] else kept  # of their number alone
@@ -248,7 +314,9 @@ def _of_arrow_dataset(data: Any) -> pl.LazyFrame:
     import pyarrow as pa
     from pyarrow.dataset import ParquetFileFormat, ParquetFragmentScanOptions
 
-    options: dict[str, Any] = {"batch_readahead": 2, "fragment_readahead": 1}
+    # With threads, pyarrow reads ahead by more than these say, and more the slower the rest is.
+    options: dict[str, Any] = {"use_threads": False, "batch_size": ROWS_HELD}
+    options |= {"batch_readahead": 0, "fragment_readahead": 0}
     if isinstance(getattr(data, "format", None), ParquetFileFormat):
         # Read ahead, column chunks of whole files would stay in memory.
         options["fragment_scan_options"] = ParquetFragmentScanOptions(pre_buffer=False)
@@ -345,7 +413,8 @@ def lake_rows(table: LakeTable, access: Access) -> Rows:
         DELTA: f"pl.scan_delta({path!r})",
         ICEBERG: f"pl.scan_iceberg({path + '/metadata/NAME.metadata.json'!r})",
     }.get(table.system, f"HudiTableBuilder.from_base_uri({path!r}).build().read_snapshot()")
-    install = "" if table.system == HUDI or is_far else " (pip install 'dpo_pipeline[lake]')"
+    library = {DELTA: "deltalake", ICEBERG: "pyiceberg"}.get(table.system)
+    install = "" if library is None or is_far else f" (or pip install {library})"
     raise StorageError(
         path,
         f"is a table of {table.system}, and its files hold more rows than the table: in Python "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import Event
@@ -13,6 +14,7 @@ from dpo_pipeline.arguments import given
 from dpo_pipeline.columns import (
     COUNT_ROLES,
     ELSEWHERE,
+    LOGPS,
     MAPPING,
     PAIR_ID,
     REF_CHOSEN,
@@ -23,9 +25,10 @@ from dpo_pipeline.columns import (
 )
 from dpo_pipeline.defaults import STATISTICS_ROWS
 from dpo_pipeline.engine import Watch
-from dpo_pipeline.errors import ColumnError, UsageError
+from dpo_pipeline.errors import NO_GUESSES, ColumnError, UsageError
 from dpo_pipeline.options import Execution, Pairs, Reference
 from dpo_pipeline.sources.dataset import Dataset, Step
+from dpo_pipeline.sources.frames import dumps_apart
 from dpo_pipeline.sources.keys import (
     KEY,
     OrderedRows,
@@ -40,12 +43,19 @@ from dpo_pipeline.sources.keys import (
 )
 from dpo_pipeline.sources.opening import open_pairs
 from dpo_pipeline.sources.trainer_files import LENGTHS
-from dpo_pipeline.storage import Access, reading
+from dpo_pipeline.storage import METADATA_KEY, Access, is_address, reading
 
 _ROW: Final = "__dpo_pipeline_row"
 _OURS: Final = ("__dpo_pipeline_chosen_tokens", "__dpo_pipeline_rejected_tokens")
 _OTHER: Final = "__dpo_pipeline_other_key"
 _REFERENCE: Final = (REF_CHOSEN.name, REF_REJECTED.name)
+TOLD: Final = {
+    "tokenizer": "tokenizer",
+    "template": "chat template",
+    "max_length": "longest length",
+    "dialect": "dialect",
+}
+"""What `logps` writes into the metadata of its files on how texts became tokens, in words."""
 _OF_REFERENCE: Final = "Reference(columns={role: name}), or --reference-column role=name"
 
 
@@ -115,7 +125,7 @@ def with_reference(
     with reading(other.name):
         right = other.frame.collect_schema()
     taken = reference_columns_of(right, reference.columns)
-    _check_joinable(other.name, on, right, taken.problems)
+    _check_joinable(other.name, on, right, taken.problems, taken.guesses)
     _check_joinable(policy.name, on, left, _on_both_sides(left, columns, other.name))
     key = key_of(on, {other.name: right, policy.name: left}).alias(KEY)
     found = [pl.col(taken.mapping[name]).alias(name) for name in _REFERENCE]
@@ -131,6 +141,11 @@ def with_reference(
     return replace(
         policy,
         frame=step(policy.frame, 0, None),
+        own_notes=(
+            *policy.own_notes,
+            *tokenised_apart(policy, other),
+            *dumps_apart(policy, other),
+        ),
         before=None if by_shard else policy.frame,
         step=step,
         can_cut=(lambda: True) if by_shard else beside.can_cut,
@@ -254,10 +269,40 @@ class _Beside:
         self._ordered = ordered.rows
 
 
-def _check_joinable(name: str, on: str, columns: pl.Schema, problems: Iterable[str]) -> None:
+def tokenised_apart(policy: Dataset, reference: Dataset) -> tuple[str, ...]:
+    """Say, if files of `logps` tell it, that a policy and its reference read other tokens.
+
+    The footer of the first file of each is read, if it is on this machine.
+    """
+    ours, theirs = _tokens_of(policy), _tokens_of(reference)
+    other = [name for name, each in ours.items() if each != theirs.get(name)] if theirs else []
+    if not other:
+        return ()
+    what = f"the reference's log-probs ({reference.name}) were made with another"
+    return (f"{what} {' and '.join(other)} than the policy's: they are not of the same tokens",)
+
+
+def _tokens_of(dataset: Dataset) -> dict[str, Any]:
+    """Return what a file of `logps` says of its tokens; nothing of other files."""
+    path = dataset.files[0].path if dataset.files else ""
+    if not path or is_address(path) or dataset.in_batches is not None:
+        return {}
+    with reading(path):
+        kept = pl.read_parquet_metadata(path).get(METADATA_KEY)
+    told = json.loads(kept) if kept else {}
+    return {words: told.get(name) for name, words in TOLD.items()} if "tokenizer" in told else {}
+
+
+def _check_joinable(
+    name: str,
+    on: str,
+    columns: pl.Schema,
+    problems: Iterable[str],
+    guesses: Mapping[str, str] = NO_GUESSES,
+) -> None:
     faults = [*problems, *([] if on in columns else [no_key(on, columns)])]
     if faults:
-        raise ColumnError(name, tuple(faults))
+        raise ColumnError(name, tuple(faults), guesses)
 
 
 def open_reference(reference: Reference, *, access: Access, cancel: Event | None = None) -> Dataset:
@@ -329,7 +374,10 @@ def reference_columns_of(columns: pl.Schema, explicit: Mapping[str, str] | None)
     used = {found.mapping.get(name) for name in _REFERENCE}
     if len(used) == 1 and None not in used:
         problems.append(f"column {used.pop()!r} is mapped to {' and '.join(_REFERENCE)}")
-    return replace(found, problems=tuple(problems))
+    # A script that scored two models may have called the columns of both the policy's.
+    scored = {ref: found.mapping.get(role) for ref, role in zip(_REFERENCE, LOGPS[:2], strict=True)}
+    guesses = {ref: name for ref, name in scored.items() if name and ref not in found.mapping}
+    return replace(found, problems=tuple(problems), guesses={**guesses, **found.guesses})
 
 
 def _on_both_sides(

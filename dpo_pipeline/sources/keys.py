@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from io import BytesIO
 from itertools import pairwise
 from shutil import rmtree
@@ -17,7 +17,7 @@ from weakref import finalize
 import polars as pl
 
 from dpo_pipeline.columns import PAIR_ID, REF_CHOSEN, did_you_mean
-from dpo_pipeline.defaults import JOINED_ROWS, OFFENDERS_SHOWN, STATISTICS_ROWS
+from dpo_pipeline.defaults import JOINED_ROWS, OFFENDERS_SHOWN, ROWS_IN_STEP
 from dpo_pipeline.errors import ColumnError, JoinError, NoSuchColumn, UsageError
 from dpo_pipeline.sources.trainer_files import INDEX
 
@@ -111,7 +111,7 @@ def in_step(tables: Sequence[pl.LazyFrame]) -> Iterator[pl.DataFrame]:
     plan = pl.concat([first, *renamed], how="horizontal")
     with UniqueKeys() as unique:
         try:
-            for rows in plan.collect_batches(maintain_order=True, chunk_size=STATISTICS_ROWS):
+            for rows in plan.collect_batches(maintain_order=True, chunk_size=ROWS_IN_STEP):
                 own = rows[KEY]
                 if any(rows[key].null_count() for key in (KEY, *keys)) or not all(
                     (own == rows[key]).all() for key in keys
@@ -186,12 +186,26 @@ class Partitions:
         for number in sorted({number for number, _ in self._sizes}):
             yield {name: self._read(name, number, self._folder.name) for name in self._tables}
 
+    def pieces(self, name: str) -> Iterator[tuple[int, Callable[[], Iterator[pl.DataFrame]]]]:
+        """Yield the bytes of each part on disk and its rows of a table, to be read by pieces."""
+        if self._folder is None:
+            yield 0, lambda: iter([self._tables[name], *self._held[name]])
+            return
+        for number in sorted({number for number, _ in self._sizes}):
+            sizes = self._sizes.get((number, name), [])
+            yield sum(sizes), partial(self._pieces, name, number, self._folder.name)
+
     def _read(self, name: str, number: int, folder: str) -> pl.DataFrame:
+        return pl.concat(list(self._pieces(name, number, folder)))
+
+    def _pieces(self, name: str, number: int, folder: str) -> Iterator[pl.DataFrame]:
         sizes = self._sizes.get((number, name))
         if sizes is None:
-            return self._tables[name]
+            yield self._tables[name]
+            return
         with open(self._place(folder, number, name), "rb") as file:
-            return pl.concat([pl.read_ipc_stream(BytesIO(file.read(size))) for size in sizes])
+            for size in sizes:
+                yield pl.read_ipc_stream(BytesIO(file.read(size)))
 
 
 class OrderedRows:

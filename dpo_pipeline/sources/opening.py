@@ -21,7 +21,7 @@ from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ColumnError, UsageError
 from dpo_pipeline.options import Execution, Outputs, Pairs
 from dpo_pipeline.plan import Facts, Input, Output, Plan, planned
-from dpo_pipeline.sources import frames, text_files, trainer_files, vllm_lines
+from dpo_pipeline.sources import frames, text_files, token_dumps, trainer_files
 from dpo_pipeline.sources.dataset import Dataset, open_dataset, publication_of
 from dpo_pipeline.sources.files import SourcePath
 from dpo_pipeline.sources.formats import (
@@ -33,6 +33,7 @@ from dpo_pipeline.sources.formats import (
     OPEN_INSTRUCT_AVERAGED,
     PARQUET,
     REWARDBENCH,
+    TOKEN_DUMP,
     TRL,
     VLLM,
     checked_parquet_name,
@@ -53,7 +54,8 @@ READERS: Final[Mapping[str, Reader]] = MappingProxyType(
         REWARDBENCH: trainer_files.rewardbench,
         OPEN_INSTRUCT: trainer_files.open_instruct,
         OPEN_INSTRUCT_AVERAGED: partial(trainer_files.open_instruct, averaged=True),
-        VLLM: vllm_lines.vllm,
+        TOKEN_DUMP: token_dumps.token_dump,
+        VLLM: token_dumps.token_dump,
     }
 )
 """The reader of each format of `FORMATS` but Parquet."""
@@ -121,8 +123,8 @@ def format_of(pairs: Pairs) -> str:
 def _rows(pairs: Pairs, *, as_reference: bool, as_text: Collection[str]) -> Rows:
     """Return the rows of files that are not Parquet."""
     name = format_of(pairs)
-    if name == VLLM and as_reference:
-        return vllm_lines.vllm(pairs.source, model="ref")
+    if name in (TOKEN_DUMP, VLLM) and as_reference:
+        return token_dumps.token_dump(pairs.source, model="ref")
     if name == CSV:
         return text_files.csv(pairs.source, pairs.columns, as_text=as_text)
     return READERS[name](pairs.source, pairs.columns)
@@ -168,6 +170,18 @@ def open_pairs(
         if not any(role.startswith("policy_") for role in roles):
             raise _reference_alone(source, file_format)
     frame = rows.frame if as_reference else rows.frame.drop(trainer_files.LENGTHS, strict=False)
+    return _in_one(source, rows._replace(frame=frame), cancel)
+
+
+def open_texts(pairs: Pairs, *, access: Access, cancel: Event | None = None) -> Dataset:
+    """Return texts as a dataset: as `open_pairs`, or what `save_to_disk` of `datasets` wrote."""
+    if pairs.format is None and trainer_files.is_saved(pairs.source):
+        return _in_one(pairs.source, trainer_files.saved(pairs.source), cancel)
+    return open_pairs(pairs, access=access, name="texts", as_reference=None, cancel=cancel)
+
+
+def _in_one(source: SourcePath, rows: Rows, cancel: Event | None) -> Dataset:
+    """Return rows that are read as one shard, watched so that their reading can be stopped."""
     watch = Watch(cancel=cancel)
 
     def look(part: pl.DataFrame) -> pl.DataFrame:
@@ -175,13 +189,14 @@ def open_pairs(
         return part
 
     # Columns that nobody asks for are still not read.
-    watched = frame.map_batches(look, streamable=True, projection_pushdown=True)
+    watched = rows.frame.map_batches(look, streamable=True, projection_pushdown=True)
     return Dataset(
         name=label_of(source),
         frame=watched,
         others=rows.files,
         own_notes=rows.notes,
         unread=rows.unread,
+        dump=rows.dump,
     )
 
 
@@ -219,7 +234,7 @@ class ConvertPlan(Plan[int]):
             function="convert",
             call="convert",
             source=self.dataset.name,
-            notes=self.dataset.notes,
+            notes=self.dataset.told,
             inputs=files or (Input(path=self.dataset.name, rows=None),),
             rows=self.dataset.rows,
             columns=self.columns,

@@ -22,9 +22,10 @@ import polars as pl
 from dpo_pipeline.columns import ROLES, resolve
 from dpo_pipeline.errors import ColumnError, DpoPipelineError, StorageError
 from dpo_pipeline.sources.common_schema import lines_fit
-from dpo_pipeline.sources.files import Found, SourcePath, is_packed, text_files, unpacked
+from dpo_pipeline.sources.files import Found, SourcePath, text_files
 from dpo_pipeline.sources.formats import CSV, FORMATS, NDJSON
 from dpo_pipeline.sources.frames import Rows, lazily, reading_as
+from dpo_pipeline.storage import is_packed, unpacked
 
 _KINDS: Final[Mapping[type, str]] = {
     bool: "true or false",
@@ -104,8 +105,9 @@ _AS_ROLE: Final[Mapping[str, pl.DataType]] = {
     "logp": pl.Float64(),
     "count": pl.Int64(),
     "tokens": pl.List(pl.Float64),
+    **dict.fromkeys(("rank", "score"), pl.Float64()),
 }
-_NUMBERS: Final = ("logp", "count")
+_NUMBERS: Final = ("logp", "count", "rank", "score")
 _OTHER_SEPARATORS: Final = (";", "\t", "|")
 _NOT_NDJSON: Final = "cannot be read as NDJSON, one JSON object a line"
 _AS_TEXT: Final = (

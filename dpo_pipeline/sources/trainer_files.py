@@ -27,11 +27,11 @@ from dpo_pipeline.columns import (
 from dpo_pipeline.defaults import AVERAGED_LOGP_FLOOR, PARQUET_ENDINGS
 from dpo_pipeline.errors import ColumnError, StorageError, UsageError
 from dpo_pipeline.sources.dataset import open_dataset
-from dpo_pipeline.sources.files import SourcePath, find, identities, kind_of, text_files, unpacked
+from dpo_pipeline.sources.files import SourcePath, find, identities, kind_of, text_files
 from dpo_pipeline.sources.formats import OPEN_INSTRUCT_AVERAGED
 from dpo_pipeline.sources.frames import Rows, in_batches, ipc, reading_as
 from dpo_pipeline.sources.text_files import ndjson
-from dpo_pipeline.storage import reading
+from dpo_pipeline.storage import reading, unpacked
 
 _SIDES: Final = ("chosen", "rejected")
 INDEX: Final = "index"
@@ -40,6 +40,8 @@ LENGTHS: Final = tuple(f"__dpo_pipeline_{side}_length" for side in _SIDES)
 """Tokens of each completion, beside row numbers that stand for ids."""
 _STATE: Final = "state.json"
 """What save_to_disk leaves in a folder."""
+_SPLITS: Final = "dataset_dict.json"
+"""What it leaves in a folder of several."""
 
 
 def trl(source: SourcePath, columns: Mapping[str, str] | None = None) -> Rows:
@@ -50,7 +52,7 @@ def trl(source: SourcePath, columns: Mapping[str, str] | None = None) -> Rows:
     `LENGTHS` beside it let a join prove that no row was dropped.
     """
     name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the dataset"
-    rows = _trl_rows(source)
+    rows = saved(source)
     found = resolve(rows.frame.collect_schema().names(), columns)
     wanted = (REF_CHOSEN.name, REF_REJECTED.name)
     problems = [problem for problem in found.problems if problem.startswith(wanted)]
@@ -70,11 +72,19 @@ def _numbered(frame: pl.LazyFrame, name: str) -> pl.LazyFrame:
     return frame.with_row_index(name).with_columns(pl.col(name).cast(pl.Int64))
 
 
-def _trl_rows(source: SourcePath) -> Rows:
+def is_saved(source: Any) -> bool:
+    """Return whether a source is a folder that `save_to_disk` of `datasets` made."""
+    if not isinstance(source, (str, os.PathLike)):
+        return False
+    return any(os.path.exists(os.path.join(source, name)) for name in (_STATE, _SPLITS))
+
+
+def saved(source: SourcePath) -> Rows:
+    """Return the rows of a dataset that `datasets` keeps, or of Parquet."""
     if isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
         folder = os.fspath(source)
-        if os.path.exists(os.path.join(folder, "dataset_dict.json")):
-            splits = ", ".join(_listed(os.path.join(folder, "dataset_dict.json"), "splits"))
+        if os.path.exists(os.path.join(folder, _SPLITS)):
+            splits = ", ".join(_listed(os.path.join(folder, _SPLITS), "splits"))
             raise StorageError(folder, f"holds several splits ({splits}): name the folder of one")
         state = os.path.join(folder, _STATE)
         if os.path.exists(state):

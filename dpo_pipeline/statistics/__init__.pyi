@@ -2,6 +2,7 @@ from .association import (
     SUMS as SUMS,
     Line as Line,
     accuracy_by_gap as accuracy_by_gap,
+    area_of_counts as area_of_counts,
     area_under_curve as area_under_curve,
     line_of_clusters as line_of_clusters,
     spearman as spearman,

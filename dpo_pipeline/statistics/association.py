@@ -15,10 +15,12 @@ import polars as pl
 
 from dpo_pipeline.defaults import CONFIDENCE_LEVEL
 from dpo_pipeline.errors import UsageError
+from dpo_pipeline.statistics.distributions import normal_quantile
 from dpo_pipeline.statistics.intervals import (
     CLUSTERED,
     STUDENT,
     Estimate,
+    Interval,
     group_of_equal_mass,
     student_estimate,
     with_rate_limits,
@@ -51,6 +53,45 @@ def area_under_curve(cells: pl.DataFrame) -> float | None:
     wins = up * (down.cum_sum() - down / 2.0)
     won, ups, downs = by_margin.select(wins=wins, up=up, down=down).sum().row(0)
     return won / (ups * downs) if ups and downs else None
+
+
+def area_of_counts(
+    counts: pl.DataFrame, level: float = CONFIDENCE_LEVEL
+) -> tuple[Estimate, float] | None:
+    """Return the chance that one of the `up` is above one of the `down`, and how far it may be off.
+
+    `counts` has a row for each value or bin of values, rising, with how many of either kind it
+    holds. Those in one bin count as tied, half, and so the second number is half of their share
+    of all pairs. The interval is DeLong's (1988) on the logit scale, all observations taken as
+    independent; None where the area is 0 or 1. None without both kinds.
+    """
+    up, down = pl.col("up").cast(pl.Float64), pl.col("down").cast(pl.Float64)
+    placed = counts.with_columns(
+        # The share of the other kind that an observation of the bin is above, or below.
+        above=(down.cum_sum() - down / 2.0) / down.sum(),
+        below=(up.sum() - up.cum_sum() + up / 2.0) / up.sum(),
+    )
+    ups, downs = (int(n) for n in counts.select(pl.col("up", "down").sum()).row(0))
+    if not ups or not downs:
+        return None
+    above, below = pl.col("above"), pl.col("below")
+    area, tied = placed.select(area=(up * above).sum() / ups, tied=(up * down).sum()).row(0)
+    spreads = placed.select(
+        ups=(up * (above - area).pow(2)).sum(), downs=(down * (below - area).pow(2)).sum()
+    ).row(0)
+    variance = sum(
+        spread / (n - 1) / n for spread, n in zip(spreads, (ups, downs), strict=True) if n > 1
+    )
+    error = math.sqrt(variance) if min(ups, downs) > 1 else None
+    interval = None
+    if error is not None and 0.0 < area < 1.0:
+        logit, spread = math.log(area / (1.0 - area)), error / (area * (1.0 - area))
+        half = normal_quantile(0.5 + level / 2.0) * spread
+        low, high = (1.0 / (1.0 + math.exp(-x)) for x in (logit - half, logit + half))
+        interval = Interval(low=low, high=high, level=level, method="DeLong, logit")
+    n = ups + downs
+    made = Estimate(value=area, standard_error=error, interval=interval, n=n, n_clusters=n)
+    return made, tied / (2.0 * ups * downs)
 
 
 def accuracy_by_gap(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
@@ -138,13 +139,21 @@ class OutputChecks:
             files = [path for path in there if os.path.islink(path) or not os.path.isdir(path)]
         if files and not self._overwrite:
             raise StorageError(folder, "is not empty; pass overwrite (--overwrite) to replace it")
-        for path in files:
-            relative = os.path.relpath(path, folder)
-            is_marker = relative == SUCCESS and not os.path.getsize(path)
-            if not is_marker and not _is_listed(path, relative):
-                raise StorageError(
-                    path, "is in the output folder and not listed by its output: move it away"
-                )
+        foreign = sorted(p for p in files if not _is_listed(p, os.path.relpath(p, folder)))
+        is_marked = os.path.isfile(os.path.join(folder, SUCCESS))
+        if foreign and is_marked and all(map(_is_of_old_output, foreign)):
+            raise StorageError(
+                folder,
+                "looks like an output of dpo_pipeline 0.1.0, which kept no list of its parts: if "
+                f"it is one, remove it (rm -r {shlex.quote(folder)}), or name another folder",
+            )
+        if foreign:
+            more = f" (and {len(foreign) - 1:,} more)" if len(foreign) > 1 else ""
+            raise StorageError(
+                foreign[0],
+                f"is in the output folder and not listed by its output{more}: move what is yours "
+                "away, or name another folder",
+            )
         return bool(there)
 
     def _check_free(self, path: str) -> None:
@@ -180,9 +189,19 @@ def _is_leftover(path: str) -> bool:
 
 
 def _is_listed(path: str, relative: str) -> bool:
-    """Return whether a file is a Parquet file that says it is this part of an output."""
-    is_parquet = path.lower().endswith(PARQUET_ENDINGS)
-    if not stat.S_ISREG(os.lstat(path).st_mode) or not is_parquet:
-        return False
-    metadata = footer_of(path).metadata or {}
-    return bool(metadata.get(PART_KEY.encode()) == relative.encode())
+    """Return whether a file is Parquet that says it is this part of an output, or the marker."""
+    if relative == SUCCESS and not os.path.getsize(path):
+        return True
+    return _metadata_of(path).get(PART_KEY.encode()) == relative.encode()
+
+
+def _is_of_old_output(path: str) -> bool:
+    """Return whether a file is a part of an output of 0.1.0, which listed none."""
+    metadata = _metadata_of(path)
+    return METADATA_KEY.encode() in metadata and PART_KEY.encode() not in metadata
+
+
+def _metadata_of(path: str) -> Mapping[bytes, bytes]:
+    if not stat.S_ISREG(os.lstat(path).st_mode) or not path.lower().endswith(PARQUET_ENDINGS):
+        return {}
+    return footer_of(path).metadata or {}

@@ -80,10 +80,10 @@ class Access:
         return address.partition("://")[0] in (*_S3, *_GOOGLE, *_AZURE)
 
     def find(self, address: str) -> tuple[str, list[str]]:
-        """Resolve an address (an object, a folder or a glob).
+        """List what an address (an object, a folder or a glob) can mean.
 
-        Return the folder that all objects found are in (empty for one object), and these objects,
-        in no order.
+        Return the folder that was listed (empty for one object), and all objects in it, at any
+        depth and in no order. Of a glob it is the folder before the first wildcard.
         """
         from pyarrow import fs
 
@@ -98,12 +98,8 @@ class Access:
         listed = system.get_file_info(
             fs.FileSelector(root.rstrip("/"), recursive=True, allow_not_found=True)
         )
-        pattern = None if magic is None else re.compile(_as_regex(path))
-        return f"{scheme}://{root}", [
-            f"{scheme}://{each.path}"
-            for each in listed
-            if each.type == fs.FileType.File and (pattern is None or pattern.fullmatch(each.path))
-        ]
+        files = (each.path for each in listed if each.type == fs.FileType.File)
+        return f"{scheme}://{root}", [f"{scheme}://{file}" for file in files]
 
     def identities(self, addresses: Iterable[str]) -> dict[str, tuple[int, ...]]:
         """Return what tells whether objects changed; empty for one that is gone."""
@@ -127,7 +123,7 @@ LOCAL: Final = Access()
 """As the environment says."""
 
 
-def _as_regex(pattern: str) -> str:
+def glob_regex(pattern: str) -> str:
     """Return a glob as a regular expression; `**/` stands for any number of folders."""
     made = []
     for part in re.findall(r"\*\*/|\*\*|\*|\?|\[[^]]+\]|[^*?\[]+|\[", pattern):

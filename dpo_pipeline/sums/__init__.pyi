@@ -1,14 +1,20 @@
 from .batches import (
     BATCHES_PER_GROUP as BATCHES_PER_GROUP,
+    AsTrainer as AsTrainer,
     Batching as Batching,
     BatchTable as BatchTable,
+    as_trainer as as_trainer,
     batch_table as batch_table,
 )
 from .cells import (
     Grid as Grid,
+    bins_of as bins_of,
+    coded as coded,
+    exact_sums as exact_sums,
     mixed_array as mixed_array,
     numbered as numbered,
     numbered_up_to as numbered_up_to,
+    whole_quanta as whole_quanta,
 )
 from .doubts import doubts_of as doubts_of
 from .growing_tables import (
@@ -16,7 +22,6 @@ from .growing_tables import (
     IS_CORRECT as IS_CORRECT,
     ClusterCounts as ClusterCounts,
     ClusterTable as ClusterTable,
-    GrowingTables as GrowingTables,
     across_subsets as across_subsets,
 )
 from .moments import (
@@ -54,9 +59,11 @@ from .roll_ups import (
     hashed_ids as hashed_ids,
 )
 from .sense import (
+    N_COMPARED as N_COMPARED,
     N_UNMOVED as N_UNMOVED,
     Sense as Sense,
     are_clean as are_clean,
+    equal as equal,
     sampled as sampled,
     sense_columns as sense_columns,
 )

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Final, Self
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import cycle
+from typing import Any, Final, Self
 
 import polars as pl
 
-from dpo_pipeline.columns import BATCH, BATCH_MEANS
-from dpo_pipeline.defaults import BATCH_SIZE, MAX_BATCHES_HELD, SHARD_ROWS
+from dpo_pipeline.columns import BATCH, BATCH_MEANS, LOSS
+from dpo_pipeline.defaults import BATCH_SIZE, MAX_BATCHES_HELD, SHARD_ROWS, TRAINER_BATCH_SIZE
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.exact import FEW
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Batches
 from dpo_pipeline.storage import GrowingFile
+from dpo_pipeline.sums.named_figures import TRL_METRICS
 from dpo_pipeline.sums.summary import figures, merge, suffix_of, with_objectives
+from dpo_pipeline.tables import Column, Figure, Table
 
 _KEY: Final = "__dpo_pipeline_batch"
 _ROW: Final = "__dpo_pipeline_batch_row"
@@ -27,10 +31,16 @@ _FASTER_IN_ORDER: Final = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batching:
-    """How pairs are put into batches: by `size` consecutive rows, or by the value of `column`."""
+    """How pairs are put into batches: by `size` consecutive rows, or by the value of `column`.
+
+    With `trainer` and its `processes`, each pair of the first step is a batch of its own: a trainer
+    fills its last step with them.
+    """
 
     size: int | None = None
     column: str | None = None
+    trainer: str | None = None
+    processes: int = 1
 
     @classmethod
     def of(cls, batches: Batches) -> Self | None:
@@ -38,12 +48,16 @@ class Batching:
         size, column = batches.size, batches.by
         if size is not None and column is not None:
             raise UsageError("batches: give size (--batch-size) or by (--batch-by), not both")
+        if size is None and batches.as_trainer is not None:
+            size = TRAINER_BATCH_SIZE
         if size is None and column is None:
             return None if batches.file is None else cls(size=BATCH_SIZE)
         whole = isinstance(size, int) and not isinstance(size, bool)
         if size is not None and not (whole and size >= 1):
             raise UsageError(f"batch size must be a whole number, at least 1, found {size!r}")
-        return cls(size=size, column=column)
+        return cls(
+            size=size, column=column, trainer=batches.as_trainer, processes=batches.processes
+        )
 
     @property
     def key(self) -> str:
@@ -54,6 +68,11 @@ class Batching:
     def columns(self) -> list[str]:
         """All columns that `with_key` adds."""
         return [_KEY, _ROW]
+
+    @property
+    def step(self) -> int:
+        """Pairs of a trainer's step, over all processes; 0 without a trainer."""
+        return 0 if self.trainer is None or self.size is None else self.size * self.processes
 
     @property
     def in_order(self) -> bool:
@@ -82,6 +101,12 @@ class Batching:
             return numbered.with_columns(pl.col(self.column).alias(_KEY), pl.col(_ROW) + first_row)
         if self.size is None:
             raise UsageError("batches have neither a size nor a column")
+        if self.step:
+            row = pl.col(_ROW) + first_row
+            later = (row - self.step) // self.size + self.step
+            return numbered.with_columns(
+                pl.when(row < self.step).then(row).otherwise(later).alias(_KEY)
+            )
         # The row index is UInt32; it counts within a shard, so it cannot overflow.
         batch = (pl.col(_ROW) + first_row % self.size) // self.size + first_row // self.size
         return numbered.with_columns(batch.alias(_KEY))
@@ -110,6 +135,8 @@ class BatchTable:
         self._open: pl.DataFrame | None = None  # sums that later rows may change
         self._done: list[pl.DataFrame] = []
         self._n_done = 0
+        of_trainer = [BATCH, "n_pairs", "n_valid", *TRL_METRICS.values()]
+        self._columns = of_trainer if batching.step else [added.name for added in BATCH_MEANS]
         if file is None:
             self.check_count(batching, n_rows)
 
@@ -117,7 +144,7 @@ class BatchTable:
     def check_count(batching: Batching, n_rows: int | None) -> None:
         """Raise a UsageError if so many rows make more batches than a result holds."""
         if batching.size is not None and n_rows is not None:
-            _checked_count(math.ceil(n_rows / batching.size))
+            _checked_count(math.ceil(n_rows / batching.size) + batching.step)
 
     def add(self, sums: pl.DataFrame, *, unique: bool) -> None:
         """Add sums by batch, in the order of the rows; `unique` if each batch has one row."""
@@ -143,7 +170,7 @@ class BatchTable:
         tables = [
             figures(sums, each, keys=[_KEY], suffix=suffix_of(i, self._objectives))
             .rename({_KEY: BATCH})
-            .select(added.name for added in BATCH_MEANS)
+            .select(self._columns)
             for i, each in enumerate(self._objectives)
         ]
         means = with_objectives(tables, self._objectives) if self._by_objective else tables[0]
@@ -153,6 +180,109 @@ class BatchTable:
         else:
             _checked_count(self._n_done)
             self._done.append(means)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AsTrainer:
+    """Figures as a trainer averages them over its steps, which are no means over pairs.
+
+    Attributes:
+        trainer: The trainer.
+        batch_size: Pairs of a batch on each process.
+        processes: Its processes.
+        n_steps: Its steps.
+        metrics: The figures, under the trainer's names.
+    """
+
+    trainer: str
+    batch_size: int
+    processes: int
+    n_steps: int
+    metrics: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as plain data."""
+        return {**asdict(self), "metrics": dict(self.metrics)}
+
+    def table(self, exact: Mapping[str, float | None]) -> Table:
+        """Return the figures beside the exact ones."""
+        columns = (Column("figure"), Column("exact"), Column(f"as {self.trainer.upper()}"))
+        rows = [
+            (
+                name,
+                *(
+                    Figure(each, "share" if name.endswith("accuracies") else "number", digits=7)
+                    for each in (exact[name], value)
+                ),
+            )
+            for name, value in self.metrics.items()
+        ]
+        of = "1 process" if self.processes == 1 else f"{self.processes:,} processes"
+        title = (
+            f"as {self.trainer.upper()} averages {self.n_steps:,} steps of {self.batch_size:,} "
+            f"pairs on {of}, if its rows are in this order"
+        )
+        return Table(columns=columns, rows=rows, title=title)
+
+
+def as_trainer(batching: Batching | None, means: pl.DataFrame | None) -> AsTrainer | None:
+    """Return the averages of a trainer from the means of its batches; None without one.
+
+    Of rewards and log-probs, TRL takes the mean over steps of the mean over the rows of all
+    processes; accelerate fills the last step with the first rows, on several processes. Of the
+    loss, each process repeats the mean of its batch for each row, and these are cut to the number
+    of rows that are left in the last step: on one process that is the mean over pairs.
+
+    Raises:
+        UsageError: A pair is invalid, and so in none of the means.
+    """
+    if batching is None or not batching.step or means is None:
+        return None
+    n_pairs, n_valid = (int(means[name].sum()) for name in ("n_pairs", "n_valid"))
+    if n_pairs != n_valid:
+        raise UsageError(f"as_trainer: {n_pairs - n_valid:,} pairs are invalid, and TRL has all")
+    size, processes, step = batching.size or 1, batching.processes, batching.step
+    n_steps, rest = -(-n_pairs // step), n_pairs % step
+    # Each process's share of the last step; on one process a short batch is not filled.
+    left = [min(max(rest - rank * size, 0), size) for rank in range(processes)] if rest else []
+    weights = [size] * (processes * (n_pairs // step)) + left
+    metrics = {}
+    for metric, name in TRL_METRICS.items():
+        first, later = means[name][:step].to_list(), means[name][step:].to_list()
+        sums = [sum(first[i : i + size]) for i in range(0, len(first), size)]
+        sums += [value * size for value in later]
+        if rest and n_pairs > step and rest % size:
+            sums[-1] = later[-1] * (rest % size)
+        counts = [size] * len(sums)
+        if rest % size:
+            counts[-1] = rest % size
+        if rest and processes > 1:
+            _fill(sums, counts, first, size, n_steps * processes)
+        batches = [total / count for total, count in zip(sums, counts, strict=True)]
+        if name == LOSS:
+            of_pairs = zip(batches, weights, strict=True)
+            metrics[metric] = sum(value * weight for value, weight in of_pairs) / sum(weights)
+        else:
+            steps = [batches[i : i + processes] for i in range(0, len(batches), processes)]
+            metrics[metric] = sum(sum(some) / len(some) for some in steps) / len(steps)
+    return AsTrainer(
+        trainer=str(batching.trainer),
+        batch_size=size,
+        processes=processes,
+        n_steps=n_steps,
+        metrics=metrics,
+    )
+
+
+def _fill(sums: list[float], counts: list[int], first: list[float], size: int, most: int) -> None:
+    """Fill the last batches with values of the first rows, from the first one on."""
+    rows = cycle(first)
+    while len(sums) < most or counts[-1] < size:
+        if counts[-1] == size:
+            sums.append(0.0)
+            counts.append(0)
+        sums[-1] += next(rows)
+        counts[-1] += 1
 
 
 def batch_table(

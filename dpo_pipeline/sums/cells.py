@@ -15,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from dpo_pipeline.columns import N_PAIRS
+from dpo_pipeline.defaults import BAGS
 from dpo_pipeline.exact import (
     BITS_OF_NATS,
     QUANTA_PER_NAT,
@@ -26,6 +27,7 @@ from dpo_pipeline.exact import (
     SMALL,
     STEP,
 )
+from dpo_pipeline.sums.growing_tables import CLUSTER
 
 Whole = NDArray[np.int64]
 Numbers = NDArray[np.float64]
@@ -109,6 +111,37 @@ def numbered_up_to(hashes: NDArray[np.uint64], most: int) -> tuple[Whole, Whole]
         todo = todo[~same]
         shift = (shift + _SLOT_BITS) % 48
     return codes, np.concatenate(rows) if rows else todo
+
+
+def coded(
+    hashes: NDArray[np.uint64], keys: pl.DataFrame, held: int
+) -> tuple[pl.DataFrame, Whole, bool]:
+    """Number the clusters of rows, which are known by hashes, in each of the subsets of `keys`.
+
+    Returns:
+        The clusters (the columns of `keys`, and `CLUSTER`), the place of each row among them, and
+        whether each has its own: more than `held` are put into bags.
+    """
+    # Most rows are told to have many by the first of them.
+    are_many = not held or numbered_up_to(hashes[: 4 * held], held) is None
+    found = None if are_many else numbered_up_to(hashes, held)
+    if found is None:
+        clusters = pl.DataFrame({CLUSTER: np.arange(BAGS, dtype=np.uint64)})
+        codes = (hashes & np.uint64(BAGS - 1)).view(np.int64)  # BAGS is a power of two
+    else:
+        codes, first = found
+        clusters = pl.DataFrame({CLUSTER: hashes[first]})
+    if not keys.width:
+        return clusters, codes, found is not None
+    # Polars' own hash only puts rows together here, and nothing keeps it.
+    subsets = keys.select(pl.struct(pl.all()).hash()).to_series().rechunk().to_numpy()
+    subset, first = numbered(subsets)
+    names = keys[first]
+    cells = subset * clusters.height + codes
+    codes, first = numbered(mixed_array(cells.astype(np.uint64)))
+    cells = cells[first]
+    table = names[cells // clusters.height].hstack(clusters[cells % clusters.height])
+    return table, codes, found is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from dpo_pipeline.columns import (
     REF_CHOSEN,
     REF_REJECTED,
     REJECTED_TOKENS,
+    RowOf,
 )
 from dpo_pipeline.defaults import AVERAGED_LOGP_FLOOR, BF16_EXCESS, SENSE_FROM
 from dpo_pipeline.invalid_report import Doubt
@@ -99,6 +100,8 @@ def doubts_of(
     """
     if sense.n_valid == 0:
         return ()
+    if not sense.is_of_pairs:
+        return tuple(_repeated(repeats, "completion"))
     are_logps = max_logp <= 2.0 * BF16_EXCESS
     copies = [*_unmoved(sense, subsets), *_copies(sense)]
     seen = chain(_averaged(sense) if are_logps else (), _constant(sense))
@@ -474,21 +477,21 @@ def _constant(sense: Sense) -> Iterator[Doubt]:
             )
 
 
-def _repeated(repeats: Repeats | None) -> Iterator[Doubt]:
+def _repeated(repeats: Repeats | None, row: RowOf = "pair") -> Iterator[Doubt]:
     if repeats is None or not repeats.n_repeated:
         return
     n, seen = repeats.n_repeated, repeats.n_looked_at
     is_one = "has" if n == 1 else "have"
-    how = f"{n:,} of {seen:,} pairs {is_one} the pair_id of an earlier one"
+    how = f"{n:,} of {seen:,} {row}s {is_one} the {row}_id of an earlier one"
     if not repeats.is_exact:
         how = (
-            f"about {n / seen:.2%} of the pairs, by a sample of {seen:,} ids, have that of another"
+            f"about {n / seen:.2%} of the {row}s, by a sample of {seen:,} ids, have that of another"
         )
     if not repeats.is_of_all:
-        how += "; not all pairs were looked at"
+        how += f"; not all {row}s were looked at"
     yield Doubt(
         "repeated_ids",
-        "pair_id is there more than once",
+        f"{row}_id is there more than once",
         f"{how}; they count again in every mean",
         "Leave the copies out: padding of a last batch and joined shards bring them in.",
         frozenset({"repeats"}),

@@ -23,6 +23,7 @@ class Figure:
         formula: How it is made, with z for the margin of a pair.
         source: Where it is defined, if not in a textbook.
         trl: What TRL logs it as.
+        also: What else people and the output call it.
     """
 
     text: str
@@ -30,6 +31,7 @@ class Figure:
     formula: str = ""
     source: str = ""
     trl: str = ""
+    also: tuple[str, ...] = ()
 
 
 def _logps(side: str, model: str, trl: str = "") -> Figure:
@@ -42,14 +44,17 @@ FIGURES: Final = MappingProxyType(
     {
         "n_pairs": Figure("pairs read", "pairs"),
         "n_valid": Figure("pairs that keep every rule of the contract", "pairs"),
-        "n_invalid": Figure("pairs that break a rule or more", "pairs"),
-        "n_ties": Figure("valid pairs with equal rewards; they count as not correct", "pairs"),
+        "n_invalid": Figure("pairs that break a rule or more", "pairs", also=("invalid",)),
+        "n_ties": Figure(
+            "valid pairs with equal rewards; they count as not correct", "pairs", also=("ties",)
+        ),
         "loss": Figure(
             "mean loss",
             "nats, if the loss is a log-likelihood",
             "the DPO loss is mean(-log sigmoid(z))",
             _DPO,
             "loss",
+            ("mean loss",),
         ),
         "chosen_reward": Figure(
             "mean implicit reward of the chosen completion",
@@ -57,6 +62,7 @@ FIGURES: Final = MappingProxyType(
             "mean(beta * (policy_chosen_logps - ref_chosen_logps)) for the DPO loss",
             _DPO,
             "rewards/chosen",
+            ("chosen reward",),
         ),
         "rejected_reward": Figure(
             "mean implicit reward of the rejected completion",
@@ -64,11 +70,13 @@ FIGURES: Final = MappingProxyType(
             "mean(beta * (policy_rejected_logps - ref_rejected_logps)) for the DPO loss",
             _DPO,
             "rewards/rejected",
+            ("rejected reward",),
         ),
         "reward_accuracy": Figure(
             f"{_ACCURACY}; a tie counts as wrong, as in TRL",
             formula="mean(z > 0)",
             trl="rewards/accuracies",
+            also=("accuracy", "reward accuracy"),
         ),
         "reward_accuracy_half": Figure(
             f"{_ACCURACY}; a tie counts half", formula="mean(z > 0) + mean(z = 0) / 2"
@@ -80,6 +88,7 @@ FIGURES: Final = MappingProxyType(
             "mean(z)",
             _DPO,
             "rewards/margins",
+            ("margin", "reward margin", "mean margin"),
         ),
         "log_loss": Figure(
             "log loss of the chance that a margin claims", "nats", "mean(-log sigmoid(z))"
@@ -128,8 +137,10 @@ FIGURES: Final = MappingProxyType(
             "share of labels reversed at random that would make these margins likeliest",
             formula="the e that is best in mean(-log((1 - e) sigmoid(z) + e sigmoid(-z)))",
         ),
-        "macro mean": Figure("mean accuracy of the subsets, each counting once"),
-        "weighted mean": Figure("mean accuracy of the subsets, weighted as asked"),
+        "macro mean": Figure("mean accuracy of the subsets, each counting once", also=("macro",)),
+        "weighted mean": Figure(
+            "mean accuracy of the subsets, weighted as asked", also=("weighted",)
+        ),
         "judge: rank correlation": Figure(
             "Spearman's correlation of margins and the judge's score gaps"
         ),

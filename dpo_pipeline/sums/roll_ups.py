@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from dpo_pipeline.columns import N_PAIRS, N_VALID
+from dpo_pipeline.columns import N_CHOSEN, N_PAIRS, N_VALID
 from dpo_pipeline.defaults import KEYS_HELD
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.sums.batches import BatchTable
@@ -17,9 +17,14 @@ from dpo_pipeline.sums.moments import square_columns
 from dpo_pipeline.sums.summary import BIN, merge
 
 
-def hashed_ids(pairs: pl.LazyFrame, column: str) -> pl.LazyFrame:
-    """Return the hash of each id; a row without one has null."""
-    return pairs.select(pl.when(pl.col(column).is_not_null()).then(pl.col(column).hash()))
+def hashed_ids(pairs: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
+    """Return the hash of each id, which is in the last column; a row without one has null.
+
+    Ids are unique among the rows with the same values in the other columns.
+    """
+    name = columns[-1]
+    key = pl.col(name) if len(columns) == 1 else pl.struct(columns)
+    return pairs.select(pl.when(pl.col(name).is_not_null()).then(key.hash()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +178,8 @@ class RollUps:
         self.n_invalid += int((part[N_PAIRS] - part[N_VALID]).sum())
         if self._has_bins:
             keys = [*self._subset_keys, BIN]
-            self.bins = _merged(self.bins, part.select(*keys, N_PAIRS), keys)
+            counts = [name for name in (N_PAIRS, N_CHOSEN) if name in part.columns]
+            self.bins = _merged(self.bins, part.select(*keys, *counts), keys)
             part = part.drop(BIN)
         if self._subset_keys:
             of_subsets = part.drop(self._batch_keys)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Any, Final, Self
 
@@ -18,8 +19,10 @@ import polars as pl
 from dpo_pipeline.columns import (
     LOGPS,
     N_VALID,
+    POLICY,
     POLICY_CHOSEN,
     POLICY_REJECTED,
+    REF,
     REF_CHOSEN,
     REF_REJECTED,
     Needs,
@@ -40,9 +43,10 @@ _SHIFT: Final = 1.5 * 2.0**42
 """Added to a number below 2**41, it leaves the number in quanta in the low bits."""
 _BITS: Final = 0x4298000000000000
 """The bits of `_SHIFT`."""
-_SUMMED: Final = {name: f"__dpo_pipeline_{name}" for name in LOGPS}
-_BEFORE: Final = {name: f"__dpo_pipeline_{name}_before" for name in LOGPS}
-_PAIRS: Final = tuple(combinations(LOGPS, 2))
+_EVERY: Final = (*LOGPS, POLICY.name, REF.name)
+"""The log-probs of both contracts."""
+_SUMMED: Final = {name: f"__dpo_pipeline_{name}" for name in _EVERY}
+_BEFORE: Final = {name: f"__dpo_pipeline_{name}_before" for name in _EVERY}
 _AGAINST: Final = {POLICY_CHOSEN.name: REF_CHOSEN.name, POLICY_REJECTED.name: REF_REJECTED.name}
 LAGGED: Final = ("own", "before", "after")
 """Squared distances of the policy's log-probs to the reference's of the same, the row before and
@@ -67,14 +71,19 @@ def sampled(first: int, rows: int) -> list[tuple[int, int]]:
 def are_clean(sense: pl.DataFrame, rows: int) -> bool:
     """Return whether rows with these sums are valid, and their log-probs small and below 0."""
     row = sense.row(0, named=True)
-    there = [name for name in LOGPS if f"min_{name}" in row]
+    there = [name for name in _EVERY if f"min_{name}" in row]
     ends = [row[f"{end}_{name}"] for name in there for end in ("min", "max")]
     return bool(row[N_SEEN] == rows) and all(-SMALL <= end < 0.0 for end in ends)
 
 
 def sense_columns(needs: Needs, counts: Sequence[str]) -> list[str]:
     """Return the names of `sense_sums`."""
-    return [each.meta.output_name() for each in sense_sums(needs, counts, lagged=False)]
+    return list(_sense_columns(needs, tuple(counts)))
+
+
+@lru_cache
+def _sense_columns(needs: Needs, counts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(each.meta.output_name() for each in sense_sums(needs, counts, lagged=False))
 
 
 def with_summed(pairs: pl.LazyFrame, needs: Needs, *, lagged: bool) -> pl.LazyFrame:
@@ -98,6 +107,11 @@ def sense_sums(needs: Needs, counts: Sequence[str], *, lagged: bool) -> list[pl.
         counts: The columns of token counts that are there.
         lagged: Whether neighbouring rows are compared, which costs most.
     """
+    return list(_sense_sums(needs, tuple(counts), lagged))
+
+
+@lru_cache  # some hundred steps of Python
+def _sense_sums(needs: Needs, counts: tuple[str, ...], lagged: bool) -> tuple[pl.Expr, ...]:
     logps = needs.logps
     sums = [
         pl.col(VALID).sum().cast(pl.Int64).alias(N_SEEN),
@@ -116,15 +130,16 @@ def sense_sums(needs: Needs, counts: Sequence[str], *, lagged: bool) -> list[pl.
         for one, other in (*((name, name) for name in logps), *there)
     ]
     if not needs.reference:
-        return sums
-    ratios = {ours: columns[ours] - columns[theirs] for ours, theirs in _AGAINST.items()}
+        return tuple(sums)
+    against = {text.policy.name: text.ref.name for text in needs.texts}
+    ratios = {ours: columns[ours] - columns[theirs] for ours, theirs in against.items()}
     sums += [_sum(ratio.abs()).alias(f"sum_size_{name}") for name, ratio in ratios.items()]
-    return sums + _lagged(columns, lagged=lagged)
+    return (*sums, *_lagged(columns, against, lagged=lagged))
 
 
 def compared(needs: Needs) -> list[tuple[str, str]]:
-    """Return which log-probs of a pair are compared with each other."""
-    return [pair for pair in _PAIRS if set(pair) <= set(needs.logps)]
+    """Return which log-probs of a row are compared with each other."""
+    return list(combinations(needs.logps, 2))
 
 
 def equal_pairs(needs: Needs) -> dict[str, pl.Expr]:
@@ -133,13 +148,15 @@ def equal_pairs(needs: Needs) -> dict[str, pl.Expr]:
     return {N_COMPARED: pl.col(VALID)} | counts
 
 
-def _lagged(columns: Mapping[str, pl.Expr], *, lagged: bool) -> list[pl.Expr]:
+def _lagged(
+    columns: Mapping[str, pl.Expr], against: Mapping[str, str], *, lagged: bool
+) -> list[pl.Expr]:
     if not lagged:
         nothing = pl.lit(0, dtype=pl.Int64)
         return [nothing.alias("n_lagged"), *(nothing.cast(pl.Int128).alias(n) for n in LAGGED)]
     squares = dict.fromkeys(LAGGED, pl.lit(0.0))
     before = {name: pl.col(_BEFORE[name]) for name in columns}
-    for ours, theirs in _AGAINST.items():
+    for ours, theirs in against.items():
         squares["own"] += (columns[ours] - columns[theirs]).pow(2)
         squares["before"] += (columns[ours] - before[theirs]).pow(2)
         squares["after"] += (before[ours] - columns[theirs]).pow(2)
@@ -158,7 +175,7 @@ def equal(one: str, other: str) -> str:
 
 def product(one: str, other: str) -> str:
     """Return the name of the sum of products of two log-probs."""
-    return f"sum_{'_'.join(sorted((one, other), key=LOGPS.index))}"
+    return f"sum_{'_'.join(sorted((one, other), key=_EVERY.index))}"
 
 
 def _sum(values: pl.Expr) -> pl.Expr:
@@ -196,8 +213,8 @@ class Sense:
             n_valid=row[N_VALID],
             n_seen=row.get(N_SEEN, 0),
             n_unmoved=row.get(N_UNMOVED, 0),
-            lowest={name: row[f"min_{name}"] for name in LOGPS if f"min_{name}" in row},
-            highest={name: row[f"max_{name}"] for name in LOGPS if f"max_{name}" in row},
+            lowest={name: row[f"min_{name}"] for name in _EVERY if f"min_{name}" in row},
+            highest={name: row[f"max_{name}"] for name in _EVERY if f"max_{name}" in row},
             max_tokens=row.get(MAX_TOKENS),
             sums=row,
         )
@@ -211,6 +228,11 @@ class Sense:
     def n_compared(self) -> int:
         """Valid pairs in which equal log-probs were counted: all, or by subset those seen."""
         return int(self.sums[N_COMPARED])
+
+    @property
+    def is_of_pairs(self) -> bool:
+        """Whether they are pairs, and not completions."""
+        return POLICY.name not in self.lowest
 
     @property
     def has_reference(self) -> bool:

@@ -7,9 +7,10 @@ are summed: the means of rewards and margins follow from these without error.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Final, Self
 
 import polars as pl
@@ -28,6 +29,7 @@ from dpo_pipeline.columns import (
     REF_REJECTED,
     REJECTED_REWARD,
     REWARD_MARGIN,
+    TOKENS,
     Needs,
 )
 from dpo_pipeline.exact import bin_of, exact_sum, exact_sum_of_small, mean_of
@@ -103,6 +105,7 @@ def tally(
     clean: pl.Expr | None = None,
     few: bool = False,
     extra: Sequence[pl.Expr] = (),
+    binned: pl.Expr | None = None,
 ) -> pl.LazyFrame:
     """Return one row of partial sums for each group of `keys`; nothing is read yet.
 
@@ -122,6 +125,7 @@ def tally(
             rows. `N_CLEAN` says on how many it is.
         few: Groups have less than `exact.FEW` rows.
         extra: More sums to carry; one named `min_...` merges by the minimum.
+        binned: The bin of each row, if not that of the margin.
     """
     is_whole = not (keys or by_bin)
     if clean is None:
@@ -143,7 +147,7 @@ def tally(
     for i, objective in enumerate(objectives):
         sums += _sums(objective, objectives, suffix_of(i, objectives), form)
     if by_bin:
-        bins = pl.when(VALID).then(bin_of(pl.col(REWARD_MARGIN)))
+        bins = pl.when(VALID).then(bin_of(pl.col(REWARD_MARGIN)) if binned is None else binned)
         return marked.with_columns(bins.alias(BIN)).group_by(*keys, BIN).agg(sums)
     if not keys:
         return marked.select(sums)
@@ -206,15 +210,14 @@ def rolled_up(
 def counts_in(pairs: pl.LazyFrame) -> list[str]:
     """Return the columns of token counts that are there."""
     columns = pairs.collect_schema()
-    return [role.name for role in COUNT_ROLES if role.name in columns]
+    return [role.name for role in (*COUNT_ROLES, TOKENS) if role.name in columns]
 
 
 def _unmoved(needs: Needs) -> pl.Expr:
-    unmoved = [
-        pl.col(policy.name) == pl.col(reference.name) if needs.reference else pl.lit(value=False)
-        for policy, reference in ((POLICY_CHOSEN, REF_CHOSEN), (POLICY_REJECTED, REF_REJECTED))
-    ]
-    return unmoved[0] & unmoved[1]
+    if not needs.reference:
+        return pl.lit(value=False)
+    unmoved = (pl.col(text.policy.name) == pl.col(text.ref.name) for text in needs.texts)
+    return reduce(operator.and_, unmoved)
 
 
 def suffix_of(i: int, objectives: Sequence[CheckedObjective]) -> str:
@@ -244,6 +247,8 @@ def _sums(
 
 def merge(partials: Sequence[pl.DataFrame], keys: Sequence[str] = ()) -> pl.DataFrame:
     """Add partial sums group by group; groups keep the order in which they first appear."""
+    if not keys and len(partials) == 1 and partials[0].height == 1:
+        return partials[0]
     rows = pl.concat(partials)
     extreme = {"min_": pl.Expr.min, "max_": pl.Expr.max}
     combined = [

@@ -85,6 +85,8 @@ BAD_PER_MILLE = Data(name="bad-0.1%", bad_share=0.001)
 BAD_PER_CENT = Data(name="bad-5%", bad_share=0.05)
 TEXT = Data(name="text", text_bytes=TEXT_BYTES, part=100)
 OF_TOKENS = Data(name="tokens", tokens=TOKENS, part=5)
+DUMP = Data(name="dump", tokens=TOKENS, part=500)
+"""Of which the first round makes a dump as a server answers."""
 PROMPTS = Data(name="prompts", prompts=4, part=4)
 """With prompts of four pairs each and token counts."""
 SLICE = Data(name="slice", part=20)
@@ -101,6 +103,7 @@ FLOORS = (
     Case(name="bare-joined-means", call="floors.joined_means", data=SLICE),
     Case(name="bare-means-slice", call="floors.means", data=SLICE),
     Case(name="bare-sums-of-tokens", call="floors.sums_of_tokens", data=OF_TOKENS),
+    Case(name="bare-json", call="floors.parse_dump", data=DUMP),
     Case(name="bare-score-text", call="floors.score", data=TEXT),
 )
 
@@ -215,6 +218,13 @@ OURS = (
         against=(Against(case="bare-sums-of-tokens"),),
     ),
     Case(
+        name="read-dump",
+        call="ours.read_dump",
+        data=DUMP,
+        is_ours=True,
+        against=(Against(case="bare-json", at_most=1.5),),
+    ),
+    Case(
         name="score",
         call="ours.score",
         data=CLEAN,
@@ -227,6 +237,13 @@ OURS = (
     Case(
         name="score-snappy",
         call="ours.score_snappy",
+        data=CLEAN,
+        is_ours=True,
+        against=(Against(case="score"),),
+    ),
+    Case(
+        name="select-half",
+        call="ours.select_half",
         data=CLEAN,
         is_ours=True,
         against=(Against(case="score"),),

@@ -5,6 +5,9 @@ The formulas are written out, so that a floor does not move when the package doe
 
 from __future__ import annotations
 
+import json
+import os
+
 import polars as pl
 
 BETA = 0.1
@@ -51,6 +54,35 @@ def sums_of_tokens(source: str) -> None:
     names = [name.replace("_logps", "_token_logps") for name in LOGPS]
     lists = pl.scan_parquet(source).select(pl.col(names).list.sum())
     lists.select(pl.all().sum()).collect(engine="streaming")
+
+
+def dump_of(source: str) -> str:
+    """Return a dump of vLLM's answers with the policy's tokens, made in the first round."""
+    path = f"{source}.dump.jsonl"
+    if os.path.exists(path):
+        return path
+    sides = ("chosen", "rejected")
+    names = [f"policy_{side}_token_logps" for side in sides]
+    with open(path, "w", encoding="utf-8") as file:
+        for i, lists in enumerate(pl.read_parquet(source, columns=names).iter_rows()):
+            for side, logps in zip(sides, lists, strict=True):
+                ids = [9, 9, *range(100, 100 + len(logps))]
+                values = zip(ids[1:], (-1.0, *logps), strict=True)
+                here = [
+                    {str(token): {"logprob": x, "rank": 1, "decoded_token": "t"}}
+                    for token, x in values
+                ]
+                given = {"prompt_token_ids": ids, "prompt_logprobs": [None, *here]}
+                line = {"pair_id": i, "side": side, "prompt_tokens": 2, "choices": [given]}
+                file.write(f"{json.dumps(line)}\n")
+    return path
+
+
+def parse_dump(source: str) -> None:
+    """Parse each line of a dump as JSON."""
+    with open(dump_of(source), "rb") as file:
+        for line in file:
+            json.loads(line)
 
 
 def means(source: str) -> dict[str, float]:

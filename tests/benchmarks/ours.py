@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import floors
 import polars as pl
 
 import dpo_pipeline
@@ -43,6 +44,11 @@ def evaluate_reference(source: str) -> None:
         if not os.path.exists(path):  # in the first round, which the median leaves out
             pl.scan_parquet(source).select("pair_id", *names).sink_parquet(path)
     dpo_pipeline.evaluate(policy, reference=reference)
+
+
+def read_dump(source: str) -> None:
+    """Sums of the tokens that a server answered."""
+    dpo_pipeline.read(floors.dump_of(source), "token-dump").collect(engine="streaming")
 
 
 def evaluate_by_subset(source: str) -> None:
@@ -90,6 +96,11 @@ def compare(source: str) -> None:
 def score(source: str) -> None:
     """Score data in which an invalid pair would be an error."""
     dpo_pipeline.score_parquet(source, "scored.parquet")
+
+
+def select_half(source: str) -> None:
+    """The half of the pairs that is nearest to a tie."""
+    dpo_pipeline.select(source, "selected.parquet", "nearest_tie", 0.5)
 
 
 def score_snappy(source: str) -> None:

@@ -50,6 +50,7 @@ def test_every_form_is_that_of_the_result(capsys):
         ["compare", PAIRS, OTHER],
         ["evaluate", PAIRS, "--dry-run"],
         ["convert", PAIRS, "OUT"],
+        ["select", PAIRS, "OUT", "--rule", "random", "--keep", "9", "--compare", "easiest"],
         ["score", PAIRS, "OUT", "--keep", "pair_id"],
     ],
     ids=lambda words: " ".join(word for word in words if "/" not in word),
@@ -169,7 +170,7 @@ def test_other_names_of_token_counts_are_near_misses(capsys, tmp_path):
     code, _, err = run(capsys, "evaluate", path, "--loss", "simpo")
     assert code == 1
     assert "did you mean 'chosen_len'" in err
-    assert "--column chosen_num_tokens=chosen_len --column rejected_num_tokens=rejected_len" in err
+    assert "--column chosen_num_tokens=chosen_len,rejected_num_tokens=rejected_len" in err
 
 
 @pytest.mark.parametrize("columns", [LOGPS, LOGPS[:2]], ids=["all", "the policy's"])
@@ -220,7 +221,7 @@ def test_other_options_of_columns_take_commas_too(capsys, tmp_path):
 def test_without_a_command_three_are_shown(capsys):
     code, out, err = run(capsys)
     assert (code, out) == (2, "")
-    commands = re.findall(r"^  dpo-pipeline (\w+) ", err, flags=re.MULTILINE)
+    commands = re.findall(r"^    dpo-pipeline (\w+) ", err, flags=re.MULTILINE)
     assert commands == ["check", "evaluate", "compare"]
 
 

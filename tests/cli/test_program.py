@@ -208,7 +208,7 @@ def test_columns_can_be_mapped(capsys, tmp_path, pairs):
     words = ["evaluate", path, "--loss", "cpo"]
     code, _, err = run(capsys, *words)
     assert code == 1
-    assert "of the policy in TRL, of the reference in open-instruct" in err
+    assert "the policy's in TRL, and the reference's in open-instruct" in err
     assert run(capsys, *words, "--column", f"{LOGPS[0]}=chosen_logps")[0] == 0
 
 

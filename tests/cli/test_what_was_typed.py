@@ -72,7 +72,7 @@ def test_a_lacking_column_of_a_given_reference_is_mapped_and_not_given_again():
     assert "--reference-column role=name" in str(caught.value)
     assert "in another file" not in str(caught.value)
     assert caught.value.exit_code == 1
-    with pytest.raises(ColumnError, match="if in another file, give that as reference"):
+    with pytest.raises(ColumnError, match="are in another file, give that as reference"):
         evaluate("policy.parquet")
 
 
@@ -80,12 +80,13 @@ def test_a_near_miss_of_a_figure_is_suggested_and_each_is_listed_once(path, caps
     assert main(["evaluate", path, "--fail-under", "accuracy=0.6"]) == 2
     said = capsys.readouterr().err
     assert "did you mean 'rewards/accuracies' or 'reward_accuracy'" in said
-    listed = said.partition("there are ")[2].strip().split(", ")
-    assert len(listed) == len(set(listed)) > 10
+    assert "there are" not in said
     with pytest.raises(UsageError, match="did you mean 'loss'"):
         gate(evaluate(path), under={"los": 1.0})
-    with pytest.raises(UsageError, match="no figure 'zzz'; there are"):
+    with pytest.raises(UsageError, match="no figure 'zzz'; there are") as caught:
         gate(evaluate(path), under={"zzz": 1.0})
+    listed = str(caught.value).partition("there are ")[2].split(", ")
+    assert len(listed) == len(set(listed)) > 10
 
 
 def test_line_feeds_of_names_are_shown_escaped(path, tmp_path, pairs):

@@ -239,3 +239,11 @@ def test_a_report_that_cannot_be_written_is_said_before_reading(
     assert name in err
     assert engine.graphs == []
     assert (tmp_path / "there.html").read_text() == "old"
+
+
+@pytest.mark.filterwarnings("ignore::dpo_pipeline.DataWarning")  # both sides are the same
+def test_a_policy_and_itself_have_no_smallest_effect(real_pairs):
+    found = compare(real_pairs, real_pairs, by="turns")
+    assert {each.smallest_effect for each in found.differences.values()} == {None}
+    assert found.subsets["smallest_effect"].null_count() == found.subsets.height
+    assert found.verdict.endswith("on 698 common pairs")

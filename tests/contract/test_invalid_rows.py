@@ -14,7 +14,7 @@ import pytest
 
 import dpo_pipeline
 from dpo_pipeline.contract.binding import bind
-from dpo_pipeline.contract.model import pairs_model
+from dpo_pipeline.contract.model import row_model
 from dpo_pipeline.defaults import WIDE_LIMIT
 from dpo_pipeline.losses.objective import CheckedObjective
 from dpo_pipeline.losses.scored_columns import with_scores
@@ -45,7 +45,7 @@ def test_a_loss_out_of_range_is_a_fault_only_of_sound_pairs():
     )
     assert rules.rules[-1].name == "loss.in_range"
     assert marked["loss"].to_list() == [True, False, True, True]
-    unsound = frozenset().union(*pandera_rows(pairs_model(), frame=frame).values())
+    unsound = frozenset().union(*pandera_rows(row_model(), frame=frame).values())
     assert frozenset(marked["valid"].not_().arg_true()) == unsound | {1}
 
 

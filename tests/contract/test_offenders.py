@@ -50,7 +50,7 @@ def test_parts_join_to_the_whole(bound, cut):
         listed(pairs.slice(first, n), rules, places, read_from="x", first_row=first)
         for first, n in ((0, cut), (cut, 10 - cut))
     ]
-    whole = Offences(rules.rules, parts)
+    whole = Offences(rules, parts)
     assert found(whole) == found(listed(pairs, rules, places, read_from="x"))
     assert whole.n_invalid == 5
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 import dpo_pipeline
-from dpo_pipeline.contract.model import pairs_model
+from dpo_pipeline.contract.model import row_model
 from pandera_tools import (
     ANY_EXTRA,
     LOGP_FAULTS,
@@ -87,7 +87,7 @@ def test_a_subclass_adds_its_checks_and_keeps_ours():
     assert our_rows(frame, contract=Annotated) == expected
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=4, deadline=None, derandomize=True)
 @given(frame=frames(weight=ANY_EXTRA, strict_weight=ANY_EXTRA, score=ANY_EXTRA))
 def test_any_frame_under_a_subclass(frame):
     assert our_rows(frame, contract=Annotated) == pandera_rows(Annotated, frame=frame)
@@ -130,7 +130,7 @@ def test_a_plain_schema_with_a_pattern_and_a_column_without_nulls():
         temperature=odd,
         language=["de", None, "en", "fr", "", "DE", "en", "de"],
     )
-    expected = pandera_rows(pairs_model(), PLAIN, frame=frame)
+    expected = pandera_rows(row_model(), PLAIN, frame=frame)
     assert set(expected) == {
         *(("ref_chosen_logps", rule) for rule in LOGP_FAULTS),
         ("rating_second", "in_range"),
@@ -149,11 +149,11 @@ def test_a_plain_schema_with_a_pattern_and_a_column_without_nulls():
 RATINGS = dict.fromkeys(("rating_first", "rating_second", "temperature", "absent"), ANY_EXTRA)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=4, deadline=None, derandomize=True)
 @given(frame=frames(**RATINGS))
 def test_any_frame_under_a_plain_schema(frame):
     frame = frame.with_columns(language=pl.lit("en"))
-    expected = pandera_rows(pairs_model(), PLAIN, frame=frame)
+    expected = pandera_rows(row_model(), PLAIN, frame=frame)
     assert our_rows(frame, contract=PLAIN) == expected
 
 
@@ -202,7 +202,7 @@ def odd_cells():
 def test_a_check_is_refused_or_marks_the_rows_of_pandera(function, ignore_na, column):
     check = pa.Check(lambda data: function(data.lazyframe), name="odd", ignore_na=ignore_na)
     contract = contract_of(check, column)
-    expected = pandera_rows(pairs_model(), contract, frame=odd_cells())
+    expected = pandera_rows(row_model(), contract, frame=odd_cells())
     try:
         found = our_rows(odd_cells(), contract=contract)
     except dpo_pipeline.RefusedCheckError:
@@ -227,7 +227,7 @@ def test_a_check_is_refused_or_marks_the_rows_of_pandera(function, ignore_na, co
 )
 def test_a_built_in_check(column, check, rows):
     contract = contract_of(check, column)
-    expected = pandera_rows(pairs_model(), contract, frame=odd_cells())
+    expected = pandera_rows(row_model(), contract, frame=odd_cells())
     assert expected == {(column, check.name): rows}
     assert our_rows(odd_cells(), contract=contract) == expected
 
@@ -247,7 +247,7 @@ def test_two_checks_of_one_name_are_told_apart_by_their_order():
 def test_nan_is_null_where_pandera_takes_it_for_null(dtype):
     contract = pa.DataFrameSchema({"x": pa.Column(nullable=False)})
     frame = odd_cells().with_columns(pl.col("x").cast(dtype))
-    expected = pandera_rows(pairs_model(), contract, frame=frame)
+    expected = pandera_rows(row_model(), contract, frame=frame)
     assert our_rows(frame, contract=contract) == expected
 
 
@@ -255,6 +255,6 @@ def test_nan_is_null_where_pandera_takes_it_for_null(dtype):
 def test_a_default_is_filled_in_before_the_checks(default):
     contract = contract_of(pa.Check.lt(1.0), "x", default=default)
     contract.columns["x"].dtype = pl.Float64
-    expected = pandera_rows(pairs_model(), contract, frame=odd_cells())
+    expected = pandera_rows(row_model(), contract, frame=odd_cells())
     assert expected == {("x", "less_than"): {0, 5} if default < 1.0 else {0, 1, 2, 5}}
     assert our_rows(odd_cells(), contract=contract) == expected

@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 import dpo_pipeline
 from dpo_pipeline.columns import Needs
 from dpo_pipeline.contract.compiling import check_schema
-from dpo_pipeline.contract.model import pairs_model
+from dpo_pipeline.contract.model import row_model
 from dpo_pipeline.contract.row_rules import with_row_rules
 from dpo_pipeline.contract.rules import check_types, rules_for
 from dpo_pipeline.errors import ColumnError
@@ -44,7 +44,7 @@ def test_types_are_those_that_pandera_asks_for(types, needs):
 @pytest.mark.parametrize("tokens", [True, False])
 def test_rules_without_pandera_are_the_checks_of_the_contract(max_logp, reference, tokens):
     needs = Needs(reference=reference, tokens=tokens)
-    columns = pairs_model(max_logp, needs).to_schema().columns
+    columns = row_model(max_logp, needs).to_schema().columns
     theirs = sorted((n, c.name, c.error) for n, column in columns.items() for c in column.checks)
     frame = pl.LazyFrame(schema={name: columns[name].dtype.type for name in columns})
     rules = rules_for(frame, max_logp=max_logp, contract=None, needs=needs)

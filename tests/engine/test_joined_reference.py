@@ -71,7 +71,10 @@ def reference(folder, order):
     return Reference(str(folder / order), format="csv" if order == CSV else "parquet")
 
 
-@pytest.mark.parametrize("order", [SHUFFLED, IN_ORDER, PARTLY, CSV])
+@pytest.mark.parametrize(
+    "order",
+    [SHUFFLED, CSV, PARTLY, pytest.param(IN_ORDER, marks=pytest.mark.slow)],  # as bytes below
+)
 def test_figures_are_those_of_one_process(sides, order):
     executor = Elsewhere()
     given = grouped(on_invalid="exclude", by="subset", batch_size=16)

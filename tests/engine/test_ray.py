@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 
 import polars as pl
 import pytest
@@ -21,9 +22,9 @@ import pytest
 from dpo_pipeline import EngineError, Execution, UsageError, evaluate, score_parquet
 from dpo_pipeline.engine import ray_executor as ray_engine
 from dpo_pipeline.engine.ray_executor import RayExecutor
-
-pytest.importorskip("ray")
 from pair_tools import ROOT, TOOLS
+
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 
 TOOL = TOOLS / "ray_tools.py"
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0" * 24 + "01000000"}
@@ -182,7 +183,7 @@ def test_one_output_file_has_one_writer(tmp_path):
 
 
 def test_a_dataframe_stays_here(pairs):
-    with pytest.raises(UsageError, match="a dataframe is evaluated here"):
+    with pytest.raises(UsageError, match="is no Parquet file: engines and jobs read no other"):
         evaluate(pairs, execution="ray")
 
 
@@ -194,7 +195,7 @@ def test_there_are_two_names_of_engines(pairs, engine):
 
 def test_without_ray_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UsageError, match=r'pip install "dpo_pipeline\[ray\]"'):
+    with pytest.raises(UsageError, match="pip install ray"):
         next(RayExecutor()(list, [], lambda: None))
 
 

@@ -282,17 +282,28 @@ def with_faults(pairs):
 @given(st.data())
 @settings(max_examples=4, deadline=None)
 def test_shards_in_any_split_merge_to_the_same_bits(real_pairs, tmp_path_factory, data):
-    pairs = with_faults(real_pairs)
+    split_anywhere(with_faults(real_pairs[:150]), tmp_path_factory, data)
+
+
+@pytest.mark.slow  # the same with more rows, more often
+@given(st.data())
+@settings(max_examples=25, deadline=None)
+def test_many_rows_in_any_split_merge_to_the_same_bits(real_pairs, tmp_path_factory, data):
+    split_anywhere(with_faults(real_pairs), tmp_path_factory, data)
+
+
+def split_anywhere(pairs, tmp_path_factory, data):
+    n = pairs.height
     size = data.draw(st.sampled_from([1, 7, 64, 1000]), label="batch size")
     expected = everything(pairs, batch_size=size)
     folder = tmp_path_factory.mktemp("split")
-    cuts = sorted(data.draw(st.sets(st.integers(1, 697), max_size=6), label="cuts"))
-    for start, stop in zip([0, *cuts], [*cuts, 698], strict=True):
+    cuts = sorted(data.draw(st.sets(st.integers(1, n - 1), max_size=6), label="cuts"))
+    for start, stop in zip([0, *cuts], [*cuts, n], strict=True):
         pairs[start:stop].write_parquet(
             folder / f"{start:04}.parquet",
-            row_group_size=data.draw(st.integers(1, 300), label="row group"),
+            row_group_size=data.draw(st.integers(1, n // 2), label="row group"),
         )
-    shard = data.draw(st.integers(5, 800), label="shard")
+    shard = data.draw(st.integers(n // 10, n + 100), label="shard")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measuring, "SHARD_ROWS", shard)
         patch.setattr("dpo_pipeline.sums.batches.SHARD_ROWS", shard)

@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import polars as pl
 import pytest
-from scipy import stats
 
 from dpo_pipeline import GateError, StatisticsOptions, UsageError, evaluate, gate, score_parquet
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.errors import GATE
 from dpo_pipeline.evaluation.gating import GATED
+from oracle_tools import stats
 from pair_tools import DATA
 
 REAL = str(DATA / "hh_harmless_policy_a_test.parquet")
@@ -170,7 +170,9 @@ def test_every_name_of_a_mark_is_known_to_some_evaluation(full):
     unknown = []
     for name in GATED:
         try:
-            gate(full, under={name: -1e9})
+            gate(full, under={name: 0.0})
+        except GateError:
+            pass
         except UsageError:
             unknown.append(name)
     assert unknown == ["score"]

@@ -7,10 +7,10 @@ import json
 import jsonschema
 import polars as pl
 import pytest
-from scipy import stats
 
 from dpo_pipeline import DataWarning, StatisticsOptions, Subsets, evaluate, score_parquet
 from dpo_pipeline.published import published
+from oracle_tools import stats
 from pair_tools import LOGPS
 from sense_tools import FAULTS
 

@@ -7,15 +7,13 @@ import math
 import numpy as np
 import polars as pl
 import pytest
-import statsmodels.api as sm
-from scipy import optimize, stats
-from statsmodels.stats.multitest import multipletests
 
 from dpo_pipeline import StatisticsOptions, UsageError, evaluate, score
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.evaluation import gathering
 from gather_tools import hash_of
 from option_tools import grouped
+from oracle_tools import multipletests, optimize, sm, stats
 from pair_tools import LOGPS
 
 BETA = 0.1

@@ -77,7 +77,7 @@ def test_a_best_beta_that_is_none_is_said_to_be_none(counted):
 def test_the_scale_moves_where_two_betas_disagree_on_rewards_of_zero(name):
     """With all log-probs the same every reward is 0 under any beta, and so must the loss be."""
     pairs = pl.DataFrame({column: [-2.0] * 3 for column in LOGPS}).with_columns(
-        chosen_num_tokens=4, rejected_num_tokens=4
+        chosen_num_tokens=4, rejected_num_tokens=4, offset=0.0, preference_probability=0.7
     )
     one, other = (evaluate(pairs, beta, loss=name).summary.loss for beta in (0.1, 0.5))
     assert (one != pytest.approx(other, rel=1e-9)) == LOSSES[name].beta_moves_scale

@@ -92,6 +92,8 @@ for arguments in ({}, {"ld_alpha": 0.3}):
 """
 
 
+# Three tests below cut the rows otherwise in this process; threads do not meet within a row.
+@pytest.mark.slow
 def test_the_same_rows_give_the_same_bits(tmp_path):
     source, seen = tmp_path / "in.parquet", []
     frame = many_tokens(200)

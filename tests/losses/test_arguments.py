@@ -9,7 +9,15 @@ import pytest
 from dpo_pipeline import ArgumentError, Batches, UsageError, evaluate, score
 from dpo_pipeline.losses.catalogue import LOSSES
 from dpo_pipeline.losses.objective import CheckedObjective
-from objective_tools import DIVERGENT, LOG_2, OF_BATCHES, PER_TOKEN_IF_ASKED, RANGES, REFERENCE
+from objective_tools import (
+    DIVERGENT,
+    LOG_2,
+    OF_BATCHES,
+    PER_TOKEN_IF_ASKED,
+    RANGES,
+    REFERENCE,
+    with_own_columns,
+)
 from option_tools import grouped
 
 NO_NUMBERS = (math.nan, math.inf, -math.inf, True, False, "0.1", None, [0.1], 1j)
@@ -204,6 +212,9 @@ AT_BETA_0 = {
     "discopop": 0.5 * LOG_2 + 0.5,
     "dpop": LOG_2,
     "rdpo": LOG_2,
+    "odpo": LOG_2,
+    "soft_labels": LOG_2,
+    "wpo": math.exp(-20 / 2 - 22 / 4) * LOG_2,
     "cpo": LOG_2,
     "cpo_hinge": 1.0,
     "simpo": math.log(1 + math.exp(0.5)),
@@ -221,7 +232,9 @@ AT_BETA_0 = {
 def test_beta_0_is_for_losses_that_do_not_divide_by_it(counted, loss):
     size = {"batch_size": 1} if loss in OF_BATCHES else {}
     if loss in AT_BETA_0:
-        first = score(counted, 0.0, **grouped(loss=loss, **size)).collect()["loss"][0]
+        first = score(with_own_columns(counted), 0.0, **grouped(loss=loss, **size)).collect()[
+            "loss"
+        ][0]
         assert first == pytest.approx(AT_BETA_0[loss], rel=1e-14)
     else:
         assert loss in {"ipo", "sppo_hard"}

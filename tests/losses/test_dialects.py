@@ -8,7 +8,7 @@ import pytest
 
 from dpo_pipeline import Objective, UsageError, evaluate, score
 from dpo_pipeline.defaults import DIALECT_NAMES
-from dpo_pipeline.losses.catalogue import LOSSES
+from dpo_pipeline.losses.catalogue import EVERY_LOSS, LOSSES
 from dpo_pipeline.losses.dialects import DIALECTS
 from dpo_pipeline.losses.objective import CheckedObjective
 from objective_tools import DIVERGENT, PER_TOKEN_IF_ASKED, REFERENCE
@@ -16,7 +16,7 @@ from option_tools import grouped
 
 
 def test_names_of_dialects_are_known_without_importing_them():
-    assert tuple(DIALECTS) == DIALECT_NAMES == ("trl", "dpo-paper", "rewardbench")
+    assert tuple(DIALECTS) == DIALECT_NAMES == ("trl", "dpo-paper", "rewardbench", "halos")
     assert all(name == dialect.name for name, dialect in DIALECTS.items())
 
 
@@ -42,9 +42,9 @@ def test_what_a_dialect_sets_and_refuses_exists(dialect):
     every = set().union(*map(arguments_of, LOSSES))
     for key in system.refused.keys() - OF_ALL_LOSSES.keys():
         loss, dot, argument = key.rpartition(".")
-        assert argument in (arguments_of(loss) if dot else every)
+        assert argument in (arguments_of(loss) if dot else {*every, *LOSSES})
         assert not dot or argument not in system.refused
-    assert set(system.lacks) < set(LOSSES)
+    assert set(system.lacks) < set(EVERY_LOSS)
 
 
 VALUES = {"reference_free": True, "per_token": True, "f_divergence": "js_divergence"}
@@ -60,10 +60,16 @@ OF_ALL_LOSSES = {
     [
         # TRL 1.16: dpo_trainer.py names its losses in the error for an unknown one; cpo_trainer.py
         # and orpo_trainer.py beside it.
-        pytest.param("trl", {"dpop", "rdpo", "kto_pair", "orpo_odds_ratio"}, id="trl"),
+        pytest.param(
+            "trl",
+            {"dpop", "rdpo", "odpo", "soft_labels", "wpo", "kto_pair", "orpo_odds_ratio"},
+            id="trl",
+        ),
         # The authors' trainers.py: sft (of sums), dpo and ipo.
         pytest.param("dpo-paper", set(LOSSES) - {"sigmoid", "ipo"}, id="dpo-paper"),
         pytest.param("rewardbench", set(), id="rewardbench has no loss of its own"),
+        # HALOs' trainers.py: its trainers of pairs, and SFT.
+        pytest.param("halos", set(LOSSES) - {"sigmoid", "ipo", "sft"}, id="halos"),
     ],
 )
 def test_a_loss_that_a_system_lacks_is_refused(dialect, lacks):
@@ -74,8 +80,10 @@ def test_a_loss_that_a_system_lacks_is_refused(dialect, lacks):
         for asked in (loss, {"sigmoid": 1.0, loss: 0.5}):
             with pytest.raises(UsageError) as caught:
                 CheckedObjective.of(asked, dialect=dialect)
-            system = DIALECTS[dialect].system
-            assert str(caught.value) == f"dialect {dialect}: {system} has no {loss}"
+            system = DIALECTS[dialect]
+            why = system.refused.get(loss)
+            said = f"{system.system} has no {loss}" if why is None else f"{loss}: {why}"
+            assert str(caught.value) == f"dialect {dialect}: {said}"
 
 
 @pytest.mark.parametrize("dialect", DIALECT_NAMES)
@@ -138,7 +146,7 @@ def test_what_is_as_in_trl_may_be_said(loss, arguments):
             for key in system.refused
             for loss in LOSSES
             if key.rpartition(".")[0] in {"", loss} and key.rpartition(".")[2] in arguments_of(loss)
-            if loss not in system.lacks
+            if not {loss} & {*system.lacks, *system.refused}
         )
     ],
 )

@@ -15,6 +15,7 @@ from objective_tools import (
     PER_TOKEN_IF_ASKED,
     REFERENCE,
     minus_log_sigmoid,
+    with_own_columns,
 )
 from option_tools import grouped
 from pair_tools import COUNTS, LOGPS, REFS
@@ -93,6 +94,7 @@ def test_a_reference_that_is_equal_to_the_policy_is_no_fault_without_one(counted
 @pytest.mark.parametrize("loss", sorted(REFERENCE["optional"] | REFERENCE["always"]))
 def test_any_other_loss_needs_its_reference(counted, loss):
     size = {"batch_size": 2} if loss in OF_BATCHES else {}
+    counted = with_own_columns(counted)
     for run in (score, evaluate):
         for several in (loss, {"sft": 1.0, loss: 1.0}):
             with pytest.raises(ColumnError, match="ref_rejected_logps: missing"):
@@ -123,7 +125,7 @@ def test_missing_token_counts_are_said_before_any_data_is_read(
 ):
     call = {"loss": loss, "loss_args": arguments}
     path, out = tmp_path / "bare.parquet", tmp_path / "scored.parquet"
-    counted.drop(COUNTS[1]).write_parquet(path)
+    with_own_columns(counted).drop(COUNTS[1]).write_parquet(path)
     engine.graphs.clear()
     for run in (
         lambda: score(pl.scan_parquet(path), **grouped(**call)),
@@ -133,7 +135,7 @@ def test_missing_token_counts_are_said_before_any_data_is_read(
         with pytest.raises(ColumnError) as caught:
             run()
         (problem,) = caught.value.problems
-        assert problem.startswith("rejected_num_tokens: missing; if it has another name, map it")
+        assert problem.startswith("rejected_num_tokens: missing; if a column has another name")
     assert engine.graphs == []
     assert not out.exists()
 
@@ -145,7 +147,7 @@ def test_the_engine_would_have_seen_a_reading(source, engine):
 
 @pytest.mark.parametrize(("loss", "arguments"), COUNTING)
 def test_null_and_zero_counts_are_invalid_pairs(counted, loss, arguments):
-    odd = counted.with_columns(
+    odd = with_own_columns(counted).with_columns(
         pl.Series(COUNTS[0], [None, 4, 5, 10, 4, 7]), pl.Series(COUNTS[1], [4, 2, 0, -3, None, 14])
     )
     call = {"loss": loss, "loss_args": arguments}
@@ -158,7 +160,7 @@ def test_null_and_zero_counts_are_invalid_pairs(counted, loss, arguments):
         "rejected_num_tokens.at_least": [(2, 0), (3, -3)],
     }
     left = evaluate(odd, **grouped(on_invalid="exclude", **call)).summary
-    sound = evaluate(counted[[1, 5]], **grouped(**call)).summary
+    sound = evaluate(with_own_columns(counted)[[1, 5]], **grouped(**call)).summary
     assert left.n_invalid == 4
     assert left.loss == sound.loss
     assert left.reward_margin == sound.reward_margin
@@ -175,4 +177,5 @@ def test_a_null_count_is_no_fault_where_nothing_divides_by_it(counted):
 @pytest.mark.parametrize("loss", sorted(set(LOSSES) - NEED_COUNTS))
 def test_any_other_loss_needs_no_counts(pairs, loss):
     size = {"batch_size": 2} if loss in OF_BATCHES else {}
+    pairs = with_own_columns(pairs)
     assert evaluate(pairs, **grouped(loss=loss, **size)).summary.n_valid == 6

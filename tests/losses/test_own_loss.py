@@ -13,7 +13,7 @@ from command_tools import run
 from dpo_pipeline import ColumnError, Objective, UsageError, evaluate, score, score_parquet
 from dpo_pipeline.cli import loss_list
 from dpo_pipeline.losses import catalogue as loss_catalogue, objective
-from dpo_pipeline.losses.catalogue import LOSSES
+from dpo_pipeline.losses.catalogue import EVERY_LOSS
 from dpo_pipeline.losses.loss_row import Loss, Parameter
 from dpo_pipeline.published import reference_tables
 from option_tools import grouped
@@ -38,9 +38,9 @@ MINE = Loss(
 
 
 def test_a_loss_is_added_by_a_function_and_a_row(monkeypatch, capsys, counted, source, tmp_path):
-    extended = MappingProxyType({**LOSSES, MINE.name: MINE})
+    extended = MappingProxyType({**EVERY_LOSS, MINE.name: MINE})
     for module in (loss_catalogue, objective, loss_list, reference_tables):
-        monkeypatch.setattr(module, "LOSSES", extended)
+        monkeypatch.setattr(module, "EVERY_LOSS", extended)
     margins, tokens = [0.1, -0.2, 0.0, 0.5, 1.0, -1.0], [2, 4, 5, 10, 4, 7]
     for width, arguments in ((2.0, {}), (0.5, {"width": 0.5})):
         expected = [

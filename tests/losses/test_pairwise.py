@@ -19,10 +19,13 @@ import pytest
 
 from dpo_pipeline import Objective, score
 from dpo_pipeline.losses.catalogue import LOSSES
-from dpo_pipeline.losses.divergences import F_DIVERGENCES
+from dpo_pipeline.losses.pairwise import F_DIVERGENCES
 from pair_tools import LOGPS
 
 TOKENS = ("chosen_num_tokens", "rejected_num_tokens")
+EXTRAS = ("offset", "preference_probability")
+OWN = ((0.0, 1.0), (0.75, 0.75), (-2.0, 0.0), (1.5, 0.0625))
+"""Offset and probability of each pair; the first leaves the DPO loss as it is."""
 ROW_WISE = {name for name, row in LOSSES.items() if not row.is_of_batches}
 TINY = 1e-307  # about the smallest normal float64: below it, digits are lost
 
@@ -86,6 +89,9 @@ REFERENCE = {
     "discopop": lambda x: [sp(x.z) * sigma(-x.z / x.tau), mpmath.exp(-x.z) * sigma(x.z / x.tau)],
     "dpop": lambda x: [dpop(x)],
     "rdpo": lambda x: [sp(x.z + x.length_penalty * (x.tokens_c - x.tokens_r))],
+    "odpo": lambda x: [sp(x.z - x.offset)],
+    "soft_labels": lambda x: [x.probability * sp(x.z), (1 - x.probability) * sp(-x.z)],
+    "wpo": lambda x: [min(1, mpmath.exp(x.pc / x.tokens_c + x.pr / x.tokens_r)) * sp(x.z)],
     "cpo": lambda x: smoothed(x.z, x.label_smoothing),
     "cpo_hinge": lambda x: hinge(x.z),
     "simpo": lambda x: smoothed(x.z - x.gamma, x.label_smoothing),
@@ -121,6 +127,7 @@ ANY_SCORE = (*FREE, *BY_LENGTH, *DIVERGENCES, {**FORWARD, "per_token": True})
 ARGUMENTS = {
     "sigmoid": (*SMOOTHED, *ANY_SCORE),
     "sigmoid_norm": (*SMOOTHED, *FREE, *DIVERGENCES),
+    **dict.fromkeys(["odpo", "soft_labels", "wpo"], ANY_SCORE),
     "robust": ({"label_smoothing": 0.1}, {"label_smoothing": 0.499}, *ANY_SCORE),
     **dict.fromkeys(["hinge", "ipo"], ANY_SCORE),
     "exo_pair": ({"label_smoothing": 1e-9}, *SMOOTHED, *ANY_SCORE),
@@ -149,6 +156,11 @@ CASES = [
 EACH_LOSS = pytest.mark.parametrize("loss", ARGUMENTS)
 
 
+def each_of(loss, kept=lambda *_: True):
+    """Return the arguments to try, with none first."""
+    return [args for args in ({}, *ARGUMENTS[loss]) if kept(loss, args)]
+
+
 def test_the_tables_cover_every_row_wise_loss_and_no_other():
     assert set(REFERENCE) == ROW_WISE
     assert set(ARGUMENTS) == ROW_WISE
@@ -167,9 +179,9 @@ def test_the_table_varies_every_argument_of(loss):
     assert tried == (set(F_DIVERGENCES) if row.f_divergence else set())
 
 
-def table(scores, *, reference, tokens=((1, 1),)):
+def table(scores, *, reference, tokens=((1, 1),), own=OWN[:1]):
     """Pairs that have these log-ratios, or these log-probs where there is no reference."""
-    columns = {name: [] for name in (*LOGPS, *TOKENS)}
+    columns = {name: [] for name in (*LOGPS, *TOKENS, *EXTRAS)}
     odd = {"chosen": -1.0, "rejected": -3.0}  # references to be left alone
     for i, sides in enumerate(scores):
         counts = tokens[i % len(tokens)]
@@ -179,7 +191,9 @@ def table(scores, *, reference, tokens=((1, 1),)):
             columns[f"policy_{side}_logps"].append(base + min(h, 0.0) if reference else h)
             columns[f"ref_{side}_logps"].append(base - max(h, 0.0) if reference else odd[side])
             columns[f"{side}_num_tokens"].append(count)
-    types = dict.fromkeys(LOGPS, pl.Float64) | dict.fromkeys(TOKENS, pl.Int64)
+        for name, value in zip(EXTRAS, own[i % len(own)], strict=True):
+            columns[name].append(value)
+    types = dict.fromkeys(columns, pl.Float64) | dict.fromkeys(TOKENS, pl.Int64)
     return pl.DataFrame(columns, schema=types)
 
 
@@ -197,13 +211,15 @@ def losses_at(scores, loss, args=None, beta=1.0):
     return losses_of(table(scores, reference=subtracts(loss, args or {})), loss, args, beta)
 
 
-def exact_terms(loss, args, beta, pc, pr, rc, rr, tokens):
+def exact_terms(loss, args, beta, pc, pr, rc, rr, tokens, own=OWN[0]):
     """The terms of a loss at exactly these inputs."""
     numbers = {**DEFAULTS, **(DEFAULT_OF_EXO if loss == "exo_pair" else {}), **args}
     numbers = {name: mpmath.mpf(numbers[name]) for name in numbers if name != "f_divergence"}
     x = SimpleNamespace(b=mpmath.mpf(beta), **numbers)
     x.c, x.r = mpmath.mpf(pc), mpmath.mpf(pr)
     x.tokens_c, x.tokens_r = tokens
+    x.pc, x.pr = x.c, x.r
+    x.offset, x.probability = map(mpmath.mpf, own)
     if subtracts(loss, args):
         divergence = SCORES[args.get("f_divergence", "reverse_kl")]
         x.c, x.r = divergence(x.c - rc, x.f_alpha), divergence(x.r - rr, x.f_alpha)
@@ -242,7 +258,7 @@ def points(loss, args, beta):
         # Beyond, the scores themselves overflow (a test below). And where both are large, the
         # margin is a difference of larger terms that have been rounded.
         pairs = [(c, r) for c, r in pairs if max(-c, -r, c, r) <= 600.0 and -64.0 not in {c, r}]
-    return table(pairs, reference=subtracts(loss, args), tokens=COUNTS)
+    return table(pairs, reference=subtracts(loss, args), tokens=COUNTS, own=OWN)
 
 
 def is_near(found, terms):
@@ -259,14 +275,19 @@ def is_near(found, terms):
 
 
 # A second beta repeats the proof at margins twenty times as large.
-@pytest.mark.parametrize("beta", [0.1, pytest.param(2.0, marks=pytest.mark.slow)])
+FEW_POINTS = 0.1
+
+
+# The slow one has another factor, and all points.
+@pytest.mark.parametrize("beta", [FEW_POINTS, pytest.param(2.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("loss", "args"), CASES)
 def test_equals_mpmath(loss, args, beta):
-    pairs = points(loss, args, beta)
-    rows = zip(pairs.select(LOGPS).rows(), pairs.select(TOKENS).rows(), strict=True)
-    for (row, n), found in zip(rows, losses_of(pairs, loss, args, beta), strict=True):
+    # With arguments each fifth point by default: the limits of a loss are those without them.
+    pairs = points(loss, args, beta)[:: 5 if args and beta == FEW_POINTS else 1]
+    rows = zip(*(pairs.select(names).rows() for names in (LOGPS, TOKENS, EXTRAS)), strict=True)
+    for (row, n, own), found in zip(rows, losses_of(pairs, loss, args, beta), strict=True):
         with mpmath.workdps(40):
-            terms = exact_terms(loss, args, beta, *row, n)
+            terms = exact_terms(loss, args, beta, *row, n, own)
             assert is_near(found, terms), (row, n, found, mpmath.nstr(mpmath.fsum(terms), 17))
 
 
@@ -372,6 +393,7 @@ FALLS = {
     "sppo_hard": set(),  # rises beyond 1/(2 beta) on either side
     "apo_down": {"rejected"},  # pushes the chosen reward down too
     "discopop": set(),  # has a bump, near 0
+    "wpo": {"rejected"},  # weighs more where the policy is likelier to write the pair
 }
 """Sides on which a loss never rises with the margin (chosen score up, rejected score down), where
 it is not both."""
@@ -394,14 +416,19 @@ def test_loss_never_rises_with_the_margin_just_where_said(loss):
 WHOLE = [(c / 8.0, r / 8.0) for c in range(-400, 0, 37) for r in range(-400, 0, 41)]
 
 
-@pytest.mark.parametrize(("loss", "args"), [p for p in CASES if subtracts(*p.values)])
-def test_shifting_policy_and_reference_of_a_completion_alike_changes_nothing(loss, args):
+def of_log_ratios(loss, args):
+    return subtracts(loss, args) and loss != "wpo"
+
+
+@EACH_LOSS
+def test_shifting_policy_and_reference_of_a_completion_alike_changes_nothing(loss):
     pairs = table(WHOLE, reference=True, tokens=COUNTS)
     chosen, rejected = (
         pairs.with_columns(pl.col(c, r) - 13.375) for c, r in (LOGPS[::2], LOGPS[1::2])
     )
-    found = losses_of(pl.concat([pairs, chosen, rejected]), loss, args)
-    assert found == found[: len(WHOLE)] * 3
+    for args in each_of(loss, of_log_ratios):
+        found = losses_of(pl.concat([pairs, chosen, rejected]), loss, args)
+        assert found == found[: len(WHOLE)] * 3, args
 
 
 ODDS_AND_SFT = {"sft": 1.0, "orpo_odds_ratio": 1.0}
@@ -414,6 +441,8 @@ ODDS_AND_SFT = {"sft": 1.0, "orpo_odds_ratio": 1.0}
         pytest.param("robust", {"label_smoothing": 0.0}, "sigmoid", {}, id="robust without noise"),
         pytest.param("dpop", {"penalty": 0.0}, "sigmoid", {}, id="dpop without penalty"),
         pytest.param("rdpo", {"length_penalty": 0.0}, "sigmoid", {}, id="rdpo without penalty"),
+        pytest.param("odpo", {}, "sigmoid", {}, id="odpo of offset 0"),
+        pytest.param("soft_labels", {}, "sigmoid", {}, id="soft_labels of p 1"),
         pytest.param("sigmoid_norm", {}, "sigmoid", {}, id="sigmoid_norm of 1 token"),
         pytest.param("sigmoid", {"per_token": True}, "sigmoid", {}, id="per_token of 1"),
         pytest.param("sigmoid", {**ALPHA, "f_alpha": 1.0}, "sigmoid", {}, id="f_alpha 1"),
@@ -460,8 +489,13 @@ def test_slope_of_dpo_is_minus_the_weight_of_the_wrong_order(z):
     assert slope == pytest.approx(-1.0 / (1.0 + math.exp(z)), rel=1e-6, abs=1e-12)
 
 
-@pytest.mark.parametrize(("loss", "args"), CASES)
-def test_slopes_equal_those_of_the_formula(loss, args):
+@EACH_LOSS
+def test_slopes_equal_those_of_the_formula(loss):
+    for args in each_of(loss, lambda *case: of_log_ratios(*case) or not subtracts(*case)):
+        slopes_equal_those_of_the_formula(loss, args)
+
+
+def slopes_equal_those_of_the_formula(loss, args):
     at = [(-3.0, -5.5), (-0.75, -0.25), (-8.0, -1.5)]  # no kink of hinge (z = 1) or dpop (c = 0)
     steps = [(STEP, 0.0), (-STEP, 0.0), (0.0, STEP), (0.0, -STEP)]
     beside = iter(losses_at([(c + i, r + j) for c, r in at for i, j in steps], loss, args))
@@ -480,20 +514,26 @@ def test_slopes_equal_those_of_the_formula(loss, args):
 def columns_used(loss, args):
     if loss == "sft":
         return {LOGPS[0], TOKENS[0]}
-    counted = loss in PER_TOKEN or loss == "rdpo" or args.get("per_token", False)
-    return {*LOGPS[: 4 if subtracts(loss, args) else 2], *(TOKENS if counted else ())}
+    counted = loss in PER_TOKEN or loss in {"rdpo", "wpo"} or args.get("per_token", False)
+    extra = {"odpo": EXTRAS[:1], "soft_labels": EXTRAS[1:]}.get(loss, ())
+    return {*LOGPS[: 4 if subtracts(loss, args) else 2], *(TOKENS if counted else ()), *extra}
 
 
-@pytest.mark.parametrize(("loss", "args"), CASES)
-def test_null_and_nan_propagate_from_every_column_that_is_used(loss, args):
+@EACH_LOSS
+def test_null_and_nan_propagate_from_every_column_that_is_used(loss):
+    for args in each_of(loss):
+        null_and_nan_propagate(loss, args)
+
+
+def null_and_nan_propagate(loss, args):
     clean = table([(-3.0, -5.5)], reference=subtracts(loss, args))
-    columns = [*LOGPS, *TOKENS]
+    columns = [*LOGPS, *TOKENS, *EXTRAS]
     odd = [clean, *(clean.with_columns(pl.lit(None, t).alias(c)) for c, t in clean.schema.items())]
     odd += [clean.with_columns(pl.lit(math.nan).alias(name)) for name in LOGPS]
     found = losses_of(pl.concat(odd), loss, args)
     assert math.isfinite(found[0])
     used = columns_used(loss, args)
-    for name, of_null in zip(columns, found[1:7], strict=True):
-        assert of_null == (None if name in used else found[0]), name
-    for name, of_nan in zip(LOGPS, found[7:], strict=True):
-        assert math.isnan(of_nan) if name in used else of_nan == found[0], name
+    for name, of_null in zip(columns, found[1:9], strict=True):
+        assert of_null == (None if name in used else found[0]), (args, name)
+    for name, of_nan in zip(LOGPS, found[9:], strict=True):
+        assert math.isnan(of_nan) if name in used else of_nan == found[0], (args, name)

@@ -38,6 +38,8 @@ CALLED = {
     "evaluate": dpo_pipeline.evaluate,
     "sweep": dpo_pipeline.sweep,
     "score": dpo_pipeline.score_parquet,
+    "select": dpo_pipeline.select,
+    "logps": dpo_pipeline.logps,
     "convert": dpo_pipeline.convert,
     "compare": dpo_pipeline.compare,
 }
@@ -190,19 +192,25 @@ PLACES = {
     "score": ["pairs.parquet", "scored.parquet"],
     "convert": ["pairs.parquet", "converted.parquet"],
     "compare": ["pairs.parquet", "pairs.parquet"],
+    "select": ["pairs.parquet", "selected.parquet"],
 }
+"""What commands are given; `logps` needs models, which tests/models has."""
+MORE = {"select": ["--rule", "random", "--keep", "50%"]}
+"""Options that a command cannot do without."""
 
 
 def planned(call, *words):
     """Return the dry run of a command with one more option, as a document."""
     line = command_line(WIDER)
     done = CliRunner().invoke(
-        line, [call, *PLACES[call], "--dry-run", "--json", *words], catch_exceptions=False
+        line,
+        [call, *PLACES[call], *MORE.get(call, ()), "--dry-run", "--json", *words],
+        catch_exceptions=False,
     )
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", PLACES)
 @pytest.mark.usefixtures("project")
 def test_a_new_field_is_an_option_of_every_command(call, monkeypatch):
     text = command_line(WIDER).commands[call].get_help(click.Context(click.Command(call)))
@@ -216,7 +224,7 @@ def test_a_new_field_is_an_option_of_every_command(call, monkeypatch):
     assert planned(call)["options"]["--niceness"] == 5
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", PLACES)
 def test_a_new_field_is_a_setting_of_every_command(project, call):
     (project / "pyproject.toml").write_text("[tool.dpo-pipeline]\nniceness = 6\n")
     assert planned(call)["options"]["--niceness"] == 6
@@ -229,9 +237,9 @@ def test_a_new_field_is_in_the_table_of_options():
     assert "`DPO_PIPELINE_NICENESS`" in line
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", PLACES)
 @pytest.mark.usefixtures("project")
 def test_a_new_field_arrives_where_the_call_does(call):
-    places = PLACES[call]
+    places = [*PLACES[call], *(["random", 0.5] if call == "select" else [])]
     plan = dry_run(CALLED[call], *places, execution=Wider(niceness=7))
     assert plan.options["execution"].niceness == 7

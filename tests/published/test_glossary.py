@@ -77,6 +77,12 @@ def test_every_figure_of_the_document_is_explained(capsys):
         ("ref_chosen_logps.finite", ["finite (rule)"]),
         ("displacement", ["2410.08847", "50%"]),
         ("ipo", ["2310.12036"]),
+        ("accuracy", ["reward_accuracy (figure)"]),
+        ("Mean loss", ["loss (figure)"]),
+        ("margin", ["reward_margin (figure)"]),
+        ("length_bias", ["length (finding of statistics)"]),
+        ("beta", ["beta (finding of statistics)", "--beta (option)", "Objective.beta"]),
+        ("--fail-under", ["--fail-under (option)"]),
         ("loss", ["loss (figure)", "loss (column of scored pairs)", "2305.18290"]),
     ],
 )
@@ -92,6 +98,10 @@ def test_an_unknown_name_is_refused_with_the_nearest(capsys):
     code, _, err = run(capsys, "explain", "reward_acuracy")
     assert code == 2
     assert "did you mean 'reward_accuracy'?" in err
+
+
+def test_a_word_of_a_name_leads_to_it(capsys):
+    assert "did you mean 'calibration error'" in run(capsys, "explain", "calibration")[2]
 
 
 def test_the_example_of_explain_is_true():

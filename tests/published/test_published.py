@@ -11,7 +11,7 @@ import pytest
 import yaml
 from open_data_contract_standard.model import OpenDataContractStandard
 
-from dpo_pipeline import Batches, check, evaluate, score_parquet
+from dpo_pipeline import Batches, Selection, check, evaluate, score_parquet, select
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.columns import BATCH_MEANS, INVALID, ROLES, SCORED
 from dpo_pipeline.published.table_contracts import published
@@ -43,7 +43,8 @@ def columns_of(name):
 
 
 def test_tables_that_go_out_have_the_published_columns_and_types(tmp_path, pairs):
-    physical = {pl.Float64: "DOUBLE", pl.Int64: "BIGINT", pl.List(pl.String): None}
+    physical = {pl.Float64: "DOUBLE", pl.Int64: "BIGINT", pl.String: "VARCHAR"}
+    physical[pl.List(pl.String)] = None
     source, out = tmp_path / "in.parquet", tmp_path / "out.parquet"
     pairs.with_columns(
         ref_chosen_logps=pl.Series([None, -2.0, -3.0, -4.0, -5.0, -6.0])
@@ -51,7 +52,12 @@ def test_tables_that_go_out_have_the_published_columns_and_types(tmp_path, pairs
     score_parquet(
         source, out, batches=Batches(2, file=tmp_path / "means.parquet"), on_invalid="quarantine"
     )
+    kept, found = tmp_path / "kept.parquet", tmp_path / "found.parquet"
+    asked = Selection(contradictions=found)
+    select(source, kept, "random", 2, on_invalid="exclude", selection=asked)
     for name, path, exact in (
+        ("selected_pairs.odcs.yaml", kept, False),
+        ("contradicting_pairs.odcs.yaml", found, False),
         ("scored_pairs.odcs.yaml", out, False),
         ("invalid_pairs.odcs.yaml", tmp_path / "out.invalid.parquet", False),
         ("batch_means.odcs.yaml", tmp_path / "means.parquet", True),
@@ -65,10 +71,11 @@ def test_tables_that_go_out_have_the_published_columns_and_types(tmp_path, pairs
 
 
 def test_every_declared_column_and_alias_is_published():
-    text = published()["preference_pairs.odcs.yaml"]
-    assert all(
-        json.dumps(name) in text for role in ROLES.values() for name in (role.name, *role.aliases)
-    )
+    texts = {"pair": "preference_pairs.odcs.yaml", "completion": "completions.odcs.yaml"}
+    for role in ROLES.values():
+        for row in role.of:
+            text = published()[texts[row]]
+            assert all(json.dumps(name) in text for name in (role.name, *role.aliases))
     assert columns_of("scored_pairs.odcs.yaml") == [column.name for column in SCORED]
     assert columns_of("invalid_pairs.odcs.yaml") == [column.name for column in INVALID]
     assert columns_of("batch_means.odcs.yaml") == [column.name for column in BATCH_MEANS]

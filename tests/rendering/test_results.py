@@ -107,8 +107,11 @@ def test_the_frame_of_a_comparison_has_its_differences(results):
 
 def test_figures_are_printed_once(results):
     text = str(results["evaluation"])
-    for figure in ("loss ", "rewards/accuracies ", "log_loss ", "prefer: longer "):
+    for figure in ("loss ", "rewards/accuracies ", "brier ", "prefer: longer "):
         assert sum(line.startswith(figure) for line in text.split("\n")) == 1
+    # They are the loss and the accuracy, under other names.
+    assert "log_loss" not in text
+    assert "reward_accuracy_half" not in text
     assert not any(line.startswith("reward_accuracy ") for line in text.split("\n"))
     assert text.count("p (Holm)") == 2  # a head, and the hypothesis in a note
     assert "of an accuracy of 1/2" in text

@@ -428,3 +428,25 @@ def test_a_chart_that_cannot_be_drawn_says_so(browser, page, tmp_path):
     assert "could not be drawn" in browser.run(
         "document.querySelector('[data-state=failed]').textContent"
     )
+
+
+def test_texts_are_read_without_scrolling(browser, tmp_path, pairs):
+    path = tmp_path / "report.html"
+    long = pl.lit("some words of an answer, " * 30)
+    texts = pairs.with_columns(prompt=pl.lit("a question?"), chosen=long, rejected=long)
+    shown = Outputs(report=path, show=["prompt", "chosen", "rejected"])
+    dpo_pipeline.evaluate(texts, by="subset", outputs=shown)
+    for width in (1200, 400):
+        browser.open(path, width=width)
+        assert browser.run("document.documentElement.scrollWidth") <= width
+        fits = browser.run(
+            """Array.from(document.querySelectorAll("details:not(.text), .texts"), (e) => {
+                e.open = true; return e; }).filter((e) => e.matches(".texts")).map(
+                (e) => e.scrollWidth <= e.clientWidth)"""
+        )
+        assert len(fits) == 4  # of all pairs, and of the subsets x, y and null
+        assert all(fits)
+    read = "document.querySelector('#lowest .text').innerText"
+    assert browser.run(read).endswith("...")
+    browser.run("document.querySelector('#lowest .text').open = true")
+    assert browser.run(read).count("some words") == 30  # its beginning is not there twice

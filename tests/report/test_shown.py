@@ -13,9 +13,10 @@ from dpo_pipeline import Outputs
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.sources import Dataset
 from page_tools import Page, of_margins
+from pair_tools import ROOT
 
 MARGINS = [0.4, -0.2, 0.1, -0.9, 0.3, -0.5]
-LONG = "a long answer, " * 20
+LONG = "a long answer, " * 40
 
 
 @pytest.fixture
@@ -118,10 +119,46 @@ def test_the_page_folds_long_texts_and_escapes_them(worded, tmp_path):
     page = Page(path.read_text(encoding="utf-8"))
     assert "question 3\\x1b[31m" in page.texts["td"]
     assert not page.all("b")
-    assert any(each == f"<b>3</b> {LONG}"[:60] + "..." for each in page.texts["summary"])
+    assert any(each == f"<b>3</b> {LONG}"[:200] + "..." for each in page.texts["summary"])
     assert any(f"<b>3</b> {LONG}" in each for each in page.texts["details"])
-    folded = [each for each in page.texts["summary"] if "lowest margins" in each]
-    assert folded == ["x: 3 pairs of the 6 with the lowest margins".replace("x", k) for k in "yx"]
+
+
+def test_each_subset_unfolds_to_its_own_lowest_margins(worded, tmp_path):
+    # Nine of y are worse than all of x, which would not be among the lowest of all.
+    margins = [*MARGINS, *(-5.0 - i for i in range(9))]
+    more = of_margins(
+        margins,
+        pair_id=range(len(margins)),
+        kind=[*worded["kind"], *["y"] * 9],
+        prompt=[f"question {i}" for i in range(len(margins))],
+    )
+    path = tmp_path / "report.html"
+    dpo_pipeline.evaluate(more, by="kind", outputs=Outputs(show="prompt", worst=3, report=path))
+    page = Page(path.read_text(encoding="utf-8"))
+    unfolded = [each for each in page.texts["details"] if "its lowest margins" in each]
+    assert [each.split()[0] for each in unfolded] == ["x:", "y:"]  # x is right more often
+    # By hand: x has the pairs 0, 2 and 4, none of them wrong; the worst five of y are the last.
+    named = [re.findall(r"question (\d+)", each) for each in unfolded]
+    assert named == [["2", "4", "0"], ["14", "13", "12", "11", "10"]]
+
+
+def test_texts_of_a_and_b_stand_side_by_side_where_they_differ(worded):
+    other = worded.with_columns(
+        pl.when(pl.col("pair_id") == 13)
+        .then(pl.col("policy_rejected_logps") - 15.0)
+        .otherwise(pl.col("policy_rejected_logps"))
+        .alias("policy_rejected_logps"),
+        chosen=pl.lit("another answer"),
+    )
+    found = dpo_pipeline.compare(worded, other, outputs=Outputs(show=["prompt", "chosen"]))
+    (flip,) = found.gained.to_dicts()
+    assert flip["shown: prompt"] == "question 3\x1b[31m"
+    assert flip["shown: chosen of A"] == f"<b>3</b> {LONG}"
+    assert flip["shown: chosen of B"] == "another answer"
+    assert "shown: chosen" not in flip
+    for text in (str(found), found.report()):
+        assert "chosen of A" in text
+        assert "another answer" in text
 
 
 @pytest.mark.parametrize(
@@ -137,8 +174,18 @@ def test_a_column_that_is_not_there_is_refused_at_once(worded, call, message):
         call(worded)
 
 
-@pytest.mark.parametrize("worst", [0, 101, 2.5])
+@pytest.mark.parametrize("worst", [-1, 101, 2.5])
 def test_only_so_many_are_kept(worst):
-    with pytest.raises(UsageError, match=re.escape("worst must be from 1 to 100")):
+    with pytest.raises(UsageError, match=re.escape("worst must be from 0 to 100")):
         Outputs(worst=worst)
     assert replace(Outputs(), worst=100).worst == 100
+
+
+def test_none_are_listed_where_none_are_asked_for():
+    files = [ROOT / "examples" / name for name in ("pairs.parquet", "policy_b.parquet")]
+    compared = dpo_pipeline.compare(*files, outputs=Outputs(worst=0))
+    assert compared.mcnemar.only_a == 4
+    assert "right in only" not in str(compared)
+    assert "There are 4 pairs that only pairs has right." in compared.report()
+    evaluated = dpo_pipeline.evaluate(files[0], outputs=Outputs(worst=0))
+    assert evaluated.statistics is None

@@ -17,11 +17,11 @@ from dpo_pipeline import Outputs, score_parquet
 from dpo_pipeline.defaults import OUTPUT_ROWS_PER_GROUP
 from pair_tools import LOGPS
 
-N_FILES = 12
-# Rows, and rows of a row group of an output: more than one. The slow tests repeat it as it is.
-FEW, MANY = (6_000, 5_000), (80_000, OUTPUT_ROWS_PER_GROUP)
+# Rows, rows of a row group of an output (more than one), and files. The slow tests repeat it as it
+# is.
+FEW, MANY = (3_000, 2_500, 4), (80_000, OUTPUT_ROWS_PER_GROUP, 12)
 # Threads of Polars and rows of a shard, 0 for those of the library.
-FEW_RUNS, MANY_RUNS = ((1, 0), (8, 1_301)), ((1, 0), (2, 30_011), (8, 17_011))
+FEW_RUNS, MANY_RUNS = ((1, 0), (4, 1_301)), ((1, 0), (2, 30_011), (8, 17_011))
 
 RUN = """
 import hashlib, json, pathlib, sys
@@ -120,7 +120,7 @@ def scale(request):
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory, scale):
     folder = tmp_path_factory.mktemp("sources")
-    n_rows = scale[0]
+    n_rows, _, n_files, _ = scale
     fine = made_up(n_rows)
     coarse = fine.with_columns(pl.col(LOGPS).cast(pl.Float32))
     image = coarse.with_columns(pl.col(LOGPS).cast(pl.Float64))
@@ -130,7 +130,7 @@ def sources(tmp_path_factory, scale):
     image.write_parquet(folder / "coarse_image.parquet")
     (folder / "fine_files").mkdir()
     # Files of different lengths, whose ends fall on no batch's and no shard's.
-    ends = [n_rows * i * (i + 1) // (N_FILES * (N_FILES + 1)) for i in range(N_FILES + 1)]
+    ends = [n_rows * i * (i + 1) // (n_files * (n_files + 1)) for i in range(n_files + 1)]
     for i, (start, stop) in enumerate(itertools.pairwise(ends)):
         part = fine[start:stop]
         part.write_parquet(
@@ -143,7 +143,7 @@ def sources(tmp_path_factory, scale):
 def found(sources, scale, tmp_path_factory):
     """What several processes found, under `threads, shard, layout`."""
     results = {}
-    _, rows_per_group, runs = scale
+    _, rows_per_group, _, runs = scale
     for threads, shard in runs:
         out = tmp_path_factory.mktemp("out")
         done = subprocess.run(
@@ -167,7 +167,7 @@ def found(sources, scale, tmp_path_factory):
 def test_the_same_rows_give_the_same_bits(found, scale, rows, what):
     each = {name: f[what] for name, f in found.items() if f", {rows}_" in name and f[what]}
     layouts = 3 if rows == "fine" and what != "bytes" else 2
-    assert len(each) == layouts * len(scale[2])
+    assert len(each) == layouts * len(scale[3])
     reference, *others = each
     assert {name: each[name] == each[reference] for name in others} == dict.fromkeys(others, True)
 

@@ -254,6 +254,24 @@ def test_a_folder_with_foreign_parquet_is_not_overwritten(tmp_path, source, pair
     assert names(out) == ["precious.parquet"]
 
 
+def test_a_folder_of_the_first_version_is_said_to_be_one(tmp_path, source, pairs):
+    """Its parts have the facts of the run in their metadata, and not their own names."""
+    out = tmp_path / "old run"
+    out.mkdir()
+    for name in ("a.parquet", "b.parquet"):
+        pairs.write_parquet(out / name, metadata={"dpo_pipeline": '{"version": "0.1.0"}'})
+    over = Outputs(overwrite=True)
+    with pytest.raises(StorageError, match=r"a.parquet: .* \(and 1 more\): move what"):
+        score_parquet([source], out, outputs=over)  # single outputs, put here by somebody
+    (out / "_SUCCESS").touch()
+    with pytest.raises(StorageError, match=f"0.1.0, .*rm -r '{out}'.*another folder"):
+        score_parquet([source], out, outputs=over)
+    (out / "notes.txt").touch()
+    with pytest.raises(StorageError, match="not listed by its output .and 2 more."):
+        score_parquet([source], out, outputs=over)
+    assert names(out) == ["_SUCCESS", "a.parquet", "b.parquet", "notes.txt"]
+
+
 def test_outputs_must_not_be_inputs_or_each_other(source, tmp_path):
     with pytest.raises(StorageError, match="also an input"):
         score_parquet(source, source, outputs=Outputs(overwrite=True))

@@ -48,7 +48,8 @@ CHANGES = {
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        pytest.param(a, b, id=f"{a}, {b}")
+        # Of the changed ones with each other: what each does to one that is not is above.
+        pytest.param(a, b, id=f"{a}, {b}", marks=() if "as it is" in {a, b} else pytest.mark.slow)
         for a, b in itertools.permutations(CHANGES, 2)
         if "as it is" in {a, b} or {a, b} <= {"reordered", "Float32", "Int64", "no pair_id"}
     ],
@@ -248,26 +249,28 @@ def test_reading_files_that_differ_streams_the_needed_columns_once(engine, folde
 
 
 @given(st.data())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_any_mixture_in_any_shards_gives_the_same_bits(real_pairs, tmp_path_factory, data):
+    n = 150
+
     def everything(source):
         result = evaluate(source, by="turns", batches=7, on_invalid="exclude")
         return result.summary, result.subsets.rows(), result.batches.rows()
 
-    faulty = real_pairs.with_columns(
+    faulty = real_pairs[:n].with_columns(
         policy_chosen_logps=pl.when(pl.int_range(pl.len()) % 97 != 5).then("policy_chosen_logps")
     )
     folder = tmp_path_factory.mktemp("mixed")
-    cuts = sorted(data.draw(st.sets(st.integers(1, 697), max_size=5), label="cuts"))
-    for start, stop in zip([0, *cuts], [*cuts, 698], strict=True):
+    cuts = sorted(data.draw(st.sets(st.integers(1, n - 1), max_size=5), label="cuts"))
+    for start, stop in zip([0, *cuts], [*cuts, n], strict=True):
         part = faulty[start:stop].select(data.draw(st.permutations(faulty.columns)))
         wide = data.draw(st.sets(st.sampled_from(LOGPS)))
         gone = data.draw(st.sets(st.sampled_from(sorted(set(part.columns) - {*LOGPS, "turns"}))))
         part.with_columns(pl.col(wide).cast(pl.Float64)).drop(gone).write_parquet(
-            folder / f"{start:04}.parquet", row_group_size=data.draw(st.integers(1, 300))
+            folder / f"{start:04}.parquet", row_group_size=data.draw(st.integers(1, 80))
         )
     with pytest.MonkeyPatch.context() as patch:
-        shard = data.draw(st.integers(50, 800), label="shard")
+        shard = data.draw(st.integers(20, 200), label="shard")
         patch.setattr("dpo_pipeline.evaluation.measuring.SHARD_ROWS", shard)
         patch.setattr("dpo_pipeline.sums.batches.SHARD_ROWS", shard)
         assert everything(folder) == everything(faulty)

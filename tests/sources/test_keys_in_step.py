@@ -17,16 +17,23 @@ from pair_tools import LOGPS, REFS, split
 from reference_tools import FAULTS, keyed, laid_out, raised, told
 
 ON_DISK, IN_MEMORY = 300, keys.JOINED_ROWS
+REPEATS = pytest.mark.slow  # the joins of `test_joined_rows` and of `comparison` are in memory
 
 
-@pytest.fixture(params=[ON_DISK, IN_MEMORY], ids=["on disk", "in memory"])
+@pytest.fixture(
+    params=[
+        pytest.param(ON_DISK, id="on disk"),
+        pytest.param(IN_MEMORY, id="in memory", marks=REPEATS),
+    ]
+)
 def place(request, monkeypatch, tmp_path):
     """Where rows in another order wait for each other; the temporary folder is empty after it."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     monkeypatch.setattr(keys, "JOINED_ROWS", request.param)
-    monkeypatch.setattr(keys, "STATISTICS_ROWS", 250)
+    monkeypatch.setattr(keys, "ROWS_IN_STEP", 250)
+    monkeypatch.setattr(keys, "_PARTS", 5)  # 64 files of a few rows cost much and show the same
     yield folder
     gc.collect()
     assert list(folder.iterdir()) == []
@@ -37,68 +44,65 @@ def moved(pairs):
     return pairs.with_columns(pl.col(LOGPS[0]) - 0.25 * pl.col("turns"))
 
 
-def orders(table):
-    """The same rows in other orders."""
-    return [
-        pytest.param(lambda t: t, id="one order"),
-        pytest.param(lambda t: t.sample(fraction=1, shuffle=True, seed=3), id="shuffled"),
-        pytest.param(lambda t: pl.concat([t[:-2], t[-1:], t[-2:-1]]), id="another at the end"),
-    ][table]
-
-
-ORDERS = [orders(i) for i in range(3)]
+ORDERS = {
+    "one order": lambda table: table,
+    "shuffled": lambda table: table.sample(fraction=1, shuffle=True, seed=3),
+    "another at the end": lambda table: pl.concat([table[:-2], table[-1:], table[-2:-1]]),
+}
 
 # --- a reference -----------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("place")
-@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("layout", ["lazy", "hive"])
-def test_figures_are_those_of_one_table(tmp_path, real_pairs, layout, order):
+def test_figures_are_those_of_one_table(tmp_path, real_pairs, layout):
     policy, reference = split(real_pairs, shuffled=False)
     arguments = {"by": ["turns"], "batch_size": 64}
     whole = evaluate(laid_out(real_pairs, layout, tmp_path / "whole"), **grouped(**arguments))
-    beside = laid_out(order(reference), "file", tmp_path / "reference")
-    found = evaluate(
-        laid_out(policy, layout, tmp_path / "policy"), **grouped(reference=beside, **arguments)
-    )
-    assert told(found) == told(whole)
+    pairs = laid_out(policy, layout, tmp_path / "policy")
+    for name, order in ORDERS.items():
+        beside = laid_out(order(reference), "file", tmp_path / name)
+        found = evaluate(pairs, **grouped(reference=beside, **arguments))
+        assert told(found) == told(whole), name
 
 
 @pytest.mark.usefixtures("place")
-@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("format", ["csv", "ipc"])
-def test_a_reference_in_any_format(tmp_path, real_pairs, order, format):  # noqa: A002
+def test_a_reference_in_any_format(tmp_path, real_pairs, format):  # noqa: A002
     # In Float64, which text holds exactly.
     real_pairs = real_pairs.with_columns(pl.col(LOGPS).cast(pl.Float64))
     policy, reference = split(real_pairs, shuffled=False)
-    path = tmp_path / f"reference.{format}"
-    getattr(order(reference), f"write_{format}")(path)
     policy.write_parquet(tmp_path / "policy.parquet")
-    found = evaluate(tmp_path / "policy.parquet", reference=path)
-    assert found.summary.to_dict() == evaluate(real_pairs).summary.to_dict()
+    expected = evaluate(real_pairs).summary.to_dict()
+    for name, order in ORDERS.items():
+        path = tmp_path / f"{name}.{format}"
+        getattr(order(reference), f"write_{format}")(path)
+        found = evaluate(tmp_path / "policy.parquet", reference=path)
+        assert found.summary.to_dict() == expected, name
 
 
 @pytest.mark.usefixtures("place")
-@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("layout", ["file", "folder"])
-def test_scored_files_are_those_of_one_table(tmp_path, real_pairs, layout, order):
+def test_scored_files_are_those_of_one_table(tmp_path, real_pairs, layout):
     bad = pl.int_range(pl.len()).is_in([5, 300, 697])
     whole = real_pairs.with_columns(
         ref_chosen_logps=pl.when(bad).then(math.nan).otherwise("ref_chosen_logps")
     )
     policy, reference = split(whole, shuffled=False)
-    beside = laid_out(order(reference), "folder", tmp_path / "reference")
-    written = []
-    for name, table, more in (("w", whole, {}), ("p", policy, {"reference": beside})):
+
+    def written(name, source, **more):
         out = tmp_path / (f"{name}.out.parquet" if layout == "file" else f"{name}.out")
         apart = out.with_name(f"{name}.apart{out.suffix}")
-        source = laid_out(table, layout, tmp_path / name)
         score_parquet(source, out, on_invalid=OnInvalid("quarantine", file=apart), **more)
         paths = [p for each in (out, apart) for p in (each, *sorted(each.rglob("*.parquet")))]
-        written.append([pl.read_parquet(path) for path in paths if path.is_file()])
-    for one, other in zip(*written, strict=True):
-        assert other.equals(one.select(other.columns))
+        return [pl.read_parquet(path) for path in paths if path.is_file()]
+
+    expected = written("whole", laid_out(whole, layout, tmp_path / "whole"))
+    pairs = laid_out(policy, layout, tmp_path / "policy")
+    for name, order in ORDERS.items():
+        beside = laid_out(order(reference), "folder", tmp_path / f"{name} reference")
+        for one, other in zip(expected, written(name, pairs, reference=beside), strict=True):
+            assert other.equals(one.select(other.columns)), name
 
 
 @pytest.mark.usefixtures("place")
@@ -134,42 +138,47 @@ def test_the_same_faulty_keys_on_both_sides_are_refused(keys_of):
 # --- a comparison ----------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def compared(real_pairs):
+    """What frames in one order give."""
+    return said(compare(real_pairs, moved(real_pairs), by="turns"))
+
+
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("layout", ["frame", "hive"])
-def test_sides_in_any_order_give_the_same_bits(tmp_path, real_pairs, layout):
+def test_sides_in_any_order_give_the_same_bits(tmp_path, real_pairs, layout, compared):
     a, b = real_pairs, moved(real_pairs)
     first = laid_out(a, layout, tmp_path / "a")
-    expected = said(compare(first, laid_out(b, layout, tmp_path / "b"), by="turns"))
-    for i, order in enumerate(ORDERS[1:]):
-        other = laid_out(order.values[0](b), layout, tmp_path / f"b{i}")
-        assert said(compare(first, other, by="turns")) == expected
-    assert said(compare(a, b, by="turns")) == expected
+    for name, order in ORDERS.items():
+        if (layout, name) != ("frame", "one order"):
+            other = laid_out(order(b), layout, tmp_path / name)
+            assert said(compare(first, other, by="turns")) == compared, name
 
 
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("order", ORDERS)
-def test_a_reference_of_both_sides(real_pairs, order):
+def test_a_reference_of_both_sides(real_pairs, order, compared):
     a, b = real_pairs, moved(real_pairs)
-    reference = order(real_pairs.select("pair_id", *REFS))
+    reference = ORDERS[order](real_pairs.select("pair_id", *REFS))
     found = compare(a.drop(REFS), b.drop(REFS), by="turns", reference=reference)
-    assert said(found) == said(compare(a, b, by="turns"))
+    assert said(found) == compared
 
 
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("order", ORDERS)
-def test_a_side_with_a_reference_of_its_own(tmp_path, real_pairs, order):
+def test_a_side_with_a_reference_of_its_own(tmp_path, real_pairs, order, compared):
     a, b = real_pairs, moved(real_pairs)
-    reference = order(real_pairs.select("pair_id", *REFS))
+    reference = ORDERS[order](real_pairs.select("pair_id", *REFS))
     for name, table in (("b", b.drop(REFS)), ("r", reference)):
         table.write_parquet(tmp_path / f"{name}.parquet")
     side = Pairs(tmp_path / "b.parquet", reference=tmp_path / "r.parquet")
-    assert said(compare(a, side, by="turns")) == said(compare(a, b, by="turns"))
+    assert said(compare(a, side, by="turns")) == compared
 
 
 def test_progress_starts_again_with_the_join(real_pairs, monkeypatch):
     monkeypatch.setattr(keys, "STATISTICS_ROWS", 100)
     seen = []
-    other = ORDERS[2].values[0](moved(real_pairs))
+    other = ORDERS["another at the end"](moved(real_pairs))
     compare(real_pairs, other, **grouped(progress=seen.append))
     evaluating = [each.rows for each in seen if each.phase == "evaluating"]
     assert max(evaluating) == evaluating[-1] == 698

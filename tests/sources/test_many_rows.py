@@ -17,6 +17,7 @@ from dpo_pipeline.sums.batches import Batching
 from pair_tools import LOGPS
 
 FAR = 2**32 + 5
+FAR_PLANS = pytest.mark.slow  # what their plans add to far rows is tested below, without a plan
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +132,7 @@ def test_a_shard_at_the_end_of_one_file_and_the_start_of_the_next(folder, monkey
     assert check(folder).n_pairs == 8_000_000
 
 
+@FAR_PLANS
 def test_batches_by_value_stand_in_order_of_their_far_rows(tmp_path, pairs, monkeypatch):
     for name in "abc":
         pairs.write_parquet(tmp_path / f"{name}.parquet")
@@ -157,6 +159,14 @@ def test_batches_of_rows_from_a_far_first_one(pairs, size):
     assert keys.to_list() == [(FAR + i) // size for i in range(6)]
 
 
+def test_batches_by_value_know_how_far_their_rows_are(pairs):
+    batching = Batching(column="pair_id")
+    rows = batching.with_key(pairs.lazy(), FAR)
+    first = rows.group_by(batching.key).agg(batching.sums()).sort(batching.key).collect()
+    assert first.rows() == [(name, FAR + i) for i, name in enumerate("abcdef")]
+
+
+@FAR_PLANS
 def test_the_quarantine_of_a_far_file_names_rows_of_that_file(tmp_path, pairs, monkeypatch):
     source = tmp_path / "in"
     source.mkdir()

@@ -26,6 +26,8 @@ from dpo_pipeline import (
     sweep,
 )
 from dpo_pipeline.cli.program import main
+from dpo_pipeline.sources.files import find
+from dpo_pipeline.storage import Access
 from pair_tools import LOGPS
 from reader_tools import TABLES
 
@@ -319,3 +321,50 @@ def test_files_in_no_folder_of_a_key_are_an_error_or_have_the_column(write, eigh
     write("ds/b.parquet", 3, 5, frame=eight.with_columns(v=pl.lit("own")))
     table = evaluate("ds", by="v").subsets
     assert table.select("v", "n_pairs").rows() == [("a", 3), ("own", 5)]
+
+
+class _Store(Access):
+    """A store that holds what lies in the current folder."""
+
+    def filesystem(self, address):
+        from pyarrow import fs
+
+        return fs.SubTreeFileSystem(".", fs.LocalFileSystem()), address.partition("://")[2]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "rows"),
+    [
+        ("bucket/run-?", ["run-1/a.parquet", "run-2/b.PARQUET"]),
+        ("bucket/run-[12]/*", ["run-1/a.parquet", "run-2/b.PARQUET"]),
+        ("bucket/*/*.parquet", ["run-1/a.parquet"]),
+        ("bucket/**/*.parquet", ["run-1/a.parquet"]),
+        ("bucket/**", ["run-1/a.parquet", "run-2/b.PARQUET"]),
+        ("bucket/*/a.*", ["run-1/a.parquet"]),
+        ("bucket/*/c.*", ["run-2/c.csv"]),
+        ("bucket/*/d.*", []),
+    ],
+)
+def test_a_glob_in_a_store_means_what_it_means_here(tmp_path, pattern, rows):
+    for name in ("run-1/a.parquet", "run-2/b.PARQUET", "run-2/c.csv", "run-1/_t/d.parquet"):
+        (tmp_path / "bucket" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "bucket" / name).touch()
+    endings = (".parquet", ".pq")
+    if not rows:
+        for source, access in ((pattern, Access()), (f"s3://{pattern}", _Store())):
+            with pytest.raises(StorageError, match="no file"):
+                find(source, endings, access)
+        return
+    here, there = find(pattern, endings), find(f"s3://{pattern}", endings, _Store())
+    assert [path.removeprefix("bucket/") for path in here.paths] == rows
+    assert [path.removeprefix("s3://bucket/") for path in there.paths] == rows
+    assert there.notes == here.notes
+
+
+def test_a_glob_in_a_lake_table_in_a_store_is_refused(tmp_path):
+    for name in ("t/a.parquet", "t/_delta_log/0.json", "u/a.parquet"):
+        (tmp_path / "bucket" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "bucket" / name).touch()
+    with pytest.raises(StorageError, match="belongs to a table of Delta Lake, s3://bucket/t"):
+        find("s3://bucket/*/*.parquet", (".parquet",), _Store())
+    assert find("s3://bucket/u*/*.parquet", (".parquet",), _Store()).table is None

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
-from scipy import stats
-from statsmodels.stats.proportion import proportion_confint
 
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.statistics.association import accuracy_by_gap, area_under_curve, spearman
+from oracle_tools import proportion_confint, stats
 
 
 @pytest.fixture(scope="module")

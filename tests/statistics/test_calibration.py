@@ -7,9 +7,6 @@ import math
 import numpy as np
 import polars as pl
 import pytest
-from scipy import optimize, stats
-from scipy.special import expit
-from statsmodels.stats.proportion import proportion_confint
 
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.exact import bin_of, middle, value_error
@@ -22,6 +19,7 @@ from dpo_pipeline.statistics.calibration import (
     margins_of,
     reliability,
 )
+from oracle_tools import expit, optimize, proportion_confint, stats
 
 
 def histogram_of(margins):

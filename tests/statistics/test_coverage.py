@@ -9,8 +9,6 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
-from scipy import stats
-from scipy.special import expit
 
 from dpo_pipeline.exact import bin_of
 from dpo_pipeline.statistics.association import line_of_clusters
@@ -30,6 +28,7 @@ from dpo_pipeline.statistics.significance import (
     rate_difference_of_clusters,
     sign_flip_exact,
 )
+from oracle_tools import expit, stats
 
 DATASETS = 2000
 

@@ -6,7 +6,6 @@ import math
 
 import mpmath
 import pytest
-from scipy import stats
 
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.statistics.distributions import (
@@ -22,6 +21,7 @@ from dpo_pipeline.statistics.distributions import (
     t_two_sided,
     t_upper,
 )
+from oracle_tools import stats
 
 
 def incomplete_beta(a, b, low, high):

@@ -6,10 +6,10 @@ import mpmath
 import numpy as np
 import polars as pl
 import pytest
-from scipy import stats
 
 from dpo_pipeline.statistics import heterogeneity
 from dpo_pipeline.statistics.distributions import chi_square_upper
+from oracle_tools import stats
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 40, 255])

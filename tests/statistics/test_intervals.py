@@ -7,9 +7,6 @@ import math
 import numpy as np
 import polars as pl
 import pytest
-import statsmodels.api as sm
-from scipy import stats
-from statsmodels.stats.proportion import proportion_confint
 
 from dpo_pipeline.defaults import WILSON_FROM
 from dpo_pipeline.errors import UsageError
@@ -23,6 +20,7 @@ from dpo_pipeline.statistics.intervals import (
     rate_of_clusters,
     rate_with_ties,
 )
+from oracle_tools import proportion_confint, sm, stats
 
 
 def limits(estimate):

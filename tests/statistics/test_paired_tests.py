@@ -7,9 +7,6 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
-from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 
 from dpo_pipeline.defaults import MOST_FLIPS
 from dpo_pipeline.errors import UsageError
@@ -27,6 +24,7 @@ from dpo_pipeline.statistics.significance import (
     smallest_effect,
     smallest_effect_of_flips,
 )
+from oracle_tools import mcnemar, multipletests, stats
 
 COUNTS = [(0, 1), (1, 5), (6, 6), (30, 23), (7, 0), (1012, 1100), (0, 80)]
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
-import statsmodels.api as sm
-from scipy import stats
 
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.statistics.association import SUMS, line_of_clusters
+from oracle_tools import sm, stats
 
 
 @pytest.fixture(scope="module")

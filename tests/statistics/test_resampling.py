@@ -7,11 +7,11 @@ import math
 import numpy as np
 import polars as pl
 import pytest
-from scipy import stats
 
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.statistics.intervals import mean_of_clusters
 from dpo_pipeline.statistics.resampling import bootstrap, delete_a_group, resampled, splitmix64
+from oracle_tools import stats
 
 WORD = 2**64
 

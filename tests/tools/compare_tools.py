@@ -7,10 +7,10 @@ import math
 import numpy as np
 import polars as pl
 import pytest
-from scipy import optimize, stats
 
 from dpo_pipeline import compare
 from option_tools import grouped
+from oracle_tools import optimize, stats
 from pair_tools import DATA, REFS
 
 A, B = DATA / "hh_harmless_policy_a.parquet", DATA / "hh_harmless_policy_b_train.parquet"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import polars as pl
+
 
 def minus_log_sigmoid(x):
     return max(-x, 0.0) + math.log1p(math.exp(-abs(x)))
@@ -33,6 +35,7 @@ REFERENCE = {
     "optional": {
         *("sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "exo_pair", "nca_pair", "bco_pair"),
         *("sppo_hard", "apo_zero", "apo_down", "discopop", "rdpo"),
+        *("odpo", "soft_labels", "wpo"),
     },
     "never": {"cpo", "cpo_hinge", "simpo", "alphapo", "orpo", "orpo_odds_ratio", "sft"},
     "always": {"dpop", "aot", "aot_unpaired", "kto_pair"},
@@ -40,7 +43,14 @@ REFERENCE = {
 
 
 PER_TOKEN_IF_ASKED = {"sigmoid", "robust", "hinge", "ipo", "exo_pair", "discopop"}
-NEED_COUNTS = {"sigmoid_norm", "rdpo", "simpo", "alphapo", "orpo", "orpo_odds_ratio", "sft"}
+PER_TOKEN_IF_ASKED |= {"odpo", "soft_labels", "wpo"}
+NEED_COUNTS = {"sigmoid_norm", "rdpo", "simpo", "alphapo", "orpo", "orpo_odds_ratio", "sft", "wpo"}
 DIVERGENT = REFERENCE["optional"] - {"apo_zero", "apo_down", "rdpo"}
 OF_BATCHES = {"aot", "aot_unpaired", "kto_pair"}
+OWN_COLUMN = {"odpo": "offset", "soft_labels": "preference_probability"}
 LOG_2 = math.log(2)
+
+
+def with_own_columns(pairs):
+    """Pairs with the columns that single losses read, at values that give the DPO loss."""
+    return pairs.with_columns(offset=pl.lit(0.0), preference_probability=pl.lit(1.0))

@@ -36,6 +36,7 @@ ARGUMENTS = {"batch_size": 64, "by": "split", "histogram": True, "on_invalid": "
 BEGAN = time.monotonic()
 FOREVER = 3_600
 FEW = 2  # so that few new workers are needed after each fault, which cost the most
+FEWEST = 1  # on the cluster of the default tests
 WRITING = "scored"
 
 
@@ -303,6 +304,8 @@ def play(folder, *scenes):
 
 def on_its_own(folder):
     """Play what needs one node, on the cluster that the first run starts."""
+    global FEW  # noqa: PLW0603
+    FEW = FEWEST
     here(folder)
     try:
         play(folder, partial(identity, counts=(2,)), cluster, sockets)

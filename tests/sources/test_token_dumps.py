@@ -1,4 +1,4 @@
-"""vLLM's lines, joined into pairs."""
+"""vLLM's lines, joined into pairs; `test_dump_shapes` has the other shapes."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_a_side_that_is_missing_is_said_with_its_pair(tmp_path):
         pytest.param({"prompt_tokens": 5}, "and the response has 4 tokens", id="long prompt"),
         pytest.param({"prompt_logprobs": None}, "ask the server for it", id="no log-probs"),
         pytest.param({"prompt_token_ids": None}, "return_token_ids", id="no ids"),
-        pytest.param({"prompt_token_ids": [1]}, "1 prompt_token_ids and 4", id="lengths"),
+        pytest.param({"prompt_token_ids": [1]}, "1 token ids and 4", id="lengths"),
         pytest.param({"prompt_token_ids": [6, 7, 8, 4]}, r"\[3\] has no token 4", id="other ids"),
         pytest.param({"choices": []}, "one prompt and n=1", id="choices"),
         pytest.param({"prompt_logprobs": [None] * 4}, r"\[2\] must be an object", id="nulls"),
@@ -143,5 +143,5 @@ def test_lines_of_a_wrong_shape(tmp_path, changes, said):
 
 
 def test_pairs_have_names_of_one_kind(tmp_path):
-    with pytest.raises(ColumnError, match="numbers in some lines and strings in others"):
+    with pytest.raises(ColumnError, match="pair_id: numbers in some lines, and something else"):
         read(lines(tmp_path, line(), line(pair_id="a")), "vllm")

@@ -1,0 +1,2 @@
+from .scoring_texts import ScoredTexts as ScoredTexts, logps as logps
+from .verifying import Verification as Verification, verify_logps as verify_logps

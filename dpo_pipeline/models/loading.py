@@ -1,0 +1,229 @@
+"""Models and tokenizers of transformers, and what tells one from another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any, Final
+
+from dpo_pipeline.errors import StorageError, UsageError
+
+_NEEDED: Final = ("torch", "transformers")
+_SAMPLED: Final = 256
+"""Values of each tensor that go into the digest of a model's weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A causal language model of transformers or peft, with the facts that its outputs carry.
+
+    Attributes:
+        model: The model.
+        facts: Name, revision, type, digest of its weights.
+        is_base: Whether its adapters are switched off: the model below them.
+    """
+
+    model: Any
+    facts: Mapping[str, Any]
+    is_base: bool = False
+
+    @contextmanager
+    def in_use(self) -> Iterator[Any]:
+        """Give the model for scoring, and leave it as it was."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with self.model.disable_adapter() if self.is_base else nullcontext():
+                yield self.model
+        finally:
+            self.model.train(was_training)
+
+
+def check_models_extra() -> None:
+    """Raise a UsageError if the libraries that score texts are not there."""
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"scoring texts needs {' and '.join(missing)}: pip install torch transformers"
+        )
+
+
+def load(name: Any, *, revision: str | None, dtype: str, device: str) -> Loaded:
+    """Return the model of a folder or hub name, or a model that is loaded already.
+
+    Args:
+        name: A folder, the name of a model on a hub, or a model.
+        revision: Of a hub name.
+        dtype: `auto` for that of the weights, or the name of a type of torch.
+        device: `auto` for an accelerator if there is one, or a device of torch.
+
+    Raises:
+        UsageError: There is no such device, or peft is needed and missing.
+        StorageError: There is no such model.
+    """
+    import torch
+    import transformers
+    from transformers.utils import find_adapter_config_file
+
+    if not isinstance(name, (str, os.PathLike)):
+        return Loaded(model=name, facts=facts_of(name))
+    path = os.fspath(name)
+    given = {"revision": revision} if revision else {}
+    maker = transformers.AutoModelForCausalLM
+    try:
+        place = torch.device(_device() if device == "auto" else device)
+        if find_adapter_config_file(path, **given) is not None:
+            maker = _adapter_maker(path)
+        wanted = dtype if dtype == "auto" else getattr(torch, dtype)
+        with _no_bars():
+            model = maker.from_pretrained(path, dtype=wanted, **given).to(place)
+    except (OSError, ValueError, RuntimeError) as error:
+        problem = f"cannot be loaded as a language model on {device}: {_first(error)}"
+        raise StorageError(path, problem) from error
+    return Loaded(model=model, facts=facts_of(model, path, revision))
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers from drawing bars while weights are read."""
+    from transformers.utils import logging
+
+    was_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_shown:
+            logging.enable_progress_bar()
+
+
+def _device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _adapter_maker(path: str) -> Any:
+    if find_spec("peft") is None:
+        raise UsageError(f"{path} holds adapters, which need peft: pip install peft")
+    import peft
+
+    return peft.AutoPeftModelForCausalLM
+
+
+def tokenizer_of(name: Any, tokenizer: Any, revision: str | None) -> Any:
+    """Return the tokenizer that is given, or that of a folder or hub name.
+
+    Raises:
+        UsageError: A model that is loaded came without its tokenizer.
+        StorageError: There is no tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    if tokenizer is None and not isinstance(name, (str, os.PathLike)):
+        raise UsageError("a model that is loaded needs its tokenizer: Models(tokenizer=...)")
+    if tokenizer is not None and not isinstance(tokenizer, (str, os.PathLike)):
+        return tokenizer
+    path = os.fspath(name if tokenizer is None else tokenizer)
+    given = {"revision": revision} if revision and tokenizer is None else {}
+    try:
+        return AutoTokenizer.from_pretrained(path, **given)
+    except (OSError, ValueError) as error:
+        raise StorageError(path, f"has no tokenizer that loads: {_first(error)}") from error
+
+
+def base_of(policy: Loaded) -> Loaded | None:
+    """Return the model below the adapters of a policy, TRL's reference; None without adapters."""
+    if not hasattr(policy.model, "disable_adapter"):
+        return None
+    facts = {**policy.facts, "name": f"{policy.facts['name']}, adapters off"}
+    return Loaded(model=policy.model, facts=facts, is_base=True)
+
+
+def check_vocabulary(reference: Any, tokenizer: Any, own: Any, name: str) -> None:
+    """Check that a reference reads the tokens of the policy's tokenizer as the policy does.
+
+    Both models are given the same tokens, as in TRL. Tokens that only one of the tokenizers has,
+    such as one for padding, do no harm.
+
+    Raises:
+        UsageError: A token is another word there, or the reference has no row for it.
+    """
+    ours, theirs = tokenizer.get_vocab(), own.get_vocab() if own is not None else {}
+    other = [word for word, place in theirs.items() if ours.get(word, place) != place]
+    if other:
+        raise UsageError(
+            f"{name}: {len(other):,} of {len(theirs):,} tokens have other numbers than in the "
+            f"policy's tokenizer, such as {other[0]!r}: it is no reference of this policy"
+        )
+    rows = reference.get_input_embeddings().weight.shape[0]
+    shared = [place for word, place in ours.items() if not theirs or word in theirs]
+    if max(shared, default=0) >= rows:
+        raise UsageError(
+            f"{name}: it has {rows:,} tokens and the policy's tokenizer {max(shared) + 1:,}: it "
+            "is no reference of this policy"
+        )
+
+
+def facts_of(model: Any, path: str | None = None, revision: str | None = None) -> dict[str, Any]:
+    """Return what tells a model from others."""
+    return {
+        "name": path or getattr(model.config, "_name_or_path", "") or type(model).__name__,
+        "revision": revision or getattr(model.config, "_commit_hash", None),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "device": next(model.parameters()).device.type,
+        "weights": digest_of_weights(model),
+    }
+
+
+def tokenizer_facts(tokenizer: Any, *, with_template: bool) -> dict[str, Any]:
+    """Return what tells a tokenizer from others, its template where conversations need it."""
+    template = tokenizer.chat_template if with_template else None
+    return {
+        "tokenizer": digest_of_tokenizer(tokenizer),
+        "template": None if template is None else _digest(json.dumps(template)),
+    }
+
+
+def digest_of_tokenizer(tokenizer: Any) -> str:
+    """Return a digest of how texts become tokens: vocabulary, rules, and the end of a text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
+    for passing in ("truncation", "padding"):  # of the last call
+        rules.pop(passing, None)
+    special = [str(tokenizer.bos_token), str(tokenizer.eos_token)]
+    return _digest(json.dumps([rules, special], sort_keys=True))
+
+
+def digest_of_weights(model: Any) -> str:
+    """Return a digest of some values throughout each tensor: training changes them."""
+    import torch
+
+    found = hashlib.sha256()
+    with torch.no_grad():
+        for name, each in model.named_parameters():
+            flat = each.detach().flatten()
+            some = flat[:: max(flat.numel() // _SAMPLED, 1)].double().cpu()
+            found.update(f"{name}:{tuple(each.shape)}:{some.tolist()};".encode())
+    return found.hexdigest()[:32]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes log-probs."""
+    return {name: version(name) for name in ("dpo_pipeline", *_NEEDED)}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,107 @@
+"""Errors end in what is to be typed next: a command to be pasted, which works."""
+
+from __future__ import annotations
+
+import shlex
+from itertools import permutations
+
+import polars as pl
+import pytest
+
+from dpo_pipeline.cli.program import main
+from pair_tools import LOGPS
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def mended(capsys, *words):
+    """Return the command that an error ends in, which is to be pasted."""
+    assert main([*words]) in {1, 2}
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("try: dpo-pipeline ")
+    return shlex.split(said)[2:]
+
+
+def odd(pairs, model):
+    """Write pairs whose columns of a model have their words in another order."""
+    names = {f"{model}_{side}_logps": f"logp_{model}_{side}" for side in ("chosen", "rejected")}
+    pairs.rename(names).write_parquet("odd.parquet")
+
+
+def test_a_line_to_paste_maps_names_that_hold_the_words(capsys, pairs):
+    odd(pairs, "ref")
+    assert main(mended(capsys, "evaluate", "odd.parquet")) == 0
+
+
+def test_a_line_to_paste_takes_a_lone_name_as_trls(capsys, pairs):
+    names = {f"policy_{side}_logps": f"{side}_logps" for side in ("chosen", "rejected")}
+    pairs.drop(LOGPS[2:]).rename(names).write_parquet("trl.parquet")
+    pairs.select("pair_id", *LOGPS[2:]).write_parquet("FILE")
+    assert main(mended(capsys, "evaluate", "trl.parquet")) == 0
+
+
+def test_a_line_to_paste_takes_a_second_score_as_the_reference(capsys, pairs):
+    pairs.drop(LOGPS[2:]).write_parquet("policy.parquet")
+    second = {policy: pl.col(ref) for policy, ref in zip(LOGPS[:2], LOGPS[2:], strict=True)}
+    pairs.with_columns(**second).drop(LOGPS[2:]).write_parquet("second.parquet")
+    words = mended(capsys, "evaluate", "policy.parquet", "--reference", "second.parquet")
+    assert "--reference-column" in words
+    assert main(words) == 0
+
+
+@pytest.mark.parametrize("order", list(permutations(("odd.parquet", "pairs.parquet"))))
+def test_a_line_to_paste_maps_the_side_of_a_comparison(capsys, pairs, order):
+    pairs.write_parquet("pairs.parquet")
+    odd(pairs, "policy")
+    assert main(mended(capsys, "compare", *order)) == 0
+
+
+def test_a_line_to_paste_leaves_invalid_pairs_out(capsys, pairs):
+    one = pl.when(pl.int_range(pl.len()) > 0).then(pl.col(LOGPS[0]))
+    pairs.with_columns(one).write_parquet("broken.parquet")
+    assert main(mended(capsys, "evaluate", "broken.parquet")) == 0
+
+
+def test_what_missing_columns_share_is_said_once(capsys, pairs):
+    names = dict(zip(LOGPS, "abcd", strict=True))
+    pairs.rename(names).write_parquet("odd.parquet")
+    words = mended(capsys, "evaluate", "odd.parquet")
+    assert words[-1] == ",".join(f"{role}=NAME" for role in LOGPS)
+    assert main(["evaluate", "odd.parquet"]) == 1
+    said = capsys.readouterr().err
+    assert [said.count(text) for text in (": missing\n", "map it", "The columns are")] == [4, 1, 1]
+
+
+@pytest.mark.parametrize("mark", ["reward_accuracy=60", "rewards/accuracies=57", "chosen_down=-5"])
+def test_a_mark_of_a_share_is_no_percentage(capsys, pairs, mark):
+    pairs.write_parquet("in.parquet")
+    name, _, number = mark.partition("=")
+    assert main(["evaluate", "in.parquet", "--fail-under", mark]) == 2
+    said = capsys.readouterr().err
+    assert f"{name} is a share from 0 to 1" in said
+    assert f"for {number}% give {float(number) / 100:g}" in said
+
+
+def test_a_mark_without_a_number_is_shown_with_one(capsys):
+    assert main(["evaluate", "in.parquet", "--fail-under", "loss"]) == 2
+    assert "`--fail-under loss=0.5`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "merge"),
+    [
+        (["split", "evaluate", "x.parquet", "--shards", "2", "--to", "work"], "work"),
+        (["split", "score", "x.parquet", "y", "--shards", "2", "--to", "work"], "work"),
+        (["run", "work", "0"], "JOB"),
+    ],
+)
+def test_gates_of_a_job_are_of_its_merge(capsys, monkeypatch, words, merge):
+    monkeypatch.setenv("DPO_PIPELINE_EVALUATE_FAIL_UNDER", "loss=0.5")  # of evaluate alone
+    assert main(["job", *words, "--fail-under", "loss=0.5"]) == 2
+    said = capsys.readouterr().err
+    assert f"`dpo-pipeline job merge {merge} --fail-under loss=0.5`" in said
+    assert main(["job", *words, "--fail-on-interval"]) == 2
+    assert f"`dpo-pipeline job merge {merge} --fail-on-interval`" in capsys.readouterr().err

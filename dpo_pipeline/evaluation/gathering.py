@@ -193,7 +193,7 @@ class Gathering:
         hashes = self._hashes(rows, number)
         # Each pair without prompts is a cluster, so that many rows are surely many.
         held = CLUSTERS_HELD if self._is_by_prompt or rows.height <= CLUSTERS_HELD else 0
-        clusters, codes, is_exact = coded(hashes, rows.select(self._keys), held)
+        clusters, codes, is_exact = coded(hashes, rows.select(self._keys), held, BAGS)
         n = clusters.height
         n_pairs = n_valid = np.bincount(codes, minlength=n)
         if not rows[VALID].all():

@@ -114,7 +114,7 @@ def numbered_up_to(hashes: NDArray[np.uint64], most: int) -> tuple[Whole, Whole]
 
 
 def coded(
-    hashes: NDArray[np.uint64], keys: pl.DataFrame, held: int
+    hashes: NDArray[np.uint64], keys: pl.DataFrame, held: int, bags: int = BAGS
 ) -> tuple[pl.DataFrame, Whole, bool]:
     """Number the clusters of rows, which are known by hashes, in each of the subsets of `keys`.
 
@@ -126,8 +126,8 @@ def coded(
     are_many = not held or numbered_up_to(hashes[: 4 * held], held) is None
     found = None if are_many else numbered_up_to(hashes, held)
     if found is None:
-        clusters = pl.DataFrame({CLUSTER: np.arange(BAGS, dtype=np.uint64)})
-        codes = (hashes & np.uint64(BAGS - 1)).view(np.int64)  # BAGS is a power of two
+        clusters = pl.DataFrame({CLUSTER: np.arange(bags, dtype=np.uint64)})
+        codes = (hashes & np.uint64(bags - 1)).view(np.int64)  # bags are a power of two
     else:
         codes, first = found
         clusters = pl.DataFrame({CLUSTER: hashes[first]})

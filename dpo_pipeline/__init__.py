@@ -5,6 +5,7 @@
     evaluate        the figures of a dataset: overall, by batch, by subset
     token_kl        estimates of the divergence from the reference, from tokens
     sweep           the same for several betas and losses
+    rank            how rewards rank the completions of a prompt
     compare         two policies on the same pairs: is the second better, and where
     check           which rows break the contract
     read            pairs in other formats than Parquet

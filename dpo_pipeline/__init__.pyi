@@ -26,10 +26,12 @@ from .evaluation import (
     sweep as sweep,
 )
 from .invalid_report import InvalidReport as InvalidReport
+from .layouts import convert as convert
 from .losses import dpo_loss as dpo_loss
 from .models import logps as logps, verify_logps as verify_logps
 from .options import (
     Batches as Batches,
+    BestOf as BestOf,
     Contract as Contract,
     Execution as Execution,
     Gates as Gates,
@@ -46,6 +48,7 @@ from .options import (
 )
 from .plan import Plan as Plan, dry_run as dry_run
 from .published import explain as explain
+from .ranking import Ranking as Ranking, rank as rank
 from .scoring import (
     arrow_stage as arrow_stage,
     score as score,
@@ -53,7 +56,7 @@ from .scoring import (
     token_kl as token_kl,
 )
 from .selection import Selected as Selected, select as select
-from .sources import convert as convert, join_reference as join_reference, read as read
+from .sources import join_reference as join_reference, read as read
 from .sums import Summary as Summary
 
 __version__: str

@@ -160,6 +160,15 @@ CALIBRATION_BINS: Final = 15
 STATISTICS_ROWS: Final = 524_288
 """Rows that are in memory at a time when statistics are gathered."""
 
+PAIRED_ROWS: Final = 65_536
+"""Completions that pairs are made of at a time, and those of the last prompt among them."""
+
+MOST_DRAWN: Final = 64
+"""Largest n of a best of n."""
+
+PAIRINGS: Final = ("all", "best-worst", "best-rest", "adjacent")
+"""How pairs are made of the completions of a prompt."""
+
 ROWS_IN_STEP: Final = 262_144
 """Rows of tables that are read side by side at a time: half as many take half the memory."""
 

@@ -115,6 +115,7 @@ class InvalidReport(Printable):
         doubts: What is surely wrong in the valid pairs, gravest first.
         notes: What is to be said about the input as it was found, such as files that were left out.
         row: What a row is: a pair or a completion. The columns decide, and the counts are of these.
+        made: How the rows were made, where the call made them: what became none is counted.
     """
 
     source: str
@@ -124,6 +125,7 @@ class InvalidReport(Printable):
     doubts: tuple[Doubt, ...] = ()
     notes: tuple[str, ...] = ()
     row: RowOf = "pair"
+    made: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -163,6 +165,7 @@ class InvalidReport(Printable):
             "source": self.source,
             "warnings": list(self.all_warnings),
             "row": self.row,
+            "made": list(self.made),
             "n_pairs": self.n_pairs,
             "n_invalid": self.n_invalid,
             "invalid": [rule.to_dict() for rule in self.broken],
@@ -249,7 +252,7 @@ class InvalidReport(Printable):
             if doubt is not but:
                 text, more = str(doubt), (doubt.advice,)
                 yield Sentence(text=text, label="warning", tone="warning", more=more)
-        yield from warned(self.notes, "note")
+        yield from warned((*self.notes, *self.made), "note")
 
     def rule_parts(self) -> Iterator[Part]:
         """Yield the table of broken rules."""

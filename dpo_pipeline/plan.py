@@ -264,7 +264,7 @@ def dry_run(function: Callable[..., Any], *places: Any, **arguments: Any) -> Pla
     Nothing is written. Print the plan, or `run()` it.
 
     Args:
-        function: `check`, `evaluate`, `sweep`, `score_parquet`, `compare` or `convert`.
+        function: `check`, `evaluate`, `sweep`, `score_parquet`, `rank`, `compare` or `convert`.
         places: Its positional arguments.
         arguments: Its keyword arguments.
 
@@ -282,7 +282,7 @@ def dry_run(function: Callable[..., Any], *places: Any, **arguments: Any) -> Pla
     """
     plan = getattr(function, "plan", None)
     if plan is None:
-        names = "check, evaluate, sweep, score_parquet, compare, convert"
+        names = "check, evaluate, sweep, score_parquet, rank, compare, convert"
         raise UsageError(f"dry_run takes one of {names}, found {function!r}")
     made: Plan[Any] = plan(*places, **arguments)
     return made

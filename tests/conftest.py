@@ -17,8 +17,11 @@ pytest.register_assert_rewrite(
 )
 
 # No example is judged by the time that it takes.
-settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("project")
+settings.register_profile(
+    "project", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("often", settings.get_profile("project"), max_examples=1_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "project"))
 
 
 def pytest_configure(config):
@@ -28,7 +31,7 @@ def pytest_configure(config):
         os.environ["COLUMNS"] = "1000"
 
 
-TOGETHER = {"statistics": "figures", "comparison": "figures", "report": "report"}
+TOGETHER = {"statistics", "comparison", "report"}
 """Rooms whose tests share what is dear: statistics of other libraries, and drawn pages."""
 
 
@@ -40,7 +43,7 @@ def pytest_xdist_make_scheduler(config, log):
     class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = super()._split_scope(nodeid)
-            return TOGETHER.get(file.split("/")[1], file)
+            return "together" if file.split("/")[1] in TOGETHER else file
 
     return ByFile(config, log)
 

@@ -20,12 +20,23 @@ ROOMS = [  # a room imports from the ground and from rooms before it
         "engine",
         "sources",
         "contract",
+        "layouts",
         "sums",
         "statistics",
         "rendering",
         "unpaired",
     ),
-    *("evaluation", "scoring", "selection", "jobs", "comparison", "models", "report", "published"),
+    *(
+        "evaluation",
+        "scoring",
+        "ranking",
+        "selection",
+        "jobs",
+        "comparison",
+        "models",
+        "report",
+        "published",
+    ),
     "cli",
 ]
 DEFERRED = {
@@ -37,7 +48,7 @@ NO_POLARS = {"errors", "columns", "roles", "defaults", "faces", "invalid_report"
 ONLY_IN = {
     "pandera": {"contract"},
     "numpy": {"sums", "statistics", "evaluation", "comparison"},
-    "pyarrow": {"storage", "sources", "scoring"},
+    "pyarrow": {"storage", "sources", "layouts", "scoring"},
     "altair": {"report"},
     "jinja2": {"report"},
     "vl_convert": {"report"},

@@ -60,14 +60,12 @@ def mean(values):
 
 
 @given(values_in_range)
-@settings(max_examples=200, deadline=None)
 def test_error_of_a_sum_is_at_most_half_a_quantum_a_value(values):
     true = sum(map(Fraction, values))
     assert abs(quanta(values) * QUANTUM - true) <= len(values) * QUANTUM / 2
 
 
 @given(values_in_range)
-@settings(max_examples=200, deadline=None)
 def test_error_of_a_mean_is_half_a_quantum_and_the_last_bit(values):
     true = sum(map(Fraction, values)) / len(values)
     found = mean(values)
@@ -75,7 +73,6 @@ def test_error_of_a_mean_is_half_a_quantum_and_the_last_bit(values):
 
 
 @given(values_in_range, st.data())
-@settings(max_examples=100, deadline=None)
 def test_any_split_and_order_gives_the_same_sum(values, data):
     shuffled = data.draw(st.permutations(values))
     cut = data.draw(st.integers(0, len(values)))
@@ -114,7 +111,6 @@ def test_both_forms_give_pythons_sum(values):
 
 
 @given(values_in_range)
-@settings(max_examples=200, deadline=None)
 def test_large_values_are_rounded_half_to_even(values):
     assert quanta(values) == rounded(values)
 

@@ -60,6 +60,7 @@ def folder(tmp_path_factory, real_pairs):
     shutil.copy(SAMPLES / "vllm_policy.jsonl", place / "policy.jsonl")
     shutil.copy(SAMPLES / "vllm_reference.jsonl", place / "ref.jsonl")
     shutil.copy(SAMPLES / "rewardbench_eval_set_scores.json", place / "scores.json")
+    shutil.copy(ROOT / "examples" / "completions.csv", place)
     return place
 
 

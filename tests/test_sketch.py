@@ -7,7 +7,7 @@ import math
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from dpo_pipeline import Subsets, UsageError, evaluate
 from dpo_pipeline.exact import bin_of, lower_edge, middle, quantile, value_error
@@ -51,7 +51,6 @@ def test_the_stated_error_is_within_a_quarter_percent_far_out_and_25_millionths_
 
 
 @given(st.floats(-4e6, 4e6))
-@settings(max_examples=300, deadline=None)
 def test_a_value_lies_between_the_edges_of_its_bin(value):
     (row,) = (
         pl.DataFrame({"x": [value]})

@@ -197,6 +197,21 @@ def _select(groups: Groups, ctx: click.Context) -> int:
     return print_result(planned("select", groups | {"sink": ctx.params["out"]}, ctx), ctx)
 
 
+def _rank(groups: Groups, ctx: click.Context) -> int:
+    """Say how rewards rank the completions of each prompt, with intervals by prompt.
+
+    PAIRS are completions, one a row, or lists of them in one row a prompt, with `prompt_id` and
+    `label`, `rank` or `score`. Figures: the share of prompts with the best completion on top, pairs
+    that are right, Kendall's tau-b, the best of n, the variance of the reward.
+
+    \b
+    Examples:
+      dpo-pipeline rank completions.csv --by subset
+      dpo-pipeline rank completions.csv --best-of 3 --json
+    """  # noqa: D301  click takes the backspace itself
+    return print_result(planned("rank", groups, ctx), ctx)
+
+
 def _figures(function: str, groups: Groups, ctx: click.Context, gates: Gates | None) -> int:
     """Print figures, and fail if they miss their gates."""
     result = planned(function, groups, ctx)
@@ -305,6 +320,7 @@ COMMANDS: Final[Mapping[str, tuple[_Does, tuple[str, ...], str | None]]] = {
     "score": (_score, ("pairs", "out"), "Write pairs with rewards and loss."),
     "select": (_select, ("pairs", "[out]"), "Write the pairs that a rule ranks first."),
     "logps": (_logps, ("data", "[out]"), "Score texts with models: log-probs."),
+    "rank": (_rank, ("pairs",), "Print how rewards rank completions."),
     "convert": (_convert, ("pairs", "out"), "Write another format as Parquet."),
     "compare": (_compare, ("a", "b"), "Compare two policies on the same pairs."),
 }

@@ -95,6 +95,7 @@ _SECTIONS: Final[Mapping[str, str]] = {
     "Subsets": "Subsets and batches",
     "Batches": "Subsets and batches",
     "Selection": "Selection",
+    "BestOf": "Statistics",
     "StatisticsOptions": "Statistics",
     "OnInvalid": "Invalid pairs",
     "Scored": "Outputs",

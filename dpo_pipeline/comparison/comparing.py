@@ -53,6 +53,7 @@ from dpo_pipeline.evaluation import (
 )
 from dpo_pipeline.exact import lower_edge
 from dpo_pipeline.invalid_report import InvalidReport
+from dpo_pipeline.layouts import columns_of
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Pairs, Reference, StatisticsOptions, Subsets
 from dpo_pipeline.plan import Facts, Output, Plan, planned
@@ -320,7 +321,11 @@ def compare(
     objective, subsets = groups.objective, given(Subsets, by)
     _refuse(objective, subsets)
     key = _key_of(on, groups.reference)
-    # A side may be joined to a reference of its own.
+    # A side may be joined to a reference of its own; completions are, before they are paired.
+    shared, third = groups.reference, None
+    if a.pairing is not None or b.pairing is not None:
+        a, b = (replace(p, reference=p.reference or shared) for p in (a, b))
+        shared = None
     sides = tuple(
         replace(groups, pairs=each, reference=_own_reference(each)).opened(key, name)
         for each, name in zip((a, b), "AB", strict=True)
@@ -330,13 +335,12 @@ def compare(
     for name in subsets.names:
         if name in SUBSET_FIGURES:
             raise UsageError(f"by: {name!r} is the name of a figure; rename the column before")
-    shared, third = groups.reference, None
     if shared is not None:
         cancel = groups.execution.cancel
         third = open_reference(replace(shared, on=key), access=groups.access, cancel=cancel)
     tables = bound_tables(
         (sides[0], sides[1]),
-        (a.columns, b.columns),
+        (columns_of(sides[0], a.columns), columns_of(sides[1], b.columns)),
         third,
         None if shared is None else shared.columns,
         on=key,

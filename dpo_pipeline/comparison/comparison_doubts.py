@@ -46,7 +46,7 @@ def other_references(read: CommonPairs, objective: CheckedObjective) -> str | No
 def notes_of(datasets: Iterable[Dataset]) -> tuple[str, ...]:
     """Return what is to be said about the inputs."""
     datasets = list(datasets)
-    notes = [f"{each.name}: {note}" for each in datasets for note in each.notes]
+    notes = [f"{each.name}: {note}" for each in datasets for note in (*each.notes, *each.made())]
     return (*notes, *(text for a, b in combinations(datasets, 2) for text in dumps_apart(a, b)))
 
 

@@ -1,4 +1,4 @@
-from .binding import Binding as Binding, bind as bind
+from .binding import Binding as Binding, bind as bind, truth as truth
 from .invalid_rows import (
     Offences as Offences,
     Places as Places,

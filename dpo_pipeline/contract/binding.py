@@ -150,7 +150,7 @@ def bind(
     floats = [n for n, t in types.items() if ROLES[n].kind == "count" and _is_real(t)]
     listed = {name for name, dtype in types.items() if _is_listed(dtype, ROLES[name].kind)}
     told = tuple(
-        replace_rule(rule, requirement="not null, nor a list of none or of several")
+        replace_rule(rule, requirement="not null, nor a list of none or several (--pairing)")
         if rule.column in listed and rule.check == "not_null"
         else rule
         for rule in rules.rules
@@ -235,7 +235,7 @@ def _typed(name: str, dtype: pl.DataType, role: str) -> pl.Expr:
         values = _as_list(name, dtype)
         column, dtype = pl.when(values.list.len() == 1).then(values.list.first()), inner
     if kind == "label":
-        return _truth(column, dtype)
+        return truth(column, dtype)
     if kind == "key" or not (dtype.is_numeric() or dtype == pl.Null):
         return column
     if kind != "count":
@@ -243,7 +243,7 @@ def _typed(name: str, dtype: pl.DataType, role: str) -> pl.Expr:
     return whole(column) if _is_real(dtype) else column.cast(pl.Int64)
 
 
-def _truth(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+def truth(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     """Return a label as true or false; what is neither is null."""
     if dtype == pl.Boolean or dtype.is_nested():
         return column

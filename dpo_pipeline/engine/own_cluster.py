@@ -29,7 +29,7 @@ def stay_on_loopback() -> None:
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if "ray" in sys.modules:
+    if sys.modules.get("ray") is not None:
         constants: Any = import_module("ray._private.ray_constants")
         library: Any = import_module("ray._raylet")
         constants.ENABLE_RAY_CLUSTER = False

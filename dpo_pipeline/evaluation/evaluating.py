@@ -292,7 +292,7 @@ def evaluate(
     asked = statistics_of_call(statistics, groups.outputs)
     objective = groups.objective
     subsets, parts = given(Subsets, by), given(Batches, batches)
-    dataset = groups.opened()
+    dataset = groups.opened(row=objective.needs.row)
     groups, subsets = groups.showing(dataset.columns), subsets.within(dataset.columns)
     if objective.row == "completion":
         return _of_completions(groups, dataset, subsets, parts, asked)
@@ -441,7 +441,7 @@ def check(
     if groups.on_invalid.action != "exclude":
         raise UsageError("check leaves pairs as they are: say how many may be invalid (at_most)")
     objective = groups.objective
-    dataset = groups.opened()
+    dataset = groups.opened(row=None)
     groups = groups.showing(dataset.columns)
     needs = groups.needs_of(dataset, objective)
     binding = groups.bound(dataset, needs, adds=[added.name for added in SCORED])

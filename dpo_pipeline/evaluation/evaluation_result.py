@@ -254,6 +254,7 @@ class Evaluation(Reported):
         return {
             "document_version": DOCUMENT_VERSION,
             "warnings": list(self.invalid.all_warnings),
+            "made": list(self.invalid.made),
             "dpo_pipeline": version("dpo_pipeline"),
             "source": self.source,
             "reference": self.reference,
@@ -379,7 +380,7 @@ class Evaluation(Reported):
     def _sample(self, accuracy: Estimate) -> str:
         pairs, clusters = counted(accuracy.n, "pair"), self._clusters
         if clusters is None:
-            return f"{pairs}, each taken as a sample"
+            return f"{pairs}, taken as independent"
         return clusters if clusters.startswith(pairs) else f"{pairs} in {clusters}"
 
     @property

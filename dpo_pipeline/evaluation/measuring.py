@@ -150,6 +150,7 @@ class Measured:
             doubts=self._doubts,
             notes=self.dataset.notes,
             row=self.scorer.binding.needs.row,
+            made=self.dataset.made(),
         )
 
     @property

@@ -17,15 +17,17 @@ from dpo_pipeline.columns import (
     PAIR_ID,
     SHOWN,
     Needs,
+    RowOf,
     did_you_mean,
     needs_of_columns,
     row_of,
 )
 from dpo_pipeline.contract import Binding, bind
-from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID, ROWS_SHOWN
+from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID, PAIRINGS, ROWS_SHOWN
 from dpo_pipeline.engine import Executor, Watch, executor_of
 from dpo_pipeline.errors import ContractError, DataWarning, UsageError
 from dpo_pipeline.invalid_report import InvalidReport
+from dpo_pipeline.layouts import columns_of, open_rows
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import (
     Batches,
@@ -44,8 +46,6 @@ from dpo_pipeline.sources import (
     Dataset,
     checked_parquet_name,
     format_of,
-    open_pairs,
-    with_reference,
 )
 from dpo_pipeline.storage import (
     METADATA_KEY,
@@ -144,29 +144,28 @@ class Groups:
         return RayExecutor(address=address)
 
     def opened(
-        self, key: str | None = None, name: str = "pairs", *, again: bool = False
+        self,
+        key: str | None = None,
+        name: str = "pairs",
+        *,
+        again: bool = False,
+        row: RowOf | None = "pair",
     ) -> Dataset:
         """Open the pairs, joined to their reference; no key and no value is read.
 
         `key` is a column for a further join by the caller; `name` is what reports call a dataframe;
-        `again` says that the caller reads more columns after a first reading.
+        `again` says that the caller reads more columns after a first reading; `row` is what the
+        call is of, None if it takes pairs and completions.
         """
         keys = (PAIR_ID.name if self.reference is None else self.reference.on, key)
-        pairs = open_pairs(
+        return open_rows(
             self.pairs,
+            row=row,
+            reference=self.reference,
             access=self.access,
             keys=[each for each in keys if each is not None],
             name=name,
             again=again or key is not None or self.reference is not None,
-            cancel=self.execution.cancel,
-        )
-        if self.reference is None:
-            return pairs
-        return with_reference(
-            pairs,
-            self.reference,
-            columns=self.pairs.columns,
-            access=self.access,
             cancel=self.execution.cancel,
             by_shard=self.executor.elsewhere,
         )
@@ -177,8 +176,9 @@ class Groups:
         Completions beside a loss of pairs are judged by their own contract.
         """
         needs = objective.needs
-        if needs.row == "pair" and row_of(dataset.columns, self.pairs.columns) == "completion":
-            return needs_of_columns(dataset.columns, self.pairs.columns)
+        columns = columns_of(dataset, self.pairs.columns)
+        if needs.row == "pair" and row_of(dataset.columns, columns) == "completion":
+            return needs_of_columns(dataset.columns, columns)
         return needs
 
     def bound(
@@ -191,18 +191,19 @@ class Groups:
         groups_by: Iterable[str] = (),
     ) -> Binding:
         """Bind the contract to the columns of the pairs."""
-        if needs.row == "pair" and row_of(dataset.columns, self.pairs.columns) == "completion":
+        columns = columns_of(dataset, self.pairs.columns)
+        if needs.row == "pair" and row_of(dataset.columns, columns) == "completion":
             raise UsageError(
-                f"{dataset.name}: these are completions, one a row, and this is of pairs: check "
-                "takes both"
+                f"{dataset.name}: these are completions, one a row, and this is of pairs: say how "
+                f"pairs are made of them (pairing=, --pairing {'|'.join(PAIRINGS)}), or rank them"
             )
         with reading(dataset.name):
-            dataset.check_roles(self.pairs.columns, needs)
+            dataset.check_roles(columns, needs)
             return bind(
                 dataset.frame,
                 source=dataset.name,
                 max_logp=self.max_logp,
-                columns=self.pairs.columns,
+                columns=columns,
                 contract=self.contract.schema,
                 unread=dataset.unread,
                 adds=adds,

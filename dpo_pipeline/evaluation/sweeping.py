@@ -206,7 +206,7 @@ def sweep(
     subsets, parts = given(Subsets, by), given(Batches, batches)
     if subsets.histogram:
         raise UsageError("a sweep has no histogram of margins: evaluate each beta for it")
-    dataset = groups.opened()
+    dataset = groups.opened(row=objectives[0].needs.row)
     subsets = subsets.within(dataset.columns)
     adds = [each.name for each in SCORED]
     binding = groups.bound(dataset, needs_of(objectives), adds=adds, groups_by=subsets.names)

@@ -24,6 +24,7 @@ from .scored_columns import (
     FIRST_OF_BATCH as FIRST_OF_BATCH,
     NO_KL as NO_KL,
     WithinBatches as WithinBatches,
+    completion_reward as completion_reward,
     name_of_score as name_of_score,
     scores_to_check as scores_to_check,
     with_scores as with_scores,

@@ -35,6 +35,7 @@ from dpo_pipeline.columns import (
     REJECTED_TOKENS,
     REWARD,
     REWARD_MARGIN,
+    TOKENS,
     Role,
 )
 from dpo_pipeline.errors import UsageError
@@ -143,6 +144,12 @@ def _goodness(rows: pl.LazyFrame) -> pl.Expr:
     role = next(each for each in PREFERENCES if each.name in columns)
     value = pl.col(role.name).cast(pl.Float64)
     return -value if role is RANK else value
+
+
+def completion_reward(objective: CheckedObjective) -> pl.Expr:
+    """Return the reward of a completion, one a row: what the loss would compare of it in a pair."""
+    basis = objective.reward_basis
+    return _reward(objective, _score(_logratio(POLICY, REF, basis), TOKENS, basis), TOKENS)
 
 
 def name_of_score(

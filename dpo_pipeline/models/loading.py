@@ -27,21 +27,27 @@ class Loaded:
         model: The model.
         facts: Name, revision, type, digest of its weights.
         is_base: Whether its adapters are switched off: the model below them.
+        adapter: The adapter that is used instead of the active one.
     """
 
     model: Any
     facts: Mapping[str, Any]
     is_base: bool = False
+    adapter: str | None = None
 
     @contextmanager
     def in_use(self) -> Iterator[Any]:
         """Give the model for scoring, and leave it as it was."""
-        was_training = self.model.training
+        was_training, active = self.model.training, getattr(self.model, "active_adapter", None)
         self.model.eval()
         try:
+            if self.adapter is not None:
+                self.model.set_adapter(self.adapter)
             with self.model.disable_adapter() if self.is_base else nullcontext():
                 yield self.model
         finally:
+            if self.adapter is not None:
+                self.model.set_adapter(active)
             self.model.train(was_training)
 
 

@@ -2,6 +2,7 @@ from .calls import CALLS as CALLS
 from .data import Contract as Contract, Pairs as Pairs, Reference as Reference
 from .figures import (
     Batches as Batches,
+    BestOf as BestOf,
     Gates as Gates,
     Objective as Objective,
     StatisticsOptions as StatisticsOptions,

@@ -7,7 +7,14 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from dpo_pipeline.options.data import Contract, Pairs, Reference
-from dpo_pipeline.options.figures import Batches, Gates, Objective, StatisticsOptions, Subsets
+from dpo_pipeline.options.figures import (
+    Batches,
+    BestOf,
+    Gates,
+    Objective,
+    StatisticsOptions,
+    Subsets,
+)
 from dpo_pipeline.options.running import Execution
 from dpo_pipeline.options.selecting import Selection
 from dpo_pipeline.options.texts import Models
@@ -26,6 +33,7 @@ CALLS: Final[Mapping[str, Mapping[str, type[Any]]]] = MappingProxyType(
         "score": _READ | _GROUPED | {"scored": Scored} | _RUN | {"gates": Gates},
         "select": _READ | {"by": Subsets, "selection": Selection} | _RUN,
         "logps": {"data": Pairs, "models": Models, "outputs": Outputs, "execution": Execution},
+        "rank": _READ | {"by": Subsets, "best_of": BestOf} | _RUN,
         "convert": {"pairs": Pairs, "outputs": Outputs, "execution": Execution},
         "compare": _READ | {"by": Subsets} | _SURE | _RUN | {"gates": Gates},
     }

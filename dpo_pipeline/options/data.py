@@ -49,6 +49,19 @@ class Pairs:
     reference: Reference | None = argument(
         "The reference of these pairs alone, for a side of a comparison.", default=None
     )
+    pairing: str | None = option(
+        "--pairing",
+        choice(*defaults.PAIRINGS),
+        "Make pairs of the completions of a prompt: each with each, the best with the worst, the "
+        "best with each other, or each with the next best.",
+        calls=("check", "evaluate", "sweep", "score", "select", "convert", "compare"),
+        shown="",
+        default=None,
+    )
+
+    def __post_init__(self) -> None:
+        if self.pairing is not None:
+            check_choice("pairing", self.pairing, defaults.PAIRINGS)
 
 
 @group

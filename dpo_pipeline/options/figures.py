@@ -214,6 +214,30 @@ class StatisticsOptions:
 
 
 @group
+class BestOf:
+    """How far the curve of a best of n goes."""
+
+    n: int | None = option(
+        "--best-of",
+        kinds.WHOLE,
+        "Largest n of the best of n; only prompts with so many completions are in the curve.",
+        shown="the most that half of the prompts have",
+        default=None,
+    )
+    _: KW_ONLY
+    level: float = option(
+        "--level", kinds.NUMBER, "Of the intervals.", default=defaults.CONFIDENCE_LEVEL
+    )
+
+    def __post_init__(self) -> None:
+        is_count = isinstance(self.n, int) and not isinstance(self.n, bool)
+        if self.n is not None and not (is_count and 1 <= self.n <= defaults.MOST_DRAWN):
+            raise UsageError(f"best_of must be from 1 to {defaults.MOST_DRAWN}, found {self.n!r}")
+        if not (isinstance(self.level, float) and 0.0 < self.level < 1.0):
+            raise UsageError(f"level must be above 0 and below 1, found {self.level!r}")
+
+
+@group
 class Gates:
     """Marks that figures must reach. A run that misses one still prints and writes its result."""
 

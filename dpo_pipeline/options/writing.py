@@ -27,7 +27,7 @@ class OnInvalid:
         choice(*defaults.ON_INVALID),
         "What to do with pairs that break the contract.",
         default="raise",
-        calls=("evaluate", "sweep", "score", "compare"),
+        calls=("evaluate", "sweep", "score", "rank", "compare"),
         varied={"score": {"kind": choice(*defaults.ON_INVALID_JOB)}},
     )
     _: KW_ONLY
@@ -83,7 +83,7 @@ class Outputs:
         "--summary",
         kinds.PATH,
         "Keep the JSON document in this file.",
-        calls=("check", "evaluate", "sweep", "score", "compare"),
+        calls=("check", "evaluate", "sweep", "score", "rank", "compare"),
         default=None,
     )
     _: KW_ONLY

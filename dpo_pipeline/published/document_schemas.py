@@ -106,6 +106,7 @@ def summary_document() -> str:
             findings, "What is wrong or can mislead, gravest first; null without statistics"
         ),
         warnings=list_of(TEXT),
+        made=list_of(TEXT, description="How pairs were made of completions, if they were"),
     )
 
 

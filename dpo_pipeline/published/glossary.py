@@ -14,6 +14,7 @@ from dpo_pipeline.evaluation import BASELINES
 from dpo_pipeline.losses import DIALECTS, EVERY_LOSS
 from dpo_pipeline.options import CALLS
 from dpo_pipeline.published.finding_texts import DOUBTS, FINDINGS, OTHER_NAMES, RULES
+from dpo_pipeline.ranking import RANKING_FIGURES
 from dpo_pipeline.rendering import as_text
 from dpo_pipeline.selection import RULES as SELECTION_RULES
 from dpo_pipeline.sources import FORMATS
@@ -116,6 +117,8 @@ def _figures() -> Iterator[Entry]:
             ),
             also=(figure.trl, *figure.also),
         )
+    for name, (text, _) in RANKING_FIGURES.items():
+        yield Entry(name=name, kind="figure of a ranking", text=_sentence(text))
     for name, words in BASELINES.items():
         yield Entry(name=f"prefer: {name}", kind="figure", text=_sentence(words))
         better = f"Reward accuracy less the {words}, on the same pairs."

@@ -13,6 +13,7 @@ from dpo_pipeline.losses import DIALECTS, EVERY_LOSS, OTHERS, Loss, Rewards
 from dpo_pipeline.options import CALLS
 from dpo_pipeline.published.finding_texts import DOUBTS, FINDINGS, RULES
 from dpo_pipeline.published.glossary import LEGEND
+from dpo_pipeline.ranking import RANKING_FIGURES
 from dpo_pipeline.selection import RULES as SELECTION_RULES
 from dpo_pipeline.sources import FORMATS
 from dpo_pipeline.sums import FIGURES
@@ -40,6 +41,7 @@ def reference_page() -> str:
         (_code(name), each.text, each.unit, *map(_code, (each.formula, each.trl)))
         for name, each in FIGURES.items()
     ]
+    figures += [(_code(name), text, "", "", "") for name, (text, _) in RANKING_FIGURES.items()]
     findings = [(_code(name), text) for name, text in {**DOUBTS, **FINDINGS}.items()]
     sections = {
         "Options": option_table(),

@@ -97,7 +97,7 @@ def score(
     """
     groups = Groups.of(locals())
     objective, kept = groups.objective, given(Scored, scored)
-    dataset = groups.opened()
+    dataset = groups.opened(row=objective.needs.row)
     added = _ADDED if objective.row == "pair" else _ADDED_TO_COMPLETIONS
     binding = groups.bound(dataset, objective.needs, adds=added, replace_added=kept.replace)
     sizes = given(Batches, batches)

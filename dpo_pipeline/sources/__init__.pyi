@@ -8,10 +8,11 @@ from .files import SourcePath as SourcePath
 from .formats import (
     FORMATS as FORMATS,
     PARQUET as PARQUET,
+    REWARDBENCH as REWARDBENCH,
     checked_parquet_name as checked_parquet_name,
     guess as guess,
 )
-from .frames import dumps_apart as dumps_apart
+from .frames import dumps_apart as dumps_apart, lazily as lazily
 from .joining import (
     join_reference as join_reference,
     open_reference as open_reference,
@@ -25,6 +26,7 @@ from .keys import (
     OrderedRows as OrderedRows,
     OutOfStep as OutOfStep,
     Partitions as Partitions,
+    UniqueKeys as UniqueKeys,
     checked_on as checked_on,
     count_keys as count_keys,
     in_step as in_step,
@@ -32,7 +34,6 @@ from .keys import (
     key_of as key_of,
 )
 from .opening import (
-    convert as convert,
     format_of as format_of,
     open_pairs as open_pairs,
     open_texts as open_texts,

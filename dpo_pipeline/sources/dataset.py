@@ -201,6 +201,8 @@ class Dataset:
     unread: Mapping[str, str] = field(default_factory=dict)  # columns that cannot be read, and why
     in_batches: Callable[[list[str]], pl.LazyFrame] | None = None  # scans what Polars cannot open
     cuts: tuple[int, ...] = ()  # further rows that a shard begins with
+    is_canonical: bool = False  # whether roles have their own names, whatever the user mapped
+    made: Callable[[], tuple[str, ...]] = tuple  # how rows were made, once all were read
 
     def refuse_unread(self, advice: str) -> None:
         """Raise a ColumnError that names the columns that are not read, if there are some."""

@@ -37,6 +37,7 @@ CSV: Final = "csv"
 IPC: Final = "ipc"
 TRL: Final = "trl"
 REWARDBENCH: Final = "rewardbench"
+LM_EVAL: Final = "lm-eval"
 OPEN_INSTRUCT: Final = "open-instruct"
 OPEN_INSTRUCT_AVERAGED: Final = "open-instruct-averaged"
 TOKEN_DUMP: Final = "token-dump"  # noqa: S105  tokens of a text
@@ -68,7 +69,8 @@ _ROWS: Final = (
     ),
     Format(
         name=REWARDBENCH,
-        description="RewardBench's scores: _outputs.jsonl, _all.jsonl, eval-set-scores/*.json",
+        description="RewardBench's scores: _outputs.jsonl, _all.jsonl, eval-set-scores/*.json; of "
+        "RewardBench 2 completions",
         may_end=(".json",),
         has_reference=False,
         # A score is the log-ratio itself, which can be above 0, or a policy's log-prob.
@@ -77,6 +79,11 @@ _ROWS: Final = (
             "max_logp": LOGP_LIMIT,
             "loss_args": {"reference_free": True},
         },
+    ),
+    Format(
+        name=LM_EVAL,
+        description="samples_*.jsonl of lm-evaluation-harness: the options of multiple choice, as "
+        "completions",
     ),
     Format(
         name=OPEN_INSTRUCT,

@@ -12,16 +12,20 @@ import polars as pl
 
 from dpo_pipeline.arguments import given
 from dpo_pipeline.columns import (
+    COMPLETION_ID,
     COUNT_ROLES,
     ELSEWHERE,
     LOGPS,
     MAPPING,
     PAIR_ID,
+    POLICY,
+    REF,
     REF_CHOSEN,
     REF_REJECTED,
     TOKENS_OF,
     Resolution,
     resolve,
+    row_of,
 )
 from dpo_pipeline.defaults import STATISTICS_ROWS
 from dpo_pipeline.engine import Watch
@@ -125,10 +129,13 @@ def with_reference(
     with reading(other.name):
         right = other.frame.collect_schema()
     taken = reference_columns_of(right, reference.columns)
+    if row_of(left.names(), columns) == "completion":
+        # A completion's own id, where the user said no other key.
+        on = COMPLETION_ID.name if on == PAIR_ID.name and on not in left else on
     _check_joinable(other.name, on, right, taken.problems, taken.guesses)
     _check_joinable(policy.name, on, left, _on_both_sides(left, columns, other.name))
     key = key_of(on, {other.name: right, policy.name: left}).alias(KEY)
-    found = [pl.col(taken.mapping[name]).alias(name) for name in _REFERENCE]
+    found = [pl.col(taken.mapping[name]).alias(name) for name in _wanted(right, reference.columns)]
     beside = _Beside(policy, other, key, found, Watch(cancel=cancel))
 
     def compare_keys() -> None:
@@ -309,7 +316,7 @@ def open_reference(reference: Reference, *, access: Access, cancel: Event | None
     """Return a reference as a dataset."""
     resolve((), reference.columns)  # refuses what is no mapping, or no role
     for role in reference.columns or ():
-        if role not in _REFERENCE:
+        if role not in (*_REFERENCE, REF.name):
             raise UsageError(f"reference columns: {role!r} is none of {' and '.join(_REFERENCE)}")
     pairs = Pairs(reference.source, format=reference.format, columns=reference.columns)
     return open_pairs(
@@ -361,30 +368,37 @@ def _prove_row_numbers(
 def reference_columns_of(columns: pl.Schema, explicit: Mapping[str, str] | None) -> Resolution:
     """Return the columns of a reference by role, with what is wrong with its log-probs."""
     found = resolve(columns.names(), explicit)
+    wanted = _wanted(columns, explicit)
     problems = [
         type(problem)(problem.replace(MAPPING, _OF_REFERENCE).replace(ELSEWHERE, ""))
         for problem in found.problems
-        if problem.startswith(_REFERENCE)
+        if problem.startswith(wanted)
     ]
     problems += [
         f"{name}: it is there token by token, and a reference is joined by sums; sum it before"
-        for name in _REFERENCE
+        for name in wanted
         if name not in found.mapping and not any(p.startswith(name) for p in problems)
     ]
-    used = {found.mapping.get(name) for name in _REFERENCE}
-    if len(used) == 1 and None not in used:
-        problems.append(f"column {used.pop()!r} is mapped to {' and '.join(_REFERENCE)}")
+    used = [found.mapping.get(name) for name in wanted]
+    if len(used) > 1 and len(set(used)) == 1 and None not in used:
+        problems.append(f"column {used[0]!r} is mapped to {' and '.join(wanted)}")
     # A script that scored two models may have called the columns of both the policy's.
-    scored = {ref: found.mapping.get(role) for ref, role in zip(_REFERENCE, LOGPS[:2], strict=True)}
+    ours = LOGPS[:2] if wanted == _REFERENCE else (POLICY.name,)
+    scored = {ref: found.mapping.get(role) for ref, role in zip(wanted, ours, strict=True)}
     guesses = {ref: name for ref, name in scored.items() if name and ref not in found.mapping}
     return replace(found, problems=tuple(problems), guesses={**guesses, **found.guesses})
+
+
+def _wanted(columns: pl.Schema, explicit: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Return the log-probs of a reference, by the contract that its columns are of."""
+    return (REF.name,) if row_of(columns.names(), explicit) == "completion" else _REFERENCE
 
 
 def _on_both_sides(
     policy: pl.Schema, columns: Mapping[str, str] | None, reference_name: str
 ) -> Iterator[str]:
     mine = resolve(policy.names(), columns).mapping
-    for role in _REFERENCE:
+    for role in (*_REFERENCE, REF.name):
         for name in (role, TOKENS_OF[role].name):
             if name in mine:
                 yield f"{name}: it is here as {mine[name]!r}, and in {reference_name} too; drop one"

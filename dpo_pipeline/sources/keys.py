@@ -126,13 +126,22 @@ def in_step(tables: Sequence[pl.LazyFrame]) -> Iterator[pl.DataFrame]:
 
 
 class Partitions:
-    """Rows of tables in parts: in memory up to `JOINED_ROWS`, else in a temporary folder.
+    """Rows of tables in parts: in memory up to a number, else in a temporary folder.
 
     Without `by`, rows of one `KEY` are in one part, whichever table they are of.
     """
 
-    def __init__(self, tables: Mapping[str, pl.Schema], by: pl.Expr | None = None) -> None:
-        """Start without rows; `by` gives the number of the part of a row."""
+    def __init__(
+        self,
+        tables: Mapping[str, pl.Schema],
+        by: pl.Expr | None = None,
+        most: int = JOINED_ROWS,
+    ) -> None:
+        """Start without rows; `by` gives the number of the part of a row.
+
+        Of all tables, `most` rows are held in memory.
+        """
+        self._most = most
         self._tables = {name: pl.DataFrame(schema=schema) for name, schema in tables.items()}
         self._held: dict[str, list[pl.DataFrame]] = {name: [] for name in tables}
         self._by = pl.col(KEY).hash(_SEED) % _PARTS if by is None else by
@@ -157,7 +166,7 @@ class Partitions:
         """Add rows of a table."""
         self._held[name].append(rows)
         self._n_rows += rows.height
-        if self._n_rows <= JOINED_ROWS:
+        if self._n_rows <= self._most:
             return
         if self._folder is None:
             self._folder = TemporaryDirectory(prefix="dpo-pipeline-", ignore_cleanup_errors=True)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from threading import Event
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
@@ -15,19 +12,18 @@ from typing import Any, Final, TypeAlias
 import polars as pl
 
 from dpo_pipeline.arguments import given
-from dpo_pipeline.columns import PAIR_ID, ROLES, Resolution, did_you_mean, resolve
-from dpo_pipeline.defaults import OUTPUT_ROWS_PER_GROUP, WIDE_ROWS_PER_GROUP, ZSTD_LEVEL
+from dpo_pipeline.columns import PAIR_ID, did_you_mean, resolve
 from dpo_pipeline.engine import Watch
-from dpo_pipeline.errors import ColumnError, UsageError
-from dpo_pipeline.options import Execution, Outputs, Pairs
-from dpo_pipeline.plan import Facts, Input, Output, Plan, planned
+from dpo_pipeline.errors import UsageError
+from dpo_pipeline.options import Execution, Pairs
 from dpo_pipeline.sources import frames, text_files, token_dumps, trainer_files
-from dpo_pipeline.sources.dataset import Dataset, open_dataset, publication_of
+from dpo_pipeline.sources.dataset import Dataset, open_dataset
 from dpo_pipeline.sources.files import SourcePath
 from dpo_pipeline.sources.formats import (
     CSV,
     FORMATS,
     IPC,
+    LM_EVAL,
     NDJSON,
     OPEN_INSTRUCT,
     OPEN_INSTRUCT_AVERAGED,
@@ -36,11 +32,10 @@ from dpo_pipeline.sources.formats import (
     TOKEN_DUMP,
     TRL,
     VLLM,
-    checked_parquet_name,
     guess,
 )
 from dpo_pipeline.sources.frames import Rows, as_lazy
-from dpo_pipeline.storage import METADATA_KEY, Access, reading, writing
+from dpo_pipeline.storage import Access
 
 Reader: TypeAlias = Callable[[SourcePath, Mapping[str, str] | None], Rows]
 """From files, and from role to column where names do not say it, to rows."""
@@ -52,6 +47,7 @@ READERS: Final[Mapping[str, Reader]] = MappingProxyType(
         IPC: frames.ipc,
         TRL: trainer_files.trl,
         REWARDBENCH: trainer_files.rewardbench,
+        LM_EVAL: trainer_files.lm_eval,
         OPEN_INSTRUCT: trainer_files.open_instruct,
         OPEN_INSTRUCT_AVERAGED: partial(trainer_files.open_instruct, averaged=True),
         TOKEN_DUMP: token_dumps.token_dump,
@@ -125,6 +121,8 @@ def _rows(pairs: Pairs, *, as_reference: bool, as_text: Collection[str]) -> Rows
     name = format_of(pairs)
     if name in (TOKEN_DUMP, VLLM) and as_reference:
         return token_dumps.token_dump(pairs.source, model="ref")
+    if name == LM_EVAL and as_reference:
+        return trainer_files.lm_eval(pairs.source, model="ref")
     if name == CSV:
         return text_files.csv(pairs.source, pairs.columns, as_text=as_text)
     return READERS[name](pairs.source, pairs.columns)
@@ -211,148 +209,3 @@ def _reference_alone(source: SourcePath, name: str) -> UsageError:
 def label_of(source: SourcePath) -> str:
     """Return what reports call a source."""
     return os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the inputs"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class ConvertPlan(Plan[int]):
-    """What `convert` does."""
-
-    dataset: Dataset
-    format: str
-    sink: str | os.PathLike[str]
-    columns: Mapping[str, str]  # role to the column that was found for it
-    made: Outputs
-    execution: Execution
-    options: Mapping[str, Any]  # the groups of options, under the parameters of the call
-    outputs: tuple[Output, ...]
-
-    @property
-    def facts(self) -> Facts:
-        """What the plan tells of itself."""
-        files = tuple(Input(path=each.path, rows=each.rows) for each in self.dataset.files)
-        return Facts(
-            function="convert",
-            call="convert",
-            source=self.dataset.name,
-            notes=self.dataset.told,
-            inputs=files or (Input(path=self.dataset.name, rows=None),),
-            rows=self.dataset.rows,
-            columns=self.columns,
-            options=self.options,
-            outputs=self.outputs,
-        )
-
-    def run(self) -> int:
-        """Write the rows, and return how many."""
-        import pyarrow.parquet as pq
-
-        name = self.dataset.name
-        watch = Watch(callback=self.execution.progress, cancel=self.execution.cancel)
-        rows = self.dataset.frame.rename({column: role for role, column in self.columns.items()})
-        plan = watch.on_rows(rows, "writing", None)
-        facts = {
-            "version": version("dpo_pipeline"),
-            "format": self.format,
-            "columns": dict(self.columns),
-        }
-        with publication_of(self.made, Access.of(self.execution), self.dataset) as publication:
-            hidden = publication.stage(self.sink)
-            # Rows may be long, and the reader runs ahead of the sink by a number of chunks.
-            with writing(hidden, name) as out, pl.Config(streaming_chunk_size=WIDE_ROWS_PER_GROUP):
-                plan.sink_parquet(
-                    out,
-                    metadata={METADATA_KEY: json.dumps(facts, sort_keys=True)},
-                    compression_level=ZSTD_LEVEL,
-                    row_group_size=OUTPUT_ROWS_PER_GROUP,
-                    engine="streaming",
-                )
-            with reading(hidden):
-                count = int(pq.read_metadata(hidden).num_rows)
-            publication.commit(watch.check)
-        self.dataset.warn(stacklevel=4)
-        return count
-
-
-@planned
-def convert(
-    pairs: Any,
-    sink: str | os.PathLike[str],
-    format: str | None = None,  # noqa: A002  as in Pairs
-    *,
-    outputs: Any = None,
-    execution: Any = None,
-) -> Plan[int]:
-    r"""Write pairs that are in one of `FORMATS` as Parquet, under the contract's names.
-
-    The file appears whole or not at all. It must hold both log-probs of the policy, or both of the
-    reference, or all four; their values are not checked.
-
-    Args:
-        pairs: `Pairs`, or their source.
-        sink: The Parquet file to write.
-        format: Their format, if the ending of the name does not tell it.
-        outputs: `Outputs` with `overwrite`.
-        execution: `Execution`, without an engine.
-
-    Returns:
-        The number of rows.
-
-    Raises:
-        UsageError, ColumnError: As `read`, or log-probs are missing.
-        StorageError: A file cannot be read or written, or the sink exists.
-        Cancelled: The run was stopped.
-
-    Examples:
-        >>> import dpo_pipeline, os, tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     source = os.path.join(folder, "pairs.csv")
-        ...     with open(source, "w") as file:
-        ...         print("policy_chosen_logps,policy_rejected_logps", "-1,-2", sep="\n", file=file)
-        ...     dpo_pipeline.convert(source, os.path.join(folder, "pairs.parquet"))
-        1
-    """
-    source = given(Pairs, pairs if isinstance(pairs, Pairs) else Pairs(pairs), format=format)
-    if not isinstance(sink, (str, os.PathLike)):
-        raise UsageError(f"sink must be a path, found {type(sink).__name__}")
-    checked_parquet_name(sink)
-    made, run = given(Outputs, outputs), given(Execution, execution)
-    access = Access.of(run)
-    dataset = open_pairs(source, access=access, as_reference=None, cancel=run.cancel)
-    dataset.refuse_unread("convert carries all columns: leave them out before")
-    with reading(dataset.name):
-        names = dataset.frame.collect_schema().names()
-    mapping = _useful_mapping(dataset.name, names, resolve(names, source.columns))
-    return ConvertPlan(
-        dataset=dataset,
-        format=format_of(source),
-        sink=sink,
-        columns=mapping,
-        made=made,
-        execution=run,
-        options={"pairs": source, "outputs": made, "execution": run},
-        outputs=(publication_of(made, access, dataset).check(sink),),
-    )
-
-
-def _useful_mapping(source: str, names: list[str], found: Resolution) -> dict[str, str]:
-    """Return the roles that were found, if they are of use."""
-    sides = {
-        model: [
-            any(
-                role.startswith(f"{model}_{side}") and ROLES[role].kind in ("logp", "tokens")
-                for role in found.mapping
-            )
-            for side in ("chosen", "rejected")
-        ]
-        for model in ("policy", "ref")
-    }
-    problems = list(found.problems)
-    if any(map(all, sides.values())) and all(a == b for a, b in sides.values()):
-        problems = [
-            f"{column}: the input has this column already, and {name!r} would get its name"
-            for column, name in found.mapping.items()
-            if column in names and column != name and column not in found.mapping.values()
-        ]
-    if problems:
-        raise ColumnError(source, tuple(problems))
-    return dict(found.mapping)

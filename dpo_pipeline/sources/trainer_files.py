@@ -10,9 +10,10 @@ import codecs
 import json
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from importlib import import_module
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import polars as pl
 
@@ -28,8 +29,8 @@ from dpo_pipeline.defaults import AVERAGED_LOGP_FLOOR, PARQUET_ENDINGS
 from dpo_pipeline.errors import ColumnError, StorageError, UsageError
 from dpo_pipeline.sources.dataset import open_dataset
 from dpo_pipeline.sources.files import SourcePath, find, identities, kind_of, text_files
-from dpo_pipeline.sources.formats import OPEN_INSTRUCT_AVERAGED
-from dpo_pipeline.sources.frames import Rows, in_batches, ipc, reading_as
+from dpo_pipeline.sources.formats import FORMATS, NDJSON, OPEN_INSTRUCT_AVERAGED
+from dpo_pipeline.sources.frames import Rows, in_batches, ipc, lazily, reading_as
 from dpo_pipeline.sources.text_files import ndjson
 from dpo_pipeline.storage import reading, unpacked
 
@@ -126,7 +127,9 @@ def rewardbench(source: SourcePath, columns: Mapping[str, str] | None = None) ->
     to be raised: `FORMATS["rewardbench"].settings` are the arguments.
 
     The source is `_outputs.jsonl` or `_all.jsonl` of its command line, or a file of
-    `eval-set-scores`. A score may be alone in a list, as some models give it.
+    `eval-set-scores`. A score may be alone in a list, as some models give it. RewardBench 2 has the
+    scores of all completions of a prompt in a list: these are completions. Of Ties the first
+    `num_correct` are right, and of other subsets the first; `results` is not read.
     """
     if isinstance(source, (str, os.PathLike)) and os.path.exists(os.path.join(source, _STATE)):
         problem = "is a dataset of save_to_disk, as TRL's are, and not RewardBench's"
@@ -139,15 +142,22 @@ def rewardbench(source: SourcePath, columns: Mapping[str, str] | None = None) ->
     else:
         frame = ndjson(paths).frame
     schema = frame.collect_schema()
+    if not is_document and any(isinstance(schema.get(n), pl.List) for n in ("subset", "id")):
+        # A document on one line: its columns are lists.
+        is_document = True
+        frame = pl.concat([_of_document(path) for path in paths], how="diagonal_relaxed")
+        schema = frame.collect_schema()
     candidates = (("scores_chosen", "scores_rejected"), _SIDES)
     names = next((some for some in candidates if all(name in schema for name in some)), None)
+    if names is None and isinstance(schema.get("scores"), pl.List):
+        if not is_document:
+            frame = ndjson(paths, types={"scores": _scores_type(schema["scores"])}).frame
+        return Rows(_rewardbench2(frame), found.identities, found.notes)
     if names is None:
         problem = (
             "scores_chosen, scores_rejected: missing, and so are chosen, rejected: these are not "
             "RewardBench's scores"
         )
-        if "scores" in schema:
-            problem += "; RewardBench 2 has the scores of many completions in a list, and no pairs"
         raise ColumnError(paths[0], (f"{problem}; the columns are {', '.join(schema)}",))
     types = {name: dtype for name in names if (dtype := _score_type(schema[name])) is not None}
     odd = [
@@ -164,6 +174,31 @@ def rewardbench(source: SourcePath, columns: Mapping[str, str] | None = None) ->
         for role, name in zip((POLICY_CHOSEN, POLICY_REJECTED), names, strict=True)
     }
     return Rows(frame.with_columns(**scores).drop(names), found.identities, found.notes)
+
+
+def _scores_type(dtype: pl.DataType) -> pl.DataType:
+    is_nested = isinstance(dtype, pl.List) and isinstance(dtype.inner, pl.List)
+    return pl.List(pl.List(pl.Float64)) if is_nested else pl.List(pl.Float64)
+
+
+def _rewardbench2(frame: pl.LazyFrame) -> pl.LazyFrame:
+    """Return prompts with lists of completions, from RewardBench 2's columns."""
+    schema = frame.collect_schema()
+    scores = pl.col("scores")
+    if isinstance(_scores_type(schema["scores"]).inner, pl.List):  # type: ignore[attr-defined]
+        scores = scores.list.eval(pl.element().list.first())
+    n, right = scores.list.len(), pl.lit(1, dtype=pl.UInt32)
+    if "num_correct" in schema and "subset" in schema:
+        is_ties = pl.col("subset").str.to_lowercase() == "ties"
+        right = pl.when(is_ties).then(pl.col("num_correct").cast(pl.UInt32)).otherwise(right)
+    right = pl.min_horizontal(right, n)
+    labels = [pl.lit(value=True).repeat_by(right), pl.lit(value=False).repeat_by(n - right)]
+    made = frame.with_columns(
+        policy_logps=scores.cast(pl.List(pl.Float64)), label=pl.concat_list(*labels)
+    )
+    if "id" in schema:
+        made = made.with_columns(prompt_id=pl.col("id").cast(pl.String))
+    return made.drop("scores", "results", "num_correct", "id", strict=False)
 
 
 def _score_type(dtype: pl.DataType) -> pl.DataType | None:
@@ -262,3 +297,130 @@ def _tensors(path: str, cache: Any) -> dict[str, list[float]]:
         problem = f"chosen_logps has {chosen:,} values and rejected_logps {rejected:,}"
         raise ColumnError(path, (problem,))
     return values
+
+
+_SAMPLES: Final = re.compile(
+    r"samples_(?P<task>.+?)(_\d{4}-\d\d-\d\dT[\d\-.]+)?\.jsonl?(\.gz|\.zst)?"
+)
+_LM_EVAL_ROWS: Final = 4_096
+
+
+def lm_eval(
+    source: SourcePath,
+    columns: Mapping[str, str] | None = None,  # noqa: ARG001
+    *,
+    model: Literal["policy", "ref"] = "policy",
+) -> Rows:
+    """Return lm-evaluation-harness's `samples_*.jsonl` as completions: the options of a question.
+
+    Their log-likelihoods are log-probs of `model`; the label says which is the target. The prompt
+    is the `doc_id`, with the task before it where the file's name tells it, and the option's number
+    after it names the completion.
+    """
+    found = text_files(source, FORMATS[NDJSON].endings)
+    schema = pl.Schema(
+        {
+            "prompt_id": pl.String(),
+            "completion_id": pl.String(),
+            f"{model}_logps": pl.Float64(),
+            "label": pl.Boolean(),
+            "completion": pl.String(),
+            "task": pl.String(),
+        }
+    )
+
+    def parts(names: list[str], _n_rows: int | None) -> Iterator[pl.DataFrame]:
+        rows: list[tuple[Any, ...]] = []
+        for path in found.paths:
+            named = _SAMPLES.fullmatch(os.path.basename(path))
+            task = named["task"] if named else None
+            with reading(path), unpacked(path) as file:
+                for number, line in enumerate(file, 1):
+                    if not line.strip():
+                        continue
+                    try:
+                        rows += _options_of(line, task)
+                    except (ValueError, KeyError, TypeError, IndexError) as error:
+                        told = f"line {number:,}: {error}"
+                        raise ColumnError(path, (told,)) from error
+                    if len(rows) >= _LM_EVAL_ROWS:
+                        yield pl.DataFrame(rows, schema=schema, orient="row").select(names)
+                        rows = []
+        yield pl.DataFrame(rows, schema=schema, orient="row").select(names)
+
+    next(parts(schema.names(), None))  # a file of another kind is refused before anything is read
+    return Rows(lazily(schema, parts), found.identities, found.notes)
+
+
+def _options_of(line: bytes, task: str | None) -> list[tuple[Any, ...]]:
+    row = json.loads(line)
+    if not isinstance(row, dict) or "doc_id" not in row or "target" not in row:
+        raise ValueError("doc_id or target is missing: this is no line of samples_*.jsonl")
+    answers = row.get("filtered_resps", row.get("resps"))
+    if not isinstance(answers, list) or not answers:
+        raise ValueError("filtered_resps and resps are missing")
+    logps = [_log_likelihood(each) for each in answers]
+    texts = _continuations(row.get("arguments"), len(logps))
+    gold = _gold(row, texts, logps)
+    prompt = str(row["doc_id"]) if task is None else f"{task}:{row['doc_id']}"
+    return [
+        (prompt, f"{prompt}:{i}", logp, i in gold, text, task)
+        for i, (logp, text) in enumerate(zip(logps, texts, strict=True))
+    ]
+
+
+def _log_likelihood(answer: Any) -> float:
+    """Return the log-likelihood of an option: it comes as text or a number, with "is greedy"."""
+    while isinstance(answer, list) and answer and isinstance(answer[0], list):
+        answer = answer[0]
+    if not (isinstance(answer, list) and len(answer) == 2):  # noqa: PLR2004  and whether it is greedy
+        raise ValueError(
+            "a response is no log-likelihood with is_greedy: the task is none of multiple choice"
+        )
+    return float(answer[0])
+
+
+def _continuations(arguments: Any, n: int) -> list[str | None]:
+    """Return the text of each option, if it was logged."""
+    found = list(arguments.values()) if isinstance(arguments, dict) else arguments
+    if not isinstance(found, list) or len(found) != n:
+        return [None] * n
+    made: list[str | None] = []
+    for each in found:
+        pair = list(each.values()) if isinstance(each, dict) else each
+        is_text = isinstance(pair, list) and len(pair) > 1 and isinstance(pair[1], str)
+        made.append(pair[1] if is_text else None)
+    return made
+
+
+def _gold(row: Mapping[str, Any], texts: list[str | None], logps: list[float]) -> set[int]:
+    """Return the options that are right: `target` is a number, several of them, or a text."""
+    target = row["target"]
+    target = json.loads(target) if isinstance(target, str) and target[:1] == "[" else target
+    several = target if isinstance(target, list) else [target]
+    made: set[int] = set()
+    for each in several:
+        by_text = {
+            i
+            for i, text in enumerate(texts)
+            if text is not None and text.strip() == str(each).strip()
+        }
+        place = int(each) if str(each).lstrip("-").isdigit() else -1
+        by_place = {place} if 0 <= place < len(texts) else set()
+        if by_text and by_place and by_text != by_place:
+            # The accuracy that was logged tells which is meant.
+            best = max(range(len(logps)), key=logps.__getitem__)
+            fits = [
+                some
+                for some in (by_place, by_text)
+                if "acc" in row and (best in some) == bool(row["acc"])
+            ]
+            if len(fits) != 1:
+                raise ValueError(
+                    f"target {each!r} is the number of one option and the text of another"
+                )
+            by_place = fits[0]
+        made |= by_place or by_text
+    if not made:
+        raise ValueError(f"target {target!r} is the number or the text of no option")
+    return made

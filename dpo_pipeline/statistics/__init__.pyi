@@ -45,6 +45,7 @@ from .intervals import (
     student_estimate as student_estimate,
     without_interval as without_interval,
 )
+from .rankings import Ranked as Ranked, best_of as best_of, ranked as ranked
 from .resampling import bootstrap as bootstrap, delete_a_group as delete_a_group
 from .significance import (
     DifferenceTest as DifferenceTest,

@@ -101,6 +101,7 @@ FLOORS = (
     Case(name="bare-score", call="floors.score", data=CLEAN),
     Case(name="bare-paired-means", call="floors.paired_means", data=SLICE),
     Case(name="bare-joined-means", call="floors.joined_means", data=SLICE),
+    Case(name="bare-rank", call="floors.rank", data=PROMPTS),
     Case(name="bare-means-slice", call="floors.means", data=SLICE),
     Case(name="bare-sums-of-tokens", call="floors.sums_of_tokens", data=OF_TOKENS),
     Case(name="bare-json", call="floors.parse_dump", data=DUMP),
@@ -193,6 +194,14 @@ OURS = (
         is_ours=True,
         against=(Against(case="evaluate-prompts", at_most=4.0),),
     ),
+    Case(
+        name="rank",
+        call="ours.rank",
+        data=PROMPTS,
+        is_ours=True,
+        against=(Against(case="bare-rank", at_most=1.0),),
+    ),
+    Case(name="evaluate-pairing", call="ours.evaluate_pairing", data=PROMPTS, is_ours=True),
     Case(
         name="compare",
         call="ours.compare",

@@ -46,6 +46,16 @@ def evaluate_reference(source: str) -> None:
     dpo_pipeline.evaluate(policy, reference=reference)
 
 
+def rank(source: str) -> None:
+    """How rewards rank the completions of each prompt."""
+    dpo_pipeline.rank(floors.completions_of(source))
+
+
+def evaluate_pairing(source: str) -> None:
+    """Totals of the pairs that are made of completions."""
+    dpo_pipeline.evaluate(dpo_pipeline.Pairs(floors.completions_of(source), pairing="best-rest"))
+
+
 def read_dump(source: str) -> None:
     """Sums of the tokens that a server answered."""
     dpo_pipeline.read(floors.dump_of(source), "token-dump").collect(engine="streaming")

@@ -60,6 +60,7 @@ def project(tmp_path, monkeypatch):
     pairs[:50].write_parquet(tmp_path / "runs" / "a.parquet")
     pairs[50:].write_parquet(tmp_path / "runs" / "b.parquet")
     pairs.write_csv(tmp_path / "pairs.csv")
+    shutil.copy(EXAMPLE_PAIRS.parent / "completions.csv", tmp_path)
     pairs.drop(reference).write_parquet(tmp_path / "policy.parquet")
     pairs.select("pair_id", *reference).write_parquet(tmp_path / "reference.parquet")
     pairs.select(*reference).write_parquet(tmp_path / "trained_dataset" / "a.parquet")

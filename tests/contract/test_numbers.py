@@ -62,7 +62,7 @@ def test_a_list_of_none_or_of_several_is_no_number(counted):
         evaluate(counted.with_columns(pl.Series(LOGPS[0], lists)))
     (rule,) = caught.value.report.broken
     assert (rule.name, rule.count) == (f"{LOGPS[0]}.not_null", 3)
-    assert rule.requirement == "not null, nor a list of none or of several"
+    assert rule.requirement == "not null, nor a list of none or several (--pairing)"
 
 
 def test_an_array_of_several_numbers_is_refused_by_its_type(counted):

@@ -7,7 +7,7 @@ import sys
 
 import polars as pl
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 import dpo_pipeline
 from dpo_pipeline.columns import Needs
@@ -33,7 +33,6 @@ def what_is_wrong(check, frame, needs):
     types=st.dictionaries(st.sampled_from([*LOGPS, *COUNTS, "more"]), st.sampled_from(TYPES)),
     needs=st.builds(Needs, reference=st.booleans(), tokens=st.booleans()),
 )
-@settings(max_examples=60, deadline=None)
 def test_types_are_those_that_pandera_asks_for(types, needs):
     frame = pl.LazyFrame(schema=types)
     assert what_is_wrong(check_types, frame, needs) == what_is_wrong(check_schema, frame, needs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import random
@@ -87,11 +88,20 @@ print(pl.thread_pool_size(), bits.hexdigest())
 """
 
 
+def bits_here(path):
+    """Run the same in this process, which has as many threads as the machine has cores."""
+    tables = tables_of(statistics_of(path))
+    frame = pl.read_parquet(path).drop("prompt_id")
+    tables |= {f"{n} alone": v for n, v in tables_of(statistics_of(frame)).items()}
+    plain = {n: v.rows() if isinstance(v, pl.DataFrame) else v for n, v in tables.items()}
+    return hashlib.sha256(repr(plain).encode()).hexdigest()
+
+
 def test_any_number_of_threads_gives_the_same_bits(tmp_path):
     path = tmp_path / "pairs.parquet"
     frame_of(made_up(600, seed=9)).write_parquet(path, row_group_size=250)
-    found = set()
-    for threads in (1, 8):
+    found = {bits_here(str(path))}
+    for threads in (1,) if pl.thread_pool_size() > 1 else (8,):
         done = subprocess.run(
             [sys.executable, "-c", RUN, str(path), str(TOOLS)],
             env={**os.environ, "POLARS_MAX_THREADS": str(threads)},

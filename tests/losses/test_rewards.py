@@ -7,7 +7,7 @@ import math
 import mpmath
 import polars as pl
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from dpo_pipeline.losses.dpo import (
     implicit_reward,
@@ -43,7 +43,6 @@ def test_softplus_and_loss_equal_mpmath(x):
 
 
 @given(margins)
-@settings(max_examples=300, deadline=None)
 def test_loss_equals_mpmath_everywhere(margin):
     loss = value_of(sigmoid_loss, margin=margin)
     assert loss == pytest.approx(exact_softplus(-margin), rel=1e-12, abs=1e-323)
@@ -99,13 +98,11 @@ def margin_of(pc, pr, rc, rr, beta=0.1):
 
 
 @given(logps, logps, logps, logps)
-@settings(max_examples=100, deadline=None)
 def test_swapping_chosen_and_rejected_negates_the_margin(pc, pr, rc, rr):
     assert margin_of(pc, pr, rc, rr) == -margin_of(pr, pc, rr, rc)
 
 
 @given(st.integers(-3000, 0), st.integers(-3000, 0), st.integers(-3000, 0), st.integers(-99, 99))
-@settings(max_examples=100, deadline=None)
 def test_shifting_policy_and_reference_alike_changes_nothing(pc, pr, rc, shift):
     # Whole numbers, so that the shift is exact and the property holds to the last bit.
     before = margin_of(float(pc), float(pr), float(rc), -100.0)
@@ -113,14 +110,12 @@ def test_shifting_policy_and_reference_alike_changes_nothing(pc, pr, rc, shift):
 
 
 @given(margins)
-@settings(max_examples=200, deadline=None)
 def test_losses_of_a_pair_and_its_swap_differ_by_the_margin(m):
     difference = value_of(sigmoid_loss, m=m) - value_of(sigmoid_loss, m=-m)
     assert difference == pytest.approx(-m, rel=1e-12, abs=1e-15)
 
 
 @given(margins, st.floats(1e-6, 100))
-@settings(max_examples=200, deadline=None)
 def test_loss_never_rises_with_the_margin(m, step):
     assert value_of(sigmoid_loss, m=m + step) <= value_of(sigmoid_loss, m=m)
 

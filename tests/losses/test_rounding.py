@@ -6,7 +6,7 @@ import math
 
 import polars as pl
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from dpo_pipeline.losses.from_lists import needs_python, python_rounded
 
@@ -37,7 +37,6 @@ def test_polars_alone_would_differ():
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1))
-@settings(max_examples=200, deadline=None)
 def test_any_finite_values(values):
     assert list(map(repr, rounded(values))) == [repr(round(value, 4)) for value in values]
 

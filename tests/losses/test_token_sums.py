@@ -194,7 +194,7 @@ def test_lists_under_the_name_of_a_sum_are_refused():
     with pytest.raises(InvalidPairsError) as caught:
         evaluate(frame)
     assert {rule.name: rule.requirement for rule in caught.value.report.broken} == {
-        f"{name}.not_null": "not null, nor a list of none or of several" for name in LOGPS
+        f"{name}.not_null": "not null, nor a list of none or several (--pairing)" for name in LOGPS
     }
     mapped = evaluate(Pairs(frame, columns=dict(zip(TOKENS, LOGPS, strict=True))))
     assert mapped.summary == evaluate(pairs_of_tokens()).summary

@@ -34,6 +34,7 @@ from dpo_pipeline.published import option_table
 from pair_tools import ROOT
 
 CALLED = {
+    "rank": dpo_pipeline.rank,
     "check": dpo_pipeline.check,
     "evaluate": dpo_pipeline.evaluate,
     "sweep": dpo_pipeline.sweep,

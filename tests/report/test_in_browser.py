@@ -222,7 +222,14 @@ CHARTS = """Array.from(document.querySelectorAll("[data-spec]"), (each) => [
 
 
 @pytest.mark.parametrize(
-    ("scheme", "width"), [("light", 1100), ("dark", 1100), ("light", 360), ("dark", 360)]
+    ("scheme", "width"),
+    [
+        ("light", 1100),
+        ("dark", 360),
+        # The two the other way about.
+        pytest.param("dark", 1100, marks=pytest.mark.slow),
+        pytest.param("light", 360, marks=pytest.mark.slow),
+    ],
 )
 def test_every_chart_is_drawn_and_nothing_is_logged(browser, page, scheme, width):
     browser.open(page, scheme=scheme, width=width)
@@ -250,7 +257,8 @@ def test_a_comparison_is_drawn(browser, comparison_page):
     assert browser.complaints() == []
 
 
-@pytest.mark.parametrize("width", [320, 500, 1100])
+# Between the two there is no other rule.
+@pytest.mark.parametrize("width", [320, pytest.param(500, marks=pytest.mark.slow), 1100])
 def test_the_page_fits_the_window_and_charts_are_not_shrunk_to_it(browser, page, width):
     browser.open(page, width=width)
     assert browser.run("document.documentElement.scrollWidth") <= width

@@ -124,7 +124,8 @@ def sources(tmp_path_factory, scale):
     fine = made_up(n_rows)
     coarse = fine.with_columns(pl.col(LOGPS).cast(pl.Float32))
     image = coarse.with_columns(pl.col(LOGPS).cast(pl.Float64))
-    fine.write_parquet(folder / "fine_small.parquet", row_group_size=n_rows // 80)
+    groups = 80 if n_rows > 10_000 else 20
+    fine.write_parquet(folder / "fine_small.parquet", row_group_size=n_rows // groups)
     fine.write_parquet(folder / "fine_large.parquet", row_group_size=1_000_000)
     coarse.write_parquet(folder / "coarse_float32.parquet", row_group_size=n_rows // 8 + 7)
     image.write_parquet(folder / "coarse_image.parquet")
@@ -134,7 +135,7 @@ def sources(tmp_path_factory, scale):
     for i, (start, stop) in enumerate(itertools.pairwise(ends)):
         part = fine[start:stop]
         part.write_parquet(
-            folder / "fine_files" / f"{i:02}.parquet", row_group_size=n_rows // 80 + 37 * i
+            folder / "fine_files" / f"{i:02}.parquet", row_group_size=n_rows // groups + 37 * i
         )
     return {p.stem: str(p) for p in sorted(folder.iterdir())}
 

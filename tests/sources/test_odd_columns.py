@@ -56,7 +56,7 @@ ARROW = {
 DUCKDB = {"duckdb_interval": "INTERVAL", "duckdb_variant": "VARIANT"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def eight():
     return pl.read_parquet(DATA / "hh_harmless_policy_a_test.parquet").head(8)
 
@@ -102,21 +102,22 @@ def moved(frame):
     return frame.with_columns(pl.col(LOGPS[0]) - pl.int_range(pl.len()) / 8)
 
 
-def test_figures_are_those_without_it(odd_parquet, eight, capfd):
+@pytest.fixture(scope="module")
+def expected(eight):
+    """The summary, the losses of two betas, and a comparison, of the pairs without it."""
+    swept = [evaluate(eight, beta).summary.loss for beta in (0.1, 0.5)]
+    return evaluate(eight).summary, swept, compare(eight, moved(eight)).to_dict()["differences"]
+
+
+def test_figures_are_those_without_it(odd_parquet, eight, expected, capfd):
     path, _ = odd_parquet
-    expected = evaluate(eight)
-    assert evaluate(path, by="turns", batches=2).summary == expected.summary
+    summary, losses, differences = expected
+    assert evaluate(path, by="turns", batches=2).summary == summary
     assert check(path).n_pairs == 8
-    swept = sweep(path, [0.1, 0.5])
-    assert [row["loss"] for row in swept.table.to_dicts()] == [
-        evaluate(eight, beta).summary.loss for beta in (0.1, 0.5)
-    ]
-    assert (
-        compare(path, moved(eight)).to_dict()["differences"]
-        == (compare(eight, moved(eight)).to_dict()["differences"])
-    )
+    assert [row["loss"] for row in sweep(path, [0.1, 0.5]).table.to_dicts()] == losses
+    assert compare(path, moved(eight)).to_dict()["differences"] == differences
     alone = eight.drop(LOGPS[2:])
-    assert evaluate(alone, reference=path).summary == expected.summary
+    assert evaluate(alone, reference=path).summary == summary
     assert capfd.readouterr().err == ""  # Rust's threads print a panic there
 
 

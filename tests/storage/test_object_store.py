@@ -10,7 +10,6 @@ import sys
 import urllib.request
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 
 import polars as pl
 import pytest
@@ -200,7 +199,7 @@ AGAIN = pytest.mark.slow  # the same code, with other names
 @pytest.mark.parametrize(
     ("source", "rows"),
     [
-        ("s3://bucket/in/deep", 338),
+        pytest.param("s3://bucket/in/deep", 338, marks=AGAIN),
         ("s3://bucket/in/**/[cd].parquet", 338),
         (["s3://bucket/in/a.parquet", "s3://bucket/in/deep/c.parquet"], 360),
         pytest.param("s3://bucket/in/a.parquet", 180, marks=AGAIN),
@@ -257,6 +256,7 @@ def test_documents_go_there_too(both, store, how):  # noqa: ARG001
     assert pl.read_parquet(store.files()["b.parquet"]).height == 4
 
 
+@pytest.mark.slow  # as where something is there already, below
 def test_a_broken_contract_leaves_nothing(both, store, how):  # noqa: ARG001
     with pytest.raises(InvalidPairsError):
         score_parquet("s3://bucket/in/deep", "s3://bucket/out", **grouped(**how))
@@ -321,6 +321,7 @@ def test_what_is_there_is_replaced_only_if_asked_for(both, store, how):  # noqa:
     assert sorted(store.files("out")) == ["_SUCCESS", "a.parquet"]
 
 
+@pytest.mark.slow  # as "theirs" below
 def test_what_is_not_ours_stays(both, store, how):
     store.put("out/theirs.parquet", (both / "a.parquet").read_bytes())
     for overwrite in (False, True):
@@ -387,7 +388,7 @@ def test_a_dry_run_says_what_a_run_writes_there(both, store, how):  # noqa: ARG0
 @pytest.mark.parametrize(
     ("sink", "arguments", "message"),
     [
-        ("there.parquet", {}, "exists already; pass overwrite"),
+        pytest.param("there.parquet", {}, "exists already; pass overwrite", marks=AGAIN),
         pytest.param("full", {}, "is not empty; pass overwrite", marks=AGAIN),
         ("theirs", {"overwrite": True}, "is in the output folder and no output of this tool"),
         ("in/a.parquet", {"overwrite": True}, "the output is also an input"),
@@ -462,9 +463,9 @@ def test_a_reference_that_changes_there_is_noticed(store, how, policy_here):
         if progress.phase == "evaluating":
             store.put("reference.parquet", policy_here.read_bytes())
 
-    there = "s3://bucket/reference.parquet"
+    given = grouped(reference="s3://bucket/reference.parquet", progress=meanwhile, **how)
     with pytest.raises(StorageError, match="reference.parquet: it changed while it was read"):
-        evaluate(policy_here, **grouped(reference=there, progress=meanwhile, **how))
+        evaluate(policy_here, **given)
 
 
 def test_a_provider_gives_credentials(both, options):  # noqa: ARG001
@@ -555,9 +556,8 @@ def test_hugging_face_is_only_read(monkeypatch, real_pairs):
 
 
 def test_a_folder_here_may_have_colons(tmp_path, real_pairs):
-    place = Path(tmp_path) / "a:b"
-    place.mkdir()
-    real_pairs.write_parquet(place / "in.parquet")
+    place = tmp_path / "a:b"
+    real_pairs.write_parquet(place / "in.parquet", mkdir=True)
     assert evaluate(place).summary.n_pairs == 698
 
 
@@ -576,7 +576,7 @@ LOG = "_delta_log/00000000000000000000.json"
     ("source", "marker", "system"),
     [
         ("in", ".hoodie/hoodie.properties", "Hudi"),
-        ("in/deep", "metadata/v3.metadata.json", "Iceberg"),
+        pytest.param("in/deep", "metadata/v3.metadata.json", "Iceberg", marks=AGAIN),
         pytest.param("in/deep/c.parquet", LOG, "Delta Lake", marks=AGAIN),
         pytest.param("in/**/*.parquet", LOG, "Delta Lake", marks=AGAIN),
         (["in/a.parquet", "in/deep"], LOG, "Delta Lake"),

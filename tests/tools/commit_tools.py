@@ -12,6 +12,7 @@ import io
 import os
 import shutil
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import polars as pl
@@ -57,6 +58,7 @@ class Counted:
             setattr(*self.kept.pop())
 
 
+@cache
 def content(age, name):
     """Return the bytes of a file: a part says where it belongs."""
     if not name.endswith(".parquet") or "/" not in name:

@@ -12,6 +12,8 @@ class Lazily:
         self._module, self._name = module, name
 
     def __getattr__(self, attribute):
+        if attribute.startswith("_") or "pytest" in attribute:  # which pytest asks every object for
+            raise AttributeError(attribute)
         return getattr(importlib.import_module(self._module), attribute)
 
     def __call__(self, *arguments, **more):

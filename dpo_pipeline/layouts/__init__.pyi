@@ -1,0 +1,3 @@
+from .converting import convert as convert
+from .opening import columns_of as columns_of, open_rows as open_rows
+from .pairing import BETTER as BETTER, Counted as Counted, Together as Together

@@ -158,13 +158,11 @@ class Gathering:
         by: Sequence[str],
         keys: Sequence[str],
         judge: tuple[str, ...],
-        has_squares: bool,
     ) -> None:
         """Start for pairs with the columns of `schema`; `keys` are those of `by` in rows."""
         self._needs = needs
         self._by, self._keys = tuple(by), list(keys)
         self._judge = judge
-        self._has_squares = has_squares
         self._is_by_prompt = PROMPT_ID.name in schema
         self._is_log_loss = objective.is_log_loss
         self._has_lengths = all(role.name in schema for role in (CHOSEN_TOKENS, REJECTED_TOKENS))
@@ -214,7 +212,7 @@ class Gathering:
             rows_per_point=_rows_per_point(end),
             is_log_loss=self._is_log_loss,
             has_lengths=self._has_lengths,
-            has_squares=self._has_squares,
+            has_squares=not self._is_by_prompt,
         )
         counts = {N_PAIRS: n_pairs, N_VALID: n_valid}
         clusters = clusters.hstack(pl.DataFrame(counts).cast(pl.Int64)).hstack(pairs.clusters)

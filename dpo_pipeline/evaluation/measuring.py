@@ -425,7 +425,6 @@ def _gathering(
         by=wanted.labels,
         keys=subset_keys(wanted.by),
         judge=wanted.statistics.judge_columns,
-        has_squares=PROMPT_ID.name not in binding.columns,
     )
 
 

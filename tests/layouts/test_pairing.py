@@ -25,6 +25,7 @@ from dpo_pipeline import (
     sweep,
 )
 from dpo_pipeline.defaults import PAIRINGS
+from dpo_pipeline.sources import KEY
 
 LOGPS = ("policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
 
@@ -111,6 +112,20 @@ def test_no_pair_crosses_prompts_however_rows_stand(order, rows, tmp_path, monke
     prompts = dict(frame.select("policy_logps", "prompt_id").iter_rows())
     for chosen, rejected, prompt in made.select(*LOGPS[:2], "prompt_id").iter_rows():
         assert prompts[chosen] == prompts[rejected] == prompt
+
+
+def test_a_prompt_that_goes_on_in_the_next_batch_stays_whole():
+    frame = completions().rename({"prompt_id": KEY})
+
+    class Batches:
+        def collect_batches(self, **_):
+            return (frame.slice(first, 4) for first in range(0, frame.height, 4))
+
+    pieces = list(module.Together._in_order(None, Batches()))  # noqa: SLF001  its batches are given
+    assert pl.concat(pieces).equals(frame)
+    seen = [prompt for piece in pieces for prompt in piece[KEY].unique()]
+    assert len(pieces) > 1
+    assert len(seen) == len(set(seen)) == frame[KEY].n_unique()
 
 
 def test_figures_are_means_over_the_pairs_and_prompts_are_clusters(tmp_path):

@@ -401,7 +401,7 @@ def measure(
         batches=batches,
         bins=_sorted(sums.bins, [*keys, BIN]),
         sense=Sense.of_sums(sums.sense_row),
-        repeats=sums.repeats
+        repeats=replace(sums.repeats, is_of_all=work.sums.looks_at_all_of(sums.n_pairs))
         if work.sums.id_columns
         else repeats_of_files(dataset, binding, watch, looks_at_all=wanted.looks_at_all),
         suspects=tuple(suspects),
@@ -491,6 +491,7 @@ def _partial_sums(
         id_columns=ids if wanted.statistics or not dataset.files else (),
         most_rows=wanted.shard_rows,
         in_order=wanted.only_batches and batching is not None and batching.are_long,
+        rolls_up=batching is None and not wanted.histogram,
     )
 
 

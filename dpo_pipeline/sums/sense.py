@@ -123,7 +123,7 @@ def _sense_sums(needs: Needs, counts: tuple[str, ...], lagged: bool) -> tuple[pl
         *(valid_only(pl.col(name)).count().cast(pl.Int64).alias(f"n_{name}") for name in counts),
     ]
     columns = {name: pl.col(_SUMMED[name]) for name in logps}
-    there = _there(needs)
+    there = compared(needs)
     sums.append(columns[logps[0]].count().cast(pl.Int64).alias("n_summed"))
     sums += [_sum(columns[name]).alias(f"sum_of_{name}") for name in logps]
     sums += [
@@ -138,13 +138,14 @@ def _sense_sums(needs: Needs, counts: tuple[str, ...], lagged: bool) -> tuple[pl
     return (*sums, *_lagged(columns, against, lagged=lagged))
 
 
-def _there(needs: Needs) -> list[tuple[str, str]]:
+def compared(needs: Needs) -> list[tuple[str, str]]:
+    """Return which log-probs of a row are compared with each other."""
     return list(combinations(needs.logps, 2))
 
 
 def equal_pairs(needs: Needs) -> dict[str, pl.Expr]:
     """Return, by the name of their count, what pairs with two equal log-probs are, and all."""
-    counts = {equal(one, other): pl.col(one) == pl.col(other) for one, other in _there(needs)}
+    counts = {equal(one, other): pl.col(one) == pl.col(other) for one, other in compared(needs)}
     return {N_COMPARED: pl.col(VALID)} | counts
 
 

@@ -220,6 +220,9 @@ SENSE_STEP: Final = 4_000_000
 SENSE_ROWS: Final = 65_536
 """Rows of a sample, in whole pages of Parquet about."""
 
+SENSE_FEWEST: Final = 8
+"""Pairs from which on the reference of other rows is looked for; it is then told if it is clear."""
+
 SENSED_PAIRS: Final = 2**18
 """About so many of more pairs show whether the log-probs of a comparison make sense."""
 

@@ -18,33 +18,50 @@ from typing import Final
 
 import polars as pl
 
-SCALE: Final = 0.01
+SCALE: Final = 2.0**-7
 """Where bins turn from linear to proportional, in the unit of the values (nats)."""
 
-GROWTH: Final = 0.005
-"""Width of a bin: in units of SCALE near zero, relative to the value far from it."""
+STEP: Final = 44
+"""Low bits of a Float64 that bins do not tell apart: so there are 256 from one power of two to the
+next, and each is at most 0.2% to both sides of its middle."""
+
+SCALE_BITS: Final = 0x3F80000000000000
+"""The bits of `SCALE`."""
 
 
-def bin_of(values: pl.Expr) -> pl.Expr:
-    """Return the bin of each finite value as Int32; null stays null."""
-    return ((values / SCALE).arcsinh() / GROWTH).round().cast(pl.Int32)
+def bin_of(values: pl.Expr, *, width: int = 1) -> pl.Expr:
+    """Return the bin of each Float64 as Int32; null stays null.
+
+    The bits of |x| + `SCALE` rise with it, so that a bin is a run of them. A bin as wide as `width`
+    of these, a power of two, is in the middle of them.
+    """
+    step = width << STEP
+    bits = (values.abs() + SCALE).reinterpret(dtype=pl.Int64) - (SCALE_BITS - step // 2)
+    sign = pl.when(values < 0.0).then(-1).otherwise(1)
+    return ((bits // step) * sign).cast(pl.Int32)
+
+
+def value_at(bins: pl.Expr) -> pl.Expr:
+    """Return the middle of each bin; for n + 1/2 what lies between two."""
+    place = bins.cast(pl.Float64)
+    bits = (place.abs() * 2.0**STEP).cast(pl.Int64) + SCALE_BITS
+    return place.sign() * (bits.reinterpret(dtype=pl.Float64) - SCALE)
 
 
 def lower_edge(bins: pl.Expr) -> pl.Expr:
     """Return the lower edge of each bin, which is the upper edge of the bin before it."""
-    return SCALE * ((bins.cast(pl.Float64) - 0.5) * GROWTH).sinh()
+    return value_at(bins.cast(pl.Float64) - 0.5)
 
 
 def middle(bin_number: int) -> float:
     """Return the value that stands for a bin; 0 for the bin around zero."""
-    return SCALE * math.sinh(bin_number * GROWTH)
+    return float(pl.select(value_at(pl.lit(bin_number))).item())
 
 
 def value_error(x: float) -> float:
     """Return the largest distance between x and the middle of its bin."""
-    # asinh has slope 1 / sqrt(SCALE^2 + x^2), and half a bin is GROWTH / 2 of it.
-    outermost = SCALE * math.sinh(abs(math.asinh(x / SCALE)) + GROWTH / 2)
-    return math.hypot(SCALE, outermost) * GROWTH / 2
+    _, exponent = math.frexp(abs(x) + SCALE)
+    return math.ldexp(1.0, exponent - 54 + STEP)
 
 
 def quantile(histogram: pl.DataFrame, q: float) -> float | None:
@@ -73,41 +90,45 @@ SMALL: Final = 2.0**11
 FEW: Final = 2**12
 """So many rows of small values, less one, have a sum that fits Int64."""
 
-_SHIFT: Final = 1.5 * 2.0**12
+SHIFT: Final = 1.5 * 2.0**12
 """Added to a small number, it leaves the number in quanta in the low bits."""
-_BITS: Final = 0x40B8000000000000
-"""The bits of `_SHIFT`."""
-_SHIFT_OF_NATS: Final = 1.5 * 2.0**52
+SHIFT_BITS: Final = 0x40B8000000000000
+"""The bits of `SHIFT`."""
+SHIFT_OF_NATS: Final = 1.5 * 2.0**52
 """Added to a number of a magnitude up to 2**51, it leaves it in whole nats in the low bits."""
-_BITS_OF_NATS: Final = 0x4338000000000000
-"""The bits of `_SHIFT_OF_NATS`."""
+BITS_OF_NATS: Final = 0x4338000000000000
+"""The bits of `SHIFT_OF_NATS`."""
 
 
 def exact_sum(values: pl.Expr) -> pl.Expr:
     """Return the sum as Int128 quanta. Nulls are left out; magnitudes must be at most 2**50."""
-    nats = values + _SHIFT_OF_NATS
+    nats = values + SHIFT_OF_NATS
     # What is left is exact, at most half a nat, and rounds to even like the whole: a nat is an
     # even number of quanta.
-    left = values - (nats - _SHIFT_OF_NATS)
+    left = values - (nats - SHIFT_OF_NATS)
     count = values.count().cast(pl.Int128)
-    whole = _sum_of_bits(nats) - count * _BITS_OF_NATS
-    quanta = _sum_of_bits(left + _SHIFT) - count * _BITS
+    whole = _sum_of_bits(nats) - count * BITS_OF_NATS
+    quanta = _sum_of_bits(left + SHIFT) - count * SHIFT_BITS
     return whole * pl.lit(2**40, dtype=pl.Int128) + quanta
 
 
-def exact_sum_of_small(values: pl.Expr, *, few: bool = False, grouped: bool = True) -> pl.Expr:
+def exact_sum_of_small(
+    values: pl.Expr, *, few: bool = False, grouped: bool = True, count: pl.Expr | None = None
+) -> pl.Expr:
     """Return the same sum of values of a magnitude up to `SMALL`, at the cost of a float sum.
 
     Args:
         values: The values; the sum is meaningless if one is larger or not finite.
         few: Whether there are less than `FEW` rows.
         grouped: Whether rows are summed by group: what is faster over all is slower there.
+        count: How many values there are, where that is known: to count each sum's costs as much.
     """
-    bits = (values + _SHIFT).reinterpret(dtype=pl.Int64)
+    count = values.count() if count is None else count
+    bits = (values + SHIFT).reinterpret(dtype=pl.Int64)
     if grouped and not few:
-        return _sum_of_bits(values + _SHIFT) - values.count().cast(pl.Int128) * _BITS
+        return _sum_of_bits(values + SHIFT) - count.cast(pl.Int128) * SHIFT_BITS
     # Integers wrap, so that the bits of the shift come off again.
-    wrapped = bits.sum() - values.count().cast(pl.Int64) * _BITS
+    wrapped = bits.sum() - count.cast(pl.Int64) * SHIFT_BITS
     if few:
         return wrapped.cast(pl.Int128)
     # The float sum of up to 2**32 small values is off by less than half of 2**64 quanta in any

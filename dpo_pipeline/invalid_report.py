@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from dpo_pipeline.defaults import SENSE_FEWEST
 from dpo_pipeline.tables import (
     KEPT,
     Column,
@@ -114,6 +115,7 @@ class InvalidReport(Printable):
         broken: The rules that were broken, in the order of the contract.
         doubts: What is surely wrong in the valid pairs, gravest first.
         notes: What is to be said about the input as it was found, such as files that were left out.
+        not_looked_for: What the doubts cannot tell of so few pairs; None if all was looked for.
         row: What a row is: a pair or a completion. The columns decide, and the counts are of these.
         made: How the rows were made, where the call made them: what became none is counted.
     """
@@ -124,6 +126,7 @@ class InvalidReport(Printable):
     broken: tuple[BrokenRule, ...]
     doubts: tuple[Doubt, ...] = ()
     notes: tuple[str, ...] = ()
+    not_looked_for: str | None = None
     row: RowOf = "pair"
     made: tuple[str, ...] = ()
 
@@ -153,6 +156,13 @@ class InvalidReport(Printable):
         for model in ("policy", "ref"):
             pair = {f"{model}_chosen_logps", f"{model}_rejected_logps"}
             if above >= pair or f"{model}_logps" in above:
+                rules = (rule for rule in self.broken if rule.name.startswith(model))
+                shown = [offender.value for rule in rules for offender in rule.offenders]
+                if all(isinstance(each, (int, float)) and 0.0 < each <= 1.0 for each in shown):
+                    return (
+                        "all log-probs are above 0, and those listed at most 1: these look like "
+                        "probabilities; give the sums of their logarithms"
+                    )
                 return (
                     "all log-probs are above 0: these look like negative log-likelihoods; "
                     "change their sign"
@@ -164,6 +174,7 @@ class InvalidReport(Printable):
         return {
             "source": self.source,
             "warnings": list(self.all_warnings),
+            "not_looked_for": self.not_looked_for,
             "row": self.row,
             "made": list(self.made),
             "n_pairs": self.n_pairs,
@@ -253,6 +264,9 @@ class InvalidReport(Printable):
                 text, more = str(doubt), (doubt.advice,)
                 yield Sentence(text=text, label="warning", tone="warning", more=more)
         yield from warned((*self.notes, *self.made), "note")
+        are_few = self.n_pairs - self.n_invalid < SENSE_FEWEST  # and nobody thinks they show it
+        if self.not_looked_for is not None and not are_few and not self.doubts:
+            yield Sentence(text=self.not_looked_for, label="note", tone="note")
 
     def rule_parts(self) -> Iterator[Part]:
         """Yield the table of broken rules."""

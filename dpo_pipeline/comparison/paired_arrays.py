@@ -25,12 +25,13 @@ from dpo_pipeline.columns import (
     REWARD_MARGIN,
     Needs,
 )
-from dpo_pipeline.exact import GROWTH, QUANTA_PER_NAT, SCALE, SMALL
+from dpo_pipeline.exact import QUANTA_PER_NAT, SMALL
 from dpo_pipeline.statistics import hashed
 from dpo_pipeline.sums import (
     COARSE,
     N_COMPARED,
     N_UNMOVED,
+    bins_of,
     equal,
     exact_sums,
     mixed_array,
@@ -210,81 +211,43 @@ def gaps_by(
     return found
 
 
-class Bins:
-    """Numbers the bins of magnitudes up to 2**52, as `exact.bin_of` and `coarse_bin` do.
-
-    The edges are looked up by the first bits of a number, of which none has two between it and the
-    next. That costs a fifth of the inverse hyperbolic sine.
-    """
-
-    def __init__(self, growth: float, bits: int) -> None:
-        """Make the table of bins that grow by `growth`, which is above 2**-bits."""
-        self.last = int(np.arcsinh(2.0**52 / SCALE) / growth) + 1
-        edges = SCALE * np.sinh((np.arange(self.last + 2) + 0.5) * growth)
-        self._shift = 52 - bits
-        self._first = int(_bits_of(2.0**-16)) >> self._shift
-        n = (int(_bits_of(2.0**52)) >> self._shift) - self._first + 1
-        lows = ((np.arange(n) + self._first) << self._shift).view(np.float64)
-        self._bin = np.searchsorted(edges, lows, side="right")
-        self._edge = edges[self._bin]
-
-    def of(self, values: Numbers, into: Whole, use: Buffers) -> Whole:
-        """Write the bin of each number of a block, counted from `-last`."""
-        sizes, edges = use.floats(values.size)
-        cells, sign = use.wholes(values.size)
-        np.abs(values, out=sizes)
-        np.right_shift(sizes.view(np.int64), self._shift, out=cells)
-        cells -= self._first
-        np.take(self._bin, cells, out=into, mode="clip")  # tiny numbers are in the first cell
-        np.take(self._edge, cells, out=edges, mode="clip")
-        into += sizes >= edges
-        np.multiply(values < 0.0, -2, out=sign)
-        sign += 1
-        into *= sign
-        into += self.last
-        return into
-
-
-def _bits_of(value: float) -> np.int64:
-    return np.float64(value).view(np.int64)
+_LARGEST: Final = np.array([2.0**52])
+"""More than any margin or change of one."""
 
 
 class Histograms:
     """Counts of common pairs by their change of margin, and by both margins."""
 
-    def __init__(self, buffers: Buffers) -> None:
+    def __init__(self) -> None:
         """Start without pairs; memory is taken where there are counts."""
-        self._buffers = buffers
-        self._fine, self._coarse = Bins(GROWTH, 8), Bins(GROWTH * COARSE, 5)
-        self._width = 2 * self._coarse.last + 1
-        self._changes = np.zeros(2 * self._fine.last + 1, dtype=np.int64)
+        self._last = int(bins_of(_LARGEST)[0])
+        self._last_coarse = int(bins_of(_LARGEST, COARSE)[0])
+        self._width = 2 * self._last_coarse + 1
+        self._changes = np.zeros(2 * self._last + 1, dtype=np.int64)
         self._margins = np.zeros(self._width**2, dtype=np.int64)
 
     def add(self, a: Numbers, b: Numbers) -> None:
         """Add the margins of pairs."""
-        use = self._buffers
-        change, high, low = (np.empty(_BLOCK, dtype=np.int64) for _ in range(3))
         gaps = np.empty(_BLOCK)
         for rows in blocks(a.size):
             one, other = a[rows], b[rows]
-            n = one.size
-            gap = np.subtract(other, one, out=gaps[:n])
-            np.add.at(self._changes, self._fine.of(gap, change[:n], use), 1)
-            cells = self._coarse.of(one, high[:n], use)
+            gap = np.subtract(other, one, out=gaps[: one.size])
+            np.add.at(self._changes, bins_of(gap) + self._last, 1)
+            cells = bins_of(one, COARSE) + self._last_coarse
             cells *= self._width
-            cells += self._coarse.of(other, low[:n], use)
+            cells += bins_of(other, COARSE) + self._last_coarse
             np.add.at(self._margins, cells, 1)
 
     def changes(self) -> pl.DataFrame:
         """Return `bin` and `n_pairs`."""
         bins = np.flatnonzero(self._changes)
-        return _counted({"bin": bins - self._fine.last}, self._changes[bins])
+        return _counted({"bin": bins - self._last}, self._changes[bins])
 
     def margins(self) -> pl.DataFrame:
         """Return `a_bin`, `b_bin` and `n_pairs`."""
         cells = np.flatnonzero(self._margins)
         high, low = cells // self._width, cells % self._width
-        bins = {"a_bin": high - self._coarse.last, "b_bin": low - self._coarse.last}
+        bins = {"a_bin": high - self._last_coarse, "b_bin": low - self._last_coarse}
         return _counted(bins, self._margins[cells])
 
 

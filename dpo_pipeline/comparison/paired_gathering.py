@@ -111,7 +111,7 @@ class PairedGathering:
             self._sampled = -(-SENSED_PAIRS * 2**_SAMPLED_BITS // n_rows)
         self._tables: dict[str, pl.DataFrame] = {}
         self._buffers = Buffers()
-        self._histograms = Histograms(self._buffers)
+        self._histograms = Histograms()
         self._sums: dict[str, Counter[str]] = {"a": Counter(), "b": Counter()}
         self._held: dict[str, list[pl.DataFrame]] = {"a": [], "b": []}
         self._seen = [*self._needs.logps, *(role.name for role in COUNT_ROLES)]

@@ -255,6 +255,7 @@ class Evaluation(Reported):
             "document_version": DOCUMENT_VERSION,
             "warnings": list(self.invalid.all_warnings),
             "made": list(self.invalid.made),
+            "not_looked_for": self.invalid.not_looked_for,
             "dpo_pipeline": version("dpo_pipeline"),
             "source": self.source,
             "reference": self.reference,

@@ -66,6 +66,7 @@ from dpo_pipeline.sums import (
     batch_table,
     doubts_of,
     figures,
+    not_looked_for,
     suffix_of,
     tally,
     with_objectives,
@@ -149,6 +150,7 @@ class Measured:
             broken=found.broken(),
             doubts=self._doubts,
             notes=self.dataset.notes,
+            not_looked_for=not_looked_for(self.sense, max_logp=self.scorer.binding.max_logp),
             row=self.scorer.binding.needs.row,
             made=self.dataset.made(),
         )
@@ -157,11 +159,8 @@ class Measured:
     def _doubts(self) -> tuple[Doubt, ...]:
         unmoved = None
         if self.subsets is not None:
-            unmoved = self.subsets.select(
-                *(pl.col(key).alias(name) for key, name in self.subset_names.items()),
-                N_VALID,
-                N_UNMOVED,
-            )
+            names = (pl.col(key).alias(name) for key, name in self.subset_names.items())
+            unmoved = self.subsets.select(*names, N_VALID, N_UNMOVED)
         n_ties = None
         if len(self.objectives) == 1 and self.objectives[0].beta > 0.0:
             n_ties = int(self.totals["n_ties"].item())
@@ -402,7 +401,7 @@ def measure(
         batches=batches,
         bins=_sorted(sums.bins, [*keys, BIN]),
         sense=Sense.of_sums(sums.sense_row),
-        repeats=sums.repeats
+        repeats=replace(sums.repeats, is_of_all=work.sums.looks_at_all_of(sums.n_pairs))
         if work.sums.id_columns
         else repeats_of_files(dataset, binding, watch, looks_at_all=wanted.looks_at_all),
         suspects=tuple(suspects),
@@ -492,6 +491,7 @@ def _partial_sums(
         id_columns=ids if wanted.statistics or not dataset.files else (),
         most_rows=wanted.shard_rows,
         in_order=wanted.only_batches and batching is not None and batching.are_long,
+        rolls_up=batching is None and not wanted.histogram,
     )
 
 

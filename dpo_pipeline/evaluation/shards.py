@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import polars as pl
 
@@ -46,11 +46,17 @@ from dpo_pipeline.sums import (
     counts_in,
     hashed_ids,
     merge,
+    of_bits,
+    rolled_up,
     sampled,
     sense_columns,
     sense_of,
+    square_bits,
     square_sums,
 )
+
+if TYPE_CHECKING:
+    from dpo_pipeline.sums import PairArrays
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +164,7 @@ class PartialSums:
     id_columns: tuple[str, ...]  # of ids that are looked at with the rows
     most_rows: int  # a shard of more rows, or of unknown length, is read in chunks
     in_order: bool  # whether groups are summed faster in order than by hash
+    rolls_up: bool  # whether sums follow from those by cluster, where there are some
 
     def tasks(self, *, cuts: bool) -> Iterator[ShardTask]:
         """Yield the shards; the first rows, which cost more, are one of their own if `cuts`."""
@@ -189,7 +196,7 @@ class PartialSums:
             made = made or self.summed(
                 pairs, first_row=first_row, valid=self.valid, has_sense=False
             )
-            yield replace(made, sense=sense)
+            yield replace(made, sense=sense, ids=self._ids(sample))
 
     def _quick(self, pairs: pl.LazyFrame, first_row: int) -> Partial | None:
         """Return sums of the quick form; None if it does not fit the pairs."""
@@ -202,18 +209,36 @@ class PartialSums:
 
     def of_rows(self, rows: pl.DataFrame, first_row: int, *, lagged: bool) -> Partial:
         """Return the sums of rows that `rows` read, `first_row` being the number of the first."""
-        runs = self._runs(first_row, rows.height)
+        runs, valid = self._runs(first_row, rows.height), pl.col(VALID)
         sums = partial(
             self.summed,
             rows.lazy(),
             first_row=first_row,
-            valid=pl.col(VALID),
+            valid=valid,
             is_small=rows.height <= SUMMED_CHUNK_ROWS,
         )
         if runs is None:
             return sums(lagged=lagged)
         sample = [rows.lazy().slice(f - first_row, n) for f, n in runs]
-        return replace(sums(has_sense=False), sense=self._sense(sample, pl.col(VALID)))
+        sense, ids = self._sense(sample, valid), self._ids(sample)
+        return replace(sums(has_sense=False), sense=sense, ids=ids)
+
+    def rolled_up(
+        self, rows: pl.DataFrame, first_row: int, pairs: PairArrays, *, lagged: bool
+    ) -> Partial:
+        """Return `of_rows` from sums that were made of the rows, for one objective."""
+        needs, keys = self.scorer.binding.needs, list(self.subsets)
+        (objective,) = self.scorer.objectives
+        runs = self._runs(first_row, rows.height)
+        places = [(first_row, rows.height)] if runs is None else runs
+        sample = [rows.lazy().slice(f - first_row, n) for f, n in places]
+        table = rolled_up(pairs.clusters, objective, needs, keys)
+        return Partial(
+            sums=table if keys else table.hstack(pairs.equal),
+            sense=self._sense(sample, pl.col(VALID), lagged=lagged and runs is None),
+            ids=self._ids(sample),
+            squares=pairs.squares,
+        )
 
     def summed(
         self,
@@ -232,7 +257,10 @@ class PartialSums:
         `clean` asks for the quick form; `is_small` says that the pairs are few and in memory.
         """
         needs, sense_apart = self.scorer.binding.needs, self.is_keyed and has_sense
-        extra = [*self.extra, *(square_sums(is_wide=are_wide) if self.has_squares else ())]
+        extra = list(self.extra)
+        if self.has_squares:
+            by_bits = self.is_keyed and not are_wide
+            extra += square_bits() if by_bits else square_sums(is_wide=are_wide)
         sums = self.tally(
             pairs,
             valid=valid,
@@ -247,7 +275,9 @@ class PartialSums:
             plans.append(self._sense_of(pairs, valid, lagged=lagged))
         if self.by_prompt:
             plans.append(self._prompts(pairs, valid))
-        if self.id_columns:
+        # Without `sense` over these rows, ids are those of its sample.
+        has_ids = bool(self.id_columns) and has_sense
+        if has_ids:
             plans.append(hashed_ids(pairs, self.id_columns))
         # Columns of a chunk stay in the cache of a core from one expression to the next.
         with pl.Config(streaming_chunk_size=SUMMED_CHUNK_ROWS):
@@ -258,7 +288,12 @@ class PartialSums:
                 if len(plans) > 1
                 else [plans[0].collect(engine=engine)]
             )
-        if self.has_squares and not are_wide and not are_near(made[0]):
+        table = made[0]
+        if self.has_squares and not are_wide:
+            read = of_bits(table) if self.is_keyed else table if are_near(table) else None
+        else:
+            read = table
+        if read is None:
             return self.summed(
                 pairs,
                 first_row=first_row,
@@ -269,7 +304,7 @@ class PartialSums:
                 has_sense=has_sense,
                 is_small=is_small,
             )
-        table, sense = made[0], made[1] if sense_apart else None
+        table, sense = read, made[1] if sense_apart else None
         if has_sense and not self.is_keyed:
             own = sense_columns(needs, counts_in(pairs))
             table, sense = table.drop(own), table.select(own)
@@ -277,7 +312,7 @@ class PartialSums:
             sums=table,
             sense=sense,
             prompts=_counted(made[1 + sense_apart], first_row) if self.by_prompt else None,
-            ids=made[-1].to_series() if self.id_columns else None,
+            ids=made[-1].to_series() if has_ids else None,
         )
 
     def _runs(self, first_row: int, rows: int | None) -> list[tuple[int, int]] | None:
@@ -287,8 +322,20 @@ class PartialSums:
         runs = sampled(first_row, rows)
         return None if runs == [(first_row, rows)] else runs
 
-    def _sense(self, sample: Sequence[pl.LazyFrame], valid: pl.Expr) -> pl.DataFrame | None:
-        plans = [self._sense_of(pairs, valid, lagged=False) for pairs in sample]
+    def looks_at_all_of(self, n_rows: int) -> bool:
+        """Return whether ids and what `sense` is made of are looked at in all of so many rows."""
+        return self._runs(0, n_rows) is None
+
+    def _ids(self, sample: Sequence[pl.LazyFrame]) -> pl.Series | None:
+        if not self.id_columns or not sample:
+            return None
+        plans = [hashed_ids(pairs, self.id_columns) for pairs in sample]
+        return pl.concat(each.collect(engine="streaming") for each in plans).to_series()
+
+    def _sense(
+        self, sample: Sequence[pl.LazyFrame], valid: pl.Expr, *, lagged: bool = False
+    ) -> pl.DataFrame | None:
+        plans = [self._sense_of(pairs, valid, lagged=lagged) for pairs in sample]
         return merge([each.collect(engine="streaming") for each in plans]) if plans else None
 
     def _sense_of(self, pairs: pl.LazyFrame, valid: pl.Expr, *, lagged: bool) -> pl.LazyFrame:
@@ -348,8 +395,14 @@ class Work:
         first = task.first_row
         for rows in self.sums.rows(task, columns=self.columns):
             lagged = first == 0 and NEIGHBOURS_ROWS > 0
-            sums = self.sums.of_rows(rows, first, lagged=lagged)
-            yield sums, None if self.gathering is None else self.gathering.part(rows, first)
+            if self.gathering is None:
+                yield self.sums.of_rows(rows, first, lagged=lagged), None
+            else:
+                part, pairs = self.gathering.part(rows, first)
+                if self.sums.rolls_up:
+                    yield self.sums.rolled_up(rows, first, pairs, lagged=lagged), part
+                else:
+                    yield self.sums.of_rows(rows, first, lagged=lagged), part
             first += rows.height
 
     def merged(self, one: GatheredPart, other: GatheredPart) -> GatheredPart:

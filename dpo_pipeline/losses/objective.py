@@ -186,6 +186,14 @@ class CheckedObjective:
         return self.own_reward is None and self.reward_basis.is_linear
 
     @property
+    def is_log_loss(self) -> bool:
+        """Whether the loss is -log sigmoid(margin), the DPO loss and nothing else."""
+        term, *others = self.terms
+        is_plain = term.weight == 1.0 and not any(term.arguments.values())
+        is_of_margin = term.basis == self.reward_basis
+        return not others and term.loss.name == LOSS_NAME and is_plain and is_of_margin
+
+    @property
     def is_of_batches(self) -> bool:
         """Whether a term depends on the other pairs of a batch."""
         return any(term.is_of_batches for term in self.terms)

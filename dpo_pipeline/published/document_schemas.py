@@ -107,6 +107,9 @@ def summary_document() -> str:
         ),
         warnings=list_of(TEXT),
         made=list_of(TEXT, description="How pairs were made of completions, if they were"),
+        not_looked_for=described(
+            _MAYBE_TEXT, "What warnings cannot tell of so few pairs; null if all was looked for"
+        ),
     )
 
 

@@ -19,19 +19,21 @@ from dpo_pipeline.defaults import (
     MANY_TIES_FROM,
     MISLABELLED_FROM,
     REPEATED_FROM,
+    SENSE_FEWEST,
     SENSE_FROM,
 )
 
 _FROM: Final = f"Looked for from {SENSE_FROM} valid pairs on."
+_FROM_FEW: Final = f"Looked for from {SENSE_FEWEST} valid pairs on."
 
 DOUBTS: Final = MappingProxyType(
     {
         "exchanged": "Chosen and rejected of one model are exchanged: the policy's log-probs fit "
-        f"the reference's of the other completion better. {_FROM}",
+        f"the reference's of the other completion better. {_FROM_FEW}",
         "some_exchanged": "The same seems so in some pairs: few log-ratios make up most of their "
         f"spread, and chosen and rejected move against each other. {_FROM}",
         "shifted": "The policy's log-probs fit the reference of a neighbouring row better than "
-        f"that of their own. {_FROM}",
+        f"that of their own. {_FROM_FEW}",
         "one_amount": "Chosen and rejected of a pair differ from the reference by nearly the same "
         f"amount, which varies by pair, as a prompt that one model's sums hold would do. {_FROM}",
         "one_side": "Chosen of one model is lower, or rejected higher, by amounts that have "
@@ -42,7 +44,7 @@ DOUBTS: Final = MappingProxyType(
         "guessing": "On average a token has so low a log-prob that the model cannot have expected "
         f"the text. Needs token counts. {_FROM}",
         "other_texts": "Log-ratios vary so much beside log-probs that policy and reference are not "
-        f"of the same texts. {_FROM}",
+        f"of the same texts. {_FROM} Gross cases are from 20 on.",
         "some_other_texts": "The same seems so in some pairs: few log-ratios make up most of their "
         f"spread. Where the policy moved far, no sum can tell. {_FROM}",
         "lower": f"One model is far below the other, by very different amounts. {_FROM}",
@@ -50,7 +52,10 @@ DOUBTS: Final = MappingProxyType(
         "copied": "Two columns of log-probs are equal, on all pairs or on more than models give.",
         "unmoved": "Policy and reference log-probs are equal, on all pairs, some, or a subset.",
         "averaged": f"No log-prob of a model is below {AVERAGED_LOGP_FLOOR:g} nats: they look "
-        "averaged over tokens, and the DPO loss takes sums.",
+        "averaged over tokens, and the DPO loss takes sums. With token counts also: all "
+        "log-probs, or those of one side, are higher than a model gives to so many tokens.",
+        "scaled": "One model's log-probs are a multiple of the other's, by the same factor for "
+        f"chosen and rejected, as in another unit or at another temperature. {_FROM}",
         "constant": "A column has one value on all valid pairs.",
         "all_ties": "Both rewards are equal in all valid pairs.",
         "repeated_ids": "A pair_id is there more than once: counted exactly up to 524,288 pairs, "

@@ -17,10 +17,10 @@ import polars as pl
 
 from dpo_pipeline.columns import LOSS, N_PAIRS, N_VALID, REWARD_MARGIN
 from dpo_pipeline.evaluation import Gathered
-from dpo_pipeline.exact import GROWTH, QUANTA_PER_NAT, SCALE, lower_edge, quantile
+from dpo_pipeline.exact import QUANTA_PER_NAT, SCALE, lower_edge, quantile, value_at
 from dpo_pipeline.losses import softplus
 from dpo_pipeline.statistics import Estimate, as_written, count, margins_of
-from dpo_pipeline.sums import COARSE
+from dpo_pipeline.sums import COARSE, coarse_middle
 
 BARS: Final = 56
 """Bars of a histogram, about."""
@@ -188,7 +188,7 @@ def histogram_bars(margins: pl.DataFrame, grid: Grid, n_ties: int) -> pl.DataFra
     )
     # The bin around zero has both signs, and its middle says nothing of which.
     is_whole = (pl.col(N_PAIRS) < _WHOLE_BELOW) & (pl.col("bin") != 0)
-    middle = SCALE * (pl.col("bin").cast(pl.Float64) * GROWTH).sinh()
+    middle = value_at(pl.col("bin"))
     whole = counts.filter(is_whole).select(
         "bin",
         bar=(middle / grid.step - grid.first).floor().clip(0, grid.n - 1).cast(pl.Int64),
@@ -257,10 +257,10 @@ def course(gathered: Gathered) -> pl.DataFrame:
 def by_length(lengths: pl.DataFrame) -> pl.DataFrame:
     """Return means of groups of nearly equal size of `Gathered.lengths`.
 
-    `tokens` is the mean of the chosen less the rejected length, within 2.5%, and rises.
+    `tokens` is the mean of the chosen less the rejected length, within 3.2%, and rises.
     """
     n = pl.col(N_PAIRS)
-    middle = SCALE * (pl.col("length_bin").cast(pl.Float64) * GROWTH * COARSE).sinh()
+    middle = coarse_middle(pl.col("length_bin"))
     place = ((n.cum_sum() - n / 2.0) * LENGTH_POINTS / n.sum()).floor()
     return (
         lengths.sort("length_bin")

@@ -472,20 +472,22 @@ def _partitions(
 
 
 def _typed(texts: Sequence[str], dtype: pl.DataType | None) -> pl.Series:
-    """Return the values of a key with the type of a column of files, or that of a CSV file.
-
-    Polars finds the types of keys and of CSV in the same way.
-    """
-    lines = ["" if text == _NO_VALUE else unquote(text) for text in texts]
+    """Return the values of a key with the type of a column of files, or as Polars types CSV."""
+    lines = [None if text == _NO_VALUE else unquote(text) or None for text in texts]
     rows = pl.read_csv(
-        "\n".join([*lines, ""]).encode(),
+        "\n".join([*(line or "" for line in lines), ""]).encode(),
         has_header=False,
         separator="\0",
         quote_char=None,
         infer_schema_length=None,
         try_parse_dates=True,
     )
-    return rows.to_series() if dtype is None else rows.to_series().cast(dtype)
+    typed = rows.to_series()
+    if dtype is not None:
+        return typed.cast(dtype)
+    # 007 and 7 are two folders, and 007 is no number.
+    is_number = not typed.dtype.is_integer() or typed.cast(pl.String).to_list() == lines
+    return typed if is_number else pl.Series(lines)
 
 
 def publication_of(outputs: Outputs, access: Access, *datasets: Dataset) -> Publication:

@@ -403,12 +403,12 @@ def lake_rows(table: LakeTable, access: Access) -> Rows:
     path, is_far = table.path, is_address(table.path)
     files = {} if is_far else identities(files_below(path))
     if table.system == DELTA and find_spec("deltalake") is not None:
-        with reading(path):
-            return Rows(pl.scan_delta(path, **access.polars(path)), files)
+        with _lake_errors(table):
+            return Rows(_known(pl.scan_delta(path, **access.polars(path))), files)
     if table.system == ICEBERG and find_spec("pyiceberg") is not None and not is_far:
         metadata, notes = _current_metadata(os.path.join(os.path.abspath(path), "metadata"))
-        with reading(path):
-            return Rows(_scan_iceberg(metadata), files, notes)
+        with _lake_errors(table):
+            return Rows(_known(_scan_iceberg(metadata)), files, notes)
     line = {
         DELTA: f"pl.scan_delta({path!r})",
         ICEBERG: f"pl.scan_iceberg({path + '/metadata/NAME.metadata.json'!r})",
@@ -420,6 +420,26 @@ def lake_rows(table: LakeTable, access: Access) -> Rows:
         f"is a table of {table.system}, and its files hold more rows than the table: in Python "
         f"give {line}{install}",
     )
+
+
+def _known(frame: pl.LazyFrame) -> pl.LazyFrame:
+    """Return a plan whose columns were asked for, which opens some tables."""
+    frame.collect_schema()
+    return frame
+
+
+@contextmanager
+def _lake_errors(table: LakeTable) -> Iterator[None]:
+    """Turn the errors of libraries for lake tables, which are of no common type, into ours."""
+    with reading(table.path):
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, (OSError, MemoryError)):
+                raise
+            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            problem = f"cannot be read as a table of {table.system}: {why}"
+            raise StorageError(table.path, problem) from error
 
 
 def _current_metadata(folder: str) -> tuple[str, tuple[str, ...]]:

@@ -20,19 +20,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
 from dpo_pipeline.defaults import CALIBRATION_BINS, CONFIDENCE_LEVEL, JACKKNIFE_FROM
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.exact import GROWTH, SCALE, lower_edge
-from dpo_pipeline.losses import sigmoid
+from dpo_pipeline.exact import SCALE, SCALE_BITS, STEP
 from dpo_pipeline.statistics.distributions import normal_upper, root_of_rising, t_quantile
 from dpo_pipeline.statistics.intervals import (
     Estimate,
     Interval,
-    group_of_equal_mass,
     with_rate_limits,
 )
 
@@ -64,7 +62,15 @@ def _margins(histogram: pl.DataFrame) -> tuple[Array, Array]:
     if not (np.diff(bins) > 0).all():
         bins, places = np.unique(bins, return_inverse=True)
         n = np.bincount(places, weights=n, minlength=bins.size)
-    return SCALE * np.sinh(bins[n > 0] * GROWTH), n[n > 0]
+    return _middles(bins[n > 0]), n[n > 0]
+
+
+def _middles(bins: NDArray[np.int64]) -> Array:
+    """Return what `exact.value_at` does."""
+    import numpy as np
+
+    values = ((np.abs(bins) << STEP) + SCALE_BITS).view(np.float64) - SCALE
+    return np.where(bins < 0, -values, values)
 
 
 def _sigmoid(x: Array) -> Array:
@@ -165,13 +171,13 @@ def reliability(
     `confidence` (mean of sigmoid(|margin|)), `accuracy` (share with a margin above 0, ties half),
     and its limits `accuracy_low`, `accuracy_high`, as of independent pairs.
     """
-    n = pl.col("n_pairs")
-    groups = _placed(histogram, n_bins).select(
-        n_pairs="n",
-        confidence=pl.col("expected") / pl.col("n"),
-        accuracy=pl.col("right") / pl.col("n"),
-    )
-    return with_rate_limits(groups, pl.col("accuracy") * n, n, level).cast({"n_pairs": pl.Int64})
+    n, right, expected, _ = (each.sum(axis=0) for each in _placed(histogram, n_bins))
+    there = n > 0
+    n, right, expected = n[there], right[there], expected[there]
+    groups = pl.DataFrame({"n_pairs": n, "confidence": expected / n, "accuracy": right / n})
+    count = pl.col("n_pairs")
+    limits = with_rate_limits(groups, pl.col("accuracy") * count, count, level)
+    return limits.cast({"n_pairs": pl.Int64})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,26 +219,26 @@ def calibration_error(
         The error; without an interval for fewer than `JACKKNIFE_FROM` groups of clusters. None
         without pairs.
     """
-    n, gap = pl.col("n"), pl.col("right") - pl.col("expected")
-    cells = _placed(table, n_bins, group).select(group, "place", "n", "chance", gap=gap)
-    if cells.is_empty():
+    import numpy as np
+
+    n, right, expected, chance = _placed(table, n_bins, group)
+    gap, n_groups = right - expected, n.shape[0]
+    if not n_groups:
         return None
-    places = _added_up(cells.drop(group), "place")
-    whole, n_groups = float(places["n"].sum()), cells[group].n_unique()
-    places = places.with_columns(off=pl.col("gap") / n, error=pl.col("chance").sqrt() / n)
+    there = n.sum(axis=0) > 0
+    n, gap, chance = n[:, there], gap[:, there], chance[:, there]
+    of_place = n.sum(axis=0)
+    whole, off = float(of_place.sum()), gap.sum(axis=0) / of_place
+    error = np.sqrt(chance.sum(axis=0)) / of_place
     deviation = None
     if n_groups >= JACKKNIFE_FROM:
         factor = n_groups / (n_groups - 1)
-        known = cells.join(places.select("place", "off"), on="place", maintain_order="left")
-        known = known.with_columns(moved=pl.col("gap") - pl.col("off") * n)
-        moved, off = pl.col("moved"), pl.col("off")
-        by_place = _added_up(known.select("place", square=moved**2), "place")
+        moved = gap - off * n
         # Pairs of one prompt resemble each other, which the binomial error does not know.
-        error = (factor * by_place["square"]).sqrt() / places["n"]
-        places = places.with_columns(error=pl.max_horizontal("error", error))
-        by_group = _added_up(known.sort(group, "place").select(group, moved * off.sign()), group)
-        deviation = math.sqrt(factor * float((by_group["moved"] ** 2).sum())) / whole
-    rows = places.select(n / whole, pl.col("off").abs(), "error").rows()
+        error = np.maximum(error, np.sqrt(factor * (moved**2).sum(axis=0)) / of_place)
+        by_group = (moved * np.sign(off)).sum(axis=1)
+        deviation = math.sqrt(factor * float((by_group**2).sum())) / whole
+    rows = list(zip((of_place / whole).tolist(), np.abs(off).tolist(), error.tolist(), strict=True))
     measured = math.fsum(weight * off for weight, off, _ in rows)
     by_chance = _added_by_chance([(weight, 0.0, error) for weight, _, error in rows])
     value = _even_error(rows, measured) if measured > by_chance else 0.0
@@ -257,35 +263,37 @@ def calibration_error(
     return CalibrationError(estimate=estimate, measured=measured, by_chance=by_chance)
 
 
-def _placed(table: pl.DataFrame, n_bins: int, *keys: str) -> pl.DataFrame:
-    """Return sums of each group of equal mass, by its number `place` and the keys.
+def _placed(table: pl.DataFrame, n_bins: int, group: str | None = None) -> list[Array]:
+    """Return sums by group (the rows) and place in groups of equal mass (the columns).
 
-    `n`, what is `right` (ties half), what is `expected` to be by the confidences, and the binomial
-    variance of that (`chance`).
+    Pairs, what is right (ties half), what is expected to be by the confidences, and the binomial
+    variance of that.
     """
+    import numpy as np
+
     if n_bins < 1:
         raise UsageError(f"n_bins must be at least 1, found {n_bins!r}")
-    margin, n = lower_edge(pl.col("bin") + 0.5), pl.col("n_pairs").cast(pl.Float64)
-    right = pl.when(margin > 0.0).then(n).when(margin < 0.0).then(0.0).otherwise(n / 2.0)
-    there = pl.col("bin").is_not_null() & (pl.col("n_pairs") > 0)
-    bins = table.filter(there).group_by(*keys, "bin").agg(pl.col("n_pairs").sum())
-    sides = bins.select(*keys, "bin", margin=margin.abs(), n=n, right=right)
-    by_size = sides.group_by("margin").agg(pl.col("n").sum()).sort("margin")
-    places = by_size.select("margin", place=group_of_equal_mass(n_bins))
-    confidence = sigmoid(pl.col("margin"))
-    expected = pl.col("n") * confidence
-    rows = sides.join(places, on="margin").sort("place", *keys, "margin", "bin")
-    sums = {"expected": expected, "chance": expected * (1.0 - confidence)}
-    return _added_up(rows.select("place", *keys, "n", "right", **sums), "place", *keys)
-
-
-def _added_up(rows: pl.DataFrame, *keys: str) -> pl.DataFrame:
-    """Add up columns by keys, in the order of the rows: to the same bits on any number of threads.
-
-    The sums of a `group_by` are made of parts that depend on the number of threads.
-    """
-    lists = rows.group_by(keys, maintain_order=True).agg(pl.all())
-    return lists.with_columns(pl.exclude(keys).list.sum())
+    known = table.filter(pl.col("bin").is_not_null() & (pl.col("n_pairs") > 0))
+    known = known.select(*([] if group is None else [group]), "bin", "n_pairs")
+    if not known.select(pl.struct(pl.exclude("n_pairs")).is_sorted()).item():
+        known = known.sort(pl.exclude("n_pairs"))  # sums of floats depend on the order
+    bins = known["bin"].cast(pl.Int64).to_numpy()
+    n = known["n_pairs"].cast(pl.Float64).to_numpy()
+    place = np.zeros(bins.size, dtype=np.int64)
+    if group is not None:
+        place = known[group].rle_id().cast(pl.Int64).to_numpy() * n_bins
+    n_groups = int(place[-1]) // n_bins + 1 if bins.size else 0
+    sizes = np.abs(bins)
+    mass = np.bincount(sizes, weights=n)
+    # A bin is never divided: it belongs where its middle pair does.
+    of_size = np.floor((np.cumsum(mass) - mass / 2.0) * n_bins / n.sum()) if bins.size else mass
+    place = place + of_size[sizes].astype(np.int64)
+    confidence = _sigmoid(_middles(sizes))
+    expected = n * confidence
+    sums = [n, n * (np.sign(bins) + 1.0) / 2.0, expected, expected * (1.0 - confidence)]
+    size, shape = n_groups * n_bins, (n_groups, n_bins)
+    found: list[Any] = [np.bincount(place, weights=each, minlength=size) for each in sums]
+    return [each.reshape(shape) for each in found]
 
 
 def _added_by_chance(rows: Sequence[tuple[float, float, float]]) -> float:

@@ -28,6 +28,8 @@ from dpo_pipeline.statistics.intervals import Estimate, Interval, student_estima
 
 JACKKNIFE: Final = "jackknife"
 _PLACE: Final = "__dpo_pipeline_place"
+_SPAN: Final = 2**20
+"""Keys that are whole numbers, from the smallest to the largest, that are numbered by a table."""
 
 
 def delete_a_group(
@@ -94,17 +96,10 @@ class _LeftOut:
     def __init__(self, table: pl.DataFrame, group: str, keys: Sequence[str]) -> None:
         import numpy as np
 
-        self._keys = table.select(keys).unique().sort(keys) if keys else pl.DataFrame()
-        places = np.zeros(table.height, dtype=np.int64)
-        if keys:
-            numbered = self._keys.with_row_index(_PLACE)
-            joined = table.select(keys).join(
-                numbered, on=list(keys), how="left", nulls_equal=True, maintain_order="left"
-            )
-            places = joined[_PLACE].cast(pl.Int64).to_numpy()
-        numbers = table[group].rank("dense").fill_null(0)
-        order = numbers.arg_sort().to_numpy()
-        ends = np.flatnonzero(np.diff(numbers.to_numpy()[order], prepend=-1, append=-1))
+        self._keys, places = _numbered(table, keys)
+        numbers = table[group].rank("dense").fill_null(0).to_numpy()
+        order = np.argsort(numbers, kind="stable")
+        ends = np.flatnonzero(np.diff(numbers[order], prepend=-1, append=-1))
         self.groups = [order[start:end] for start, end in itertools.pairwise(ends)]
         self._places = places
         self._columns = {
@@ -146,6 +141,28 @@ class _LeftOut:
             mask = pl.Series(there)
             columns = [each.filter(mask) for each in columns]
         return pl.DataFrame(columns)
+
+
+def _numbered(table: pl.DataFrame, keys: Sequence[str]) -> tuple[pl.DataFrame, Any]:
+    """Return the different keys, sorted, and the place of each row there."""
+    import numpy as np
+
+    if not keys:
+        return pl.DataFrame(), np.zeros(table.height, dtype=np.int64)
+    first = table[keys[0]]
+    if len(keys) == 1 and first.dtype.is_integer() and not first.null_count() and len(first):
+        values = first.cast(pl.Int64).to_numpy()
+        low = int(values.min())
+        if int(values.max()) - low < _SPAN:
+            there = np.bincount(values - low) > 0
+            found = pl.Series(keys[0], np.flatnonzero(there) + low).cast(first.dtype)
+            return found.to_frame(), (np.cumsum(there) - 1)[values - low]
+    names = table.select(keys).unique().sort(keys)
+    numbered = names.with_row_index(_PLACE)
+    joined = table.select(keys).join(
+        numbered, on=list(keys), how="left", nulls_equal=True, maintain_order="left"
+    )
+    return names, joined[_PLACE].cast(pl.Int64).to_numpy()
 
 
 BOOTSTRAP: Final = "bootstrap"

@@ -8,26 +8,20 @@ from .batches import (
 )
 from .cells import (
     Grid as Grid,
-    PairArrays as PairArrays,
+    bins_of as bins_of,
     coded as coded,
-    count_by as count_by,
     exact_sums as exact_sums,
     mixed_array as mixed_array,
     numbered as numbered,
     numbered_up_to as numbered_up_to,
     whole_quanta as whole_quanta,
 )
-from .doubts import doubts_of as doubts_of
-from .growing_tables import (
-    CLUSTER as CLUSTER,
-    IS_CORRECT as IS_CORRECT,
-    ClusterCounts as ClusterCounts,
-    ClusterTable as ClusterTable,
-    across_subsets as across_subsets,
-)
+from .doubts import doubts_of as doubts_of, not_looked_for as not_looked_for
 from .moments import (
     SQUARED as SQUARED,
     are_near as are_near,
+    of_bits as of_bits,
+    square_bits as square_bits,
     square_sums as square_sums,
     variance as variance,
 )
@@ -37,6 +31,7 @@ from .named_figures import (
     Figure as Figure,
     in_words as in_words,
 )
+from .pair_arrays import KEY_BITS as KEY_BITS, PairArrays as PairArrays
 from .pair_sums import (
     CELL as CELL,
     COARSE as COARSE,
@@ -49,18 +44,24 @@ from .pair_sums import (
     pair_count as pair_count,
     split_cells as split_cells,
 )
-from .repeated_keys import (
-    RepeatedKeys as RepeatedKeys,
-    Repeats as Repeats,
-    hashed_ids as hashed_ids,
+from .roll_ups import (
+    CLUSTER as CLUSTER,
+    IS_CORRECT as IS_CORRECT,
+    ClusterCounts as ClusterCounts,
+    ClusterTable as ClusterTable,
+    Partial as Partial,
+    RollUps as RollUps,
+    across_subsets as across_subsets,
 )
-from .roll_ups import Partial as Partial, RollUps as RollUps
 from .sense import (
     N_COMPARED as N_COMPARED,
     N_UNMOVED as N_UNMOVED,
+    RepeatedKeys as RepeatedKeys,
+    Repeats as Repeats,
     Sense as Sense,
     are_clean as are_clean,
     equal as equal,
+    hashed_ids as hashed_ids,
     sampled as sampled,
     sense_columns as sense_columns,
 )
@@ -75,6 +76,7 @@ from .summary import (
     figures as figures,
     merge as merge,
     reward_sums as reward_sums,
+    rolled_up as rolled_up,
     sense_of as sense_of,
     suffix_of as suffix_of,
     tally as tally,

@@ -5,7 +5,8 @@ This is the only file that needs numpy when it is imported: without statistics n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,38 +14,41 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from dpo_pipeline.columns import (
-    CHOSEN_LOGRATIO,
-    CHOSEN_REWARD,
-    LOSS,
-    N_PAIRS,
-    N_VALID,
-    POLICY_CHOSEN,
-    POLICY_REJECTED,
-    REF_CHOSEN,
-    REF_REJECTED,
-    REJECTED_LOGRATIO,
-    REJECTED_REWARD,
-    REWARD_MARGIN,
-    Needs,
-)
+from dpo_pipeline.columns import N_PAIRS
 from dpo_pipeline.defaults import BAGS
-from dpo_pipeline.exact import QUANTA_PER_NAT, bin_of
-from dpo_pipeline.sums.growing_tables import CLUSTER
-from dpo_pipeline.sums.pair_sums import PRECISIONS, coarse_bin, longer_by
+from dpo_pipeline.exact import (
+    BITS_OF_NATS,
+    QUANTA_PER_NAT,
+    SCALE,
+    SCALE_BITS,
+    SHIFT,
+    SHIFT_BITS,
+    SHIFT_OF_NATS,
+    SMALL,
+    STEP,
+)
+from dpo_pipeline.sums.roll_ups import CLUSTER
 
 Whole = NDArray[np.int64]
 Numbers = NDArray[np.float64]
 
+BLOCK: Final = 32_768
+"""Rows whose columns stay in the cache of a core from one step to the next."""
 _LIMB: Final = 2.0**24
 _LIMBS: Final = 4
-_MOST: Final = 2.0**63
+MOST: Final = 2.0**63
+_WIDE: Final = 2.0**50
 _SLOT_BITS: Final = 17
-_BLOCK: Final = 2**14
-_MARKS: Final = 8
-"""Marks of a row that make one state, which is counted as fast as one mark."""
 _CELLS: Final = 2**22
 """Most cells of codes and states."""
+_MARGIN: Final = 64
+"""Cells that a grid has beyond the values so far."""
+MIX: Final = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+
+
+def blocks(n: int) -> Iterator[slice]:
+    """Yield slices of so many rows."""
+    return (slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK))
 
 
 def whole_quanta(values: Numbers) -> Numbers:
@@ -58,7 +62,7 @@ def exact_sums(codes: Whole, n: int, whole: Numbers, most: int) -> pl.Series:
     `most` is the largest number of rows with one code. Magnitudes are at most 2**96.
     """
     largest = float(np.abs(whole).max(initial=0.0))
-    if largest * max(most, 1) < _MOST:
+    if largest * max(most, 1) < MOST:
         return _added(codes, n, whole.astype(np.int64)).cast(pl.Int128)
     total, unit = pl.zeros(n, dtype=pl.Int128, eager=True), 1
     for i in range(_LIMBS):  # each is below 2**24, and so is exact in any sum
@@ -110,7 +114,7 @@ def numbered_up_to(hashes: NDArray[np.uint64], most: int) -> tuple[Whole, Whole]
 
 
 def coded(
-    hashes: NDArray[np.uint64], keys: pl.DataFrame, held: int
+    hashes: NDArray[np.uint64], keys: pl.DataFrame, held: int, bags: int = BAGS
 ) -> tuple[pl.DataFrame, Whole, bool]:
     """Number the clusters of rows, which are known by hashes, in each of the subsets of `keys`.
 
@@ -118,10 +122,12 @@ def coded(
         The clusters (the columns of `keys`, and `CLUSTER`), the place of each row among them, and
         whether each has its own: more than `held` are put into bags.
     """
-    found = numbered_up_to(hashes, held) if held else None
+    # Most rows are told to have many by the first of them.
+    are_many = not held or numbered_up_to(hashes[: 4 * held], held) is None
+    found = None if are_many else numbered_up_to(hashes, held)
     if found is None:
-        clusters = pl.DataFrame({CLUSTER: np.arange(BAGS, dtype=np.uint64)})
-        codes = (hashes & np.uint64(BAGS - 1)).astype(np.int64)  # BAGS is a power of two
+        clusters = pl.DataFrame({CLUSTER: np.arange(bags, dtype=np.uint64)})
+        codes = (hashes & np.uint64(bags - 1)).view(np.int64)  # bags are a power of two
     else:
         codes, first = found
         clusters = pl.DataFrame({CLUSTER: hashes[first]})
@@ -138,39 +144,45 @@ def coded(
     return table, codes, found is not None
 
 
-def count_by(codes: Whole, n: int) -> pl.Series:
-    """Return how many rows have each code."""
-    return pl.Series(np.bincount(codes, minlength=n)).cast(pl.Int64)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
     """Counts by two whole numbers; `counts[i, j]` is of `low[0] + i` and `low[1] + j`."""
 
     low: tuple[int, int]
-    counts: Whole
+    counts: NDArray[np.signedinteger[Any]]
 
     @classmethod
-    def of(cls, high: Whole, low: Whole) -> Grid:
-        """Count rows."""
+    def empty(cls) -> Grid:
+        """Make one without rows."""
+        return cls(low=(0, 0), counts=np.zeros((0, 0), dtype=np.int32))
+
+    def with_rows(self, high: Whole, low: Whole) -> Grid:
+        """Count rows, in these cells or in more of them; in small cells, as long as it has few."""
         if not high.size:
-            return cls(low=(0, 0), counts=np.zeros((0, 0), dtype=np.int64))
-        starts = int(high.min()), int(low.min())
-        shape = int(high.max()) - starts[0] + 1, int(low.max()) - starts[1] + 1
-        cells = (high - starts[0]) * shape[1] + (low - starts[1])
-        return cls(
-            low=starts, counts=np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape)
-        )
+            return self
+        first = int(high.min()), int(low.min())
+        last = int(high.max()), int(low.max())
+        ends = [self.low[k] + self.counts.shape[k] for k in (0, 1)]
+        if any(first[k] < self.low[k] or last[k] >= ends[k] for k in (0, 1)):
+            shape = last[0] - first[0] + 1, last[1] - first[1] + 1 + 2 * _MARGIN
+            more = np.zeros(shape, dtype=self.counts.dtype)
+            wider = Grid(low=(first[0], first[1] - _MARGIN), counts=more)
+            return Grid.merged([self, wider], dtype=self.counts.dtype).with_rows(high, low)
+        cells = high * self.counts.shape[1]
+        cells += low
+        cells -= self.low[0] * self.counts.shape[1] + self.low[1]
+        np.add.at(self.counts.reshape(-1), cells, self.counts.dtype.type(1))
+        return self
 
     @staticmethod
-    def merged(grids: Sequence[Grid]) -> Grid:
+    def merged(grids: Sequence[Grid], dtype: Any = np.int64) -> Grid:
         """Add up grids."""
         known = [each for each in grids if each.counts.size]
-        if len(known) < 2:  # noqa: PLR2004  nothing to add
-            return known[0] if known else grids[0]
+        if not known:
+            return grids[0]
         low = tuple(min(each.low[k] for each in known) for k in (0, 1))
         shape = [max(each.low[k] + each.counts.shape[k] for each in known) - low[k] for k in (0, 1)]
-        counts = np.zeros(shape, dtype=np.int64)
+        counts = np.zeros(shape, dtype=dtype)
         for each in known:
             i, j = (each.low[k] - low[k] for k in (0, 1))
             counts[i : i + each.counts.shape[0], j : j + each.counts.shape[1]] += each.counts
@@ -184,180 +196,153 @@ class Grid:
         return pl.DataFrame(whole | counts).cast({high: pl.Int32, low: pl.Int32, N_PAIRS: pl.Int64})
 
 
-_SQUARED_LIMIT: Final = 2.0**25
-"""Largest margin, in nats, whose square is summed for the line over length."""
-_MIX: Final = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+class ExactSums:
+    """Sums by code, from 0 to n - 1, of values that come block by block, in quanta.
+
+    Sums of `whole` are of whole numbers. Each block is added in the form that is cheapest for it.
+    `most` is the largest number of values with one code, if that is known.
+    """
+
+    def __init__(
+        self, n: int, names: Sequence[str], whole: Sequence[str] = (), most: float = math.inf
+    ) -> None:
+        """Start without rows."""
+        self._n, self._whole = n, whole
+        self._nats, self._quanta = ({name: _Added(n, most) for name in names} for _ in range(2))
+        self._others: dict[str, pl.Series] = {}
+
+    def add(self, name: str, codes: Whole, values: Numbers) -> None:
+        """Add the values of a block."""
+        size = size_of(values)
+        if size > _WIDE:
+            sums = exact_sums(codes, self._n, whole_quanta(values), values.size)
+            known = self._others.get(name)
+            self._others[name] = sums if known is None else known + sums
+            return
+        if size > SMALL or name in self._whole:
+            nats = values + SHIFT_OF_NATS
+            self._nats[name].add(codes, nats.view(np.int64) - BITS_OF_NATS, size)
+            if name in self._whole:
+                return
+            values, size = values - (nats - SHIFT_OF_NATS), 1.0
+        self._quanta[name].add(codes, quanta_of(values), size * QUANTA_PER_NAT)
+
+    def table(self) -> pl.DataFrame:
+        """Return the columns `sum_...`."""
+        columns = []
+        for name, quanta in self._quanta.items():
+            sums = self._nats[name].sums() * pl.Series([2**40], dtype=pl.Int128) + quanta.sums()
+            sums = sums + self._others[name] if name in self._others else sums
+            columns.append(sums.alias(f"sum_{name}"))
+        return pl.DataFrame(columns)
 
 
-def _table(codes: Whole, n: int, sums: dict[str, Numbers]) -> pl.DataFrame:
-    """Return sums of whole numbers by code."""
-    most = int(np.bincount(codes, minlength=1).max())
-    return pl.DataFrame({name: exact_sums(codes, n, each, most) for name, each in sums.items()})
+class _Added:
+    """Sums of whole numbers by code, in Int64 as long as they surely fit it."""
+
+    def __init__(self, n: int, most: float) -> None:
+        self._sums = np.zeros(n, dtype=np.int64)
+        self._most, self._size, self._bound = most, 0.0, 0.0
+        self._before: pl.Series | None = None
+
+    def add(self, codes: Whole, values: Whole, size: float) -> None:
+        """Add values of a magnitude up to `size`."""
+        self._size, bound = max(self._size, size), size * values.size
+        if self._size * self._most >= MOST:  # the sum of a code may not fit
+            if bound >= MOST:
+                half = values.size // 2
+                self.add(codes[:half], values[:half], size)
+                self.add(codes[half:], values[half:], size)
+                return
+            if self._bound + bound >= MOST:
+                self._before, self._bound = self.sums(), 0.0
+                self._sums[:] = 0
+        self._bound += bound
+        np.add.at(self._sums, codes, values)
+
+    def sums(self) -> pl.Series:
+        sums = pl.Series(self._sums).cast(pl.Int128)
+        return sums if self._before is None else sums + self._before
 
 
-class PairArrays:
-    """The columns of valid, scored pairs as arrays, and their sums by codes."""
-
-    def __init__(self, pairs: pl.DataFrame, needs: Needs, summed: Sequence[str]) -> None:
-        """Read the columns; those of `summed` are added up by cluster."""
-        self._needs = needs
-        names = dict.fromkeys(
-            [*needs.logps, CHOSEN_LOGRATIO, REJECTED_LOGRATIO, REWARD_MARGIN, LOSS, *summed]
-        )
-        self._columns = {name: pairs[name].cast(pl.Float64).rechunk().to_numpy() for name in names}
-        self._quanta = {name: whole_quanta(self._columns[name]) for name in summed}
-        self.margin = self._columns[REWARD_MARGIN]
-        self._right = self.margin > 0.0
-        bins = pairs.select(
-            margin=bin_of(pl.col(REWARD_MARGIN)),
-            chosen=coarse_bin(pl.col(CHOSEN_REWARD)),
-            rejected=coarse_bin(pl.col(REJECTED_REWARD)),
-        ).cast(pl.Int64)
-        self.bins, self.chosen_bins, self.rejected_bins = (each.to_numpy() for each in bins)
-        self._longer: Numbers | None = None
-
-    def read_lengths(self, pairs: pl.DataFrame) -> None:
-        """Read by how many tokens the chosen completion is longer; NaN where it is not known."""
-        longer = pairs.select(longer_by().cast(pl.Float64).fill_null(float("nan"))).to_series()
-        self._longer = longer.rechunk().to_numpy()
-
-    def by_cluster(self, codes: Whole, n: int) -> pl.DataFrame:
-        """Return the sums and counts of each cluster."""
-        sums = {f"sum_{name}": each for name, each in self._quanta.items()}
-        small = np.exp(-np.abs(self.margin))
-        shortfall = np.where(self.margin >= 0.0, small, 1.0) / (1.0 + small)
-        log_loss = np.maximum(-self.margin, 0.0) + np.log1p(small)
-        sums["sum_brier"] = whole_quanta(shortfall * shortfall)
-        sums["sum_log_loss"] = whole_quanta(log_loss)
-        return _table(codes, n, sums).hstack(self._counts(codes, n))
-
-    def _counts(self, codes: Whole, n: int) -> pl.DataFrame:
-        of = self._columns
-        chosen, rejected = of[CHOSEN_LOGRATIO] < 0.0, of[REJECTED_LOGRATIO] < 0.0
-        policy = of[POLICY_CHOSEN.name] > of[POLICY_REJECTED.name]
-        counts = {
-            "n_correct": self._right,
-            "n_ties": self.margin == 0.0,
-            "n_chosen_down": chosen,
-            "n_rejected_down": rejected,
-            "n_both_down": chosen & rejected,
-            "n_policy_prefers": policy,
-        }
-        if self._needs.reference:
-            reference = of[REF_CHOSEN.name] > of[REF_REJECTED.name]
-            counts["n_reference_prefers"] = reference
-            counts["n_both_prefer"] = policy & reference
-        if self._longer is not None:
-            sized = ~np.isnan(self._longer)
-            counts["n_sized"] = sized
-            counts["n_longer"] = self._longer > 0.0
-            counts["n_shorter"] = self._longer < 0.0
-            counts["n_correct_sized"] = self._right & sized
-        return _counts_of(codes, n, counts)
-
-    def by_group(self, codes: Whole, n: int) -> pl.DataFrame:
-        """Return counts of log-probs by number format, and the sums for the line over length."""
-        counts, of = {}, self._columns
-        largest = np.max([np.abs(of[name]) for name in self._needs.logps], axis=0)
-        difference = np.abs(of[CHOSEN_LOGRATIO] - of[REJECTED_LOGRATIO])
-        models = {"policy": (POLICY_CHOSEN, POLICY_REJECTED)}
-        if self._needs.reference:
-            models["ref"] = (REF_CHOSEN, REF_REJECTED)
-        bits = {
-            model: of[a.name].view(np.int64) | of[b.name].view(np.int64)
-            for model, (a, b) in models.items()
-        }
-        for name, significand in PRECISIONS.items():
-            for model, both in bits.items():
-                # A format keeps a number if the bits beyond its own are 0.
-                counts[f"n_{model}_{name}"] = both & (2 ** (53 - significand) - 1) == 0
-            counts[f"n_below_{name}"] = difference < largest * 2.0**-significand
-        table = pl.DataFrame({N_VALID: count_by(codes, n)}).hstack(_counts_of(codes, n, counts))
-        if self._longer is None:
-            return table
-        fits = ~np.isnan(self._longer) & (np.abs(self.margin) <= _SQUARED_LIMIT)
-        x, y, codes = self._longer[fits], self.margin[fits], codes[fits]
-        line = {"x": x, "y": y, "xx": x * x, "xy": x * y, "yy": y * y}
-        sums = _table(codes, n, {f"sum_{name}": whole_quanta(each) for name, each in line.items()})
-        return table.with_columns(count_by(codes, n).alias("n_sized")).hstack(sums)
-
-    def by_length(self) -> pl.DataFrame:
-        """Return pairs, correct pairs and the sum of margins by bin of the token difference."""
-        bins = np.zeros(0, dtype=np.int64)
-        known = np.zeros(self.margin.size, dtype=bool)
-        if self._longer is not None:
-            known = ~np.isnan(self._longer)
-            longer = pl.DataFrame({"x": self._longer[known]})
-            bins = longer.select(coarse_bin(pl.col("x")).cast(pl.Int64)).to_series().to_numpy()
-        return self._course_of(bins, "length_bin", known, with_loss=False)
-
-    def by_point(self, points: Whole) -> pl.DataFrame:
-        """Return pairs, correct pairs and the sums of losses and margins by point of the course."""
-        return self._course_of(points, "point", slice(None), with_loss=True)
-
-    def _course_of(self, keys: Whole, name: str, rows: Any, *, with_loss: bool) -> pl.DataFrame:
-        low = int(keys.min(initial=0)) if keys.size == 0 else int(keys.min())
-        codes = keys - low
-        n = int(codes.max()) + 1 if keys.size else 0
-        sums = {f"sum_{REWARD_MARGIN}": whole_quanta(self.margin[rows])}
-        if with_loss:
-            sums[f"sum_{LOSS}"] = self._quanta[LOSS][rows]
-        table = pl.DataFrame({name: pl.int_range(low, low + n, eager=True, dtype=pl.Int64)})
-        counts = _counts_of(codes, n, {"n_correct": self._right[rows]})
-        table = table.with_columns(count_by(codes, n).alias(N_PAIRS))
-        table = table.hstack(counts).hstack(_table(codes, n, sums))
-        return table.filter(pl.col(N_PAIRS) > 0)
-
-    def hashes(self) -> NDArray[np.uint64]:
-        """Return a hash of each pair; its last bit says which side came first.
-
-        Pairs with the same log-probs share one, and pairs that have them with chosen and rejected
-        exchanged share all but the last bit.
-        """
-        sides = []
-        for policy, reference in ((POLICY_CHOSEN, REF_CHOSEN), (POLICY_REJECTED, REF_REJECTED)):
-            side = mixed_array(_bits(self._columns[policy.name]))
-            if self._needs.reference:
-                side = mixed_array(side ^ _bits(self._columns[reference.name]))
-            sides.append(side)
-        chosen, rejected = sides
-        both = mixed_array(np.minimum(chosen, rejected) * np.uint64(_MIX[1]) ^ np.maximum(*sides))
-        return (both & ~np.uint64(1)) | (chosen > rejected)
+def size_of(values: Numbers) -> float:
+    """Return the largest magnitude."""
+    return max(-float(values.min(initial=0.0)), float(values.max(initial=0.0)))
 
 
-def _bits(values: Numbers) -> NDArray[np.uint64]:
-    return (values + 0.0).view(np.uint64)  # so that -0 is 0
+def quanta_of(values: Numbers) -> Whole:
+    """Return values of a magnitude up to `SMALL` in quanta."""
+    bits = (values + SHIFT).view(np.int64)
+    bits -= SHIFT_BITS
+    return bits
+
+
+class Marked:
+    """Counts of the marks of rows by code; the marks of a row are one small number, its state."""
+
+    def __init__(self, n: int, figures: Mapping[str, Sequence[str]]) -> None:
+        """Start without rows; a figure is counted where a row has all of its marks."""
+        self._n, self._figures = n, figures
+        self._marks = list(dict.fromkeys(mark for marks in figures.values() for mark in marks))
+        self._n_states = 1 << len(self._marks)
+        self._is_held = n * self._n_states <= _CELLS
+        size = n * (self._n_states if self._is_held else len(figures))
+        self._counts = np.zeros(size, dtype=np.int64)
+
+    def add(self, codes: Whole, marks: Mapping[str, NDArray[np.bool_]]) -> None:
+        """Count the marks of some rows."""
+        if not self._is_held:
+            for i, names in enumerate(self._figures.values()):
+                there = codes[np.logical_and.reduce([marks[name] for name in names])]
+                self._counts[i * self._n : (i + 1) * self._n] += np.bincount(
+                    there, minlength=self._n
+                )
+            return
+        states = np.zeros(codes.size, dtype=np.uint8)
+        for name in reversed(self._marks):
+            np.add(states, states, out=states)
+            np.add(states, marks[name].view(np.uint8), out=states)
+        cells = codes * self._n_states
+        cells += states
+        np.add.at(self._counts, cells, 1)
+
+    def table(self) -> pl.DataFrame:
+        """Return the counts of the figures."""
+        counts = self._counts.reshape(-1, self._n)
+        if self._is_held:
+            by_mark = self._counts.reshape(self._n, *[2] * len(self._marks))
+            counts = np.array([self._of(by_mark, marks) for marks in self._figures.values()])
+        return pl.DataFrame(dict(zip(self._figures, counts, strict=True))).cast(pl.Int64)
+
+    def _of(self, by_mark: Whole, marks: Sequence[str]) -> Whole:
+        """Add up the states that have some marks; the first mark has the last axis."""
+        places = [self._marks.index(mark) for mark in marks]
+        has: list[Any] = [slice(None)] * by_mark.ndim
+        for place in places:
+            has[by_mark.ndim - 1 - place] = 1
+        counts: Whole = by_mark[tuple(has)].reshape(self._n, -1).sum(axis=1)
+        return counts
+
+
+def bins_of(values: Numbers, width: int = 1) -> Whole:
+    """Return the bins of `exact.bin_of`."""
+    shift = STEP + width.bit_length() - 1
+    bits = (np.abs(values) + SCALE).view(np.int64)
+    bits += (1 << shift - 1) - SCALE_BITS
+    bits >>= shift
+    negative = values.view(np.int64) >> 63
+    bits ^= negative
+    bits -= negative
+    return bits
 
 
 def mixed_array(states: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return SplitMix64's finaliser of each state (see `statistics.hashing`)."""
-    found = states.copy()
-    held = np.empty(min(_BLOCK, states.size), dtype=np.uint64)
-    for first in range(0, states.size, _BLOCK):  # a block stays in the cache of a core
-        z = found[first : first + _BLOCK]
-        shifted = held[: z.size]
-        z += np.uint64(_MIX[0])
-        for bits, factor in ((30, _MIX[1]), (27, _MIX[2])):
-            z ^= np.right_shift(z, np.uint64(bits), out=shifted)
+    mixed = np.empty_like(states)
+    for at in blocks(states.size):
+        z = states[at] + np.uint64(MIX[0])
+        for bits, factor in ((30, MIX[1]), (27, MIX[2])):
+            z ^= z >> np.uint64(bits)
             z *= np.uint64(factor)
-        z ^= np.right_shift(z, np.uint64(31), out=shifted)
-    return found
-
-
-def _counts_of(codes: Whole, n: int, marks: Mapping[str, NDArray[np.bool_]]) -> pl.DataFrame:
-    """Return how many rows of each code have each mark."""
-    names, found = list(marks), dict[str, Whole]()
-    for start in range(0, len(names), _MARKS):
-        some = names[start : start + _MARKS]
-        n_states = 2 ** len(some)
-        if n * n_states > _CELLS:
-            found |= {name: np.bincount(codes[marks[name]], minlength=n) for name in some}
-            continue
-        states = np.zeros(codes.size, dtype=np.uint8)
-        for i, name in enumerate(some):
-            states |= marks[name].view(np.uint8) << np.uint8(i)
-        cells = np.bincount(codes * n_states + states, minlength=n * n_states)
-        has = np.arange(n_states)[:, None] >> np.arange(len(some)) & 1
-        counts = cells.reshape(n, n_states).astype(np.float64) @ has.astype(np.float64)
-        found |= {name: counts[:, i].astype(np.int64) for i, name in enumerate(some)}
-    return pl.DataFrame(found, schema=dict.fromkeys(names, pl.Int64))
+        np.bitwise_xor(z, z >> np.uint64(31), out=mixed[at])
+    return mixed

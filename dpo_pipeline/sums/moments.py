@@ -7,14 +7,18 @@ is summed the slow way, to the same quanta.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
-from dpo_pipeline.columns import CHOSEN_REWARD, LOSS, REJECTED_REWARD, REWARD_MARGIN
+from dpo_pipeline.columns import CHOSEN_REWARD, LOSS, N_VALID, REJECTED_REWARD, REWARD_MARGIN
 from dpo_pipeline.sums.pair_sums import valid_only
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 SQUARED: Final = (LOSS, CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN)
 """Columns of a scored pair whose squares are summed."""
@@ -25,17 +29,14 @@ _SHIFT: Final = 1.5 * 2.0**20
 _BITS: Final = 0x4138000000000000
 """The bits of `_SHIFT`."""
 _QUANTA: Final = 2.0**32
+_SUM_OF_INT64: Final = 2.0**63
 _SUMMED: Final = 2.0**62
 """Squares up to which 2**32 of them fit Int128."""
 
 
 def square_sums(*, is_wide: bool) -> list[pl.Expr]:
     """Return the sums `square_...` of `SQUARED`, in quanta, and the largest of a pair."""
-    squares = {}
-    for name in SQUARED:
-        values = valid_only(pl.col(name))
-        squares[name] = (values * values).cast(pl.Float64)
-    sums = []
+    squares, sums = _squares(), []
     for name, square in squares.items():
         if is_wide:
             near = (square + _SHIFT).reinterpret(dtype=pl.Int64).cast(pl.Int128) - _BITS
@@ -44,9 +45,39 @@ def square_sums(*, is_wide: bool) -> list[pl.Expr]:
         else:
             quanta = _sum_of_near(square)
         sums.append(quanta.alias(f"square_{name}"))
+    return [*sums, _largest_of(squares)]
+
+
+def square_bits() -> list[pl.Expr]:
+    """Return sums of bits, of which `of_bits` makes those of `square_sums`: cheaper by group."""
+    squares = _squares()
+    bits = [
+        (square + _SHIFT).reinterpret(dtype=pl.Int64).sum().alias(f"square_{name}")
+        for name, square in squares.items()
+    ]
+    return [*bits, _largest_of(squares)]
+
+
+def of_bits(sums: pl.DataFrame) -> pl.DataFrame | None:
+    """Return groups with the sums of `square_sums` in place of bits; None if one may not fit."""
+    n = pl.col(N_VALID)
+    fits = 2.0 * pl.col(LARGEST).fill_null(0.0) * _QUANTA * n < _SUM_OF_INT64
+    if not are_near(sums) or not sums.select(fits.all()).item():
+        return None
+    # Integers wrap, so that the bits of the shift come off again.
+    quanta = pl.col([f"square_{name}" for name in SQUARED]) - n * _BITS
+    return sums.with_columns(quanta.cast(pl.Int128))
+
+
+def _squares() -> dict[str, pl.Expr]:
+    values = {name: valid_only(pl.col(name)) for name in SQUARED}
+    return {name: (each * each).cast(pl.Float64) for name, each in values.items()}
+
+
+def _largest_of(squares: Mapping[str, pl.Expr]) -> pl.Expr:
     # The margin is the difference of two rewards: its square is at most twice those of both.
     largest = squares[LOSS] + squares[CHOSEN_REWARD] + squares[REJECTED_REWARD]
-    return [*sums, largest.max().alias(LARGEST)]
+    return largest.max().alias(LARGEST)
 
 
 def _sum_of_near(square: pl.Expr) -> pl.Expr:
@@ -59,6 +90,16 @@ def _sum_of_near(square: pl.Expr) -> pl.Expr:
     missing = (square.sum() * _QUANTA).cast(pl.Int128, strict=False) - wrapped + 2**63
     around = pl.lit(2**64, dtype=pl.Int128)
     return wrapped + missing // around * around
+
+
+def near_quanta(square: NDArray[np.float64]) -> int | None:
+    """Return the sum of an array of squares in quanta; None if one is too large to be read so."""
+    largest = float(square.max(initial=0.0))
+    if not (largest < _NEAR and largest * _QUANTA * square.size < _SUM_OF_INT64):
+        return None
+    bits = (square + _SHIFT).view("int64")
+    bits -= _BITS
+    return int(bits.sum())
 
 
 def are_near(sums: pl.DataFrame) -> bool:

@@ -11,10 +11,10 @@ from dpo_pipeline.columns import (
     N_PAIRS,
     REJECTED_TOKENS,
 )
-from dpo_pipeline.exact import GROWTH, SCALE
+from dpo_pipeline.exact import bin_of, value_at
 
 VALID: Final = "__dpo_pipeline_is_valid"
-COARSE: Final = 10
+COARSE: Final = 16
 """Bins of `exact.bin_of` that make one bin of a two-dimensional histogram."""
 CELL: Final = "cell"
 _HIGH: Final = 2**24
@@ -55,9 +55,9 @@ def longer_by() -> pl.Expr:
 
 def coarse_bin(values: pl.Expr) -> pl.Expr:
     """Return bins of `COARSE` times the width of a histogram's, the middle one around zero."""
-    return ((values / SCALE).arcsinh() / (GROWTH * COARSE)).round().cast(pl.Int32)
+    return bin_of(values, width=COARSE)
 
 
 def coarse_middle(bins: pl.Expr) -> pl.Expr:
     """Return the middle of each coarse bin."""
-    return SCALE * (bins.cast(pl.Float64) * GROWTH * COARSE).sinh()
+    return value_at(bins.cast(pl.Float64) * COARSE)

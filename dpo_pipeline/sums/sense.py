@@ -27,7 +27,7 @@ from dpo_pipeline.columns import (
     REF_REJECTED,
     Needs,
 )
-from dpo_pipeline.defaults import SENSE_ROWS, SENSE_STEP, SENSE_WHOLE
+from dpo_pipeline.defaults import KEYS_HELD, SENSE_ROWS, SENSE_STEP, SENSE_WHOLE
 from dpo_pipeline.exact import SMALL
 from dpo_pipeline.sums.pair_sums import VALID, valid_only
 
@@ -39,6 +39,7 @@ _LOWEST: Final = -(2.0**15)
 """Pairs whose log-probs sum to less are left out of the products, in nats."""
 _QUANTA: Final = 2**10
 """Quanta in a square nat. 2**22 pairs of the lowest log-probs fit Int64."""
+_NEARLY_ALL: Final = 0.9
 _SHIFT: Final = 1.5 * 2.0**42
 """Added to a number below 2**41, it leaves the number in quanta in the low bits."""
 _BITS: Final = 0x4298000000000000
@@ -122,7 +123,7 @@ def _sense_sums(needs: Needs, counts: tuple[str, ...], lagged: bool) -> tuple[pl
         *(valid_only(pl.col(name)).count().cast(pl.Int64).alias(f"n_{name}") for name in counts),
     ]
     columns = {name: pl.col(_SUMMED[name]) for name in logps}
-    there = _there(needs)
+    there = compared(needs)
     sums.append(columns[logps[0]].count().cast(pl.Int64).alias("n_summed"))
     sums += [_sum(columns[name]).alias(f"sum_of_{name}") for name in logps]
     sums += [
@@ -137,13 +138,14 @@ def _sense_sums(needs: Needs, counts: tuple[str, ...], lagged: bool) -> tuple[pl
     return (*sums, *_lagged(columns, against, lagged=lagged))
 
 
-def _there(needs: Needs) -> list[tuple[str, str]]:
+def compared(needs: Needs) -> list[tuple[str, str]]:
+    """Return which log-probs of a row are compared with each other."""
     return list(combinations(needs.logps, 2))
 
 
 def equal_pairs(needs: Needs) -> dict[str, pl.Expr]:
     """Return, by the name of their count, what pairs with two equal log-probs are, and all."""
-    counts = {equal(one, other): pl.col(one) == pl.col(other) for one, other in _there(needs)}
+    counts = {equal(one, other): pl.col(one) == pl.col(other) for one, other in compared(needs)}
     return {N_COMPARED: pl.col(VALID)} | counts
 
 
@@ -247,10 +249,9 @@ class Sense:
         return float(self.sums[f"sum_of_{name}"] / (self.n * _QUANTA))
 
     def tokens_mean(self, name: str) -> float | None:
-        """Return the mean of a token count, if every valid pair has one."""
-        if self.sums.get(f"n_{name}") != self.n_seen:
-            return None
-        return float(self.sums[f"n_of_{name}"] / self.n_seen)
+        """Return the mean of a token count, if nearly every valid pair has one."""
+        n = self.sums.get(f"n_{name}", 0)
+        return float(self.sums[f"n_of_{name}"] / n) if n > _NEARLY_ALL * self.n_seen else None
 
     def _raw(self, one: str, other: str) -> float:
         """Return the mean of the products of two log-probs."""
@@ -350,3 +351,65 @@ class Sense:
 
 def _ratio(numerator: float, denominator: float) -> float:
     return math.nan if denominator == 0.0 else float(numerator / denominator)
+
+
+def hashed_ids(pairs: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
+    """Return the hash of each id, which is in the last column; a row without one has null.
+
+    Ids are unique among the rows with the same values in the other columns.
+    """
+    name = columns[-1]
+    key = pl.col(name) if len(columns) == 1 else pl.struct(columns)
+    return pairs.select(pl.when(pl.col(name).is_not_null()).then(key.hash()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repeats:
+    """Rows whose key an earlier row has.
+
+    Attributes:
+        n_looked_at: Keys that were compared.
+        n_repeated: Those of them that were there before.
+        is_exact: Whether all keys of the rows read were compared; otherwise a sample of the keys,
+            with all rows of each, so that the share is estimated.
+        is_of_all: Whether all rows were read; otherwise a sample, and copies elsewhere are not
+            counted.
+    """
+
+    n_looked_at: int
+    n_repeated: int
+    is_exact: bool
+    is_of_all: bool = True
+
+
+class RepeatedKeys:
+    """Holds hashes of keys: all of up to `KEYS_HELD`, and of more a share that halves."""
+
+    def __init__(self, n_rows: int | None = None, *, is_of_all: bool = True) -> None:
+        """Start without keys; `n_rows` tells how many to keep from the start."""
+        self._is_of_all = is_of_all
+        self._held: list[pl.Series] = []
+        self._thinning = 1
+        while n_rows is not None and n_rows > KEYS_HELD * self._thinning:
+            self._thinning *= 2
+
+    def add(self, hashes: pl.Series) -> None:
+        """Add the hashes of the keys of some rows; null where a row has no key."""
+        self._held.append(self._kept(hashes.drop_nulls()))
+        while sum(map(len, self._held)) > KEYS_HELD:
+            self._thinning *= 2
+            self._held = [self._kept(each) for each in self._held]
+
+    def _kept(self, hashes: pl.Series) -> pl.Series:
+        return hashes if self._thinning == 1 else hashes.filter(hashes % self._thinning == 0)
+
+    @property
+    def found(self) -> Repeats:
+        """What the keys so far amount to."""
+        held = pl.concat(self._held) if self._held else pl.Series([], dtype=pl.UInt64)
+        return Repeats(
+            n_looked_at=len(held),
+            n_repeated=len(held) - held.n_unique(),
+            is_exact=self._thinning == 1,
+            is_of_all=self._is_of_all,
+        )

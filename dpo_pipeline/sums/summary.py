@@ -132,7 +132,7 @@ def tally(
         form = _Form(total=exact_sum, of_valid=valid_only, more={})
     else:
         valid = pl.lit(value=True)
-        small = partial(exact_sum_of_small, few=few, grouped=not is_whole)
+        small = partial(exact_sum_of_small, few=few, grouped=not is_whole, count=pl.len())
         form = _Form(total=small, of_valid=_all, more={N_CLEAN: clean})
     marked = pairs.with_columns(valid.alias(VALID))
     counted = {N_VALID: pl.col(VALID), **form.more}
@@ -190,6 +190,21 @@ def sense_of(
         *sense_sums(needs, counts_in(pairs), lagged=lagged),
         *(form.count(where, name) for name, where in form.more.items()),
     )
+
+
+def rolled_up(
+    clusters: pl.DataFrame, objective: CheckedObjective, needs: Needs, keys: Sequence[str]
+) -> pl.DataFrame:
+    """Return the sums of `tally` for one objective from those of clusters of the same pairs.
+
+    Without counts of equal log-probs, which clusters do not have.
+    """
+    scores = [LOSS, *([] if objective.has_linear_rewards else (CHOSEN_REWARD, REJECTED_REWARD))]
+    names = [N_PAIRS, N_VALID, N_UNMOVED, "n_correct", "n_ties"]
+    names += [f"sum_{name}" for name in (*needs.logps, *scores)]
+    if N_UNMOVED not in clusters.columns:  # there is no reference
+        clusters = clusters.with_columns(pl.lit(0, dtype=pl.Int64).alias(N_UNMOVED))
+    return merge([clusters.select(*keys, *names)], keys)
 
 
 def counts_in(pairs: pl.LazyFrame) -> list[str]:

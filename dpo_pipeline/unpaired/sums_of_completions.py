@@ -19,14 +19,16 @@ from dpo_pipeline.columns import (
     REF,
     REWARD,
 )
-from dpo_pipeline.exact import GROWTH, SCALE, exact_sum, mean_of
+from dpo_pipeline.exact import exact_sum, mean_of
 from dpo_pipeline.losses import FIRST_OF_BATCH, CheckedObjective
 from dpo_pipeline.statistics import Estimate, area_of_counts
 from dpo_pipeline.sums import BIN, VALID
 
 _SIDES: Final = ("chosen", "rejected")
-_FINER: Final = 16
-"""Bins of rewards that make one of the bins of margins."""
+_SCALE: Final = 0.01
+"""Where bins of rewards turn from linear to proportional, in nats."""
+_WIDTH: Final = 0.005 / 16
+"""Width of a bin of rewards: in units of `_SCALE` near zero, relative to the reward far from it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,8 +120,8 @@ def columns_of_completions(objective: CheckedObjective | None) -> list[str]:
 
 
 def reward_bin() -> pl.Expr:
-    """Return the bin of each reward: a sixteenth as wide as those of `exact.bin_of`."""
-    return ((pl.col(REWARD) / SCALE).arcsinh() * (_FINER / GROWTH)).round().cast(pl.Int32)
+    """Return the bin of each reward, much narrower than those of `exact.bin_of`."""
+    return ((pl.col(REWARD) / _SCALE).arcsinh() / _WIDTH).round().cast(pl.Int32)
 
 
 def completion_figures(

@@ -1,8 +1,7 @@
-"""Sums and bins of common pairs as arrays, against whole numbers of Python and math.asinh."""
+"""Sums and bins of common pairs as arrays, against whole numbers of Python."""
 
 from __future__ import annotations
 
-import math
 from fractions import Fraction
 
 import numpy as np
@@ -13,7 +12,7 @@ from compare_tools import frames, said
 from dpo_pipeline import compare
 from dpo_pipeline.columns import ALL_LOGPS
 from dpo_pipeline.comparison import common_pairs, paired_gathering
-from dpo_pipeline.comparison.paired_arrays import Bins, Buffers, SideArrays, gaps_by
+from dpo_pipeline.comparison.paired_arrays import Buffers, SideArrays, gaps_by
 from dpo_pipeline.comparison.paired_gathering import MEANS
 from pair_tools import LOGPS
 
@@ -59,25 +58,6 @@ def test_a_sum_that_does_not_fit_64_bits():
         each.lowest["loss"], each.highest["loss"] = sign * 1024.0, sign * 1024.0
     gaps = gaps_by(np.zeros(N, dtype=np.int64), 1, (a, b), ["loss"], Buffers())
     assert gaps["loss"].to_list() == [N * 2048 * 2**40]
-
-
-@pytest.mark.parametrize(("growth", "bits"), [(0.005, 8), (0.05, 5)], ids=["fine", "coarse"])
-def test_bins_are_those_of_the_inverse_sine(growth, bits):
-    rng = np.random.default_rng(5)
-    values = rng.choice([-1.0, 1.0], N) * 10.0 ** rng.uniform(-9, 15, N)
-    values[:2] = 0.0, -0.0
-    bins, use = Bins(growth, bits), Buffers()
-    found = np.concatenate(
-        [
-            bins.of(part, np.empty(part.size, dtype=np.int64), use) - bins.last
-            for part in np.split(values, 4)
-        ]
-    )
-    exact = [math.asinh(x / 0.01) / growth for x in values]
-    near_an_edge = [abs(abs(x) % 1.0 - 0.5) < 1e-9 for x in exact]
-    assert sum(near_an_edge) < 5
-    for bin_number, x, is_near in zip(found, exact, near_an_edge, strict=True):
-        assert is_near or bin_number == round(x)
 
 
 def test_a_sample_of_pairs_does_not_depend_on_their_order(monkeypatch, tmp_path):

@@ -22,7 +22,7 @@ from dpo_pipeline import (
     sweep,
 )
 from dpo_pipeline.evaluation import measuring, shards
-from dpo_pipeline.sums import Sense, repeated_keys, sense, tally
+from dpo_pipeline.sums import Sense, sense, tally
 from pair_tools import COUNTS, DATA, LOGPS, REFS
 from sense_tools import FAULTS, doubts, evaluated, from_other_rows
 
@@ -299,7 +299,7 @@ def test_repeated_ids_are_counted_exactly(real, tmp_path, as_frame):
 
 @pytest.mark.parametrize("dtype", [pl.Int64, pl.String, pl.Categorical])
 def test_many_ids_are_estimated_from_a_sample_of_ids(dtype, monkeypatch, tmp_path):
-    monkeypatch.setattr(repeated_keys, "KEYS_HELD", 2_000)
+    monkeypatch.setattr(sense, "KEYS_HELD", 2_000)
     n = 40_000
     ids = pl.Series("pair_id", [*range(n), *range(0, n, 10)]).cast(pl.String)
     rng = np.random.default_rng(0)

@@ -130,7 +130,7 @@ def test_parts_merge_in_any_order(rows, monkeypatch):
     whole = statistics_of(frame_of(rows)).gathered
     ((maker, scored, _),) = seen
     ends = [0, 1, 9, 30, 100, 101, 350, 600]
-    parts = [part(maker, scored[a:b], a) for a, b in itertools.pairwise(ends)]
+    parts = [part(maker, scored[a:b], a)[0] for a, b in itertools.pairwise(ends)]
     assert {each.is_exact for each in parts} == {True, False}
     random.Random(3).shuffle(parts)
     nested = [maker.merged(parts[:3]), maker.merged([maker.merged(parts[3:5]), *parts[5:]])]

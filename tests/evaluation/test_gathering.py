@@ -15,7 +15,17 @@ from dpo_pipeline import DataWarning, StatisticsOptions, evaluate
 from dpo_pipeline.evaluation import gathering, measuring
 from dpo_pipeline.evaluation.gathering import GROUP
 from dpo_pipeline.sums import CLUSTER, cells
-from gather_tools import BETA, coarse, frame_of, gathered_of, quanta, scored, splitmix
+from gather_tools import (
+    BETA,
+    bin_number,
+    coarse,
+    frame_of,
+    gathered_of,
+    middle_of_coarse,
+    quanta,
+    scored,
+    splitmix,
+)
 from pair_tools import LOGPS
 
 pytestmark = pytest.mark.usefixtures("tables_alone")
@@ -171,7 +181,7 @@ def test_representable_numbers_are_counted_as_casts_say(name):
 def test_margins_rewards_and_lengths_are_binned(rows, gathered):
     margins, rewards, lengths = Counter(), Counter(), defaultdict(Counter)
     for row in scored(rows):
-        margins[row["cluster"] % 64, round(math.asinh(row["margin"] / 0.01) / 0.005)] += 1
+        margins[row["cluster"] % 64, bin_number(row["margin"])] += 1
         rewards[tuple(map(coarse, row["rewards"]))] += 1
         if row["longer"] is not None:
             lengths[coarse(row["longer"])].update(
@@ -276,7 +286,7 @@ def test_too_many_gaps_of_a_judge_are_binned(rows, monkeypatch):
     cells = Counter()
     for row in scored(rows):
         if row["judge"] is not None and math.isfinite(row["judge"]):
-            middle = 0.01 * math.sinh(coarse(row["judge"]) * 0.05)
+            middle = middle_of_coarse(coarse(row["judge"]))
             cells[row["cluster"] % 64, round(middle, 9), coarse(row["margin"])] += 1
     found = {(g, round(gap, 9), b): n for g, gap, b, n in gathered.judged.rows()}
     assert found == cells

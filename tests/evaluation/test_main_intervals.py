@@ -17,7 +17,7 @@ from dpo_pipeline.errors import GateError
 from dpo_pipeline.evaluation import measuring, shards
 from dpo_pipeline.evaluation.gating import gate
 from dpo_pipeline.statistics import rate_of, rate_of_clusters
-from dpo_pipeline.sums import VALID, growing_tables, square_sums
+from dpo_pipeline.sums import VALID, roll_ups, square_sums
 from gather_tools import BETA, frame_of, made_up, scored
 from oracle_tools import stats
 from pair_tools import LOGPS
@@ -106,8 +106,8 @@ def cuts(frame, folder):
     ],
 )
 def test_any_cut_gives_the_same_bits(tmp_path, monkeypatch, alone, held):
-    monkeypatch.setattr(growing_tables, "CLUSTERS_HELD", held)
-    monkeypatch.setattr(growing_tables, "BAGS", 16)
+    monkeypatch.setattr(roll_ups, "CLUSTERS_HELD", held)
+    monkeypatch.setattr(roll_ups, "BAGS", 16)
     rows = made_up()
     frame = frame_of(rows).drop("prompt_id" if alone else "judge")
     if alone:  # wide squares in one part only
@@ -160,8 +160,8 @@ def test_pairs_of_one_prompt_are_one_sample(kind):
 
 
 def test_many_prompts_are_put_into_bags(monkeypatch):
-    monkeypatch.setattr(growing_tables, "CLUSTERS_HELD", 50)
-    monkeypatch.setattr(growing_tables, "BAGS", 64)
+    monkeypatch.setattr(roll_ups, "CLUSTERS_HELD", 50)
+    monkeypatch.setattr(roll_ups, "BAGS", 64)
     rows = made_up()
     counts, right = counted(rows)
     bags, right_bags = Counter(), Counter()
@@ -177,13 +177,13 @@ def test_many_prompts_are_put_into_bags(monkeypatch):
 
 @pytest.mark.parametrize("n_first", [2, 1000])
 def test_clusters_are_counted_whatever_comes_first(monkeypatch, n_first):
-    monkeypatch.setattr(growing_tables, "CLUSTERS_HELD", 100)
+    monkeypatch.setattr(roll_ups, "CLUSTERS_HELD", 100)
     keys = [i % n_first for i in range(300)] + list(range(1000, 1300))
-    rows = pl.DataFrame({growing_tables.CLUSTER: keys, "is_correct": [True] * 600}).cast(
-        {growing_tables.CLUSTER: pl.UInt64}
+    rows = pl.DataFrame({roll_ups.CLUSTER: keys, "is_correct": [True] * 600}).cast(
+        {roll_ups.CLUSTER: pl.UInt64}
     )
-    assert not growing_tables.ClusterCounts.of(rows).is_exact
-    few = growing_tables.ClusterCounts.of(rows[: 300 if n_first == 2 else 100])
+    assert not roll_ups.ClusterCounts.of(rows).is_exact
+    few = roll_ups.ClusterCounts.of(rows[: 300 if n_first == 2 else 100])
     assert few.is_exact
     assert few.table.height == min(n_first, 100)
 
@@ -221,7 +221,7 @@ def test_the_document_has_them():
 
 
 def test_a_gate_can_ask_for_them():
-    result = evaluate(pairs_of(40))  # too few for doubts about their texts
+    result = evaluate(pairs_of(19))  # too few for doubts about their texts
     value, limits = result.figure("reward_accuracy")
     gate(result, under={"reward_accuracy": value - 1e-9})
     with pytest.raises(GateError):

@@ -23,6 +23,28 @@ ALWAYS = {
 }
 
 
+CLEAR = {
+    "reference shifted by a row": {"shifted"},
+    "chosen and rejected of the reference exchanged": {"exchanged"},
+    "reference of other rows": {"other_texts"},
+}
+
+
+@pytest.mark.parametrize("fault", CLEAR)
+def test_a_clear_fault_is_said_of_few_pairs(fault):
+    found = [doubts(FAULTS[fault](sound(seed, least=20, most=49))) for seed in range(12)]
+    assert sum(set(names) == CLEAR[fault] for names in found) >= 9
+
+
+def test_few_sound_pairs_raise_no_doubt():
+    assert [seed for seed in range(40) if doubts(sound(seed, least=8, most=49))] == []
+
+
+@pytest.mark.slow  # the same with ten times the sets
+def test_hundreds_of_few_sound_pairs_raise_no_doubt():
+    assert [seed for seed in range(100, 500) if doubts(sound(seed, least=8, most=49))] == []
+
+
 def test_sound_sets_raise_no_doubt():
     assert [seed for seed in range(20) if doubts(sound(seed, most=5_000))] == []
 

@@ -160,3 +160,12 @@ def test_the_version_of_an_iceberg_table_is_the_one_that_its_folder_names(iceber
     (path / "metadata" / "00002-other.metadata.json").write_text("{}")
     with pytest.raises(StorageError, match="has 2 files of version 2"):
         evaluate(path)
+
+
+def test_a_table_that_its_library_cannot_read_is_an_error_of_ours(tmp_path, eight):
+    pytest.importorskip("deltalake")
+    (tmp_path / "t" / "_delta_log").mkdir(parents=True)
+    (tmp_path / "t" / "_delta_log" / f"{0:020}.json").write_text('{"commitInfo": {}}')
+    eight.write_parquet(tmp_path / "t" / "a.parquet")
+    with pytest.raises(StorageError, match="cannot be read as a table of Delta Lake: "):
+        evaluate(tmp_path / "t")

@@ -323,6 +323,17 @@ def test_files_in_no_folder_of_a_key_are_an_error_or_have_the_column(write, eigh
     assert table.select("v", "n_pairs").rows() == [("a", 3), ("own", 5)]
 
 
+def test_keys_that_are_no_numbers_stay_text(write):
+    """007 and 7 are two folders; Polars takes both for the number 7."""
+    write("coded/k=007/a.parquet", rows=3)
+    write("coded/k=7/a.parquet", 3, 5)
+    found = evaluate("coded", by="k").subsets
+    assert found.select("k", "n_pairs").rows() == [("007", 3), ("7", 5)]
+    write("plain/k=10/a.parquet", rows=3)
+    write("plain/k=__HIVE_DEFAULT_PARTITION__/a.parquet", 3, 5)
+    assert dict(evaluate("plain", by="k").subsets.select("k", "n_pairs").rows()) == {10: 3, None: 5}
+
+
 class _Store(Access):
     """A store that holds what lies in the current folder."""
 

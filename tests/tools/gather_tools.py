@@ -122,8 +122,20 @@ def gathered_of(frame, **options):
     return result.statistics.gathered
 
 
+def bin_number(value, per_doubling=256):
+    """The bin of a value: its place on a line that bends at each power of two."""
+    fraction, exponent = math.frexp(abs(value) + 2**-7)
+    place = exponent + 6 + (2 * fraction - 1)
+    return math.copysign(1, value) * math.floor(place * per_doubling + 0.5)
+
+
 def coarse(value):
-    return round(math.asinh(value / 0.01) / 0.05)
+    return bin_number(value, 16)
+
+
+def middle_of_coarse(number):
+    doublings, rest = divmod(abs(number), 16)
+    return math.copysign(2.0 ** (doublings - 7) * (1 + rest / 16) - 2**-7, number)
 
 
 def tables_of(statistics):

@@ -264,7 +264,8 @@ def dry_run(function: Callable[..., Any], *places: Any, **arguments: Any) -> Pla
     Nothing is written. Print the plan, or `run()` it.
 
     Args:
-        function: `check`, `evaluate`, `sweep`, `score_parquet`, `rank`, `compare` or `convert`.
+        function: `check`, `evaluate`, `sweep`, `score_parquet`, `select`, `rank`, `compare`,
+            `convert` or `logps`.
         places: Its positional arguments.
         arguments: Its keyword arguments.
 
@@ -282,7 +283,7 @@ def dry_run(function: Callable[..., Any], *places: Any, **arguments: Any) -> Pla
     """
     plan = getattr(function, "plan", None)
     if plan is None:
-        names = "check, evaluate, sweep, score_parquet, rank, compare, convert"
+        names = "check, evaluate, sweep, score_parquet, select, rank, compare, convert, logps"
         raise UsageError(f"dry_run takes one of {names}, found {function!r}")
     made: Plan[Any] = plan(*places, **arguments)
     return made

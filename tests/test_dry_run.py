@@ -419,9 +419,7 @@ def test_a_report_is_said_and_asks_for_statistics(tmp_path, source):
 
 
 def test_only_calls_that_can_be_rehearsed_are_taken(source):
-    with pytest.raises(
-        UsageError, match="one of check, evaluate, sweep, score_parquet, compare, convert"
-    ):
+    with pytest.raises(UsageError, match="one of check, evaluate, sweep, score_parquet, select"):
         dry_run(open_dataset, source)
     with pytest.raises(TypeError, match="bta"):
         dry_run(evaluate, source, bta=0.1)

@@ -112,7 +112,6 @@ CONTENTS = {
     "json lines": b'{"a": 1}\n',
     "text scores": b'{"scores_chosen": "1", "scores_rejected": "2"}\n',
     "texts": b'{"chosen": "good", "rejected": "bad"}\n',
-    "rewardbench 2": b'{"scores": [1.5, 2.5, 0.5], "num_correct": 1}\n',
 }
 
 
@@ -141,7 +140,6 @@ CONTENTS = {
         pytest.param("rewardbench", "json lines", ColumnError, "scores_chosen, scores_", id="13"),
         pytest.param("rewardbench", "text scores", ColumnError, "must be a number, or a", id="14"),
         pytest.param("rewardbench", "texts", ColumnError, "chosen: must be a number", id="15"),
-        pytest.param("rewardbench", "rewardbench 2", ColumnError, "and no pairs", id="16"),
         pytest.param("vllm", "json lines", ColumnError, "line 1: pair_id must be", id="17"),
         pytest.param("vllm", "text", ColumnError, "line 1: Expecting value", id="18"),
     ],

@@ -141,6 +141,12 @@ class InvalidReport(Printable):
         return (*self.warnings, *self.notes)
 
     @property
+    def decisive(self) -> Doubt | None:
+        """The gravest doubt that can be the cause of every figure; None without one."""
+        causes = (each for each in self.doubts if "baseline" in each.explains)
+        return next(causes, None)
+
+    @property
     def by_rule(self) -> Mapping[str, int]:
         """Rows by the name of the rule that they break."""
         return {rule.name: rule.count for rule in self.broken}

@@ -387,8 +387,7 @@ class Evaluation(Reported):
     @property
     def _decisive_doubt(self) -> Doubt | None:
         """The gravest doubt that can be the cause of the accuracy."""
-        causes = (each for each in self.invalid.doubts if "baseline" in each.explains)
-        return next(causes, None)
+        return self.invalid.decisive
 
     @property
     def _contradictory(self) -> float:

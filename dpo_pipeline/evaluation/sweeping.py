@@ -75,7 +75,12 @@ class Sweep(Printable):
 
     @property
     def best(self) -> dict[str, float]:
-        """Loss to the tried beta with its smallest mean loss; `notes` says where it says little."""
+        """Loss to the tried beta with its smallest mean loss; `notes` says where it says little.
+
+        Empty where the log-probs are surely wrong: no beta is the best of wrong figures.
+        """
+        if self.invalid.decisive is not None:
+            return {}
         smallest = self.table.filter(pl.col(LOSS) == pl.col(LOSS).min().over(OBJECTIVE))
         first = smallest.unique(OBJECTIVE, keep="first", maintain_order=True)
         return dict(first.select(OBJECTIVE, BETA).iter_rows())
@@ -135,10 +140,15 @@ class Sweep(Printable):
 
     def to_parts(self) -> Iterator[Part]:
         """Yield the best betas, what is doubtful, and the figures."""
-        best = [f"{name}: beta {beta:g}" for name, beta in self.best.items()]
-        yield Sentence(text=f"smallest loss of those tried: {'; '.join(best)}", leads=True)
+        doubt = self.invalid.decisive
+        if doubt is None:
+            best = [f"{name}: beta {beta:g}" for name, beta in self.best.items()]
+            yield Sentence(text=f"smallest loss of those tried: {'; '.join(best)}", leads=True)
+        else:
+            text = f"no beta is the best one: {doubt}"
+            yield Sentence(text=text, leads=True, tone="bad", more=(doubt.advice,))
         yield from warned(self.notes, "note")
-        yield from self.invalid.warning_parts()
+        yield from self.invalid.warning_parts(but=doubt)
         yield from self.invalid.rule_parts()
         n_pairs, n_invalid = self.invalid.n_pairs, self.invalid.n_invalid
         title = f"{whole(self.source)}: {n_pairs:,} pairs, {n_invalid:,} invalid"

@@ -8,7 +8,15 @@ import math
 import polars as pl
 import pytest
 
-from dpo_pipeline import Execution, InvalidPairsError, Objective, UsageError, evaluate, sweep
+from dpo_pipeline import (
+    DataWarning,
+    Execution,
+    InvalidPairsError,
+    Objective,
+    UsageError,
+    evaluate,
+    sweep,
+)
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.losses import LOSSES
 from dpo_pipeline.sums.summary import SUMMARY_FIGURES
@@ -81,6 +89,18 @@ def test_the_scale_moves_where_two_betas_disagree_on_rewards_of_zero(name):
     )
     one, other = (evaluate(pairs, beta, loss=name).summary.loss for beta in (0.1, 0.5))
     assert (one != pytest.approx(other, rel=1e-9)) == LOSSES[name].beta_moves_scale
+
+
+def test_no_beta_is_the_best_of_wrong_log_probs(counted):
+    # The reference of the next pair: whatever its losses are, they are of other texts.
+    shifted = counted.with_columns(pl.col(LOGPS[2:]).shift(1, fill_value=-50.0))
+    with pytest.warns(DataWarning, match="next row|shifted"):
+        found = sweep(shifted, BETAS)
+    assert found.best == {}
+    first, *others = str(found).splitlines()
+    assert first.startswith("no beta is the best one: ")
+    assert not any(line.startswith("warning") for line in others)
+    assert json.loads(found.to_json())["best_beta"] == {}
 
 
 def test_one_reading_for_any_number(counted, tmp_path, engine):

@@ -1,0 +1,17 @@
+"""`select` on the command line, with columns of other names."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from dpo_pipeline.cli.program import main
+from pair_tools import EXAMPLES
+
+
+def test_a_column_of_another_name_is_mapped(tmp_path, capsys):
+    pairs = pl.read_parquet(EXAMPLES / "pairs.parquet")
+    pairs.rename({"policy_chosen_logps": "mine"}).write_parquet(tmp_path / "pairs.parquet")
+    words = ["select", str(tmp_path / "pairs.parquet"), "--rule", "random", "--keep", "10%"]
+    assert main(words) == 1
+    assert main([*words, "--column", "policy_chosen_logps=mine"]) == 0
+    assert "random keeps 20 of 200 pairs" in capsys.readouterr().out

@@ -323,7 +323,8 @@ def _can_be_made(role: Role, mapping: Mapping[str, str]) -> bool:
 def _near(role: Role, names: list[str]) -> str | None:
     """Return the column whose name is nearly that of a role."""
     close = [s for n in names for s in (role.name, *role.aliases) if _close(n, [s])]
-    near = [n for n in names if n not in AMBIGUOUS and any(_close(n, [s]) for s in close)]
+    taken = (*AMBIGUOUS, *ROLES)  # which say that they are something else
+    near = [n for n in names if n not in taken and any(_close(n, [s]) for s in close)]
     if role in LOGP_ROLES and not near:
         near = _by_words(role, names)
     if role in COUNT_ROLES:

@@ -18,6 +18,10 @@ from dpo_pipeline.statistics import ManyPolicies, PolicyTest, counted, percent
 from dpo_pipeline.tables import Column, Figure, Limits, Name, Part, Sentence, Table, Tone
 
 LEADERBOARD_VERSION: Final = 1
+NOT_LOOKED_FOR: Final = (
+    "shifted, exchanged or copied log-probs of many policies are not looked for: `dpo-pipeline "
+    "check` each file, or compare two"
+)
 """Changes when a field of the document is removed or changes its meaning."""
 _OF_TESTS: Final = ("difference", "difference_low", "difference_high", "p_adjusted")
 
@@ -154,6 +158,7 @@ class Leaderboard(Reported):
             "winner_accuracy_low": first[0],
             "verdict": self.verdict,
             "incomparable": self.incomparable,
+            "not_looked_for": NOT_LOOKED_FOR,
             "document_version": LEADERBOARD_VERSION,
             "dpo_pipeline": version("dpo_pipeline"),
             "on": self.on,
@@ -193,6 +198,7 @@ class Leaderboard(Reported):
         else:
             tone: Tone = "good" if is_sure else "warning"
             yield Sentence(text=self.verdict, tone=tone, more=(luck,), leads=True)
+        yield Sentence(text=NOT_LOOKED_FOR, label="note", tone="note")
         ties = max(self.n_ties) / self.n_valid
         if ties >= TIES_DIFFER_FROM:
             yield Sentence(text=f"a tie counts half; one policy ties on {ties:.1%} of the pairs")

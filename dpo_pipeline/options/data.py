@@ -43,7 +43,7 @@ class Pairs:
         "--column",
         kinds.ROLE_COLUMNS,
         "The input column of a role. Repeatable.",
-        calls=("check", "evaluate", "sweep", "score", "select", "convert", "compare"),
+        calls=("check", "evaluate", "sweep", "score", "select", "rank", "convert", "compare"),
         default=None,
     )
     reference: Reference | None = argument(

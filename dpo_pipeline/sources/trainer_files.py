@@ -152,6 +152,7 @@ def rewardbench(source: SourcePath, columns: Mapping[str, str] | None = None) ->
     if names is None and isinstance(schema.get("scores"), pl.List):
         if not is_document:
             frame = ndjson(paths, types={"scores": _scores_type(schema["scores"])}).frame
+        _check_ties(frame, paths[0])
         return Rows(_rewardbench2(frame), found.identities, found.notes)
     if names is None:
         problem = (
@@ -179,6 +180,18 @@ def rewardbench(source: SourcePath, columns: Mapping[str, str] | None = None) ->
 def _scores_type(dtype: pl.DataType) -> pl.DataType:
     is_nested = isinstance(dtype, pl.List) and isinstance(dtype.inner, pl.List)
     return pl.List(pl.List(pl.Float64)) if is_nested else pl.List(pl.Float64)
+
+
+def _check_ties(frame: pl.LazyFrame, name: str) -> None:
+    """Raise a ColumnError if there are Ties and nothing says how many completions are right."""
+    schema = frame.collect_schema()
+    if "num_correct" in schema or schema.get("subset") != pl.String:
+        return
+    has_ties = (pl.col("subset").str.to_lowercase() == "ties").any()
+    if frame.select(has_ties).collect().item():
+        raise ColumnError(
+            name, ("num_correct: missing, and it says how many completions of Ties are right",)
+        )
 
 
 def _rewardbench2(frame: pl.LazyFrame) -> pl.LazyFrame:

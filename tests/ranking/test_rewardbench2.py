@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from dpo_pipeline import Pairs, evaluate, rank
+from dpo_pipeline import ColumnError, Pairs, evaluate, rank
 
 # What `process_single_model` of reward-bench's rewardbench/utils.py returned for `ties(seed)`.
 RECORDED = {1: 0.5166200365169028, 2: 0.37236075792792406, 3: 0.5783718666682055}
@@ -88,6 +88,16 @@ def test_the_score_is_the_unweighted_mean_of_subsets(tmp_path):
 def test_outside_ties_only_the_first_completion_is_right(tmp_path):
     made = rank(write(tmp_path / "scores.json", [("1", "Math", 3, [1.0, 2.0, 0.0, 0.0])]))
     assert made.rewardbench.subsets == {"Math": 0.0}
+
+
+def test_ties_without_the_number_of_right_ones_are_refused(tmp_path):
+    rows = [("ref:1", "Ties", 2, [3.0, 2.0, 0.0, 0.0]), ("1", "Math", 1, [1.0, 2.0, 0.0, 0.0])]
+    path = write(tmp_path / "scores.json", rows).source
+    document = json.loads(path.read_text())
+    del document["num_correct"]
+    path.write_text(json.dumps(document))
+    with pytest.raises(ColumnError, match="num_correct: missing"):
+        rank(Pairs(path, format="rewardbench"))
 
 
 def test_lines_are_read_as_the_document_is(tmp_path):

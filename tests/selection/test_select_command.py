@@ -1,4 +1,4 @@
-"""`select` on the command line, with columns of other names."""
+"""Columns of other names on the command line of `select` and `rank`."""
 
 from __future__ import annotations
 
@@ -15,3 +15,13 @@ def test_a_column_of_another_name_is_mapped(tmp_path, capsys):
     assert main(words) == 1
     assert main([*words, "--column", "policy_chosen_logps=mine"]) == 0
     assert "random keeps 20 of 200 pairs" in capsys.readouterr().out
+
+
+def test_completions_of_other_names_are_mapped(tmp_path, capsys):
+    source = pl.read_csv(EXAMPLES / "completions.csv")
+    source.rename({"policy_logps": "mine"}).write_csv(tmp_path / "completions.csv")
+    words = ["rank", str(tmp_path / "completions.csv")]
+    assert main([*words, "--column", "policy_logps=mine", "--json"]) == 0
+    mapped = capsys.readouterr().out
+    assert main(["rank", str(EXAMPLES / "completions.csv"), "--json"]) == 0
+    assert mapped.replace(str(tmp_path), "") == capsys.readouterr().out.replace(str(EXAMPLES), "")

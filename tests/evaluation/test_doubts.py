@@ -103,7 +103,7 @@ def test_a_doubt_stands_first_everywhere(real, tmp_path):
         (lambda: evaluate(path), f"no verdict: {said}"),
         (lambda: score_parquet(path, tmp_path / "out.parquet", outputs=outputs), "no verdict: "),
         (lambda: check(path), f"{path}: all 698 pairs keep the contract\n\nwarning: {said}"),
-        (lambda: sweep(path, [0.1, 0.5]), "smallest loss of those tried: sigmoid: beta 0.1\n"),
+        (lambda: sweep(path, [0.1, 0.5]), f"no beta is the best one: {said}"),
     ]
     for call, begins in results:
         with pytest.warns(DataWarning, match=said):

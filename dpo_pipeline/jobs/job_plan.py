@@ -185,10 +185,6 @@ class JobPlan(Printable):
         filled = [shard for shard in self.shards if shard.rows]
         return filled[bisect_right(filled, row, key=lambda shard: shard.first_row) - 1]
 
-    def shard_of_part(self, index: int) -> JobShard:
-        """Return the shard that a part of the output is written with."""
-        return next(shard for shard in self.shards if index in range(*shard.parts))
-
     def result_path(self, shard: JobShard) -> str:
         """Return where the result of a shard is."""
         return os.path.join(self.folder, "shards", f"{shard.number:05}.zip")

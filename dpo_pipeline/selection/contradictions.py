@@ -7,7 +7,7 @@ its log-probs. Within a prompt, each pair says that one completion is better tha
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import polars as pl
@@ -23,7 +23,7 @@ from dpo_pipeline.columns import (
 )
 from dpo_pipeline.selection.row_ranks import ROW
 from dpo_pipeline.sources import KEY, Partitions
-from dpo_pipeline.statistics import mixed, with_hashes
+from dpo_pipeline.statistics import counted, mixed, with_hashes
 
 CHOSEN: Final = "__dpo_pipeline_chosen"
 REJECTED: Final = "__dpo_pipeline_rejected"
@@ -48,18 +48,20 @@ class ContradictionCounts:
     swaps: int = 0
     cycles: int = 0
     known_by: str = ""  # what completions are known by
-    has_prompts: bool = field(default=False)
 
     def sentences(self) -> Iterator[str]:
         """Yield what was found."""
         found = {
-            "repeat another pair exactly": self.duplicates,
-            "have an exact swap, chosen and rejected exchanged": self.swaps,
-            "lie on a cycle of three or more completions of one prompt": self.cycles,
+            "that repeat another pair exactly": self.duplicates,
+            "with an exact swap, chosen and rejected exchanged": self.swaps,
+            "on a cycle of three or more completions of one prompt": self.cycles,
         }
+        several = sum(n > 0 for n in found.values()) > 1
+        once = "; each pair is counted once, as what stands first here" if several else ""
         for what, n in found.items():
             if n:
-                yield f"{n:,} pairs {what}; completions are known by their {self.known_by}"
+                known = f"completions are known by their {self.known_by}"
+                yield f"{counted(n, 'pair')} {what}; {known}{once}"
 
 
 def with_edges(pairs: pl.LazyFrame, columns: Mapping[str, pl.DataType]) -> pl.LazyFrame:

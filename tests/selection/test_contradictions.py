@@ -63,7 +63,7 @@ def test_pairs_that_contradict_are_found(tmp_path, monkeypatch, texts, held):
     counts = result.contradictions
     assert (counts.duplicates, counts.swaps, counts.cycles) == (2, 2, 3)
     assert counts.known_by == ("text" if texts else "log-probs")
-    assert "2 pairs repeat another pair exactly" in str(result)
+    assert "2 pairs that repeat another pair exactly" in str(result)
 
 
 def test_without_prompts_swaps_and_copies_are_found(tmp_path):

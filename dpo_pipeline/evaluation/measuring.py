@@ -24,7 +24,6 @@ from dpo_pipeline.contract import Binding, Offences, Places, RuleSet, listed
 from dpo_pipeline.defaults import (
     MAX_SUBSETS,
     MAX_SUBSETS_WITH_STATISTICS,
-    NEIGHBOURS_ROWS,
     SHARD_ROWS,
     STATISTICS_ROWS,
 )
@@ -71,7 +70,13 @@ from dpo_pipeline.sums import (
     tally,
     with_objectives,
 )
-from dpo_pipeline.unpaired import columns_of_completions, completion_sums, reward_bin
+from dpo_pipeline.unpaired import (
+    COMPLETION_FIGURES,
+    columns_of_completions,
+    completion_figures,
+    completion_sums,
+    reward_bin,
+)
 
 _SUBSET: Final = "__dpo_pipeline_subset_"
 
@@ -134,7 +139,7 @@ class Measured:
         """List the broken rules from the files of invalid pairs, one for each part."""
         found = Offences(self.rules)
         for part, target in zip(parts, targets, strict=True) if self.n_invalid else ():
-            pairs = with_scores_of(target.scan(), self.objectives)
+            pairs = with_scores_of(target.scan(), self.scorer.objectives)
             place = [] if part.file is None else [(part.file.relative, part.file.rows)]
             found.join(
                 listed(pairs, self.rules, Places(place), read_from=target.name, row=SOURCE_ROW)
@@ -175,13 +180,13 @@ class Measured:
     def figures(self, sums: pl.DataFrame, keys: Mapping[str, str] | None = None) -> pl.DataFrame:
         """Divide sums: a row for each row and objective. `keys` gives key columns new names."""
         names = dict(keys or {})
+        scored = self.scorer.objectives
+        divided = completion_figures if self.wanted.unpaired else figures
         tables = [
-            figures(sums, each, keys=list(names), suffix=suffix_of(i, self.objectives)).rename(
-                names
-            )
-            for i, each in enumerate(self.objectives)
+            divided(sums, each, keys=list(names), suffix=suffix_of(i, scored)).rename(names)
+            for i, each in enumerate(scored)
         ]
-        return with_objectives(tables, self.objectives) if self.wanted.by_objective else tables[0]
+        return with_objectives(tables, scored) if self.wanted.by_objective else tables[0]
 
     @property
     def subset_names(self) -> dict[str, str]:
@@ -255,8 +260,8 @@ class Wanted:
 
     `by_objective` says whether tables name the objective, even if there is one; `intervals`,
     whether the main figures have theirs; `looks_at_all`, whether what no two models give is looked
-    for in all rows, and not in a sample of them. `unpaired` is the loss of completions, one a row,
-    that is summed.
+    for in all rows, and not in a sample of them. `unpaired` are the losses of completions, one a
+    row, that are summed.
     """
 
     by: tuple[str, ...] = ()
@@ -266,7 +271,7 @@ class Wanted:
     by_objective: bool = False
     looks_at_all: bool = False
     intervals: bool = False
-    unpaired: CheckedObjective | None = None
+    unpaired: tuple[CheckedObjective, ...] = ()
 
     @property
     def batch_keys(self) -> list[str]:
@@ -286,11 +291,6 @@ class Wanted:
         return in_order and not others
 
     @property
-    def first_rows(self) -> int:
-        """Rows at the start that stay in one shard: neighbours are compared in them."""
-        return NEIGHBOURS_ROWS if self.statistics is None else STATISTICS_ROWS
-
-    @property
     def shard_rows(self) -> int:
         """Rows that one query reads."""
         rows = SHARD_ROWS if self.batching is None else self.batching.shard_rows
@@ -299,7 +299,8 @@ class Wanted:
     @property
     def labels(self) -> tuple[str, ...]:
         """The columns of the subsets as tables call them, beside those of figures."""
-        taken = {*SUMMARY_FIGURES, *((OBJECTIVE, BETA) if self.by_objective else ())}
+        own = COMPLETION_FIGURES if self.unpaired else SUMMARY_FIGURES
+        taken = {*own, *((OBJECTIVE, BETA) if self.by_objective else ())}
         if self.statistics is not None:
             ends = ("_low", "_high")
             taken |= {n for n in self.by if n.startswith(("n_", "sum_", "p_")) or n.endswith(ends)}
@@ -479,7 +480,7 @@ def _partial_sums(
             needs=binding.needs,
             keys=[*wanted.batch_keys, *keys],
             by_bin=wanted.histogram,
-            binned=reward_bin() if wanted.unpaired else None,
+            binned=reward_bin(wanted.unpaired[0]) if wanted.unpaired else None,
             few=wanted.only_batches and batching is not None and batching.are_small,
         ),
         extra=[*completion_sums(wanted.unpaired), *(batching.sums() if batching else ())],

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
 
 import polars as pl
 
@@ -24,6 +23,7 @@ from dpo_pipeline.contract import Binding, Offences, Places, RuleSet, listed
 from dpo_pipeline.defaults import (
     MAX_SUBSETS,
     MAX_SUBSETS_WITH_STATISTICS,
+    NEIGHBOURS_ROWS,
     SHARD_ROWS,
     STATISTICS_ROWS,
 )
@@ -33,7 +33,7 @@ from dpo_pipeline.evaluation.estimates import Intervals, Statistics
 from dpo_pipeline.evaluation.estimating import intervals_of, means_of_pairs, statistics_of
 from dpo_pipeline.evaluation.evaluation_result import Evaluation
 from dpo_pipeline.evaluation.gathering import Gathered, Gathering
-from dpo_pipeline.evaluation.planning import check_statistics
+from dpo_pipeline.evaluation.planning import check_statistics, subset_keys
 from dpo_pipeline.evaluation.shards import (
     FoundOffences,
     PartialSums,
@@ -77,8 +77,6 @@ from dpo_pipeline.unpaired import (
     completion_sums,
     reward_bin,
 )
-
-_SUBSET: Final = "__dpo_pipeline_subset_"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,11 +247,6 @@ class Measured:
         )
 
 
-def subset_keys(by: Sequence[str]) -> list[str]:
-    """Return the names that columns of subsets have while sums are made."""
-    return [f"{_SUBSET}{i}" for i in range(len(by))]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """What is measured beside the totals.
@@ -289,6 +282,11 @@ class Wanted:
         in_order = self.batching is not None and self.batching.in_order
         others = self.by or self.histogram or self.statistics is not None
         return in_order and not others
+
+    @property
+    def first_rows(self) -> int:
+        """Rows at the start that stay in one shard: neighbours are compared in them."""
+        return NEIGHBOURS_ROWS if self.statistics is None else STATISTICS_ROWS
 
     @property
     def shard_rows(self) -> int:

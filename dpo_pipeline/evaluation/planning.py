@@ -452,6 +452,11 @@ def warn_of(report: InvalidReport) -> None:
         warnings.warn(f"{report.source}: {text}", DataWarning, stacklevel=4)
 
 
+def subset_keys(by: Sequence[str]) -> list[str]:
+    """Return the names that columns of subsets have while sums are made."""
+    return [f"__dpo_pipeline_subset_{i}" for i in range(len(by))]
+
+
 def check_statistics(asked: StatisticsOptions, columns: pl.Schema, by: Sequence[str]) -> None:
     """Raise a UsageError if options of statistics do not fit the columns or those of `by`."""
     if asked.weights and not by:

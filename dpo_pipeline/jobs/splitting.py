@@ -10,7 +10,6 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 from dpo_pipeline.arguments import given
-from dpo_pipeline.defaults import NEIGHBOURS_ROWS, STATISTICS_ROWS
 from dpo_pipeline.engine import Function
 from dpo_pipeline.errors import StorageError, UsageError
 from dpo_pipeline.jobs.input_files import input_files
@@ -101,9 +100,7 @@ def _starts(call: Call, parts: Sequence[Part], n: int) -> list[int]:
     made = call.measurement
     total = made.dataset.rows or 0
     step = made.scorer.rows(1)  # more than 1 if batches must stay whole
-    # The first rows stay in one shard: neighbours are compared in them.
-    together = NEIGHBOURS_ROWS if made.wanted.statistics is None else STATISTICS_ROWS
-    first = min(max(total // n, together), total)
+    first = min(max(total // n, made.wanted.first_rows), total)
     even = [first + (total - first) * i // max(n - 1, 1) for i in range(n - 1)]
     borders = [each.first_row for each in parts] if step == 1 else []
     starts = [0]

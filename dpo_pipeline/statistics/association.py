@@ -179,12 +179,9 @@ def _clustered_error(
     fewest = min(with_up, with_down)
     if fewest < 2:  # noqa: PLR2004  one shows no spread
         return None, 0.0
-    squares = {
-        "up": above.pow(2).sum() * with_up / (with_up - 1) / ups**2,
-        "down": below.pow(2).sum() * with_down / (with_down - 1) / downs**2,
-        "both": 2.0 * (above * below).sum() * n / (n - 1) / (ups * downs),
-    }
-    variance = math.fsum(squares.values())
+    variance = float((above**2).sum()) * with_up / (with_up - 1) / ups**2
+    variance += float((below**2).sum()) * with_down / (with_down - 1) / downs**2
+    variance += 2.0 * float((above * below).sum()) * n / (n - 1) / (ups * downs)
     return math.sqrt(max(variance, 0.0)), fewest - 1.0
 
 

@@ -26,7 +26,6 @@ from dpo_pipeline.columns import (
 from dpo_pipeline.comparison.common_pairs import differing, scored_side, wanted_columns
 from dpo_pipeline.comparison.leaderboard import Leaderboard
 from dpo_pipeline.comparison.paired_arrays import Whole, hashes_of
-from dpo_pipeline.comparison.paired_gathering import PROMPT
 from dpo_pipeline.comparison.sides import Table, bound_tables, lacking
 from dpo_pipeline.contract import why_refused
 from dpo_pipeline.defaults import BAGS, CLUSTERS_HELD, ROWS_IN_STEP, STATISTICS_ROWS
@@ -50,6 +49,7 @@ from dpo_pipeline.sources import (
 from dpo_pipeline.statistics import cluster_hashes, counted, many_policies
 from dpo_pipeline.storage import reading
 from dpo_pipeline.sums import CLUSTER, VALID, coded, exact_sums, merge, whole_quanta
+from dpo_pipeline.unpaired import PROMPT
 
 POLICY: Final = "policy"
 STEP: Final = "step"

@@ -177,6 +177,7 @@ class ComparisonPlan(Plan[Comparison]):
         )
         # Without a verdict there is no p-value that somebody could take for one.
         is_tested = differences[REWARD_ACCURACY].p_value is not None
+        n_clusters = n_clusters_of(paired)
         return Comparison(
             on=self.pairs.on,
             objective=objective,
@@ -186,8 +187,8 @@ class ComparisonPlan(Plan[Comparison]):
             b=sides[1],
             n_common=read.counts.common,
             n_valid=read.n_valid,
-            clusters=clusters_in_words(paired),
-            n_clusters=n_clusters_of(paired),
+            clusters=clusters_in_words(n_clusters, is_by_prompt=paired.is_by_prompt),
+            n_clusters=n_clusters,
             differences=differences,
             mcnemar=mcnemar_of(paired, is_tested=is_tested),
             by=self.pairs.by,
@@ -310,7 +311,9 @@ def compare(
         1
     """
     if len(policies) != 2:  # noqa: PLR2004  A and B
-        return _many(locals())
+        from dpo_pipeline.policies import plan_of
+
+        return plan_of(locals())
     a, b = (each if isinstance(each, Pairs) else Pairs(each) for each in policies)
     if b.columns is None:
         b = replace(b, columns=a.columns)
@@ -322,8 +325,8 @@ def compare(
     if groups.execution.engine != "local":
         raise UsageError("compare joins the policies on this machine: leave the engine out")
     objective, subsets = groups.objective, given(Subsets, by)
-    _refuse(objective, subsets)
-    key = _key_of(on, groups.reference)
+    refuse_options(objective, subsets)
+    key = key_asked(on, groups.reference)
     # A side may be joined to a reference of its own; completions are, before they are paired.
     shared, third = groups.reference, None
     if a.pairing is not None or b.pairing is not None:
@@ -373,47 +376,6 @@ def compare(
     )
 
 
-def _many(asked: Mapping[str, Any]) -> Plan[Any]:
-    """Return the plan for one source of policies, or three or more."""
-    from dpo_pipeline.comparison.policies import plan_of, policies_of, split_by_policy
-
-    each = [p if isinstance(p, Pairs) else Pairs(p) for p in asked["policies"]]
-    if not each:
-        raise UsageError("compare takes two policies or more, found none")
-    each = [p if p.columns is not None else replace(p, columns=each[0].columns) for p in each]
-    groups = Groups.of({**asked, "pairs": replace(each[0], reference=None)})
-    statistics, subsets = asked["statistics"], given(Subsets, asked["by"])
-    options = given(StatisticsOptions, None if statistics is True else statistics)
-    if options != StatisticsOptions(level=options.level, baseline=options.baseline):
-        raise UsageError("compare takes level and baseline of StatisticsOptions, and no more of it")
-    if groups.execution.engine != "local":
-        raise UsageError("compare joins the policies on this machine: leave the engine out")
-    _refuse(groups.objective, subsets)
-    if subsets.names or groups.outputs.shown:
-        raise UsageError("by and show are of two policies: compare A and B alone")
-    if any(one.reference is not None for one in each):
-        raise UsageError("a reference of one side alone is of two policies: give reference=")
-    key, shared = _key_of(asked["on"], groups.reference), groups.reference
-    found = policies_of(each)
-    if len(found) == 1:
-        ((label, one),) = found.items()
-        rows = replace(groups, pairs=one, reference=None).opened(key, label).whole
-        found = split_by_policy(rows, replace(one, format=None)) or found
-    third = None
-    if shared is not None:
-        cancel = groups.execution.cancel
-        third = open_reference(replace(shared, on=key), access=groups.access, cancel=cancel)
-    return plan_of(
-        groups,
-        found,
-        third,
-        on=key,
-        level=options.level,
-        baseline=options.baseline,
-        options=groups.as_given(by=subsets, statistics=options),
-    )
-
-
 def _places_of(names: Sequence[str], tables: Sequence[Table]) -> dict[str, list[Table]]:
     """Return the sides that each column is read from: those that have it."""
     there = [(t, t.dataset.frame.collect_schema().names()) for t in tables if names]
@@ -431,7 +393,7 @@ def _own_reference(side: Pairs) -> Reference | None:
     return None if side.reference is None else given(Reference, side.reference)
 
 
-def _refuse(objective: CheckedObjective, subsets: Subsets) -> None:
+def refuse_options(objective: CheckedObjective, subsets: Subsets) -> None:
     """Raise a UsageError if these options make no comparison."""
     refuse_completions(objective, "compare")
     if objective.beta == 0.0:
@@ -444,7 +406,8 @@ def _refuse(objective: CheckedObjective, subsets: Subsets) -> None:
         raise UsageError("a comparison has no histogram option: its report shows the changes")
 
 
-def _key_of(on: str | None, reference: Reference | None) -> str:
+def key_asked(on: str | None, reference: Reference | None) -> str:
+    """Return the column of keys that was asked for, in one way or the other."""
     own = PAIR_ID.name if reference is None else reference.on
     if on is None:
         return own

@@ -82,14 +82,30 @@ class Table:
         """Return rows of the dataset under canonical names."""
         return self.binding.prepare(_filled(frame, self.lacks))
 
-    def keyed(self, key: pl.Expr, names: Sequence[str] = ()) -> pl.LazyFrame:
-        """Return all rows for a join: `KEY`, `valid` and some columns, as a plan."""
-        rows = self.prepared(self.dataset.whole)
-        return rows.select(
+    def keyed(
+        self,
+        key: pl.Expr,
+        names: Sequence[str] = (),
+        *,
+        rows: pl.LazyFrame | None = None,
+        also: str | None = None,
+    ) -> pl.LazyFrame:
+        """Return all rows for a join: `KEY`, `valid` and some columns, as a plan.
+
+        `rows` are those of a longer table with its columns, and `also` one more column of it.
+        """
+        prepared = self.prepared(self.dataset.whole if rows is None else rows)
+        return prepared.select(
             key.alias(KEY),
             self.binding.rules.valid.alias(self.valid),
             *(pl.col(name).alias(self.column(name)) for name in names),
+            *([] if also is None else [also]),
         )
+
+    def taken_from(self, rows: pl.DataFrame, other: Table, names: Sequence[str]) -> pl.DataFrame:
+        """Return rows that another table `keyed` as those of this one."""
+        names = (_VALID, *names)
+        return rows.select(KEY, *(pl.col(other.column(n)).alias(self.column(n)) for n in names))
 
     def report(self, n_pairs: int, watch: Watch) -> InvalidReport:
         """List which rows break the contract, reading all rows once more."""

@@ -24,9 +24,12 @@ from .distributions import (
     normal_quantile as normal_quantile,
 )
 from .families import (
+    Band as Band,
     ManyPolicies as ManyPolicies,
     PolicyTest as PolicyTest,
+    Trends as Trends,
     many_policies as many_policies,
+    trends as trends,
 )
 from .hashing import (
     cluster_hashes as cluster_hashes,

@@ -117,7 +117,9 @@ def run_options() -> Iterator[click.Parameter]:
 
 def output_options() -> Iterator[click.Parameter]:
     """Yield the options of printing alone."""
-    yield SettingOption(["--quiet", "-q"], is_flag=True, help="No progress.")
+    yield SettingOption(
+        ["--quiet", "-q"], is_flag=True, help="No progress, and no word of what was written."
+    )
     yield from form_options()
 
 
@@ -148,6 +150,7 @@ def _flag(declared: Option, section: str, *, default: Any) -> click.Option:
         [declared.flag],
         needs_consent=declared.consent,
         is_secret=kind.secret,
+        splits=kind.splits,
         type=click.Choice(kind.choices) if kind.choices else _TYPES.get(kind.name),
         is_flag=kind.name == "flag",
         default=default if plain else None,

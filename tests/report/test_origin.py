@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
 from types import SimpleNamespace
 
@@ -11,9 +12,10 @@ import pytest
 
 import dpo_pipeline
 from dpo_pipeline import Outputs
+from dpo_pipeline.cli.program import main
 from dpo_pipeline.report.comparison_page import names_of
 from dpo_pipeline.statistics import heterogeneity
-from page_tools import of_margins
+from page_tools import Page, of_margins
 
 MARGINS = [0.4, -0.2, 0.1, -0.9, 0.3, -0.5]
 
@@ -36,6 +38,37 @@ def test_the_command_is_one_that_a_shell_takes(file):
     assert found.origin.command == (
         f"dpo-pipeline evaluate '{file}' --beta 0.2 --by kind --statistics"
     )
+
+
+def test_a_call_from_python_says_what_its_report_shows(file):
+    outputs = Outputs(file.parent / "page.html", show="kind", worst=3)
+    origin = dpo_pipeline.evaluate(file, outputs=outputs).origin
+    assert origin.command == f"dpo-pipeline evaluate '{file}' --show kind --worst 3 --statistics"
+
+
+def test_a_command_is_recorded_as_it_was_typed(file, monkeypatch):
+    monkeypatch.chdir(file.parent)
+    monkeypatch.setenv("DPO_PIPELINE_MAX_LOGP", "0.5")
+    words = ["evaluate", file.name, "--report", "page.html", "--show", "kind", "--beta=0.2"]
+    secret = ["--storage-option", "aws_key=SECRET", "--storage-option=token=SECRET"]
+    assert main([*words, *secret]) == 0
+    text = (file.parent / "page.html").read_text()
+    (command,) = (each for each in Page(text).texts["code"] if each.startswith("dpo-pipeline"))
+    assert "SECRET" not in text
+    hidden = ["--storage-option", "aws_key=***", "--storage-option=token=***"]
+    assert shlex.split(command) == ["dpo-pipeline", *words, *hidden]
+    # Lines end between options only.
+    assert Page(text).texts["span"][-8:] == [
+        "dpo-pipeline",
+        "evaluate",
+        "'my pairs.parquet'",
+        "--report page.html",
+        "--show kind",
+        "--beta=0.2",
+        "--storage-option 'aws_key=***'",
+        "'--storage-option=token=***'",
+    ]
+    assert "max-logp = 0.5, from DPO_PIPELINE_MAX_LOGP" in Page(text).texts["td"]
 
 
 def test_a_dataframe_has_no_command_and_no_fingerprint(file):

@@ -70,7 +70,12 @@ def test_console_blocks_print_what_they_show(checkout, capsys, words, expected):
     assert words[0] == "dpo-pipeline"
     main(words[1:])
     out, err = capsys.readouterr()
-    assert err + out == expected
+    assert _sized(err + out) == _sized(expected)
+
+
+def _sized(text):
+    """Return text without the sizes of files, which other versions of Polars write otherwise."""
+    return re.sub(r"[\d,]+ bytes", "... bytes", text)
 
 
 def shell_blocks():

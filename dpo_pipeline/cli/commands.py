@@ -77,8 +77,9 @@ def _say_whose(error: ColumnError, ctx: click.Context) -> None:
     """Have an error about columns know which option maps those of its source."""
     flags = {"b": "--b-column", "reference": "--reference-column"}
     for name, called in (("a", "A"), ("b", "B"), ("reference", "reference")):
-        path = str(ctx.params.get(name))
-        if error.source in {path, f"{path} ({called})"}:
+        typed = str(ctx.params.get(name))
+        paths = (typed, typed.partition("=")[2])  # NAME=PATH
+        if error.source in {*paths, *(f"{path} ({called})" for path in paths)}:
             error.flag, error.is_of_a = flags.get(name, error.flag), name == "a"
             return
 

@@ -107,6 +107,8 @@ _SECTIONS: Final[Mapping[str, str]] = {
 
 _DRY_RUN: Final = "Say what would be read, computed and written, reading no more than footers."
 
+_QUIET: Final = "No progress, and no word of what was written."
+
 
 def run_options() -> Iterator[click.Parameter]:
     """Yield the options of running and printing, which no call of the library has."""

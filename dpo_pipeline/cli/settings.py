@@ -103,7 +103,7 @@ class SettingOption(click.Option):
     def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
         """Return the values with their type; text with commas is several where the option splits.
 
-        One number was asked for where there is a comma: then the command that takes several is said.
+        Where one was asked for, the error says which command takes several.
         """
         texts = value if isinstance(value, (list, tuple)) else [value]
         has_several = [isinstance(each, str) and "," in each for each in texts]

@@ -28,6 +28,12 @@ from .families import (
     PolicyTest as PolicyTest,
     many_policies as many_policies,
 )
+from .groups import (
+    DifferencesTest as DifferencesTest,
+    Heterogeneity as Heterogeneity,
+    differences_test as differences_test,
+    heterogeneity as heterogeneity,
+)
 from .hashing import (
     cluster_hashes as cluster_hashes,
     hashed as hashed,
@@ -54,11 +60,9 @@ from .rankings import Ranked as Ranked, best_of as best_of, ranked as ranked
 from .resampling import bootstrap as bootstrap, delete_a_group as delete_a_group
 from .significance import (
     DifferenceTest as DifferenceTest,
-    Heterogeneity as Heterogeneity,
     adjusted_for_many as adjusted_for_many,
     agreeing as agreeing,
     fewest_that_reject as fewest_that_reject,
-    heterogeneity as heterogeneity,
     mcnemar_exact as mcnemar_exact,
     mcnemar_mid_p as mcnemar_mid_p,
     paired_difference as paired_difference,

@@ -85,9 +85,8 @@ def test_score_writes_and_says_what_was_left_out(capsys, broken, tmp_path):
         f"wrote {path}: {rows} rows, {path.stat().st_size:,} bytes"
         for path, rows in ((apart, 2), (out, 4))
     ]
-    assert (
-        run(capsys, "score", broken, out, "--on-invalid", "exclude", "--overwrite", "-q")[2] == ""
-    )
+    quiet = ["--on-invalid", "exclude", "--overwrite", "-q"]
+    assert run(capsys, "score", broken, out, *quiet)[2] == ""
     assert "no verdict: 2 of 6 pairs break the contract" in text
     assert "ref_chosen_logps.not_null  not null      1  row 2 (pair_id c): null" in text
     assert "2 invalid" in text

@@ -1,10 +1,9 @@
-"""Where a result came from, what its policies are called, and charts without a network."""
+"""Where a result came from, and charts without a network."""
 
 from __future__ import annotations
 
 import shlex
 import socket
-from types import SimpleNamespace
 
 import altair as alt
 import polars as pl
@@ -13,7 +12,6 @@ import pytest
 import dpo_pipeline
 from dpo_pipeline import Outputs
 from dpo_pipeline.cli.program import main
-from dpo_pipeline.report.comparison_page import names_of
 from dpo_pipeline.statistics import heterogeneity
 from page_tools import Page, of_margins
 
@@ -85,22 +83,6 @@ def test_the_fingerprint_is_of_the_file_and_not_of_its_place(file, tmp_path):
     assert f"{file.stat().st_size:,} bytes" in first
     pl.read_parquet(file).head(5).write_parquet(moved)
     assert dpo_pipeline.evaluate(moved).origin.fingerprint != first
-
-
-@pytest.mark.parametrize(
-    ("sources", "names"),
-    [
-        (("runs/base.parquet", "runs/tuned.parquet"), ("base", "tuned")),
-        (("s3://k:s@bucket/a.parquet", "b.jsonl.gz"), ("a", "b")),
-        (("one/x.parquet", "two/x.parquet"), ("A", "B")),
-        (("pairs (A)", "pairs (B)"), ("A", "B")),
-        (("runs/*.parquet", "b.parquet"), ("A", "B")),
-        (("a.parquet", "b" * 25 + ".parquet"), ("A", "B")),
-    ],
-)
-def test_policies_are_called_after_their_files(sources, names):
-    sides = [SimpleNamespace(source=each) for each in sources]
-    assert names_of(SimpleNamespace(a=sides[0], b=sides[1])) == names
 
 
 def test_charts_are_pictures_that_need_no_network(file, monkeypatch):

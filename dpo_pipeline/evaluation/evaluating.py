@@ -132,7 +132,9 @@ class Measurement:
             batch_file=batch_file,
         )
         if made.n_pairs == 0:
-            raise ContractError(f"{self.dataset.name}: it holds no pairs, so nothing was evaluated")
+            made_of = "".join(f": {text}" for text in self.dataset.made())
+            problem = f"it holds no pairs, so nothing was evaluated{made_of}"
+            raise ContractError(f"{self.dataset.name}: {problem}")
         asked = self.groups.on_invalid
         noun = self.binding.needs.row
         reason = why_refused(asked, made.n_invalid, made.n_pairs, noun)

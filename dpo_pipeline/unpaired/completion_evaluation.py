@@ -112,6 +112,7 @@ class CompletionEvaluation(Printable):
         return {
             "document_version": _VERSION,
             "warnings": list(self.invalid.all_warnings),
+            "not_looked_for": self.invalid.not_looked_for,
             "dpo_pipeline": version("dpo_pipeline"),
             "source": self.source,
             "reference": self.reference,

@@ -2,6 +2,8 @@ from .association import (
     SUMS as SUMS,
     Line as Line,
     accuracy_by_gap as accuracy_by_gap,
+    area_difference as area_difference,
+    area_of_clusters as area_of_clusters,
     area_of_counts as area_of_counts,
     area_under_curve as area_under_curve,
     line_of_clusters as line_of_clusters,

@@ -262,6 +262,9 @@ REPEATED_FROM: Final = 0.01
 FEW_PAIRS: Final = 300
 """With fewer pairs, intervals of means are rough (arXiv 2503.01747)."""
 
+FEWEST_CLUSTERS: Final = 10
+"""Prompts, or pairs without prompts, from which a subset takes part in the test of differences."""
+
 FEW_CLUSTERS: Final = 50
 """With fewer prompts, the spread between them is rough."""
 

@@ -30,4 +30,10 @@ from .side_sums import (
     SideSums as SideSums,
     clusters_of as clusters_of,
 )
-from .sides import Table as Table, bound_tables as bound_tables, lacking as lacking
+from .sides import (
+    Table as Table,
+    bound_tables as bound_tables,
+    lacking as lacking,
+    named as named,
+    names_of as names_of,
+)

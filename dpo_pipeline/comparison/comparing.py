@@ -34,11 +34,12 @@ from dpo_pipeline.comparison.comparison_result import SUBSET_FIGURES, Comparison
 from dpo_pipeline.comparison.differences import (
     clusters_in_words,
     differences_of,
+    heterogeneity_of,
     mcnemar_of,
     n_clusters_of,
     subsets_of,
 )
-from dpo_pipeline.comparison.sides import Table, bound_tables
+from dpo_pipeline.comparison.sides import Table, bound_tables, named, names_of
 from dpo_pipeline.contract import why_refused
 from dpo_pipeline.defaults import LOSS_NAME, WIDE_LIMIT
 from dpo_pipeline.engine import Watch
@@ -76,6 +77,7 @@ class ComparisonPlan(Plan[Comparison]):
     options: Mapping[str, Any]  # as given, under the parameters of the call
     outputs: tuple[Output, ...]
     paths: tuple[str, ...]  # of A and B, if both are paths
+    names: tuple[str, ...]  # what A and B are called
 
     @property
     def facts(self) -> Facts:
@@ -146,6 +148,7 @@ class ComparisonPlan(Plan[Comparison]):
         sides = [
             Side(
                 source=table.name,
+                name=self.names[i],
                 n_pairs=read.counts.rows[i],
                 n_alone=read.counts.alone[i],
                 n_invalid=read.n_invalid[table.letter] + read.n_out_of_range[table.letter],
@@ -193,6 +196,7 @@ class ComparisonPlan(Plan[Comparison]):
             mcnemar=mcnemar_of(paired, is_tested=is_tested),
             by=self.pairs.by,
             subsets=subsets,
+            heterogeneity=heterogeneity_of(paired, is_tested=is_tested),
             gained=self._shown(paired.gained),
             lost=self._shown(paired.lost),
             doubts=doubts,
@@ -278,8 +282,8 @@ def compare(
 
     Args:
         policies: A and B, each `Pairs` or its source: pairs with the log-probs of a policy, in
-            any order. B may have some of A's pairs. The columns of A's `Pairs` serve B too, if
-            its own are not given.
+            any order. NAME=PATH says what a policy is called. B may have some of A's pairs. The
+            columns of A's `Pairs` serve B too, if its own are not given.
         beta: KL strength, above 0 (arXiv 2305.18290, Eq. 7); 0.1, or the dialect's. One for
             both sides. Accuracy does not depend on it; loss, rewards and margins do.
         on: The key: a column of both sides, each value once; `pair_id` if not given.
@@ -314,7 +318,11 @@ def compare(
         from dpo_pipeline.policies import plan_of
 
         return plan_of(locals())
-    a, b = (each if isinstance(each, Pairs) else Pairs(each) for each in policies)
+    (a_name, a), (b_name, b) = (
+        named(each if isinstance(each, Pairs) else Pairs(each)) for each in policies
+    )
+    a_stem, b_stem = names_of([a.source, b.source])
+    names = (a_name or a_stem, b_name or b_stem)
     if b.columns is None:
         b = replace(b, columns=a.columns)
     groups = Groups.of(locals() | {"pairs": replace(a, reference=None)})
@@ -373,6 +381,7 @@ def compare(
         options=groups.as_given(by=subsets, statistics=asked),
         outputs=Documents.checked(groups.outputs, publication),
         paths=paths_of(a, b),
+        names=names if names[0] != names[1] else ("", ""),
     )
 
 

@@ -18,9 +18,15 @@ from dpo_pipeline.columns import (
 )
 from dpo_pipeline.comparison.compared import Compared
 from dpo_pipeline.comparison.verdict import Accuracies, Difference, loss_sentence
-from dpo_pipeline.defaults import POWER
+from dpo_pipeline.defaults import FEWEST_CLUSTERS, POWER
 from dpo_pipeline.invalid_report import InvalidReport
-from dpo_pipeline.statistics import counted, limit_columns, p_equation, percent
+from dpo_pipeline.statistics import (
+    DifferencesTest,
+    counted,
+    limit_columns,
+    p_equation,
+    percent,
+)
 from dpo_pipeline.sums import Summary
 from dpo_pipeline.tables import (
     Column,
@@ -87,6 +93,7 @@ class Side:
     """One of the two policies."""
 
     source: str  # where its pairs came from
+    name: str  # what the policy is called; empty if nothing says
     n_pairs: int  # rows read
     n_alone: int  # rows whose key the other side does not have; they are left out
     n_invalid: int  # common pairs that break a rule on this side
@@ -125,6 +132,8 @@ class Comparison(Compared):
         by: Columns of the subsets.
         subsets: One row a subset, in the order of its key: the columns of `by`, then
             `SUBSET_FIGURES`. None without `by`.
+        heterogeneity: The test that B minus A is the same in all subsets. None without `by`, if
+            nothing is tested, and with too few subsets that have enough clusters.
         gained: Pairs that B alone has right, up to 20 with the largest change: `key`, `margin_a`,
             `margin_b`, `change` = margin_b - margin_a, in nats.
         lost: Pairs that A alone has right, likewise.
@@ -143,6 +152,7 @@ class Comparison(Compared):
     mcnemar: McNemar
     by: tuple[str, ...]
     subsets: pl.DataFrame | None
+    heterogeneity: DifferencesTest | None
     gained: pl.DataFrame
     lost: pl.DataFrame
     doubts: tuple[str, ...]
@@ -168,6 +178,46 @@ class Comparison(Compared):
         if self.differences[REWARD_ACCURACY].p_value is None:
             return f"no difference can be tested {self.on_pairs}: {self._why_untested()}"
         return self._accuracies.sentence(self.on_pairs)
+
+    @property
+    def heads(self) -> tuple[str, str]:
+        """What heads of tables call the policies: `A: base`."""
+        a, b = (
+            f"{letter}: {side.name}" if side.name else letter
+            for letter, side in (("A", self.a), ("B", self.b))
+        )
+        return a, b
+
+    @property
+    def quoted(self) -> tuple[str, str]:
+        """What sentences call the policies: `A "base"`."""
+        a, b = (
+            f'{letter} "{side.name}"' if side.name else letter
+            for letter, side in (("A", self.a), ("B", self.b))
+        )
+        return a, b
+
+    @property
+    def across_subsets(self) -> str:
+        """What the test of one difference in all subsets says; empty without subsets or a test."""
+        found, unit = self.heterogeneity, "prompt" if "prompt" in self.clusters else "pair"
+        if self.subsets is None or self.subsets.height < 2 or self.no_verdict is not None:  # noqa: PLR2004
+            return ""
+        if found is None:
+            return (
+                "Whether B minus A differs between subsets is not tested: fewer than two have "
+                f"{FEWEST_CLUSTERS} {unit}s."
+            )
+        within = found.degrees_of_freedom_within
+        text = (
+            f"Test that B minus A of the accuracy is the same in {found.n_groups:,} subsets "
+            f"(Welch): F({found.degrees_of_freedom:,}, {within:.4g}) = {found.f:.3g}, "
+            f"{p_equation(found.p_value)}."
+        )
+        if found.n_left_out:
+            left = counted(found.n_left_out, "subset")
+            text += f" Left out: {left} of fewer than {FEWEST_CLUSTERS} {unit}s."
+        return text
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -215,6 +265,7 @@ class Comparison(Compared):
             "differences": {name: asdict(each) for name, each in self.differences.items()},
             "mcnemar": asdict(self.mcnemar),
             "subsets": None if self.subsets is None else rows_by_key(self.subsets, self.by),
+            "heterogeneity": None if self.heterogeneity is None else asdict(self.heterogeneity),
             "gained": self.gained.select(FLIP_COLUMNS).to_dicts(),
             "lost": self.lost.select(FLIP_COLUMNS).to_dicts(),
             "findings": list(self.findings),
@@ -231,6 +282,7 @@ class Comparison(Compared):
             n_pairs=self.n_valid,
             level=self.level,
             is_one=all(self.differences[name].estimate.value == 0.0 for name in _MEANS),
+            names=self.quoted,
         )
 
     def _why_untested(self) -> str:
@@ -296,7 +348,7 @@ class Comparison(Compared):
 
     def _sides(self) -> Table:
         rows: list[tuple[Any, ...]] = []
-        for name, side in (("A", self.a), ("B", self.b)):
+        for name, side in zip(self.heads, (self.a, self.b), strict=True):
             rows.append((name, side.source, side.n_pairs, side.n_alone))
             for source in sorted(set(side.borrowed.values())):
                 lent = ", ".join(n for n, place in side.borrowed.items() if place == source)
@@ -321,7 +373,7 @@ class Comparison(Compared):
                 large = None if smallest is None else Figure(smallest, effect, digits=2)
                 cells += [Figure(each.p_value, "p"), large]
             rows.append((name, *cells))
-        heads = ["figure", "A", "B", "B minus A", f"{percent(self.level)} interval"]
+        heads = ["figure", *self.heads, "B minus A", f"{percent(self.level)} interval"]
         note = f"intervals from {self.clusters}"
         if is_tested:
             heads += ["p", "smallest effect"]
@@ -363,6 +415,7 @@ class Comparison(Compared):
         interval = f"{percent(self.level)} interval"
         heads = ["pairs", "accuracy of A", "accuracy of B", "B minus A", interval, "p", "p (Holm)"]
         note = f"p (Holm): adjusted for {counted(subsets.height, 'subset')}"
+        note = ". ".join(filter(None, (note, self.across_subsets.removesuffix("."))))
         if self.no_verdict is not None:
             heads, rows, note = heads[:-2], [row[:-2] for row in rows], ""
         columns = tuple(map(Column, (*self.by, *heads)))
@@ -375,7 +428,7 @@ def _plain(result: object, *names: str) -> dict[str, Any]:
 
 def _side(side: Side) -> dict[str, Any]:
     return {
-        **_plain(side, "source", "n_pairs", "n_alone", "n_invalid"),
+        **_plain(side, "source", "name", "n_pairs", "n_alone", "n_invalid"),
         "summary": side.summary.to_dict(),
         "invalid": [] if side.invalid is None else side.invalid.to_dict()["invalid"],
         "borrowed": dict(side.borrowed),

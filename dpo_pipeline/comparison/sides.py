@@ -7,9 +7,10 @@ to the policy. The lender's rules judge what is borrowed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import polars as pl
 
@@ -31,15 +32,75 @@ from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ColumnError, UsageError
 from dpo_pipeline.evaluation import max_logp_of
 from dpo_pipeline.invalid_report import InvalidReport
-from dpo_pipeline.options import Contract
+from dpo_pipeline.options import Contract, Pairs
 from dpo_pipeline.sources import KEY, Dataset, reference_columns_of
 from dpo_pipeline.storage import reading
+from dpo_pipeline.tables import without_secrets
 
+_GENERIC: Final = frozenset(
+    {
+        *("data", "dataset", "eval", "logps", "model", "output", "outputs", "pairs", "policy"),
+        *("results", "scored", "test", "train"),
+    }
+)
+"""Names of files that say nothing of a policy, where its folder can."""
+_LONGEST_NAME: Final = 32
 _VALID: Final = "valid"
 _REFERENCE: Final = (REF_CHOSEN, REF_REJECTED)
 _POLICY: Final = (POLICY_CHOSEN, POLICY_REJECTED)
 _SOUND: Final = {"logp": pl.lit(-1.0), "count": pl.lit(1)}
 """Valid stand-ins for borrowed columns, so that a table's own columns are judged alone."""
+
+
+def named(pairs: Pairs) -> tuple[str, Pairs]:
+    """Return NAME of a source that is NAME=PATH, and the pairs at PATH; empty without a name."""
+    source = pairs.source
+    if isinstance(source, str) and "=" in source and not os.path.exists(source):
+        name, _, path = source.partition("=")
+        if name and "://" not in name:
+            return name, replace(pairs, source=path)
+    return "", pairs
+
+
+def names_of(sources: Sequence[Any]) -> tuple[str, ...]:
+    """Return what policies are called: the stems of their paths, or what tells the paths apart.
+
+    A stem that many files have (`pairs`) has its folder before it, if the folders differ. Empty
+    for what is no path.
+    """
+    paths = [_parts(each) for each in sources]
+    stems = [path[-1] if path else "" for path in paths]
+    is_told = len({*stems} - {""}) == len(stems) and not _GENERIC & {*map(str.lower, stems)}
+    if not is_told and all(paths):
+        begin = _shared(paths)
+        paths = [path[begin:] for path in paths]
+        end = _shared([path[::-1] for path in paths])
+        apart = [path[: len(path) - end] for path in paths]
+        told = apart if all(apart) else paths
+        stems = ["/".join(path) for path in told]
+    return tuple(_shortened(stem) for stem in stems)
+
+
+def _parts(source: Any) -> list[str]:
+    """Return the folders and the stem of a path, without wildcards; nothing if it is no path."""
+    if not isinstance(source, (str, os.PathLike)):
+        return []
+    path = without_secrets(os.fspath(source)).replace("\\", "/").partition("?")[0]
+    parts = [part for part in path.rstrip("/").split("/") if part and not set(part) & set("*?[")]
+    while parts and (stem := os.path.splitext(parts[-1]))[1][1:].isalpha() and stem[0]:
+        parts[-1] = stem[0]
+    return parts
+
+
+def _shared(paths: Sequence[Sequence[str]]) -> int:
+    """Return how many first parts all paths have, leaving one of each."""
+    most = min(map(len, paths)) - 1
+    return next((i for i in range(most) if len({path[i] for path in paths}) > 1), max(most, 0))
+
+
+def _shortened(name: str) -> str:
+    half = _LONGEST_NAME // 2 - 2
+    return name if len(name) <= _LONGEST_NAME else f"{name[:half]}...{name[-half:]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

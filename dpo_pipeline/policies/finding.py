@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import polars as pl
 
+from dpo_pipeline.comparison import named, names_of
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.options import Pairs
 
@@ -29,19 +30,16 @@ def policies_of(given: Sequence[Pairs]) -> dict[str, Pairs]:
 
     One folder or glob is the policies in it: files, or folders of files.
     """
-    found, named = list(given), [""] * len(given)
+    found, names = list(given), [""] * len(given)
     if len(given) == 1 and isinstance(given[0].source, (str, os.PathLike)):
         found = [replace(given[0], source=path) for path in _inside(os.fspath(given[0].source))]
-        named = [""] * len(found)
+        names = [""] * len(found)
     for i, each in enumerate(found):
-        source = each.source
-        if isinstance(source, str) and "=" in source and not os.path.exists(source):
-            named[i], _, path = source.partition("=")
-            found[i] = replace(each, source=path)
-    rest = [each for each, name in zip(found, named, strict=True) if not name]
+        names[i], found[i] = named(each)
+    rest = [each for each, name in zip(found, names, strict=True) if not name]
     labels = iter(_labels([each.source for each in rest]))
     made: dict[str, Pairs] = {}
-    for each, name in zip(found, named, strict=True):
+    for each, name in zip(found, names, strict=True):
         label = name or next(labels)
         if label in made:
             raise UsageError(f"two policies are called {label!r}: give NAME=PATH")
@@ -65,13 +63,8 @@ def _in_order(path: str) -> list[tuple[int, int | str]]:
 
 
 def _labels(sources: Sequence[Any]) -> list[str]:
-    """Return the stems of paths; the names of their folders if the stems are the same."""
-    paths = [os.fspath(s) if isinstance(s, (str, os.PathLike)) else "" for s in sources]
-    stems = [os.path.splitext(os.path.basename(path.rstrip("/")))[0] for path in paths]
-    if len(set(stems)) < len(stems):
-        folders = [os.path.basename(os.path.dirname(path)) for path in paths]
-        stems = folders if len(set(folders)) == len(folders) else stems
-    return [stem or f"{_UNNAMED}{i + 1}" for i, stem in enumerate(stems)]
+    """Return what tells the paths apart, or a number."""
+    return [name or f"{_UNNAMED}{i + 1}" for i, name in enumerate(names_of(sources))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,7 @@
-"""Keys of tables: what counts as equal, whether they are in one order, and rows parted by them."""
+"""Keys of tables: what counts as equal, whether they are in one order, and rows parted by them.
+
+And the keys in the names of folders, which are columns of the files inside.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,21 @@ from shutil import rmtree
 from tempfile import TemporaryDirectory, mkdtemp
 from types import TracebackType
 from typing import Any, Final, Self
+from urllib.parse import unquote
 from weakref import finalize
 
 import polars as pl
 
 from dpo_pipeline.columns import PAIR_ID, REF_CHOSEN, did_you_mean
 from dpo_pipeline.defaults import JOINED_ROWS, OFFENDERS_SHOWN, ROWS_IN_STEP
-from dpo_pipeline.errors import ColumnError, JoinError, NoSuchColumn, UsageError
-from dpo_pipeline.sources.trainer_files import INDEX
+from dpo_pipeline.errors import ColumnError, JoinError, NoSuchColumn, StorageError, UsageError
+from dpo_pipeline.sources.formats import INDEX
 
 KEY: Final = "__dpo_pipeline_key"
 """The name of the key in tables that are joined, of the same type in all of them."""
 
+_NO_VALUE: Final = "__HIVE_DEFAULT_PARTITION__"
+"""What a folder is called of rows whose key is null."""
 _ROWS: Final = "__dpo_pipeline_rows_"
 _PART: Final = "__dpo_pipeline_part"
 _PARTS: Final = 64
@@ -404,3 +410,80 @@ def joined(tables: Iterable[pl.DataFrame]) -> pl.DataFrame:
     """Return the rows whose `KEY` all tables have, in no order."""
     plan = reduce(lambda left, right: left.join(right, on=KEY), (each.lazy() for each in tables))
     return plan.collect(engine="streaming")
+
+
+def folder_keys(
+    keys: Mapping[str, Mapping[str, str]],
+    schemas: Mapping[str, pl.Schema],
+    in_files: pl.Schema,
+) -> tuple[pl.Schema, dict[str, tuple[pl.Expr, ...]]]:
+    """Return the columns that are in the names of folders, and their values by the path of a file.
+
+    A column that files hold too keeps its type.
+    """
+    names = list(dict.fromkeys(name for each in keys.values() for name in each))
+    types, values = {}, {}
+    for name in names:
+        texts = {path: own[name] for path, own in keys.items() if name in own}
+        holding = [path for path in keys if name in schemas[path]]
+        missing = [path for path in keys if path not in texts and path not in holding]
+        if missing:
+            problem = f"has no {name}, by which other files' folders are named"
+            raise StorageError(missing[0], problem)
+        dtype = in_files.get(name)
+        if holding and (dtype is None or dtype.is_nested()):
+            path = next((p for p in reversed(holding) if p in texts), min(texts))
+            problem = f"files have columns {name} of several types"
+            problem = problem if dtype is None else f"its column {name} is {dtype}"
+            raise contradiction(path, name, keys, problem)
+        typed = _typed(list(texts.values()), dtype)
+        types[name] = typed.dtype
+        values[name] = dict(zip(texts, typed, strict=True))
+        unlike = [p for p, text in texts.items() if values[name][p] is None and _said(text)]
+        if unlike:
+            whose = "its" if unlike[0] in holding else "the files'"
+            problem = f"{whose} column {name} is {typed.dtype}, which that is not"
+            raise contradiction(unlike[0], name, keys, problem)
+    return pl.Schema(types), {
+        path: tuple(pl.lit(values[name][path], dtype=types[name]).alias(name) for name in own)
+        for path, own in keys.items()
+    }
+
+
+def contradiction(
+    path: str, name: str, keys: Mapping[str, Mapping[str, str]], problem: str
+) -> StorageError:
+    """Say that a file's own column is not as the name of its folder says."""
+    where = f"is in the folder {name}={keys[path][name]}, but {problem}"
+    advice = f"Move the rows to the folder of their {name}, or drop that column from the files."
+    return StorageError(path, f"{where}. {advice}")
+
+
+def _said(text: str) -> str | None:
+    """Return the value in the name of a folder."""
+    return None if text == _NO_VALUE else unquote(text) or None
+
+
+def _typed(texts: Sequence[str], dtype: pl.DataType | None) -> pl.Series:
+    """Return the values of a key with the type of a column of files, or as Polars types CSV.
+
+    A value that is none of that type is null.
+    """
+    lines = [_said(text) for text in texts]
+    if dtype == pl.String:
+        return pl.Series(lines, dtype=pl.String)
+    rows = pl.read_csv(
+        "\n".join([*(line or "" for line in lines), ""]).encode(),
+        has_header=False,
+        separator="\0",
+        quote_char=None,
+        infer_schema_length=None,
+        try_parse_dates=True,
+    )
+    typed = rows.to_series()
+    if dtype is not None:
+        of_text = isinstance(dtype, (pl.Categorical, pl.Enum))
+        return (pl.Series(lines, dtype=pl.String) if of_text else typed).cast(dtype, strict=False)
+    # 007 and 7 are two folders, and 007 is no number.
+    is_number = not typed.dtype.is_integer() or typed.cast(pl.String).to_list() == lines
+    return typed if is_number else pl.Series(lines)

@@ -2,6 +2,8 @@ from .association import (
     SUMS as SUMS,
     Line as Line,
     accuracy_by_gap as accuracy_by_gap,
+    area_difference as area_difference,
+    area_of_clusters as area_of_clusters,
     area_of_counts as area_of_counts,
     area_under_curve as area_under_curve,
     line_of_clusters as line_of_clusters,
@@ -31,6 +33,12 @@ from .families import (
     many_policies as many_policies,
     trends as trends,
 )
+from .groups import (
+    DifferencesTest as DifferencesTest,
+    Heterogeneity as Heterogeneity,
+    differences_test as differences_test,
+    heterogeneity as heterogeneity,
+)
 from .hashing import (
     cluster_hashes as cluster_hashes,
     hashed as hashed,
@@ -57,11 +65,9 @@ from .rankings import Ranked as Ranked, best_of as best_of, ranked as ranked
 from .resampling import bootstrap as bootstrap, delete_a_group as delete_a_group
 from .significance import (
     DifferenceTest as DifferenceTest,
-    Heterogeneity as Heterogeneity,
     adjusted_for_many as adjusted_for_many,
     agreeing as agreeing,
     fewest_that_reject as fewest_that_reject,
-    heterogeneity as heterogeneity,
     mcnemar_exact as mcnemar_exact,
     mcnemar_mid_p as mcnemar_mid_p,
     paired_difference as paired_difference,

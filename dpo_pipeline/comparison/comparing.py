@@ -34,6 +34,7 @@ from dpo_pipeline.comparison.comparison_result import SUBSET_FIGURES, Comparison
 from dpo_pipeline.comparison.differences import (
     clusters_in_words,
     differences_of,
+    heterogeneity_of,
     mcnemar_of,
     n_clusters_of,
     subsets_of,
@@ -41,9 +42,12 @@ from dpo_pipeline.comparison.differences import (
 from dpo_pipeline.comparison.sides import (
     Table,
     bound_tables,
-    key_of_call,
+    key_asked,
+    named,
+    names_of,
     own_reference,
     places_of,
+    refuse_of_completions,
     refuse_options,
 )
 from dpo_pipeline.contract import why_refused
@@ -88,6 +92,7 @@ class ComparisonPlan(Plan[Any]):
     options: Mapping[str, Any]  # as given, under the parameters of the call
     outputs: tuple[Output, ...]
     paths: tuple[str, ...]  # of A and B, if both are paths
+    names: tuple[str, ...]  # what A and B are called
 
     @property
     def facts(self) -> Facts:
@@ -206,6 +211,7 @@ class ComparisonPlan(Plan[Any]):
         sides = [
             Side(
                 source=table.name,
+                name=self.names[i],
                 n_pairs=read.counts.rows[i],
                 n_alone=read.counts.alone[i],
                 n_invalid=read.n_invalid[table.letter] + read.n_out_of_range[table.letter],
@@ -237,6 +243,7 @@ class ComparisonPlan(Plan[Any]):
         )
         # Without a verdict there is no p-value that somebody could take for one.
         is_tested = differences[REWARD_ACCURACY].p_value is not None
+        n_clusters = n_clusters_of(paired)
         return Comparison(
             on=self.pairs.on,
             objective=objective,
@@ -246,12 +253,13 @@ class ComparisonPlan(Plan[Any]):
             b=sides[1],
             n_common=read.counts.common,
             n_valid=read.n_valid,
-            clusters=clusters_in_words(paired),
-            n_clusters=n_clusters_of(paired),
+            clusters=clusters_in_words(n_clusters, is_by_prompt=paired.is_by_prompt),
+            n_clusters=n_clusters,
             differences=differences,
             mcnemar=mcnemar_of(paired, is_tested=is_tested),
             by=self.pairs.by,
             subsets=subsets,
+            heterogeneity=heterogeneity_of(paired, is_tested=is_tested),
             gained=self._shown(paired.gained),
             lost=self._shown(paired.lost),
             doubts=doubts,
@@ -337,8 +345,8 @@ def compare(
 
     Args:
         policies: A and B, each `Pairs` or its source: pairs with the log-probs of a policy, in
-            any order. B may have some of A's pairs. The columns of A's `Pairs` serve B too, if
-            its own are not given.
+            any order. NAME=PATH says what a policy is called. B may have some of A's pairs. The
+            columns of A's `Pairs` serve B too, if its own are not given.
         beta: KL strength, above 0 (arXiv 2305.18290, Eq. 7); 0.1, or the dialect's. One for
             both sides. Accuracy does not depend on it; loss, rewards and margins do.
         on: The key: a column of both sides, each value once; `pair_id` if not given.
@@ -371,8 +379,14 @@ def compare(
         1
     """
     if len(policies) != 2:  # noqa: PLR2004  A and B
-        return _many(locals())
-    a, b = (each if isinstance(each, Pairs) else Pairs(each) for each in policies)
+        from dpo_pipeline.policies import plan_of
+
+        return plan_of(locals())
+    (a_name, a), (b_name, b) = (
+        named(each if isinstance(each, Pairs) else Pairs(each)) for each in policies
+    )
+    a_stem, b_stem = names_of([a.source, b.source])
+    names = (a_name or a_stem, b_name or b_stem)
     if b.columns is None:
         b = replace(b, columns=a.columns)
     groups = Groups.of(locals() | {"pairs": replace(a, reference=None)})
@@ -383,9 +397,10 @@ def compare(
     if groups.execution.engine != "local":
         raise UsageError("compare joins the policies on this machine: leave the engine out")
     objective, subsets = groups.objective, given(Subsets, by)
-    refuse_options(groups, subsets)
     is_of_completions = objective.row == "completion"
-    key = key_of_call(on, groups.reference, objective)
+    refuse = refuse_of_completions if is_of_completions else refuse_options
+    refuse(groups, subsets)
+    key = key_asked(on, groups.reference, objective.needs.key)
     # A side may be joined to a reference of its own; completions are, before they are paired.
     shared, third = groups.reference, None
     if a.pairing is not None or b.pairing is not None or is_of_completions:
@@ -434,45 +449,5 @@ def compare(
         options=groups.as_given(by=subsets, statistics=asked),
         outputs=Documents.checked(groups.outputs, publication),
         paths=paths_of(a, b),
-    )
-
-
-def _many(asked: Mapping[str, Any]) -> Plan[Any]:
-    """Return the plan for one source of policies, or three or more."""
-    from dpo_pipeline.comparison.policies import plan_of, policies_of, split_by_policy
-
-    each = [p if isinstance(p, Pairs) else Pairs(p) for p in asked["policies"]]
-    if not each:
-        raise UsageError("compare takes two policies or more, found none")
-    each = [p if p.columns is not None else replace(p, columns=each[0].columns) for p in each]
-    groups = Groups.of({**asked, "pairs": replace(each[0], reference=None)})
-    statistics, subsets = asked["statistics"], given(Subsets, asked["by"])
-    options = given(StatisticsOptions, None if statistics is True else statistics)
-    if options != StatisticsOptions(level=options.level, baseline=options.baseline):
-        raise UsageError("compare takes level and baseline of StatisticsOptions, and no more of it")
-    if groups.execution.engine != "local":
-        raise UsageError("compare joins the policies on this machine: leave the engine out")
-    refuse_options(groups, subsets)
-    if subsets.names or groups.outputs.shown:
-        raise UsageError("by and show are of two policies: compare A and B alone")
-    if any(one.reference is not None for one in each):
-        raise UsageError("a reference of one side alone is of two policies: give reference=")
-    key, shared = key_of_call(asked["on"], groups.reference, groups.objective), groups.reference
-    found = policies_of(each)
-    if len(found) == 1:
-        ((label, one),) = found.items()
-        rows = replace(groups, pairs=one, reference=None).opened(key, label).whole
-        found = split_by_policy(rows, replace(one, format=None)) or found
-    third = None
-    if shared is not None:
-        cancel = groups.execution.cancel
-        third = open_reference(replace(shared, on=key), access=groups.access, cancel=cancel)
-    return plan_of(
-        groups,
-        found,
-        third,
-        on=key,
-        level=options.level,
-        baseline=options.baseline,
-        options=groups.as_given(by=subsets, statistics=options),
+        names=names if names[0] != names[1] else ("", ""),
     )

@@ -27,9 +27,18 @@ from .distributions import (
     normal_quantile as normal_quantile,
 )
 from .families import (
+    Band as Band,
     ManyPolicies as ManyPolicies,
     PolicyTest as PolicyTest,
+    Trends as Trends,
     many_policies as many_policies,
+    trends as trends,
+)
+from .groups import (
+    DifferencesTest as DifferencesTest,
+    Heterogeneity as Heterogeneity,
+    differences_test as differences_test,
+    heterogeneity as heterogeneity,
 )
 from .hashing import (
     cluster_hashes as cluster_hashes,
@@ -57,11 +66,9 @@ from .rankings import Ranked as Ranked, best_of as best_of, ranked as ranked
 from .resampling import bootstrap as bootstrap, delete_a_group as delete_a_group
 from .significance import (
     DifferenceTest as DifferenceTest,
-    Heterogeneity as Heterogeneity,
     adjusted_for_many as adjusted_for_many,
     agreeing as agreeing,
     fewest_that_reject as fewest_that_reject,
-    heterogeneity as heterogeneity,
     mcnemar_exact as mcnemar_exact,
     mcnemar_mid_p as mcnemar_mid_p,
     paired_difference as paired_difference,

@@ -412,7 +412,6 @@ def refuse_of_completions(groups: Groups, subsets: Subsets) -> None:
     asked_for = {
         "by subset (--by): compare the rows of each": bool(subsets.names),
         "with a histogram (--histogram)": subsets.histogram,
-        "in a report: take --json or a summary": outputs.report is not None,
         "with columns to show (--show)": bool(outputs.shown),
         "at a beta of 0, as every reward is 0": objective.beta == 0.0,
     }

@@ -265,17 +265,33 @@ def refuse_what_pairs_have(objective: CheckedObjective, subsets: Subsets, batche
             raise UsageError(f"{objective}: this loss of completions has no {what}")
 
 
-def needs_of_loss(groups: Groups, dataset: Dataset, subsets: Subsets, batches: Batches) -> Needs:
+def needs_of_loss(
+    groups: Groups,
+    dataset: Dataset,
+    subsets: Subsets,
+    batches: Batches,
+    statistics: StatisticsOptions | None,
+) -> Needs:
     """Return the columns that the loss asks for, and refuse what a loss of completions lacks."""
     objective = groups.objective
     if objective.row == "completion":
         refuse_what_pairs_have(objective, subsets, batches)
+        if statistics is not None and statistics != StatisticsOptions(level=statistics.level):
+            raise UsageError(
+                f"{objective}: a loss of completions takes the level of StatisticsOptions, and no "
+                "more of it"
+            )
     if not objective.is_listwise:
         return objective.needs
     if groups.executor.elsewhere:
         raise UsageError(
             f"{objective} is of all completions of a prompt, which an engine may cut between its "
             "shards: leave the engine out"
+        )
+    if statistics is not None:
+        raise UsageError(
+            f"{objective}: a listwise loss has no statistics and no report (statistics=, "
+            "--statistics): rank has intervals by prompt"
         )
     better = needs_of_columns(dataset.columns, groups.pairs.columns).extras
     if not {*better} & {each.name for each in PREFERENCES}:

@@ -30,13 +30,13 @@ from dpo_pipeline.published.json_schema import (
 from dpo_pipeline.statistics import DifferencesTest, Estimate
 from dpo_pipeline.sums import TRL_METRICS, Summary, in_words
 
-_MAYBE_TEXT: Final[Schema] = {"type": ["string", "null"]}
-_FINITE: Final[Schema] = {"type": "number"}
-_SHARE: Final[Schema] = {"type": "number", "minimum": 0, "maximum": 1}
-_PROBABILITY: Final[Schema] = {**NUMBER, "minimum": 0, "maximum": 1}
+MAYBE_TEXT: Final[Schema] = {"type": ["string", "null"]}
+FINITE: Final[Schema] = {"type": "number"}
+SHARE: Final[Schema] = {"type": "number", "minimum": 0, "maximum": 1}
+PROBABILITY: Final[Schema] = {**NUMBER, "minimum": 0, "maximum": 1}
 _COUNTS_OF_SUBSETS: Final = ("n_valid", "only_a", "only_b")
-_VERSION: Final = described(TEXT, "Version of the package")
-_MAX_LOGP: Final = described(_FINITE, "Largest log-probability accepted, nats")
+VERSION: Final = described(TEXT, "Version of the package")
+MAX_LOGP: Final = described(FINITE, "Largest log-probability accepted, nats")
 
 
 def summary_document() -> str:
@@ -46,15 +46,15 @@ def summary_document() -> str:
         "dpo_pipeline summary document",
         definitions=(Intervals, Statistics, Finding),
         document_version={"const": DOCUMENT_VERSION},
-        dpo_pipeline=_VERSION,
+        dpo_pipeline=VERSION,
         source=TEXT,
         reference=described(
-            _MAYBE_TEXT, "Where the reference's log-probs came from, if not from the source"
+            MAYBE_TEXT, "Where the reference's log-probs came from, if not from the source"
         ),
         loss=described(TEXT, "The loss, or several with their weights"),
-        beta={**_FINITE, "minimum": 0},
-        objective=_objective(),
-        max_logp=_MAX_LOGP,
+        beta={**FINITE, "minimum": 0},
+        objective=objective(),
+        max_logp=MAX_LOGP,
         columns={
             "type": "object",
             "description": "Canonical column name to input column",
@@ -66,7 +66,7 @@ def summary_document() -> str:
                 {"type": ["boolean", "null"]},
                 "Null where the interval of the accuracy holds 1/2, or the verdict is withheld",
             ),
-            withheld=described(_MAYBE_TEXT, "Why there is no verdict; null if there is one"),
+            withheld=described(MAYBE_TEXT, "Why there is no verdict; null if there is one"),
             accuracy=described(
                 nullable(reference_to(Estimate)), "Reward accuracy, a tie counting half"
             ),
@@ -75,7 +75,7 @@ def summary_document() -> str:
         metrics=described(
             object_of(**dict.fromkeys(TRL_METRICS, NUMBER)), "The same figures under TRL's names"
         ),
-        invalid=list_of(_broken_rule()),
+        invalid=list_of(broken_rule()),
         subsets=nullable(ROWS),
         batches=nullable(ROWS),
         as_trainer=described(
@@ -108,7 +108,7 @@ def summary_document() -> str:
         warnings=list_of(TEXT),
         made=list_of(TEXT, description="How pairs were made of completions, if they were"),
         not_looked_for=described(
-            _MAYBE_TEXT, "What warnings cannot tell of so few pairs; null if all was looked for"
+            MAYBE_TEXT, "What warnings cannot tell of so few pairs; null if all was looked for"
         ),
     )
 
@@ -120,7 +120,7 @@ def comparison_document() -> str:
         a=NUMBER,
         b=NUMBER,
         estimate=described(reference_to(Estimate), "B minus A"),
-        p_value=_PROBABILITY,
+        p_value=PROBABILITY,
         test=TEXT,
         smallest_effect={**NUMBER, "minimum": 0},
     )
@@ -133,19 +133,19 @@ def comparison_document() -> str:
     # Beside these, a row has the columns of `by`.
     subset["additionalProperties"] = True
     key, *margins = FLIP_COLUMNS
-    flips = list_of(object_of(**{key: {}}, **dict.fromkeys(margins, _FINITE)))
+    flips = list_of(object_of(**{key: {}}, **dict.fromkeys(margins, FINITE)))
     mcnemar = properties_of(McNemar, whole=COUNT)
     return document(
         "dpo_pipeline comparison document",
         definitions=(Estimate, DifferencesTest),
         document_version={"const": COMPARISON_VERSION},
-        dpo_pipeline=_VERSION,
+        dpo_pipeline=VERSION,
         on=described(TEXT, "The key that joined the sides"),
         loss=TEXT,
-        beta={**_FINITE, "exclusiveMinimum": 0},
-        objective=_objective(),
-        max_logp=_MAX_LOGP,
-        level={**_FINITE, "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+        beta={**FINITE, "exclusiveMinimum": 0},
+        objective=objective(),
+        max_logp=MAX_LOGP,
+        level={**FINITE, "exclusiveMinimum": 0, "exclusiveMaximum": 1},
         verdict=described(TEXT, "The result in a sentence"),
         better={
             "enum": ["a", "b", None],
@@ -158,7 +158,7 @@ def comparison_document() -> str:
         clusters=described(TEXT, "What was taken as independent"),
         n_clusters={"type": ["integer", "null"], "minimum": 1},
         differences=object_of(**{name: described(difference, in_words(name)) for name in COMPARED}),
-        mcnemar=object_of(**mcnemar | {"exact": _PROBABILITY, "mid_p": _PROBABILITY}),
+        mcnemar=object_of(**mcnemar | {"exact": PROBABILITY, "mid_p": PROBABILITY}),
         subsets=nullable(list_of(subset)),
         heterogeneity=described(
             nullable(reference_to(DifferencesTest)),
@@ -167,7 +167,7 @@ def comparison_document() -> str:
         gained=described(flips, "Pairs that B alone has right"),
         lost=described(flips, "Pairs that A alone has right"),
         findings=list_of(TEXT),
-        incomparable=described(_MAYBE_TEXT, "The finding that leaves nothing to compare"),
+        incomparable=described(MAYBE_TEXT, "The finding that leaves nothing to compare"),
     )
 
 
@@ -180,7 +180,7 @@ def _side() -> Schema:
         n_invalid=described(COUNT, "Common pairs that break a rule on this side"),
         summary=described(_figures(), "Means over the common pairs that are valid on both sides"),
         invalid=described(
-            list_of(_broken_rule()), "Of the whole source; empty where no common pair is invalid"
+            list_of(broken_rule()), "Of the whole source; empty where no common pair is invalid"
         ),
         borrowed={
             "type": "object",
@@ -194,14 +194,15 @@ def _figures() -> Schema:
     return object_of(**properties_of(Summary, whole=COUNT))
 
 
-def _broken_rule() -> Schema:
+def broken_rule() -> Schema:
+    """Return the schema of a rule that rows break."""
     return object_of(
         rule=described(TEXT, "column.rule"),
         requirement=TEXT,
         count={**COUNT, "minimum": 1},
         first=list_of(
             object_of(
-                file=_MAYBE_TEXT,
+                file=MAYBE_TEXT,
                 row=COUNT,
                 pair_id={"description": "The pair's id; null where there is none"},
                 value={"description": "null, a number or text; nan, inf and -inf are text"},
@@ -211,22 +212,23 @@ def _broken_rule() -> Schema:
     )
 
 
-def _objective() -> Schema:
+def objective() -> Schema:
+    """Return the schema of a loss in full."""
     term = object_of(
         loss={"enum": list(EVERY_LOSS)},
-        weight={**_FINITE, "exclusiveMinimum": 0},
+        weight={**FINITE, "exclusiveMinimum": 0},
         reference_free={"type": "boolean"},
         per_token={"type": "boolean"},
         f_divergence={"enum": list(F_DIVERGENCES)},
     )
     # Beside these, a term has the parameters of its loss.
-    term["additionalProperties"] = _FINITE
+    term["additionalProperties"] = FINITE
     return described(
         object_of(
-            beta={**_FINITE, "minimum": 0},
+            beta={**FINITE, "minimum": 0},
             rewards={"enum": list(get_args(Rewards))},
             dialect={"enum": [None, *DIALECTS]},
-            ld_alpha=_SHARE,
+            ld_alpha=SHARE,
             humanline={"type": "boolean"},
             terms={"type": "array", "minItems": 1, "items": term},
         ),

@@ -189,6 +189,7 @@ class RankingPlan(Plan[Ranking]):
         drawn = max(curve, default=None)
         of_subset = added([sums], [*keys[: len(self.by)], "size"]) if self.by else None
         n_prompts = int(total["n_prompts"])
+        benchmark = self._benchmark(sums, keys, ties)
         return Ranking(
             source=self.dataset.name,
             objective=self.objective,
@@ -211,10 +212,10 @@ class RankingPlan(Plan[Ranking]):
                 drawn,
                 is_share=is_share,
             ),
-            rewardbench=self._benchmark(sums, keys, ties),
+            rewardbench=benchmark,
             invalid=report,
             by=self.by,
-            notes=self.notes,
+            notes=(*self.notes, *(() if benchmark is None else benchmark.notes)),
         )
 
     def _benchmark(

@@ -24,11 +24,11 @@ from dpo_pipeline.columns import (
     row_of,
 )
 from dpo_pipeline.contract import Binding, bind
-from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID, PAIRINGS, ROWS_SHOWN
+from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID, ROWS_SHOWN
 from dpo_pipeline.engine import Executor, Watch, executor_of
 from dpo_pipeline.errors import ContractError, DataWarning, UsageError
 from dpo_pipeline.invalid_report import InvalidReport
-from dpo_pipeline.layouts import columns_of, open_rows
+from dpo_pipeline.layouts import columns_of, open_rows, refuse_rows_of_completions
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import (
     Batches,
@@ -200,11 +200,8 @@ class Groups:
     ) -> Binding:
         """Bind the contract to the columns of the pairs."""
         columns = columns_of(dataset, self.pairs.columns)
-        if needs.row == "pair" and row_of(dataset.columns, columns) == "completion":
-            raise UsageError(
-                f"{dataset.name}: these are completions, one a row, and this is of pairs: say how "
-                f"pairs are made of them (pairing=, --pairing {'|'.join(PAIRINGS)}), or rank them"
-            )
+        if needs.row == "pair":
+            refuse_rows_of_completions(dataset, columns)
         with reading(dataset.name):
             dataset.check_roles(columns, needs)
             return bind(

@@ -13,7 +13,7 @@ from dpo_pipeline.arguments import Option, options_of
 from dpo_pipeline.columns import BATCH_MEANS, CONTRADICTING, INVALID, ROLES, SCORED, SELECTED
 from dpo_pipeline.comparison import SUBSET_FIGURES
 from dpo_pipeline.errors import MEANINGS, UsageError
-from dpo_pipeline.evaluation import BASELINES
+from dpo_pipeline.evaluation import BASELINES, words_of
 from dpo_pipeline.losses import DIALECTS, EVERY_LOSS
 from dpo_pipeline.options import CALLS
 from dpo_pipeline.published.document_texts import NUMBERS, OTHER_KEYS, RESULTS
@@ -150,11 +150,12 @@ def _figures() -> Iterator[Entry]:
         yield Entry(name=name, kind="figure of a ranking", text=_sentence(text), also=also)
     for name, text in SUBSET_FIGURES.items():
         yield Entry(name=name, kind="column of compared subsets", text=_sentence(text))
-    for name, words in BASELINES.items():
-        yield Entry(name=f"prefer: {name}", kind="figure", text=_sentence(words))
-        better = f"Reward accuracy less the {words}, on the same pairs."
-        also = (f"advantage/{name}",)
-        yield Entry(name=f"better than: {name}", kind="figure", text=better, also=also)
+    for rule in BASELINES:
+        for name, also in (
+            (f"prefer: {rule}", ()),
+            (f"better than: {rule}", (f"advantage/{rule}",)),
+        ):
+            yield Entry(name=name, kind="figure", text=_sentence(words_of(name)), also=also)
 
 
 def _columns() -> Iterator[Entry]:

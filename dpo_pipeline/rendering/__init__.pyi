@@ -1,3 +1,4 @@
+from .cells import cell as cell
 from .markup import (
     as_csv as as_csv,
     as_html as as_html,

@@ -46,7 +46,7 @@ def test_a_comparison_in_a_notebook_has_subsets_and_the_smallest_effect(comparis
     assert "turns" in page.texts["th"]
     assert page.texts["th"].count("smallest effect") == 1
     smallest = comparison.differences["reward_accuracy"].smallest_effect
-    assert f"{100 * smallest:.2g} pt" in page.texts["td"]
+    assert f"{100 * smallest:.2g} points" in page.texts["td"]
     assert set(comparison.differences) <= set(page.texts["td"])
 
 

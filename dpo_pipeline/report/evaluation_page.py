@@ -42,6 +42,7 @@ from dpo_pipeline.statistics import (
     points,
     points_between,
     share,
+    share_with_limits,
     share_within,
     with_interval,
 )
@@ -94,15 +95,15 @@ def _lead(evaluation: Evaluation, statistics: Statistics) -> Iterator[str]:
     summary = evaluation.summary
     gains = statistics.advantages
     hardest = min(gains, key=lambda name: gains[name].value, default=None)
-    is_found = any(each.name == "baseline" for each in evaluation.findings or ())
-    if hardest is not None and not is_found and evaluation.no_verdict is None:
-        ties = " A tie counts as wrong." if statistics.tie_rate > 0.0 else ""
-        found = gains[hardest]
-        yield (
-            f'The best rule without rewards, "prefer: {hardest}", is right in '
-            f"{share(statistics.baselines[hardest].value)}; the rewards differ from it by "
-            f"{points(found.value, found.interval)} ({points_between(found.interval)}).{ties}"
-        )
+    if hardest is not None and statistics.tie_rate < 1.0 and evaluation.no_verdict is None:
+        right, found = share_with_limits(statistics.baselines[hardest]), gains[hardest]
+        if not any(right in each.evidence for each in evaluation.findings or ()):
+            ties = " A tie counts as wrong." if statistics.tie_rate > 0.0 else ""
+            yield (
+                f'The best rule without rewards, "prefer: {hardest}", is right in {right}; the '
+                f"rewards differ from it by {points(found.value, found.interval)} "
+                f"({points_between(found.interval)}).{ties}"
+            )
     if summary.n_invalid:
         yield (
             f"{counted(summary.n_invalid, 'pair')} of {count(summary.n_pairs)} broke the contract "

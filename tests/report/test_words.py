@@ -138,7 +138,8 @@ def test_the_lead_says_how_the_rewards_stand(tie):
     page = Page(evaluation.report())
     (lead,) = [text for text in page.texts["p"] if text.startswith("The best rule")]
     # 38 of 40 are right, and 1 of 40 under the reference alone.
-    assert "is right in 2.5%; the rewards differ from it by +92.5 points (+" in lead
+    assert 'The best rule without rewards, "prefer: reference", is right in 2.5% (' in lead
+    assert "); the rewards differ from it by +92.5 points (+" in lead
     assert lead.endswith(" A tie counts as wrong.") == tie
 
 

@@ -109,6 +109,15 @@ class Steps:
     numbers: tuple[int, ...]
     left_out: tuple[str, ...] = ()  # policies that are none
 
+    def among(self, places: Sequence[int], labels: Sequence[str]) -> Steps | None:
+        """Return the steps at these places; None of fewer than two."""
+        kept = [(p, n) for p, n in zip(self.places, self.numbers, strict=True) if p in places]
+        if len(kept) < 2:  # noqa: PLR2004  a curve
+            return None
+        own, numbers = zip(*kept, strict=True)
+        left = tuple(label for i, label in enumerate(labels) if i not in own)
+        return Steps(places=own, numbers=numbers, left_out=left)
+
 
 def steps_of(labels: Iterable[str]) -> Steps | None:
     """Return the steps of labels such as `step 500`, `step=500` or checkpoint-500, of one name."""

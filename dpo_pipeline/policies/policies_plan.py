@@ -203,9 +203,11 @@ class PoliciesPlan(Plan[Leaderboard]):
         ranked = tuple(i for i, each in enumerate(policies) if each.doubt is None)
         clusters = sums.clusters.table.sort(CLUSTER)
         n_clusters = clusters.height if sums.clusters.is_exact else None
+        incomparable = sums.incomparable(self.labels)
+        steps = None if self.steps is None else self.steps.among(ranked, self.labels)
         curve = None
-        if self.steps is not None:
-            curve = curve_of(sums.curve.table.sort(CLUSTER), self.steps, self.labels, self.level)
+        if steps is not None and incomparable is None:
+            curve = curve_of(sums.curve.table.sort(CLUSTER), steps, self.labels, self.level)
         return Leaderboard(
             policies=policies,
             ranked=ranked,
@@ -219,7 +221,7 @@ class PoliciesPlan(Plan[Leaderboard]):
             clusters=clusters_in_words(n_clusters, is_by_prompt=self._prompts is not None),
             found=self._found(clusters, ranked),
             curve=curve,
-            incomparable=sums.incomparable(self.labels),
+            incomparable=incomparable,
             same=tuple((self.labels[a], self.labels[b]) for a, b in sums.same()),
             not_looked_for=self._not_looked_for(sums, totals[0]),
             origin=self.facts.origin,

@@ -76,6 +76,18 @@ def test_a_fault_of_one_policy_is_told_with_its_name(monkeypatch, name, is_joine
     assert found.found.rates == rest.found.rates[:2]
 
 
+def test_a_step_without_a_verdict_is_left_out_of_the_curve():
+    faulty = OF_POLICY["constant"](REAL)
+    steps = pl.concat(
+        x.with_columns(step=pl.lit(n)) for n, x in zip((1, 2, 3), (A, faulty, B), strict=True)
+    )
+    curve = quietly(steps).curve
+    assert curve.table["step"].to_list() == [1, 3]
+    assert curve.left_out == ("step 2",)
+    moved = steps.with_columns(pl.col(REFS[0]) - (pl.col("step") == 3))
+    assert quietly(moved).curve is None
+
+
 def out_of_step(*_):
     raise policies_plan.OutOfStep
     yield

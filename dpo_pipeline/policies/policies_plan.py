@@ -123,7 +123,7 @@ class PoliciesPlan(Plan[Leaderboard]):
     def _read(self, watch: Watch) -> tuple[PolicySums, Counts]:
         with reading(" or ".join(self.labels)):
             lengths = {table.dataset.rows for table in self.tables} - {None}
-            if len(lengths) > 1 or self.split is not None:
+            if len(lengths) > 1 or (self.split is not None and not self.split.is_in_blocks):
                 return self._parted(watch)
             sums, frames, n = self._sums, self._frames(self.tables), 0
             try:
@@ -158,7 +158,7 @@ class PoliciesPlan(Plan[Leaderboard]):
     def _batches(self) -> Iterator[tuple[int, pl.DataFrame]]:
         """Yield rows of a table with its place; what holds several policies is read once."""
         tables = list(enumerate(self.tables))
-        if self.split is not None and self.whole is not None:
+        if self.split is not None and self.whole is not None and not self.split.is_in_blocks:
             first, column = self.tables[0], self.split.column
             frame = first.keyed(self._key, self._wanted(first), rows=self.whole.whole, also=column)
             for rows in frame.collect_batches(maintain_order=True, chunk_size=STATISTICS_ROWS):
@@ -302,9 +302,10 @@ def plan_of(asked: Mapping[str, Any]) -> PoliciesPlan:
     found, split, whole = policies_of(each), None, None
     if len(found) == 1:
         ((label, one),) = found.items()
-        rows = replace(groups, pairs=one, reference=None).opened(key, label).whole
-        one = replace(one, format=None)
-        split = split_by_policy(rows, one)
+        opened = replace(groups, pairs=one, reference=None).opened(key, label)
+        one, rows = replace(one, format=None), opened.whole
+        is_stable = opened.keeps_order or bool(opened.files)
+        split = split_by_policy(rows, one, keeps_order=is_stable and not opened.has_step)
         if split is not None:
             found, own = dict(split.pairs), replace(one, source=rows)
             whole = replace(groups, pairs=own, reference=None).opened(key, label)

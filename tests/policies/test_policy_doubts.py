@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 
 import polars as pl
@@ -200,6 +201,23 @@ def test_a_table_of_several_policies_is_read_once(engine, tmp_path, name):
     # The column of policies alone, and all rows.
     assert engine.count("multi-scan[parquet]") == 2
     assert found.found == compare(A, B, REAL).found
+
+
+def test_policies_in_blocks_are_slices_of_their_table(monkeypatch, tmp_path):
+    """Each row is read once, side by side; a frame whose order may change is not sliced."""
+    together("abc").write_parquet(path := tmp_path / "all.parquet")
+    found, read = compare(path), []
+    plan = compare.plan(path)
+    for table in plan.tables:
+        read += [line for line in table.dataset.frame.explain().splitlines() if "SLICE" in line]
+    assert [re.findall(r"\d+", line)[-2:] for line in read] == [
+        *(["0", "600"], ["600", "600"], ["1200", "600"]),
+    ]
+    lazy = pl.scan_parquet(path)
+    assert not compare.plan(lazy).split.is_in_blocks
+    assert found.found == compare(A, B, REAL).found == compare(lazy).found
+    monkeypatch.setattr(policies_plan.PoliciesPlan, "_parted", None)  # side by side alone
+    assert compare(path).found == found.found
 
 
 def test_marks_are_of_two_policies(capsys, tmp_path):

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import polars as pl
 
@@ -39,9 +39,6 @@ from dpo_pipeline.plan import Facts, Input, Output, Plan, planned
 from dpo_pipeline.sources import Dataset, checked_parquet_name, open_texts, publication_of
 from dpo_pipeline.storage import METADATA_KEY, Access, is_address, reading, writing
 from dpo_pipeline.tables import Part, Printable, Sentence, warned, whole
-
-if TYPE_CHECKING:
-    pass
 
 _TOKENS_SHOWN: Final = 40
 _LAST, _FIRST = slice(-_TOKENS_SHOWN, None), slice(_TOKENS_SHOWN)
@@ -100,7 +97,8 @@ class ScoredTexts(Printable):
         yield Sentence(text=f"{whole(self.path)}: {self.n_rows:,} rows", leads=True)
         yield Sentence(text=self.texts, label="texts")
         for name, facts in self.models.items():
-            yield Sentence(text=f"{whole(facts['name'])} ({facts['dtype']})", label=name)
+            at = f" at {facts['revision'][:12]}" if facts["revision"] else ""
+            yield Sentence(text=f"{whole(facts['name'])}{at} ({facts['dtype']})", label=name)
         yield from warned((*said_of(self.counts), *self.notes), "note")
 
 
@@ -353,9 +351,7 @@ def logps(
         >>> dpo_pipeline.logps(  # doctest: +SKIP
         ...     "texts.jsonl", "pairs.parquet", policy="tuned", reference="base")
     """
-    asked = given(Models, models, policy=policy, reference=reference)
-    if asked.policy is None and asked.reference is None:
-        raise UsageError("policy: missing; give a folder or the name of a model (--policy)")
+    asked = asked_models(models, policy, reference)
     source = data if isinstance(data, Pairs) else Pairs(data)
     checked_parquet_name(sink)
     if is_address(os.fspath(sink)):
@@ -380,6 +376,24 @@ def logps(
         options={"data": source, "models": asked, "outputs": made, "execution": run},
         outputs=(publication_of(made, access, dataset).check(sink),),
     )
+
+
+def asked_models(models: Any, policy: Any, reference: Any) -> Models:
+    """Return the models that are asked for, one at least, with revisions of hub names alone."""
+    asked = given(Models, models, policy=policy, reference=reference)
+    if asked.policy is None and asked.reference is None:
+        raise UsageError(
+            "there is no model: give --policy or --reference, a folder or a name on a hub"
+        )
+    for role, flag, model, revision in (
+        ("policy", "--revision", asked.policy, asked.revision),
+        ("reference", "--reference-revision", asked.reference, asked.reference_revision),
+    ):
+        is_name = isinstance(model, (str, os.PathLike))
+        if revision is not None and not (is_name and not os.path.isdir(model)):
+            what = "not given" if model is None else "a folder" if is_name else "loaded already"
+            raise UsageError(f"{flag} is of a {role} on a hub, and the {role} is {what}")
+    return asked
 
 
 def opened_texts(source: Pairs, access: Access, run: Execution) -> tuple[Dataset, Shape]:

@@ -17,7 +17,7 @@ from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ColumnError, UsageError
 from dpo_pipeline.models.loading import check_models_extra, tokenizer_of
 from dpo_pipeline.models.scoring_rows import models_of, pad_of
-from dpo_pipeline.models.scoring_texts import opened_texts
+from dpo_pipeline.models.scoring_texts import asked_models, opened_texts
 from dpo_pipeline.models.scoring_tokens import Scorer
 from dpo_pipeline.models.texts import SIDES, Shape
 from dpo_pipeline.models.tokenizing import Completion, Tokenizer
@@ -377,10 +377,8 @@ def verify_logps(
         >>> import dpo_pipeline
         >>> dpo_pipeline.verify_logps("pairs.parquet", reference="base")  # doctest: +SKIP
     """
-    asked = given(Models, models, policy=policy, reference=reference)
+    asked = asked_models(models, policy, reference)
     wanted = {"policy": asked.policy, "ref": asked.reference}
-    if all(each is None for each in wanted.values()):
-        raise UsageError("nothing to verify against: give --policy or --reference")
     if not (isinstance(rows, int) and rows > 0):
         raise UsageError(f"rows must be a whole number from 1 on, found {rows!r}")
     source = pairs if isinstance(pairs, Pairs) else Pairs(pairs)

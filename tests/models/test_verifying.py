@@ -158,7 +158,7 @@ def test_the_command(made, capsys, monkeypatch):
 
 def test_what_cannot_be_verified_is_refused(capsys):
     pairs = pl.DataFrame({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]})
-    with pytest.raises(UsageError, match="give --policy or --reference"):
+    with pytest.raises(UsageError, match="there is no model: give --policy"):
         dpo_pipeline.verify_logps(pairs)
     with pytest.raises(ColumnError, match="there are no log-probs of ref to verify"):
         dpo_pipeline.verify_logps(pairs, reference="base")

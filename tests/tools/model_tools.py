@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 
 LINES = [
     "What is the colour of the sky? It is blue. ",
@@ -165,3 +168,22 @@ def make_models_of_the_guide(folder):
             optimizer.step()
     pl.DataFrame(rows).write_ndjson(folder / "texts.jsonl")
     pl.DataFrame(rows).write_parquet(folder / "texts.parquet")
+
+
+def run_apart(script, arguments, *, processes=1):
+    """Run a script with these tools in processes of its own, with gloo where there are several."""
+    launch = ["-c", f"import sys; sys.path[:0] = {sys.path!r}\n{script}"]
+    if processes > 1:
+        path = os.path.join(str(arguments[0]), "script.py")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(launch[1])
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        launch += [path]
+    done = subprocess.run(
+        [sys.executable, *launch, *map(str, arguments)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

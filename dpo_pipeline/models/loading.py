@@ -94,23 +94,36 @@ def load(name: Any, *, revision: str | None, dtype: str, device: str) -> Loaded:
     """
     import torch
     import transformers
+    from safetensors import SafetensorError
 
     if not isinstance(name, (str, os.PathLike)):
         return Loaded(model=name, facts=facts_of(name))
     path = os.fspath(name)
     commit, has_adapters = _found(path, revision)
-    maker = _adapter_maker(path) if has_adapters else transformers.AutoModelForCausalLM
     try:
         place = torch.device(_device() if device == "auto" else device)
         torch.empty(0, device=place)
     except (AssertionError, RuntimeError) as error:
         raise UsageError(f"device {device!r} cannot be used: {_first(error)}") from error
+    how: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
+    found: dict[str, Any] = {}
     try:
-        wanted = dtype if dtype == "auto" else getattr(torch, dtype)
         with _no_bars():
-            model = maker.from_pretrained(path, dtype=wanted, revision=commit).to(place)
-    except (OSError, ValueError, RuntimeError) as error:
+            if has_adapters:
+                model = _adapter_maker(path).from_pretrained(path, revision=commit, **how)
+            else:
+                model, found = transformers.AutoModelForCausalLM.from_pretrained(
+                    path, revision=commit, output_loading_info=True, **how
+                )
+            model = model.to(place)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _unloadable(path, error) from error
+    missing = sorted(found.get("missing_keys", ()))
+    if missing:
+        raise StorageError(
+            path,
+            f"lacks {len(missing):,} of its weights, such as {missing[0]}, which would be random",
+        )
     return Loaded(model=model, facts=facts_of(model, path, commit))
 
 
@@ -185,11 +198,14 @@ def tokenizer_of(name: Any, tokenizer: Any, revision: str | None) -> Any:
     path = os.fspath(name if tokenizer is None else tokenizer)
     own = revision if tokenizer is None else None
     try:
-        return AutoTokenizer.from_pretrained(path, revision=own)
+        made = AutoTokenizer.from_pretrained(path, revision=own)
     except (OSError, ValueError) as error:
         if tokenizer is None:
             _found(path, own)
         raise StorageError(path, f"has no tokenizer that loads: {_first(error)}") from error
+    if not set(made.get_vocab()) - set(made.all_special_tokens):  # made of a config alone
+        raise StorageError(path, "has no tokenizer: its files are missing")
+    return made
 
 
 def base_of(policy: Loaded) -> Loaded | None:

@@ -32,7 +32,7 @@ from dpo_pipeline.models.scoring_rows import (
     pad_of,
     scored_columns,
 )
-from dpo_pipeline.models.texts import Shape, shape_of
+from dpo_pipeline.models.texts import Shape, oddities, shape_of
 from dpo_pipeline.models.tokenizing import Tokenizer
 from dpo_pipeline.options import Execution, Models, Outputs, Pairs
 from dpo_pipeline.plan import Facts, Input, Output, Plan, planned
@@ -46,6 +46,10 @@ _OF_PART: Final = "dpo_pipeline.part"
 """Metadata of a part: the digest of its input rows, and what was counted in it."""
 _COUNTED: Final = {
     "null": "{:,} rows have no text, and so no log-probs",
+    "written": "{:,} rows have conversations written as JSON: they are scored as that text",
+    "empty": "{:,} {} completions are empty: their log-probs are those of the end alone",
+    "first": "in {:,} rows nothing stands before the completion: its first token has no log-prob",
+    "bare": "{:,} {} completions have no token with a log-prob: they are null",
     "merged": "in {:,} rows the end of the prompt merges with a completion, which then starts "
     "earlier, as in TRL",
     "cut": "{:,} {} completions are cut short by the longest length",
@@ -62,10 +66,11 @@ class ScoredTexts(Printable):
         path: The file.
         n_rows: Rows of the input.
         texts: How the texts were read.
-        counts: By name: `null` (rows without a text), `merged` (rows whose prompt merges with a
-            completion), `cut chosen` and `cut rejected` (completions that the limit cut short),
-            `away chosen` and `away rejected` (cut away whole: null), `dropped` (rows that
-            `dialect="trl"` left out).
+        counts: By name: `null` (rows without a text), `written` (conversations as JSON in text),
+            `first` (rows with nothing before the completion), `merged` (rows whose prompt merges
+            with a completion), `dropped` (rows that `dialect="trl"` left out); of completions, by
+            side, `empty chosen` (no text), `bare chosen` (no token with a log-prob: null), `cut
+            chosen` (cut short by the limit), `away chosen` (cut away whole: null).
         models: Facts of policy and reference.
         notes: What is to be said about the input.
     """
@@ -293,7 +298,8 @@ class LogpsPlan(Plan[ScoredTexts]):
         self, rows: pl.DataFrame, loaded: Mapping[str, Loaded], pace: Pace
     ) -> tuple[pl.DataFrame, dict[str, int]]:
         tokens = [self.texts.row(row) for row in rows.iter_rows(named=True)]
-        counts = counts_of(tokens, self.shape, drops=self.models.dialect is not None)
+        counts = oddities(rows, self.shape)
+        counts |= counts_of(tokens, self.shape, drops=self.models.dialect is not None)
         if self.models.dialect is not None:
             keep = [each is None or not each.is_dropped for each in tokens]
             rows = rows.filter(pl.Series(keep, dtype=pl.Boolean))

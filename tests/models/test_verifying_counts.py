@@ -162,7 +162,7 @@ def tell(count, case, pairs, words, shown):
     for each in dpo_pipeline.verify_logps(pairs, rows=40, models=asked).columns:
         is_named = bool(each.finding) and words in each.finding
         count.update(columns=1, alarms=bool(each.finding), named=is_named)
-        if shown and bool(each.finding) != bool(words) or (words and not is_named):
+        if shown and (bool(each.finding), is_named) != (bool(words), bool(words)):
             print(shown, each)  # noqa: T201
 
 

@@ -129,6 +129,12 @@ SCORED_COMPLETIONS: Final = (
 )
 """What `score` adds to completions."""
 
+ADDED_TO: Final[Mapping[RowOf, tuple[Added, ...]]] = {
+    "pair": SCORED,
+    "completion": SCORED_COMPLETIONS,
+}
+"""What `score` adds to a row."""
+
 OF_INPUT: Final = "__dpo_pipeline_input_"
 """Begins the name, in prepared pairs, of an input column that a scored one takes the name of."""
 
@@ -228,11 +234,12 @@ def needs_of_columns(
     """Return what is asked of the columns that are there, by the contract that they are of.
 
     A reference is asked for of pairs, and of completions if its column is there. `extras` are
-    further roles; if None, the prompt and the first of `PREFERENCES`, if they are there.
+    further roles; if None, the prompt and the first of `preferred`, if they are there.
     """
     if row_of(names, explicit) == "pair":
         return ALL_LOGPS
-    better = [each for each in PREFERENCES if is_spelled(each, names, explicit)]
+    there = [each for each in PREFERENCES if is_spelled(each, names, explicit)]
+    better = preferred(there, explicit)
     asked = (*(each for each in [PROMPT_ID] if is_spelled(each, names, explicit)), *better[:1])
     has_reference = any(is_spelled(r, names, explicit) for r in (REF, TOKENS_OF[REF.name]))
     return Needs(
@@ -240,6 +247,11 @@ def needs_of_columns(
         reference=has_reference,
         extras=tuple(each.name for each in asked) if extras is None else extras,
     )
+
+
+def preferred(there: Iterable[Role], explicit: Mapping[str, str] | None) -> list[Role]:
+    """Return what can say which completion is better, first what the user mapped."""
+    return sorted(there, key=lambda role: role.name not in (explicit or {}))
 
 
 def resolve(

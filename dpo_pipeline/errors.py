@@ -10,7 +10,7 @@ from dpo_pipeline.defaults import BF16_EXCESS
 from dpo_pipeline.tables import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from dpo_pipeline.invalid_report import InvalidReport
 
@@ -202,7 +202,31 @@ class JoinError(ContractError):
             some = ", ".join(map(repr, keys))
             shown = "" if fault.startswith("null") else f", such as {some}"
             lines.append(f"  {fault}: {count:,} row{'' if count == 1 else 's'}{shown}")
+        alone = [keys for fault, (_, keys) in faults.items() if fault.endswith(" alone")]
+        if len(alone) == 2:  # noqa: PLR2004  one of each table
+            lines += _nearly_equal(*alone)
         super().__init__(*lines)
+
+
+_ALIKE: Final[Mapping[str, Callable[[str], str]]] = MappingProxyType(
+    {
+        "spaces around them": str.strip,
+        "case": lambda key: key.strip().casefold(),
+        "leading zeros": lambda key: key.lstrip("0"),
+        "the .0 of a float": lambda key: key.removesuffix(".0"),
+    }
+)
+"""In what keys can differ that were to be equal, and what makes them equal."""
+
+
+def _nearly_equal(ours: Iterable[Any], theirs: Iterable[Any]) -> Iterator[str]:
+    """Yield a hint if keys that only one of two tables has differ by how they are written."""
+    for what, alike in _ALIKE.items():
+        other = {alike(str(key)): key for key in theirs}
+        found = ((key, other[same]) for key in ours if (same := alike(str(key))) in other)
+        for one, two in found:
+            yield f"  {one!r} and {two!r} differ by {what} alone: write them alike in both"
+            return
 
 
 class RefusedCheckError(ContractError):

@@ -196,7 +196,7 @@ SCORE: Final = Role(
     of=("completion",),
 )
 PREFERENCES: Final = (RANK, SCORE, LABEL)
-"""What can say which completion is better. The first that is there is taken."""
+"""What can say which completion is better. The first that is mapped, or that is there, is taken."""
 
 TOKENS_OF: Final = {
     POLICY_CHOSEN.name: _tokens("policy", "chosen"),

@@ -35,10 +35,25 @@ from dpo_pipeline.losses import (
 )
 
 _NUMBERS: Final = ("logp", "count", "rank", "score")
-_TRUTHS: Final = {
-    **dict.fromkeys(("true", "1", "1.0", "chosen"), True),
-    **dict.fromkeys(("false", "0", "0.0", "rejected"), False),
+_LABELS: Final = {
+    "chosen": "rejected",
+    "accepted": "rejected",
+    "good": "bad",
+    "yes": "no",
+    "positive": "negative",
+    "desirable": "undesirable",
+    "correct": "incorrect",
+    "thumbs up": "thumbs down",
 }
+"""Words that say whether a completion is a good one."""
+_TRUTHS: Final = {
+    **dict.fromkeys(("true", "1", "1.0", *_LABELS), True),
+    **dict.fromkeys(("false", "0", "0.0", *_LABELS.values()), False),
+}
+_ONE_OF: Final = (
+    f"true or false, 1 or 0, {', '.join(f'{good} or {bad}' for good, bad in _LABELS.items())}; any "
+    "other word counts as null (--column label=NAME takes another column)"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,9 +164,13 @@ def bind(
     types = {role: schema[column] for role, column in found.mapping.items()}
     floats = [n for n, t in types.items() if ROLES[n].kind == "count" and _is_real(t)]
     listed = {name for name, dtype in types.items() if _is_listed(dtype, ROLES[name].kind)}
+    must_be = dict.fromkeys(listed, "not null, nor a list of none or several (--pairing)")
+    must_be |= {
+        n: _ONE_OF for n, t in types.items() if ROLES[n].kind == "label" and t != pl.Boolean
+    }
     told = tuple(
-        replace_rule(rule, requirement="not null, nor a list of none or several (--pairing)")
-        if rule.column in listed and rule.check == "not_null"
+        replace_rule(rule, requirement=must_be[rule.column])
+        if rule.column in must_be and rule.check == "not_null"
         else rule
         for rule in rules.rules
     )
@@ -247,7 +266,7 @@ def truth(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     """Return a label as true or false; what is neither is null."""
     if dtype == pl.Boolean or dtype.is_nested():
         return column
-    words = column.cast(pl.String).str.strip_chars().str.to_lowercase()
+    words = column.cast(pl.String).str.strip_chars().str.to_lowercase().str.replace_all("[_-]", " ")
     return words.replace_strict(_TRUTHS, default=None, return_dtype=pl.Boolean)
 
 

@@ -22,6 +22,7 @@ from dpo_pipeline.columns import (
     RANK,
     TEXTS,
     TOKENS_OF,
+    preferred,
     resolve,
 )
 from dpo_pipeline.contract import truth
@@ -69,7 +70,7 @@ class Together:
         self.is_of_sides = of_sides
         names = (PAIR_ID.name,) if of_sides else (PROMPT_ID.name,)
         found = [name for name in names if name in roles]
-        preferences = [role for role in PREFERENCES if role.name in roles]
+        preferences = preferred([role for role in PREFERENCES if role.name in roles], given)
         problems = list(resolution.problems)
         if not found:
             problems.append(
@@ -80,7 +81,7 @@ class Together:
             problems.append(f"{several}: all are missing, and one says which completion is better")
         if problems:
             raise ColumnError(dataset.name, tuple(problems))
-        self.key, self.preference = roles[found[0]], preferences[0]
+        self.key, self.preference, *self.others = roles[found[0]], *preferences
         self._are_together: bool | None = None
 
     def of(self, rows: pl.LazyFrame) -> Together:
@@ -90,6 +91,12 @@ class Together:
         made.dataset, made.schema = made_of(self.dataset, rows), rows.collect_schema()
         made.key = PAIR_ID.name if self.is_of_sides else PROMPT_ID.name
         return made
+
+    @property
+    def taken(self) -> str:
+        """What says which completion is better, and what is there too and says nothing."""
+        others = " and ".join(role.name for role in self.others)
+        return f"{self.preference.name}{f', and not by {others}' if others else ''}"
 
     @property
     def better(self) -> pl.Expr:
@@ -219,7 +226,7 @@ class PairMaker:
         text = (
             f"{_many(made.n_pairs, 'pair')} ({self.pairing}) of "
             f"{_many(made.n_completions, 'completion')} of {_many(made.n_prompts, 'prompt')} "
-            f"by {name}"
+            f"by {self.completions.taken}"
         )
         odd = (
             (made.n_ties, "tie", f"of {name}, of which no pair was made"),

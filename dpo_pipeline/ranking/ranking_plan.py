@@ -40,6 +40,10 @@ from dpo_pipeline.storage import reading
 _VALID: Final = "__dpo_pipeline_valid"
 _BY: Final = "__dpo_pipeline_by_"
 _QUANTA: Final = 2.0**40
+_NOT_LOOKED_FOR: Final = (
+    "rank does not look whether policy and reference are of the same texts; check does, for "
+    "shifted rows and equal columns"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -159,6 +163,7 @@ class RankingPlan(Plan[Ranking]):
             n_invalid=n_invalid,
             broken=broken,
             notes=self.dataset.notes,
+            not_looked_for=_NOT_LOOKED_FOR if self.binding.needs.reference else None,
             row="completion",
         )
         reason = why_refused(asked, n_invalid, n_read, "completion") if n_read else None
@@ -302,6 +307,9 @@ def rank(
     by = subsets.names
     own = (SUBSET,) if is_benchmark and SUBSET not in by else ()
     together = Together(dataset, columns)
+    if together.others:
+        name = together.others[0].name
+        notes.append(f"ranked by {together.taken}: --column {name}={name} takes {name}")
     rows = binding.prepare(dataset.whole).with_columns(
         completion_reward(objective).alias(REWARD),
         binding.rules.valid.alias(_VALID),

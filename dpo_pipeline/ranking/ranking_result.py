@@ -147,6 +147,7 @@ class Ranking(Printable):
             "subsets": None if self.subsets is None else rows_by_key(self.subsets, self.by),
             "rewardbench": None if self.rewardbench is None else self.rewardbench.to_dict(),
             "notes": list(self.notes),
+            "not_looked_for": self.invalid.not_looked_for,
             "warnings": list(self.invalid.all_warnings),
             "invalid": self.invalid.to_dict()["invalid"],
         }

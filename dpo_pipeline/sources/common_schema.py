@@ -125,9 +125,14 @@ def _conflict(places: Mapping[pl.DataType, str], *, is_number: bool) -> tuple[st
     )
     other = next(t for t in types[:odd] if not _widest([t, types[odd]], is_number=is_number))
     return places[types[odd]], (
-        f"{types[odd]} here and {other} in {places[other]}; no type holds both without loss, so "
-        "convert one"
+        f"{_called(types[odd])} here and {_called(other)} in {places[other]}; no type holds both "
+        "without loss, so convert one"
     )
+
+
+def _called(dtype: pl.DataType) -> str:
+    """Return what a type is called, without the categories of an Enum."""
+    return f"Enum of {dtype.categories.len():,}" if isinstance(dtype, pl.Enum) else str(dtype)
 
 
 def _widest(types: Iterable[Any], *, is_number: bool = False) -> pl.DataType | None:

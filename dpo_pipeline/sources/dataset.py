@@ -11,7 +11,6 @@ from functools import partial
 from itertools import groupby, pairwise
 from operator import attrgetter
 from typing import Any, Final, TypeAlias
-from urllib.parse import unquote
 
 import polars as pl
 
@@ -35,6 +34,7 @@ from dpo_pipeline.sources.common_schema import (
 from dpo_pipeline.sources.files import Identities, SourcePath, below, find
 from dpo_pipeline.sources.formats import not_parquet
 from dpo_pipeline.sources.frames import Dump, lake_rows, parquet_in_batches
+from dpo_pipeline.sources.keys import contradiction, folder_keys
 from dpo_pipeline.storage import (
     LOCAL,
     Access,
@@ -44,11 +44,11 @@ from dpo_pipeline.storage import (
     reading,
 )
 
+_NO_KEYS: Final = {"hive_partitioning": False, "hive_schema": None}
+"""Arguments of a scan that takes nothing from the names of folders."""
+
 _UNKNOWN: Final[tuple[int, ...]] = ()
 """The identity of an object of which only Polars knows how to read it."""
-
-_NO_VALUE: Final = "__HIVE_DEFAULT_PARTITION__"
-"""What a folder is called of rows whose key is null."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -414,10 +414,13 @@ def open_dataset(
         scanned |= {"extra_columns": "ignore"}
     in_batches = partial(parquet_in_batches, schema=whole, access=access) if unread else None
     with reading(name, not_parquet):
-        hive, partitions = _partitions(
-            found.keys, dict(zip(paths, schemas, strict=True)), whole, by_scan=in_batches is None
+        own = dict(zip(paths, schemas, strict=True))
+        hive, named = folder_keys(found.keys, own, whole)
+        # Polars reads the keys from the paths if all have the same ones, and no folder above any.
+        by_scan = in_batches is None and all(
+            len(each) == len(hive) == path.count("=") for path, each in named.items()
         )
-        if hive and not partitions:
+        if hive and by_scan:
             scanned |= {"hive_partitioning": True, "hive_schema": hive}
         dataset = Dataset(
             name=name,
@@ -426,68 +429,40 @@ def open_dataset(
             is_folder=found.root is not None,
             hive=pl.Schema({n: t for n, t in hive.items() if n not in whole}),
             scanned=scanned,
-            partitions=partitions,
+            partitions=named if hive and not by_scan else {},
             own_notes=found.notes,
             unread={**unread, **common.unread},
             in_batches=in_batches,
         )
         frame = dataset.scan_files(files)
         frame.collect_schema()
+        bare = replace(dataset, scanned={**scanned, **_NO_KEYS}, partitions={})
+        for file in files:
+            for value in named[file.path] if hive else ():
+                _check_key(bare, file, value, own[file.path], found.keys)
     return replace(dataset, frame=frame)
 
 
-def _partitions(
+def _check_key(
+    bare: Dataset,
+    file: PairFile,
+    value: pl.Expr,
+    own: pl.Schema,
     keys: Mapping[str, Mapping[str, str]],
-    schemas: Mapping[str, pl.Schema],
-    in_files: pl.Schema,
-    *,
-    by_scan: bool,
-) -> tuple[pl.Schema, dict[str, tuple[pl.Expr, ...]]]:
-    """Return the columns that are in folder names, and how they come to the rows of each path.
+) -> None:
+    """Raise a StorageError if a file's own column is not as the name of its folder says.
 
-    Polars reads them from the paths and they need nothing more, if it scans the files, all paths
-    have the same ones, and folders above those that were given have none. A column that files hold
-    too keeps its type.
+    Statistics of row groups spare most of the reading.
     """
-    names = list(dict.fromkeys(name for each in keys.values() for name in each))
-    for path, own in keys.items():
-        missing = [name for name in names if name not in own and name not in schemas[path]]
-        if missing:
-            problem = f"has no {missing[0]}, by which other files' folders are named"
-            raise StorageError(path, problem)
-    if not names:
-        return pl.Schema(), {}
-    values = {
-        name: _typed([own[name] for own in keys.values() if name in own], in_files.get(name))
-        for name in names
-    }
-    types = pl.Schema({name: typed.dtype for name, typed in values.items()})
-    if by_scan and all(len(own) == len(names) == path.count("=") for path, own in keys.items()):
-        return types, {}
-    each = {name: iter(typed) for name, typed in values.items()}
-    return types, {
-        path: tuple(pl.lit(next(each[name]), dtype=types[name]).alias(name) for name in own)
-        for path, own in keys.items()
-    }
-
-
-def _typed(texts: Sequence[str], dtype: pl.DataType | None) -> pl.Series:
-    """Return the values of a key with the type of a column of files, or as Polars types CSV."""
-    lines = [None if text == _NO_VALUE else unquote(text) or None for text in texts]
-    rows = pl.read_csv(
-        "\n".join([*(line or "" for line in lines), ""]).encode(),
-        has_header=False,
-        separator="\0",
-        quote_char=None,
-        infer_schema_length=None,
-        try_parse_dates=True,
-    )
-    typed = rows.to_series()
-    if dtype is not None:
-        return typed.cast(dtype)
-    # 007 and 7 are two folders, and 007 is no number.
-    is_number = not typed.dtype.is_integer() or typed.cast(pl.String).to_list() == lines
-    return typed if is_number else pl.Series(lines)
+    name = value.meta.output_name()
+    if name not in own:
+        return
+    rows = bare.scan_files([file]).select(name)
+    other = rows.filter(pl.col(name).ne_missing(value)).select(pl.len(), pl.first(name))
+    n, first = other.collect(engine="streaming").row(0)
+    if n:
+        problem = f"says otherwise in {n:,} of {file.rows:,} rows, first {first!r}"
+        raise contradiction(file.path, name, keys, f"its column {name} {problem}")
 
 
 def publication_of(outputs: Outputs, access: Access, *datasets: Dataset) -> Publication:

@@ -43,6 +43,9 @@ OPEN_INSTRUCT_AVERAGED: Final = "open-instruct-averaged"
 TOKEN_DUMP: Final = "token-dump"  # noqa: S105  tokens of a text
 VLLM: Final = "vllm"
 
+INDEX: Final = "index"
+"""What open-instruct calls the number of a row, in its datasets and so of its cache."""
+
 NDJSON_ENDING: Final = ".jsonl"
 
 

@@ -1,4 +1,7 @@
-"""Keys of tables: what counts as equal, whether they are in one order, and rows parted by them."""
+"""Keys of tables: what counts as equal, whether they are in one order, and rows parted by them.
+
+And the keys in the names of folders, which are columns of the files inside.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,21 @@ from shutil import rmtree
 from tempfile import TemporaryDirectory, mkdtemp
 from types import TracebackType
 from typing import Any, Final, Self
+from urllib.parse import unquote
 from weakref import finalize
 
 import polars as pl
 
 from dpo_pipeline.columns import PAIR_ID, REF_CHOSEN, did_you_mean
 from dpo_pipeline.defaults import JOINED_ROWS, OFFENDERS_SHOWN, ROWS_IN_STEP
-from dpo_pipeline.errors import ColumnError, JoinError, NoSuchColumn, UsageError
-from dpo_pipeline.sources.trainer_files import INDEX
+from dpo_pipeline.errors import ColumnError, JoinError, NoSuchColumn, StorageError, UsageError
+from dpo_pipeline.sources.formats import INDEX
 
 KEY: Final = "__dpo_pipeline_key"
 """The name of the key in tables that are joined, of the same type in all of them."""
 
+_NO_VALUE: Final = "__HIVE_DEFAULT_PARTITION__"
+"""What a folder is called of rows whose key is null."""
 _ROWS: Final = "__dpo_pipeline_rows_"
 _PART: Final = "__dpo_pipeline_part"
 _PARTS: Final = 64
@@ -308,30 +314,33 @@ def count_keys(
     names: Sequence[str],
     parts: Iterable[Mapping[str, pl.DataFrame]],
     *,
+    sides: int = 2,
     must_match: bool = False,
 ) -> Counts:
-    """Count the keys of two tables, and of a third that must have all that they share.
+    """Count the keys of two tables or more, and of a last one that must have all that they share.
 
     Args:
         on: What errors call the key.
         names: The tables.
         parts: The tables' rows, with `KEY`; all rows of a key are in one part.
-        must_match: Whether a key that only one of the first two tables has is a fault.
+        sides: How many of the first tables are sides; one after them is their reference.
+        must_match: Whether a key that only one side has is a fault.
     """
     columns = [f"{_ROWS}{i}" for i in range(len(names))]
     here = [pl.col(column) for column in columns]
     is_null = pl.col(KEY).is_null()
-    shared = ~is_null & (here[0] > 0) & (here[1] > 0)
+    shared = ~is_null & (pl.min_horizontal(here[:sides]) > 0)
+    every = f"{names[0]} and {names[1]}" if sides == 2 else "all others"  # noqa: PLR2004
     faults: dict[str, tuple[pl.Expr, pl.Expr]] = {}
     for name, rows in zip(names, here, strict=True):
         faults[f"null in {name}"] = (is_null & (rows > 0), rows)
     for name, rows in zip(names, here, strict=True):
         faults[f"more than once in {name}"] = (~is_null & (rows > 1), rows)
-    for name, rows in zip(names[2:], here[2:], strict=True):
-        faults[f"in {names[0]} and {names[1]}, and not in {name}"] = (shared & (rows == 0), here[0])
+    for name, rows in zip(names[sides:], here[sides:], strict=True):
+        faults[f"in {every}, and not in {name}"] = (shared & (rows == 0), here[0])
     alone = {
-        f"in {name} alone": (~is_null & (other == 0) & (own > 0), own)
-        for name, own, other in zip(names[:2], here[:2], here[1::-1], strict=True)
+        f"in {name} alone": (~is_null & (own > 0) & (pl.sum_horizontal(here[:sides]) == own), own)
+        for name, own in zip(names[:sides], here[:sides], strict=True)
     }
 
     def counted(part: Mapping[str, pl.DataFrame]) -> pl.LazyFrame:
@@ -351,14 +360,14 @@ def count_keys(
         for what, (where, rows) in (faults | alone).items()
     ]
     by_part = [
-        _counted_quickly([part[name] for name in names])
+        _counted_quickly([part[name] for name in names], sides)
         or counted(part).select(sums).collect(engine="streaming").row(0)
         for part in parts
     ]
     columns_of = [*columns, "common", *faults, *alone]
     found = dict(zip(columns_of, map(sum, zip(*by_part, strict=True)), strict=True))
     rows_of = {name: found[column] for name, column in zip(names, columns, strict=True)}
-    if must_match or (not found["common"] and all(rows_of[name] for name in names[:2])):
+    if must_match or (not found["common"] and all(rows_of[name] for name in names[:sides])):
         faults |= alone
     broken = [what for what in faults if found[what]]
     if broken:
@@ -380,20 +389,101 @@ def count_keys(
     )
 
 
-def _counted_quickly(tables: Sequence[pl.DataFrame]) -> tuple[int, ...] | None:
+def _counted_quickly(tables: Sequence[pl.DataFrame], sides: int) -> tuple[int, ...] | None:
     """Return the sums of `count_keys` for tables without a fault of their own; else None."""
     keys = [table.select(KEY) for table in tables]
     if any(k[KEY].null_count() or k[KEY].n_unique() < k.height for k in keys):
         return None
-    common = keys[0].join(keys[1], on=KEY, how="semi")
-    if any(common.join(k, on=KEY, how="anti").height for k in keys[2:]):
+    common = reduce(lambda left, right: left.join(right, on=KEY, how="semi"), keys[:sides])
+    if any(common.join(k, on=KEY, how="anti").height for k in keys[sides:]):
         return None
     rows = [k.height for k in keys]
-    n_faults = 2 * len(keys) + len(keys[2:])
-    return (*rows, common.height, *[0] * n_faults, *(n - common.height for n in rows[:2]))
+    alone = [n - common.height for n in rows[:sides]]
+    if sides > 2 and any(alone):  # noqa: PLR2004  of two, what is not common is alone
+        once = pl.concat(keys[:sides]).group_by(KEY).len().filter(pl.col("len") == 1)
+        alone = [k.join(once, on=KEY, how="semi").height for k in keys[:sides]]
+    n_faults = 2 * len(keys) + len(keys[sides:])
+    return (*rows, common.height, *[0] * n_faults, *alone)
 
 
 def joined(tables: Iterable[pl.DataFrame]) -> pl.DataFrame:
     """Return the rows whose `KEY` all tables have, in no order."""
     plan = reduce(lambda left, right: left.join(right, on=KEY), (each.lazy() for each in tables))
     return plan.collect(engine="streaming")
+
+
+def folder_keys(
+    keys: Mapping[str, Mapping[str, str]],
+    schemas: Mapping[str, pl.Schema],
+    in_files: pl.Schema,
+) -> tuple[pl.Schema, dict[str, tuple[pl.Expr, ...]]]:
+    """Return the columns that are in the names of folders, and their values by the path of a file.
+
+    A column that files hold too keeps its type.
+    """
+    names = list(dict.fromkeys(name for each in keys.values() for name in each))
+    types, values = {}, {}
+    for name in names:
+        texts = {path: own[name] for path, own in keys.items() if name in own}
+        holding = [path for path in keys if name in schemas[path]]
+        missing = [path for path in keys if path not in texts and path not in holding]
+        if missing:
+            problem = f"has no {name}, by which other files' folders are named"
+            raise StorageError(missing[0], problem)
+        dtype = in_files.get(name)
+        if holding and (dtype is None or dtype.is_nested()):
+            path = next((p for p in reversed(holding) if p in texts), min(texts))
+            problem = f"files have columns {name} of several types"
+            problem = problem if dtype is None else f"its column {name} is {dtype}"
+            raise contradiction(path, name, keys, problem)
+        typed = _typed(list(texts.values()), dtype)
+        types[name] = typed.dtype
+        values[name] = dict(zip(texts, typed, strict=True))
+        unlike = [p for p, text in texts.items() if values[name][p] is None and _said(text)]
+        if unlike:
+            whose = "its" if unlike[0] in holding else "the files'"
+            problem = f"{whose} column {name} is {typed.dtype}, which that is not"
+            raise contradiction(unlike[0], name, keys, problem)
+    return pl.Schema(types), {
+        path: tuple(pl.lit(values[name][path], dtype=types[name]).alias(name) for name in own)
+        for path, own in keys.items()
+    }
+
+
+def contradiction(
+    path: str, name: str, keys: Mapping[str, Mapping[str, str]], problem: str
+) -> StorageError:
+    """Say that a file's own column is not as the name of its folder says."""
+    where = f"is in the folder {name}={keys[path][name]}, but {problem}"
+    advice = f"Move the rows to the folder of their {name}, or drop that column from the files."
+    return StorageError(path, f"{where}. {advice}")
+
+
+def _said(text: str) -> str | None:
+    """Return the value in the name of a folder."""
+    return None if text == _NO_VALUE else unquote(text) or None
+
+
+def _typed(texts: Sequence[str], dtype: pl.DataType | None) -> pl.Series:
+    """Return the values of a key with the type of a column of files, or as Polars types CSV.
+
+    A value that is none of that type is null.
+    """
+    lines = [_said(text) for text in texts]
+    if dtype == pl.String:
+        return pl.Series(lines, dtype=pl.String)
+    rows = pl.read_csv(
+        "\n".join([*(line or "" for line in lines), ""]).encode(),
+        has_header=False,
+        separator="\0",
+        quote_char=None,
+        infer_schema_length=None,
+        try_parse_dates=True,
+    )
+    typed = rows.to_series()
+    if dtype is not None:
+        of_text = isinstance(dtype, (pl.Categorical, pl.Enum))
+        return (pl.Series(lines, dtype=pl.String) if of_text else typed).cast(dtype, strict=False)
+    # 007 and 7 are two folders, and 007 is no number.
+    is_number = not typed.dtype.is_integer() or typed.cast(pl.String).to_list() == lines
+    return typed if is_number else pl.Series(lines)

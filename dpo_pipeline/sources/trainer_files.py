@@ -29,14 +29,12 @@ from dpo_pipeline.defaults import AVERAGED_LOGP_FLOOR, PARQUET_ENDINGS
 from dpo_pipeline.errors import ColumnError, StorageError, UsageError
 from dpo_pipeline.sources.dataset import open_dataset
 from dpo_pipeline.sources.files import SourcePath, find, identities, kind_of, text_files
-from dpo_pipeline.sources.formats import FORMATS, NDJSON, OPEN_INSTRUCT_AVERAGED
+from dpo_pipeline.sources.formats import FORMATS, INDEX, NDJSON, OPEN_INSTRUCT_AVERAGED
 from dpo_pipeline.sources.frames import Rows, in_batches, ipc, lazily, reading_as
 from dpo_pipeline.sources.text_files import ndjson
 from dpo_pipeline.storage import reading, unpacked
 
 _SIDES: Final = ("chosen", "rejected")
-INDEX: Final = "index"
-"""What open-instruct calls the number of a row, in its datasets and so of its cache."""
 LENGTHS: Final = tuple(f"__dpo_pipeline_{side}_length" for side in _SIDES)
 """Tokens of each completion, beside row numbers that stand for ids."""
 _STATE: Final = "state.json"

@@ -17,8 +17,10 @@ import polars as pl
 from dpo_pipeline.columns import (
     LOGPS,
     N_VALID,
+    POLICY,
     POLICY_CHOSEN,
     POLICY_REJECTED,
+    REF,
     REF_CHOSEN,
     REF_REJECTED,
     RowOf,
@@ -88,9 +90,9 @@ def doubts_of(
     """
     if sense.n_valid == 0:
         return ()
-    if not sense.is_of_pairs:
-        return tuple(_repeated(repeats, "completion"))
     are_logps = max_logp <= 2.0 * BF16_EXCESS
+    if not sense.is_of_pairs:
+        return (*_of_completions(sense, are_logps=are_logps), *_repeated(repeats, "completion"))
     copies = [*_unmoved(sense, subsets), *_copies(sense)]
     seen = chain(averaged(sense) if are_logps else (), constant(sense))
     found = [*copies, *_of_sample(sense, seen)] or list(_all_ties(sense, n_ties))
@@ -102,7 +104,12 @@ def doubts_of(
 def not_looked_for(sense: Sense, *, max_logp: float) -> str | None:
     """Say what the doubts cannot tell of so few valid pairs; None if all was looked for."""
     n = sense.n_valid
-    if not sense.has_reference or n == 0 or n >= SENSE_FROM or max_logp > 2.0 * BF16_EXCESS:
+    if not sense.has_reference or n == 0 or max_logp > 2.0 * BF16_EXCESS:
+        return None
+    if not sense.is_of_pairs:
+        what = "shifted rows and equal columns" if n >= SENSE_FROM else "equal columns"
+        return f"of completions only {what} are looked for; pairs of them (--pairing) show more"
+    if n >= SENSE_FROM:
         return None
     few = f"{n:,} valid pairs are" if n > 1 else "1 valid pair is"
     looked = "; only whole columns that are shifted, exchanged or equal would show"
@@ -110,6 +117,18 @@ def not_looked_for(sense: Sense, *, max_logp: float) -> str | None:
         f"{few} too few to tell whether policy and reference are of the same texts"
         f"{looked if n >= SENSE_FEWEST else ''}"
     )
+
+
+def _of_completions(sense: Sense, *, are_logps: bool) -> Iterator[Doubt]:
+    """Yield that the policy's log-probs are the reference's, or those of a neighbouring row."""
+    if not sense.has_reference or sense.n_valid < _FEWEST:
+        return
+    share = sense.share_equal(POLICY.name, REF.name)
+    if share >= _COPIED:
+        yield _copy(POLICY.name, REF.name, share, sense.n_compared, "completion")
+    elif are_logps and sense.n >= SENSE_FROM and sense.lag < _SHIFTED:
+        seen = f"the two correlate by {sense.correlation(POLICY.name, REF.name):.2f}"
+        yield from _of_sample(sense, [_shifted_doubt(seen)])
 
 
 def _of_sample(sense: Sense, found: Iterable[Doubt]) -> Iterator[Doubt]:
@@ -175,13 +194,15 @@ def _exchanged(sense: Sense) -> Doubt | None:
 
 
 def _shifted(sense: Sense) -> Doubt | None:
-    if not sense.lag < _SHIFTED:
-        return None
+    return _shifted_doubt(_correlations(sense)) if sense.lag < _SHIFTED else None
+
+
+def _shifted_doubt(seen: str) -> Doubt:
     return _doubt(
         "shifted",
         "the rows of policy and reference are shifted against each other",
         f"the policy's log-probs fit the reference of a neighbouring row better than that of their "
-        f"own: {_correlations(sense)}",
+        f"own: {seen}",
         "Join by an id that both runs carried; a row number is none once a row was dropped.",
     )
 
@@ -402,12 +423,12 @@ def _theirs(ours: str) -> str:
     return {POLICY_CHOSEN.name: REF_CHOSEN.name, POLICY_REJECTED.name: REF_REJECTED.name}[ours]
 
 
-def _copy(one: str, other: str, share: float, n: int) -> Doubt:
+def _copy(one: str, other: str, share: float, n: int, row: RowOf = "pair") -> Doubt:
     whole = share == 1.0
     return Doubt(
         "copied",
         f"{one} is {'a copy of' if whole else 'in part equal to'} {other}",
-        f"the two are equal on {'all ' if whole else f'{share:.1%} of '}{n:,} valid pairs",
+        f"the two are equal on {'all ' if whole else f'{share:.1%} of '}{n:,} valid {row}s",
         "Look which column was written there.",
         OF_SUMS,
     )

@@ -238,7 +238,7 @@ class Sense:
     @property
     def has_reference(self) -> bool:
         """Whether log-probs of the reference are there."""
-        return REF_CHOSEN.name in self.lowest
+        return REF_CHOSEN.name in self.lowest or REF.name in self.lowest
 
     def share_equal(self, one: str, other: str) -> float:
         """Return the share of the pairs compared in which two log-probs are equal."""

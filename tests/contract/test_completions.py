@@ -66,7 +66,7 @@ def test_sound_completions_keep_the_contract_and_are_called_so():
         ({"num_tokens": [0, 4, 5]}, "num_tokens.at_least"),
         ({"num_tokens": [1.5, 4.0, 5.0]}, "num_tokens.whole"),
         ({"label": [2, 0, 1]}, "label.not_null"),
-        ({"label": ["yes", "chosen", "Rejected "]}, "label.not_null"),
+        ({"label": ["perhaps", "chosen", "Rejected "]}, "label.not_null"),
         ({"label": None, "rank": [float("nan"), 1.0, 2.0]}, "rank.not_nan"),
         ({"label": None, "score": [None, 1.0, 2.0]}, "score.not_null"),
         ({"prompt_id": [None, "a", "b"]}, "prompt_id.not_null"),

@@ -262,6 +262,22 @@ def test_join_reference_calls_its_tables_by_their_names():
     assert list(error.faults) == ["in policy alone", "in reference alone"]
 
 
+@pytest.mark.parametrize(
+    ("left", "right", "said"),
+    [
+        ("a7", "a7 ", "'a7' and 'a7 ' differ by spaces around them alone"),
+        ("a7", "A7", "'a7' and 'A7' differ by case alone"),
+        ("7", "007", "'7' and '007' differ by leading zeros alone"),
+        ("7", "7.0", "'7' and '7.0' differ by the .0 of a float alone"),
+        ("a", "b", None),
+    ],
+)
+def test_keys_that_are_nearly_equal_are_named(left, right, said):
+    call = evaluate, keyed(["x", left], "policy"), keyed(["x", right], "ref")
+    text = str(raised(JoinError, call[0], call[1], reference=call[2]))
+    assert text.endswith(f"{said}: write them alike in both" if said else f"such as {right!r}")
+
+
 def test_two_empty_tables_hold_no_pairs(two):
     policy, reference = (frame.clear() for frame in two)
     assert join_reference(policy, reference).collect().height == 0

@@ -87,17 +87,19 @@ def test_python_parses_only_the_chunks_that_need_it(tmp_path, pairs, monkeypatch
     assert 0 < len(parsed) < 12
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "ndjson", "csv", "json"])
+@pytest.mark.parametrize("ending", ["jsonl", "ndjson", "csv", "quoted.csv", "json"])
 def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path, pairs, ending):
     path = tmp_path / f"x.{ending}"
-    text = pairs.write_csv() if ending == "csv" else "\n".join(lines_of(pairs))
+    style = "always" if ending == "quoted.csv" else "necessary"
+    is_csv = ending.endswith("csv")
+    text = pairs.write_csv(quote_style=style) if is_csv else "\n".join(lines_of(pairs))
     path.write_bytes(MARK + text.encode())
     found = read(path)
     assert found.collect_schema().names() == pairs.columns
     assert evaluate(path).summary == evaluate(pairs).summary
     second = tmp_path / f"y.{ending}"
     second.write_bytes(text.encode())
-    both = evaluate(Pairs([path, second], format="csv" if ending == "csv" else "ndjson"))
+    both = evaluate(Pairs([path, second], format="csv" if is_csv else "ndjson"))
     assert both.summary.loss == evaluate(pairs).summary.loss
     assert both.summary.n_pairs == 12
 

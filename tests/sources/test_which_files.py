@@ -298,9 +298,11 @@ def test_keys_are_those_below_the_folder_that_was_given(write, eight, source):
     assert pl.read_parquet("out/k=1/a.parquet")["split"].to_list() == ["test"] * 3 + ["train"]
 
 
-def test_keys_above_and_below_of_one_name_do_not_mix(write):
-    write("split=all/ds/split=a%20b/a.parquet", 0, 3)
-    write("split=all/ds/split=__HIVE_DEFAULT_PARTITION__/b.parquet", 3, 5)
+def test_keys_above_and_below_of_one_name_do_not_mix(write, eight):
+    write("split=all/ds/split=a%20b/a.parquet", 0, 3, frame=eight.drop("split"))
+    write(
+        "split=all/ds/split=__HIVE_DEFAULT_PARTITION__/b.parquet", 3, 5, frame=eight.drop("split")
+    )
     found = evaluate("split=all/ds", by="split").subsets.select("split", "n_pairs").rows()
     assert sorted(found, key=str) == [("a b", 3), (None, 5)]
 
@@ -321,6 +323,58 @@ def test_files_in_no_folder_of_a_key_are_an_error_or_have_the_column(write, eigh
     write("ds/b.parquet", 3, 5, frame=eight.with_columns(v=pl.lit("own")))
     table = evaluate("ds", by="v").subsets
     assert table.select("v", "n_pairs").rows() == [("a", 3), ("own", 5)]
+
+
+CONTRADICTED = {
+    "a whole file": (("b", "b"), "says otherwise in 3 of 3 rows, first 'b'"),
+    "one row": (
+        (pl.when(pl.int_range(pl.len()) != 1).then(pl.lit("a")), "b"),
+        "1 of 3 rows, first None",
+    ),
+    "another type": ((1, 2), "its column k is Int32, which that is not"),
+    "two types": ((1, "b"), "files have columns k of several types"),
+    "a list": ((["a"], ["b"]), r"its column k is List\(String\)"),
+}
+
+
+@pytest.mark.parametrize(("own", "said"), CONTRADICTED.values(), ids=list(CONTRADICTED))
+def test_a_key_that_a_file_contradicts_is_an_error(write, eight, own, said):
+    for name, begin, rows, value in zip("ab", (0, 3), (3, 5), own, strict=True):
+        held = value if isinstance(value, pl.Expr) else pl.lit(value)
+        write(f"ds/k={name}/p.parquet", begin, rows, frame=eight.with_columns(k=held))
+    for call in (
+        check,
+        evaluate,
+        read,
+        lambda source: sweep(source, [0.1]),
+        lambda source: score_parquet(source, "out"),
+        lambda source: convert(source, "out.parquet"),
+        lambda source: compare(eight, source, on="pair_id"),
+        lambda source: dry_run(evaluate, source),
+    ):
+        for source in ("ds", "ds/*/*.parquet", ["ds"]):
+            with pytest.raises(StorageError, match=rf"k=[ab]/p.parquet: is in .*{said}.*Move the"):
+                call(source)
+
+
+def test_a_key_that_all_files_hold_is_compared_by_value(write, eight):
+    """As text, as a number, as a date, null and escaped: what Polars and Spark write."""
+    day, number = pl.lit("2024-01-01").str.to_date(), pl.lit(0.1, pl.Float32)
+    write("ds/m=01/p.parquet", frame=eight.with_columns(m=pl.lit("01"), k=pl.lit(1)))
+    assert evaluate("ds", by="m").subsets["m"].to_list() == ["01"]
+    write(
+        "one/m=01/k=x%20y/d=2024-01-01/f=0.1/p.parquet",
+        frame=eight.with_columns(m=pl.lit(1), k=pl.lit("x y", pl.Categorical), d=day, f=number),
+    )
+    write(
+        "one/m=2/k=__HIVE_DEFAULT_PARTITION__/d=2024-01-01/f=0.1/p.parquet",
+        frame=eight.with_columns(m=pl.lit(2), k=pl.lit(None, pl.Categorical), d=day, f=number),
+    )
+    assert sorted(evaluate("one", by="m").subsets["m"]) == [1, 2]
+    os.makedirs("above=1")
+    shutil.move("one", "above=1/one")
+    found = evaluate("above=1/one", by=["m", "k"]).subsets.select("m", "k").rows()
+    assert sorted(found) == [(1, "x y"), (2, None)]
 
 
 def test_keys_that_are_no_numbers_stay_text(write):

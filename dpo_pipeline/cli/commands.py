@@ -311,7 +311,7 @@ def _compare(groups: Groups, ctx: click.Context) -> int:
     from dpo_pipeline.evaluation import check_gates
 
     gates, both = groups.pop("gates"), groups.pop("pairs")
-    check_gates(gates, COMPARED)
+    check_gates(gates, (*COMPARED, "auc"))
     of_b = roles("--b-column", ctx.params["b_column"]) or both.columns
     first, second, more = (ctx.params[name] for name in ("a", "b", "more"))
     sides = [replace(both, source=path) for path in (first, second, *more) if path is not None]

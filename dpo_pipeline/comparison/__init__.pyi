@@ -4,11 +4,7 @@ from .common_pairs import (
     wanted_columns as wanted_columns,
 )
 from .compared import Compared as Compared
-from .comparing import (
-    compare as compare,
-    key_asked as key_asked,
-    refuse_options as refuse_options,
-)
+from .comparing import compare as compare
 from .comparison_result import (
     COMPARED as COMPARED,
     COMPARISON_VERSION as COMPARISON_VERSION,
@@ -33,7 +29,9 @@ from .side_sums import (
 from .sides import (
     Table as Table,
     bound_tables as bound_tables,
+    key_asked as key_asked,
     lacking as lacking,
     named as named,
     names_of as names_of,
+    refuse_options as refuse_options,
 )

@@ -30,8 +30,8 @@ from dpo_pipeline.defaults import WORST_HELD
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.sources import KEY
 from dpo_pipeline.sums import CLUSTER, ClusterTable
+from dpo_pipeline.unpaired import PROMPT
 
-PROMPT: Final = "__dpo_pipeline_prompt"
 ONLY_A: Final = "only_a"
 ONLY_B: Final = "only_b"
 BOTH_RIGHT: Final = "both_right"
@@ -107,6 +107,11 @@ class PairedGathering:
     def n_subsets(self) -> int:
         """Subsets found so far."""
         return self._clusters.table.select(self._keys).n_unique() if self._keys else 0
+
+    @property
+    def n_valid(self) -> int:
+        """Pairs added, which are valid on both sides."""
+        return self._sides[0].n_valid
 
     def add(self, shared: pl.DataFrame, a: pl.DataFrame, b: pl.DataFrame, n_pairs: int) -> None:
         """Add pairs that are valid on both sides, `n_pairs` with those that are not.

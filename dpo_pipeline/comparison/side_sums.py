@@ -70,6 +70,11 @@ class SideSums:
             self._ends = _added(self._ends, side.ends())
         return side
 
+    @property
+    def n_valid(self) -> int:
+        """Pairs added."""
+        return self._sums[N_VALID]
+
     def _see(self) -> None:
         """Add what shows whether the log-probs of pairs make sense."""
         pairs, valid = pl.concat(self._held).lazy(), pl.lit(value=True)

@@ -296,7 +296,7 @@ def plan_of(asked: Mapping[str, Any]) -> PoliciesPlan:
         raise UsageError("compare takes level and baseline of StatisticsOptions, and no more of it")
     if groups.execution.engine != "local":
         raise UsageError("compare joins the policies on this machine: leave the engine out")
-    refuse_options(groups.objective, subsets)
+    refuse_options(groups, subsets)
     _refuse(groups, subsets, each)
     key, shared = key_asked(asked["on"], groups.reference), groups.reference
     found, split, whole = policies_of(each), None, None

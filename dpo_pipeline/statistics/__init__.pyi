@@ -6,6 +6,7 @@ from .association import (
     area_of_clusters as area_of_clusters,
     area_of_counts as area_of_counts,
     area_under_curve as area_under_curve,
+    difference_of_means as difference_of_means,
     line_of_clusters as line_of_clusters,
     spearman as spearman,
 )

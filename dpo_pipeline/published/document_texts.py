@@ -106,6 +106,15 @@ RESULTS: Final = MappingProxyType(
         "winner_optimism": "By how much the accuracy of the policy that is picked is too high on "
         "average, by the bootstrap.",
         "may_be_best": "Whether a policy is in the best set.",
+        "losses": "The mean loss of a policy for each of several betas, on the same pairs.",
+        "curve": "Figures over the steps of a run, on the pairs that all have, with bands that "
+        "hold at all steps at once (`steps`), and where they change. `left_out` are policies that "
+        "are no steps.",
+        "chosen_first_falls": "The first step at which the chosen completions are shown to be less "
+        "likely than at an earlier one (`from_step`, `to_step`).",
+        "accuracy_last_rises": "The last step from which accuracy is shown to rise, and the first "
+        "after it at which it is shown.",
+        "explains": "Names of findings that a doubt is the cause of.",
         "baseline": "The policy that the others are tested against.",
         "best_beta": "Of a sweep: loss to the tried beta with its smallest mean loss. Of "
         "statistics: the best beta with its interval.",
@@ -171,6 +180,9 @@ NUMBERS: Final = MappingProxyType(
         "desirable one's reward above an undesirable one's. Of a judge: the margin of a pair that "
         "the judge agrees with above that of one that it does not.",
         "spearman": "Spearman's rank correlation of margins and the judge's score gaps.",
+        "best_loss": "The mean loss of a policy at its best beta of several, on the same pairs, "
+        "which makes it a little too small.",
+        "log_ratio_size": "Mean size of the log-ratios of both completions, in nats.",
         "n_correct": "Pairs with the chosen reward above the rejected one.",
         "n_common": "Pairs whose key all sides have.",
         "n_alone": "Of a comparison: rows whose key the other side has not. Of a ranking: prompts "
@@ -232,6 +244,8 @@ OTHER_KEYS: Final = MappingProxyType(
         "best": ("reason",),
         "baselines": ("longer", "shorter"),
         "groups": ("last",),
+        "curve": ("steps", "step", "left_out"),
+        "chosen_first_falls": ("from_step", "to_step"),
     }
 )
 """Other names of keys, and keys that another one's text says."""

@@ -202,7 +202,7 @@ def _losses() -> Iterator[Entry]:
 def _arguments() -> Iterator[Entry]:
     """Yield the arguments of losses, each with the losses that have it."""
     found: dict[str, list[str]] = {}
-    texts = {}
+    texts: dict[str, str] = {}
     for loss in EVERY_LOSS.values():
         for p in loss.parameters:
             found.setdefault(p.name, []).append(loss.name)
@@ -235,9 +235,9 @@ def explain(name: str) -> str:
     """
     every = [(each, [each.name, *filter(None, each.also)]) for each in entries()]
     said, found = "", _named(name, every)
-    for end, words in _ENDS.items():
+    for end, meaning in _ENDS.items():
         if not found and name.endswith(end):
-            said, found = f"{words}\n\n", _named(name.removesuffix(end), every)
+            said, found = f"{meaning}\n\n", _named(name.removesuffix(end), every)
     if not found:
         known = [each for _, names in every for each in names]
         words = {*_plain(name).split()}

@@ -50,7 +50,10 @@ def results(folder):
     yield library.evaluate(pairs, batches=Batches(50, as_trainer=TRAINERS[0]))
     yield library.sweep(pairs, [0.1, 0.5], by="split", batches=100)
     yield library.compare(pairs, EXAMPLES / "policy_b.parquet", by="turns")
-    yield library.compare(pairs, *rest)
+    tables = [pairs, *rest, rest[0].with_columns(pl.col("policy_chosen_logps") - 3.0)]
+    yield library.compare(
+        pl.concat((t.with_columns(step=i) for i, t in enumerate(tables)), how="vertical_relaxed")
+    )
     yield library.select(
         EXAMPLES / "pairs.parquet",
         rule="nearest_tie",

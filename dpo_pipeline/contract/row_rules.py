@@ -11,24 +11,31 @@ import polars as pl
 
 from dpo_pipeline.columns import (
     MASK_OF,
+    POLICY_CHOSEN,
+    POLICY_REJECTED,
     TOKENS_OF,
     Needs,
 )
 from dpo_pipeline.contract.rules import Rule, RuleSet
+from dpo_pipeline.defaults import MAX_LOGP, SCORES_ABOVE
 
 _PADDING = 2
 """Zeros in a row, under both models, that are no log-probs; one can be a token that is certain."""
 
 
 def with_row_rules(
-    rules: RuleSet, made: Collection[str], columns: Mapping[str, str], needs: Needs
+    rules: RuleSet,
+    made: Collection[str],
+    columns: Mapping[str, str],
+    needs: Needs,
+    max_logp: float = MAX_LOGP,
 ) -> RuleSet:
     """Return these rules and those of empty and of padded completions.
 
     `made` are the sums and counts that are made from tokens; `columns` is canonical name to column.
     """
     padded = list(_not_padded(made, columns, needs))
-    own = [*padded, *(empty_rules(needs) if needs.reference else ())]
+    own = [*padded, *empty_rules(needs, max_logp)]
     # If tokens break a rule, their sum counts as keeping these, so that one fault has one name.
     own = [
         replace(rule, keeps=rules.valid.not_() | rule.keeps) if rule.column in made else rule
@@ -40,9 +47,18 @@ def with_row_rules(
     return replace(rules, rules=(*rules.rules, *own), valid=valid, clean=clean)
 
 
-def empty_rules(needs: Needs) -> Iterator[Rule]:
-    """Yield the rules on completions that no model scored, for the plans and the pandera model."""
-    for ours, theirs in ((each.policy.name, each.ref.name) for each in needs.texts):
+def empty_rules(needs: Needs, max_logp: float = MAX_LOGP) -> Iterator[Rule]:
+    """Yield the rules on completions that no model scored, for the plans and the pandera model.
+
+    One text can be certain. It is not under both models, and of two texts one is not.
+    """
+    if needs.reference:
+        both = [(each.policy.name, each.ref.name) for each in needs.texts]
+    elif needs.row == "pair" and max_logp <= SCORES_ABOVE:
+        both = [(POLICY_CHOSEN.name, POLICY_REJECTED.name)]
+    else:
+        both = []
+    for ours, theirs in both:
         keeps = (pl.col(ours) != 0.0) | (pl.col(theirs) != 0.0)
         yield Rule(
             column=ours,

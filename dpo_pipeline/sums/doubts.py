@@ -25,7 +25,7 @@ from dpo_pipeline.columns import (
     REF_REJECTED,
     RowOf,
 )
-from dpo_pipeline.defaults import BF16_EXCESS, SENSE_FEWEST, SENSE_FROM
+from dpo_pipeline.defaults import SCORES_ABOVE, SENSE_FEWEST, SENSE_FROM
 from dpo_pipeline.invalid_report import Doubt
 from dpo_pipeline.sums.sense import N_UNMOVED, Repeats, Sense
 from dpo_pipeline.sums.unit_doubts import OF_SUMS, averaged, constant, guessing, scaled
@@ -90,7 +90,7 @@ def doubts_of(
     """
     if sense.n_valid == 0:
         return ()
-    are_logps = max_logp <= 2.0 * BF16_EXCESS
+    are_logps = max_logp <= SCORES_ABOVE
     if not sense.is_of_pairs:
         return (*_of_completions(sense, are_logps=are_logps), *_repeated(repeats, "completion"))
     copies = [*_unmoved(sense, subsets), *_copies(sense)]
@@ -104,7 +104,7 @@ def doubts_of(
 def not_looked_for(sense: Sense, *, max_logp: float) -> str | None:
     """Say what the doubts cannot tell of so few valid pairs; None if all was looked for."""
     n = sense.n_valid
-    if not sense.has_reference or n == 0 or max_logp > 2.0 * BF16_EXCESS:
+    if not sense.has_reference or n == 0 or max_logp > SCORES_ABOVE:
         return None
     if not sense.is_of_pairs:
         what = "shifted rows and equal columns" if n >= SENSE_FROM else "equal columns"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from dpo_pipeline import InvalidPairsError, check, evaluate
+from dpo_pipeline import Contract, InvalidPairsError, check, evaluate
 from pair_tools import COUNTS, LOGPS
 
 TOKENS = [name.replace("_logps", "_token_logps") for name in LOGPS]
@@ -43,9 +43,13 @@ def test_a_value_that_is_none_breaks_its_own_rule_alone(value):
     assert not rule.endswith("not_empty")
 
 
-def test_without_a_reference_zeros_are_no_fault_of_a_pair():
-    report = check(one(0.0, -1.0, 0.0, -1.0), loss="cpo")
-    assert report.n_invalid == 0
+def test_without_a_reference_one_text_can_be_certain_and_two_cannot():
+    assert check(one(0.0, -1.0, 0.0, -1.0), loss="cpo").n_invalid == 0
+    assert check(one(-1.0, -0.0, 0.0, -1.0), loss="cpo").n_invalid == 0
+    empty = check(one(0.0, -0.0, 0.0, -1.0), loss="cpo", on_invalid="exclude")
+    assert empty.by_rule == {"policy_chosen_logps.not_empty": 1}
+    scores = check(one(0.0, 0.0, 0.0, 0.0), loss="cpo", contract=Contract(max_logp=4096.0))
+    assert scores.n_invalid == 0
 
 
 def test_pairs_without_the_empty_ones_by_hand():

@@ -25,7 +25,7 @@ from dpo_pipeline.sources.common_schema import lines_fit
 from dpo_pipeline.sources.files import Found, SourcePath, text_files
 from dpo_pipeline.sources.formats import CSV, FORMATS, NDJSON
 from dpo_pipeline.sources.frames import Rows, lazily, reading_as
-from dpo_pipeline.storage import is_packed, unpacked
+from dpo_pipeline.storage import copies_among, is_packed, unpacked
 
 _KINDS: Final[Mapping[type, str]] = {
     bool: "true or false",
@@ -158,7 +158,8 @@ def ndjson(
     def fault(_names: Collection[str]) -> DpoPipelineError | None:
         return _first_fault(paths, broken_json)
 
-    return Rows(_diagnosed(scan, paths, "NDJSON", fault), found.identities, found.notes)
+    rows = _diagnosed(scan, paths, "NDJSON", fault)
+    return Rows(rows, found.identities, (*found.notes, *copies_among(paths)))
 
 
 def _json_files(source: SourcePath) -> Found:
@@ -350,7 +351,7 @@ def csv(
 
     as_types = {name: _of_text(pl.col(name), dtype) for name, dtype in others.items()}
     frame = _diagnosed(whole, paths, "CSV", fault, as_types=as_types)
-    return Rows(frame, found.identities, found.notes)
+    return Rows(frame, found.identities, (*found.notes, *copies_among(paths)))
 
 
 def _order_of(paths: Sequence[str]) -> Literal["insert", "raise"]:

@@ -356,7 +356,7 @@ def _unmoved(sense: Sense, subsets: pl.DataFrame | None, *, are_logps: bool) -> 
     if not sense.has_reference:
         return
     sizes = [sense.mean_size(ours) for ours in _OURS] if sense.n >= _FEWEST and are_logps else [1.0]
-    if unmoved < n and max(sizes) < _ROUNDING:
+    if unmoved < _COPIED * n and max(sizes) < _ROUNDING:
         yield Doubt(
             "unmoved",
             "policy and reference log-probs are equal but for rounding",

@@ -104,7 +104,8 @@ def _problems(error: SchemaErrors | SchemaError, frame: pl.LazyFrame) -> Iterato
         name = each.schema.name if isinstance(each.schema, pa.Column) else None
         if each.reason_code is not None and each.reason_code.name == "WRONG_DATATYPE":
             _, wanted = WANTED.get(name or "", (None, str(each.schema.dtype)))
-            yield f"{name}: must be {wanted}, found {type_name(found.get(str(name)))}; cast it before"
+            there = type_name(found.get(str(name)))
+            yield f"{name}: must be {wanted}, found {there}; cast it before"
         elif each.reason_code is not None and each.reason_code.name == "COLUMN_NOT_IN_DATAFRAME":
             yield f"{each.failure_cases}: missing; the columns are {', '.join(found.names())}"
         else:

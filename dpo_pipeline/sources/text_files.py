@@ -316,7 +316,10 @@ def csv(
     # Polars notices a row with too many fields only when it reads all columns. Columns without a
     # role are therefore read as text, which cannot fail, and cast where a caller asks for them.
     read_as = {name: types.get(name, pl.String()) for name in schema}
-    has_value = pl.any_horizontal(pl.all().is_not_null())
+    # A blank line may hold spaces, which are the first field then.
+    first, *others = schema
+    is_blank = pl.col(first).cast(pl.String).str.strip_chars() == ""
+    has_value = pl.any_horizontal(pl.col(others).is_not_null()) | ~is_blank.fill_null(value=True)
     whole = (
         pl.scan_csv(paths, **scanned, schema_overrides=read_as)
         .filter(has_value)

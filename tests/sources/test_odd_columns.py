@@ -257,8 +257,8 @@ def test_a_dataframe_with_such_a_column_is_refused_before_polars_sees_it(eight, 
 @pytest.mark.parametrize("again", [False, True])
 def test_a_relation_of_duckdb_is_refused_before_it_is_read(eight, value, said, again, capfd):
     duckdb = pytest.importorskip("duckdb")
-    table = eight.to_arrow()  # noqa: F841  which the query names
-    relation = duckdb.sql(f"select *, {value} as odd from table")
+    there = eight.to_arrow()  # noqa: F841  which the query names
+    relation = duckdb.sql(f"select *, {value} as odd from there")
     if said is None:
         assert evaluate(relation).summary == evaluate(eight).summary
         return

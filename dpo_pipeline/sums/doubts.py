@@ -96,7 +96,7 @@ def doubts_of(
     if not sense.is_of_pairs:
         return (*_of_completions(sense, are_logps=are_logps), *_repeated(repeats, "completion"))
     copies = [*_unmoved(sense, subsets, are_logps=are_logps), *_copies(sense)]
-    seen = chain(averaged(sense) if are_logps else (), constant(sense))
+    seen = chain(averaged(sense), constant(sense)) if are_logps else ()
     found = [*copies, *_of_sample(sense, seen)] or list(_all_ties(sense, n_ties))
     if are_logps and not found:
         found += _of_sample(sense, _sums(sense))

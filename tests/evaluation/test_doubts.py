@@ -208,6 +208,17 @@ def test_scores_of_reward_models_are_no_log_probs(tmp_path):
     assert doubts(Pairs(path, format="rewardbench")) == []
 
 
+@pytest.mark.parametrize("scores", [(1.0, 0.0), (5.0, 1.0)])
+def test_a_judge_that_always_says_the_same_is_no_fault_of_log_probs(tmp_path, scores):
+    lines = [{"id": i, "scores_chosen": scores[0], "scores_rejected": scores[1]} for i in range(50)]
+    path = tmp_path / "scores.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    assert doubts(Pairs(path, format="rewardbench")) == []
+    alike = [{**each, "scores_rejected": scores[0]} for each in lines]
+    path.write_text("\n".join(map(json.dumps, alike)))
+    assert doubts(Pairs(path, format="rewardbench")) == ["copied"]
+
+
 def test_one_chosen_against_three_rejected():
     pairs = pl.DataFrame(
         {

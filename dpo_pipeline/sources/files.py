@@ -110,6 +110,7 @@ def find(source: SourcePath, endings: Sequence[str], access: Access = LOCAL) -> 
         looked = f"no file in it or like it (looked for {', '.join(endings)})"
         is_plain = endings[0] == PARQUET_ENDINGS[0] and os.path.isdir(name)
         said = without_parquet(name) if is_plain else looked
+        said = "; ".join([said, *finder.notes(finder.common_root())])
         raise StorageError("the list of inputs" if is_list else name, said)
     root = finder.common_root() if is_list or finder.is_folder else None
     keys = {path: hive_keys(path, finder.bases.get(path, root)) for path in paths}

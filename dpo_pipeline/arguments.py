@@ -27,8 +27,9 @@ NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 class Kind:
     """The kind of values that an option takes; `cli.flag_values` parses them.
 
-    If it `repeats`, the option is given once for each value. A shell completes what it `completes`
-    ("role" or "loss"). Values of a `secret` kind stay out of dry runs and messages.
+    If it `repeats`, the option is given once for each value; if it `splits`, with commas between
+    them too. A shell completes what it `completes` ("role" or "loss"). Values of a `secret` kind
+    stay out of dry runs and messages.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Kind:
     choices: tuple[str, ...] = ()
     completes: str | None = None
     secret: bool = False
+    splits: bool = False
 
 
 FLAG: Final = Kind("flag")

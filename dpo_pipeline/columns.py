@@ -129,6 +129,12 @@ SCORED_COMPLETIONS: Final = (
 )
 """What `score` adds to completions."""
 
+ADDED_TO: Final[Mapping[RowOf, tuple[Added, ...]]] = {
+    "pair": SCORED,
+    "completion": SCORED_COMPLETIONS,
+}
+"""What `score` adds to a row."""
+
 OF_INPUT: Final = "__dpo_pipeline_input_"
 """Begins the name, in prepared pairs, of an input column that a scored one takes the name of."""
 

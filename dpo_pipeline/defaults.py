@@ -154,6 +154,9 @@ BOOTSTRAP_REPLICATES: Final = 2_000
 FLIPS: Final = 4_999
 """Flips of signs that test many policies together."""
 
+BETA_FACTORS: Final = (0.125, 0.25, 0.5, 2.0, 4.0, 8.0)
+"""What the betas that `compare` tries for each policy are, times the one that was given."""
+
 OPTIMISM_REPLICATES: Final = 1_000
 """Replicates of the bootstrap that tells how lucky a winner was."""
 
@@ -261,6 +264,9 @@ REPEATED_FROM: Final = 0.01
 
 FEW_PAIRS: Final = 300
 """With fewer pairs, intervals of means are rough (arXiv 2503.01747)."""
+
+FEWEST_CLUSTERS: Final = 10
+"""Prompts, or pairs without prompts, from which a subset takes part in the test of differences."""
 
 FEW_CLUSTERS: Final = 50
 """With fewer prompts, the spread between them is rough."""

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T_co = TypeVar("T_co", covariant=True)
 
-_NOT_TOLD: Final = ("outputs", "execution")
-"""Groups that change no figure, or hold secrets."""
+_NOT_TOLD: Final = frozenset({"--summary", "--report", "--overwrite"})
+"""Options that change nothing of a result."""
 _FILES_SHOWN: Final = 10
 """Input files that the text lists; the document has them all."""
 
@@ -68,8 +68,9 @@ class Output:
 class Origin:
     """Where a result came from: for its report."""
 
-    command: str  # what gives the same on a command line; empty where no command can
+    command: str  # as typed, or what gives the same; empty where no command can
     fingerprint: str  # of names, rows and bytes of the files, without reading; empty of a frame
+    settings: tuple[str, ...] = ()  # what a command took from the environment and from files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -104,15 +105,25 @@ class Facts(Printable):
 
     @property
     def origin(self) -> Origin:
-        """Where the result came from, without secrets; outputs are left out of the command."""
-        return Origin(command=self._command(), fingerprint=self._fingerprint())
+        """Where the result came from, without secrets.
+
+        The command is that which was typed. That of a call from Python is made, without outputs.
+        """
+        typed: tuple[str, ...] = getattr(self.options.get("outputs"), "typed", ())
+        return Origin(
+            command=typed[0] if typed else self._command(),
+            fingerprint=self._fingerprint(),
+            settings=typed[1:],
+        )
 
     def _command(self) -> str:
         if not self.paths:
             return ""
         words = ["dpo-pipeline", self.call, *self.paths]
-        told = {name: each for name, each in self.options.items() if name not in _NOT_TOLD}
+        told = {name: each for name, each in self.options.items() if name != "execution"}
         for flag, value in differing(told, self.call).items():
+            if flag in _NOT_TOLD:
+                continue
             if isinstance(value, Mapping):
                 given = [f"{name}={each}" for name, each in value.items()]
             elif isinstance(value, (list, tuple)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import polars as pl
@@ -29,6 +30,12 @@ def pytest_configure(config):
     the terminal."""
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", 0):
         os.environ["COLUMNS"] = "1000"
+
+
+def pytest_collection_finish():
+    """Have collections of garbage pass over what lives as long as the process does."""
+    gc.collect()
+    gc.freeze()
 
 
 TOGETHER = {"statistics", "comparison", "report"}

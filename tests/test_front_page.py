@@ -61,6 +61,9 @@ def folder(tmp_path_factory, real_pairs):
     shutil.copy(SAMPLES / "vllm_reference.jsonl", place / "ref.jsonl")
     shutil.copy(SAMPLES / "rewardbench_eval_set_scores.json", place / "scores.json")
     shutil.copy(ROOT / "examples" / "completions.csv", place)
+    scores = {"id": [1, 2, 3], "subset": ["Math"] * 3, "scores": [[2.0, 0.5, 1.0, 0.0]] * 3}
+    scores |= {"results": [1.0] * 3, "num_correct": [1] * 3, "text": [["t"] * 4] * 3}
+    (place / "scores2.json").write_text(json.dumps(scores))
     return place
 
 
@@ -69,6 +72,9 @@ def test_each_command_of_i_have_works(folder, monkeypatch, capsys, words):
     monkeypatch.chdir(folder)
     assert main([*words[1:], "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
+    if words[1] == "rank":
+        assert document["rewardbench"]["subsets"] == {"Math": 1.0}
+        return
     found = document.get("summary") or document["b"]["summary"]
     assert found["n_valid"] >= 3
     assert found["n_ties"] < found["n_valid"], "the reference is the policy itself"

@@ -70,7 +70,12 @@ def test_console_blocks_print_what_they_show(checkout, capsys, words, expected):
     assert words[0] == "dpo-pipeline"
     main(words[1:])
     out, err = capsys.readouterr()
-    assert err + out == expected
+    assert _sized(err + out) == _sized(expected)
+
+
+def _sized(text):
+    """Return text without the sizes of files, which other versions of Polars write otherwise."""
+    return re.sub(r"[\d,]+ bytes", "... bytes", text)
 
 
 def shell_blocks():
@@ -130,7 +135,7 @@ def test_there_are_blocks_of_each_kind_and_two_commands():
 
 def test_the_guides_are_linked_from_the_front_page():
     front = (ROOT / "README.md").read_text()
-    assert len(front.splitlines()) <= 165
+    assert len(front.splitlines()) <= 160
     for page in [*PAGES, "models.md"]:
         assert page == "README.md" or f"](examples/{page})" in front
     linked = re.findall(r"\]\(((?:examples|schemas|tests)/[^)]*)\)", front)

@@ -42,6 +42,13 @@ def test_quantiles_are_within_the_stated_error(draw):
         assert abs(quantile(histogram, q) - true) <= value_error(true) * (1 + 1e-9)
 
 
+@pytest.mark.parametrize(("q", "expected"), [(0.5, 2.0), (1 / 3, 1.0), (0.34, 2.0), (0.67, 4.0)])
+def test_a_quantile_has_at_least_its_share_below(q, expected):
+    # Of three: a median is the second, and 34% are more than one of them.
+    found = quantile(histogram_of(np.array([4.0, 1.0, 2.0])), q)
+    assert found == pytest.approx(expected, rel=0.003)
+
+
 def test_the_stated_error_is_within_a_quarter_percent_far_out_and_25_millionths_near_zero():
     # Half of one of 256 equal parts from 512 to 1,024, and from 2**-7 to 2**-6.
     assert value_error(1e3) == 1.0

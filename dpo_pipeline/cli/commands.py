@@ -14,9 +14,9 @@ from dpo_pipeline.arguments import checked_limit
 from dpo_pipeline.cli.flag_values import groups_given, roles
 from dpo_pipeline.cli.flags import B_COLUMN, VERIFY, arguments_of, flags_of, run_options
 from dpo_pipeline.cli.help_pages import GroupedCommand
-from dpo_pipeline.cli.printing import Converted, form_of, print_result, say
+from dpo_pipeline.cli.printing import Converted, form_of, print_result, say, written
 from dpo_pipeline.cli.running import run
-from dpo_pipeline.cli.settings import config_file, refuse_found, used
+from dpo_pipeline.cli.settings import as_typed, config_file, refuse_found, used
 from dpo_pipeline.errors import ColumnError, DpoPipelineError, InvalidPairsError, UsageError
 from dpo_pipeline.options import OnInvalid, StatisticsOptions
 
@@ -28,6 +28,8 @@ Groups = dict[str, Any]
 
 _OUTPUTS: Final = ("out", "summary", "report", "batches", "invalid", "rest", "contradictions")
 """Options that name outputs."""
+_TELL: Final = frozenset({"convert", "logps"})
+"""Calls whose result says what was written."""
 
 
 def planned(
@@ -43,12 +45,12 @@ def planned(
     plan = getattr(dpo_pipeline, function).plan
     refuse_found(ctx, *map(ctx.params.get, _OUTPUTS))
     protecting_settings(groups, ctx)
+    plans = [] if plans is None else plans
 
     def call(cancel: Event, progress: ProgressCallback | None) -> Any:
         execution = replace(groups["execution"], cancel=cancel, progress=progress)
         made = plan(*places, **{**groups, "execution": execution})
-        if plans is not None:
-            plans.append(made)
+        plans.append(made)
         if ctx.params["dry_run"]:
             return made
         try:
@@ -61,18 +63,23 @@ def planned(
             raise
 
     try:
-        return run(call, quiet=ctx.params["quiet"])
+        result = run(call, quiet=ctx.params["quiet"])
     except ColumnError as error:
         _say_whose(error, ctx)
         raise
+    if not (ctx.params["dry_run"] or ctx.params["quiet"] or function in _TELL):
+        for output in plans[0].facts.outputs:
+            say(written(output.path), err=True)
+    return result
 
 
 def _say_whose(error: ColumnError, ctx: click.Context) -> None:
     """Have an error about columns know which option maps those of its source."""
     flags = {"b": "--b-column", "reference": "--reference-column"}
     for name, called in (("a", "A"), ("b", "B"), ("reference", "reference")):
-        path = str(ctx.params.get(name))
-        if error.source in {path, f"{path} ({called})"}:
+        typed = str(ctx.params.get(name))
+        paths = (typed, typed.partition("=")[2])  # NAME=PATH
+        if error.source in {*paths, *(f"{path} ({called})" for path in paths)}:
             error.flag, error.is_of_a = flags.get(name, error.flag), name == "a"
             return
 
@@ -80,8 +87,10 @@ def _say_whose(error: ColumnError, ctx: click.Context) -> None:
 def protecting_settings(groups: Groups, ctx: click.Context) -> None:
     """Have the file of settings never become an output, and say what was taken from where."""
     config = config_file(ctx)
-    if config is not None and "outputs" in groups:
-        groups["outputs"] = replace(groups["outputs"], protected=(config,))
+    if "outputs" in groups:
+        protected = () if config is None else (config,)
+        typed = (as_typed(ctx), *used(ctx))
+        groups["outputs"] = replace(groups["outputs"], protected=protected, typed=typed)
     for setting in used(ctx):
         say(f"setting: {setting}", err=True)
 
@@ -156,7 +165,7 @@ def _sweep(groups: Groups, ctx: click.Context) -> int:
     \b
     Examples:
       dpo-pipeline sweep pairs.parquet \\
-        --beta 0.05 --beta 0.1 --loss sigmoid --loss ipo
+        --beta 0.05,0.1 --loss sigmoid,ipo
       dpo-pipeline sweep pairs.parquet --beta 0.1 --json
     """  # noqa: D301  click takes the backspace itself
     return _figures("sweep", groups, ctx, None)
@@ -302,21 +311,18 @@ def _compare(groups: Groups, ctx: click.Context) -> int:
     from dpo_pipeline.evaluation import check_gates
 
     gates, both = groups.pop("gates"), groups.pop("pairs")
-    check_gates(gates, COMPARED)
+    check_gates(gates, (*COMPARED, "auc"))
     of_b = roles("--b-column", ctx.params["b_column"]) or both.columns
     first, second, more = (ctx.params[name] for name in ("a", "b", "more"))
     sides = [replace(both, source=path) for path in (first, second, *more) if path is not None]
     if len(sides) == 2:  # noqa: PLR2004  A and B
         sides[1] = replace(sides[1], columns=of_b)
-    elif ctx.params["b_column"] or gates != type(gates)():
-        raise UsageError("--b-column and gates are of two policies: give A and B")
+    elif ctx.params["b_column"]:
+        raise UsageError("--b-column is of two policies: give A and B, or one --column for all")
+    else:
+        check_gates(gates, ())
     result = planned("compare", groups | {"on": ctx.params["on"]}, ctx, *sides)
-    if ctx.params["dry_run"]:
-        return print_result(result, ctx)
-    code = print_result(result, ctx)
-    if len(sides) == 2:  # noqa: PLR2004  A and B
-        _pass(gates, result)
-    return code
+    return print_figures(result, ctx, None if ctx.params["dry_run"] else gates)
 
 
 _Does: TypeAlias = Callable[[Groups, click.Context], int]

@@ -107,6 +107,8 @@ _SECTIONS: Final[Mapping[str, str]] = {
 
 _DRY_RUN: Final = "Say what would be read, computed and written, reading no more than footers."
 
+_QUIET: Final = "No progress, and no word of what was written."
+
 
 def run_options() -> Iterator[click.Parameter]:
     """Yield the options of running and printing, which no call of the library has."""
@@ -117,7 +119,9 @@ def run_options() -> Iterator[click.Parameter]:
 
 def output_options() -> Iterator[click.Parameter]:
     """Yield the options of printing alone."""
-    yield SettingOption(["--quiet", "-q"], is_flag=True, help="No progress.")
+    yield SettingOption(
+        ["--quiet", "-q"], is_flag=True, help="No progress, and no word of what was written."
+    )
     yield from form_options()
 
 
@@ -148,6 +152,7 @@ def _flag(declared: Option, section: str, *, default: Any) -> click.Option:
         [declared.flag],
         needs_consent=declared.consent,
         is_secret=kind.secret,
+        splits=kind.splits,
         type=click.Choice(kind.choices) if kind.choices else _TYPES.get(kind.name),
         is_flag=kind.name == "flag",
         default=default if plain else None,

@@ -14,7 +14,7 @@ from dpo_pipeline.arguments import options_of
 from dpo_pipeline.cli.commands import COMMANDS, planned, print_figures, protecting_settings
 from dpo_pipeline.cli.flag_values import groups_given
 from dpo_pipeline.cli.flags import arguments_of, flags_of, output_options, run_options
-from dpo_pipeline.cli.printing import print_result
+from dpo_pipeline.cli.printing import print_result, say, written
 from dpo_pipeline.cli.running import run
 from dpo_pipeline.cli.settings import PREFIX
 from dpo_pipeline.errors import UsageError
@@ -178,6 +178,10 @@ def _merge(**_: Any) -> int:
         return jobs.merge(ctx.params["job"], execution=own)
 
     result = run(call, quiet=ctx.params["quiet"])
+    if not ctx.params["quiet"]:
+        of_options = map(plan.options.get, ("invalid", "summary", "report", "batches"))
+        for path in filter(None, (*of_options, plan.out)):
+            say(written(path), err=True)
     return print_figures(result, ctx, None if plan.command == "sweep" else gates)
 
 

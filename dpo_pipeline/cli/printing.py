@@ -77,6 +77,26 @@ def say(text: str, *, err: bool = False) -> None:
     click.echo(safe.replace(KEPT, " "), err=err)
 
 
+def written(path: str, rows: int | None = None) -> str:
+    """Return what was written: a path with its files, rows and bytes, if it is on this machine."""
+    said = f"wrote {whole(path)}"
+    if not os.path.exists(path):  # in a store, or standard output
+        return said if rows is None else f"{said}: {rows:,} rows"
+    files = [path]
+    if os.path.isdir(path):
+        files = [os.path.join(place, name) for place, _, names in os.walk(path) for name in names]
+        files = [each for each in files if not os.path.basename(each).startswith("_")]
+        said += f": {len(files):,} file{'' if len(files) == 1 else 's'},"
+    else:
+        said += ":"
+    if files and all(each.endswith(".parquet") for each in files):
+        from dpo_pipeline.storage import footer_of
+
+        rows = sum(footer_of(each).num_rows for each in files)
+        said += f" {rows:,} row{'' if rows == 1 else 's'},"
+    return f"{said} {sum(map(os.path.getsize, files)):,} bytes"
+
+
 def _width_of(stream: TextIO) -> int | None:
     """Return the width of a terminal; None if the stream is none, whose lines stay whole."""
     columns = os.environ.get("COLUMNS", "")
@@ -138,7 +158,13 @@ class Converted(Printable):
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
-        return {"path": self.path, "rows": self.rows, "warnings": list(self.notes)}
+        size = os.path.getsize(self.path) if os.path.isfile(self.path) else None
+        return {
+            "path": self.path,
+            "rows": self.rows,
+            "bytes": size,
+            "warnings": list(self.notes),
+        }
 
     def to_frame(self) -> pl.DataFrame:
         """Return it as one row."""
@@ -147,6 +173,6 @@ class Converted(Printable):
         return pl.DataFrame({"path": [self.path], "rows": [self.rows]})
 
     def to_parts(self) -> Iterator[Part]:
-        """Yield the file and its rows."""
-        yield Sentence(text=f"{whole(self.path)}: {self.rows:,} rows", leads=bool(self.notes))
+        """Yield the file, its rows and its bytes."""
+        yield Sentence(text=written(self.path, self.rows), leads=bool(self.notes))
         yield from warned(self.notes, "note")

@@ -24,7 +24,7 @@ from dpo_pipeline.cli.help_pages import START
 from dpo_pipeline.cli.job_commands import job_group
 from dpo_pipeline.cli.printing import say
 from dpo_pipeline.cli.running import Stopped
-from dpo_pipeline.cli.settings import PREFIX, used
+from dpo_pipeline.cli.settings import PREFIX, TYPED, used
 from dpo_pipeline.columns import LOGPS, ROLES, did_you_mean
 from dpo_pipeline.errors import ColumnError, DpoPipelineError, InvalidPairsError, UsageError
 from dpo_pipeline.options import CALLS
@@ -84,6 +84,8 @@ class _Commands(click.Group):
         """Parse the arguments; without any, say how to start."""
         if not args and ctx.parent is None and not ctx.resilient_parsing:
             raise _Start(START)
+        if ctx.parent is None:
+            ctx.meta[TYPED] = (PROGRAM, *args)
         return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002

@@ -7,6 +7,7 @@ is checked, whichever command runs, before a value of it is used.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ import click
 
 from dpo_pipeline.columns import did_you_mean
 from dpo_pipeline.errors import StorageError, UsageError
+from dpo_pipeline.tables import without_secrets
 
 PREFIX: Final = "DPO_PIPELINE"
 """Prefix of variables: DPO_PIPELINE_EVALUATE_BETA is for one command, DPO_PIPELINE_BETA for all."""
@@ -30,6 +32,8 @@ _USED: Final = "dpo_pipeline.settings"
 _CONFIG: Final = "config"
 _FOUND: Final = "dpo_pipeline.found"
 _REFUSED: Final = "dpo_pipeline.refused"
+TYPED: Final = "dpo_pipeline.typed"
+"""What a context remembers: the words of the command line."""
 _NUMBER: Final = ((int, float), "a number")
 _TAKES: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
     "float": _NUMBER,
@@ -43,7 +47,8 @@ class SettingOption(click.Option):
     """An option that a variable without the command's name sets too; errors name the variable.
 
     What `needs_consent` is refused from a settings file that was found, and not named. Of values of
-    an option that `is_secret`, only the names are shown. `--help` shows it in its `section`.
+    an option that `is_secret`, only the names are shown. One that `splits` takes several values
+    with commas between them. `--help` shows it in its `section`.
     """
 
     def __init__(
@@ -51,12 +56,14 @@ class SettingOption(click.Option):
         *names: Any,
         needs_consent: bool = False,
         is_secret: bool = False,
+        splits: bool = False,
         section: str = OTHERS,
         **more: Any,
     ) -> None:
         super().__init__(*names, **more)
         self.needs_consent = needs_consent
         self.is_secret = is_secret
+        self.splits = splits
         self.section = section
 
     def process_value(self, ctx: click.Context, value: Any) -> Any:
@@ -93,6 +100,21 @@ class SettingOption(click.Option):
             used(ctx).append(f"{key_of(self)} = {values!r}, from {origin}")
         return made
 
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        """Return the values with their type; text with commas is several where the option splits.
+
+        Where one was asked for, the error says which command takes several.
+        """
+        texts = value if isinstance(value, (list, tuple)) else [value]
+        has_several = [isinstance(each, str) and "," in each for each in texts]
+        if self.splits and any(has_several):
+            value = [part for each in texts for part in f"{each}".split(",")]
+        elif any(has_several) and self.type is click.FLOAT:
+            meant = _sweep_of(ctx) if self.name == "beta" else None
+            hint = f"; for each of them: `{meant}`" if meant else ""
+            raise click.BadParameter(f"takes one number, found {value!r}{hint}", ctx, self)
+        return super().type_cast_value(ctx, value)
+
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
         """Return the text of the command's own variable, else of that of all commands."""
         return next(filter(None, map(os.environ.get, self._variables(ctx))), None)
@@ -106,6 +128,51 @@ def used(ctx: click.Context) -> list[str]:
     """Return the options of a run that were not on the command line: their values, where from."""
     settings: list[str] = ctx.meta.setdefault(_USED, [])
     return settings
+
+
+def as_typed(ctx: click.Context) -> str:
+    """Return the command as it was typed, without secrets, for a shell."""
+    names = {
+        name
+        for option in ctx.command.params
+        if isinstance(option, SettingOption) and option.is_secret
+        for name in option.opts
+    }
+    words: list[str] = []
+    for word in ctx.meta.get(TYPED, ()):
+        flag, equals, value = word.partition("=")
+        if words and words[-1] in names:
+            flag, equals, _ = word.partition("=")
+            words.append(f"{flag}=***" if equals else "***")
+        elif flag in names and equals:
+            words.append(f"{flag}={value.partition('=')[0]}=***")
+        else:
+            words.append(without_secrets(word))
+    return shlex.join(words)
+
+
+def _sweep_of(ctx: click.Context) -> str | None:
+    """Return the command of `sweep` for what was typed to evaluate, of the options it has."""
+    group = ctx.find_root().command
+    sweep = group.commands.get("sweep") if isinstance(group, click.Group) else None
+    if sweep is None or ctx.info_name != "evaluate":
+        return None
+    taken = {flag for option in sweep.params for flag in option.opts}
+    has_value = {
+        flag: not getattr(option, "is_flag", False)
+        for option in ctx.command.params
+        for flag in option.opts
+    }
+    program, _, *words = shlex.split(as_typed(ctx))
+    kept = [program, "sweep"]
+    while words:
+        word = words.pop(0)
+        flag, equals, _ = word.partition("=")
+        size = int(has_value.get(flag, False) and not equals and bool(words))
+        if flag in taken or not word.startswith("-"):
+            kept += [word, *words[:size]]
+        del words[:size]
+    return shlex.join(kept)
 
 
 def key_of(option: click.Parameter) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Any, Final, Literal
 
 import polars as pl
@@ -17,13 +16,17 @@ from dpo_pipeline.columns import (
     REWARD_MARGIN,
     SHOWN,
 )
+from dpo_pipeline.comparison.compared import Compared
 from dpo_pipeline.comparison.verdict import Accuracies, Difference, loss_sentence
-from dpo_pipeline.defaults import POWER
-from dpo_pipeline.evaluation import Reported
+from dpo_pipeline.defaults import FEWEST_CLUSTERS, POWER
 from dpo_pipeline.invalid_report import InvalidReport
-from dpo_pipeline.losses import CheckedObjective
-from dpo_pipeline.plan import Origin
-from dpo_pipeline.statistics import counted, limit_columns, p_equation, percent
+from dpo_pipeline.statistics import (
+    DifferencesTest,
+    counted,
+    limit_columns,
+    p_equation,
+    percent,
+)
 from dpo_pipeline.sums import Summary
 from dpo_pipeline.tables import (
     Column,
@@ -90,6 +93,7 @@ class Side:
     """One of the two policies."""
 
     source: str  # where its pairs came from
+    name: str  # what the policy is called; empty if nothing says
     n_pairs: int  # rows read
     n_alone: int  # rows whose key the other side does not have; they are left out
     n_invalid: int  # common pairs that break a rule on this side
@@ -116,61 +120,45 @@ class McNemar:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Comparison(Reported):
+class Comparison(Compared):
     """Two policies on the same pairs. All differences are B minus A.
 
     Attributes:
-        on: The column of keys by which pairs were joined.
-        objective: The loss with its parameters, the same for both.
         max_logp: Largest log-probability accepted, in nats.
-        level: Confidence level of all intervals; a difference is shown if its p-value is below
-            1 - level.
         a: The side that B is compared with.
         b: The side that is compared with A.
-        n_common: Pairs with a key on both sides.
-        n_valid: Common pairs that keep every rule on both sides; all figures are over them.
-        clusters: What was taken as independent, in words.
-        n_clusters: How many of them; None where they were too many to be counted.
         differences: `COMPARED` by name.
         mcnemar: Who has which pairs right.
         by: Columns of the subsets.
         subsets: One row a subset, in the order of its key: the columns of `by`, then
             `SUBSET_FIGURES`. None without `by`.
+        heterogeneity: The test that B minus A is the same in all subsets. None without `by`, if
+            nothing is tested, and with too few subsets that have enough clusters.
         gained: Pairs that B alone has right, up to 20 with the largest change: `key`, `margin_a`,
             `margin_b`, `change` = margin_b - margin_a, in nats.
         lost: Pairs that A alone has right, likewise.
         doubts: What is surely wrong with a side, a sentence each.
         findings: Sentences about what makes the comparison doubtful; doubts come first.
-        incomparable: The finding that leaves nothing to compare; None without one.
         changes: Histogram of the change of margin: `bin` (of `dpo_pipeline.exact`), its edges
             `lower` and `upper` in nats, `n_pairs`. Not in the document.
         margins: Pairs by both margins: `a_bin`, `b_bin` (ten bins of `dpo_pipeline.exact` each),
             `n_pairs`. Not in the document.
-        origin: The command and the fingerprint of the inputs. Not in the document.
     """
 
-    on: str
-    objective: CheckedObjective
     max_logp: float
-    level: float
     a: Side
     b: Side
-    n_common: int
-    n_valid: int
-    clusters: str
-    n_clusters: int | None
     differences: Mapping[str, Difference]
     mcnemar: McNemar
     by: tuple[str, ...]
     subsets: pl.DataFrame | None
+    heterogeneity: DifferencesTest | None
     gained: pl.DataFrame
     lost: pl.DataFrame
     doubts: tuple[str, ...]
     findings: tuple[str, ...]
-    incomparable: str | None
     changes: pl.DataFrame
     margins: pl.DataFrame
-    origin: Origin | None = None
 
     @property
     def better(self) -> Literal["a", "b"] | None:
@@ -187,10 +175,49 @@ class Comparison(Reported):
         """The result in a sentence."""
         if self.incomparable is not None:
             return f"no verdict: {self.incomparable}"
-        on = f"on {counted(self.n_valid, 'common pair')}{self._in_prompts()}"
         if self.differences[REWARD_ACCURACY].p_value is None:
-            return f"no difference can be tested {on}: {self._why_untested()}"
-        return self._accuracies.sentence(on)
+            return f"no difference can be tested {self.on_pairs}: {self._why_untested()}"
+        return self._accuracies.sentence(self.on_pairs)
+
+    @property
+    def heads(self) -> tuple[str, str]:
+        """What heads of tables call the policies: `A: base`."""
+        a, b = (
+            f"{letter}: {side.name}" if side.name else letter
+            for letter, side in (("A", self.a), ("B", self.b))
+        )
+        return a, b
+
+    @property
+    def quoted(self) -> tuple[str, str]:
+        """What sentences call the policies: `A "base"`."""
+        a, b = (
+            f'{letter} "{side.name}"' if side.name else letter
+            for letter, side in (("A", self.a), ("B", self.b))
+        )
+        return a, b
+
+    @property
+    def across_subsets(self) -> str:
+        """What the test of one difference in all subsets says; empty without subsets or a test."""
+        found, unit = self.heterogeneity, "prompt" if "prompt" in self.clusters else "pair"
+        if self.subsets is None or self.subsets.height < 2 or self.no_verdict is not None:  # noqa: PLR2004
+            return ""
+        if found is None:
+            return (
+                "Whether B minus A differs between subsets is not tested: fewer than two have "
+                f"{FEWEST_CLUSTERS} {unit}s."
+            )
+        within = found.degrees_of_freedom_within
+        text = (
+            f"Test that B minus A of the accuracy is the same in {found.n_groups:,} subsets "
+            f"(Welch): F({found.degrees_of_freedom:,}, {within:.4g}) = {found.f:.3g}, "
+            f"{p_equation(found.p_value)}."
+        )
+        if found.n_left_out:
+            left = counted(found.n_left_out, "subset")
+            text += f" Left out: {left} of fewer than {FEWEST_CLUSTERS} {unit}s."
+        return text
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -230,12 +257,7 @@ class Comparison(Reported):
     def to_dict(self) -> dict[str, Any]:
         """Return the document that `schemas/comparison.schema.json` describes."""
         return {
-            "document_version": COMPARISON_VERSION,
-            "dpo_pipeline": version("dpo_pipeline"),
-            "on": self.on,
-            "loss": str(self.objective),
-            "beta": self.objective.beta,
-            "objective": self.objective.to_dict(),
+            **self.head(COMPARISON_VERSION),
             **_plain(self, "max_logp", "level", "verdict", "better"),
             "a": _side(self.a),
             "b": _side(self.b),
@@ -243,6 +265,7 @@ class Comparison(Reported):
             "differences": {name: asdict(each) for name, each in self.differences.items()},
             "mcnemar": asdict(self.mcnemar),
             "subsets": None if self.subsets is None else rows_by_key(self.subsets, self.by),
+            "heterogeneity": None if self.heterogeneity is None else asdict(self.heterogeneity),
             "gained": self.gained.select(FLIP_COLUMNS).to_dicts(),
             "lost": self.lost.select(FLIP_COLUMNS).to_dicts(),
             "findings": list(self.findings),
@@ -259,12 +282,8 @@ class Comparison(Reported):
             n_pairs=self.n_valid,
             level=self.level,
             is_one=all(self.differences[name].estimate.value == 0.0 for name in _MEANS),
+            names=self.quoted,
         )
-
-    def _in_prompts(self) -> str:
-        if self.n_clusters is None or "prompt" not in self.clusters:
-            return ""
-        return f" in {counted(self.n_clusters, 'prompt')}"
 
     def _why_untested(self) -> str:
         if self.n_clusters == 1:
@@ -329,7 +348,7 @@ class Comparison(Reported):
 
     def _sides(self) -> Table:
         rows: list[tuple[Any, ...]] = []
-        for name, side in (("A", self.a), ("B", self.b)):
+        for name, side in zip(self.heads, (self.a, self.b), strict=True):
             rows.append((name, side.source, side.n_pairs, side.n_alone))
             for source in sorted(set(side.borrowed.values())):
                 lent = ", ".join(n for n, place in side.borrowed.items() if place == source)
@@ -338,8 +357,7 @@ class Comparison(Reported):
         return Table(columns=(*columns, Column("there alone")), rows=rows)
 
     def _difference_table(self) -> Table:
-        n_invalid, is_tested = self.n_common - self.n_valid, self.no_verdict is None
-        rows = []
+        is_tested, rows = self.no_verdict is None, []
         for name, each in self.differences.items():
             value, differing, effect = _UNITS.get(name, ("number", "number", "number"))
             interval = each.estimate.interval
@@ -355,7 +373,7 @@ class Comparison(Reported):
                 large = None if smallest is None else Figure(smallest, effect, digits=2)
                 cells += [Figure(each.p_value, "p"), large]
             rows.append((name, *cells))
-        heads = ["figure", "A", "B", "B minus A", f"{percent(self.level)} interval"]
+        heads = ["figure", *self.heads, "B minus A", f"{percent(self.level)} interval"]
         note = f"intervals from {self.clusters}"
         if is_tested:
             heads += ["p", "smallest effect"]
@@ -363,11 +381,7 @@ class Comparison(Reported):
                 f"intervals and p from {self.clusters}; p: two-sided, of no difference; "
                 f"smallest effect: what could have been shown at {POWER:.0%} power"
             )
-        title = (
-            f"{counted(self.n_common, 'common pair')} by {self.on}, {n_invalid:,} invalid; "
-            f"{self.objective} loss, beta {self.objective.beta:g}"
-        )
-        return Table(columns=tuple(map(Column, heads)), rows=rows, title=title, note=note)
+        return Table(columns=tuple(map(Column, heads)), rows=rows, title=self.title, note=note)
 
     def _who_is_right(self) -> Iterator[Sentence]:
         m = self.mcnemar
@@ -401,6 +415,7 @@ class Comparison(Reported):
         interval = f"{percent(self.level)} interval"
         heads = ["pairs", "accuracy of A", "accuracy of B", "B minus A", interval, "p", "p (Holm)"]
         note = f"p (Holm): adjusted for {counted(subsets.height, 'subset')}"
+        note = ". ".join(filter(None, (note, self.across_subsets.removesuffix("."))))
         if self.no_verdict is not None:
             heads, rows, note = heads[:-2], [row[:-2] for row in rows], ""
         columns = tuple(map(Column, (*self.by, *heads)))
@@ -413,7 +428,7 @@ def _plain(result: object, *names: str) -> dict[str, Any]:
 
 def _side(side: Side) -> dict[str, Any]:
     return {
-        **_plain(side, "source", "n_pairs", "n_alone", "n_invalid"),
+        **_plain(side, "source", "name", "n_pairs", "n_alone", "n_invalid"),
         "summary": side.summary.to_dict(),
         "invalid": [] if side.invalid is None else side.invalid.to_dict()["invalid"],
         "borrowed": dict(side.borrowed),

@@ -31,12 +31,14 @@ from dpo_pipeline.exact import QUANTA_PER_NAT
 from dpo_pipeline.statistics import (
     CLUSTERED,
     STUDENT,
+    DifferencesTest,
     DifferenceTest,
     Estimate,
     adjusted_for_many,
     agreeing,
     counted,
     cut_to,
+    differences_test,
     limit_columns,
     mcnemar_exact,
     mcnemar_mid_p,
@@ -132,9 +134,21 @@ def subsets_of(
     return table.with_columns(**adjusted_for_many(table["p_value"].to_list()))
 
 
-def clusters_in_words(paired: Paired) -> str:
-    """Return what was taken as independent."""
-    unit, n = "prompt" if paired.is_by_prompt else "pair", n_clusters_of(paired)
+def heterogeneity_of(paired: Paired, *, is_tested: bool) -> DifferencesTest | None:
+    """Return the test that the difference of accuracy is the same in all subsets."""
+    if not paired.by or not is_tested:
+        return None
+    whole = _whole(paired)
+    parts = paired.clusters.partition_by(paired.by, maintain_order=True)
+    return differences_test(
+        ((part[ONLY_B], part[ONLY_A], part[N_VALID]) for part in parts),
+        is_independent=not _is_clustered(whole, paired),
+    )
+
+
+def clusters_in_words(n: int | None, *, is_by_prompt: bool) -> str:
+    """Return what was taken as independent; `n` is None where they are in bags."""
+    unit = "prompt" if is_by_prompt else "pair"
     return f"{BAGS:,} bags of {unit}s" if n is None else counted(n, unit)
 
 

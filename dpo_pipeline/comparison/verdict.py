@@ -63,6 +63,7 @@ class Accuracies:
     n_pairs: int  # valid common pairs
     level: float  # confidence level of the intervals
     is_one: bool = False  # whether A and B seem one policy
+    names: tuple[str, str] = ("A", "B")  # what sentences call them
 
     @property
     def better(self) -> Literal["a", "b"] | None:
@@ -74,15 +75,18 @@ class Accuracies:
         found = self.strict
         interval = found.estimate.interval
         written = signed_points_within(interval)
-        facts = f"accuracy {written(found.estimate.value)} points"
+        facts = f"{written(found.estimate.value)} points"
         if interval is not None:
-            facts += f" ({percent(self.level)} CI {between(interval, written)})"
+            facts += f" ({percent(self.level)} interval {between(interval, written)})"
         if found.p_value is not None:
             facts += f", {p_equation(found.p_value)}"
         facts += f", {on}{self._of_ties()}"
+        a, b = self.names
         if self.better is not None:
-            return f"B is {'better' if self.better == 'b' else 'worse'} than A: {facts}"
-        text, smallest = f"no difference shown: {facts}", self._decisive.smallest_effect
+            how = "better" if self.better == "b" else "worse"
+            return f"{b} is {how} than {a}: accuracy {facts}"
+        text = f"no difference in accuracy shown: {b} minus {a} is {facts}"
+        smallest = self._decisive.smallest_effect
         if smallest is None:
             return text + self._why_no_effect()
         if smallest > 1.0:

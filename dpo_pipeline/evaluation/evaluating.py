@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
+
+import polars as pl
 
 from dpo_pipeline.arguments import given
-from dpo_pipeline.columns import PREFERENCES, SCORED, SCORED_COMPLETIONS, needs_of_columns
+from dpo_pipeline.columns import (
+    ADDED_TO,
+    KL,
+    LABEL,
+    PROMPT_ID,
+    SCORED,
+)
 from dpo_pipeline.contract import Binding, why_refused
-from dpo_pipeline.defaults import LOSS_NAME
+from dpo_pipeline.defaults import CONFIDENCE_LEVEL, LOSS_NAME, STATISTICS_ROWS
 from dpo_pipeline.engine import Executor, Watch
 from dpo_pipeline.errors import ContractError, InvalidPairsError, UsageError
 from dpo_pipeline.evaluation.evaluation_result import Evaluation
@@ -20,6 +28,7 @@ from dpo_pipeline.evaluation.planning import (
     Result,
     inputs_of,
     lowest_shown,
+    needs_of_loss,
     paths_of,
     refuse_unreadable,
     staged_batches,
@@ -34,26 +43,40 @@ from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Batches, StatisticsOptions, Subsets
 from dpo_pipeline.plan import Facts, Output, Plan, planned
 from dpo_pipeline.sources import Dataset, publication_of
-from dpo_pipeline.storage import GrowingFile
+from dpo_pipeline.statistics import Estimate
+from dpo_pipeline.storage import GrowingFile, reading
 from dpo_pipeline.sums import Batching, BatchTable
 from dpo_pipeline.unpaired import (
     CompletionEvaluation,
     CompletionSummary,
+    Placements,
     area_of_bins,
-    completion_figures,
+    counts_of_bins,
     listwise_sums,
+    reward_bin,
+    with_clusters,
 )
 
 T = TypeVar("T", bound=Result)
 
+_ONE: Final = "one"
+NO_STATISTICS: Final = (
+    "{}: this loss of completions has no statistics and no report (statistics=, --statistics): "
+    "evaluate gives the interval of the AUC without them, and rank those of rankings"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """Opened and bound pairs, joined to their reference, and what is measured of them."""
+    """Opened and bound pairs, joined to their reference, and what is measured of them.
+
+    `losses` are all that was asked for, and `objectives` those of pairs.
+    """
 
     groups: Groups
     dataset: Dataset
     binding: Binding
+    losses: tuple[CheckedObjective, ...]
     objectives: tuple[CheckedObjective, ...]
     scorer: ShardScorer
     wanted: Wanted
@@ -74,19 +97,23 @@ class Measurement:
         statistics: StatisticsOptions | None = None,
         by_objective: bool = False,
         intervals: bool = False,
-        unpaired: CheckedObjective | None = None,
     ) -> Measurement:
         """Check the options against the columns.
 
         Objectives are summed; `scored` is given if rules look at scores that are not.
         """
         subsets, parts = by or Subsets(), batches or Batches()
+        losses, unpaired = objectives, tuple[CheckedObjective, ...]()
+        if objectives and objectives[0].row == "completion":
+            # Sums of a listwise loss are over prompts, and so are made apart.
+            unpaired = scored = () if objectives[0].is_listwise else objectives
+            objectives, intervals = (), False
         batching = Batching.of(parts)
         wanted = Wanted(
             by=subsets.names,
             # Batches of completions give the KL term, and have no table of means.
-            batching=batching if unpaired is None else None,
-            histogram=subsets.histogram or unpaired is not None,
+            batching=batching if objectives == losses else None,
+            histogram=subsets.histogram or (bool(unpaired) and not by_objective),
             unpaired=unpaired,
             statistics=statistics,
             by_objective=by_objective,
@@ -108,6 +135,7 @@ class Measurement:
             groups=groups,
             dataset=dataset,
             binding=binding,
+            losses=losses,
             objectives=objectives,
             scorer=ShardScorer(
                 binding=binding,
@@ -119,6 +147,84 @@ class Measurement:
             executor=executor,
             batches=parts,
         )
+
+    @classmethod
+    def of_loss(
+        cls,
+        groups: Groups,
+        dataset: Dataset,
+        subsets: Subsets,
+        batches: Batches,
+        *,
+        adds: Iterable[str] = (),
+        replace_added: bool = True,
+        **more: Any,
+    ) -> Measurement:
+        """Return what is measured for one loss, be it of pairs or of completions."""
+        objective = groups.objective
+        needs = needs_of_loss(groups, dataset, subsets, batches)
+        if objective.row == "completion" and more.get("statistics") is not None:
+            raise UsageError(NO_STATISTICS.format(objective))
+        binding = groups.bound(
+            dataset,
+            needs,
+            adds=[*(added.name for added in ADDED_TO[needs.row]), *adds],
+            replace_added=replace_added,
+            groups_by=subsets.names,
+        )
+        return cls.of(groups, dataset, binding, (objective,), by=subsets, batches=batches, **more)
+
+    def evaluation(
+        self, measured: Measured, report: InvalidReport
+    ) -> Evaluation | CompletionEvaluation:
+        """Return the figures of the one loss."""
+        (objective,) = self.losses
+        if objective.row == "pair":
+            return measured.evaluation(report)
+        summary = CompletionSummary.of(measured.totals, measured.wanted.unpaired)
+        if objective.is_listwise:
+            found, subsets = listwise_sums(
+                self.dataset, self.binding, objective, self.groups.watch, by=self.wanted.by
+            )
+            summary, auc, error = replace(summary, **found), None, None
+        else:
+            (auc, error), subsets = self._area(measured), measured.subset_figures
+            if subsets is not None and objective.is_of_batches:
+                # A term is of a batch, whose completions may be of several subsets.
+                subsets = subsets.with_columns(pl.lit(None, pl.Float64).alias(KL))
+        return CompletionEvaluation(
+            source=self.dataset.name,
+            reference=self.dataset.joined,
+            objective=objective,
+            max_logp=self.binding.max_logp,
+            columns=dict(self.binding.mapping),
+            summary=summary,
+            auc=auc,
+            auc_error=error,
+            invalid=report,
+            subsets=subsets,
+        )
+
+    def _area(self, measured: Measured) -> tuple[Estimate | None, float | None]:
+        """Return the area under the curve of rewards by label, its interval by prompt if known."""
+        if measured.bins is None:
+            return None, None
+        counts = counts_of_bins(measured.bins)
+        area, error = area_of_bins(counts)
+        if area is None or PROMPT_ID.name not in self.binding.columns:
+            return area, error
+        places, n_read = Placements({_ONE: counts}), 0
+        named = reward_bin(self.losses[0]).alias(_ONE)
+        with reading(self.dataset.read_from):
+            for first, n in self.dataset.ranges(self.scorer.rows(self.wanted.shard_rows)):
+                scored = self.scorer.scored(self.dataset.shard(first, n))
+                valid = scored.filter(measured.rules.valid)
+                rows = valid.select(PROMPT_ID.name, LABEL.name, named)
+                for chunk in rows.collect_batches(maintain_order=True, chunk_size=STATISTICS_ROWS):
+                    self.groups.watch.check()
+                    places.add(with_clusters(chunk, n_read))
+                    n_read += chunk.height
+        return places.area(_ONE, CONFIDENCE_LEVEL), error
 
     def measured(self, watch: Watch, batch_file: GrowingFile | None = None) -> Measured:
         """Read the pairs once, and raise if they must not pass."""
@@ -164,7 +270,7 @@ class Measurement:
             checked_later=() if joined is None else (f"that the keys of {joined.name} fit",),
             columns=dict(self.binding.mapping),
             max_logp=self.binding.max_logp,
-            objectives=self.objectives,
+            objectives=self.losses,
             by=self.wanted.by,
             statistics=self.wanted.statistics is not None,
             batch_size=size,
@@ -296,28 +402,17 @@ def evaluate(
     subsets, parts = given(Subsets, by), given(Batches, batches)
     dataset = groups.opened(row=objective.needs.row)
     groups, subsets = groups.showing(dataset.columns), subsets.within(dataset.columns)
-    if objective.row == "completion":
-        return _of_completions(groups, dataset, subsets, parts, asked)
     asked = None if asked is None else asked.within(dataset.columns, subsets.names)
     # Scores in the data are computed again, whatever beta they had.
-    adds = [added.name for added in SCORED]
-    binding = groups.bound(dataset, objective.needs, adds=adds, groups_by=subsets.names)
-    measurement = Measurement.of(
-        groups,
-        dataset,
-        binding,
-        (objective,),
-        by=subsets,
-        batches=parts,
-        statistics=asked,
-        intervals=True,
+    measurement = Measurement.of_loss(
+        groups, dataset, subsets, parts, statistics=asked, intervals=True
     )
     options = groups.as_given(by=subsets, batches=parts, statistics=asked)
 
-    def result(measured: Measured, report: InvalidReport) -> Evaluation:
+    def result(measured: Measured, report: InvalidReport) -> Evaluation | CompletionEvaluation:
         origin = measurement.facts("evaluate", options, ()).origin
-        made = replace(measured.evaluation(report), origin=origin)
-        if made.statistics is None:
+        made = replace(measurement.evaluation(measured, report), origin=origin)
+        if isinstance(made, CompletionEvaluation) or made.statistics is None:
             return made
         gathered = made.statistics.gathered
         lowest = lowest_shown(gathered.lowest, dataset, groups.outputs)
@@ -326,74 +421,6 @@ def evaluate(
             worst = with_shown(worst, dataset, groups.outputs.shown)
         gathered = replace(gathered, lowest=lowest, worst=worst)
         return replace(made, statistics=replace(made.statistics, gathered=gathered))
-
-    return MeasurementPlan.of("evaluate", measurement, result, options)
-
-
-def _of_completions(
-    groups: Groups,
-    dataset: Dataset,
-    subsets: Subsets,
-    batches: Batches,
-    statistics: StatisticsOptions | None,
-) -> Plan[CompletionEvaluation]:
-    """Return the plan of `evaluate` for a loss of completions, one a row."""
-    objective = groups.objective
-    asked_for = {
-        "statistics and the report (statistics=, --statistics)": statistics is not None,
-        "histograms of margins (--histogram)": subsets.histogram,
-        "files of batch means (--batches)": batches.file is not None,
-        "batches by a column (--batch-by)": batches.by is not None,
-        "subsets (by=, --by)": objective.is_listwise and bool(subsets.names),
-        "engines": objective.is_listwise and groups.executor.elsewhere,
-    }
-    for what, is_asked in asked_for.items():
-        if is_asked:
-            raise UsageError(f"{objective}: this loss of completions has no {what}")
-    needs = objective.needs
-    if objective.is_listwise:
-        better = needs_of_columns(dataset.columns, groups.pairs.columns)
-        needs = replace(needs, extras=tuple(dict.fromkeys([*needs.extras, *better.extras])))
-        if not {*better.extras} & {each.name for each in PREFERENCES}:
-            names = ", ".join(each.name for each in PREFERENCES)
-            raise UsageError(f"{objective} needs to know which completion is better: {names}")
-    adds = [added.name for added in SCORED_COMPLETIONS]
-    binding = groups.bound(dataset, needs, adds=adds, groups_by=subsets.names)
-    scored = () if objective.is_listwise else (objective,)
-    measurement = Measurement.of(
-        groups,
-        dataset,
-        binding,
-        (),
-        scored=scored,
-        by=subsets,
-        batches=batches,
-        unpaired=None if objective.is_listwise else objective,
-    )
-    options = groups.as_given(by=subsets, batches=batches)
-
-    def result(measured: Measured, report: InvalidReport) -> CompletionEvaluation:
-        unpaired, keys = measured.wanted.unpaired, measured.subset_names
-        summary, by_key = CompletionSummary.of(measured.totals, unpaired), None
-        if measured.subsets is not None:
-            by_key = completion_figures(measured.subsets, objective, list(keys)).rename(keys)
-        if objective.is_listwise:
-            found = listwise_sums(dataset, binding, objective, groups.watch)
-            summary = replace(summary, **found._asdict())
-        auc, error = area_of_bins(None if objective.is_listwise else measured.bins)
-        return CompletionEvaluation(
-            source=dataset.name,
-            reference=dataset.joined,
-            objective=objective,
-            max_logp=binding.max_logp,
-            columns=dict(binding.mapping),
-            summary=summary,
-            auc=auc,
-            auc_error=error,
-            invalid=report,
-            subsets=by_key,
-            origin=measurement.facts("evaluate", options, ()).origin,
-        )
 
     return MeasurementPlan.of("evaluate", measurement, result, options)
 

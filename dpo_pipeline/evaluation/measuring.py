@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
 
 import polars as pl
 
@@ -34,7 +33,7 @@ from dpo_pipeline.evaluation.estimates import Intervals, Statistics
 from dpo_pipeline.evaluation.estimating import intervals_of, means_of_pairs, statistics_of
 from dpo_pipeline.evaluation.evaluation_result import Evaluation
 from dpo_pipeline.evaluation.gathering import Gathered, Gathering
-from dpo_pipeline.evaluation.planning import check_statistics
+from dpo_pipeline.evaluation.planning import check_statistics, subset_keys
 from dpo_pipeline.evaluation.shards import (
     FoundOffences,
     PartialSums,
@@ -71,9 +70,13 @@ from dpo_pipeline.sums import (
     tally,
     with_objectives,
 )
-from dpo_pipeline.unpaired import columns_of_completions, completion_sums, reward_bin
-
-_SUBSET: Final = "__dpo_pipeline_subset_"
+from dpo_pipeline.unpaired import (
+    COMPLETION_FIGURES,
+    columns_of_completions,
+    completion_figures,
+    completion_sums,
+    reward_bin,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +137,7 @@ class Measured:
         """List the broken rules from the files of invalid pairs, one for each part."""
         found = Offences(self.rules)
         for part, target in zip(parts, targets, strict=True) if self.n_invalid else ():
-            pairs = with_scores_of(target.scan(), self.objectives)
+            pairs = with_scores_of(target.scan(), self.scorer.objectives)
             place = [] if part.file is None else [(part.file.relative, part.file.rows)]
             found.join(
                 listed(pairs, self.rules, Places(place), read_from=target.name, row=SOURCE_ROW)
@@ -175,13 +178,13 @@ class Measured:
     def figures(self, sums: pl.DataFrame, keys: Mapping[str, str] | None = None) -> pl.DataFrame:
         """Divide sums: a row for each row and objective. `keys` gives key columns new names."""
         names = dict(keys or {})
+        scored = self.scorer.objectives
+        divided = completion_figures if self.wanted.unpaired else figures
         tables = [
-            figures(sums, each, keys=list(names), suffix=suffix_of(i, self.objectives)).rename(
-                names
-            )
-            for i, each in enumerate(self.objectives)
+            divided(sums, each, keys=list(names), suffix=suffix_of(i, scored)).rename(names)
+            for i, each in enumerate(scored)
         ]
-        return with_objectives(tables, self.objectives) if self.wanted.by_objective else tables[0]
+        return with_objectives(tables, scored) if self.wanted.by_objective else tables[0]
 
     @property
     def subset_names(self) -> dict[str, str]:
@@ -244,19 +247,14 @@ class Measured:
         )
 
 
-def subset_keys(by: Sequence[str]) -> list[str]:
-    """Return the names that columns of subsets have while sums are made."""
-    return [f"{_SUBSET}{i}" for i in range(len(by))]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """What is measured beside the totals.
 
     `by_objective` says whether tables name the objective, even if there is one; `intervals`,
     whether the main figures have theirs; `looks_at_all`, whether what no two models give is looked
-    for in all rows, and not in a sample of them. `unpaired` is the loss of completions, one a row,
-    that is summed.
+    for in all rows, and not in a sample of them. `unpaired` are the losses of completions, one a
+    row, that are summed.
     """
 
     by: tuple[str, ...] = ()
@@ -266,7 +264,7 @@ class Wanted:
     by_objective: bool = False
     looks_at_all: bool = False
     intervals: bool = False
-    unpaired: CheckedObjective | None = None
+    unpaired: tuple[CheckedObjective, ...] = ()
 
     @property
     def batch_keys(self) -> list[str]:
@@ -299,7 +297,8 @@ class Wanted:
     @property
     def labels(self) -> tuple[str, ...]:
         """The columns of the subsets as tables call them, beside those of figures."""
-        taken = {*SUMMARY_FIGURES, *((OBJECTIVE, BETA) if self.by_objective else ())}
+        own = COMPLETION_FIGURES if self.unpaired else SUMMARY_FIGURES
+        taken = {*own, *((OBJECTIVE, BETA) if self.by_objective else ())}
         if self.statistics is not None:
             ends = ("_low", "_high")
             taken |= {n for n in self.by if n.startswith(("n_", "sum_", "p_")) or n.endswith(ends)}
@@ -479,7 +478,7 @@ def _partial_sums(
             needs=binding.needs,
             keys=[*wanted.batch_keys, *keys],
             by_bin=wanted.histogram,
-            binned=reward_bin() if wanted.unpaired else None,
+            binned=reward_bin(wanted.unpaired[0]) if wanted.unpaired else None,
             few=wanted.only_batches and batching is not None and batching.are_small,
         ),
         extra=[*completion_sums(wanted.unpaired), *(batching.sums() if batching else ())],

@@ -15,6 +15,7 @@ import polars as pl
 from dpo_pipeline.arguments import check_extra, check_page_path, checked_choice, given, split_names
 from dpo_pipeline.columns import (
     PAIR_ID,
+    PREFERENCES,
     SHOWN,
     Needs,
     RowOf,
@@ -39,6 +40,7 @@ from dpo_pipeline.options import (
     Pairs,
     Reference,
     StatisticsOptions,
+    Subsets,
 )
 from dpo_pipeline.plan import Input, Output
 from dpo_pipeline.sources import (
@@ -157,6 +159,12 @@ class Groups:
         `again` says that the caller reads more columns after a first reading; `row` is what the
         call is of, None if it takes pairs and completions.
         """
+        if self.pairs.pairing is not None and self.executor.elsewhere:
+            raise UsageError(
+                "pairs are made of the completions of a prompt, which an engine or a job may cut "
+                f"between its shards: write the pairs first (`dpo-pipeline convert IN OUT.parquet "
+                f"--pairing {self.pairs.pairing}`), and give it those"
+            )
         keys = (PAIR_ID.name if self.reference is None else self.reference.on, key)
         return open_rows(
             self.pairs,
@@ -245,12 +253,44 @@ def checked_objective(asked: Objective) -> CheckedObjective:
     )
 
 
+def refuse_what_pairs_have(objective: CheckedObjective, subsets: Subsets, batches: Batches) -> None:
+    """Raise a UsageError if a loss of completions is asked for what only pairs have."""
+    asked_for = {
+        "histograms of margins (--histogram)": subsets.histogram,
+        "files of batch means (--batches)": batches.file is not None,
+        "batches by a column (--batch-by)": batches.by is not None,
+    }
+    for what, is_asked in asked_for.items():
+        if is_asked:
+            raise UsageError(f"{objective}: this loss of completions has no {what}")
+
+
+def needs_of_loss(groups: Groups, dataset: Dataset, subsets: Subsets, batches: Batches) -> Needs:
+    """Return the columns that the loss asks for, and refuse what a loss of completions lacks."""
+    objective = groups.objective
+    if objective.row == "completion":
+        refuse_what_pairs_have(objective, subsets, batches)
+    if not objective.is_listwise:
+        return objective.needs
+    if groups.executor.elsewhere:
+        raise UsageError(
+            f"{objective} is of all completions of a prompt, which an engine may cut between its "
+            "shards: leave the engine out"
+        )
+    better = needs_of_columns(dataset.columns, groups.pairs.columns).extras
+    if not {*better} & {each.name for each in PREFERENCES}:
+        names = ", ".join(each.name for each in PREFERENCES)
+        raise UsageError(f"{objective} needs to know which completion is better: {names}")
+    extras = tuple(dict.fromkeys([*objective.needs.extras, *better]))
+    return replace(objective.needs, extras=extras)
+
+
 def refuse_completions(objective: CheckedObjective, call: str) -> None:
     """Raise a UsageError if a loss of completions is given to a call of pairs."""
     if objective.row == "completion":
         raise UsageError(
-            f"{objective} is a loss of completions, and {call} is of pairs: evaluate takes it, and "
-            "score in Python"
+            f"{objective} is a loss of completions, and {call} is of pairs: give a loss of pairs, "
+            "and say how pairs are made of completions (pairing=, --pairing)"
         )
 
 
@@ -410,6 +450,11 @@ def warn_of(report: InvalidReport) -> None:
     for text in report.all_warnings:
         # Skips this function, the plan's run and the call itself.
         warnings.warn(f"{report.source}: {text}", DataWarning, stacklevel=4)
+
+
+def subset_keys(by: Sequence[str]) -> list[str]:
+    """Return the names that columns of subsets have while sums are made."""
+    return [f"__dpo_pipeline_subset_{i}" for i in range(len(by))]
 
 
 def check_statistics(asked: StatisticsOptions, columns: pl.Schema, by: Sequence[str]) -> None:

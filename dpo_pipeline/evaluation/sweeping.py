@@ -10,11 +10,12 @@ import polars as pl
 
 from dpo_pipeline.arguments import given
 from dpo_pipeline.columns import (
+    ADDED_TO,
     CHOSEN_REWARD,
+    KL,
     LOSS,
     REJECTED_REWARD,
     REWARD_MARGIN,
-    SCORED,
     Needs,
     did_you_mean,
 )
@@ -23,7 +24,7 @@ from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation.estimates import table_of_batches
 from dpo_pipeline.evaluation.evaluating import Measurement, MeasurementPlan
 from dpo_pipeline.evaluation.measuring import Measured
-from dpo_pipeline.evaluation.planning import Groups
+from dpo_pipeline.evaluation.planning import Groups, refuse_what_pairs_have
 from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import EVERY_LOSS, TOKEN_ARGUMENTS, CheckedObjective, LossLike
 from dpo_pipeline.options import Batches, Objective, Subsets
@@ -45,11 +46,12 @@ from dpo_pipeline.tables import (
 _SHOWN: Final = {
     LOSS: "mean loss",
     "reward_accuracy": "accuracy",
+    KL: "KL",
     CHOSEN_REWARD: "chosen reward",
     REJECTED_REWARD: "rejected reward",
     REWARD_MARGIN: "margin",
 }
-"""Figures of the text with their titles; the document has them all."""
+"""Figures of the text with their titles, where they are; the document has them all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -59,7 +61,8 @@ class Sweep(Printable):
     Attributes:
         source: What was evaluated.
         objectives: What was computed, in the order of the rows of `table`.
-        table: One row an objective: `objective`, `beta`, then the fields of `Summary`.
+        table: One row an objective: `objective`, `beta`, then the fields of `Summary`, or of
+            `CompletionSummary`.
         invalid: Which rules were broken; a pair that one objective cannot sum is left out of all.
         subsets: The same by subset: `objective`, `beta`, the columns of `by`, the fields of
             `Summary`. None without `by`.
@@ -151,7 +154,8 @@ class Sweep(Printable):
         yield from self.invalid.warning_parts(but=doubt)
         yield from self.invalid.rule_parts()
         n_pairs, n_invalid = self.invalid.n_pairs, self.invalid.n_invalid
-        title = f"{whole(self.source)}: {n_pairs:,} pairs, {n_invalid:,} invalid"
+        row = self.invalid.row
+        title = f"{whole(self.source)}: {n_pairs:,} {row}s, {n_invalid:,} invalid"
         yield self._table(self.table, (), title)
         if self.subsets is not None:
             yield self._table(self.subsets, self._by, "by subset")
@@ -159,16 +163,16 @@ class Sweep(Printable):
             yield table_of_batches(self.batches)
 
     def _table(self, frame: pl.DataFrame, by: Sequence[str], title: str) -> Table:
-        rows = []
+        rows, shown = [], {name: title for name, title in _SHOWN.items() if name in frame.columns}
         for row in frame.iter_rows(named=True):
             names = (row[OBJECTIVE], Name(row[BETA]), *(Name(row[name]) for name in by))
             figures = [
                 Figure(row[name], "share" if name == "reward_accuracy" else "number")
-                for name in _SHOWN
+                for name in shown
             ]
             rows.append((*names, *figures))
         columns = [Column(name) for name in ("loss", "beta", *by)]
-        columns += map(Column, _SHOWN.values())
+        columns += map(Column, shown.values())
         return Table(columns=columns, rows=rows, title=title, n_keys=2 + len(by))
 
 
@@ -192,8 +196,9 @@ def sweep(
         pairs: As in `evaluate`.
         beta: One or several; each at least 0.
         reference: As in `evaluate`.
-        loss: One or several; each a name, or names with weights. Losses of batches cannot be
-            swept. Arguments of `Objective` go to the losses that take them.
+        loss: One or several; each a name, or names with weights, all of pairs or all unpaired.
+            Losses of batches of pairs, and listwise ones, cannot be swept. Arguments of
+            `Objective` go to the losses that take them.
         by: As in `evaluate`, without a histogram.
         batches: As in `evaluate`.
         contract: As in `evaluate`.
@@ -216,9 +221,12 @@ def sweep(
     subsets, parts = given(Subsets, by), given(Batches, batches)
     if subsets.histogram:
         raise UsageError("a sweep has no histogram of margins: evaluate each beta for it")
-    dataset = groups.opened(row=objectives[0].needs.row)
+    row = objectives[0].row
+    if row == "completion":
+        refuse_what_pairs_have(objectives[0], subsets, parts)
+    dataset = groups.opened(row=row)
     subsets = subsets.within(dataset.columns)
-    adds = [each.name for each in SCORED]
+    adds = [each.name for each in ADDED_TO[row]]
     binding = groups.bound(dataset, needs_of(objectives), adds=adds, groups_by=subsets.names)
     measurement = Measurement.of(
         groups, dataset, binding, objectives, by=subsets, batches=parts, by_objective=True
@@ -230,7 +238,7 @@ def sweep(
 def _swept(measured: Measured, report: InvalidReport) -> Sweep:
     return Sweep(
         source=measured.dataset.name,
-        objectives=measured.objectives,
+        objectives=measured.scorer.objectives,
         table=measured.figures(measured.totals),
         invalid=report,
         subsets=measured.subset_figures,
@@ -270,9 +278,14 @@ def objectives_of(asked: Objective) -> Iterator[CheckedObjective]:
     for i, objective in enumerate(made):
         if objective in made[:i]:
             raise UsageError(f"{objective} with beta {objective.beta:g} is there twice")
-        if objective.row == "completion":
-            raise UsageError(f"{objective} is of completions, and a sweep is of pairs")
-        if objective.is_of_batches:
+        if objective.row != made[0].row:
+            raise UsageError(f"{made[0]} is of {made[0].row}s and {objective} of {objective.row}s")
+        if objective.is_listwise:
+            raise UsageError(
+                f"{objective} is of all completions of a prompt, and is not swept: evaluate each "
+                "beta"
+            )
+        if objective.is_of_batches and objective.row == "pair":
             raise UsageError(f"{objective} is a loss of batches, and cannot be swept")
     yield from made
 

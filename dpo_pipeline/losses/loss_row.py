@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -57,6 +58,12 @@ class Parameter:
 Choice = Literal["never", "optional", "always"]
 
 
+@functools.cache
+def _positional(function: Callable[..., pl.Expr]) -> tuple[str, ...]:
+    parameters = inspect.signature(function).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
     """One row of the table.
@@ -89,11 +96,7 @@ class Loss:
     @property
     def compares(self) -> tuple[str, ...]:
         """What it compares: the names of its function's positional arguments."""
-        return tuple(
-            p.name
-            for p in inspect.signature(self.function).parameters.values()
-            if p.kind is p.POSITIONAL_OR_KEYWORD
-        )
+        return _positional(self.function)
 
     @property
     def extras(self) -> tuple[str, ...]:

@@ -71,7 +71,7 @@ def with_scores_of(
     They are made in steps, so that what several objectives or columns share is computed once.
     """
     if objectives and objectives[0].row == "completion":
-        return _with_scores_of_completions(pairs, objectives[0], within)
+        return _with_scores_of_completions(pairs, objectives, within)
     ratios, scores, margins, losses = (dict[str, pl.Expr]() for _ in range(4))
     for each in objectives:
         basis = each.reward_basis
@@ -102,38 +102,40 @@ FIRST_OF_BATCH: Final = "__dpo_pipeline_first_of_batch"
 
 
 def _with_scores_of_completions(
-    rows: pl.LazyFrame, objective: CheckedObjective, within: WithinBatches | None
+    rows: pl.LazyFrame, objectives: Sequence[CheckedObjective], within: WithinBatches | None
 ) -> pl.LazyFrame:
-    """Add the scored columns of completions."""
-    (term,) = objective.terms
-    ratio = _logratio(POLICY, REF, term.basis)
-    reward = rewards.implicit_reward(pl.col(LOGRATIO), beta=objective.beta)
-    steps: list[dict[str, pl.Expr]] = [{LOGRATIO: ratio}, {REWARD: reward}]
-    kl: pl.Expr = pl.lit(term.kl, dtype=pl.Float64)
-    if term.is_of_batches:
-        if within is None:
-            raise UsageError(NO_KL)
-        ours, theirs = (
-            pl.when(within.sound).then(pl.col(each.name)) for each in (KL_POLICY, KL_REF)
-        )
-        batch = pl.col(within.key)
-        kl = batch_kl(ours, theirs, batch, without_zeros=objective.kl_without_zeros)
-        steps[0][FIRST_OF_BATCH] = pl.int_range(pl.len()).over(batch) == 0
-    steps[0][KL] = kl
-    arguments: dict[str, Any] = {n: v for n, v in term.arguments.items() if n != "kl"}
-    if term.loss.takes_beta:
-        arguments["beta"] = objective.beta
-    compared = {
-        "score": pl.col(LOGRATIO),
-        "reward": pl.col(REWARD),
-        "label": pl.col(LABEL.name),
-        "kl": pl.col(KL),
-        "prompt": pl.col(PROMPT_ID.name),
-    }
-    if term.loss.is_listwise:
-        compared["goodness"] = _goodness(rows)
-    loss = term.loss.function(*(compared[name] for name in term.loss.compares), **arguments)
-    for step in (*steps, {LOSS: loss}):
+    """Add the scored columns of completions; the log-ratio is that of the first objective."""
+    ratios = {LOGRATIO: _logratio(POLICY, REF, objectives[0].terms[0].basis)}
+    scores, losses = dict[str, pl.Expr](), dict[str, pl.Expr]()
+    for each in objectives:
+        (term,) = each.terms
+        names = {name: name_of_score(name, each, objectives) for name in (REWARD, KL, LOSS)}
+        scores[names[REWARD]] = rewards.implicit_reward(pl.col(LOGRATIO), beta=each.beta)
+        scores[names[KL]] = pl.lit(term.kl, dtype=pl.Float64)
+        if term.is_of_batches:
+            if within is None:
+                raise UsageError(NO_KL)
+            ours, theirs = (
+                pl.when(within.sound).then(pl.col(role.name)) for role in (KL_POLICY, KL_REF)
+            )
+            batch, without_zeros = pl.col(within.key), each.kl_without_zeros
+            scores[names[KL]] = batch_kl(ours, theirs, batch, without_zeros=without_zeros)
+            ratios[FIRST_OF_BATCH] = pl.int_range(pl.len()).over(batch) == 0
+        arguments: dict[str, Any] = {n: v for n, v in term.arguments.items() if n != "kl"}
+        if term.loss.takes_beta:
+            arguments["beta"] = each.beta
+        compared = {
+            "score": pl.col(LOGRATIO),
+            "reward": pl.col(names[REWARD]),
+            "label": pl.col(LABEL.name),
+            "kl": pl.col(names[KL]),
+            "prompt": pl.col(PROMPT_ID.name),
+        }
+        if term.loss.is_listwise:
+            compared["goodness"] = _goodness(rows)
+        loss = term.loss.function(*(compared[name] for name in term.loss.compares), **arguments)
+        losses[names[LOSS]] = loss
+    for step in (ratios, scores, losses):
         rows = rows.with_columns(**step)
     return rows
 

@@ -36,8 +36,8 @@ class Objective:
         shown=defaults.LOSS_NAME,
         varied={
             "sweep": {
-                "kind": Kind("text", "NAME", repeats=True, completes="loss"),
-                "help": "A loss (`dpo-pipeline losses` lists them). Repeatable.",
+                "kind": Kind("text", "NAME[,NAME]", repeats=True, completes="loss", splits=True),
+                "help": "Losses (`dpo-pipeline losses` lists them). Repeatable.",
             }
         },
     )
@@ -49,8 +49,8 @@ class Objective:
         shown=f"{defaults.BETA:g}, or the dialect's",
         varied={
             "sweep": {
-                "kind": Kind("number", repeats=True),
-                "help": "KL strength of the losses, at least 0. Repeatable.",
+                "kind": Kind("number", "NUMBER[,NUMBER]", repeats=True, splits=True),
+                "help": "KL strengths of the losses, at least 0. Repeatable.",
             }
         },
         default=None,

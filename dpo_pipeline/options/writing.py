@@ -114,6 +114,9 @@ class Outputs:
     protected: tuple[str, ...] = argument(
         "Files that must never become outputs, such as those of settings.", default=()
     )
+    typed: tuple[str, ...] = argument(
+        "The command as it was typed, then the settings that it took; for the report.", default=()
+    )
 
     def __post_init__(self) -> None:
         if not (isinstance(self.worst, int) and 0 <= self.worst <= defaults.WORST_HELD):

@@ -27,7 +27,7 @@ from dpo_pipeline.published.json_schema import (
     properties_of,
     reference_to,
 )
-from dpo_pipeline.statistics import Estimate
+from dpo_pipeline.statistics import DifferencesTest, Estimate
 from dpo_pipeline.sums import TRL_METRICS, Summary, in_words
 
 _MAYBE_TEXT: Final[Schema] = {"type": ["string", "null"]}
@@ -137,7 +137,7 @@ def comparison_document() -> str:
     mcnemar = properties_of(McNemar, whole=COUNT)
     return document(
         "dpo_pipeline comparison document",
-        definitions=(Estimate,),
+        definitions=(Estimate, DifferencesTest),
         document_version={"const": COMPARISON_VERSION},
         dpo_pipeline=_VERSION,
         on=described(TEXT, "The key that joined the sides"),
@@ -160,6 +160,10 @@ def comparison_document() -> str:
         differences=object_of(**{name: described(difference, in_words(name)) for name in COMPARED}),
         mcnemar=object_of(**mcnemar | {"exact": _PROBABILITY, "mid_p": _PROBABILITY}),
         subsets=nullable(list_of(subset)),
+        heterogeneity=described(
+            nullable(reference_to(DifferencesTest)),
+            "The test that B minus A is the same in all subsets; null if not tested",
+        ),
         gained=described(flips, "Pairs that B alone has right"),
         lost=described(flips, "Pairs that A alone has right"),
         findings=list_of(TEXT),
@@ -170,6 +174,7 @@ def comparison_document() -> str:
 def _side() -> Schema:
     return object_of(
         source=TEXT,
+        name=described(TEXT, "What the policy is called; empty if nothing says"),
         n_pairs=described(COUNT, "Rows read"),
         n_alone=described(COUNT, "Rows whose key the other side does not have"),
         n_invalid=described(COUNT, "Common pairs that break a rule on this side"),

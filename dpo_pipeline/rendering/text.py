@@ -27,7 +27,8 @@ _LEAST_WRAPPED: Final = 24
 _BOLD: Final = "1"
 _COLORS: Final[dict[Tone, str]] = {"good": "32", "bad": "31", "warning": "33", "note": "36"}
 
-_COMMAND: Final = re.compile(r"`[^`\n]*`")
+_COMMAND: Final = re.compile(r"`[^`\n]*`|\bp [<=>] (?=[\d.])")
+"""What is never broken: commands, and p with its value."""
 
 
 def width_of_terminal() -> int:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import PurePosixPath
-from typing import Final
 
 import polars as pl
 
@@ -16,7 +14,16 @@ from dpo_pipeline.defaults import POWER
 from dpo_pipeline.evaluation import Finding
 from dpo_pipeline.losses import unit_of_loss
 from dpo_pipeline.report import chart_data, page_tables as tables
-from dpo_pipeline.report.charts import PAGE, Figure, Palette, intervals, plane, signed_histogram
+from dpo_pipeline.report.charts import (
+    PAGE,
+    PAIRS_FOR_SCALE,
+    Figure,
+    Palette,
+    domain_of,
+    intervals,
+    plane,
+    signed_histogram,
+)
 from dpo_pipeline.report.page import Page, Section, Tile
 from dpo_pipeline.report.page_tables import Column, Table, all_as
 from dpo_pipeline.statistics import (
@@ -32,11 +39,6 @@ from dpo_pipeline.statistics import (
 )
 from dpo_pipeline.sums import in_words
 from dpo_pipeline.tables import without_secrets
-
-_LONGEST_NAME: Final = 24
-"""Letters of a policy's name that fit a head of a table."""
-PAIRS_FOR_SCALE: Final = 30
-"""Pairs of a subset from which its interval widens the scale of the chart."""
 
 
 def figures_of(comparison: Comparison, palette: Palette) -> Iterator[Figure]:
@@ -66,11 +68,11 @@ def _differences(comparison: Comparison, palette: Palette) -> Figure:
         note += f" Intervals of fewer than {PAIRS_FOR_SCALE} pairs are cut off at the edges."
     least, most = chart_data.ends_of(rows, "value")
     by = f", by {', '.join(comparison.by)}" if comparison.by else ""
-    a, b = names_of(comparison)
+    a, b = comparison.quoted
     axis = f"accuracy of {b} minus that of {a} (points)"
     allowed = (
         " Subsets have a colour where the p-value that allows for their number (Holm) says so; "
-        "the largest difference is first."
+        f"the largest difference is first. {comparison.across_subsets}"
         if comparison.by
         else ""
     )
@@ -80,21 +82,9 @@ def _differences(comparison: Comparison, palette: Palette) -> Figure:
         f"Differences of accuracy, {b} minus {a}{by}: from {tables.three_digits(least)} to "
         f"{tables.three_digits(most)} points.",
         f" Each has its {tables.percent(comparison.level)} interval, and its pairs in "
-        f"brackets. Blue is {b} better, orange {a} better, grey not told apart.{allowed}{note}",
+        f"brackets. Blue is B better, orange A better, grey not told apart.{allowed}{note}",
         intervals(chart_data.with_sizes(rows), palette, axis=axis, chance=0.0, domain=domain),
     )
-
-
-def domain_of(rows: pl.DataFrame) -> tuple[float, float]:
-    """Return the ends of the scale of differences: a tiny subset must not flatten the rest.
-
-    The first row is of all pairs.
-    """
-    wide = rows.filter((pl.col("n_pairs") >= PAIRS_FOR_SCALE) | (pl.int_range(pl.len()) == 0))
-    ends = [value for name in ("value", "low", "high") for value in wide[name].drop_nulls()]
-    least, most = min(0.0, *ends), max(0.0, *ends)
-    room = 0.03 * (most - least) or 1.0
-    return least - room, most + room
 
 
 def _changes(comparison: Comparison, palette: Palette) -> Figure:
@@ -106,7 +96,7 @@ def _changes(comparison: Comparison, palette: Palette) -> Figure:
     fell, rose = (share(each / n) for each in moved)
     same = n - sum(moved)
     mean = comparison.differences[REWARD_MARGIN].estimate.value
-    a, b = names_of(comparison)
+    a, b = comparison.quoted
     said = (
         f"The margin fell from {a} to {b} in {fell} of {counted(n, 'pair')} and rose in {rose}; "
         f"the mean change is {number(mean)} nats."
@@ -133,7 +123,7 @@ def _changes(comparison: Comparison, palette: Palette) -> Figure:
 def _margins(comparison: Comparison, palette: Palette) -> Figure:
     table = comparison.margins.rename({"a_bin": "A_bin", "b_bin": "B_bin"})
     m = comparison.mcnemar
-    a, b = names_of(comparison)
+    a, b = comparison.quoted
     said = (
         f"Both have {counted(m.both_right, 'pair')} right, only {a} {count(m.only_a)}, only {b} "
         f"{count(m.only_b)}, neither {count(m.neither)}."
@@ -143,8 +133,8 @@ def _margins(comparison: Comparison, palette: Palette) -> Figure:
         is_square=True,
         title=f"Margins of {a} and {b}",
         caption=f"The stronger its colour, the more of the {counted(comparison.n_valid, 'pair')} a "
-        f"cell holds. Upper left of the crossed lines are pairs that only {b} has right, lower "
-        f"right those that only {a} has. Above the dashed diagonal {b} has the larger margin. "
+        f"cell holds. Upper left of the crossed lines are pairs that only B has right, lower "
+        f"right those that only A has. Above the dashed diagonal B has the larger margin. "
         f"{said}",
         opening=f"Density of the margins of {b} against those of {a}. ",
         description=said,
@@ -155,24 +145,10 @@ def _margins(comparison: Comparison, palette: Palette) -> Figure:
             y="B",
             title="margin of {} (nats)",
             names={"A": a, "B": b},
-            above=f"{b} larger",
-            below=f"{a} larger",
+            above="B larger",
+            below="A larger",
         ),
     )
-
-
-def names_of(comparison: Comparison) -> tuple[str, str]:
-    """Return what the page calls the policies: the names of their files, or else A and B."""
-    names = [_stem(side.source) for side in (comparison.a, comparison.b)]
-    is_short = all(0 < len(name) <= _LONGEST_NAME for name in names)
-    return (names[0], names[1]) if is_short and names[0] != names[1] else ("A", "B")
-
-
-def _stem(source: str) -> str:
-    """Return the name of a file or folder without its ending; empty if it is no path of one."""
-    if source.startswith(("pairs (", "policy (")) or any(sign in source for sign in "*?[ "):
-        return ""
-    return PurePosixPath(without_secrets(source).replace("\\", "/")).name.partition(".")[0]
 
 
 def page_of(comparison: Comparison) -> str:
@@ -180,8 +156,8 @@ def page_of(comparison: Comparison) -> str:
     verdict, loss = comparison.verdict, comparison.loss_verdict
     objective = comparison.objective
     return Page(
-        title=f"A: {without_secrets(comparison.a.source)}; "
-        f"B: {without_secrets(comparison.b.source)}; {objective} loss, beta {objective.beta:g}",
+        title=f"{_titled(comparison.heads[0], comparison.a)}; "
+        f"{_titled(comparison.heads[1], comparison.b)}; {objective} loss, beta {objective.beta:g}",
         verdict=f"{verdict[:1].upper()}{verdict[1:]}.",
         lead=() if loss is None else (f"{loss}.",),
         tiles=list(_tiles(comparison)),
@@ -189,14 +165,18 @@ def page_of(comparison: Comparison) -> str:
     ).html()
 
 
+def _titled(head: str, side: Side) -> str:
+    """Return a policy's name with its source."""
+    source = without_secrets(side.source)
+    return f"{head} ({source})" if side.name else f"{head}: {source}"
+
+
 def _tiles(comparison: Comparison) -> Iterator[Tile]:
     found = comparison.differences[REWARD_ACCURACY]
-    a, b = names_of(comparison)
+    a, b = comparison.quoted
     yield Tile(f"Accuracy of {a}", share(found.a))
     yield Tile(f"Accuracy of {b}", share(found.b))
-    yield Tile(
-        f"{b} minus {a}", points(found.estimate.value), between(found.estimate.interval, points)
-    )
+    yield Tile("B minus A", points(found.estimate.value), between(found.estimate.interval, points))
     if found.p_value is not None:
         yield Tile("p of no difference", p_value(found.p_value))
     if comparison.better is None and found.smallest_effect is not None:
@@ -233,7 +213,6 @@ def _sections(comparison: Comparison) -> Iterator[Section]:
 
 
 def _differences_table(comparison: Comparison) -> Table:
-    a, b = names_of(comparison)
     rows, unit = [], unit_of_loss(term.loss.name for term in comparison.objective.terms)
     for name, each in comparison.differences.items():
         written, differing = (share, points) if name in tables.SHARES else (number, number)
@@ -243,7 +222,7 @@ def _differences_table(comparison: Comparison) -> Table:
         words = in_words(name, unit if name == LOSS else None)
         rows.append((words, *values, interval, p_value(each.p_value), smallest))
     level = f"{tables.percent(comparison.level)} interval"
-    titles = (a, b, f"{b} minus {a}", level, "p", "smallest effect")
+    titles = (*comparison.heads, "B minus A", level, "p", "smallest effect")
     return Table(
         columns=[Column("figure"), *(Column(title, str) for title in titles)],
         rows=rows,
@@ -254,7 +233,7 @@ def _differences_table(comparison: Comparison) -> Table:
 
 
 def _subsets_table(comparison: Comparison) -> Table | str:
-    subsets, (a, b) = comparison.subsets, names_of(comparison)
+    subsets, (a, b) = comparison.subsets, comparison.heads
     if subsets is None:
         return ""
     return tables.table_of(
@@ -262,22 +241,22 @@ def _subsets_table(comparison: Comparison) -> Table | str:
         {
             "n_valid": ("pairs", count),
             **all_as(share, accuracy_a=a, accuracy_b=b),
-            **all_as(points, accuracy_difference=f"{b} minus {a}"),
+            **all_as(points, accuracy_difference="B minus A"),
             **all_as(points, accuracy_low="from", accuracy_high="to"),
             **tables.P_VALUES,
-            **all_as(count, only_a=f"only {a}", only_b=f"only {b}"),
+            **all_as(count, only_a="only A", only_b="only B"),
             **all_as(number, margin_difference="margin", loss_difference="loss"),
         },
         by=comparison.by,
-        caption=f"{counted(subsets.height, 'subset')}: accuracy of {a} and {b}, their difference "
-        f"with its interval, and p of no difference; {tables.WORDS_OF_P_VALUES} Only {a} and only "
-        f"{b} are pairs that one alone has right; margin and loss are mean differences in nats.",
+        caption=f"{counted(subsets.height, 'subset')}: accuracy of A and B, their difference with "
+        f"its interval, and p of no difference; {tables.WORDS_OF_P_VALUES} Only A and only B are "
+        "pairs that one alone has right; margin and loss are mean differences in nats.",
     )
 
 
 def _right_table(comparison: Comparison) -> Table:
     m, tests = comparison.mcnemar, ""
-    a, b = names_of(comparison)
+    a, b = comparison.heads
     if m.exact is not None and m.mid_p is not None:
         tests = f"McNemar's test: exact {p_equation(m.exact)}, mid-{p_equation(m.mid_p)}."
     if tests and not m.applies:
@@ -294,7 +273,7 @@ def _right_table(comparison: Comparison) -> Table:
 
 
 def _flips_table(comparison: Comparison, *, is_gained: bool) -> Table | str:
-    (a, b), m = names_of(comparison), comparison.mcnemar
+    (a, b), m = comparison.quoted, comparison.mcnemar
     flips, total = (comparison.gained, m.only_b) if is_gained else (comparison.lost, m.only_a)
     who = f"only {b if is_gained else a} has right"
     if flips.is_empty():
@@ -304,7 +283,7 @@ def _flips_table(comparison: Comparison, *, is_gained: bool) -> Table | str:
         flips,
         {
             "key": (comparison.on, tables.writer_of(flips.schema["key"])),
-            **all_as(number, margin_a=f"margin of {a}", margin_b=f"margin of {b}"),
+            **all_as(number, margin_a="margin of A", margin_b="margin of B"),
             **all_as(number, change="change"),
             **tables.shown_columns(flips),
         },
@@ -316,8 +295,8 @@ def _flips_table(comparison: Comparison, *, is_gained: bool) -> Table | str:
 def _method(comparison: Comparison) -> Table:
     return tables.facts(
         [
-            *_side("A", comparison.a),
-            *_side("B", comparison.b),
+            *_side(comparison.heads[0], comparison.a),
+            *_side(comparison.heads[1], comparison.b),
             ("joined by", comparison.on),
             (
                 "common pairs",
@@ -338,7 +317,7 @@ def _method(comparison: Comparison) -> Table:
 def _side(name: str, side: Side) -> Iterator[tuple[str, str]]:
     text = (
         f"{without_secrets(side.source)}: {counted(side.n_pairs, 'pair')}, {count(side.n_alone)} "
-        f"of them in {name} alone; {count(side.n_invalid)} common ones are invalid"
+        f"of them there alone; {count(side.n_invalid)} common ones are invalid"
     )
     yield name, text
     for source in sorted(set(side.borrowed.values())):

@@ -20,7 +20,6 @@ from dpo_pipeline.report.evaluation_charts import (
     BASELINE_WORDS,
     COIN,
     figures_of,
-    heterogeneity_words,
     unit_of,
 )
 from dpo_pipeline.report.page import Page, Section, Tile
@@ -173,9 +172,7 @@ def _sections(
     yield from drawn("accuracy", "subsets", title="Accuracy" if "subsets" in figures else "")
     unit, subsets = unit_of(evaluation), statistics.subsets
     if subsets is not None:
-        by_subset = _subsets_table(
-            subsets, statistics.gathered.by, unit, heterogeneity_words(statistics)
-        )
+        by_subset = _subsets_table(subsets, statistics.gathered.by, unit)
         worst = _worst_by_subset(statistics, subsets)
         yield Section(name="by-subset", title="All subsets", parts=[by_subset, *worst])
     yield from drawn("rewards", title="Rewards")
@@ -238,7 +235,7 @@ def _figures(statistics: Statistics, unit: str) -> Iterator[tuple[str, Estimate 
         yield f"{sections.benchmark}: score", sections.score, share
 
 
-def _subsets_table(subsets: pl.DataFrame, by: tuple[str, ...], unit: str, test: str) -> Table:
+def _subsets_table(subsets: pl.DataFrame, by: tuple[str, ...], unit: str) -> Table:
     return tables.table_of(
         _in_order(subsets),
         {
@@ -252,7 +249,7 @@ def _subsets_table(subsets: pl.DataFrame, by: tuple[str, ...], unit: str, test: 
         },
         by=by,
         caption=f"{counted(subsets.height, 'subset')}. p is of an accuracy (ties half) of 1/2; "
-        f"{tables.WORDS_OF_P_VALUES} Margin{' and loss' if unit else ''} in nats.{test}",
+        f"{tables.WORDS_OF_P_VALUES} Margin{' and loss' if unit else ''} in nats.",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -57,6 +58,26 @@ _FOLDED_FROM: Final = 400
 """Characters of a text from which it is folded."""
 _LONG: Final = 40
 """Rows from which a table scrolls by itself."""
+
+
+class Command(str):
+    """A command to be pasted: no line ends inside an option."""
+
+    __slots__ = ()
+
+    @property
+    def parts(self) -> list[str]:
+        """The program, its places, and each option with its value."""
+        made: list[str] = []
+        follows = False
+        for word in shlex.split(self):
+            is_option = word.startswith("-")
+            if follows and not is_option:
+                made[-1] += f" {shlex.quote(word)}"
+            else:
+                made.append(shlex.quote(word))
+            follows = is_option and "=" not in word
+        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +138,11 @@ def origin_rows(origin: Origin | None) -> list[tuple[str, str]]:
     """Return where a result came from, as rows of `facts`."""
     if origin is None:
         return []
-    rows = [("command line", origin.command), ("fingerprint of the data", origin.fingerprint)]
+    rows = [
+        ("command line", Command(origin.command)),
+        ("settings", "; ".join(origin.settings)),
+        ("fingerprint of the data", origin.fingerprint),
+    ]
     return [row for row in rows if row[1]]
 
 

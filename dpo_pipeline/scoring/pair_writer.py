@@ -8,7 +8,7 @@ from typing import Final, Literal, TypeAlias
 
 import polars as pl
 
-from dpo_pipeline.columns import BROKEN_RULES, SCORED, SOURCE_ROW
+from dpo_pipeline.columns import ADDED_TO, BROKEN_RULES, SOURCE_ROW
 from dpo_pipeline.contract import RuleSet, invalid_pairs, numbered
 from dpo_pipeline.defaults import (
     OUTPUT_ROWS_PER_GROUP,
@@ -20,9 +20,10 @@ from dpo_pipeline.defaults import (
 )
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.evaluation import ShardScorer, ShardTask
-from dpo_pipeline.losses import CheckedObjective, with_scores
+from dpo_pipeline.losses import CheckedObjective, with_scores_of
 from dpo_pipeline.sources import Dataset, Part
 from dpo_pipeline.storage import PART_KEY, GrowingFile, Out, Target, reading
+from dpo_pipeline.unpaired import scored_prompts
 
 _POLARS_NAME: Final[Mapping[str, Literal["zstd", "snappy", "uncompressed"]]] = {
     "zstd": "zstd",
@@ -70,10 +71,12 @@ class PairWriter:
 
         def output(pairs: pl.LazyFrame, _first_row: int) -> pl.LazyFrame:
             valid = pairs.filter(self.rules.valid) if task.has_invalid else pairs
-            scored = valid.select(*self.names, *(added.name for added in SCORED))
+            scored = valid.select(
+                *self.names, *(each.name for each in ADDED_TO[self.objective.row])
+            )
             return self.watch.on_rows(scored, "writing", self.n_valid)
 
-        yield self._write(output, task)
+        yield self._write(output, task, self._pieces(task.part))
 
     def invalid(self, task: PartTask) -> Iterator[int]:
         """Write the invalid pairs with their rows and broken rules; yield how many."""
@@ -83,9 +86,26 @@ class PairWriter:
             apart = apart.select(*self.names, SOURCE_ROW, BROKEN_RULES)
             return apart if task.has_invalid else apart.limit(0)
 
-        yield self._write(output, task)
+        # Which rows are invalid does not depend on the other completions of a prompt.
+        pieces = None if self.objective.is_listwise else self._pieces(task.part)
+        yield self._write(output, task, pieces)
 
-    def _write(self, output: _Output, task: PartTask) -> int:
+    def _pieces(self, part: Part) -> Iterator[tuple[pl.LazyFrame, int]] | None:
+        """Return the scored rows of a part in pieces, whose rows depend on each other.
+
+        None if each row stands alone.
+        """
+        if self.objective.is_listwise:
+            prompts = scored_prompts(self.dataset, self.scorer.binding, self.objective, self.watch)
+            return ((rows.lazy(), 0) for rows in prompts)
+        return self.scorer.scored_part(self.dataset, part) if self.scorer.is_coupled else None
+
+    def _write(
+        self,
+        output: _Output,
+        task: PartTask,
+        pieces: Iterator[tuple[pl.LazyFrame, int]] | None,
+    ) -> int:
         part = task.part
         is_file = part.file is not None and not self.dataset.has_step
         source = part.file.path if part.file is not None and is_file else self.dataset.read_from
@@ -94,7 +114,7 @@ class PairWriter:
             facts[PART_KEY] = task.listed_as
 
         def sink(out: Out) -> None:
-            if self.objective.is_of_batches:
+            if pieces is not None:
                 file = GrowingFile(
                     out.path,
                     out.name,
@@ -105,11 +125,11 @@ class PairWriter:
                 )
                 # The rows of one plan are in memory at a time.
                 with reading(source), file:
-                    for piece, first in self.scorer.scored_part(self.dataset, part):
+                    for piece, first in pieces:
                         file.append(output(piece, first).collect(engine="streaming"))
             else:
                 pairs = self.scorer.binding.prepare(self.dataset.scan(part))
-                plan = output(with_scores(pairs, self.objective), part.begin)
+                plan = output(with_scores_of(pairs, self.scorer.objectives), part.begin)
                 # Rows that come from no Parquet file may be wide.
                 row_bytes = WIDE_ROW_BYTES if part.file is None else part.file.row_bytes
                 _sink(plan, out, facts, row_bytes=row_bytes, compression=self.compression)

@@ -79,7 +79,9 @@ class PartOutputs:
                 counts[task.part.relative] = rows
         if sum(counts.values()) != total:
             raise StorageError(self.dataset.name, "it changed while it was read")
-        figures = measured.summary.to_dict()
+        # A listwise loss has no sums by row, and its output is one file, without a manifest.
+        has_sums = bool(measured.scorer.objectives)
+        figures = measured.figures(measured.totals).row(0, named=True) if has_sums else {}
         return as_json(
             {"dpo_pipeline": version("dpo_pipeline"), "files": counts, "summary": figures}
         )

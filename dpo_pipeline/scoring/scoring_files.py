@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_pipeline.arguments import checked_names, given, split_names
-from dpo_pipeline.columns import INVALID, OF_INPUT, SCORED
+from dpo_pipeline.columns import INVALID, OF_INPUT
 from dpo_pipeline.contract import Binding, RuleSet
 from dpo_pipeline.defaults import LOSS_NAME, ON_INVALID_JOB
 from dpo_pipeline.engine import Watch
@@ -25,7 +25,6 @@ from dpo_pipeline.evaluation import (
     Evaluation,
     Groups,
     Measurement,
-    refuse_completions,
     run_facts,
     staged_batches,
     warn_of,
@@ -36,10 +35,11 @@ from dpo_pipeline.scoring.pair_writer import PairWriter
 from dpo_pipeline.scoring.part_outputs import PartOutputs
 from dpo_pipeline.sources import Dataset, checked_parquet_name, publication_of
 from dpo_pipeline.storage import is_address
+from dpo_pipeline.unpaired import CompletionEvaluation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class ScorePlan(Plan[Evaluation]):
+class ScorePlan(Plan[Any]):
     """The plan of `score_parquet`.
 
     Scored pairs go to `sink` in `compression` and keep the columns `carried`. Invalid pairs go to
@@ -71,7 +71,7 @@ class ScorePlan(Plan[Evaluation]):
         `n_valid` are the valid pairs that progress is told of.
         """
         made = self.measurement
-        (objective,) = made.objectives
+        (objective,) = made.losses
         return PairWriter(
             dataset=made.dataset,
             rules=rules,
@@ -84,7 +84,7 @@ class ScorePlan(Plan[Evaluation]):
             compression=self.compression,
         )
 
-    def run(self) -> Evaluation:
+    def run(self) -> Evaluation | CompletionEvaluation:
         """Read and score the pairs, publish all outputs together, and return the figures."""
         made, groups, parts = self.measurement, self.measurement.groups, self.parts
         watch, dataset = groups.watch, made.dataset
@@ -109,7 +109,7 @@ class ScorePlan(Plan[Evaluation]):
                 report = measured.report_of_quarantine(parts.parts, apart, watch)
             else:
                 report = measured.report(watch)
-            result = measured.evaluation(report)
+            result = made.evaluation(measured, report)
             documents.write(result)
             publication.commit(watch.check)
         warn_of(report)
@@ -131,12 +131,14 @@ def score_parquet(
     on_invalid: Any = "raise",
     outputs: Any = None,
     execution: Any = None,
-) -> Plan[Evaluation]:
+) -> Plan[Any]:
     """Score pairs into a Parquet dataset, and return their figures.
 
     A file or a dataframe gives a file. A folder, a glob or a list of Parquet files gives a folder,
     file by file under the same relative paths, with a `_SUCCESS` marker once all are there. An
-    error leaves no output. Added columns are those of `score`: Float64, in nats.
+    error leaves no output. Added columns are those of `score`: Float64, in nats. With a loss of
+    completions, rows are completions, and figures a `CompletionEvaluation`; those of a listwise
+    loss come prompt by prompt.
 
     Args:
         pairs: As in `evaluate`.
@@ -189,22 +191,31 @@ def score_parquet(
         apart = beside(sink)
     subsets, sizes, kept = given(Subsets, by), given(Batches, batches), given(Scored, scored)
     objective = groups.objective
-    refuse_completions(objective, "score_parquet (score on a command line)")
-    dataset = groups.opened(again=True)
+    dataset = groups.opened(again=True, row=objective.needs.row)
     subsets = subsets.within(dataset.columns)
     reference_source = None if groups.reference is None else groups.reference.source
     for source in (groups.pairs.source, reference_source):
         check_outside(source, (sink, apart, sizes.file))
-    adds = [added.name for added in (*SCORED, *(INVALID if quarantine else ()))]
-    binding = groups.bound(
-        dataset, objective.needs, adds=adds, replace_added=kept.replace, groups_by=subsets.names
+    measurement = Measurement.of_loss(
+        groups,
+        dataset,
+        subsets,
+        sizes,
+        adds=[added.name for added in INVALID] if quarantine else (),
+        replace_added=kept.replace,
     )
-    measurement = Measurement.of(groups, dataset, binding, (objective,), by=subsets, batches=sizes)
+    binding = measurement.binding
     if quarantine:
         dataset.refuse_unread("quarantined pairs keep all columns: exclude invalid pairs instead")
     carried = carried_columns(kept.keep, binding, dataset)
     check_written(carried if apart is None else in_files(binding, dataset), binding, dataset)
     parts = PartOutputs.of(dataset, kept.part_rows, measurement.executor)
+    if objective.is_listwise and parts.is_folder:
+        raise UsageError(
+            f"{objective} is of all completions of a prompt, and a prompt may lie in several "
+            "files: write one first (`dpo-pipeline convert IN OUT.parquet`), and score it without "
+            "part_rows"
+        )
     publication = publication_of(groups.outputs, groups.access, dataset)
     checked: tuple[Output, ...] = ()
     checked += () if apart is None else (publication.check(apart, parts.relatives),)

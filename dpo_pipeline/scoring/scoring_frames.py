@@ -14,6 +14,7 @@ import polars as pl
 
 from dpo_pipeline.arguments import checked_choice, given
 from dpo_pipeline.columns import (
+    ADDED_TO,
     ALL_LOGPS,
     LOGPS,
     MASK_OF,
@@ -21,8 +22,6 @@ from dpo_pipeline.columns import (
     POLICY_REJECTED,
     REF_CHOSEN,
     REF_REJECTED,
-    SCORED,
-    SCORED_COMPLETIONS,
     TOKENS_OF,
     resolve,
 )
@@ -34,7 +33,6 @@ from dpo_pipeline.evaluation import (
     ShardScorer,
     checked_objective,
     max_logp_of,
-    refuse_completions,
 )
 from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.losses import CheckedObjective, k1, k2, k3, kept_tokens, with_scores
@@ -49,8 +47,6 @@ if TYPE_CHECKING:
 
 _TABLE: Final = "the table"
 _VALID: Final = "__dpo_pipeline_valid"
-_ADDED: Final = tuple(added.name for added in SCORED)
-_ADDED_TO_COMPLETIONS: Final = tuple(added.name for added in SCORED_COMPLETIONS)
 
 
 def score(
@@ -98,7 +94,7 @@ def score(
     groups = Groups.of(locals())
     objective, kept = groups.objective, given(Scored, scored)
     dataset = groups.opened(row=objective.needs.row)
-    added = _ADDED if objective.row == "pair" else _ADDED_TO_COMPLETIONS
+    added = [each.name for each in ADDED_TO[objective.row]]
     binding = groups.bound(dataset, objective.needs, adds=added, replace_added=kept.replace)
     sizes = given(Batches, batches)
     if sizes.file is not None:
@@ -208,10 +204,14 @@ def arrow_stage(
     if made.at_most is not None:
         raise UsageError("at_most is of a whole dataset, and a stage sees one table at a time")
     objective = checked_objective(given(Objective, loss, beta=beta))
-    refuse_completions(objective, "arrow_stage")
+    if objective.is_listwise:
+        raise UsageError(
+            f"{objective} is of all completions of a prompt, and an engine cuts tables where it "
+            "likes: use score_parquet"
+        )
     if objective.is_of_batches:
         raise UsageError(
-            f"{objective} is a loss of batches, and an engine cuts tables where it likes: use "
+            f"{objective} depends on batches, and an engine cuts tables where it likes: use "
             "score_parquet with batches"
         )
     return ArrowStage(
@@ -258,7 +258,7 @@ class ArrowStage:
             and (source := whole.mapping.get(name, name)) in table.column_names
             and frame.schema.get(source, pl.Null) == whole.columns[name]
         }
-        names = (*whole.columns, *_ADDED)
+        names = (*whole.columns, *self._added)
         computed = made.select(name for name in names if name not in untouched).to_arrow()
         fields, arrays = [], []
         for name in names:
@@ -274,9 +274,14 @@ class ArrowStage:
                 n_pairs=made.height,
                 n_invalid=int(made[_VALID].not_().sum()),
                 broken=listed(scored, rules, Places([]), read_from=_TABLE).broken(),
+                row=self.objective.row,
             )
             raise InvalidPairsError(report)
         return result.filter(made[_VALID].to_arrow())
+
+    @property
+    def _added(self) -> list[str]:
+        return [each.name for each in ADDED_TO[self.objective.row]]
 
     def _bound(self, table: pa.Table) -> tuple[pl.DataFrame, Binding, Binding]:
         """Return the columns that Polars reads, their contract, and that of the whole table."""
@@ -295,7 +300,7 @@ class ArrowStage:
                 columns=self.columns,
                 contract=self.contract,
                 needs=needs,
-                adds=_ADDED,
+                adds=self._added,
                 replace=self.replace,
             )
 

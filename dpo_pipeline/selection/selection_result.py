@@ -108,14 +108,14 @@ class Selected(Printable):
         return self.effects
 
     def to_parts(self) -> Iterator[Part]:
-        """Yield how many pairs are kept, what is doubtful, and what the selection does."""
+        """Yield what is doubtful, how many pairs are kept, and what the selection does."""
         ranked = self.n_valid - self.n_unranked
         text = (
             f"{self.rules[0]} keeps {self.n_kept:,} of {ranked:,} pairs, ranked by {self.formula}"
         )
-        yield Sentence(text=text, leads=True)
         yield from warned(self.invalid.all_warnings)
-        yield from (Sentence(text=text) for text in self.notes)
+        yield from warned(self.notes, "note")
+        yield Sentence(text=text, leads=True)
         if self.contradictions is not None:
             texts = list(self.contradictions.sentences())
             yield from warned(texts or ["no pair repeats or contradicts another"], "contradictions")

@@ -2,8 +2,11 @@ from .association import (
     SUMS as SUMS,
     Line as Line,
     accuracy_by_gap as accuracy_by_gap,
+    area_difference as area_difference,
+    area_of_clusters as area_of_clusters,
     area_of_counts as area_of_counts,
     area_under_curve as area_under_curve,
+    difference_of_means as difference_of_means,
     line_of_clusters as line_of_clusters,
     spearman as spearman,
 )
@@ -24,9 +27,18 @@ from .distributions import (
     normal_quantile as normal_quantile,
 )
 from .families import (
+    Band as Band,
     ManyPolicies as ManyPolicies,
     PolicyTest as PolicyTest,
+    Trends as Trends,
     many_policies as many_policies,
+    trends as trends,
+)
+from .groups import (
+    DifferencesTest as DifferencesTest,
+    Heterogeneity as Heterogeneity,
+    differences_test as differences_test,
+    heterogeneity as heterogeneity,
 )
 from .hashing import (
     cluster_hashes as cluster_hashes,
@@ -54,11 +66,9 @@ from .rankings import Ranked as Ranked, best_of as best_of, ranked as ranked
 from .resampling import bootstrap as bootstrap, delete_a_group as delete_a_group
 from .significance import (
     DifferenceTest as DifferenceTest,
-    Heterogeneity as Heterogeneity,
     adjusted_for_many as adjusted_for_many,
     agreeing as agreeing,
     fewest_that_reject as fewest_that_reject,
-    heterogeneity as heterogeneity,
     mcnemar_exact as mcnemar_exact,
     mcnemar_mid_p as mcnemar_mid_p,
     paired_difference as paired_difference,

@@ -9,18 +9,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Final
+from typing import Any, Final
 
 import polars as pl
 
 from dpo_pipeline.defaults import CONFIDENCE_LEVEL
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.statistics.distributions import normal_quantile
+from dpo_pipeline.statistics.distributions import normal_quantile, t_quantile, t_two_sided
 from dpo_pipeline.statistics.intervals import (
     CLUSTERED,
     STUDENT,
     Estimate,
     Interval,
+    cut_to,
     group_of_equal_mass,
     student_estimate,
     with_rate_limits,
@@ -92,6 +93,119 @@ def area_of_counts(
     n = ups + downs
     made = Estimate(value=area, standard_error=error, interval=interval, n=n, n_clusters=n)
     return made, tied / (2.0 * ups * downs)
+
+
+_DELONG: Final = "DeLong by prompt"
+
+
+def area_of_clusters(
+    above: pl.Series,
+    below: pl.Series,
+    up: pl.Series,
+    down: pl.Series,
+    level: float = CONFIDENCE_LEVEL,
+) -> Estimate | None:
+    """Return the chance that one of the `up` is above one of the `down`, from sums by cluster.
+
+    Args:
+        above: Sum over a cluster's `up` of the share of all `down` that each is above, ties half.
+        below: Sum over its `down` of the share of all `up` that each is below.
+        up: How many of the `up` it has.
+        down: How many of the `down`.
+        level: Confidence level.
+
+    The standard error is that of clusters (N. Obuchowski, "Nonparametric analysis of clustered ROC
+    curve data", 1997, Eq. 3 to 6), the interval Student's on the logit scale; none with less than
+    two clusters that have the one kind or the other, or where the area is 0 or 1. None without both
+    kinds.
+    """
+    ups, downs = float(up.sum()), float(down.sum())
+    if not ups or not downs:
+        return None
+    area, interval = float(above.sum()) / ups, None
+    error, freedom = _clustered_error(above - up * area, below - down * area, up, down)
+    if error is not None and error > 0.0 and 0.0 < area < 1.0:
+        logit, spread = math.log(area / (1.0 - area)), error / (area * (1.0 - area))
+        half = t_quantile(0.5 + level / 2.0, freedom) * spread
+        low, high = (1.0 / (1.0 + math.exp(-x)) for x in (logit - half, logit + half))
+        interval = Interval(low=low, high=high, level=level, method=f"{_DELONG}, logit, {STUDENT}")
+    return Estimate(
+        value=area,
+        standard_error=error,
+        interval=interval,
+        n=int(ups + downs),
+        n_clusters=len(up),
+    )
+
+
+def area_difference(
+    above: pl.Series,
+    below: pl.Series,
+    up: pl.Series,
+    down: pl.Series,
+    level: float = CONFIDENCE_LEVEL,
+) -> tuple[Estimate, float | None] | None:
+    """Return the difference of two areas over the same observations, and its two-sided p-value.
+
+    `above` and `below` are those of `area_of_clusters` for the new score less those for the old.
+    The p-value is Student's; None where the difference has no spread.
+    """
+    ups, downs = float(up.sum()), float(down.sum())
+    if not ups or not downs:
+        return None
+    value = float(above.sum()) / ups
+    error, freedom = _clustered_error(above - up * value, below - down * value, up, down)
+    made, p_value = _tested(
+        value,
+        error,
+        freedom,
+        level=level,
+        method=f"{_DELONG}, {STUDENT}",
+        n=int(ups + downs),
+        n_clusters=len(up),
+    )
+    return cut_to(made, -1.0, 1.0), p_value
+
+
+def difference_of_means(
+    ups: pl.Series, downs: pl.Series, up: pl.Series, down: pl.Series, level: float
+) -> tuple[Estimate, float | None] | None:
+    """Return the mean of one kind less that of another, which share clusters, and its p-value.
+
+    `ups` and `downs` are sums by cluster, of the `up` and `down` observations that it has.
+    """
+    n_up, n_down = float(up.sum()), float(down.sum())
+    if not n_up or not n_down:
+        return None
+    mean_up, mean_down = float(ups.sum()) / n_up, float(downs.sum()) / n_down
+    error = _clustered_error(ups - up * mean_up, down * mean_down - downs, up, down)
+    n, method = int(n_up + n_down), STUDENT + CLUSTERED
+    return _tested(mean_up - mean_down, *error, level=level, n=n, n_clusters=len(up), method=method)
+
+
+def _tested(
+    value: float, error: float | None, freedom: float, *, level: float, **about: Any
+) -> tuple[Estimate, float | None]:
+    """Return a difference with its interval, and the p-value of none; neither without a spread."""
+    made = student_estimate(value, error or None, freedom, level=level, **about)
+    if error:
+        return made, t_two_sided(value / error, freedom)
+    return made, 1.0 if error == value == 0.0 else None
+
+
+def _clustered_error(
+    above: pl.Series, below: pl.Series, up: pl.Series, down: pl.Series
+) -> tuple[float | None, float]:
+    """Return the standard error, from centred sums by cluster, and its degrees of freedom."""
+    ups, downs, n = float(up.sum()), float(down.sum()), len(up)
+    with_up, with_down = int((up > 0).sum()), int((down > 0).sum())
+    fewest = min(with_up, with_down)
+    if fewest < 2:  # noqa: PLR2004  one shows no spread
+        return None, 0.0
+    variance = float((above**2).sum()) * with_up / (with_up - 1) / ups**2
+    variance += float((below**2).sum()) * with_down / (with_down - 1) / downs**2
+    variance += 2.0 * float((above * below).sum()) * n / (n - 1) / (ups * downs)
+    return math.sqrt(max(variance, 0.0)), fewest - 1.0
 
 
 def accuracy_by_gap(

@@ -14,13 +14,17 @@ from typing import Final
 
 import polars as pl
 
-from dpo_pipeline.defaults import CONFIDENCE_LEVEL, FLIPS_TOLD_FROM, MOST_FLIPS, POWER
+from dpo_pipeline.defaults import (
+    CONFIDENCE_LEVEL,
+    FLIPS_TOLD_FROM,
+    MOST_FLIPS,
+    POWER,
+)
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.statistics.distributions import (
     binomial_lower,
     binomial_probability,
     checked_probability,
-    chi_square_upper,
     normal_quantile,
     t_quantile,
     t_two_sided,
@@ -83,50 +87,20 @@ def _rising(p_values: Sequence[float | None]) -> list[tuple[float, int]]:
     return sorted((p, place) for place, p in enumerate(p_values) if p is not None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Heterogeneity:
-    """The chi-square test that several groups of pairs have one and the same accuracy."""
+def independent_pairs(
+    nets: pl.Series, counts: pl.Series, differing: float
+) -> tuple[float, float | None]:
+    """Return as how many independent pairs clusters count, and the degrees of freedom of that.
 
-    chi_square: float
-    degrees_of_freedom: int  # groups less one
-    p_value: float
-    smallest_expected: float  # count of a cell; the approximation is rough where it is below 5
-
-
-def heterogeneity(
-    clusters: pl.DataFrame, by: Sequence[str], successes: str, count: str, *, is_independent: bool
-) -> Heterogeneity | None:
-    """Return K. Pearson's test of one rate in all groups, from one row a cluster and group.
-
-    Where pairs of a cluster are not independent, the counts of a group are divided by its design
-    effect, the variance of its rate over that of independent pairs (J. Rao, A. Scott, "A simple
-    method for the analysis of clustered binary data", 1992). Clusters that span groups are taken
-    as different ones. None for fewer than two groups, or if all pairs agree.
+    Clusters that show no spread count as one pair each, without degrees of freedom.
     """
-    x, n, m = pl.col(successes).sum(), pl.col(count).sum(), pl.len()
-    rate = x / n
-    spread = (pl.col(successes) - rate * pl.col(count)).pow(2).sum() * m / (m - 1) / n
-    groups = (
-        clusters.filter(pl.col(count) > 0)
-        .group_by(list(by), maintain_order=True)
-        .agg(x=x.cast(pl.Float64), n=n.cast(pl.Float64), effect=spread / (rate * (1.0 - rate)))
-    )
-    effect = pl.col("effect")
-    known = effect.is_finite() & (effect > 0.0)
-    effect = pl.lit(1.0) if is_independent else pl.when(known).then(effect).otherwise(1.0)
-    groups = groups.select(x=pl.col("x") / effect, n=pl.col("n") / effect)
-    total = groups.select(pl.col("x", "n").sum()).row(0)
-    if groups.height < 2 or not 0.0 < total[0] < total[1]:  # noqa: PLR2004  two groups
-        return None
-    p = total[0] / total[1]
-    off = (pl.col("x") - pl.col("n") * p).pow(2) / (pl.col("n") * p * (1.0 - p))
-    chi_square = float(groups.select(off.sum()).item())
-    return Heterogeneity(
-        chi_square=chi_square,
-        degrees_of_freedom=groups.height - 1,
-        p_value=chi_square_upper(chi_square, groups.height - 1),
-        smallest_expected=float(groups.select(pl.col("n").min()).item()) * min(p, 1.0 - p),
-    )
+    n = float(counts.sum())
+    found = mean_and_freedom(nets, counts, CONFIDENCE_LEVEL)
+    error, freedom = (None, 0.0) if found is None else (found[0].standard_error, found[1])
+    if not error:
+        return float((counts > 0).sum()), None
+    difference = float(nets.sum()) / n
+    return min(n, (differing / n - difference * difference) / error**2), freedom
 
 
 BONETT_PRICE: Final = "Bonett-Price"
@@ -259,14 +233,9 @@ def rate_difference_of_clusters(
     if n == n_clusters:
         return rate_difference(int(gained), int(lost), int(n), level)
     tail = (1.0 + checked_probability("level", level)) / 2.0
-    found = mean_and_freedom(table["sum"] - table["losses"], table["n"], level)
-    error, freedom = (None, 0.0) if found is None else (found[0].standard_error, found[1])
-    if error:
-        difference = (gained - lost) / n
-        spread = (gained + lost) / n - difference * difference
-        effective, quantile = min(n, spread / error**2), t_quantile(tail, freedom)
-    else:
-        effective, quantile = float(n_clusters), normal_quantile(tail)
+    nets = table["sum"] - table["losses"]
+    effective, freedom = independent_pairs(nets, table["n"], gained + lost)
+    quantile = normal_quantile(tail) if freedom is None else t_quantile(tail, freedom)
     return _adjusted(
         gained / n,
         lost / n,

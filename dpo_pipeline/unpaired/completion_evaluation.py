@@ -149,8 +149,14 @@ class CompletionEvaluation(Printable):
         yield from self.invalid.rule_parts()
         yield self._figures()
         if self.subsets is not None:
-            names = [n for n in KTO_METRICS.values() if self.subsets[n].null_count() == 0]
-            shown = self.subsets.select(*self._by, "n_valid", *names)
+            there = self.subsets.columns
+            count = "n_valid" if "n_valid" in there else "n_prompts"
+            names = [
+                n
+                for n in KTO_METRICS.values()
+                if n in there and self.subsets[n].null_count() < self.subsets.height
+            ]
+            shown = self.subsets.select(*self._by, count, *names)
             rows = [
                 (*row[:-n], *map(Figure, row[-n:])) for n in [len(names)] for row in shown.rows()
             ]

@@ -11,24 +11,19 @@ import polars as pl
 from dpo_pipeline.columns import (
     KL,
     LABEL,
+    LOGRATIO,
     LOSS,
     N_CHOSEN,
     N_PAIRS,
     N_VALID,
     POLICY,
     REF,
-    REWARD,
 )
 from dpo_pipeline.exact import exact_sum, mean_of
-from dpo_pipeline.losses import FIRST_OF_BATCH, CheckedObjective
-from dpo_pipeline.statistics import Estimate, area_of_counts
-from dpo_pipeline.sums import BIN, VALID
+from dpo_pipeline.losses import FIRST_OF_BATCH, CheckedObjective, name_of_score
+from dpo_pipeline.sums import VALID, suffix_of
 
 _SIDES: Final = ("chosen", "rejected")
-_SCALE: Final = 0.01
-"""Where bins of rewards turn from linear to proportional, in nats."""
-_WIDTH: Final = 0.005 / 16
-"""Width of a bin of rewards: in units of `_SCALE` near zero, relative to the reward far from it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,14 +51,14 @@ class CompletionSummary:
     ref_rejected_logps: float | None  # nats
 
     @classmethod
-    def of(cls, sums: pl.DataFrame, objective: CheckedObjective | None) -> Self:
+    def of(cls, sums: pl.DataFrame, objectives: Sequence[CheckedObjective]) -> Self:
         """Make it from one row of merged sums; without an objective these are counts alone."""
         counted = sums.select(
             n_completions=pl.col(N_PAIRS),
             n_valid=pl.col(N_VALID),
             n_invalid=pl.col(N_PAIRS) - pl.col(N_VALID),
         )
-        found = counted if objective is None else completion_figures(sums, objective)
+        found = completion_figures(sums, objectives[0]) if objectives else counted
         row: dict[str, Any] = dict.fromkeys(COMPLETION_FIGURES) | found.row(0, named=True)
         return cls(**row)
 
@@ -89,45 +84,50 @@ KTO_METRICS: Final[Mapping[str, str]] = {
 """The names of TRL's KTOTrainer and the figures they stand for."""
 
 
-def completion_sums(objective: CheckedObjective | None) -> list[pl.Expr]:
-    """Return the sums over scored completions that have `VALID`, for an unpaired loss."""
-    if objective is None:
+def completion_sums(objectives: Sequence[CheckedObjective]) -> list[pl.Expr]:
+    """Return the sums over scored completions that have `VALID`, for unpaired losses."""
+    if not objectives:
         return []
     desirable = pl.col(VALID) & pl.col(LABEL.name)
     where = dict(zip(_SIDES, (desirable, pl.col(VALID) & ~pl.col(LABEL.name)), strict=True))
     sums = [
         desirable.sum().cast(pl.Int64).alias(N_CHOSEN),
-        exact_sum(pl.when(VALID).then(pl.col(LOSS))).alias(f"sum_{LOSS}"),
         *(
             exact_sum(pl.when(rows).then(pl.col(role.name))).alias(f"sum_{side}_{role.name}")
             for side, rows in where.items()
             for role in (POLICY, REF)
         ),
     ]
-    if objective.is_of_batches:
+    for i, each in enumerate(objectives):
+        loss = pl.col(name_of_score(LOSS, each, objectives))
+        sum_of_loss = exact_sum(pl.when(VALID).then(loss))
+        sums.append(sum_of_loss.alias(f"sum_{LOSS}{suffix_of(i, objectives)}"))
+    if (kl := _kl_of_batches(objectives)) is not None:
         # The term of a batch counts once, whichever of its rows are valid.
-        kl = pl.when(FIRST_OF_BATCH).then(pl.col(KL))
-        sums += [kl.count().cast(pl.Int64).alias("n_batches"), exact_sum(kl).alias(f"sum_{KL}")]
+        term = pl.when(FIRST_OF_BATCH).then(pl.col(kl))
+        sums += [term.count().cast(pl.Int64).alias("n_batches"), exact_sum(term).alias(f"sum_{KL}")]
     return sums
 
 
-def columns_of_completions(objective: CheckedObjective | None) -> list[str]:
-    """Return the scored columns that the sums of an unpaired loss are made of."""
-    if objective is None:
+def columns_of_completions(objectives: Sequence[CheckedObjective]) -> list[str]:
+    """Return the scored columns that the sums of unpaired losses are made of."""
+    if not objectives:
         return []
-    of_batches = [KL, FIRST_OF_BATCH] if objective.is_of_batches else []
-    return [LABEL.name, REWARD, LOSS, *of_batches]
+    kl = _kl_of_batches(objectives)
+    losses = [name_of_score(LOSS, each, objectives) for each in objectives]
+    return [LABEL.name, LOGRATIO, *losses, *([] if kl is None else (kl, FIRST_OF_BATCH))]
 
 
-def reward_bin() -> pl.Expr:
-    """Return the bin of each reward, much narrower than those of `exact.bin_of`."""
-    return ((pl.col(REWARD) / _SCALE).arcsinh() / _WIDTH).round().cast(pl.Int32)
+def _kl_of_batches(objectives: Sequence[CheckedObjective]) -> str | None:
+    """Return the column of a batch's KL term, which is the same for all that have one."""
+    found = (name_of_score(KL, each, objectives) for each in objectives if each.is_of_batches)
+    return next(found, None)
 
 
 def completion_figures(
-    sums: pl.DataFrame, objective: CheckedObjective, keys: Sequence[str] = ()
+    sums: pl.DataFrame, objective: CheckedObjective, *, keys: Sequence[str] = (), suffix: str = ""
 ) -> pl.DataFrame:
-    """Return the figures beside the keys, from merged sums."""
+    """Return the figures beside the keys, from merged sums; `suffix` as in `figures`."""
     counts = {"chosen": pl.col(N_CHOSEN), "rejected": pl.col(N_VALID) - pl.col(N_CHOSEN)}
     logps = {
         f"{model}_{side}_logps": mean_of(pl.col(f"sum_{side}_{role.name}"), counts[side])
@@ -148,22 +148,9 @@ def completion_figures(
         n_valid=pl.col(N_VALID),
         n_invalid=pl.col(N_PAIRS) - pl.col(N_VALID),
         **{f"n_{side}": n for side, n in counts.items()},
-        loss=mean_of(pl.col(f"sum_{LOSS}"), pl.col(N_VALID)),
+        loss=mean_of(pl.col(f"sum_{LOSS}{suffix}"), pl.col(N_VALID)),
         kl=kl,
         **{f"{side}_reward": mean for side, mean in rewards.items()},
         reward_margin=rewards["chosen"] - rewards["rejected"],
         **logps,
     )
-
-
-def area_of_bins(bins: pl.DataFrame | None) -> tuple[Estimate, float] | tuple[None, None]:
-    """Return the area under the curve of rewards by label, and how far it may be off."""
-    if bins is None:
-        return None, None
-    counts = (
-        bins.filter(pl.col(BIN).is_not_null())
-        .group_by(BIN)
-        .agg(up=pl.col(N_CHOSEN).sum(), down=(pl.col(N_PAIRS) - pl.col(N_CHOSEN)).sum())
-        .sort(BIN)
-    )
-    return area_of_counts(counts) or (None, None)

@@ -90,6 +90,8 @@ DUMP = Data(name="dump", tokens=TOKENS, part=500)
 PROMPTS = Data(name="prompts", prompts=4, part=4)
 """With prompts of four pairs each and token counts."""
 SLICE = Data(name="slice", part=20)
+LINES = Data(name="lines", part=20)
+"""Of which the first round makes JSON lines and CSV."""
 TINY = Data(name="tiny", fixed_rows=1_000)
 SMALL = Data(name="small", fixed_rows=60_000)
 MILLION = Data(name="million", fixed_rows=1_000_000)
@@ -104,6 +106,8 @@ FLOORS = (
     Case(name="bare-rank", call="floors.rank", data=PROMPTS),
     Case(name="bare-means-slice", call="floors.means", data=SLICE),
     Case(name="bare-sums-of-tokens", call="floors.sums_of_tokens", data=OF_TOKENS),
+    Case(name="bare-lines", call="floors.means_of_lines", data=LINES),
+    Case(name="bare-csv", call="floors.means_of_csv", data=LINES),
     Case(name="bare-json", call="floors.parse_dump", data=DUMP),
     Case(name="bare-score-text", call="floors.score", data=TEXT),
 )
@@ -186,7 +190,20 @@ OURS = (
         is_ours=True,
         against=(Against(case="evaluate", at_most=2.5),),
     ),
-    Case(name="evaluate-prompts", call="ours.evaluate", data=PROMPTS, is_ours=True),
+    Case(
+        name="evaluate-without-prompts",
+        call="ours.evaluate_without_prompts",
+        data=PROMPTS,
+        is_ours=True,
+    ),
+    Case(
+        name="evaluate-prompts",
+        call="ours.evaluate",
+        data=PROMPTS,
+        is_ours=True,
+        # What intervals by prompt cost.
+        against=(Against(case="evaluate-without-prompts", at_most=1.6),),
+    ),
     Case(
         name="evaluate-statistics-prompts",
         call="ours.evaluate_statistics",
@@ -218,6 +235,27 @@ OURS = (
             Against(case="bare-means-slice", at_most=1.7),
             Against(case="bare-joined-means"),
         ),
+    ),
+    Case(
+        name="evaluate-reference-shuffled",
+        call="ours.evaluate_reference_shuffled",
+        data=SLICE,
+        is_ours=True,
+        against=(Against(case="bare-means-slice", at_most=3.0),),
+    ),
+    Case(
+        name="evaluate-lines",
+        call="ours.evaluate_lines",
+        data=LINES,
+        is_ours=True,
+        against=(Against(case="bare-lines", at_most=1.5),),
+    ),
+    Case(
+        name="evaluate-csv",
+        call="ours.evaluate_csv",
+        data=LINES,
+        is_ours=True,
+        against=(Against(case="bare-csv", at_most=1.2),),
     ),
     Case(
         name="evaluate-tokens",
@@ -408,6 +446,14 @@ def whole(size: str, data: Data, *statistics: Against) -> tuple[Case, ...]:
             data=data,
             runs_a_round=3,
             against=(*statistics, *against),
+        ),
+        Case(
+            name=f"command-report-{size}",
+            command=(COMMAND, "evaluate", "--report", "report.html", "--overwrite"),
+            data=data,
+            runs_a_round=3,
+            needs=("altair",),
+            against=(Against(case=f"command-statistics-{size}"),),
         ),
     )
 

@@ -16,10 +16,14 @@ LOGPS = ("policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "re
 
 def scored(source: str) -> pl.LazyFrame:
     """Return the pairs with the six columns that scoring adds."""
+    return with_scores(pl.scan_parquet(source))
+
+
+def with_scores(pairs: pl.LazyFrame) -> pl.LazyFrame:
+    """Add the six columns that scoring adds."""
     margin = pl.col("reward_margin")
     return (
-        pl.scan_parquet(source)
-        .with_columns(
+        pairs.with_columns(
             chosen_logratio=pl.col("policy_chosen_logps") - pl.col("ref_chosen_logps"),
             rejected_logratio=pl.col("policy_rejected_logps") - pl.col("ref_rejected_logps"),
         )
@@ -76,6 +80,36 @@ def dump_of(source: str) -> str:
                 line = {"pair_id": i, "side": side, "prompt_tokens": 2, "choices": [given]}
                 file.write(f"{json.dumps(line)}\n")
     return path
+
+
+def made(source: str, name: str, rows: pl.LazyFrame) -> str:
+    """Return a file of these rows beside `source`, made in the first round.
+
+    Its format is that of the name's ending.
+    """
+    path = f"{source}.{name}"
+    sinks = {".csv": rows.sink_csv, ".jsonl": rows.sink_ndjson, ".parquet": rows.sink_parquet}
+    if not os.path.exists(path):
+        sinks[os.path.splitext(name)[1]](path)
+    return path
+
+
+def lines_of(source: str, ending: str) -> str:
+    """Return the log-probs and the key as text."""
+    rows = pl.scan_parquet(source).select("pair_id", *LOGPS)
+    return made(source, f"lines{ending}", rows)
+
+
+def means_of_lines(source: str) -> None:
+    """Six means of JSON lines."""
+    rows = pl.scan_ndjson(lines_of(source, ".jsonl"))
+    with_scores(rows).select(six_means()).collect(engine="streaming")
+
+
+def means_of_csv(source: str) -> None:
+    """Six means of CSV."""
+    rows = pl.scan_csv(lines_of(source, ".csv"))
+    with_scores(rows).select(six_means()).collect(engine="streaming")
 
 
 def parse_dump(source: str) -> None:

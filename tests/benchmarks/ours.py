@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import floors
 import polars as pl
 
@@ -39,11 +37,35 @@ def evaluate_sense_of_all(source: str) -> None:
 
 def evaluate_reference(source: str) -> None:
     """Totals of policy log-probs with the reference's in another file, in the same order."""
-    policy, reference = f"{source}.policy.parquet", f"{source}.reference.parquet"
-    for path, names in ((policy, LOGPS[:2]), (reference, LOGPS[2:])):
-        if not os.path.exists(path):  # in the first round, which the median leaves out
-            pl.scan_parquet(source).select("pair_id", *names).sink_parquet(path)
+    rows = pl.scan_parquet(source)
+    policy = floors.made(source, "policy.parquet", rows.select("pair_id", *LOGPS[:2]))
+    reference = floors.made(source, "reference.parquet", rows.select("pair_id", *LOGPS[2:]))
     dpo_pipeline.evaluate(policy, reference=reference)
+
+
+def evaluate_reference_shuffled(source: str) -> None:
+    """Totals with the reference's log-probs in another file, in another order."""
+    rows = pl.scan_parquet(source)
+    policy = floors.made(source, "policy.parquet", rows.select("pair_id", *LOGPS[:2]))
+    theirs = rows.select("pair_id", *LOGPS[2:]).sort(pl.col("pair_id").hash(1))
+    reference = floors.made(source, "shuffled.parquet", theirs)
+    dpo_pipeline.evaluate(policy, reference=reference)
+
+
+def evaluate_lines(source: str) -> None:
+    """Totals of JSON lines."""
+    evaluate(floors.lines_of(source, ".jsonl"))
+
+
+def evaluate_csv(source: str) -> None:
+    """Totals of CSV."""
+    evaluate(floors.lines_of(source, ".csv"))
+
+
+def evaluate_without_prompts(source: str) -> None:
+    """Totals of the same pairs where nothing says which are of one prompt."""
+    rows = pl.scan_parquet(source).drop("prompt_id")
+    evaluate(floors.made(source, "no-prompts.parquet", rows))
 
 
 def rank(source: str) -> None:

@@ -64,7 +64,7 @@ def test_the_command_line_says_it_to_the_library(capsys, source, tmp_path, optio
     assert (code, err) == (0, "")
     expected = evaluate(source, **grouped(**call))
     assert json.loads(out) == json.loads(expected.to_json())
-    code, _, err = run(capsys, "score", source, tmp_path / "cli.parquet", *options)
+    code, _, err = run(capsys, "score", source, tmp_path / "cli.parquet", "-q", *options)
     assert (code, err) == (0, "")
     score_parquet(source, tmp_path / "library.parquet", **grouped(**call))
     assert (tmp_path / "cli.parquet").read_bytes() == (tmp_path / "library.parquet").read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from itertools import permutations
 
@@ -105,3 +106,28 @@ def test_gates_of_a_job_are_of_its_merge(capsys, monkeypatch, words, merge):
     assert f"`dpo-pipeline job merge {merge} --fail-under loss=0.5`" in said
     assert main(["job", *words, "--fail-on-interval"]) == 2
     assert f"`dpo-pipeline job merge {merge} --fail-on-interval`" in capsys.readouterr().err
+
+
+def test_several_betas_lead_to_sweep(capsys, pairs):
+    pairs.with_columns(kind=pl.lit("x")).write_parquet("p.parquet")
+    words = ["p.parquet", "--statistics", "--beta", "0.1,0.5", "--report", "page.html", "--by=kind"]
+    assert main(["evaluate", *words]) == 2
+    said = capsys.readouterr().err
+    (command,) = re.findall("`dpo-pipeline (.*)`", said)
+    assert shlex.split(command) == ["sweep", "p.parquet", "--beta", "0.1,0.5", "--by=kind"]
+    assert main(shlex.split(command)) == 0
+    assert main(["compare", "p.parquet", "p.parquet", "--beta", "0.1,0.5"]) == 2
+    assert "takes one number, found '0.1,0.5'\n" in capsys.readouterr().err
+
+
+def test_sweep_takes_betas_and_losses_with_commas_or_repeated(capsys, pairs):
+    pairs.write_parquet("p.parquet")
+    made = []
+    for words in (
+        ["--beta", "0.1,0.5", "--loss", "sigmoid,hinge"],
+        ["--beta", "0.1", "--beta", "0.5", "--loss", "sigmoid", "--loss", "hinge"],
+    ):
+        assert main(["sweep", "p.parquet", "--output", "csv", *words]) == 0
+        made.append(capsys.readouterr().out)
+    assert made[0] == made[1]
+    assert len(made[0].splitlines()) == 5

@@ -80,7 +80,13 @@ def test_score_writes_and_says_what_was_left_out(capsys, broken, tmp_path):
     out = tmp_path / "scored.parquet"
     code, text, err = run(capsys, "score", broken, out, "--on-invalid", "quarantine")
     assert code == 0
-    assert err == ""
+    apart = tmp_path / "scored.invalid.parquet"
+    assert err.splitlines() == [
+        f"wrote {path}: {rows} rows, {path.stat().st_size:,} bytes"
+        for path, rows in ((apart, 2), (out, 4))
+    ]
+    quiet = ["--on-invalid", "exclude", "--overwrite", "-q"]
+    assert run(capsys, "score", broken, out, *quiet)[2] == ""
     assert "no verdict: 2 of 6 pairs break the contract" in text
     assert "ref_chosen_logps.not_null  not null      1  row 2 (pair_id c): null" in text
     assert "2 invalid" in text

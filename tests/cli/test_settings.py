@@ -173,7 +173,9 @@ def test_a_run_uses_them_as_a_dry_run_says(capsys, home):
     assert main(["evaluate", "pairs.parquet", "--json"]) == 0
     out, err = capsys.readouterr()
     file = home / "pyproject.toml"
-    assert [line.rpartition(", from ")[2] for line in err.splitlines()] == [str(file)] * 2
+    *settings, wrote = err.splitlines()
+    assert [line.rpartition(", from ")[2] for line in settings] == [str(file)] * 2
+    assert wrote == f"wrote {home / 'sum.json'}: {(home / 'sum.json').stat().st_size:,} bytes"
     assert f"setting: beta = 0.25, from {file}" in err.splitlines()
     assert json.loads(out)["objective"]["beta"] == 0.25
     assert (home / "sum.json").read_text() == out

@@ -10,7 +10,17 @@ import numpy as np
 import polars as pl
 import pytest
 
-from compare_tools import BETA, REL, A, B, broken_at, frames, shifted, units_found
+from compare_tools import (
+    BETA,
+    REL,
+    A,
+    B,
+    broken_at,
+    frames,
+    of_margins,
+    shifted,
+    units_found,
+)
 from dpo_pipeline import StatisticsOptions, compare
 from dpo_pipeline.comparison.verdict import Difference, loss_sentence
 from dpo_pipeline.published.table_contracts import published
@@ -28,27 +38,11 @@ def test_verdicts():
     none = compare(A, B)
     assert none.better is None
     assert none.verdict == (
-        "no difference shown: accuracy -0.6 points (95% CI -1.9 to +0.6), p = 0.36, on 1,583 "
-        "common pairs; the smallest effect that these data could have shown at 80% power is 1.8 "
-        "points"
+        f'no difference in accuracy shown: B "{B.stem}" minus A "{A.stem}" is -0.6 points (95% '
+        "interval -1.9 to +0.6), p = 0.36, on 1,583 common pairs; the smallest effect that these "
+        "data could have shown at 80% power is 1.8 points"
     )
     assert str(none).startswith(none.verdict)
-
-
-def of_margins(*sides):
-    """Return policies with the given differences of log-ratio, in nats."""
-    tables = []
-    for side in sides:
-        n = len(side)
-        table = {
-            "pair_id": list(range(n)),
-            "policy_chosen_logps": [-50.0 - 3 * (i % 5) + d for i, d in enumerate(side)],
-            "policy_rejected_logps": [-60.0 + i % 7 for i in range(n)],
-            "ref_chosen_logps": [-50.0 - 3 * (i % 5) for i in range(n)],
-            "ref_rejected_logps": [-60.0 + i % 7 for i in range(n)],
-        }
-        tables.append(pl.DataFrame(table))
-    return tables
 
 
 def signs(plus, minus, ties=0):
@@ -64,7 +58,7 @@ def test_ties_alone_decide_nothing():
     assert result.differences["reward_accuracy"].p_value < 1e-4
     assert result.differences["reward_accuracy_half"].p_value == pytest.approx(p, rel=REL)
     assert result.better is None
-    assert result.verdict.startswith("no difference shown: accuracy +52.0 points")
+    assert result.verdict.startswith("no difference in accuracy shown: B minus A is +52.0 points")
     assert (
         f"(A ties on 200 pairs, which count as wrong; with ties half the difference is +2.0 "
         f"(-5.0 to +9.0), p = {p:.2g}); the smallest effect"

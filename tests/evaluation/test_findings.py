@@ -535,6 +535,16 @@ def test_the_gravest_come_first():
     assert set(severities) == set(order)
 
 
+def test_what_is_looked_for_first_does_not_stand_before_what_is_graver():
+    same = pl.int_range(pl.len()) < int(0.3 * N)
+    pairs = swapped(made(), np.ones(N, bool)).with_columns(
+        pl.when(same).then(chosen).otherwise(rejected).alias(rejected)
+        for chosen, rejected in (LOGPS[:2], LOGPS[2:])
+    )
+    graded = [(finding.name, finding.severity) for finding in found(pairs)]
+    assert graded.index(("worse_than_chance", "problem")) < graded.index(("ties", "caution"))
+
+
 def test_without_statistics_nothing_was_looked_for():
     result = evaluate(made())
     assert result.findings is None

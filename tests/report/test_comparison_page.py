@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 import dpo_pipeline
-from dpo_pipeline.report.comparison_page import domain_of
+from dpo_pipeline.report.charts import domain_of
 from page_tools import Page, values_of
 
 
@@ -121,8 +121,11 @@ def test_a_lies_along_and_b_up_so_that_above_the_diagonal_is_b():
         for layer in Page(compared.report()).specs()["margins"]["layer"]
         if "opacity" in layer.get("encoding", {})
     )
-    assert (cells["x"]["field"], cells["x"]["axis"]["title"]) == ("A_low", "margin of pairs (nats)")
+    assert (cells["x"]["field"], cells["x"]["axis"]["title"]) == (
+        "A_low",
+        'margin of A "pairs" (nats)',
+    )
     assert (cells["y"]["field"], cells["y"]["axis"]["title"]) == (
         "B_low",
-        "margin of policy_b (nats)",
+        'margin of B "policy_b" (nats)',
     )

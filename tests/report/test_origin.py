@@ -1,9 +1,9 @@
-"""Where a result came from, what its policies are called, and charts without a network."""
+"""Where a result came from, and charts without a network."""
 
 from __future__ import annotations
 
+import shlex
 import socket
-from types import SimpleNamespace
 
 import altair as alt
 import polars as pl
@@ -11,9 +11,9 @@ import pytest
 
 import dpo_pipeline
 from dpo_pipeline import Outputs
-from dpo_pipeline.report.comparison_page import names_of
+from dpo_pipeline.cli.program import main
 from dpo_pipeline.statistics import heterogeneity
-from page_tools import of_margins
+from page_tools import Page, of_margins
 
 MARGINS = [0.4, -0.2, 0.1, -0.9, 0.3, -0.5]
 
@@ -38,6 +38,37 @@ def test_the_command_is_one_that_a_shell_takes(file):
     )
 
 
+def test_a_call_from_python_says_what_its_report_shows(file):
+    outputs = Outputs(file.parent / "page.html", show="kind", worst=3)
+    origin = dpo_pipeline.evaluate(file, outputs=outputs).origin
+    assert origin.command == f"dpo-pipeline evaluate '{file}' --show kind --worst 3 --statistics"
+
+
+def test_a_command_is_recorded_as_it_was_typed(file, monkeypatch):
+    monkeypatch.chdir(file.parent)
+    monkeypatch.setenv("DPO_PIPELINE_MAX_LOGP", "0.5")
+    words = ["evaluate", file.name, "--report", "page.html", "--show", "kind", "--beta=0.2"]
+    secret = ["--storage-option", "aws_key=SECRET", "--storage-option=token=SECRET"]
+    assert main([*words, *secret]) == 0
+    text = (file.parent / "page.html").read_text()
+    (command,) = (each for each in Page(text).texts["code"] if each.startswith("dpo-pipeline"))
+    assert "SECRET" not in text
+    hidden = ["--storage-option", "aws_key=***", "--storage-option=token=***"]
+    assert shlex.split(command) == ["dpo-pipeline", *words, *hidden]
+    # Lines end between options only.
+    assert Page(text).texts["span"][-8:] == [
+        "dpo-pipeline",
+        "evaluate",
+        "'my pairs.parquet'",
+        "--report page.html",
+        "--show kind",
+        "--beta=0.2",
+        "--storage-option 'aws_key=***'",
+        "'--storage-option=token=***'",
+    ]
+    assert "max-logp = 0.5, from DPO_PIPELINE_MAX_LOGP" in Page(text).texts["td"]
+
+
 def test_a_dataframe_has_no_command_and_no_fingerprint(file):
     origin = dpo_pipeline.evaluate(pl.read_parquet(file)).origin
     assert (origin.command, origin.fingerprint) == ("", "")
@@ -52,22 +83,6 @@ def test_the_fingerprint_is_of_the_file_and_not_of_its_place(file, tmp_path):
     assert f"{file.stat().st_size:,} bytes" in first
     pl.read_parquet(file).head(5).write_parquet(moved)
     assert dpo_pipeline.evaluate(moved).origin.fingerprint != first
-
-
-@pytest.mark.parametrize(
-    ("sources", "names"),
-    [
-        (("runs/base.parquet", "runs/tuned.parquet"), ("base", "tuned")),
-        (("s3://k:s@bucket/a.parquet", "b.jsonl.gz"), ("a", "b")),
-        (("one/x.parquet", "two/x.parquet"), ("A", "B")),
-        (("pairs (A)", "pairs (B)"), ("A", "B")),
-        (("runs/*.parquet", "b.parquet"), ("A", "B")),
-        (("a.parquet", "b" * 25 + ".parquet"), ("A", "B")),
-    ],
-)
-def test_policies_are_called_after_their_files(sources, names):
-    sides = [SimpleNamespace(source=each) for each in sources]
-    assert names_of(SimpleNamespace(a=sides[0], b=sides[1])) == names
 
 
 def test_charts_are_pictures_that_need_no_network(file, monkeypatch):

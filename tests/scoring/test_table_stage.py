@@ -139,7 +139,7 @@ def test_scores_out_of_range_are_invalid(table):
 
 
 def test_what_cannot_be_is_said(table):
-    with pytest.raises(UsageError, match="loss of batches"):
+    with pytest.raises(UsageError, match="depends on batches"):
         arrow_stage(loss="aot")
     with pytest.raises(UsageError, match="on_invalid"):
         arrow_stage(on_invalid="quarantine")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import polars as pl
@@ -39,12 +40,29 @@ def frames(n=60, seed=3, *, per_prompt=None, scale=2.0):
     return sides
 
 
+def of_margins(*sides):
+    """Return policies with the given differences of log-ratio, in nats."""
+    tables = []
+    for side in sides:
+        n = len(side)
+        table = {
+            "pair_id": list(range(n)),
+            "policy_chosen_logps": [-50.0 - 3 * (i % 5) + d for i, d in enumerate(side)],
+            "policy_rejected_logps": [-60.0 + i % 7 for i in range(n)],
+            "ref_chosen_logps": [-50.0 - 3 * (i % 5) for i in range(n)],
+            "ref_rejected_logps": [-60.0 + i % 7 for i in range(n)],
+        }
+        tables.append(pl.DataFrame(table))
+    return tables
+
+
 def said(result):
     """Return all that a comparison says, but for the names of its sources."""
     document = result.to_dict()
     names = [document[side]["source"] for side in "ab"]
     for side in "ab":
-        document[side] |= {"source": None, "borrowed": None}
+        document[side] |= {"source": None, "name": None, "borrowed": None}
+    document["verdict"] = re.sub(r'([AB]) "[^"]*"', r"\1", document["verdict"])
     text = repr((document, result.changes.rows(), result.margins.rows()))
     for side, name in zip("AB", names, strict=True):
         text = text.replace(f"({name})", f"({side})")

@@ -317,9 +317,9 @@ def csv(
     # role are therefore read as text, which cannot fail, and cast where a caller asks for them.
     read_as = {name: types.get(name, pl.String()) for name in schema}
     # A blank line may hold spaces, which are the first field then.
-    first, *others = schema
+    first, *following = schema
     is_blank = pl.col(first).cast(pl.String).str.strip_chars() == ""
-    has_value = pl.any_horizontal(pl.col(others).is_not_null()) | ~is_blank.fill_null(value=True)
+    has_value = pl.any_horizontal(pl.col(following).is_not_null()) | ~is_blank.fill_null(value=True)
     whole = (
         pl.scan_csv(paths, **scanned, schema_overrides=read_as)
         .filter(has_value)

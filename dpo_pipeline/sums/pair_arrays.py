@@ -80,7 +80,7 @@ _LOG_LOSS, _BRIER = "log_loss", "brier"
 
 def same_numbers(one: Numbers, other: Numbers) -> NDArray[np.bool_]:
     """Return where two numbers are equal as Float32, as `sense.is_equal` does."""
-    return one.astype(np.float32) == other.astype(np.float32)
+    return np.equal(one.astype(np.float32), other.astype(np.float32))
 
 
 class PairArrays:

@@ -1,8 +1,4 @@
-from .comparison import (
-    Comparison as Comparison,
-    Leaderboard as Leaderboard,
-    compare as compare,
-)
+from .comparison import Comparison as Comparison, compare as compare
 from .contract import Completions as Completions, PreferencePairs as PreferencePairs
 from .engine import Progress as Progress
 from .errors import (
@@ -51,6 +47,7 @@ from .options import (
     Subsets as Subsets,
 )
 from .plan import Plan as Plan, dry_run as dry_run
+from .policies import Leaderboard as Leaderboard
 from .published import explain as explain
 from .ranking import Ranking as Ranking, rank as rank
 from .scoring import (

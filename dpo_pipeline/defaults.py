@@ -151,6 +151,9 @@ BOOTSTRAP_REPLICATES: Final = 2_000
 FLIPS: Final = 4_999
 """Flips of signs that test many policies together."""
 
+BETA_FACTORS: Final = (0.125, 0.25, 0.5, 2.0, 4.0, 8.0)
+"""What the betas that `compare` tries for each policy are, times the one that was given."""
+
 OPTIMISM_REPLICATES: Final = 1_000
 """Replicates of the bootstrap that tells how lucky a winner was."""
 

@@ -99,6 +99,11 @@ class Doubt:
     advice: str
     explains: frozenset[str] = frozenset()
 
+    @property
+    def is_decisive(self) -> bool:
+        """Whether it can be the cause of every figure."""
+        return "baseline" in self.explains
+
     def __str__(self) -> str:
         """Return it as a sentence."""
         return f"{self.title}: {self.evidence}"
@@ -143,8 +148,7 @@ class InvalidReport(Printable):
     @property
     def decisive(self) -> Doubt | None:
         """The gravest doubt that can be the cause of every figure; None without one."""
-        causes = (each for each in self.doubts if "baseline" in each.explains)
-        return next(causes, None)
+        return next((each for each in self.doubts if each.is_decisive), None)
 
     @property
     def by_rule(self) -> Mapping[str, int]:

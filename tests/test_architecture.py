@@ -33,6 +33,7 @@ ROOMS = [  # a room imports from the ground and from rooms before it
         "selection",
         "jobs",
         "comparison",
+        "policies",
         "models",
         "report",
         "published",
@@ -40,6 +41,7 @@ ROOMS = [  # a room imports from the ground and from rooms before it
     "cli",
 ]
 DEFERRED = {
+    ("comparison", "policies"),  # one call is of two policies or of several
     ("", "rendering"),  # what people read asks to be written
     ("evaluation", "report"),  # a result asks the report to draw it
 }
@@ -47,7 +49,7 @@ NO_POLARS = {"errors", "columns", "roles", "defaults", "faces", "invalid_report"
 
 ONLY_IN = {
     "pandera": {"contract"},
-    "numpy": {"sums", "statistics", "evaluation", "comparison"},
+    "numpy": {"sums", "statistics", "evaluation", "comparison", "policies"},
     "pyarrow": {"storage", "sources", "layouts", "scoring"},
     "altair": {"report"},
     "jinja2": {"report"},

@@ -311,21 +311,18 @@ def _compare(groups: Groups, ctx: click.Context) -> int:
     from dpo_pipeline.evaluation import check_gates
 
     gates, both = groups.pop("gates"), groups.pop("pairs")
-    check_gates(gates, COMPARED)
+    check_gates(gates, (*COMPARED, "auc"))
     of_b = roles("--b-column", ctx.params["b_column"]) or both.columns
     first, second, more = (ctx.params[name] for name in ("a", "b", "more"))
     sides = [replace(both, source=path) for path in (first, second, *more) if path is not None]
     if len(sides) == 2:  # noqa: PLR2004  A and B
         sides[1] = replace(sides[1], columns=of_b)
-    elif ctx.params["b_column"] or gates != type(gates)():
-        raise UsageError("--b-column and gates are of two policies: give A and B")
+    elif ctx.params["b_column"]:
+        raise UsageError("--b-column is of two policies: give A and B, or one --column for all")
+    else:
+        check_gates(gates, ())
     result = planned("compare", groups | {"on": ctx.params["on"]}, ctx, *sides)
-    if ctx.params["dry_run"]:
-        return print_result(result, ctx)
-    code = print_result(result, ctx)
-    if len(sides) == 2:  # noqa: PLR2004  A and B
-        _pass(gates, result)
-    return code
+    return print_figures(result, ctx, None if ctx.params["dry_run"] else gates)
 
 
 _Does: TypeAlias = Callable[[Groups, click.Context], int]

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Any, Final, Protocol, Self
 
 import polars as pl
 
 from dpo_pipeline.columns import (
-    CHOSEN_TOKENS,
-    N_VALID,
+    LABEL,
+    LOGRATIO,
+    LOSS,
     PROMPT_ID,
+    REF,
     REF_CHOSEN,
     REF_REJECTED,
-    REJECTED_TOKENS,
+    REWARD,
 )
-from dpo_pipeline.comparison.paired_gathering import MEANS, PROMPT, Paired, PairedGathering
+from dpo_pipeline.comparison.paired_gathering import MEANS, PairedGathering
 from dpo_pipeline.comparison.sides import Table, place_of
 from dpo_pipeline.contract import RuleSet
 from dpo_pipeline.defaults import MAX_SUBSETS_WITH_STATISTICS, SAME_REFERENCE, STATISTICS_ROWS
@@ -37,15 +39,8 @@ from dpo_pipeline.sources import (
 )
 from dpo_pipeline.storage import reading
 from dpo_pipeline.sums import VALID
+from dpo_pipeline.unpaired import PROMPT
 
-_OF_A_PAIR: Final = (
-    PROMPT_ID.name,
-    REF_CHOSEN.name,
-    REF_REJECTED.name,
-    CHOSEN_TOKENS.name,
-    REJECTED_TOKENS.name,
-)
-"""Columns that belong to the pair: sides that both have one must agree on it."""
 _SUBSET: Final = "__dpo_pipeline_subset_"
 _DIFFER: Final = "differ "
 
@@ -68,7 +63,27 @@ class CommonPairs:
     n_invalid: dict[str, int]  # those that are not, by the letter of the table that says so
     n_out_of_range: dict[str, int]  # with sound log-probs and a score too large to be summed
     disagreements: tuple[Disagreement, ...]
-    paired: Paired
+    paired: Any  # what the gathering made
+
+
+class PairGathering(Protocol):
+    """Adds up common pairs, or completions, that are valid on both sides."""
+
+    @property
+    def n_subsets(self) -> int:
+        """Subsets found so far."""
+        ...
+
+    @property
+    def n_valid(self) -> int:
+        """Pairs added."""
+        ...
+
+    def add(self, shared: pl.DataFrame, a: pl.DataFrame, b: pl.DataFrame, n_pairs: int) -> None:
+        """Add pairs in the same order: what is of both sides, and what each side scores."""
+
+    def finish(self) -> Any:
+        """Return what was added up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,15 +109,20 @@ class PairedTables:
 
 
 def read_common_pairs(
-    pairs: PairedTables, *, objective: CheckedObjective, max_logp: float, watch: Watch
+    pairs: PairedTables,
+    *,
+    objective: CheckedObjective,
+    max_logp: float,
+    watch: Watch,
+    gathers: Callable[[], PairGathering] | None = None,
 ) -> CommonPairs:
-    """Read the common pairs of all tables.
+    """Read the common pairs of all tables; `gathers` makes what adds up rows of completions.
 
     Tables that have the same keys in one order are read side by side, once. Others are parted by
     their keys, and joined part by part; the figures are the same to the bit.
     """
     tables = pairs.tables
-    common = _Common.of(pairs, objective, max_logp)
+    common = _Common.of(pairs, objective, max_logp, gathers)
     lengths = {table.dataset.rows for table in tables} - {None}
     with reading(" or ".join(table.name for table in tables)):
         found = _read_in_step(common, watch) if len(lengths) <= 1 else None
@@ -173,17 +193,27 @@ class _Common:
     max_logp: float
     shared: tuple[str, ...]  # columns on which the sides are to agree
     prompts: Table | None  # A if it has prompts, or else B
+    gathers: Callable[[], PairGathering] | None
 
     @classmethod
-    def of(cls, pairs: PairedTables, objective: CheckedObjective, max_logp: float) -> Self:
-        sides = pairs.tables[:2]
-        names = (*_OF_A_PAIR, *pairs.by)
+    def of(
+        cls,
+        pairs: PairedTables,
+        objective: CheckedObjective,
+        max_logp: float,
+        gathers: Callable[[], PairGathering] | None,
+    ) -> Self:
+        sides, texts = pairs.tables[:2], objective.needs.texts
+        # These belong to the pair: sides that both have one must agree on it.
+        both = (PROMPT_ID, LABEL, *(t.ref for t in texts), *(t.count for t in texts))
+        names = (*(role.name for role in both), *pairs.by)
         return cls(
             pairs=pairs,
             objective=objective,
             max_logp=max_logp,
             shared=tuple(n for n in names if all(n in side.columns for side in sides)),
             prompts=next((side for side in sides if PROMPT_ID.name in side.columns), None),
+            gathers=gathers,
         )
 
     @property
@@ -221,12 +251,16 @@ class _Sums:
         self._counts = Counter[str]()
         self._largest: dict[str, float] = {}
         rows = [table.dataset.rows for table in common.pairs.tables[:2]]
-        self._gathering = PairedGathering(
-            objective=common.objective,
-            by=common.pairs.by,
-            keys=common.subset_keys,
-            is_by_prompt=common.prompts is not None,
-            n_rows=None if None in rows else min(filter(None, rows), default=0),
+        self._gathering: PairGathering = (
+            common.gathers()
+            if common.gathers is not None
+            else PairedGathering(
+                objective=common.objective,
+                by=common.pairs.by,
+                keys=common.subset_keys,
+                is_by_prompt=common.prompts is not None,
+                n_rows=None if None in rows else min(filter(None, rows), default=0),
+            )
         )
 
     def add(self, chunk: pl.DataFrame) -> None:
@@ -267,7 +301,7 @@ class _Sums:
         found, paired = self._counts, self._gathering.finish()
         return CommonPairs(
             counts=counts,
-            n_valid=int(paired.totals_a[N_VALID].item()),
+            n_valid=self._gathering.n_valid,
             n_invalid={t.letter: found[f"invalid {t.letter}"] for t in self._common.pairs.tables},
             n_out_of_range={letter: found[f"range {letter}"] for letter in "ab"},
             disagreements=tuple(
@@ -296,7 +330,7 @@ def _roles_of(objective: CheckedObjective) -> Iterator[str]:
     """Yield the columns that the objective is computed from."""
     yield from objective.needs.logps
     if objective.needs.tokens:
-        yield from (CHOSEN_TOKENS.name, REJECTED_TOKENS.name)
+        yield from (text.count.name for text in objective.needs.texts)
     yield from objective.needs.extras
 
 
@@ -309,7 +343,8 @@ def scored_side(
         rules=(), valid=pl.lit(value=True), clean=pl.lit(value=True)
     ).with_scores_in_range(checked)
     scored = with_scores(pairs, objective).with_columns(rules.valid.alias(VALID))
-    return scored.select(*_roles_of(objective), *MEANS, VALID).collect()
+    means = MEANS if objective.row == "pair" else (LOGRATIO, REWARD, LOSS)
+    return scored.select(*_roles_of(objective), *means, VALID).collect()
 
 
 def differing(pairs: pl.DataFrame, name: str, sides: Sequence[Table]) -> tuple[int, float | None]:
@@ -321,7 +356,7 @@ def differing(pairs: pl.DataFrame, name: str, sides: Sequence[Table]) -> tuple[i
     if all(dtype.is_numeric() for dtype in types):
         gap = (a.cast(pl.Float64) - b.cast(pl.Float64)).abs()
         margin = pl.lit(0.0)
-        if name in (REF_CHOSEN.name, REF_REJECTED.name):
+        if name in (REF_CHOSEN.name, REF_REJECTED.name, REF.name):
             margin = SAME_REFERENCE * pl.max_horizontal(a.abs(), b.abs(), 1.0)
         # NaN on both sides is no difference; on one it is, of no known size.
         is_apart = pl.when(gap.is_nan()).then(a.is_nan() != b.is_nan()).otherwise(gap > margin)

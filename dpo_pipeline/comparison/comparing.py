@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -11,21 +11,21 @@ import polars as pl
 
 from dpo_pipeline.arguments import given
 from dpo_pipeline.columns import (
-    PAIR_ID,
     REF_CHOSEN,
     REF_REJECTED,
     REWARD_ACCURACY,
     SHOWN,
-    did_you_mean,
 )
 from dpo_pipeline.comparison.common_pairs import (
     CommonPairs,
     PairedTables,
+    PairGathering,
     read_common_pairs,
 )
 from dpo_pipeline.comparison.comparison_doubts import (
     doubts_of_sides,
     findings_of,
+    findings_of_completions,
     notes_of,
     other_references,
     rounding_of,
@@ -39,7 +39,17 @@ from dpo_pipeline.comparison.differences import (
     n_clusters_of,
     subsets_of,
 )
-from dpo_pipeline.comparison.sides import Table, bound_tables, named, names_of
+from dpo_pipeline.comparison.sides import (
+    Table,
+    bound_tables,
+    key_asked,
+    named,
+    names_of,
+    own_reference,
+    places_of,
+    refuse_of_completions,
+    refuse_options,
+)
 from dpo_pipeline.contract import why_refused
 from dpo_pipeline.defaults import LOSS_NAME, WIDE_LIMIT
 from dpo_pipeline.engine import Watch
@@ -50,23 +60,28 @@ from dpo_pipeline.evaluation import (
     check_report,
     inputs_of,
     paths_of,
-    refuse_completions,
 )
 from dpo_pipeline.exact import lower_edge
 from dpo_pipeline.invalid_report import InvalidReport
 from dpo_pipeline.layouts import columns_of
 from dpo_pipeline.losses import CheckedObjective
-from dpo_pipeline.options import Pairs, Reference, StatisticsOptions, Subsets
+from dpo_pipeline.options import Pairs, StatisticsOptions, Subsets
 from dpo_pipeline.plan import Facts, Output, Plan, planned
 from dpo_pipeline.sources import Dataset, open_reference, publication_of, tokenised_apart
 from dpo_pipeline.storage import reading
 from dpo_pipeline.sums import Summary, figures
+from dpo_pipeline.unpaired import (
+    CompletionComparison,
+    CompletionSide,
+    GatheredCompletions,
+    PlacedCompletions,
+)
 
 _REFERENCES: Final = (REF_CHOSEN.name, REF_REJECTED.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class ComparisonPlan(Plan[Comparison]):
+class ComparisonPlan(Plan[Any]):
     """The plan of `compare`."""
 
     groups: Groups  # its pairs are those of A
@@ -111,7 +126,7 @@ class ComparisonPlan(Plan[Comparison]):
             outputs=self.outputs,
         )
 
-    def run(self) -> Comparison:
+    def run(self) -> Comparison | CompletionComparison:
         """Read both sides, write the documents, and return the comparison."""
         groups = self.groups
         watch = groups.watch
@@ -124,19 +139,67 @@ class ComparisonPlan(Plan[Comparison]):
             warnings.warn(text, DataWarning, stacklevel=3)
         return result
 
-    def _compared(self, watch: Watch) -> Comparison:
-        objective, level, max_logp = self.objective, self.level, self.groups.max_logp
-        tables = self.pairs.tables
+    def _read(
+        self, watch: Watch, gathers: Callable[[], PairGathering] | None = None
+    ) -> tuple[CommonPairs, dict[str, InvalidReport]]:
+        """Read both sides, and raise if they must not pass."""
         for dataset in self.datasets:
             dataset.check_keys()
-        read = read_common_pairs(self.pairs, objective=objective, max_logp=max_logp, watch=watch)
+        read = read_common_pairs(
+            self.pairs,
+            objective=self.objective,
+            max_logp=self.groups.max_logp,
+            watch=watch,
+            gathers=gathers,
+        )
         # The tables of invalid common pairs are read once more, to list the broken rules.
         reports = {
             table.letter: table.report(rows, watch)
-            for table, rows in zip(tables, read.counts.rows, strict=True)
+            for table, rows in zip(self.pairs.tables, read.counts.rows, strict=True)
             if read.n_invalid[table.letter]
         }
         self._judge(read, reports)
+        return read, reports
+
+    def _completions(self, watch: Watch) -> CompletionComparison:
+        """Read both sides twice: for sums, and for where rewards stand among the other label's."""
+        objective, tables = self.objective, self.pairs.tables
+        read, _ = self._read(watch, lambda: GatheredCompletions(objective))
+        gathered: GatheredCompletions = read.paired
+        places = self._read(watch, lambda: PlacedCompletions(gathered, objective))[0].paired
+        incomparable = other_references(read, objective)
+        return CompletionComparison(
+            on=self.pairs.on,
+            objective=objective,
+            level=self.level,
+            **{
+                table.letter: CompletionSide(
+                    source=table.name,
+                    n_completions=read.counts.rows[i],
+                    n_alone=read.counts.alone[i],
+                    n_invalid=read.n_invalid[table.letter] + read.n_out_of_range[table.letter],
+                    summary=gathered.summary(table.letter),
+                )
+                for i, table in enumerate(tables[:2])
+            },
+            n_common=read.counts.common,
+            n_valid=read.n_valid,
+            n_clusters=gathered.n_clusters,
+            is_by_prompt=gathered.is_by_prompt,
+            differences=gathered.differences(places, self.level, is_tested=incomparable is None),
+            findings=(
+                *notes_of(self.datasets),
+                *findings_of_completions(tables, read, incomparable, gathered.n_same),
+            ),
+            incomparable=incomparable,
+            origin=self.facts.origin,
+        )
+
+    def _compared(self, watch: Watch) -> Comparison | CompletionComparison:
+        if self.objective.row == "completion":
+            return self._completions(watch)
+        objective, level, tables = self.objective, self.level, self.pairs.tables
+        read, reports = self._read(watch)
         paired, bins = read.paired, pl.col("bin")
         incomparable = other_references(read, objective)
         doubts = tuple(doubts_of_sides(tables, read))
@@ -180,17 +243,18 @@ class ComparisonPlan(Plan[Comparison]):
         )
         # Without a verdict there is no p-value that somebody could take for one.
         is_tested = differences[REWARD_ACCURACY].p_value is not None
+        n_clusters = n_clusters_of(paired)
         return Comparison(
             on=self.pairs.on,
             objective=objective,
-            max_logp=max_logp,
+            max_logp=self.groups.max_logp,
             level=level,
             a=sides[0],
             b=sides[1],
             n_common=read.counts.common,
             n_valid=read.n_valid,
-            clusters=clusters_in_words(paired),
-            n_clusters=n_clusters_of(paired),
+            clusters=clusters_in_words(n_clusters, is_by_prompt=paired.is_by_prompt),
+            n_clusters=n_clusters,
             differences=differences,
             mcnemar=mcnemar_of(paired, is_tested=is_tested),
             by=self.pairs.by,
@@ -214,7 +278,7 @@ class ComparisonPlan(Plan[Comparison]):
         What A and B both have, and not alike, stands side by side.
         """
         asked, few = self.groups.outputs, flips.head(self.groups.outputs.worst)
-        for name, sides in _places_of(asked.shown, self.pairs.tables[:2]).items():
+        for name, sides in places_of(asked.shown, self.pairs.tables[:2]).items():
             read = [self._texts(table, name, few["key"]) for table in sides]
             if len(read) == 1 or read[0].equals(read[1]):
                 few = few.with_columns(read[0].alias(f"{SHOWN}{name}"))
@@ -288,7 +352,8 @@ def compare(
         on: The key: a column of both sides, each value once; `pair_id` if not given.
         reference: `Reference`, or its source, with the log-probs of both sides' reference, if in
             neither; it may have more pairs.
-        loss: As in `evaluate`; not one of batches.
+        loss: As in `evaluate`; not one of batches. With an unpaired loss, A and B are completions
+            joined by `completion_id`, and a `CompletionComparison` is returned: the AUC decides.
         by: As in `evaluate`, without a histogram: columns of A, or else of B.
         statistics: `StatisticsOptions` with the level of all intervals.
         contract: As in `evaluate`.
@@ -314,7 +379,9 @@ def compare(
         1
     """
     if len(policies) != 2:  # noqa: PLR2004  A and B
-        return _many(locals())
+        from dpo_pipeline.policies import plan_of
+
+        return plan_of(locals())
     (a_name, a), (b_name, b) = (
         named(each if isinstance(each, Pairs) else Pairs(each)) for each in policies
     )
@@ -330,15 +397,19 @@ def compare(
     if groups.execution.engine != "local":
         raise UsageError("compare joins the policies on this machine: leave the engine out")
     objective, subsets = groups.objective, given(Subsets, by)
-    _refuse(objective, subsets)
-    key = _key_of(on, groups.reference)
+    is_of_completions = objective.row == "completion"
+    refuse = refuse_of_completions if is_of_completions else refuse_options
+    refuse(groups, subsets)
+    key = key_asked(on, groups.reference, objective.needs.key)
     # A side may be joined to a reference of its own; completions are, before they are paired.
     shared, third = groups.reference, None
-    if a.pairing is not None or b.pairing is not None:
+    if a.pairing is not None or b.pairing is not None or is_of_completions:
         a, b = (replace(p, reference=p.reference or shared) for p in (a, b))
         shared = None
     sides = tuple(
-        replace(groups, pairs=each, reference=_own_reference(each)).opened(key, name)
+        replace(groups, pairs=each, reference=own_reference(each)).opened(
+            key, name, row=objective.row
+        )
         for each, name in zip((a, b), "AB", strict=True)
     )
     there = {*sides[0].columns, *sides[1].columns}
@@ -367,7 +438,7 @@ def compare(
         for each, table in zip(sides, tables, strict=False)
     )
     datasets = sides if third is None else (*sides, third)
-    _places_of(groups.outputs.shown, tables[:2])
+    places_of(groups.outputs.shown, tables[:2])
     publication = publication_of(groups.outputs, groups.access, *datasets)
     return ComparisonPlan(
         groups=groups,
@@ -380,83 +451,3 @@ def compare(
         paths=paths_of(a, b),
         names=names if names[0] != names[1] else ("", ""),
     )
-
-
-def _many(asked: Mapping[str, Any]) -> Plan[Any]:
-    """Return the plan for one source of policies, or three or more."""
-    from dpo_pipeline.comparison.policies import plan_of, policies_of, split_by_policy
-
-    each = [p if isinstance(p, Pairs) else Pairs(p) for p in asked["policies"]]
-    if not each:
-        raise UsageError("compare takes two policies or more, found none")
-    each = [p if p.columns is not None else replace(p, columns=each[0].columns) for p in each]
-    groups = Groups.of({**asked, "pairs": replace(each[0], reference=None)})
-    statistics, subsets = asked["statistics"], given(Subsets, asked["by"])
-    options = given(StatisticsOptions, None if statistics is True else statistics)
-    if options != StatisticsOptions(level=options.level, baseline=options.baseline):
-        raise UsageError("compare takes level and baseline of StatisticsOptions, and no more of it")
-    if groups.execution.engine != "local":
-        raise UsageError("compare joins the policies on this machine: leave the engine out")
-    _refuse(groups.objective, subsets)
-    if subsets.names or groups.outputs.shown:
-        raise UsageError("by and show are of two policies: compare A and B alone")
-    if any(one.reference is not None for one in each):
-        raise UsageError("a reference of one side alone is of two policies: give reference=")
-    key, shared = _key_of(asked["on"], groups.reference), groups.reference
-    found = policies_of(each)
-    if len(found) == 1:
-        ((label, one),) = found.items()
-        rows = replace(groups, pairs=one, reference=None).opened(key, label).whole
-        found = split_by_policy(rows, replace(one, format=None)) or found
-    third = None
-    if shared is not None:
-        cancel = groups.execution.cancel
-        third = open_reference(replace(shared, on=key), access=groups.access, cancel=cancel)
-    return plan_of(
-        groups,
-        found,
-        third,
-        on=key,
-        level=options.level,
-        baseline=options.baseline,
-        options=groups.as_given(by=subsets, statistics=options),
-    )
-
-
-def _places_of(names: Sequence[str], tables: Sequence[Table]) -> dict[str, list[Table]]:
-    """Return the sides that each column is read from: those that have it."""
-    there = [(t, t.dataset.frame.collect_schema().names()) for t in tables if names]
-    found = {}
-    for name in names:
-        sides = [table for table, columns in there if name in columns]
-        if not sides:
-            near = did_you_mean(name, [n for _, columns in there for n in columns])
-            raise UsageError(f"show: {name!r} is a column of neither side{near}")
-        found[name] = sides
-    return found
-
-
-def _own_reference(side: Pairs) -> Reference | None:
-    return None if side.reference is None else given(Reference, side.reference)
-
-
-def _refuse(objective: CheckedObjective, subsets: Subsets) -> None:
-    """Raise a UsageError if these options make no comparison."""
-    refuse_completions(objective, "compare")
-    if objective.beta == 0.0:
-        raise UsageError(
-            "beta is 0, so every reward is 0 and nothing can be compared: give a beta above 0"
-        )
-    if objective.is_of_batches:
-        raise UsageError(f"{objective} is a loss of batches, and has no value for a pair alone")
-    if subsets.histogram:
-        raise UsageError("a comparison has no histogram option: its report shows the changes")
-
-
-def _key_of(on: str | None, reference: Reference | None) -> str:
-    own = PAIR_ID.name if reference is None else reference.on
-    if on is None:
-        return own
-    if own not in (on, PAIR_ID.name):
-        raise UsageError(f"on is given twice: on={on!r}, and {own!r} in Reference")
-    return on

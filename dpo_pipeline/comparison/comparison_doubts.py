@@ -8,7 +8,15 @@ from typing import Final
 
 import polars as pl
 
-from dpo_pipeline.columns import POLICY_CHOSEN, POLICY_REJECTED, PROMPT_ID, REF_CHOSEN, REF_REJECTED
+from dpo_pipeline.columns import (
+    LABEL,
+    POLICY_CHOSEN,
+    POLICY_REJECTED,
+    PROMPT_ID,
+    REF,
+    REF_CHOSEN,
+    REF_REJECTED,
+)
 from dpo_pipeline.comparison.common_pairs import CommonPairs, Disagreement
 from dpo_pipeline.comparison.sides import Table
 from dpo_pipeline.comparison.verdict import Difference
@@ -18,7 +26,7 @@ from dpo_pipeline.sources import Dataset, dumps_apart
 from dpo_pipeline.statistics import counted
 from dpo_pipeline.sums import Sense, doubts_of
 
-_REFERENCES: Final = (REF_CHOSEN.name, REF_REJECTED.name)
+_REFERENCES: Final = (REF_CHOSEN.name, REF_REJECTED.name, REF.name)
 _POLICIES: Final = (POLICY_CHOSEN.name, POLICY_REJECTED.name)
 _FEWEST: Final = 5
 """Pairs with the same log-probs on both sides that are no chance."""
@@ -29,6 +37,12 @@ _COPIED: Final = 0.05
 
 def other_references(read: CommonPairs, objective: CheckedObjective) -> str | None:
     """Return a sentence if the references differ and rewards are made from them; else None."""
+    labels = [each.n_pairs for each in read.disagreements if each.column == LABEL.name]
+    if labels and LABEL.name in objective.needs.extras:
+        return (
+            f"label differs between A and B on {labels[0]:,} of {read.n_valid:,} completions, so "
+            "nothing can be compared: the same keys may not mean the same completions"
+        )
     found = [
         f"{each.column} differs on {each.n_pairs:,} of {counted(read.n_valid, 'pair')}, by up to "
         f"{each.largest:.4g} nats"
@@ -74,6 +88,23 @@ def findings_of(
     for each in read.disagreements:
         if each.column not in _REFERENCES:
             yield _disagreement(each, n)
+
+
+def findings_of_completions(
+    tables: Sequence[Table], read: CommonPairs, incomparable: str | None, n_same: int
+) -> Iterator[str]:
+    """Yield what makes a comparison of completions doubtful, a sentence each."""
+    a, b = (f"{letter} ({table.name})" for letter, table in zip("AB", tables[:2], strict=True))
+    if n_same == read.n_valid:
+        yield (
+            f"{a} and {b} have the same log-probs on all {counted(n_same, 'common completion')}: "
+            "they are one policy; look whether one policy was scored or written twice"
+        )
+    if incomparable is not None:
+        yield incomparable
+    for each in read.disagreements:
+        if each.column not in (*_REFERENCES, LABEL.name):
+            yield _disagreement(each, read.n_valid)
 
 
 def doubts_of_sides(tables: Sequence[Table], read: CommonPairs) -> Iterator[str]:

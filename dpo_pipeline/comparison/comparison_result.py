@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Any, Final, Literal
 
 import polars as pl
@@ -17,12 +16,10 @@ from dpo_pipeline.columns import (
     REWARD_MARGIN,
     SHOWN,
 )
+from dpo_pipeline.comparison.compared import Compared
 from dpo_pipeline.comparison.verdict import Accuracies, Difference, loss_sentence
 from dpo_pipeline.defaults import FEWEST_CLUSTERS, POWER
-from dpo_pipeline.evaluation import Reported
 from dpo_pipeline.invalid_report import InvalidReport
-from dpo_pipeline.losses import CheckedObjective
-from dpo_pipeline.plan import Origin
 from dpo_pipeline.statistics import (
     DifferencesTest,
     counted,
@@ -123,21 +120,13 @@ class McNemar:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Comparison(Reported):
+class Comparison(Compared):
     """Two policies on the same pairs. All differences are B minus A.
 
     Attributes:
-        on: The column of keys by which pairs were joined.
-        objective: The loss with its parameters, the same for both.
         max_logp: Largest log-probability accepted, in nats.
-        level: Confidence level of all intervals; a difference is shown if its p-value is below
-            1 - level.
         a: The side that B is compared with.
         b: The side that is compared with A.
-        n_common: Pairs with a key on both sides.
-        n_valid: Common pairs that keep every rule on both sides; all figures are over them.
-        clusters: What was taken as independent, in words.
-        n_clusters: How many of them; None where they were too many to be counted.
         differences: `COMPARED` by name.
         mcnemar: Who has which pairs right.
         by: Columns of the subsets.
@@ -150,24 +139,15 @@ class Comparison(Reported):
         lost: Pairs that A alone has right, likewise.
         doubts: What is surely wrong with a side, a sentence each.
         findings: Sentences about what makes the comparison doubtful; doubts come first.
-        incomparable: The finding that leaves nothing to compare; None without one.
         changes: Histogram of the change of margin: `bin` (of `dpo_pipeline.exact`), its edges
             `lower` and `upper` in nats, `n_pairs`. Not in the document.
         margins: Pairs by both margins: `a_bin`, `b_bin` (ten bins of `dpo_pipeline.exact` each),
             `n_pairs`. Not in the document.
-        origin: The command and the fingerprint of the inputs. Not in the document.
     """
 
-    on: str
-    objective: CheckedObjective
     max_logp: float
-    level: float
     a: Side
     b: Side
-    n_common: int
-    n_valid: int
-    clusters: str
-    n_clusters: int | None
     differences: Mapping[str, Difference]
     mcnemar: McNemar
     by: tuple[str, ...]
@@ -177,10 +157,8 @@ class Comparison(Reported):
     lost: pl.DataFrame
     doubts: tuple[str, ...]
     findings: tuple[str, ...]
-    incomparable: str | None
     changes: pl.DataFrame
     margins: pl.DataFrame
-    origin: Origin | None = None
 
     @property
     def better(self) -> Literal["a", "b"] | None:
@@ -197,10 +175,9 @@ class Comparison(Reported):
         """The result in a sentence."""
         if self.incomparable is not None:
             return f"no verdict: {self.incomparable}"
-        on = f"on {counted(self.n_valid, 'common pair')}{self._in_prompts()}"
         if self.differences[REWARD_ACCURACY].p_value is None:
-            return f"no difference can be tested {on}: {self._why_untested()}"
-        return self._accuracies.sentence(on)
+            return f"no difference can be tested {self.on_pairs}: {self._why_untested()}"
+        return self._accuracies.sentence(self.on_pairs)
 
     @property
     def heads(self) -> tuple[str, str]:
@@ -280,12 +257,7 @@ class Comparison(Reported):
     def to_dict(self) -> dict[str, Any]:
         """Return the document that `schemas/comparison.schema.json` describes."""
         return {
-            "document_version": COMPARISON_VERSION,
-            "dpo_pipeline": version("dpo_pipeline"),
-            "on": self.on,
-            "loss": str(self.objective),
-            "beta": self.objective.beta,
-            "objective": self.objective.to_dict(),
+            **self.head(COMPARISON_VERSION),
             **_plain(self, "max_logp", "level", "verdict", "better"),
             "a": _side(self.a),
             "b": _side(self.b),
@@ -312,11 +284,6 @@ class Comparison(Reported):
             is_one=all(self.differences[name].estimate.value == 0.0 for name in _MEANS),
             names=self.quoted,
         )
-
-    def _in_prompts(self) -> str:
-        if self.n_clusters is None or "prompt" not in self.clusters:
-            return ""
-        return f" in {counted(self.n_clusters, 'prompt')}"
 
     def _why_untested(self) -> str:
         if self.n_clusters == 1:
@@ -390,8 +357,7 @@ class Comparison(Reported):
         return Table(columns=(*columns, Column("there alone")), rows=rows)
 
     def _difference_table(self) -> Table:
-        n_invalid, is_tested = self.n_common - self.n_valid, self.no_verdict is None
-        rows = []
+        is_tested, rows = self.no_verdict is None, []
         for name, each in self.differences.items():
             value, differing, effect = _UNITS.get(name, ("number", "number", "number"))
             interval = each.estimate.interval
@@ -415,11 +381,7 @@ class Comparison(Reported):
                 f"intervals and p from {self.clusters}; p: two-sided, of no difference; "
                 f"smallest effect: what could have been shown at {POWER:.0%} power"
             )
-        title = (
-            f"{counted(self.n_common, 'common pair')} by {self.on}, {n_invalid:,} invalid; "
-            f"{self.objective} loss, beta {self.objective.beta:g}"
-        )
-        return Table(columns=tuple(map(Column, heads)), rows=rows, title=title, note=note)
+        return Table(columns=tuple(map(Column, heads)), rows=rows, title=self.title, note=note)
 
     def _who_is_right(self) -> Iterator[Sentence]:
         m = self.mcnemar

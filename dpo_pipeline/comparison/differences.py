@@ -146,9 +146,9 @@ def heterogeneity_of(paired: Paired, *, is_tested: bool) -> DifferencesTest | No
     )
 
 
-def clusters_in_words(paired: Paired) -> str:
-    """Return what was taken as independent."""
-    unit, n = "prompt" if paired.is_by_prompt else "pair", n_clusters_of(paired)
+def clusters_in_words(n: int | None, *, is_by_prompt: bool) -> str:
+    """Return what was taken as independent; `n` is None where they are in bags."""
+    unit = "prompt" if is_by_prompt else "pair"
     return f"{BAGS:,} bags of {unit}s" if n is None else counted(n, unit)
 
 

@@ -6,25 +6,15 @@ neither on the order in which pairs come out of the join nor on how they are cut
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import polars as pl
-import polars.selectors as cs
 from numpy.typing import NDArray
 
-from dpo_pipeline.columns import (
-    CHOSEN_REWARD,
-    COUNT_ROLES,
-    LOSS,
-    N_PAIRS,
-    N_VALID,
-    REJECTED_REWARD,
-    REWARD_MARGIN,
-)
+from dpo_pipeline.columns import CHOSEN_REWARD, LOSS, N_VALID, REJECTED_REWARD, REWARD_MARGIN
 from dpo_pipeline.comparison.paired_arrays import (
     Buffers,
     Hashes,
@@ -35,13 +25,13 @@ from dpo_pipeline.comparison.paired_arrays import (
     same_counts,
     states_by,
 )
-from dpo_pipeline.defaults import BAGS, CLUSTERS_HELD, SENSED_PAIRS, WORST_HELD
+from dpo_pipeline.comparison.side_sums import ClusterSums, SideSums, clusters_of
+from dpo_pipeline.defaults import WORST_HELD
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.sources import KEY
-from dpo_pipeline.statistics import cluster_hashes
-from dpo_pipeline.sums import CLUSTER, ClusterTable, coded, merge, sense_of
+from dpo_pipeline.sums import CLUSTER, ClusterTable
+from dpo_pipeline.unpaired import PROMPT
 
-PROMPT: Final = "__dpo_pipeline_prompt"
 ONLY_A: Final = "only_a"
 ONLY_B: Final = "only_b"
 BOTH_RIGHT: Final = "both_right"
@@ -58,7 +48,6 @@ _STATES: Final = {
 """What a pair adds to each count, by its state: 3 x of A + of B, each 0 wrong, 1 tied, 2 right."""
 _GAINED: Final = (2, 5)
 _LOST: Final = (6, 7)
-_SAMPLED_BITS: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,25 +91,27 @@ class PairedGathering:
                 log-probs make sense.
         """
         scores = [] if objective.has_linear_rewards else [CHOSEN_REWARD, REJECTED_REWARD]
-        self._needs, self._summed = objective.needs, [LOSS, *scores]
         self._by, self._keys = tuple(by), list(keys)
         self._is_by_prompt = is_by_prompt
-        self._is_exact = True
-        self._sampled = 2**_SAMPLED_BITS
-        if n_rows is not None and n_rows > SENSED_PAIRS:
-            self._sampled = -(-SENSED_PAIRS * 2**_SAMPLED_BITS // n_rows)
         self._tables: dict[str, pl.DataFrame] = {}
         self._buffers = Buffers()
         self._histograms = Histograms()
-        self._sums: dict[str, Counter[str]] = {"a": Counter(), "b": Counter()}
-        self._held: dict[str, list[pl.DataFrame]] = {"a": [], "b": []}
-        self._seen = [*self._needs.logps, *(role.name for role in COUNT_ROLES)]
+        self._clusters = ClusterSums(self._keys)
+        self._sides = tuple(
+            SideSums(objective.needs, MEANS, [LOSS, *scores], self._buffers, n_rows=n_rows)
+            for _ in range(2)
+        )
         self._same = [0, 0, 0, 0]
 
     @property
     def n_subsets(self) -> int:
         """Subsets found so far."""
-        return self._tables["clusters"].select(self._keys).n_unique() if self._keys else 0
+        return self._clusters.table.select(self._keys).n_unique() if self._keys else 0
+
+    @property
+    def n_valid(self) -> int:
+        """Pairs added, which are valid on both sides."""
+        return self._sides[0].n_valid
 
     def add(self, shared: pl.DataFrame, a: pl.DataFrame, b: pl.DataFrame, n_pairs: int) -> None:
         """Add pairs that are valid on both sides, `n_pairs` with those that are not.
@@ -128,42 +119,17 @@ class PairedGathering:
         `shared` has `KEY`, `PROMPT` and the subset keys; the others what each side scores. The
         three frames have the same pairs in the same order.
         """
-        one, other = (
-            SideArrays(each, self._needs, MEANS, self._summed, self._buffers) for each in (a, b)
-        )
         by_key = hashes_of(shared[KEY])
-        sample = None
-        if self._sampled < 2**_SAMPLED_BITS:
-            sample = np.flatnonzero(by_key >> np.uint64(64 - _SAMPLED_BITS) < self._sampled)
-        for name, side, scored in (("a", one, a), ("b", other, b)):
-            self._sums[name][N_PAIRS] += n_pairs
-            self._sums[name].update(side.sums)
-            held = self._held[name]
-            held.append(seen := scored.select(cs.by_name(self._seen, require_all=False)))
-            if sample is not None:
-                held[-1] = seen[sample]
-            if sum(map(len, held)) > SENSED_PAIRS:
-                self._see(name, held)
-                held[:] = [seen.clear()]
-            if side.n:
-                self._add(f"ends {name}", side.ends(), [])
+        one, other = (
+            side.add(scored, by_key, n_pairs)
+            for side, scored in zip(self._sides, (a, b), strict=True)
+        )
         same = (*same_counts(one, other), int(np.count_nonzero(one.margin == other.margin)))
         self._same = [x + y for x, y in zip(self._same, same, strict=True)]
         states = 3 * one.state + other.state
         self._add_clusters(shared, by_key, states, one, other)
         self._add_flips(shared[KEY], states, one, other)
         self._histograms.add(one.margin, other.margin)
-
-    def _see(self, name: str, seen: Sequence[pl.DataFrame]) -> None:
-        """Add what shows whether the log-probs of pairs make sense."""
-        pairs = pl.concat(seen).lazy()
-        lit = pl.lit(value=True)
-        sense = sense_of(pairs, valid=lit, needs=self._needs, lagged=False, has_equal=False)
-        self._add(f"sense {name}", sense.collect(), [])
-
-    def _add(self, name: str, new: pl.DataFrame, keys: Sequence[str]) -> None:
-        old = self._tables.get(name)
-        self._tables[name] = new if old is None else merge([old, new], keys)
 
     def _add_clusters(
         self,
@@ -174,35 +140,20 @@ class PairedGathering:
         b: SideArrays,
     ) -> None:
         """Add the sums of pairs by cluster and the subset keys."""
-        hashes = by_key
-        if self._is_by_prompt and not shared[PROMPT].null_count():
-            hashes = hashes_of(shared[PROMPT])
-        elif self._is_by_prompt:
-            prompts = cluster_hashes(shared[PROMPT], pl.Series(by_key))
-            hashes = prompts.rechunk().to_numpy()
-        held = CLUSTERS_HELD if self._is_exact else 0
-        clusters, codes, is_exact = coded(hashes, shared.select(self._keys), held)
+        prompts = shared[PROMPT] if self._is_by_prompt else None
+        hashes = clusters_of(prompts, by_key)
+        clusters, codes = self._clusters.coded(hashes, shared.select(self._keys))
         n = clusters.height
         counts = states_by(codes, n, states)
         sums = {name: counts @ np.array(adds) for name, adds in _STATES.items()}
         gaps = gaps_by(codes, n, (a, b), MEANS, self._buffers)
-        table = clusters.with_columns(
-            pl.Series(N_VALID, counts.sum(axis=1)),
-            *(pl.Series(name, each) for name, each in sums.items()),
-            *(each.alias(name) for name, each in gaps.items()),
-        ).filter(pl.col(N_VALID) > 0)
-        if not is_exact:
-            self._put_into_bags()
-        self._add("clusters", table, [*self._keys, CLUSTER])
-        if self._is_exact and self._tables["clusters"][CLUSTER].n_unique() > CLUSTERS_HELD:
-            self._put_into_bags()
-
-    def _put_into_bags(self) -> None:
-        """Merge the clusters found so far into bags; a bag is its own."""
-        self._is_exact = False
-        if "clusters" in self._tables:
-            rows = self._tables["clusters"].with_columns(pl.col(CLUSTER) % BAGS)
-            self._tables["clusters"] = merge([rows], [*self._keys, CLUSTER])
+        self._clusters.add(
+            clusters.with_columns(
+                pl.Series(N_VALID, counts.sum(axis=1)),
+                *(pl.Series(name, each) for name, each in sums.items()),
+                *(each.alias(name) for name, each in gaps.items()),
+            )
+        )
 
     def _add_flips(
         self, keys: pl.Series, states: NDArray[np.uint8], a: SideArrays, b: SideArrays
@@ -232,14 +183,15 @@ class PairedGathering:
     def finish(self) -> Paired:
         """Return the tables; at least one chunk must have been added."""
         tables = self._tables
-        clusters = tables["clusters"].rename(dict(zip(self._keys, self._by, strict=True)))
+        clusters = self._clusters.table.rename(dict(zip(self._keys, self._by, strict=True)))
+        totals = [side.totals() for side in self._sides]
         return Paired(
             by=self._by,
             is_by_prompt=self._is_by_prompt,
-            is_exact=self._is_exact,
+            is_exact=self._clusters.is_exact,
             clusters=clusters.sort(*self._by, CLUSTER, nulls_last=True),
-            totals_a=self._totals("a"),
-            totals_b=self._totals("b"),
+            totals_a=totals[0],
+            totals_b=totals[1],
             gained=tables["gained"],
             lost=tables["lost"],
             changes=self._histograms.changes(),
@@ -247,12 +199,3 @@ class PairedGathering:
             n_same_logps=(self._same[0], self._same[1], self._same[2]),
             n_same_margin=self._same[3],
         )
-
-    def _totals(self, side: str) -> pl.DataFrame:
-        sums = self._sums[side]
-        types = {n: pl.Int128 if n.startswith("sum_") else pl.Int64 for n in sums}
-        self._see(side, self._held[side])
-        found = pl.DataFrame([dict(sums)], schema=types).hstack(self._tables[f"sense {side}"])
-        # Extremes are of all pairs, not of a sample.
-        ends = self._tables.get(f"ends {side}")
-        return found if ends is None else found.with_columns(ends)

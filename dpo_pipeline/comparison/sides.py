@@ -14,13 +14,17 @@ from typing import Any, Final
 
 import polars as pl
 
+from dpo_pipeline.arguments import given
 from dpo_pipeline.columns import (
+    ADDED_TO,
     COUNT_ROLES,
+    LABEL,
+    PAIR_ID,
     POLICY_CHOSEN,
     POLICY_REJECTED,
     REF_CHOSEN,
     REF_REJECTED,
-    SCORED,
+    ROLES,
     TOKENS_OF,
     Needs,
     Role,
@@ -30,9 +34,9 @@ from dpo_pipeline.columns import (
 from dpo_pipeline.contract import Binding, Offences, Places, bind, listed
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ColumnError, UsageError
-from dpo_pipeline.evaluation import max_logp_of
+from dpo_pipeline.evaluation import Groups, max_logp_of, refuse_completions
 from dpo_pipeline.invalid_report import InvalidReport
-from dpo_pipeline.options import Contract, Pairs
+from dpo_pipeline.options import Contract, Pairs, Reference, Subsets
 from dpo_pipeline.sources import KEY, Dataset, reference_columns_of
 from dpo_pipeline.storage import reading
 from dpo_pipeline.tables import without_secrets
@@ -48,7 +52,7 @@ _LONGEST_NAME: Final = 32
 _VALID: Final = "valid"
 _REFERENCE: Final = (REF_CHOSEN, REF_REJECTED)
 _POLICY: Final = (POLICY_CHOSEN, POLICY_REJECTED)
-_SOUND: Final = {"logp": pl.lit(-1.0), "count": pl.lit(1)}
+_SOUND: Final = {"logp": pl.lit(-1.0), "count": pl.lit(1), "label": pl.lit(value=True)}
 """Valid stand-ins for borrowed columns, so that a table's own columns are judged alone."""
 
 
@@ -143,14 +147,30 @@ class Table:
         """Return rows of the dataset under canonical names."""
         return self.binding.prepare(_filled(frame, self.lacks))
 
-    def keyed(self, key: pl.Expr, names: Sequence[str] = ()) -> pl.LazyFrame:
-        """Return all rows for a join: `KEY`, `valid` and some columns, as a plan."""
-        rows = self.prepared(self.dataset.whole)
-        return rows.select(
+    def keyed(
+        self,
+        key: pl.Expr,
+        names: Sequence[str] = (),
+        *,
+        rows: pl.LazyFrame | None = None,
+        also: str | None = None,
+    ) -> pl.LazyFrame:
+        """Return all rows for a join: `KEY`, `valid` and some columns, as a plan.
+
+        `rows` are those of a longer table with its columns, and `also` one more column of it.
+        """
+        prepared = self.prepared(self.dataset.whole if rows is None else rows)
+        return prepared.select(
             key.alias(KEY),
             self.binding.rules.valid.alias(self.valid),
             *(pl.col(name).alias(self.column(name)) for name in names),
+            *([] if also is None else [also]),
         )
+
+    def taken_from(self, rows: pl.DataFrame, other: Table, names: Sequence[str]) -> pl.DataFrame:
+        """Return rows that another table `keyed` as those of this one."""
+        names = (_VALID, *names)
+        return rows.select(KEY, *(pl.col(other.column(n)).alias(self.column(n)) for n in names))
 
     def report(self, n_pairs: int, watch: Watch) -> InvalidReport:
         """List which rows break the contract, reading all rows once more."""
@@ -228,6 +248,19 @@ def place_of(name: str, argument: str, tables: Sequence[Table]) -> Table:
     )
 
 
+def places_of(names: Sequence[str], tables: Sequence[Table]) -> dict[str, list[Table]]:
+    """Return the sides that each column is read from: those that have it."""
+    there = [(t, t.dataset.frame.collect_schema().names()) for t in tables if names]
+    found = {}
+    for name in names:
+        sides = [table for table, columns in there if name in columns]
+        if not sides:
+            near = did_you_mean(name, [n for _, columns in there for n in columns])
+            raise UsageError(f"show: {name!r} is a column of neither side{near}")
+        found[name] = sides
+    return found
+
+
 def _bound(
     dataset: Dataset,
     mapping: Mapping[str, str] | None,
@@ -243,15 +276,14 @@ def _bound(
             columns=mapping,
             contract=contract.schema,
             # Scores in the data are computed again, whatever beta they had.
-            adds=[added.name for added in SCORED],
+            adds=[added.name for added in ADDED_TO[needs.row]],
             replace=True,
             needs=needs,
         )
 
 
 def _filled(frame: pl.LazyFrame, lacks: Sequence[str]) -> pl.LazyFrame:
-    kinds = {role.name: role.kind for role in (*_REFERENCE, *_POLICY, *COUNT_ROLES)}
-    return frame.with_columns(**{name: _SOUND[kinds[name]] for name in lacks})
+    return frame.with_columns(**{name: _SOUND[ROLES[name].kind] for name in lacks})
 
 
 def lacking(
@@ -264,11 +296,13 @@ def lacking(
     # Every alias counts, even an ambiguous one: the contract reports that.
     found = resolve(names, mapping, needs).mapping
     spelled = {*names, *(mapping or ()), *found}
-    groups = []
+    groups: list[tuple[Role, ...]] = []
     if needs.reference and not needs.has_token_arguments:
-        groups.append(_REFERENCE)
+        groups.append(tuple(text.ref for text in needs.texts))
     if needs.tokens:
-        groups.append(COUNT_ROLES)
+        groups.append(tuple(text.count for text in needs.texts))
+    if LABEL.name in needs.extras:
+        groups.append((LABEL,))
     return tuple(
         tuple(role.name for role in group)
         for group in groups
@@ -281,7 +315,7 @@ def _has(role: Role, spelled: set[str]) -> bool:
     if role.kind == "count":
         side = role.name.partition("_")[0]
         roles += [each for each in TOKENS_OF.values() if f"_{side}_" in each.name]
-    else:
+    elif role.kind == "logp":
         roles.append(TOKENS_OF[role.name])
     return any(name in spelled for each in roles for name in (each.name, *each.aliases))
 
@@ -346,3 +380,61 @@ def _refuse_second(
         if wanted not in groups:
             problem = f"it has reference log-probs, and {third.name} too; drop one"
             raise ColumnError(dataset.name, (problem,))
+
+
+def own_reference(side: Pairs) -> Reference | None:
+    """Return the reference of one side alone."""
+    return None if side.reference is None else given(Reference, side.reference)
+
+
+def refuse_options(groups: Groups, subsets: Subsets) -> None:
+    """Raise a UsageError if these options make no comparison of pairs."""
+    objective = groups.objective
+    refuse_completions(objective, "a comparison of several policies")
+    if objective.beta == 0.0:
+        raise UsageError(
+            "beta is 0, so every reward is 0 and nothing can be compared: give a beta above 0"
+        )
+    if objective.is_of_batches:
+        raise UsageError(f"{objective} is a loss of batches, and has no value for a pair alone")
+    if subsets.histogram:
+        raise UsageError("a comparison has no histogram option: its report shows the changes")
+
+
+def refuse_of_completions(groups: Groups, subsets: Subsets) -> None:
+    """Raise a UsageError if these options make no comparison of completions."""
+    objective, outputs = groups.objective, groups.outputs
+    if objective.is_listwise:
+        raise UsageError(
+            f"{objective} is of all completions of a prompt: compare pairs of them with a loss of "
+            "pairs (pairing=, --pairing), or evaluate each policy"
+        )
+    asked_for = {
+        "by subset (--by): compare the rows of each": bool(subsets.names),
+        "with a histogram (--histogram)": subsets.histogram,
+        "in a report: take --json or a summary": outputs.report is not None,
+        "with columns to show (--show)": bool(outputs.shown),
+        "at a beta of 0, as every reward is 0": objective.beta == 0.0,
+    }
+    for what, is_asked in asked_for.items():
+        if is_asked:
+            raise UsageError(f"{objective}: completions are not compared {what}")
+    if objective.is_of_batches:
+        raise UsageError(
+            f"{objective} estimates its KL term from batches, which a comparison does not keep: "
+            "give the term itself, kl (--loss-arg kl=0), as evaluate says it"
+        )
+
+
+def key_asked(on: str | None, reference: Reference | None, usual: str = PAIR_ID.name) -> str:
+    """Return the column of keys that was asked for, in one way or the other; or the usual one."""
+    # No completion is told from all others by its pair.
+    own, on = (
+        usual if name == PAIR_ID.name else name
+        for name in (PAIR_ID.name if reference is None else reference.on, on)
+    )
+    if on is None:
+        return own or usual
+    if own not in (on, usual):
+        raise UsageError(f"on is given twice: on={on!r}, and {own!r} in Reference")
+    return on

@@ -54,6 +54,7 @@ from dpo_pipeline.unpaired import (
     counts_of_bins,
     listwise_sums,
     reward_bin,
+    with_clusters,
 )
 
 T = TypeVar("T", bound=Result)
@@ -212,7 +213,7 @@ class Measurement:
         area, error = area_of_bins(counts)
         if area is None or PROMPT_ID.name not in self.binding.columns:
             return area, error
-        places = Placements({_ONE: counts})
+        places, n_read = Placements({_ONE: counts}), 0
         named = reward_bin(self.losses[0]).alias(_ONE)
         with reading(self.dataset.read_from):
             for first, n in self.dataset.ranges(self.scorer.rows(self.wanted.shard_rows)):
@@ -221,7 +222,8 @@ class Measurement:
                 rows = valid.select(PROMPT_ID.name, LABEL.name, named)
                 for chunk in rows.collect_batches(maintain_order=True, chunk_size=STATISTICS_ROWS):
                     self.groups.watch.check()
-                    places.add(chunk)
+                    places.add(with_clusters(chunk, n_read))
+                    n_read += chunk.height
         return places.area(_ONE, CONFIDENCE_LEVEL), error
 
     def measured(self, watch: Watch, batch_file: GrowingFile | None = None) -> Measured:

@@ -106,6 +106,11 @@ def check_gates(gates: Gates, names: Sequence[str]) -> None:
     """Raise a UsageError if a mark is no number, or for none of the names that a result has."""
     for argument, marks in (("under", gates.under), ("over", gates.over)):
         flag = f"{argument} (--fail-{argument})"
+        if marks and not names:
+            raise UsageError(
+                f"{flag}: a mark is of B - A: compare two policies, such as the one that ships "
+                "now and the one that is to; several can fail by no_verdict (--fail-on-no-verdict)"
+            )
         for name, mark in marks.items():
             if name not in names:
                 near = _did_you_mean(str(name), names)

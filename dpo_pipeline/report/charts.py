@@ -264,6 +264,58 @@ def intervals(
     return framed(layers, palette, height=max(3, table.height) * _ROW)
 
 
+PAIRS_FOR_SCALE: Final = 30
+"""Pairs of a subset from which its interval widens the scale of the chart."""
+
+
+def domain_of(rows: pl.DataFrame) -> tuple[float, float]:
+    """Return the ends of the scale of differences: a tiny subset must not flatten the rest.
+
+    The first row is of all pairs.
+    """
+    wide = rows.filter((pl.col("n_pairs") >= PAIRS_FOR_SCALE) | (pl.int_range(pl.len()) == 0))
+    ends = [value for name in ("value", "low", "high") for value in wide[name].drop_nulls()]
+    least, most = min(0.0, *ends), max(0.0, *ends)
+    room = 0.03 * (most - least) or 1.0
+    return least - room, most + room
+
+
+def trend(
+    table: pl.DataFrame,
+    palette: Palette,
+    lines: Mapping[str, tuple[str, str]],
+    *,
+    x: str,
+    axis: str,
+    written: str,
+    height: int,
+) -> Chart:
+    """Return lines over `x` with their bands: column to title and colour.
+
+    A column has its band in those with `_low` and `_high`. `written` is the format of the numbers.
+    """
+    place = alt.X(f"{x}:Q").axis(title=x, tickCount=6, format=",d").scale(nice=False)
+    data = rows_of(table)
+    layers: list[Any] = []
+    for name, (title, colour) in lines.items():
+        low, value = (
+            alt.Y(f"{column}:Q").scale(zero=False).axis(title=axis, tickCount=5, format=written)
+            for column in (f"{name}_low", name)
+        )
+        numbers = {name: (title, written), f"{name}_low": ("from", written)}
+        numbers |= {f"{name}_high": ("to", written)}
+        dots = alt.OverlayMarkDef(color=colour, size=30, filled=True, opacity=1)
+        layers += [
+            alt.Chart(data)
+            .mark_area(color=colour, opacity=0.18)
+            .encode(x=place, y=low, y2=f"{name}_high:Q"),
+            alt.Chart(data)
+            .mark_line(color=colour, strokeWidth=1.5, point=dots)
+            .encode(x=place, y=value, tooltip=tips({x: (x, ",d"), **numbers})),
+        ]
+    return framed(layers, palette, height=height)
+
+
 def signed_histogram(
     bars: pl.DataFrame,
     palette: Palette,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Final
 
 import polars as pl
 
@@ -15,7 +14,16 @@ from dpo_pipeline.defaults import POWER
 from dpo_pipeline.evaluation import Finding
 from dpo_pipeline.losses import unit_of_loss
 from dpo_pipeline.report import chart_data, page_tables as tables
-from dpo_pipeline.report.charts import PAGE, Figure, Palette, intervals, plane, signed_histogram
+from dpo_pipeline.report.charts import (
+    PAGE,
+    PAIRS_FOR_SCALE,
+    Figure,
+    Palette,
+    domain_of,
+    intervals,
+    plane,
+    signed_histogram,
+)
 from dpo_pipeline.report.page import Page, Section, Tile
 from dpo_pipeline.report.page_tables import Column, Table, all_as
 from dpo_pipeline.statistics import (
@@ -31,9 +39,6 @@ from dpo_pipeline.statistics import (
 )
 from dpo_pipeline.sums import in_words
 from dpo_pipeline.tables import without_secrets
-
-PAIRS_FOR_SCALE: Final = 30
-"""Pairs of a subset from which its interval widens the scale of the chart."""
 
 
 def figures_of(comparison: Comparison, palette: Palette) -> Iterator[Figure]:
@@ -80,18 +85,6 @@ def _differences(comparison: Comparison, palette: Palette) -> Figure:
         f"brackets. Blue is B better, orange A better, grey not told apart.{allowed}{note}",
         intervals(chart_data.with_sizes(rows), palette, axis=axis, chance=0.0, domain=domain),
     )
-
-
-def domain_of(rows: pl.DataFrame) -> tuple[float, float]:
-    """Return the ends of the scale of differences: a tiny subset must not flatten the rest.
-
-    The first row is of all pairs.
-    """
-    wide = rows.filter((pl.col("n_pairs") >= PAIRS_FOR_SCALE) | (pl.int_range(pl.len()) == 0))
-    ends = [value for name in ("value", "low", "high") for value in wide[name].drop_nulls()]
-    least, most = min(0.0, *ends), max(0.0, *ends)
-    room = 0.03 * (most - least) or 1.0
-    return least - room, most + room
 
 
 def _changes(comparison: Comparison, palette: Palette) -> Figure:

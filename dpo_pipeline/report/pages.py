@@ -9,7 +9,13 @@ from typing import Any
 from dpo_pipeline.comparison import Comparison
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation import Evaluation, Reported, Statistics
-from dpo_pipeline.report import comparison_page, evaluation_charts, evaluation_page
+from dpo_pipeline.policies import Leaderboard
+from dpo_pipeline.report import (
+    comparison_page,
+    evaluation_charts,
+    evaluation_page,
+    policies_page,
+)
 from dpo_pipeline.report.charts import LIGHT
 from dpo_pipeline.storage import Outputs as Publication, final_name, reading
 
@@ -22,6 +28,8 @@ def charts_of(result: Reported) -> dict[str, Any]:
     """
     if isinstance(result, Comparison):
         figures = comparison_page.figures_of(result, LIGHT)
+    elif isinstance(result, Leaderboard):
+        figures = policies_page.figures_of(result, LIGHT)
     elif isinstance(result, Evaluation):
         figures = evaluation_charts.figures_of(result, _statistics(result, "charts()"), LIGHT)
     else:
@@ -37,6 +45,8 @@ def page_of(result: Reported) -> str:
     """
     if isinstance(result, Comparison):
         return comparison_page.page_of(result)
+    if isinstance(result, Leaderboard):
+        return policies_page.page_of(result)
     if isinstance(result, Evaluation):
         return evaluation_page.page_of(result, _statistics(result, "report()"))
     raise UsageError(f"there is no report of {type(result).__name__}")

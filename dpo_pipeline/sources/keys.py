@@ -314,30 +314,33 @@ def count_keys(
     names: Sequence[str],
     parts: Iterable[Mapping[str, pl.DataFrame]],
     *,
+    sides: int = 2,
     must_match: bool = False,
 ) -> Counts:
-    """Count the keys of two tables, and of a third that must have all that they share.
+    """Count the keys of two tables or more, and of a last one that must have all that they share.
 
     Args:
         on: What errors call the key.
         names: The tables.
         parts: The tables' rows, with `KEY`; all rows of a key are in one part.
-        must_match: Whether a key that only one of the first two tables has is a fault.
+        sides: How many of the first tables are sides; one after them is their reference.
+        must_match: Whether a key that only one side has is a fault.
     """
     columns = [f"{_ROWS}{i}" for i in range(len(names))]
     here = [pl.col(column) for column in columns]
     is_null = pl.col(KEY).is_null()
-    shared = ~is_null & (here[0] > 0) & (here[1] > 0)
+    shared = ~is_null & (pl.min_horizontal(here[:sides]) > 0)
+    every = f"{names[0]} and {names[1]}" if sides == 2 else "all others"  # noqa: PLR2004
     faults: dict[str, tuple[pl.Expr, pl.Expr]] = {}
     for name, rows in zip(names, here, strict=True):
         faults[f"null in {name}"] = (is_null & (rows > 0), rows)
     for name, rows in zip(names, here, strict=True):
         faults[f"more than once in {name}"] = (~is_null & (rows > 1), rows)
-    for name, rows in zip(names[2:], here[2:], strict=True):
-        faults[f"in {names[0]} and {names[1]}, and not in {name}"] = (shared & (rows == 0), here[0])
+    for name, rows in zip(names[sides:], here[sides:], strict=True):
+        faults[f"in {every}, and not in {name}"] = (shared & (rows == 0), here[0])
     alone = {
-        f"in {name} alone": (~is_null & (other == 0) & (own > 0), own)
-        for name, own, other in zip(names[:2], here[:2], here[1::-1], strict=True)
+        f"in {name} alone": (~is_null & (own > 0) & (pl.sum_horizontal(here[:sides]) == own), own)
+        for name, own in zip(names[:sides], here[:sides], strict=True)
     }
 
     def counted(part: Mapping[str, pl.DataFrame]) -> pl.LazyFrame:
@@ -357,14 +360,14 @@ def count_keys(
         for what, (where, rows) in (faults | alone).items()
     ]
     by_part = [
-        _counted_quickly([part[name] for name in names])
+        _counted_quickly([part[name] for name in names], sides)
         or counted(part).select(sums).collect(engine="streaming").row(0)
         for part in parts
     ]
     columns_of = [*columns, "common", *faults, *alone]
     found = dict(zip(columns_of, map(sum, zip(*by_part, strict=True)), strict=True))
     rows_of = {name: found[column] for name, column in zip(names, columns, strict=True)}
-    if must_match or (not found["common"] and all(rows_of[name] for name in names[:2])):
+    if must_match or (not found["common"] and all(rows_of[name] for name in names[:sides])):
         faults |= alone
     broken = [what for what in faults if found[what]]
     if broken:
@@ -386,17 +389,21 @@ def count_keys(
     )
 
 
-def _counted_quickly(tables: Sequence[pl.DataFrame]) -> tuple[int, ...] | None:
+def _counted_quickly(tables: Sequence[pl.DataFrame], sides: int) -> tuple[int, ...] | None:
     """Return the sums of `count_keys` for tables without a fault of their own; else None."""
     keys = [table.select(KEY) for table in tables]
     if any(k[KEY].null_count() or k[KEY].n_unique() < k.height for k in keys):
         return None
-    common = keys[0].join(keys[1], on=KEY, how="semi")
-    if any(common.join(k, on=KEY, how="anti").height for k in keys[2:]):
+    common = reduce(lambda left, right: left.join(right, on=KEY, how="semi"), keys[:sides])
+    if any(common.join(k, on=KEY, how="anti").height for k in keys[sides:]):
         return None
     rows = [k.height for k in keys]
-    n_faults = 2 * len(keys) + len(keys[2:])
-    return (*rows, common.height, *[0] * n_faults, *(n - common.height for n in rows[:2]))
+    alone = [n - common.height for n in rows[:sides]]
+    if sides > 2 and any(alone):  # noqa: PLR2004  of two, what is not common is alone
+        once = pl.concat(keys[:sides]).group_by(KEY).len().filter(pl.col("len") == 1)
+        alone = [k.join(once, on=KEY, how="semi").height for k in keys[:sides]]
+    n_faults = 2 * len(keys) + len(keys[sides:])
+    return (*rows, common.height, *[0] * n_faults, *alone)
 
 
 def joined(tables: Iterable[pl.DataFrame]) -> pl.DataFrame:

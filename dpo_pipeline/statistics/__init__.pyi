@@ -6,6 +6,7 @@ from .association import (
     area_of_clusters as area_of_clusters,
     area_of_counts as area_of_counts,
     area_under_curve as area_under_curve,
+    difference_of_means as difference_of_means,
     line_of_clusters as line_of_clusters,
     spearman as spearman,
 )
@@ -26,9 +27,12 @@ from .distributions import (
     normal_quantile as normal_quantile,
 )
 from .families import (
+    Band as Band,
     ManyPolicies as ManyPolicies,
     PolicyTest as PolicyTest,
+    Trends as Trends,
     many_policies as many_policies,
+    trends as trends,
 )
 from .groups import (
     DifferencesTest as DifferencesTest,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Final
+from typing import Any, Final
 
 import polars as pl
 
@@ -155,19 +155,42 @@ def area_difference(
         return None
     value = float(above.sum()) / ups
     error, freedom = _clustered_error(above - up * value, below - down * value, up, down)
-    made = student_estimate(
+    made, p_value = _tested(
         value,
-        error or None,
+        error,
         freedom,
         level=level,
         method=f"{_DELONG}, {STUDENT}",
         n=int(ups + downs),
         n_clusters=len(up),
     )
-    p_value = t_two_sided(value / error, freedom) if error else None
-    if error == 0.0 and value == 0.0:
-        p_value = 1.0
     return cut_to(made, -1.0, 1.0), p_value
+
+
+def difference_of_means(
+    ups: pl.Series, downs: pl.Series, up: pl.Series, down: pl.Series, level: float
+) -> tuple[Estimate, float | None] | None:
+    """Return the mean of one kind less that of another, which share clusters, and its p-value.
+
+    `ups` and `downs` are sums by cluster, of the `up` and `down` observations that it has.
+    """
+    n_up, n_down = float(up.sum()), float(down.sum())
+    if not n_up or not n_down:
+        return None
+    mean_up, mean_down = float(ups.sum()) / n_up, float(downs.sum()) / n_down
+    error = _clustered_error(ups - up * mean_up, down * mean_down - downs, up, down)
+    n, method = int(n_up + n_down), STUDENT + CLUSTERED
+    return _tested(mean_up - mean_down, *error, level=level, n=n, n_clusters=len(up), method=method)
+
+
+def _tested(
+    value: float, error: float | None, freedom: float, *, level: float, **about: Any
+) -> tuple[Estimate, float | None]:
+    """Return a difference with its interval, and the p-value of none; neither without a spread."""
+    made = student_estimate(value, error or None, freedom, level=level, **about)
+    if error:
+        return made, t_two_sided(value / error, freedom)
+    return made, 1.0 if error == value == 0.0 else None
 
 
 def _clustered_error(

@@ -9,7 +9,9 @@ snooping", 2005). A policy may be the best if no other is shown to be above it b
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Final
 
 import numpy as np
@@ -23,6 +25,7 @@ from dpo_pipeline.sums import mixed_array
 Numbers = NDArray[np.float64]
 
 _FLIPS_AT_A_TIME: Final = 2**22
+_CELLS_AT_A_TIME: Final = 2**22
 _EQUAL: Final = 1e-9
 """Statistics that differ by less are equal: rounding alone tells them apart."""
 
@@ -85,10 +88,8 @@ def many_policies(
         for q in range(n_policies)
         if (p < q if baseline is None else q == baseline != p)
     ]
-    first, second = np.array(pairs).T
-    gaps = _over(totals[first] - totals[second], size[first, second])
-    chance = _over(flipped[:, first] - flipped[:, second], size[first, second])
-    limit = _largest(_over(moved[:, first] - moved[:, second], spread[first, second]), alpha)
+    p_values = _stepped_down(totals, flipped, pairs, size)
+    limit = _largest(_gaps(moved, pairs, spread), alpha)
     m = counts.size
     error = np.sqrt(m / max(m - 1, 1)) / n
     tests = tuple(
@@ -100,10 +101,10 @@ def many_policies(
             high=float(rates[p] - rates[q] + limit * error * spread[p, q]),
             p_value=p_value,
         )
-        for (p, q), p_value in zip(pairs, _stepped_down(gaps, chance), strict=True)
+        for (p, q), p_value in zip(pairs, p_values, strict=True)
     )
     alone = np.sqrt((off**2).sum(axis=0))
-    one_limit = _largest(_over(moved, alone), alpha)
+    one_limit = _largest([_over(moved, alone)], alpha)
     return ManyPolicies(
         rates=tuple(rates.tolist()),
         intervals=tuple(
@@ -138,9 +139,17 @@ def _flipped(sums: Numbers, off: Numbers, flips: int) -> tuple[Numbers, Numbers]
 
 def _distances(values: Numbers) -> Numbers:
     """Return the root of the summed squared differences of each two columns."""
-    products = values.T @ values
-    squares = np.diag(products)[:, None] + np.diag(products)[None, :] - 2.0 * products
+    squares = np.stack([((values - own[:, None]) ** 2).sum(axis=0) for own in values.T])
     return np.sqrt(np.where(squares > _EQUAL, squares, 0.0))
+
+
+def _gaps(totals: Numbers, pairs: Sequence[tuple[int, int]], scale: Numbers) -> Iterator[Numbers]:
+    """Yield studentised differences of columns, some rows at a time."""
+    first, second = np.array(pairs).T
+    step = max(1, _CELLS_AT_A_TIME // len(pairs))
+    for start in range(0, totals.shape[0], step):
+        some = totals[start : start + step]
+        yield _over(some[:, first] - some[:, second], scale[first, second])
 
 
 def _over(values: Numbers, scale: Numbers) -> Numbers:
@@ -149,22 +158,25 @@ def _over(values: Numbers, scale: Numbers) -> Numbers:
     return found
 
 
-def _largest(chance: Numbers, alpha: float) -> float:
+def _largest(chance: Iterable[Numbers], alpha: float) -> float:
     """Return what the largest of several statistics exceeds with a chance of `alpha`."""
-    largest = np.sort(np.abs(chance).max(axis=1))
+    largest = np.sort(np.concatenate([np.abs(each).max(axis=1) for each in chance]))
     rank = int(np.ceil((1.0 - alpha) * (largest.size + 1))) - 1
     return float(largest[min(rank, largest.size - 1)])
 
 
-def _stepped_down(gaps: Numbers, chance: Numbers) -> list[float]:
+def _stepped_down(
+    totals: Numbers, flipped: Numbers, pairs: Sequence[tuple[int, int]], size: Numbers
+) -> list[float]:
     """Return adjusted p-values: each against the largest of those that are not larger than it."""
-    sizes = np.abs(gaps)
+    sizes = np.abs(next(_gaps(totals[None, :], pairs, size))[0])
     order = np.argsort(-sizes, kind="stable")
-    largest = np.maximum.accumulate(np.abs(chance)[:, order[::-1]], axis=1)[:, ::-1]
-    reached = (largest >= sizes[order] - _EQUAL).sum(axis=0)
-    p_values = np.maximum.accumulate((1.0 + reached) / (1.0 + chance.shape[0]))
+    reached = np.zeros(sizes.size, dtype=np.int64)
+    for chance in _gaps(flipped, pairs, size):
+        largest = np.maximum.accumulate(np.abs(chance)[:, order[::-1]], axis=1)[:, ::-1]
+        reached += (largest >= sizes[order] - _EQUAL).sum(axis=0)
     found = np.empty(sizes.size)
-    found[order] = p_values
+    found[order] = np.maximum.accumulate((1.0 + reached) / (1.0 + flipped.shape[0]))
     return [float(p) for p in found]
 
 
@@ -200,3 +212,90 @@ def _optimism(sums: Numbers, counts: Numbers, rates: Numbers, replicates: int) -
         winner = int(np.argmax(again))
         total += float(again[winner] - rates[winner] - again[first] + rates[first])
     return total / replicates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Band:
+    """A figure at a step, with limits that hold at all steps at once; None of one cluster."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trends:
+    """Figures of the same clusters at several steps."""
+
+    bands: Mapping[str, tuple[Band, ...]]
+    tests: Mapping[str, tuple[PolicyTest, ...]]  # of each two steps: the later less the earlier
+
+
+def trends(
+    sums: Mapping[str, Numbers],
+    counts: Numbers,
+    *,
+    shares: Collection[str],
+    tested: Sequence[str],
+    level: float = CONFIDENCE_LEVEL,
+    flips: int = FLIPS,
+) -> Trends:
+    """Return figures over steps with their bands, and the tests of each two steps.
+
+    Args:
+        sums: Sums of each figure: a row a cluster, a column a step.
+        counts: Pairs of each cluster.
+        shares: The figures that are shares of pairs.
+        tested: The figures whose steps are tested; all tests are one family.
+        level: 1 - level is the chance of any false alarm, and that a figure leaves its band.
+        flips: How many flips of signs are drawn.
+    """
+    alpha, n, m = 1.0 - checked_probability("level", level), float(counts.sum()), counts.size
+    error, n_steps = np.sqrt(m / max(m - 1, 1)) / n, next(iter(sums.values())).shape[1]
+    # Only differences are tested: those to the first step lose no digits to a common size.
+    apart = np.hstack([sums[name] - sums[name][:, :1] for name in tested])
+    totals, size = apart.sum(axis=0), _distances(apart)
+    off = np.hstack([each - np.outer(counts, each.sum(axis=0) / n) for each in sums.values()])
+    off_apart = apart - np.outer(counts, totals / n)
+    flipped, moved = _flipped(apart, np.hstack([off, off_apart]), flips)
+    pairs = [
+        (start + later, start + earlier)
+        for start in range(0, n_steps * len(tested), n_steps)
+        for earlier, later in combinations(range(n_steps), 2)
+    ]
+    spread = _distances(off_apart)
+    limit = _largest(_gaps(moved[:, off.shape[1] :], pairs, spread), alpha)
+    made = [
+        PolicyTest(
+            first=p % n_steps,
+            second=q % n_steps,
+            difference=float((totals[p] - totals[q]) / n),
+            low=float((totals[p] - totals[q]) / n - limit * error * spread[p, q]),
+            high=float((totals[p] - totals[q]) / n + limit * error * spread[p, q]),
+            p_value=p_value,
+        )
+        for (p, q), p_value in zip(pairs, _stepped_down(totals, flipped, pairs, size), strict=True)
+    ]
+    each = len(made) // len(tested)
+    alone = np.sqrt((off**2).sum(axis=0))
+    bands = {}
+    for i, (name, own) in enumerate(sums.items()):
+        place = slice(i * n_steps, (i + 1) * n_steps)
+        most = _largest([_over(moved[:, place], alone[place])], alpha)
+        bands[name] = tuple(
+            _band(value, spread_of * error, most, m, is_share=name in shares)
+            for value, spread_of in zip((own.sum(axis=0) / n).tolist(), alone[place], strict=True)
+        )
+    return Trends(
+        bands=bands,
+        tests={name: tuple(made[i * each : (i + 1) * each]) for i, name in enumerate(tested)},
+    )
+
+
+def _band(value: float, error: float, limit: float, m: int, *, is_share: bool) -> Band:
+    if m == 1:
+        return Band(value=value, low=None, high=None)
+    low, high = value - limit * error, value + limit * error
+    if is_share:
+        low, high = _of_rate(value, float(error), limit, m)
+    return Band(value=value, low=float(low), high=float(high))

@@ -75,6 +75,7 @@ from .summary import (
     counts_in as counts_in,
     figures as figures,
     merge as merge,
+    neighbours_of as neighbours_of,
     reward_sums as reward_sums,
     rolled_up as rolled_up,
     sense_of as sense_of,

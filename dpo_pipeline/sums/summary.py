@@ -36,7 +36,7 @@ from dpo_pipeline.exact import bin_of, exact_sum, exact_sum_of_small, mean_of
 from dpo_pipeline.losses import CheckedObjective, name_of_score
 from dpo_pipeline.sums.named_figures import TRL_METRICS
 from dpo_pipeline.sums.pair_sums import VALID, pair_count, valid_only
-from dpo_pipeline.sums.sense import N_UNMOVED, equal_pairs, sense_sums, with_summed
+from dpo_pipeline.sums.sense import LAGGED, N_UNMOVED, equal_pairs, sense_sums, with_summed
 
 OBJECTIVE: Final = "objective"
 BETA: Final = "beta"
@@ -190,6 +190,15 @@ def sense_of(
         *sense_sums(needs, counts_in(pairs), lagged=lagged),
         *(form.count(where, name) for name, where in form.more.items()),
     )
+
+
+def neighbours_of(pairs: pl.LazyFrame, *, valid: pl.Expr, needs: Needs) -> pl.LazyFrame:
+    """Return the sums of `sense_sums` that compare neighbouring rows, of rows in their own order.
+
+    They replace those of a row of sums that compares none.
+    """
+    sense = sense_of(pairs, valid=valid, needs=needs, lagged=True, has_equal=False)
+    return sense.select("n_lagged", *LAGGED)
 
 
 def rolled_up(

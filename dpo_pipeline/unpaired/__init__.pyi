@@ -5,6 +5,15 @@ from .areas import (
     area_of_bins as area_of_bins,
     counts_of_bins as counts_of_bins,
     reward_bin as reward_bin,
+    with_clusters as with_clusters,
+)
+from .completion_comparison import (
+    COMPARED_COMPLETIONS as COMPARED_COMPLETIONS,
+    PROMPT as PROMPT,
+    CompletionComparison as CompletionComparison,
+    CompletionSide as CompletionSide,
+    GatheredCompletions as GatheredCompletions,
+    PlacedCompletions as PlacedCompletions,
 )
 from .completion_evaluation import (
     GATED_OF_COMPLETIONS as GATED_OF_COMPLETIONS,

@@ -51,6 +51,13 @@ def area_of_bins(counts: pl.DataFrame) -> tuple[Estimate, float] | tuple[None, N
     return area_of_counts(counts) or (None, None)
 
 
+def with_clusters(rows: pl.DataFrame, first_row: int) -> pl.DataFrame:
+    """Add `CLUSTER` to rows with prompts; one without a prompt is a cluster by itself."""
+    numbers = pl.int_range(first_row, first_row + rows.height, dtype=pl.UInt64, eager=True)
+    alone = numbers.to_frame("n").select(mixed(mixed(pl.col("n"))))["n"]
+    return rows.with_columns(cluster_hashes(rows[PROMPT_ID.name], alone).alias(CLUSTER))
+
+
 class Placements:
     """Adds up by prompt where rewards stand among those of the other label, in any order.
 
@@ -63,16 +70,10 @@ class Placements:
         first = next(iter(counts.values()))
         self.n_up, self.n_down = (int(first[name].sum()) for name in (UP, DOWN))
         self._found: ClusterCounts | None = None
-        self._rows = 0
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Add valid completions: `PROMPT_ID`, `LABEL`, and the bin of each side under its name."""
-        numbers = pl.int_range(self._rows, self._rows + rows.height, dtype=pl.UInt64, eager=True)
-        alone = numbers.to_frame("n").select(mixed(mixed(pl.col("n"))))["n"]
-        prompts = rows[PROMPT_ID.name] if PROMPT_ID.name in rows.columns else None
-        self._rows += rows.height
+        """Add valid completions: `CLUSTER`, `LABEL`, and the bin of each side under its name."""
         is_up, sums = pl.col(LABEL.name), []
-        placed = rows.with_columns(cluster_hashes(prompts, alone).alias(CLUSTER))
         for side, table in self._places.items():
             above, below = (
                 pl.col(side).replace_strict(table[BIN], table[name], return_dtype=pl.Int64)
@@ -82,7 +83,7 @@ class Placements:
                 above.filter(is_up).sum().alias(f"above_{side}"),
                 below.filter(~is_up).sum().alias(f"below_{side}"),
             ]
-        table = placed.group_by(CLUSTER).agg(
+        table = rows.group_by(CLUSTER).agg(
             is_up.sum().cast(pl.Int64).alias(UP), (~is_up).sum().cast(pl.Int64).alias(DOWN), *sums
         )
         new = ClusterCounts(table=table, is_exact=True).bagged_if_many()

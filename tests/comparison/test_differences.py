@@ -12,7 +12,7 @@ import pytest
 
 from compare_tools import BETA, REL, A, B, by_ttest, frames, raised, said, told, units_found
 from dpo_pipeline import DataWarning, UsageError, compare
-from dpo_pipeline.comparison import common_pairs, paired_gathering
+from dpo_pipeline.comparison import common_pairs, side_sums
 from dpo_pipeline.comparison.differences import differences_of
 from dpo_pipeline.comparison.paired_gathering import MEANS, Paired
 from dpo_pipeline.sums import CLUSTER
@@ -267,7 +267,7 @@ def test_too_many_subsets(monkeypatch):
 @pytest.mark.parametrize("clusters_held", [20_000, 10])
 @pytest.mark.parametrize("per_prompt", [None, 3])
 def test_order_files_and_chunks_change_no_bit(monkeypatch, tmp_path, clusters_held, per_prompt):
-    monkeypatch.setattr(paired_gathering, "CLUSTERS_HELD", clusters_held)
+    monkeypatch.setattr(side_sums, "CLUSTERS_HELD", clusters_held)
     a, b = frames(n=300, per_prompt=per_prompt)
     expected = said(compare(a, b, by="split"))
     for name, table in (("a", a), ("b", b)):
@@ -283,7 +283,7 @@ def test_order_files_and_chunks_change_no_bit(monkeypatch, tmp_path, clusters_he
 def test_bags_have_the_same_figures_and_nearly_the_same_errors(monkeypatch, per_prompt):
     a, b = frames(n=6000, per_prompt=per_prompt)
     exact = compare(a, b)
-    monkeypatch.setattr(paired_gathering, "CLUSTERS_HELD", 10)
+    monkeypatch.setattr(side_sums, "CLUSTERS_HELD", 10)
     bagged = compare(a, b)
     assert bagged.clusters == ("1,024 bags of " + ("prompts" if per_prompt else "pairs"))
     assert bagged.n_clusters is None

@@ -11,7 +11,7 @@ import pytest
 from compare_tools import frames, said
 from dpo_pipeline import compare
 from dpo_pipeline.columns import ALL_LOGPS
-from dpo_pipeline.comparison import common_pairs, paired_gathering
+from dpo_pipeline.comparison import common_pairs, side_sums
 from dpo_pipeline.comparison.paired_arrays import Buffers, SideArrays, gaps_by
 from dpo_pipeline.comparison.paired_gathering import MEANS
 from pair_tools import LOGPS
@@ -61,7 +61,7 @@ def test_a_sum_that_does_not_fit_64_bits():
 
 
 def test_a_sample_of_pairs_does_not_depend_on_their_order(monkeypatch, tmp_path):
-    monkeypatch.setattr(paired_gathering, "SENSED_PAIRS", 120)
+    monkeypatch.setattr(side_sums, "SENSED_PAIRS", 120)
     a, b = frames(n=600)
     # The references of the two completions are exchanged: surely wrong, in any sample.
     swapped = {LOGPS[2]: LOGPS[3], LOGPS[3]: LOGPS[2]}

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 import dpo_pipeline
-from dpo_pipeline.report.comparison_page import domain_of
+from dpo_pipeline.report.charts import domain_of
 from page_tools import Page, values_of
 
 

@@ -20,6 +20,7 @@ import pytest
 
 import dpo_pipeline
 from dpo_pipeline import Outputs
+from pair_tools import ROOT
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -217,6 +218,13 @@ def comparison_page(tmp_path_factory, real_pairs):
     return path
 
 
+@pytest.fixture(scope="module")
+def policies_page(tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "policies.html"
+    dpo_pipeline.compare(ROOT / "examples" / "steps.parquet").report(path)
+    return path
+
+
 CHARTS = """Array.from(document.querySelectorAll("[data-spec]"), (each) => [
     each.dataset.spec, each.dataset.state, each.querySelectorAll("svg path, svg text").length])"""
 
@@ -254,6 +262,21 @@ def test_a_comparison_is_drawn(browser, comparison_page):
         ("spec-margins", "drawn"),
         ("spec-changes", "drawn"),
     ]
+    assert browser.complaints() == []
+
+
+@pytest.mark.parametrize(
+    ("scheme", "width"),
+    # The two the other way about.
+    [("light", 1200), ("dark", 400)]
+    + [pytest.param(*each, marks=pytest.mark.slow) for each in (("dark", 1200), ("light", 400))],
+)
+def test_several_policies_are_drawn_and_fit(browser, policies_page, scheme, width):
+    browser.open(policies_page, width=width, scheme=scheme)
+    charts = browser.run(CHARTS)
+    assert len(charts) == 7
+    assert {state for _, state, _ in charts} == {"drawn"}
+    assert browser.run("document.documentElement.scrollWidth") <= width
     assert browser.complaints() == []
 
 

@@ -15,7 +15,6 @@ from dpo_pipeline import (
     InvalidPairsError,
     Objective,
     UsageError,
-    compare,
     dry_run,
     evaluate,
     gate,
@@ -259,8 +258,6 @@ def test_what_has_no_part_in_it_is_refused(completions, ranked, tmp_path):
         evaluate(ranked, loss="nca", by="rank")
     with pytest.raises(UsageError, match="needs to know which completion is better: rank, score"):
         evaluate(ranked.drop("rank"), loss="nca")
-    with pytest.raises(UsageError, match="compare is of pairs"):
-        compare(completions, completions, loss=unpaired)
     with pytest.raises(UsageError, match="kto is of completions and sigmoid of pairs"):
         sweep(completions, loss=["kto", "sigmoid"], batches=3)
     with pytest.raises(UsageError, match="nca is of all completions of a prompt, and is not swept"):

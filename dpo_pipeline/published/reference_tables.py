@@ -90,8 +90,9 @@ def _option_rows(calls: Mapping[str, Mapping[str, type[Any]]]) -> Iterator[Seque
                 place = f"`{group.__name__}.{each.name}`"
                 shown.setdefault((declared.flag, group), (place, text, declared))
     for (flag, group), (place, default, declared) in shown.items():
-        variable = f"DPO_PIPELINE_{flag.lstrip('-').replace('-', '_').upper()}"
         having = where[flag, group]
+        of_call = f"{having[0].upper()}_" if declared.apart else ""
+        variable = f"DPO_PIPELINE_{of_call}{flag.lstrip('-').replace('-', '_').upper()}"
         commands = "all" if len(having) == len(calls) else ", ".join(having)
         yield f"`{flag}`", place, f"`{variable}`", default, commands, declared.help
 

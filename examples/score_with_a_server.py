@@ -6,10 +6,13 @@
         --reference ref.jsonl --reference-format token-dump
 
 Needs nothing beyond Python (Polars for Parquet). Texts are sent as they are: apply the chat
-template first, and give both models the same texts. Each pair is three requests: the prompt, and
-the prompt with each completion. The server returns the tokens of all three. A completion begins
-where the tokens leave those of the prompt; of a pair, the earlier of the two places holds for both
-sides, as in TRL. Pairs are counted in which the end of the prompt merges with a completion.
+template first, and give both models the same texts. A server puts the tokenizer's first token
+(BOS) before a text; a template has put it into the text already: `--no-special-tokens` then. The
+first token of all has no log-prob, so that a prompt must not be empty. Each pair is three
+requests: the prompt, and the prompt with each completion. The server returns the tokens of all
+three. A completion begins where the tokens leave those of the prompt; of a pair, the earlier of
+the two places holds for both sides, as in TRL. Pairs are counted in which the end of the prompt
+merges with a completion.
 
 A line is the server's answer with four keys more. The output appears when it is whole. Until then
 lines stand in a hidden file beside it; the same command goes on after the last whole pair there.
@@ -60,6 +63,7 @@ class Server:
     url: str
     model: str
     api: str  # vllm or sglang
+    adds_special: bool = True  # whether it puts a first token before a text
     tries: int = 5
     wait: float = 1.0  # seconds before the second try, then twice as long each time
     timeout: float = 600.0
@@ -75,17 +79,35 @@ class Server:
                 "temperature": 0,
                 "prompt_logprobs": 0,  # of the tokens that are there, without alternatives
                 "return_token_ids": True,
+                "add_special_tokens": self.adds_special,
             }
             answer = self.ask("/v1/completions", request)
-            return Scored(answer, _vllm_ids(answer))
+            return self.checked(Scored(answer, _vllm_ids(answer)))
         request = {
-            "text": text,
+            **self.given(text),
             "sampling_params": {"max_new_tokens": 0, "temperature": 0},
             "return_logprob": True,
             "logprob_start_len": 0,
         }
         answer = self.ask("/generate", request)
-        return Scored(answer, _sglang_ids(answer))
+        return self.checked(Scored(answer, _sglang_ids(answer)))
+
+    def given(self, text: str) -> dict[str, Any]:
+        """Return what SGLang is given: a text gets a first token there, tokens do not."""
+        if self.adds_special:
+            return {"text": text}
+        asked = {"model": self.model, "prompt": text, "add_special_tokens": False}
+        return {"input_ids": self.ask("/tokenize", asked).get("tokens")}
+
+    def checked(self, scored: Scored) -> Scored:
+        """Refuse tokens that begin with the same one twice: the text had the first already."""
+        first = scored.ids[:2]
+        if self.adds_special and len(first) > 1 and first[0] == first[1]:
+            raise RecipeError(
+                f"the text begins with token {first[0]} twice: if a chat template put one of them "
+                "there, or both are meant, give --no-special-tokens"
+            )
+        return scored
 
     def check_model(self) -> None:
         """Refuse an SGLang server of another model: it has one, and a request does not name it."""
@@ -233,7 +255,9 @@ def read_pairs(path: str) -> list[dict[str, Any]]:
 
 def part_of(output: Path, pairs: list[dict[str, Any]], server: Server, end: str) -> Path:
     """Return the hidden file of a run: other texts, models or ends have another one."""
-    made_of = json.dumps([server.model, server.api, end, pairs], sort_keys=True)
+    made_of = json.dumps(
+        [server.model, server.api, server.adds_special, end, pairs], sort_keys=True
+    )
     digest = hashlib.sha256(made_of.encode()).hexdigest()[:12]
     return output.with_name(f".{output.name}.{digest}.part")
 
@@ -298,6 +322,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="its name on the server")
     parser.add_argument("--api", choices=("vllm", "sglang"), default="vllm")
     parser.add_argument("--end", default="", help="text of the end token, for completions without")
+    parser.add_argument(
+        "--no-special-tokens", action="store_true", help="texts have their first token already"
+    )
     parser.add_argument("--workers", type=int, default=8, help="pairs asked for at a time")
     parser.add_argument("--tries", type=int, default=5, help="tries of a request")
     parser.add_argument("--wait", type=float, default=1.0, help="seconds before the second try")
@@ -314,7 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Score the pairs of a file; return the exit code."""
     args = parse(arguments)
     url = args.server.rstrip("/").removesuffix("/v1")
-    server = Server(url, args.model, args.api, args.tries, args.wait)
+    server = Server(url, args.model, args.api, not args.no_special_tokens, args.tries, args.wait)
     try:
         if args.output.exists() and not args.overwrite:
             raise RecipeError(f"{args.output} exists; --overwrite replaces it")

@@ -43,10 +43,15 @@ SUMS = {
 MERGED = "2 pairs; in 1 the end of the prompt merges with a completion"
 
 
-def tokenize(text):
+def tokenize(text, *, add_special=True):
     found = re.findall("|".join(map(re.escape, sorted(TOKENS, key=len, reverse=True))), text)
     assert "".join(found) == text
-    return ["<s>", *found]
+    return ["<s>", *found] if add_special else found
+
+
+def of_tokens(model, tokens):
+    """Return the log-probs of tokens, the first one's being null."""
+    return [None, *(LOGPROBS[model][token] or -9.5 for token in tokens[1:])]
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -69,7 +74,15 @@ class Answers(BaseHTTPRequestHandler):
     def do_POST(self):
         stand_in = self.server.stand_in
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/tokenize":  # of SGLang 0.5 and vLLM
+            found = tokenize(body["prompt"], add_special=body["add_special_tokens"])
+            ids = [TOKENS.index(token) for token in found]
+            self.send(200, {"tokens": ids, "count": len(ids), "max_model_len": 4096})
+            return
         text = body.get("prompt", body.get("text"))
+        if text is None:
+            text = "".join(TOKENS[each] for each in body["input_ids"])
+            body["add_special_tokens"] = False
         stand_in.asked.append(text)
         if stand_in.failures:
             failure = stand_in.failures.pop()
@@ -82,7 +95,7 @@ class Answers(BaseHTTPRequestHandler):
         elif text in stand_in.too_long:
             self.send(400, {"error": {"message": "maximum context length is 4 tokens"}})
         else:
-            tokens = tokenize(text)
+            tokens = tokenize(text, add_special=body.get("add_special_tokens", True))
             answer = {"/v1/completions": self.vllm, "/generate": self.sglang}[self.path]
             answer(body, tokens, [TOKENS.index(token) for token in tokens])
 
@@ -92,8 +105,7 @@ class Answers(BaseHTTPRequestHandler):
             return
         logprobs = [
             value and {str(key): {"logprob": value, "rank": 1, "decoded_token": token}}
-            for key, token in zip(ids, tokens, strict=True)
-            for value in [LOGPROBS[body["model"]][token]]
+            for key, token, value in zip(ids, tokens, of_tokens(body["model"], tokens), strict=True)
         ]
         is_asked = "prompt_logprobs" in body and not self.server.stand_in.is_silent
         choice = {
@@ -113,7 +125,7 @@ class Answers(BaseHTTPRequestHandler):
         meta = {"id": "1", "prompt_tokens": len(ids), "completion_tokens": 0, "cached_tokens": 0}
         if body.get("return_logprob") and not stand_in.is_silent:
             start = body.get("logprob_start_len", len(ids) - 1)
-            values = [LOGPROBS[stand_in.model][token] for token in tokens]
+            values = of_tokens(stand_in.model, tokens)
             scored = [[value, key, None] for value, key in zip(values, ids, strict=True)]
             meta |= {"input_token_logprobs": [[None, ids[start], None], *scored[start + 1 :]]}
             meta |= {"output_token_logprobs": []}
@@ -186,6 +198,20 @@ def test_sums_are_those_of_the_servers_tokens(ask, server, api):
     assert (code, said) == (0, f"{path}: {MERGED}\n")
     assert read(path, "token-dump").collect().rows() == SUMS["tuned"]
     assert left(path.parent) == ["policy.jsonl"]
+
+
+@pytest.mark.parametrize("api", ["vllm", "sglang"])
+def test_a_template_puts_the_first_token_into_the_text_and_the_server_does_not(
+    ask, server, texts, api
+):
+    rows = [pair | {"prompt": f"<s>{pair['prompt']}"} for pair in PAIRS]
+    texts.write_text("\n".join(map(json.dumps, rows)))
+    path, code, said = ask(server, api=api)
+    assert code == 1
+    assert "pair 'x': the text begins with token 0 twice" in said
+    path, code, said = ask(server, "--no-special-tokens", api=api)
+    assert (code, said) == (0, f"{path}: {MERGED}\n")
+    assert read(path, "token-dump").collect().rows() == SUMS["tuned"]
 
 
 def test_two_dumps_are_a_verdict(ask, server, capsys):

@@ -28,12 +28,23 @@ class Loaded:
         facts: Name, revision, type, digest of its weights.
         is_base: Whether its adapters are switched off: the model below them.
         adapter: The adapter that is used instead of the active one.
+
+    Raises:
+        UsageError: The process has only a part of the model's weights.
     """
 
     model: Any
     facts: Mapping[str, Any]
     is_base: bool = False
     adapter: str | None = None
+
+    def __post_init__(self) -> None:
+        shared_out = _shared_out(self.model)
+        if shared_out:
+            raise UsageError(
+                f"the model is shared out among processes ({shared_out}): each has a part of the "
+                "weights. Save a checkpoint, and give its folder"
+            )
 
     @contextmanager
     def in_use(self) -> Iterator[Any]:
@@ -51,6 +62,14 @@ class Loaded:
             self.model.train(was_training)
 
 
+def _shared_out(model: Any) -> str:
+    """Say what shares the weights of a model out among processes; empty if nothing does."""
+    if any(hasattr(each, "ds_id") and not each.numel() for each in model.parameters()):
+        return "DeepSpeed ZeRO-3"
+    kinds = {kind.__name__ for each in model.modules() for kind in type(each).__mro__}
+    return "FSDP" if kinds & {"FSDPModule", "FullyShardedDataParallel"} else ""
+
+
 def check_models_extra() -> None:
     """Raise a UsageError if the libraries that score texts are not there."""
     missing = [name for name in _NEEDED if find_spec(name) is None]
@@ -65,7 +84,7 @@ def load(name: Any, *, revision: str | None, dtype: str, device: str) -> Loaded:
 
     Args:
         name: A folder, the name of a model on a hub, or a model.
-        revision: Of a hub name.
+        revision: A branch, tag or commit of a hub name.
         dtype: `auto` for that of the weights, or the name of a type of torch.
         device: `auto` for an accelerator if there is one, or a device of torch.
 
@@ -75,24 +94,62 @@ def load(name: Any, *, revision: str | None, dtype: str, device: str) -> Loaded:
     """
     import torch
     import transformers
-    from transformers.utils import find_adapter_config_file
+    from safetensors import SafetensorError
 
     if not isinstance(name, (str, os.PathLike)):
         return Loaded(model=name, facts=facts_of(name))
     path = os.fspath(name)
-    given = {"revision": revision} if revision else {}
-    maker = transformers.AutoModelForCausalLM
+    commit, has_adapters = _found(path, revision)
     try:
         place = torch.device(_device() if device == "auto" else device)
-        if find_adapter_config_file(path, **given) is not None:
-            maker = _adapter_maker(path)
-        wanted = dtype if dtype == "auto" else getattr(torch, dtype)
+        torch.empty(0, device=place)
+    except (AssertionError, RuntimeError) as error:
+        raise UsageError(f"device {device!r} cannot be used: {_first(error)}") from error
+    how: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
+    found: dict[str, Any] = {}
+    try:
         with _no_bars():
-            model = maker.from_pretrained(path, dtype=wanted, **given).to(place)
-    except (OSError, ValueError, RuntimeError) as error:
-        problem = f"cannot be loaded as a language model on {device}: {_first(error)}"
-        raise StorageError(path, problem) from error
-    return Loaded(model=model, facts=facts_of(model, path, revision))
+            if has_adapters:
+                model = _adapter_maker(path).from_pretrained(path, revision=commit, **how)
+            else:
+                model, found = transformers.AutoModelForCausalLM.from_pretrained(
+                    path, revision=commit, output_loading_info=True, **how
+                )
+            model = model.to(place)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise _unloadable(path, error) from error
+    missing = sorted(found.get("missing_keys", ()))
+    if missing:
+        raise StorageError(
+            path,
+            f"lacks {len(missing):,} of its weights, such as {missing[0]}, which would be random",
+        )
+    return Loaded(model=model, facts=facts_of(model, path, commit))
+
+
+def _found(path: str, revision: str | None) -> tuple[str | None, bool]:
+    """Return the commit of a model on a hub, None for a folder, and whether it is adapters."""
+    from transformers.utils import cached_file, find_adapter_config_file
+
+    is_folder = os.path.isdir(path)
+    try:
+        adapters = find_adapter_config_file(path, revision=revision)
+        file = adapters or cached_file(path, "config.json", revision=revision)
+    except (OSError, ValueError) as error:
+        if is_folder:
+            raise _unloadable(path, error) from error
+        at = f" with revision {revision}" if revision else ""
+        raise StorageError(
+            path, f"is no folder here, and no model{at} on the hub or in its cache: {_first(error)}"
+        ) from error
+    if file is None:
+        raise StorageError(path, "holds no model of transformers: it has no config.json")
+    # A cache keeps files in snapshots/COMMIT/: what is loaded next is of this commit.
+    return None if is_folder else os.path.basename(os.path.dirname(file)), bool(adapters)
+
+
+def _unloadable(path: str, error: BaseException) -> StorageError:
+    return StorageError(path, f"cannot be loaded as a language model: {_first(error)}")
 
 
 @contextmanager
@@ -139,11 +196,16 @@ def tokenizer_of(name: Any, tokenizer: Any, revision: str | None) -> Any:
     if tokenizer is not None and not isinstance(tokenizer, (str, os.PathLike)):
         return tokenizer
     path = os.fspath(name if tokenizer is None else tokenizer)
-    given = {"revision": revision} if revision and tokenizer is None else {}
+    own = revision if tokenizer is None else None
     try:
-        return AutoTokenizer.from_pretrained(path, **given)
+        made = AutoTokenizer.from_pretrained(path, revision=own)
     except (OSError, ValueError) as error:
+        if tokenizer is None:
+            _found(path, own)
         raise StorageError(path, f"has no tokenizer that loads: {_first(error)}") from error
+    if not set(made.get_vocab()) - set(made.all_special_tokens):  # made of a config alone
+        raise StorageError(path, "has no tokenizer: its files are missing")
+    return made
 
 
 def base_of(policy: Loaded) -> Loaded | None:
@@ -183,7 +245,7 @@ def facts_of(model: Any, path: str | None = None, revision: str | None = None) -
     """Return what tells a model from others."""
     return {
         "name": path or getattr(model.config, "_name_or_path", "") or type(model).__name__,
-        "revision": revision or getattr(model.config, "_commit_hash", None),
+        "revision": revision,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "device": next(model.parameters()).device.type,
         "weights": digest_of_weights(model),

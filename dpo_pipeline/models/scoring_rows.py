@@ -134,8 +134,10 @@ def counts_of(
         "dropped": sum(each.is_dropped for each in there) if drops else 0,
     }
     kept = [each for each in there if not (drops and each.is_dropped)]
+    found["first"] = sum(each.sequences[0].start == 0 for each in kept)
     for i, side in enumerate(shape.sides):
         own = [each.sequences[i] for each in kept]
         found[f"cut {side}"] = sum(each.n_cut > 0 and each.n_tokens > 0 for each in own)
         found[f"away {side}"] = sum(each.n_cut > 0 and each.n_tokens == 0 for each in own)
+        found[f"bare {side}"] = sum(each.n_cut == 0 and each.n_tokens == 0 for each in own)
     return found

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import polars as pl
 
@@ -32,7 +32,7 @@ from dpo_pipeline.models.scoring_rows import (
     pad_of,
     scored_columns,
 )
-from dpo_pipeline.models.texts import Shape, shape_of
+from dpo_pipeline.models.texts import Shape, oddities, shape_of
 from dpo_pipeline.models.tokenizing import Tokenizer
 from dpo_pipeline.options import Execution, Models, Outputs, Pairs
 from dpo_pipeline.plan import Facts, Input, Output, Plan, planned
@@ -40,15 +40,16 @@ from dpo_pipeline.sources import Dataset, checked_parquet_name, open_texts, publ
 from dpo_pipeline.storage import METADATA_KEY, Access, is_address, reading, writing
 from dpo_pipeline.tables import Part, Printable, Sentence, warned, whole
 
-if TYPE_CHECKING:
-    pass
-
 _TOKENS_SHOWN: Final = 40
 _LAST, _FIRST = slice(-_TOKENS_SHOWN, None), slice(_TOKENS_SHOWN)
 _OF_PART: Final = "dpo_pipeline.part"
 """Metadata of a part: the digest of its input rows, and what was counted in it."""
 _COUNTED: Final = {
     "null": "{:,} rows have no text, and so no log-probs",
+    "written": "{:,} rows have conversations written as JSON: they are scored as that text",
+    "empty": "{:,} {} completions are empty: their log-probs are those of the end alone",
+    "first": "in {:,} rows nothing stands before the completion: its first token has no log-prob",
+    "bare": "{:,} {} completions have no token with a log-prob: they are null",
     "merged": "in {:,} rows the end of the prompt merges with a completion, which then starts "
     "earlier, as in TRL",
     "cut": "{:,} {} completions are cut short by the longest length",
@@ -65,10 +66,11 @@ class ScoredTexts(Printable):
         path: The file.
         n_rows: Rows of the input.
         texts: How the texts were read.
-        counts: By name: `null` (rows without a text), `merged` (rows whose prompt merges with a
-            completion), `cut chosen` and `cut rejected` (completions that the limit cut short),
-            `away chosen` and `away rejected` (cut away whole: null), `dropped` (rows that
-            `dialect="trl"` left out).
+        counts: By name: `null` (rows without a text), `written` (conversations as JSON in text),
+            `first` (rows with nothing before the completion), `merged` (rows whose prompt merges
+            with a completion), `dropped` (rows that `dialect="trl"` left out); of completions, by
+            side, `empty chosen` (no text), `bare chosen` (no token with a log-prob: null), `cut
+            chosen` (cut short by the limit), `away chosen` (cut away whole: null).
         models: Facts of policy and reference.
         notes: What is to be said about the input.
     """
@@ -100,7 +102,8 @@ class ScoredTexts(Printable):
         yield Sentence(text=f"{whole(self.path)}: {self.n_rows:,} rows", leads=True)
         yield Sentence(text=self.texts, label="texts")
         for name, facts in self.models.items():
-            yield Sentence(text=f"{whole(facts['name'])} ({facts['dtype']})", label=name)
+            at = f" at {facts['revision'][:12]}" if facts["revision"] else ""
+            yield Sentence(text=f"{whole(facts['name'])}{at} ({facts['dtype']})", label=name)
         yield from warned((*said_of(self.counts), *self.notes), "note")
 
 
@@ -295,7 +298,8 @@ class LogpsPlan(Plan[ScoredTexts]):
         self, rows: pl.DataFrame, loaded: Mapping[str, Loaded], pace: Pace
     ) -> tuple[pl.DataFrame, dict[str, int]]:
         tokens = [self.texts.row(row) for row in rows.iter_rows(named=True)]
-        counts = counts_of(tokens, self.shape, drops=self.models.dialect is not None)
+        counts = oddities(rows, self.shape)
+        counts |= counts_of(tokens, self.shape, drops=self.models.dialect is not None)
         if self.models.dialect is not None:
             keep = [each is None or not each.is_dropped for each in tokens]
             rows = rows.filter(pl.Series(keep, dtype=pl.Boolean))
@@ -353,9 +357,7 @@ def logps(
         >>> dpo_pipeline.logps(  # doctest: +SKIP
         ...     "texts.jsonl", "pairs.parquet", policy="tuned", reference="base")
     """
-    asked = given(Models, models, policy=policy, reference=reference)
-    if asked.policy is None and asked.reference is None:
-        raise UsageError("policy: missing; give a folder or the name of a model (--policy)")
+    asked = asked_models(models, policy, reference)
     source = data if isinstance(data, Pairs) else Pairs(data)
     checked_parquet_name(sink)
     if is_address(os.fspath(sink)):
@@ -380,6 +382,24 @@ def logps(
         options={"data": source, "models": asked, "outputs": made, "execution": run},
         outputs=(publication_of(made, access, dataset).check(sink),),
     )
+
+
+def asked_models(models: Any, policy: Any, reference: Any) -> Models:
+    """Return the models that are asked for, one at least, with revisions of hub names alone."""
+    asked = given(Models, models, policy=policy, reference=reference)
+    if asked.policy is None and asked.reference is None:
+        raise UsageError(
+            "there is no model: give --policy or --reference, a folder or a name on a hub"
+        )
+    for role, flag, model, revision in (
+        ("policy", "--revision", asked.policy, asked.revision),
+        ("reference", "--reference-revision", asked.reference, asked.reference_revision),
+    ):
+        is_name = isinstance(model, (str, os.PathLike))
+        if revision is not None and not (is_name and not os.path.isdir(model)):
+            what = "not given" if model is None else "a folder" if is_name else "loaded already"
+            raise UsageError(f"{flag} is of a {role} on a hub, and the {role} is {what}")
+    return asked
 
 
 def opened_texts(source: Pairs, access: Access, run: Execution) -> tuple[Dataset, Shape]:

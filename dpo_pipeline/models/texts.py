@@ -66,11 +66,16 @@ def shape_of(schema: pl.Schema, source: str) -> Shape:
         )
         raise ColumnError(source, (problem,))
     shape = Shape(sides, isinstance(schema[sides[0]], (pl.List, pl.Array)), has_prompt)
+    kinds = {name: schema[name] for name in shape.columns}
+    if not any(_is_text(kinds[sides[0]], is_conversation=each) for each in (True, False)):
+        found = f"found {kinds[sides[0]]}"
+        problem = f"{sides[0]}: must be text, or lists of messages with role and content, {found}"
+        raise ColumnError(source, (problem,))
     wanted = "a conversation" if shape.is_conversation else "text"
     problems = [
-        f"{name}: must be {wanted} as {sides[0]} is, found {schema[name]}"
-        for name in shape.columns
-        if not _is_text(schema[name], is_conversation=shape.is_conversation)
+        f"{name}: must be {wanted} as {sides[0]} is, found {dtype}"
+        for name, dtype in kinds.items()
+        if not _is_text(dtype, is_conversation=shape.is_conversation)
     ]
     if problems:
         raise ColumnError(source, tuple(problems))
@@ -82,6 +87,24 @@ def _is_text(dtype: pl.DataType, *, is_conversation: bool) -> bool:
         return dtype == pl.String
     inner = getattr(dtype, "inner", None)
     return isinstance(inner, pl.Struct) and {"role", "content"} <= {f.name for f in inner.fields}
+
+
+def oddities(rows: pl.DataFrame, shape: Shape) -> dict[str, int]:
+    """Count texts that are hardly meant: empty completions, and conversations written as text."""
+    texts = [pl.col(name) for name in shape.columns]
+    if shape.is_conversation:
+        empty = {side: pl.col(side).list.len() == 0 for side in shape.sides}
+        written = pl.lit(value=False)
+    else:
+        empty = {side: pl.col(side) == "" for side in shape.sides}
+        written = pl.any_horizontal(
+            each.str.starts_with("[{") & each.str.contains('"role"', literal=True) for each in texts
+        )
+    counts = rows.select(
+        written.sum().alias("written"),
+        **{f"empty {side}": is_empty.sum() for side, is_empty in empty.items()},
+    )
+    return counts.row(0, named=True)
 
 
 def parts_of(row: Mapping[str, Any], shape: Shape) -> tuple[Text, ...] | None:

@@ -17,7 +17,7 @@ from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ColumnError, UsageError
 from dpo_pipeline.models.loading import check_models_extra, tokenizer_of
 from dpo_pipeline.models.scoring_rows import models_of, pad_of
-from dpo_pipeline.models.scoring_texts import opened_texts
+from dpo_pipeline.models.scoring_texts import asked_models, opened_texts
 from dpo_pipeline.models.scoring_tokens import Scorer
 from dpo_pipeline.models.texts import SIDES, Shape
 from dpo_pipeline.models.tokenizing import Completion, Tokenizer
@@ -33,8 +33,12 @@ _EXACT: Final = (1e-3, 1e-5)
 """Nats, and share of the log-prob, by which Float32 runs of one model differ."""
 _ROUNDED: Final = (0.05, 5e-3)
 """The same where weights or stored numbers are bfloat16."""
+_FAR: Final = 4.0
+"""How many times rounding a row may be off where it is one of a few."""
 _FEW: Final = 0.02
-"""Share of rows that may be beyond rounding."""
+"""Share of rows that may be that far off, or be null."""
+_SOME: Final = 0.1
+"""Share of rows that may be beyond rounding: that of a long text has a tail."""
 _EXPLAINS: Final = 0.8
 """Share of the differing rows that an explanation must hold for."""
 _SHIFTS: Final = (-1, 1)
@@ -145,13 +149,20 @@ class _Scored:
     def new(self) -> float:
         return sum(self.own)
 
-    def is_like(self, value: float | None, other: float, rounding: tuple[float, float]) -> bool:
-        if value is None:
-            return False
-        return abs(value - other) <= rounding[0] + rounding[1] * abs(other)
-
     def stored_is(self, other: float) -> bool:
-        return self.is_like(self.stored, other, _ROUNDED)
+        return _is_like(self.stored, other)
+
+
+def _is_like(
+    value: float | None,
+    other: float,
+    rounding: tuple[float, float] = _ROUNDED,
+    *,
+    times: float = 1.0,
+) -> bool:
+    if value is None:
+        return False
+    return abs(value - other) <= times * (rounding[0] + rounding[1] * abs(other))
 
 
 def _zero(each: _Scored) -> bool:
@@ -159,7 +170,7 @@ def _zero(each: _Scored) -> bool:
 
 
 def _shifted(by: int) -> Callable[[_Scored], bool]:
-    return lambda each: each.is_like(each.beside.get(by), each.new, _ROUNDED)
+    return lambda each: _is_like(each.beside.get(by), each.new)
 
 
 def _without_end(each: _Scored) -> bool:
@@ -172,7 +183,7 @@ def _with_prompt(each: _Scored) -> bool:
 
 
 def _averaged(each: _Scored) -> bool:
-    return len(each.own) > 1 and each.is_like(each.stored, each.new / len(each.own), (1e-3, 2e-3))
+    return len(each.own) > 1 and _is_like(each.stored, each.new / len(each.own), (1e-3, 2e-3))
 
 
 def _cut_lengths(each: _Scored) -> set[int]:
@@ -183,12 +194,14 @@ def _cut_lengths(each: _Scored) -> set[int]:
     } - {len(each.tokens) + 1}
 
 
-_EXPLANATIONS: Final[Mapping[str, Callable[[_Scored], bool]]] = {
+_MISPLACED: Final[Mapping[str, Callable[[_Scored], bool]]] = {
     "0 is stored": _zero,
     **{
         f"the value of a row stands in the row {'before' if by < 0 else 'after'} it": _shifted(by)
         for by in _SHIFTS
     },
+}
+_OF_OTHER_TOKENS: Final[Mapping[str, Callable[[_Scored], bool]]] = {
     "the values are those without the end of the completion": _without_end,
     "the values count the prompt in": _with_prompt,
     "the values are averages over tokens": _averaged,
@@ -197,22 +210,35 @@ _EXPLANATIONS: Final[Mapping[str, Callable[[_Scored], bool]]] = {
 
 def _explained(rows: Sequence[_Scored], wrong: Sequence[_Scored]) -> str:
     """Say what the stored values look like that differ."""
-    needed = _EXPLAINS * len(wrong)
     of = f"in {len(wrong):,} of {len(rows):,} rows"
-    for text, holds in _EXPLANATIONS.items():
-        if sum(map(holds, wrong)) >= needed:
-            return f"{of}, {text}"
+
+    def holds(explains: Callable[[_Scored], bool]) -> bool:
+        return sum(map(explains, wrong)) >= _EXPLAINS * len(wrong)
+
+    named = [text for text, explains in _MISPLACED.items() if holds(explains)]
+    # A limit that cuts the last token off some texts leaves the shorter texts whole.
+    cut = _length_of_cut(rows, wrong)
+    of_cut = [] if cut is None else [f"the values are those of texts cut to {cut:,} tokens"]
+    named += of_cut if len(wrong) < len(rows) else []
+    named += [text for text, explains in _OF_OTHER_TOKENS.items() if holds(explains)]
+    named += of_cut
+    named += [
+        f"the model's value stands in {name}"
+        for name in wrong[0].others
+        if holds(lambda each, name=name: _is_like(each.others[name], each.new))  # type: ignore[misc]
+    ]
+    return f"{of}, {[*named, 'the values are of another model, template or text'][0]}"
+
+
+def _length_of_cut(rows: Sequence[_Scored], wrong: Sequence[_Scored]) -> int | None:
+    """Return the length to which texts were cut, if the rows that differ are the longer ones."""
     lengths = [_cut_lengths(each) for each in wrong]
     for length in sorted(set().union(*lengths)):
-        explains = sum(length in some for some in lengths) >= needed
-        longer = [each for each in rows if len(each.tokens) + 1 > length]
-        if explains and len(longer) >= len(wrong) and len(longer) < len(wrong) / _EXPLAINS:
-            return f"{of}, the values are those of texts cut to {length:,} tokens"
-    for name in wrong[0].others:
-        held = sum(each.is_like(each.others[name], each.new, _ROUNDED) for each in wrong)
-        if held >= needed:
-            return f"{of}, the model's value stands in {name}"
-    return f"{of}, the values are of another model, template or text"
+        explains = sum(length in some for some in lengths) >= _EXPLAINS * len(wrong)
+        n_longer = sum(len(each.tokens) + 1 > length for each in rows)
+        if explains and len(wrong) <= n_longer < len(wrong) / _EXPLAINS:
+            return length
+    return None
 
 
 def verified(column: str, rows: Sequence[_Scored]) -> Verified:
@@ -220,9 +246,10 @@ def verified(column: str, rows: Sequence[_Scored]) -> Verified:
     there = [each for each in rows if each.stored is not None and each.own]
     apart = [abs((each.stored or 0.0) - each.new) for each in there]
     wrong = [each for each in there if not each.stored_is(each.new)]
+    n_far = sum(not _is_like(each.stored, each.new, times=_FAR) for each in there)
     n_null = sum(each.stored is None and bool(each.own) for each in rows)
     finding = ""
-    if len(wrong) > _FEW * len(there):
+    if n_far > _FEW * len(there) or len(wrong) > _SOME * len(there):
         finding = _explained(there, wrong)
     elif n_null > _FEW * len(rows):
         finding = f"in {n_null:,} of {len(rows):,} rows, nothing is stored"
@@ -230,7 +257,7 @@ def verified(column: str, rows: Sequence[_Scored]) -> Verified:
         column=column,
         n_rows=len(there),
         n_alike=len(there) - len(wrong),
-        is_exact=all(each.is_like(each.stored, each.new, _EXACT) for each in there),
+        is_exact=all(_is_like(each.stored, each.new, _EXACT) for each in there),
         median=median(apart) if apart else 0.0,
         largest=max(apart, default=0.0),
         finding=finding,
@@ -377,10 +404,8 @@ def verify_logps(
         >>> import dpo_pipeline
         >>> dpo_pipeline.verify_logps("pairs.parquet", reference="base")  # doctest: +SKIP
     """
-    asked = given(Models, models, policy=policy, reference=reference)
+    asked = asked_models(models, policy, reference)
     wanted = {"policy": asked.policy, "ref": asked.reference}
-    if all(each is None for each in wanted.values()):
-        raise UsageError("nothing to verify against: give --policy or --reference")
     if not (isinstance(rows, int) and rows > 0):
         raise UsageError(f"rows must be a whole number from 1 on, found {rows!r}")
     source = pairs if isinstance(pairs, Pairs) else Pairs(pairs)

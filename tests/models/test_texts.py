@@ -134,7 +134,7 @@ def test_batches_hold_so_many_tokens_longest_first():
 
 def test_a_call_without_a_policy_is_refused(tmp_path):
     texts = pl.DataFrame({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]})
-    with pytest.raises(UsageError, match="policy: missing"):
+    with pytest.raises(UsageError, match="there is no model: give --policy"):
         logps(texts, tmp_path / "out.parquet")
 
 

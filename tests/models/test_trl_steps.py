@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from functools import cache
 
 import polars as pl
 import pytest
@@ -20,25 +18,25 @@ pytest.importorskip("trl")
 N = 21  # the last step of each run is short, and on two processes it is filled
 RUN = """
 import json, sys
-sys.path.insert(0, sys.argv[1])
-import torch
-torch.set_num_threads(1)
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 import model_tools
-rows = Dataset.from_list(model_tools.plain_pairs(int(sys.argv[3])))
-trainer = DPOTrainer(
-    model=model_tools.make_model(1),
-    ref_model=model_tools.make_model(2),
-    args=DPOConfig(output_dir=sys.argv[2], per_device_eval_batch_size=int(sys.argv[4]), bf16=False,
-                   report_to=[], use_cpu=True, disable_tqdm=True),
-    processing_class=model_tools.make_tokenizer(),
-    train_dataset=rows, eval_dataset=rows,
-)
-found = trainer.evaluate()
+out, n, *sizes = sys.argv[1:]
+rows = Dataset.from_list(model_tools.plain_pairs(int(n)))
+made = {}
+for size in sizes:
+    trainer = DPOTrainer(
+        model=model_tools.make_model(1),
+        ref_model=model_tools.make_model(2),
+        args=DPOConfig(output_dir=out, per_device_eval_batch_size=int(size), bf16=False,
+                       report_to=[], use_cpu=True, disable_tqdm=True),
+        processing_class=model_tools.make_tokenizer(),
+        train_dataset=rows, eval_dataset=rows,
+    )
+    made[size] = {name: float(value) for name, value in trainer.evaluate().items()}
 if trainer.accelerator.is_main_process:
-    with open(sys.argv[2] + "/found.json", "w") as file:
-        json.dump({name: float(value) for name, value in found.items()}, file)
+    with open(out + "/found.json", "w") as file:
+        json.dump(made, file)
 """
 
 
@@ -55,21 +53,25 @@ def pairs(tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize(("size", "processes"), [(1, 1), (4, 1), (8, 1), (4, 2), (8, 2)])
-def test_averages_are_those_of_a_run(pairs, tmp_path, size, processes):
-    (tmp_path / "run.py").write_text(RUN)
-    launch = [] if processes == 1 else ["-m", "torch.distributed.run", "--nproc_per_node=2"]
-    launch += [] if processes == 1 else [f"--master_port={29500 + size}"]
-    tools = os.path.dirname(model_tools.__file__)
-    done = subprocess.run(
-        [sys.executable, *launch, tmp_path / "run.py", tools, tmp_path, str(N), str(size)],
-        check=False,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    theirs = json.loads((tmp_path / "found.json").read_text())
+@pytest.fixture(scope="module")
+def run_of_trl(tmp_path_factory):
+    """Return what a run on so many processes prints, by batch size."""
+
+    @cache
+    def run(processes):
+        folder = tmp_path_factory.mktemp("run")
+        model_tools.run_apart(RUN, [folder, N, *SIZES[processes]], processes=processes)
+        return json.loads((folder / "found.json").read_text())
+
+    return run
+
+
+SIZES = {1: (1, 4, 8), 2: (4, 8)}
+
+
+@pytest.mark.parametrize(("processes", "size"), [(p, s) for p in SIZES for s in SIZES[p]])
+def test_averages_are_those_of_a_run(pairs, run_of_trl, size, processes):
+    theirs = run_of_trl(processes)[str(size)]
     asked = Batches(size, as_trainer="trl", processes=processes)
     found = dpo_pipeline.evaluate(pairs, batches=asked)
     exact, is_other = found.to_metrics(), set()

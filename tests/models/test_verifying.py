@@ -33,6 +33,22 @@ def test_columns_that_agree_are_alike():
     assert found.largest == pytest.approx(0.03)
 
 
+def test_a_tail_of_rounding_is_no_alarm_and_a_few_far_rows_are():
+    """By hand: of -14 nats, 0.05 + 0.005 * 14 = 0.12 is rounding, and 0.48 four times that."""
+    good = [row(-14.0)] * 20
+    for off, n_off, is_alike in ((0.4, 2, True), (0.4, 3, False), (0.6, 1, False), (0.1, 9, True)):
+        found = verified("c", [*good[n_off:], *[row(-14.0 - off)] * n_off])
+        assert found.is_alike == is_alike, (off, n_off)
+        assert found.n_alike == (20 if off == 0.1 else 20 - n_off)
+
+
+def test_a_cut_of_the_last_token_of_some_rows_is_no_missing_end():
+    longer, shorter = (-1.0, -2.0, -4.0, -8.0), (-1.0, -2.0, -4.0)
+    rows = [row(-6.0, tokens=longer)] * 3 + [row(-6.0, tokens=shorter)] * 2
+    assert "texts cut to 4 tokens" in verified("c", rows).finding
+    assert "without the end" in verified("c", rows[:3]).finding
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
@@ -158,7 +174,7 @@ def test_the_command(made, capsys, monkeypatch):
 
 def test_what_cannot_be_verified_is_refused(capsys):
     pairs = pl.DataFrame({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]})
-    with pytest.raises(UsageError, match="give --policy or --reference"):
+    with pytest.raises(UsageError, match="there is no model: give --policy"):
         dpo_pipeline.verify_logps(pairs)
     with pytest.raises(ColumnError, match="there are no log-probs of ref to verify"):
         dpo_pipeline.verify_logps(pairs, reference="base")

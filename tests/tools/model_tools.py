@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 
 LINES = [
     "What is the colour of the sky? It is blue. ",
@@ -62,23 +65,36 @@ def chat_pairs(n=24, seed=1, *, implicit=False):
     return made
 
 
-def make_tokenizer():
-    """Return a byte-level BPE tokenizer of some 330 tokens with a ChatML template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+def make_tokenizer(kind="gpt2"):
+    """Return a tokenizer of some 330 tokens with a ChatML template.
+
+    It is byte-level BPE that merges spaces, as of GPT-2; for `qwen2` with an end of its own; for
+    `llama` it is BPE of words with a space in front of each, and a token at the start of all.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
+    made = Tokenizer(models.BPE())
+    if kind == "llama":
+        special = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+        made.pre_tokenizer = pre_tokenizers.Metaspace()
+        made.decoder = decoders.Metaspace()
+        letters = sorted(set("".join(LINES)))
+    else:
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.decoder = decoders.ByteLevel()
+        letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=letters)
     made.train_from_iterator(LINES, trainer)
+    end = {"llama": "</s>", "qwen2": "<|im_end|>"}.get(kind, special[0])
+    begin = special[0] if kind == "llama" else None
+    if begin:
+        made.post_processor = processors.TemplateProcessing(
+            single=f"{begin} $A", special_tokens=[(begin, 0)]
+        )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=made, eos_token=special[0], pad_token=special[0]
+        tokenizer_object=made, bos_token=begin, eos_token=end, pad_token=special[0]
     )
     tokenizer.chat_template = TEMPLATE
     return tokenizer
@@ -96,6 +112,14 @@ def make_model(seed, kind="gpt2", **settings):
             "intermediate_size": 64,
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
+        },
+        "qwen2": {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "tie_word_embeddings": True,
         },
         "gemma2": {
             "hidden_size": 32,
@@ -165,3 +189,22 @@ def make_models_of_the_guide(folder):
             optimizer.step()
     pl.DataFrame(rows).write_ndjson(folder / "texts.jsonl")
     pl.DataFrame(rows).write_parquet(folder / "texts.parquet")
+
+
+def run_apart(script, arguments, *, processes=1):
+    """Run a script with these tools in processes of its own, with gloo where there are several."""
+    launch = ["-c", f"import sys; sys.path[:0] = {sys.path!r}\n{script}"]
+    if processes > 1:
+        path = os.path.join(str(arguments[0]), "script.py")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(launch[1])
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        launch += [path]
+    done = subprocess.run(
+        [sys.executable, *launch, *map(str, arguments)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

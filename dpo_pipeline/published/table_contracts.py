@@ -25,7 +25,11 @@ from dpo_pipeline.columns import (
     Role,
 )
 from dpo_pipeline.contract import rules_of
-from dpo_pipeline.published.document_schemas import comparison_document, summary_document
+from dpo_pipeline.published.document_schemas import (
+    comparison_document,
+    leaderboard_document,
+    summary_document,
+)
 from dpo_pipeline.published.reference_tables import reference_page
 
 CONTRACT_VERSION: Final = "1.0.0"
@@ -93,6 +97,7 @@ def published() -> dict[str, str]:
         "README.md": reference_page(),
         "summary.schema.json": summary_document(),
         "comparison.schema.json": comparison_document(),
+        "leaderboard.schema.json": leaderboard_document(),
     }
 
 

@@ -78,6 +78,13 @@ def scored_columns(
     return made
 
 
+def tokenizer_for(asked: Models) -> Any:
+    """Return the tokenizer whose tokens both models read: the policy's where there is one."""
+    if asked.policy is None:
+        return tokenizer_of(asked.reference, asked.tokenizer, asked.reference_revision)
+    return tokenizer_of(asked.policy, asked.tokenizer, asked.revision)
+
+
 def models_of(asked: Models, tokenizer: Any) -> Iterator[tuple[str, Loaded]]:
     """Yield the models; the reference of a policy with adapters is the model below them."""
     how = {"dtype": asked.dtype, "device": asked.device}

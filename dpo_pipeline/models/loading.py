@@ -245,7 +245,7 @@ def facts_of(model: Any, path: str | None = None, revision: str | None = None) -
     """Return what tells a model from others."""
     return {
         "name": path or getattr(model.config, "_name_or_path", "") or type(model).__name__,
-        "revision": revision,
+        "revision": revision or getattr(model.config, "_commit_hash", None),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "device": next(model.parameters()).device.type,
         "weights": digest_of_weights(model),

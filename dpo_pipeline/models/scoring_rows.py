@@ -142,6 +142,9 @@ def counts_of(
     }
     kept = [each for each in there if not (drops and each.is_dropped)]
     found["first"] = sum(each.sequences[0].start == 0 for each in kept)
+    if len(shape.sides) > 1:
+        pairs = [each.sequences for each in kept if each.sequences[0].n_tokens]
+        found["alike"] = sum(one.ids == other.ids for one, other in pairs)
     for i, side in enumerate(shape.sides):
         own = [each.sequences[i] for each in kept]
         found[f"cut {side}"] = sum(each.n_cut > 0 and each.n_tokens > 0 for each in own)

@@ -52,6 +52,7 @@ _COUNTED: Final = {
     "merged": "in {} the end of the prompt merges with a completion, which then starts earlier, as "
     "in TRL",
     "dropped": "in {} the prompt alone has the longest length: left out, as TRL does",
+    "alike": "in {} chosen and rejected are the same tokens: they tell nothing",
     "empty": "in {} the {}completion is empty: its log-prob is that of the end alone",
     "bare": "in {} the {}completion has no token with a log-prob: it is null",
     "cut": "in {} the longest length cuts the {}completion short",
@@ -69,9 +70,10 @@ class ScoredTexts(Printable):
         texts: How the texts were read.
         counts: By name: `null` (rows without a text), `written` (conversations as JSON in text),
             `first` (rows with nothing before the completion), `merged` (rows whose prompt merges
-            with a completion), `dropped` (rows that `dialect="trl"` left out); of completions, by
-            side, `empty chosen` (no text), `bare chosen` (no token with a log-prob: null), `cut
-            chosen` (cut short by the limit), `away chosen` (cut away whole: null).
+            with a completion), `dropped` (rows that `dialect="trl"` left out), `alike` (chosen and
+            rejected are the same tokens); of completions, by side, `empty chosen` (no text),
+            `bare chosen` (no token with a log-prob: null), `cut chosen` (cut short by the limit),
+            `away chosen` (cut away whole: null).
         models: Facts of policy and reference.
         notes: What is to be said about the input.
     """

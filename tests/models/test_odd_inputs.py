@@ -77,6 +77,7 @@ PLAIN = {"prompt": "Tell me", "chosen": " a story", "rejected": " no"}
             {"prompt": "", "chosen": ""},
             "in 1 row the chosen completion has no token with a log-prob: it is null",
         ),
+        ({"chosen": " no"}, "in 1 row chosen and rejected are the same tokens"),
         ({"prompt": [ASK]}, "in 1 row conversations are written as JSON: they are scored as that"),
         ({"chosen": " dog" * 3000}, "in 1 row the longest length cuts the chosen completion short"),
         (

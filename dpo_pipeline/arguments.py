@@ -82,7 +82,8 @@ class Option:
     it, if that is not its value; `calls` are the commands that have it, and None means all that
     take its group; `varied` gives the help of a command, or all attributes that differ. What needs
     `consent` could run code, send keys or replace files: a settings file that was found cannot
-    give it.
+    give it. One that stands `apart` means something else than that of another command with its
+    flag: what sets the flag for all commands does not set it.
     """
 
     flag: str
@@ -92,6 +93,7 @@ class Option:
     calls: tuple[str, ...] | None = None
     varied: Mapping[str, str | Mapping[str, Any]] = field(default_factory=lambda: NOTHING)
     consent: bool = False
+    apart: bool = False
 
     def of(self, call: str) -> Option:
         """Return the option as this command has it."""

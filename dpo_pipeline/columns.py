@@ -158,7 +158,7 @@ SELECTED: Final = (
 CONTRADICTION: Final = "contradiction"
 CONTRADICTION_GROUP: Final = "contradiction_group"
 CONTRADICTING: Final = (
-    Added(CONTRADICTION, "duplicate, swap or cycle", type="string"),
+    Added(CONTRADICTION, "duplicate, swap, cycle: all that it is", type="string"),
     Added(
         CONTRADICTION_GROUP,
         "Number of the pairs that contradict or repeat each other",

@@ -151,6 +151,7 @@ def _flag(declared: Option, section: str, *, default: Any) -> click.Option:
     return SettingOption(
         [declared.flag],
         needs_consent=declared.consent,
+        is_apart=declared.apart,
         is_secret=kind.secret,
         splits=kind.splits,
         type=click.Choice(kind.choices) if kind.choices else _TYPES.get(kind.name),

@@ -48,13 +48,15 @@ class SettingOption(click.Option):
 
     What `needs_consent` is refused from a settings file that was found, and not named. Of values of
     an option that `is_secret`, only the names are shown. One that `splits` takes several values
-    with commas between them. `--help` shows it in its `section`.
+    with commas between them. One that `is_apart` has a variable of its command alone, as another
+    command's option of its name means something else. `--help` shows it in its `section`.
     """
 
     def __init__(
         self,
         *names: Any,
         needs_consent: bool = False,
+        is_apart: bool = False,
         is_secret: bool = False,
         splits: bool = False,
         section: str = OTHERS,
@@ -62,6 +64,7 @@ class SettingOption(click.Option):
     ) -> None:
         super().__init__(*names, **more)
         self.needs_consent = needs_consent
+        self.is_apart = is_apart
         self.is_secret = is_secret
         self.splits = splits
         self.section = section
@@ -121,7 +124,8 @@ class SettingOption(click.Option):
 
     def _variables(self, ctx: click.Context) -> tuple[str, str]:
         name = (self.name or "").upper()
-        return f"{ctx.auto_envvar_prefix}_{name}", f"{PREFIX}_{name}"
+        own = f"{ctx.auto_envvar_prefix}_{name}"
+        return own, own if self.is_apart else f"{PREFIX}_{name}"
 
 
 def used(ctx: click.Context) -> list[str]:
@@ -312,7 +316,11 @@ def _checked(
         unfit: dict[str, UsageError] = {}
         # The command's own table overrides this value, which need not suit it.
         takers = [
-            name for name in commands if key in commands[name] and key not in own.get(name, {})
+            name
+            for name in commands
+            if key in commands[name]
+            and key not in own.get(name, {})
+            and not getattr(commands[name][key], "is_apart", False)
         ]
         for name in takers:
             try:

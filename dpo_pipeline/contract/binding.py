@@ -177,7 +177,7 @@ def bind(
     rules = with_whole_rules(replace_rule(rules, rules=told), floats)
     return Binding(
         mapping=dict(found.mapping),
-        rules=with_row_rules(rules, made, found.mapping, needs),
+        rules=with_row_rules(rules, made, found.mapping, needs, max_logp),
         columns=checked.collect_schema(),
         max_logp=max_logp,
         needs=needs,

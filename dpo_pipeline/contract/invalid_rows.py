@@ -105,7 +105,10 @@ class Offences:
         """Count a chunk; `place` tells the file and row of a row number."""
         self.n_invalid += chunk.height
         for i, rule in enumerate(self._rules):
-            broken = chunk.filter(pl.col(f"{_BROKEN}{i}"))
+            is_broken = chunk[f"{_BROKEN}{i}"]
+            if not is_broken.any():
+                continue
+            broken = chunk.filter(is_broken)
             self._counts[i] += broken.height
             head = broken.head(OFFENDERS_SHOWN - len(self._first[i]))
             values = [None] * head.height if rule.column is None else head[f"{_VALUE}{i}"]

@@ -32,6 +32,7 @@ class Selection:
         "How many pairs are kept, of each subset with --by: a count (10000) or a share (0.5, 50%).",
         default=None,
         shown="",
+        apart=True,
     )
     seed: int = option("--seed", kinds.WHOLE, "Of the rule `random`.", default=0)
     judge: str | tuple[str, ...] = option(

@@ -19,6 +19,7 @@ POLICY: Final = "policy"
 STEP: Final = "step"
 _ENDINGS: Final = (".parquet", ".csv", ".jsonl", ".ndjson")
 _ENDS_IN_NUMBER: Final = re.compile(r"(?s)(.*?)(\d+)")
+_ROW: Final = "__dpo_pipeline_row"
 _UNNAMED: Final = "policy "
 _OF_STEPS: Final = ("step", "checkpoint")
 _FEWEST_STEPS: Final = 3
@@ -69,35 +70,52 @@ def _labels(sources: Sequence[Any]) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """One table of several policies, which a column tells apart."""
+    """One table of several policies, which a column tells apart.
+
+    Where each policy has consecutive rows, its pairs are a slice of the table: then all of them
+    together are read once, side by side. Rows in another order are parted while the table is read.
+    """
 
     rows: pl.LazyFrame
     column: str
     places: Mapping[Any, int]  # of the policies, by their values in the column
     pairs: Mapping[str, Pairs]  # the policies by their labels
     fewest: int  # rows of the policy with the fewest
+    is_in_blocks: bool
 
 
-def split_by_policy(rows: pl.LazyFrame, pairs: Pairs) -> Split | None:
-    """Return the policies of a table with a column of them, or of steps; its values are read."""
+def split_by_policy(rows: pl.LazyFrame, pairs: Pairs, *, keeps_order: bool) -> Split | None:
+    """Return the policies of a table with a column of them, or of steps; its values are read.
+
+    `keeps_order` says that each reading gives the rows in the same order.
+    """
     there = rows.collect_schema()
     name = next((each for each in (POLICY, STEP) if each in there), None)
     if name is None:
         return None
-    found = rows.group_by(name).len().sort(name).collect(engine="streaming")
+    number = pl.int_range(pl.len(), dtype=pl.Int64).alias(_ROW)
+    places = rows.select(name, number) if keeps_order else rows.select(name, pl.lit(0).alias(_ROW))
+    ends = (pl.col(_ROW).min().alias("first"), pl.col(_ROW).max().alias("last"))
+    found = places.group_by(name).agg(pl.len(), *ends).sort(name).collect(engine="streaming")
     if found[name].null_count():
         raise UsageError(f"the column {name!r} is null in some rows")
-    values = found[name].to_list()
+    values, sizes = found[name].to_list(), found["len"].to_list()
+    firsts = found["first"].to_list()
+    is_in_blocks = keeps_order and (found["last"] - found["first"] + 1 == found["len"]).all()
+    own = [
+        rows.slice(first, size) if is_in_blocks else rows.filter(pl.col(name) == value)
+        for value, first, size in zip(values, firsts, sizes, strict=True)
+    ]
     labels = [f"{value}" if name == POLICY else f"{STEP} {value}" for value in values]
     return Split(
         rows=rows,
         column=name,
         places={value: i for i, value in enumerate(values)},
         pairs={
-            label: replace(pairs, source=rows.filter(pl.col(name) == value))
-            for label, value in zip(labels, values, strict=True)
+            label: replace(pairs, source=source) for label, source in zip(labels, own, strict=True)
         },
-        fewest=min(found["len"].to_list(), default=0),
+        fewest=min(sizes, default=0),
+        is_in_blocks=is_in_blocks,
     )
 
 
@@ -108,6 +126,15 @@ class Steps:
     places: tuple[int, ...]
     numbers: tuple[int, ...]
     left_out: tuple[str, ...] = ()  # policies that are none
+
+    def among(self, places: Sequence[int], labels: Sequence[str]) -> Steps | None:
+        """Return the steps at these places; None of fewer than two."""
+        kept = [(p, n) for p, n in zip(self.places, self.numbers, strict=True) if p in places]
+        if len(kept) < 2:  # noqa: PLR2004  a curve
+            return None
+        own, numbers = zip(*kept, strict=True)
+        left = tuple(label for i, label in enumerate(labels) if i not in own)
+        return Steps(places=own, numbers=numbers, left_out=left)
 
 
 def steps_of(labels: Iterable[str]) -> Steps | None:

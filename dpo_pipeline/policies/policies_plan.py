@@ -123,7 +123,7 @@ class PoliciesPlan(Plan[Leaderboard]):
     def _read(self, watch: Watch) -> tuple[PolicySums, Counts]:
         with reading(" or ".join(self.labels)):
             lengths = {table.dataset.rows for table in self.tables} - {None}
-            if len(lengths) > 1 or self.split is not None:
+            if len(lengths) > 1 or (self.split is not None and not self.split.is_in_blocks):
                 return self._parted(watch)
             sums, frames, n = self._sums, self._frames(self.tables), 0
             try:
@@ -158,7 +158,7 @@ class PoliciesPlan(Plan[Leaderboard]):
     def _batches(self) -> Iterator[tuple[int, pl.DataFrame]]:
         """Yield rows of a table with its place; what holds several policies is read once."""
         tables = list(enumerate(self.tables))
-        if self.split is not None and self.whole is not None:
+        if self.split is not None and self.whole is not None and not self.split.is_in_blocks:
             first, column = self.tables[0], self.split.column
             frame = first.keyed(self._key, self._wanted(first), rows=self.whole.whole, also=column)
             for rows in frame.collect_batches(maintain_order=True, chunk_size=STATISTICS_ROWS):
@@ -203,9 +203,11 @@ class PoliciesPlan(Plan[Leaderboard]):
         ranked = tuple(i for i, each in enumerate(policies) if each.doubt is None)
         clusters = sums.clusters.table.sort(CLUSTER)
         n_clusters = clusters.height if sums.clusters.is_exact else None
+        incomparable = sums.incomparable(self.labels)
+        steps = None if self.steps is None else self.steps.among(ranked, self.labels)
         curve = None
-        if self.steps is not None:
-            curve = curve_of(sums.curve.table.sort(CLUSTER), self.steps, self.labels, self.level)
+        if steps is not None and incomparable is None:
+            curve = curve_of(sums.curve.table.sort(CLUSTER), steps, self.labels, self.level)
         return Leaderboard(
             policies=policies,
             ranked=ranked,
@@ -219,7 +221,7 @@ class PoliciesPlan(Plan[Leaderboard]):
             clusters=clusters_in_words(n_clusters, is_by_prompt=self._prompts is not None),
             found=self._found(clusters, ranked),
             curve=curve,
-            incomparable=sums.incomparable(self.labels),
+            incomparable=incomparable,
             same=tuple((self.labels[a], self.labels[b]) for a, b in sums.same()),
             not_looked_for=self._not_looked_for(sums, totals[0]),
             origin=self.facts.origin,
@@ -300,9 +302,10 @@ def plan_of(asked: Mapping[str, Any]) -> PoliciesPlan:
     found, split, whole = policies_of(each), None, None
     if len(found) == 1:
         ((label, one),) = found.items()
-        rows = replace(groups, pairs=one, reference=None).opened(key, label).whole
-        one = replace(one, format=None)
-        split = split_by_policy(rows, one)
+        opened = replace(groups, pairs=one, reference=None).opened(key, label)
+        one, rows = replace(one, format=None), opened.whole
+        is_stable = opened.keeps_order or bool(opened.files)
+        split = split_by_policy(rows, one, keeps_order=is_stable and not opened.has_step)
         if split is not None:
             found, own = dict(split.pairs), replace(one, source=rows)
             whole = replace(groups, pairs=own, reference=None).opened(key, label)

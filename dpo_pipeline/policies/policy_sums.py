@@ -35,7 +35,7 @@ from dpo_pipeline.comparison import (
     scored_side,
 )
 from dpo_pipeline.defaults import BAGS, BETA_FACTORS, NEIGHBOURS_ROWS, SENSED_PAIRS
-from dpo_pipeline.exact import QUANTA_PER_NAT
+from dpo_pipeline.exact import QUANTA_PER_NAT, exact_sum
 from dpo_pipeline.invalid_report import Doubt
 from dpo_pipeline.losses import CheckedObjective, name_of_score, with_scores_of
 from dpo_pipeline.policies.curve import ACCURACY, CHOSEN_DOWN, LOG_RATIO_SIZE
@@ -189,15 +189,16 @@ class PolicySums:
 
     def _add_betas(self, i: int, scored: pl.DataFrame) -> None:
         """Add up the losses of the other betas."""
-        tried = (*self._other_betas, self._objective)
-        if len(tried) == 1 or not scored.height:
+        tried = self._other_betas
+        if not tried or not scored.height:
             return
-        names = {each.beta: name_of_score(LOSS, each, tried) for each in self._other_betas}
-        losses = with_scores_of(scored.lazy(), tried).select(names.values()).collect()
-        one = np.zeros(scored.height, dtype=np.int64)
-        for beta, name in names.items():
-            total = exact_sums(one, 1, whole_quanta(losses[name].to_numpy()), one.size)
-            self.betas[i, beta] += int(total.item())
+        losses = with_scores_of(scored.lazy(), tried)
+        sums = losses.select(
+            exact_sum(pl.col(name_of_score(LOSS, each, tried))).alias(f"{each.beta!r}")
+            for each in tried
+        )
+        for each, total in zip(tried, sums.collect().row(0), strict=True):
+            self.betas[i, each.beta] += int(total)
 
     def _compare_references(self, chunk: pl.DataFrame) -> None:
         """Count pairs on which a policy knows another reference than the first that has one."""

@@ -36,13 +36,18 @@ _LOGPS: Final = {
 _PROMPT: Final = "__dpo_pipeline_prompt"
 _PROMPT_TEXT: Final = "prompt"
 
+DUPLICATE: Final = "duplicate"
+SWAP: Final = "swap"
+CYCLE: Final = "cycle"
+"""What a row may be found to be; of several, all are said."""
+
 EDGES: Final = pl.Schema({ROW: pl.UInt64, KEY: pl.UInt64, CHOSEN: pl.UInt64, REJECTED: pl.UInt64})
 FOUND: Final = pl.Schema({ROW: pl.UInt64, CONTRADICTION: pl.String, CONTRADICTION_GROUP: pl.UInt64})
 
 
 @dataclass(frozen=True, slots=True)
 class ContradictionCounts:
-    """Pairs by what they are found in; a pair counts once, as what stands first here."""
+    """Pairs by what they are found in; a pair may be in several."""
 
     duplicates: int = 0
     swaps: int = 0
@@ -56,12 +61,10 @@ class ContradictionCounts:
             "with an exact swap, chosen and rejected exchanged": self.swaps,
             "on a cycle of three or more completions of one prompt": self.cycles,
         }
-        several = sum(n > 0 for n in found.values()) > 1
-        once = "; each pair is counted once, as what stands first here" if several else ""
         for what, n in found.items():
             if n:
                 known = f"completions are known by their {self.known_by}"
-                yield f"{counted(n, 'pair')} {what}; {known}{once}"
+                yield f"{counted(n, 'pair')} {what}; {known}"
 
 
 def with_edges(pairs: pl.LazyFrame, columns: Mapping[str, pl.DataType]) -> pl.LazyFrame:
@@ -119,50 +122,71 @@ def contradictions_in(parts: Partitions) -> Iterator[pl.DataFrame]:
 
 def _of_part(edges: pl.DataFrame) -> pl.DataFrame:
     edge = [KEY, CHOSEN, REJECTED]
-    copies = edges.filter(pl.len().over(edge) > 1)
     once = edges.unique(edge, keep="first", maintain_order=True)
     back = once.select(KEY, pl.col(CHOSEN).alias(REJECTED), pl.col(REJECTED).alias(CHOSEN))
     swapped = once.filter(pl.col(CHOSEN) != pl.col(REJECTED)).join(back, on=edge, how="semi")
-    in_cycles = _cycles(once)
-    # Copies of a pair that is swapped are found in its swap too: each row is said once.
+    swapped = swapped.select(*edge, is_swap=pl.lit(value=True))
     low, high = pl.min_horizontal(CHOSEN, REJECTED), pl.max_horizontal(CHOSEN, REJECTED)
     pair = mixed(mixed(pl.col(KEY) ^ mixed(low)) ^ mixed(high))
-    found = [
-        copies.with_columns(what=pl.lit("duplicate"), group=pair),
-        edges.join(swapped.select(edge), on=edge, how="semi").with_columns(
-            what=pl.lit("swap"), group=pair
-        ),
-        edges.join(in_cycles, on=edge, how="inner").with_columns(what=pl.lit("cycle")),
-    ]
-    names = [ROW, "what", "group"]
+    is_found = {
+        DUPLICATE: pl.len().over(edge) > 1,
+        SWAP: pl.col("is_swap").fill_null(value=False),
+        CYCLE: pl.col("is_cycle").fill_null(value=False),
+    }
+    labels = [pl.when(found).then(pl.lit(name)) for name, found in is_found.items()]
     return (
-        pl.concat([each.select(names) for each in found])
-        .unique(ROW, keep="first", maintain_order=True)
-        .rename({"what": CONTRADICTION, "group": CONTRADICTION_GROUP})
+        edges.join(swapped, on=edge, how="left", maintain_order="left")
+        .join(_in_components(once), on=edge, how="left", maintain_order="left")
+        .select(
+            ROW,
+            pl.concat_str(labels, separator=", ", ignore_nulls=True).alias(CONTRADICTION),
+            pl.coalesce("group", pair).alias(CONTRADICTION_GROUP),
+        )
+        .filter(pl.col(CONTRADICTION) != "")
     )
 
 
-def _cycles(edges: pl.DataFrame) -> pl.DataFrame:
-    """Return the edges on cycles, with the cycle's `group`: a number of a component."""
+def _in_components(edges: pl.DataFrame) -> pl.DataFrame:
+    """Return the edges inside strongly connected components.
+
+    With the number of the component, `group`, and `is_cycle`: on a cycle of three or more.
+    """
     edge = [KEY, CHOSEN, REJECTED]
     left = edges.select(edge).filter(pl.col(CHOSEN) != pl.col(REJECTED))
     height = -1
-    while left.height != height:  # what has no way in or no way out is on no cycle
+    while left.height != height:  # what has no way in or no way out is in none
         height = left.height
         sources = left.select(KEY, pl.col(CHOSEN).alias(REJECTED))
         sinks = left.select(KEY, pl.col(REJECTED).alias(CHOSEN))
         left = left.join(sources, on=[KEY, REJECTED], how="semi")
         left = left.join(sinks, on=[KEY, CHOSEN], how="semi")
-    rows: list[tuple[int, int, int, int]] = []
+    rows: list[tuple[int, int, int, int, bool]] = []
     for (key,), some in left.partition_by(KEY, as_dict=True).items():
-        of = _components(some.select(CHOSEN, REJECTED).rows())
-        rows += [
-            (key, a, b, hash((key, of[a])) % 2**64)
-            for a, b in some.select(CHOSEN, REJECTED).rows()
-            if of[a] == of[b]
-        ]
-    schema = dict.fromkeys((*edge, "group"), pl.UInt64)
+        there = some.select(CHOSEN, REJECTED).rows()
+        of = _components(there)
+        inside = {(a, b) for a, b in there if of[a] == of[b]}
+        ways: dict[int, list[int]] = {}
+        for a, b in sorted(inside):
+            ways.setdefault(a, []).append(b)
+        for a, b in inside:
+            # Without its swap, an edge of a component is on a cycle of three at least.
+            is_cycle = (b, a) not in inside or _leads_back(ways, b, a)
+            rows.append((key, a, b, hash((key, of[a])) % 2**64, is_cycle))
+    schema = {**dict.fromkeys((*edge, "group"), pl.UInt64), "is_cycle": pl.Boolean}
     return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _leads_back(ways: Mapping[int, list[int]], start: int, end: int) -> bool:
+    """Return whether there is a way from one completion to another, but for the direct one."""
+    todo, seen = [each for each in ways[start] if each != end], {start}
+    while todo:
+        node = todo.pop()
+        if node == end:
+            return True
+        if node not in seen:
+            seen.add(node)
+            todo += ways[node]
+    return False
 
 
 def _components(edges: list[tuple[int, int]]) -> dict[int, int]:

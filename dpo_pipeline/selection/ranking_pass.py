@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -29,9 +30,12 @@ from dpo_pipeline.losses import is_correct
 from dpo_pipeline.options import Selection
 from dpo_pipeline.selection.contradictions import (
     CHOSEN,
+    CYCLE,
+    DUPLICATE,
     EDGES,
     FOUND,
     REJECTED,
+    SWAP,
     ContradictionCounts,
     contradictions_in,
     known_by,
@@ -307,15 +311,15 @@ class RankingPass:
         if self._asked.contradictions is None:
             return None
         self.found = self._held.enter_context(ByRow(FOUND))
-        n: dict[str, int] = {}
+        n = Counter[str]()
         for rows in contradictions_in(self._edges):
             self.found.add(rows)
-            for kind, count in rows.group_by(CONTRADICTION).len().iter_rows():
-                n[kind] = n.get(kind, 0) + count
+            for kind in (DUPLICATE, SWAP, CYCLE):
+                n[kind] += int(rows[CONTRADICTION].str.contains(kind, literal=True).sum())
         return ContradictionCounts(
-            duplicates=n.get("duplicate", 0),
-            swaps=n.get("swap", 0),
-            cycles=n.get("cycle", 0),
+            duplicates=n[DUPLICATE],
+            swaps=n[SWAP],
+            cycles=n[CYCLE],
             known_by=known_by(self._columns),
         )
 

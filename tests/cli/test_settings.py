@@ -304,6 +304,23 @@ def test_errors_of_the_library_say_where_values_are_from(capsys, home, monkeypat
     assert "setting:" not in refused(capsys, "--config", "/dev/null", "--loss", "x", "--beta", "1")
 
 
+def test_what_two_commands_mean_by_one_flag_is_set_apart(capsys, home, monkeypatch):
+    """`--keep` is columns for `score`, and how many pairs for `select`."""
+    write(home / "pyproject.toml", '[tool.dpo-pipeline]\nkeep = ["pair_id"]\n')
+    words = ("out.parquet", "--rule", "random")
+    with_keep = planned(capsys, "--keep", "2", *words, command="select")
+    assert with_keep["options"]["--keep"] == 2
+    score = planned(capsys, "scored.parquet", command="score")
+    assert score["options"]["--keep"] == ["pair_id"]
+    monkeypatch.setenv("DPO_PIPELINE_KEEP", "subset")
+    assert planned(capsys, "scored.parquet", command="score")["options"]["--keep"] == ["subset"]
+    monkeypatch.setenv("DPO_PIPELINE_SELECT_KEEP", "50%")
+    assert planned(capsys, *words, command="select")["options"]["--keep"] == 0.5
+    monkeypatch.delenv("DPO_PIPELINE_SELECT_KEEP")
+    write(home / "pyproject.toml", "[tool.dpo-pipeline.select]\nkeep = 3\n")
+    assert planned(capsys, *words, command="select")["options"]["--keep"] == 3
+
+
 # The rules that options keep, so that settings have them
 
 

@@ -196,3 +196,27 @@ def test_a_loss_without_a_reference_has_no_displacement():
     for name in ("chosen_down", "log_ratio_size"):
         assert table[name].null_count() == table.height
     assert table["policy_chosen_logps"].null_count() == 0
+
+
+@pytest.mark.slow  # a simulation: 2,000 runs of a training that changes nothing
+@pytest.mark.parametrize(("n_steps", "per_prompt"), [(3, 1), (10, 3)])
+def test_errors_of_a_curve(n_steps, per_prompt):
+    rng = np.random.default_rng([n_steps, per_prompt])
+    runs, alarms, inside = 1_000, 0, 0
+    for _ in range(runs):
+        skill = rng.normal(0.6, 1.0, (300, 1)) + rng.normal(0.0, 0.4, (300, n_steps))
+        right = rng.binomial(per_prompt, 1 / (1 + np.exp(-skill))).astype(float)
+        length = rng.gamma(4.0, 20.0, (300, 1))
+        chosen = per_prompt * -length + rng.normal(0.0, 5.0, (300, n_steps))
+        found = trends(
+            {"accuracy": right, "chosen": chosen},
+            np.full(300, float(per_prompt)),
+            shares=("accuracy",),
+            tested=("accuracy", "chosen"),
+            flips=499,
+        )
+        alarms += min(t.p_value for tests in found.tests.values() for t in tests) < 0.05
+        inside += all(band.low <= -80.0 <= band.high for band in found.bands["chosen"])
+    error = 2.0 * (0.05 * 0.95 / runs) ** 0.5  # of a simulated share
+    assert 0.03 - error <= alarms / runs <= 0.06 + error
+    assert inside / runs >= 0.94 - error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 
 import polars as pl
@@ -74,6 +75,18 @@ def test_a_fault_of_one_policy_is_told_with_its_name(monkeypatch, name, is_joine
     assert last["doubts"][0]["name"] == name
     rest = quietly(A, B, B.with_columns(pl.col(LOGPS[0]) - 1e-9))
     assert found.found.rates == rest.found.rates[:2]
+
+
+def test_a_step_without_a_verdict_is_left_out_of_the_curve():
+    faulty = OF_POLICY["constant"](REAL)
+    steps = pl.concat(
+        x.with_columns(step=pl.lit(n)) for n, x in zip((1, 2, 3), (A, faulty, B), strict=True)
+    )
+    curve = quietly(steps).curve
+    assert curve.table["step"].to_list() == [1, 3]
+    assert curve.left_out == ("step 2",)
+    moved = steps.with_columns(pl.col(REFS[0]) - (pl.col("step") == 3))
+    assert quietly(moved).curve is None
 
 
 def out_of_step(*_):
@@ -188,6 +201,23 @@ def test_a_table_of_several_policies_is_read_once(engine, tmp_path, name):
     # The column of policies alone, and all rows.
     assert engine.count("multi-scan[parquet]") == 2
     assert found.found == compare(A, B, REAL).found
+
+
+def test_policies_in_blocks_are_slices_of_their_table(monkeypatch, tmp_path):
+    """Each row is read once, side by side; a frame whose order may change is not sliced."""
+    together("abc").write_parquet(path := tmp_path / "all.parquet")
+    found, read = compare(path), []
+    plan = compare.plan(path)
+    for table in plan.tables:
+        read += [line for line in table.dataset.frame.explain().splitlines() if "SLICE" in line]
+    assert [re.findall(r"\d+", line)[-2:] for line in read] == [
+        *(["0", "600"], ["600", "600"], ["1200", "600"]),
+    ]
+    lazy = pl.scan_parquet(path)
+    assert not compare.plan(lazy).split.is_in_blocks
+    assert found.found == compare(A, B, REAL).found == compare(lazy).found
+    monkeypatch.setattr(policies_plan.PoliciesPlan, "_parted", None)  # side by side alone
+    assert compare(path).found == found.found
 
 
 def test_marks_are_of_two_policies(capsys, tmp_path):

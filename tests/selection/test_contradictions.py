@@ -66,6 +66,40 @@ def test_pairs_that_contradict_are_found(tmp_path, monkeypatch, texts, held):
     assert "2 pairs that repeat another pair exactly" in str(result)
 
 
+ALL = [
+    ("x", "a", "b"),  # 0: twice, swapped, and on a, b, c, a
+    ("x", "a", "b"),  # 1
+    ("x", "b", "a"),  # 2: swapped; nothing leads from a to b but the pair itself
+    ("x", "b", "c"),  # 3: swapped, and on the cycle
+    ("x", "c", "a"),  # 4: on the cycle
+    ("x", "c", "b"),  # 5: swapped, and on none: c, b, a ends there, as a, c is not said
+    ("x", "c", "d"),  # 6: a swap beside the cycle
+    ("x", "d", "c"),  # 7
+    ("y", "a", "b"),  # 8: two swaps that share a completion are no cycle
+    ("y", "b", "a"),  # 9
+    ("y", "b", "c"),  # 10
+    ("y", "c", "b"),  # 11
+]
+
+
+def test_a_row_carries_all_that_it_is(tmp_path):
+    place = tmp_path / "found.parquet"
+    asked = Selection(contradictions=place)
+    counts = select(pairs(ALL, texts=True), rule="random", keep=1, selection=asked).contradictions
+    found = pl.read_parquet(place)
+    kinds = dict(zip(found["pair_id"], found["contradiction"], strict=True))
+    assert kinds == {
+        **dict.fromkeys((0, 1), "duplicate, swap, cycle"),
+        **dict.fromkeys((2, 5, 6, 7, 8, 9, 10, 11), "swap"),
+        3: "swap, cycle",
+        4: "cycle",
+    }
+    assert (counts.duplicates, counts.swaps, counts.cycles) == (2, 11, 4)
+    groups = dict(zip(found["pair_id"], found["contradiction_group"], strict=True))
+    assert len({groups[i] for i in range(8)}) == 1
+    assert groups[8] != groups[0]
+
+
 def test_without_prompts_swaps_and_copies_are_found(tmp_path):
     rows = [
         (None, "a", "b"),

@@ -1,16 +1,14 @@
-"""The JSON Schemas of documents of completions, of rankings, and of several policies."""
+"""The JSON Schemas of documents of completions and of rankings."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from dpo_pipeline.policies import LEADERBOARD_VERSION, Change
 from dpo_pipeline.published.document_schemas import (
     FINITE,
     MAX_LOGP,
     MAYBE_TEXT,
     PROBABILITY,
-    SHARE,
     VERSION,
     broken_rule,
     objective,
@@ -155,72 +153,6 @@ def ranking_document() -> str:
         not_looked_for=MAYBE_TEXT,
         warnings=_WARNINGS,
         invalid=list_of(broken_rule()),
-    )
-
-
-def leaderboard_document() -> str:
-    """Return the schema of what `compare` writes of three policies or more."""
-    counts = dict.fromkeys(("n_ties", "n_pairs", "n_alone", "n_invalid"), COUNT)
-    numbers = ("loss", "reward_margin", "policy_chosen_logps", "policy_rejected_logps")
-    gaps = ("difference", "difference_low", "difference_high")
-    policy = object_of(
-        policy=TEXT,
-        accuracy=described(SHARE, "Reward accuracy, a tie counting half"),
-        accuracy_low=NUMBER,
-        accuracy_high=NUMBER,
-        **dict.fromkeys(numbers, NUMBER),
-        best_beta=NUMBER,
-        best_loss=NUMBER,
-        **counts,
-        **dict.fromkeys(gaps, described(NUMBER, "From the baseline, or the winner")),
-        p_adjusted=PROBABILITY,
-        may_be_best={"type": ["boolean", "null"]},
-        doubt=MAYBE_TEXT,
-        source=TEXT,
-        losses=list_of(object_of(beta=FINITE, loss=NUMBER)),
-        doubts=ROWS,
-    )
-    test = object_of(
-        a=TEXT,
-        b=TEXT,
-        **dict.fromkeys(("difference", "low", "high"), NUMBER),
-        p_adjusted=PROBABILITY,
-    )
-    return document(
-        "dpo_pipeline leaderboard document",
-        definitions=(Change,),
-        best_set=list_of(TEXT, description="Those that may be the best; empty without a verdict"),
-        winner=MAYBE_TEXT,
-        winner_accuracy=described(NUMBER, "Less the luck of having been picked"),
-        winner_optimism=NUMBER,
-        winner_accuracy_low=NUMBER,
-        verdict=TEXT,
-        incomparable=MAYBE_TEXT,
-        findings=list_of(TEXT),
-        not_looked_for=list_of(TEXT),
-        document_version={"const": LEADERBOARD_VERSION},
-        dpo_pipeline=VERSION,
-        on=described(TEXT, "The key that joined the policies"),
-        loss=TEXT,
-        beta={**FINITE, "exclusiveMinimum": 0},
-        objective=objective(),
-        level=described(_LEVEL, "Of all intervals and tests together"),
-        baseline=MAYBE_TEXT,
-        n_common=COUNT,
-        n_valid=COUNT,
-        clusters=TEXT,
-        n_clusters={"type": ["integer", "null"], "minimum": 1},
-        policies=list_of(policy),
-        tests=list_of(described(test, "The accuracy of a less that of b")),
-        curve=nullable(
-            object_of(
-                chosen_first_falls=nullable(reference_to(Change)),
-                accuracy_last_rises=nullable(reference_to(Change)),
-                level=_LEVEL,
-                left_out=list_of(TEXT),
-                steps=ROWS,
-            )
-        ),
     )
 
 

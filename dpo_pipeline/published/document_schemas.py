@@ -1,4 +1,4 @@
-"""The JSON Schemas of the documents that commands write: a summary, a comparison."""
+"""The JSON Schemas of the documents that commands write: a summary, a comparison, a leaderboard."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dpo_pipeline.comparison import (
 )
 from dpo_pipeline.evaluation import DOCUMENT_VERSION, Finding, Intervals, Statistics
 from dpo_pipeline.losses import DIALECTS, EVERY_LOSS, F_DIVERGENCES, Rewards
+from dpo_pipeline.policies import CURVE_FIGURES, LEADERBOARD_VERSION, Change
 from dpo_pipeline.published.json_schema import (
     COUNT,
     NUMBER,
@@ -168,6 +169,83 @@ def comparison_document() -> str:
         lost=described(flips, "Pairs that A alone has right"),
         findings=list_of(TEXT),
         incomparable=described(MAYBE_TEXT, "The finding that leaves nothing to compare"),
+    )
+
+
+def leaderboard_document() -> str:
+    """Return the schema of what `Leaderboard.to_dict` gives."""
+    names = list_of(TEXT)
+    numbers = ("accuracy_low", "accuracy_high", "best_beta", "best_loss")
+    tested = ("difference", "difference_low", "difference_high")
+    means = ("loss", "reward_margin", "policy_chosen_logps", "policy_rejected_logps")
+    policy = object_of(
+        policy=described(TEXT, "What it is called"),
+        accuracy=described(_SHARE, "Of its pairs, a tie counting half"),
+        **dict.fromkeys((*numbers, *tested, *means), NUMBER),
+        **dict.fromkeys(("n_ties", "n_pairs"), COUNT),
+        n_alone=described(COUNT, "Rows whose key no other policy has"),
+        n_invalid=described(COUNT, "Common pairs that break a rule in it"),
+        p_adjusted=_PROBABILITY,
+        may_be_best=described({"type": ["boolean", "null"]}, "Null without a verdict"),
+        doubt=described(_MAYBE_TEXT, "Why there is no verdict on it; null if there is one"),
+        source=TEXT,
+        losses=described(
+            list_of(object_of(beta=_FINITE, loss=NUMBER)), "Of the betas that were tried"
+        ),
+        doubts=list_of(object_of(**dict.fromkeys(("name", "title", "evidence", "advice"), TEXT))),
+    )
+    test = object_of(
+        a=TEXT,
+        b=TEXT,
+        **dict.fromkeys(("difference", "low", "high"), NUMBER),
+        p_adjusted=_PROBABILITY,
+    )
+    step = object_of(
+        step={"type": "integer"},
+        policy=TEXT,
+        **{
+            f"{name}{end}": described(NUMBER, text) if not end else NUMBER
+            for name, text in CURVE_FIGURES.items()
+            for end in ("", "_low", "_high")
+        },
+    )
+    curve = object_of(
+        **dict.fromkeys(
+            ("chosen_first_falls", "accuracy_last_rises"), nullable(reference_to(Change))
+        ),
+        level=_SHARE,
+        left_out=described(names, "Policies that are no steps"),
+        steps=list_of(step),
+    )
+    return document(
+        "dpo_pipeline leaderboard document",
+        definitions=(Change,),
+        best_set=described(names, "The policies that may be the best; empty without a verdict"),
+        winner=_MAYBE_TEXT,
+        winner_accuracy=described(NUMBER, "Less the luck of having been picked"),
+        winner_optimism=NUMBER,
+        winner_accuracy_low=described(
+            NUMBER, "Lower end of an interval that holds with all others"
+        ),
+        verdict=described(TEXT, "The result in a sentence"),
+        incomparable=described(_MAYBE_TEXT, "The finding that leaves nothing to compare"),
+        findings=names,
+        not_looked_for=described(names, "What warnings could not tell"),
+        document_version={"const": LEADERBOARD_VERSION},
+        dpo_pipeline=_VERSION,
+        on=described(TEXT, "The key that joined the policies"),
+        loss=TEXT,
+        beta={**_FINITE, "exclusiveMinimum": 0},
+        objective=_objective(),
+        level={**_FINITE, "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+        baseline=_MAYBE_TEXT,
+        n_common=COUNT,
+        n_valid=COUNT,
+        clusters=described(TEXT, "What was taken as independent"),
+        n_clusters={"type": ["integer", "null"], "minimum": 1},
+        policies=list_of(policy),
+        tests=described(list_of(test), "B minus A of the accuracies, all in one family"),
+        curve=described(nullable(curve), "Null where policies are no steps"),
     )
 
 

@@ -29,10 +29,13 @@ from dpo_pipeline.contract import rules_of
 from dpo_pipeline.published.completion_schemas import (
     completions_comparison_document,
     completions_summary_document,
-    leaderboard_document,
     ranking_document,
 )
-from dpo_pipeline.published.document_schemas import comparison_document, summary_document
+from dpo_pipeline.published.document_schemas import (
+    comparison_document,
+    leaderboard_document,
+    summary_document,
+)
 from dpo_pipeline.published.reference_tables import reference_page
 
 CONTRACT_VERSION: Final = "1.0.0"

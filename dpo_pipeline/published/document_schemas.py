@@ -180,17 +180,17 @@ def leaderboard_document() -> str:
     means = ("loss", "reward_margin", "policy_chosen_logps", "policy_rejected_logps")
     policy = object_of(
         policy=described(TEXT, "What it is called"),
-        accuracy=described(_SHARE, "Of its pairs, a tie counting half"),
+        accuracy=described(SHARE, "Of its pairs, a tie counting half"),
         **dict.fromkeys((*numbers, *tested, *means), NUMBER),
         **dict.fromkeys(("n_ties", "n_pairs"), COUNT),
         n_alone=described(COUNT, "Rows whose key no other policy has"),
         n_invalid=described(COUNT, "Common pairs that break a rule in it"),
-        p_adjusted=_PROBABILITY,
+        p_adjusted=PROBABILITY,
         may_be_best=described({"type": ["boolean", "null"]}, "Null without a verdict"),
-        doubt=described(_MAYBE_TEXT, "Why there is no verdict on it; null if there is one"),
+        doubt=described(MAYBE_TEXT, "Why there is no verdict on it; null if there is one"),
         source=TEXT,
         losses=described(
-            list_of(object_of(beta=_FINITE, loss=NUMBER)), "Of the betas that were tried"
+            list_of(object_of(beta=FINITE, loss=NUMBER)), "Of the betas that were tried"
         ),
         doubts=list_of(object_of(**dict.fromkeys(("name", "title", "evidence", "advice"), TEXT))),
     )
@@ -198,7 +198,7 @@ def leaderboard_document() -> str:
         a=TEXT,
         b=TEXT,
         **dict.fromkeys(("difference", "low", "high"), NUMBER),
-        p_adjusted=_PROBABILITY,
+        p_adjusted=PROBABILITY,
     )
     step = object_of(
         step={"type": "integer"},
@@ -213,7 +213,7 @@ def leaderboard_document() -> str:
         **dict.fromkeys(
             ("chosen_first_falls", "accuracy_last_rises"), nullable(reference_to(Change))
         ),
-        level=_SHARE,
+        level=SHARE,
         left_out=described(names, "Policies that are no steps"),
         steps=list_of(step),
     )
@@ -221,24 +221,24 @@ def leaderboard_document() -> str:
         "dpo_pipeline leaderboard document",
         definitions=(Change,),
         best_set=described(names, "The policies that may be the best; empty without a verdict"),
-        winner=_MAYBE_TEXT,
+        winner=MAYBE_TEXT,
         winner_accuracy=described(NUMBER, "Less the luck of having been picked"),
         winner_optimism=NUMBER,
         winner_accuracy_low=described(
             NUMBER, "Lower end of an interval that holds with all others"
         ),
         verdict=described(TEXT, "The result in a sentence"),
-        incomparable=described(_MAYBE_TEXT, "The finding that leaves nothing to compare"),
+        incomparable=described(MAYBE_TEXT, "The finding that leaves nothing to compare"),
         findings=names,
         not_looked_for=described(names, "What warnings could not tell"),
         document_version={"const": LEADERBOARD_VERSION},
-        dpo_pipeline=_VERSION,
+        dpo_pipeline=VERSION,
         on=described(TEXT, "The key that joined the policies"),
         loss=TEXT,
-        beta={**_FINITE, "exclusiveMinimum": 0},
-        objective=_objective(),
-        level={**_FINITE, "exclusiveMinimum": 0, "exclusiveMaximum": 1},
-        baseline=_MAYBE_TEXT,
+        beta={**FINITE, "exclusiveMinimum": 0},
+        objective=objective(),
+        level={**FINITE, "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+        baseline=MAYBE_TEXT,
         n_common=COUNT,
         n_valid=COUNT,
         clusters=described(TEXT, "What was taken as independent"),

@@ -55,7 +55,7 @@ def of_tokens(model, tokens):
 
 
 class Answers(BaseHTTPRequestHandler):
-    """Answers as vLLM 0.10.2 and later and SGLang 0.5 do; `server.stand_in` says what goes wrong."""
+    """Answers as vLLM from 0.10.2 on and SGLang 0.5 do; `server.stand_in` says what goes wrong."""
 
     def log_message(self, *_):
         pass

@@ -6,7 +6,7 @@ Their readers are registered in `opening.READERS`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
@@ -142,6 +142,18 @@ def _paths(source: object) -> Iterator[str]:
 def _format_of(path: str) -> str:
     found = (row.name for row in _ROWS if row.endings and path.lower().endswith(row.endings))
     return next(found, NDJSON if path.lower().endswith(_text(".json")) else PARQUET)
+
+
+def layout_of(names: Collection[str]) -> str | None:
+    """Return the format that columns show if they were read as plain rows; None if none does."""
+    there = set(names)
+    layouts: tuple[tuple[str, set[str], set[str]], ...] = (
+        (REWARDBENCH, {"scores", "subset"}, {"results", "num_correct", "id"}),
+        (REWARDBENCH, {"scores_chosen", "scores_rejected"}, {"scores_chosen"}),
+        (LM_EVAL, {"doc_id", "resps"}, {"filtered_resps", "arguments"}),
+        (TOKEN_DUMP, set(), {"prompt_logprobs", "choices", "meta_info"}),
+    )
+    return next((n for n, all_of, one_of in layouts if all_of <= there and one_of & there), None)
 
 
 def looks_like_data(name: str, *, with_json: bool) -> bool:

@@ -143,7 +143,7 @@ def test_a_comparison_says_it_of_each_side_before_its_figures(real):
 def test_a_report_names_the_doubt_before_other_findings(real):
     page = evaluated(FAULTS["prompt in the policy only"](real), statistics=True).report()
     assert "sums hold something that the other" in page
-    assert "likelihood displacement" not in page
+    assert "chosen completions lost likelihood" not in page
 
 
 @pytest.mark.parametrize("name", ["split", "null"])

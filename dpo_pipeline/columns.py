@@ -222,7 +222,9 @@ def row_of(names: Collection[str], explicit: Mapping[str, str] | None = None) ->
         )
         for row, texts in TEXTS.items()
     }
-    return "completion" if found["completion"] and not found["pair"] else "pair"
+    # A completion has an id of its own, whatever its log-probs are called.
+    is_one = found["completion"] or is_spelled(COMPLETION_ID, names, explicit)
+    return "completion" if is_one and not found["pair"] else "pair"
 
 
 def needs_of_columns(
@@ -375,6 +377,8 @@ def _missing(role: Role, names: list[str], near: str | None) -> str:
     if near:
         parts.append(f"did you mean {near!r}?")
     parts.append(f"if a column has another name, map it: {MAPPING}")
+    if role in (KL_POLICY, KL_REF):
+        parts.append("or give the KL term itself (--loss-arg kl=0)")
     return "; ".join(parts) + (ELSEWHERE if of_reference else "") + f"; {_there(names)}"
 
 

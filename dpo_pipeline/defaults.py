@@ -31,6 +31,9 @@ MAX_LOGP: Final = 0.0
 BF16_EXCESS: Final = 0.125
 """Largest log-probability that a bf16 export was seen to have, in nats."""
 
+SCORES_ABOVE: Final = 0.25
+"""Columns that may be larger, in nats, hold scores of a reward model and no log-probs."""
+
 LOGP_LIMIT: Final = 2.0**22
 """Largest magnitude of a log-probability or a margin that is summed, in nats (4,194,304)."""
 

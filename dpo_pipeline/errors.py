@@ -107,10 +107,12 @@ class ColumnError(ContractError):
         guesses: Role that is missing to the column that may be it.
         flag: The option of the command line that maps columns of this source.
         is_of_a: Whether the source is the first of two that `flag` is for.
+        options: What the command lacks, such as a format, instead of a mapping.
     """
 
     flag: str = "--column"
     is_of_a: bool = False
+    options: tuple[str, ...] = ()
 
     def __init__(
         self, source: str, problems: tuple[str, ...], guesses: Mapping[str, str] = NO_GUESSES

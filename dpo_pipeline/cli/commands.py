@@ -336,7 +336,7 @@ COMMANDS: Final[Mapping[str, tuple[_Does, tuple[str, ...], str | None]]] = {
     "logps": (_logps, ("data", "[out]"), "Score texts with models: log-probs."),
     "rank": (_rank, ("pairs",), "Print how rewards rank completions."),
     "convert": (_convert, ("pairs", "out"), "Write another format as Parquet."),
-    "compare": (_compare, ("a", "[b]", "more..."), "Compare two policies on the same pairs."),
+    "compare": (_compare, ("a", "[b]", "more..."), "Compare policies on the same pairs."),
 }
 """What each does, its arguments, and its line in the list of commands."""
 

@@ -67,7 +67,7 @@ def _rank(ctx: click.Context, name: str) -> int:
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print text as a terminal may have it; messages fit a terminal that shows them."""
+    """Print text as a terminal may have it; messages fit the width that there is."""
     safe = KEPT.join(map(shown, text.split(KEPT)))
     width = _width_of(sys.stderr) if err else None
     if width is not None:
@@ -98,12 +98,12 @@ def written(path: str, rows: int | None = None) -> str:
 
 
 def _width_of(stream: TextIO) -> int | None:
-    """Return the width of a terminal; None if the stream is none, whose lines stay whole."""
+    """Return `COLUMNS`, or the width of a terminal; None if neither: then lines stay whole."""
     columns = os.environ.get("COLUMNS", "")
     try:
-        if not stream.isatty():
-            return None
-        return int(columns) if columns.isdigit() else os.get_terminal_size(stream.fileno()).columns
+        if columns.isdigit():
+            return int(columns)
+        return os.get_terminal_size(stream.fileno()).columns if stream.isatty() else None
     except (OSError, ValueError):
         return None
 

@@ -166,10 +166,11 @@ def _mended(error: DpoPipelineError, arguments: list[str]) -> Iterator[str]:
     if any(each.startswith("--storage-option") for each in arguments):
         return
     more: list[str] = []
-    if isinstance(error, InvalidPairsError) and not error.is_excluding:
+    is_some = isinstance(error, InvalidPairsError) and error.report.n_invalid < error.report.n_pairs
+    if isinstance(error, InvalidPairsError) and not error.is_excluding and is_some:
         more = ["--on-invalid", "exclude"]
     elif isinstance(error, ColumnError):
-        more = list(_mapping(error))
+        more = list(error.options or _mapping(error))
     if more:
         yield f"try: {whole(shlex.join([PROGRAM, *arguments, *more]))}"
 
@@ -178,6 +179,9 @@ def _mapping(error: ColumnError) -> Iterator[str]:
     """Yield the options that say where the missing columns are."""
     missing = [text.partition(":")[0] for text in error.problems if ": missing" in text]
     names = {role: error.guesses.get(role, "NAME") for role in missing if role in ROLES}
+    if names and all(role.startswith("kl_") for role in names):
+        yield from ("--loss-arg", "kl=0")
+        return
     unknown = [role for role in LOGPS if role in names and role not in error.guesses]
     if tuple(unknown) == REFERENCE and error.flag == "--column":
         names = {role: name for role, name in names.items() if role not in REFERENCE}

@@ -35,6 +35,7 @@ from dpo_pipeline.sums import (
     equal,
     exact_sums,
     mixed_array,
+    same_numbers,
     whole_quanta,
 )
 
@@ -149,7 +150,7 @@ class SideArrays:
             self.state[rows] = is_tie.view(np.uint8) + 2 * is_right.view(np.uint8)
 
     def _add_equal(self, of: Mapping[str, Numbers], both: Sequence[tuple[str, str]]) -> None:
-        same = {names: of[names[0]] == of[names[1]] for names in both}
+        same = {names: same_numbers(of[names[0]], of[names[1]]) for names in both}
         for names, each in same.items():
             self.sums[equal(*names)] += int(np.count_nonzero(each))
         is_same = [same.get((ours.name, theirs.name)) for ours, theirs in _AGAINST]

@@ -34,8 +34,13 @@ from dpo_pipeline.columns import (
 from dpo_pipeline.contract import Binding, Offences, Places, bind, listed
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ColumnError, UsageError
-from dpo_pipeline.evaluation import Groups, max_logp_of, refuse_completions
+from dpo_pipeline.evaluation import (
+    Groups,
+    max_logp_of,
+    refuse_completions,
+)
 from dpo_pipeline.invalid_report import InvalidReport
+from dpo_pipeline.layouts import refuse_rows_of_completions
 from dpo_pipeline.options import Contract, Pairs, Reference, Subsets
 from dpo_pipeline.sources import KEY, Dataset, reference_columns_of
 from dpo_pipeline.storage import reading
@@ -268,6 +273,8 @@ def _bound(
     needs: Needs,
     contract: Contract,
 ) -> Binding:
+    if needs.row == "pair":
+        refuse_rows_of_completions(dataset, mapping)
     with reading(dataset.name):
         return bind(
             _filled(dataset.frame, lacks),
@@ -412,7 +419,6 @@ def refuse_of_completions(groups: Groups, subsets: Subsets) -> None:
     asked_for = {
         "by subset (--by): compare the rows of each": bool(subsets.names),
         "with a histogram (--histogram)": subsets.histogram,
-        "in a report: take --json or a summary": outputs.report is not None,
         "with columns to show (--show)": bool(outputs.shown),
         "at a beta of 0, as every reward is 0": objective.beta == 0.0,
     }

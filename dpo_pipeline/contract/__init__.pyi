@@ -1,4 +1,9 @@
-from .binding import Binding as Binding, bind as bind, truth as truth
+from .binding import (
+    Binding as Binding,
+    bind as bind,
+    layout_error as layout_error,
+    truth as truth,
+)
 from .invalid_rows import (
     Offences as Offences,
     Places as Places,

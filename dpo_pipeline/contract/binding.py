@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace as replace_rule
 from types import MappingProxyType
 from typing import Any, Final, cast
@@ -19,6 +19,7 @@ from dpo_pipeline.columns import (
     ROLES,
     TOKENS_OF,
     Needs,
+    RowOf,
     resolve,
 )
 from dpo_pipeline.contract.row_rules import with_row_rules
@@ -33,6 +34,7 @@ from dpo_pipeline.losses import (
     number_of_tokens,
     sum_of_tokens,
 )
+from dpo_pipeline.sources import FORMATS, LM_EVAL, layout_of
 
 _NUMBERS: Final = ("logp", "count", "rank", "score")
 _LABELS: Final = {
@@ -132,7 +134,8 @@ def bind(
     ]
     problems = problems or list(_token_problems(found.mapping, schema, needs))
     if problems:
-        raise ColumnError(source, tuple(problems), found.guesses)
+        error = layout_error(source, schema.names(), needs.row)
+        raise error or ColumnError(source, tuple(problems), found.guesses)
     made = _made(found.mapping, schema, needs)
     selection = [
         _typed(name, schema[name], role_of[name]).alias(role_of[name])
@@ -177,7 +180,7 @@ def bind(
     rules = with_whole_rules(replace_rule(rules, rules=told), floats)
     return Binding(
         mapping=dict(found.mapping),
-        rules=with_row_rules(rules, made, found.mapping, needs),
+        rules=with_row_rules(rules, made, found.mapping, needs, max_logp),
         columns=checked.collect_schema(),
         max_logp=max_logp,
         needs=needs,
@@ -210,6 +213,22 @@ def _made(mapping: Mapping[str, str], schema: pl.Schema, needs: Needs) -> dict[s
         if count not in mapping:
             made.setdefault(count, number_of_tokens(values))
     return made
+
+
+def layout_error(source: str, names: Sequence[str], row: RowOf) -> ColumnError | None:
+    """Return the error of columns of a known format that were read as plain rows, if they are."""
+    layout = layout_of(names)
+    if layout is None:
+        return None
+    several = row == "pair" and (layout == LM_EVAL or "scores" in names)
+    said = ", and how pairs are made of completions (--pairing)" if several else ""
+    text = (
+        f"these columns are those of {FORMATS[layout].description.partition(':')[0]}: say so "
+        f"(format={layout!r}, --format {layout}){said}; the columns are {', '.join(names)}"
+    )
+    error = ColumnError(source, (text,))
+    error.options = ("--format", layout, *(("--pairing", "best-rest") if several else ()))
+    return error
 
 
 def _token_problems(mapping: Mapping[str, str], schema: pl.Schema, needs: Needs) -> Iterator[str]:

@@ -19,7 +19,7 @@ from pandera.errors import SchemaError, SchemaErrors
 
 from dpo_pipeline.columns import ALL_LOGPS, ROLES, Needs
 from dpo_pipeline.contract.model import OUR_TITLE, row_model
-from dpo_pipeline.contract.rules import WANTED, WHOLE_FRAME, Rule, Schema
+from dpo_pipeline.contract.rules import WANTED, WHOLE_FRAME, Rule, Schema, type_name
 from dpo_pipeline.defaults import MAX_LOGP
 from dpo_pipeline.errors import ColumnError, RefusedCheckError, UsageError
 
@@ -104,7 +104,8 @@ def _problems(error: SchemaErrors | SchemaError, frame: pl.LazyFrame) -> Iterato
         name = each.schema.name if isinstance(each.schema, pa.Column) else None
         if each.reason_code is not None and each.reason_code.name == "WRONG_DATATYPE":
             _, wanted = WANTED.get(name or "", (None, str(each.schema.dtype)))
-            yield f"{name}: must be {wanted}, found {found.get(str(name))}; cast it before"
+            there = type_name(found.get(str(name)))
+            yield f"{name}: must be {wanted}, found {there}; cast it before"
         elif each.reason_code is not None and each.reason_code.name == "COLUMN_NOT_IN_DATAFRAME":
             yield f"{each.failure_cases}: missing; the columns are {', '.join(found.names())}"
         else:

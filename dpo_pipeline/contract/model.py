@@ -45,7 +45,7 @@ def row_model(max_logp: float = MAX_LOGP, needs: Needs = ALL_LOGPS) -> type[pa.D
         for rule in rules_of(alike[0], max_logp, needs):
             names = tuple(role.name for role in alike)
             body[f"{kind}_{rule.name}"] = _as_check(rule.name, rule.text, rule.keeps, names)
-    for each in empty_rules(needs) if needs.reference else ():
+    for each in empty_rules(needs, max_logp):
         column, keeps = str(each.column), each.keeps
         body[f"{column}_{each.check}"] = _as_check(
             each.check, each.requirement, _always(keeps), (column,)

@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
+from typing import Final
 
 import polars as pl
 
 from dpo_pipeline.columns import (
     MASK_OF,
+    POLICY_CHOSEN,
+    POLICY_REJECTED,
     TOKENS_OF,
     Needs,
 )
 from dpo_pipeline.contract.rules import Rule, RuleSet
+from dpo_pipeline.defaults import MAX_LOGP, SCORES_ABOVE
 
-_PADDING = 2
-"""Zeros in a row, under both models, that are no log-probs; one can be a token that is certain."""
+_ZEROS: Final = 2
+"""Zeros at the end, under both models, that are padding; one can be a token that is certain."""
+_RUN: Final = 5
+"""Tokens of one value at either end, under both models: templates begin with four certain ones."""
+_LIKELY: Final = -1.0
+"""Text that repeats itself has one log-prob again and again, but it is expected by then."""
 
 
 def with_row_rules(
-    rules: RuleSet, made: Collection[str], columns: Mapping[str, str], needs: Needs
+    rules: RuleSet,
+    made: Collection[str],
+    columns: Mapping[str, str],
+    needs: Needs,
+    max_logp: float = MAX_LOGP,
 ) -> RuleSet:
     """Return these rules and those of empty and of padded completions.
 
     `made` are the sums and counts that are made from tokens; `columns` is canonical name to column.
     """
     padded = list(_not_padded(made, columns, needs))
-    own = [*padded, *(empty_rules(needs) if needs.reference else ())]
+    own = [*padded, *empty_rules(needs, max_logp)]
     # If tokens break a rule, their sum counts as keeping these, so that one fault has one name.
     own = [
         replace(rule, keeps=rules.valid.not_() | rule.keeps) if rule.column in made else rule
@@ -40,9 +52,18 @@ def with_row_rules(
     return replace(rules, rules=(*rules.rules, *own), valid=valid, clean=clean)
 
 
-def empty_rules(needs: Needs) -> Iterator[Rule]:
-    """Yield the rules on completions that no model scored, for the plans and the pandera model."""
-    for ours, theirs in ((each.policy.name, each.ref.name) for each in needs.texts):
+def empty_rules(needs: Needs, max_logp: float = MAX_LOGP) -> Iterator[Rule]:
+    """Yield the rules on completions that no model scored, for the plans and the pandera model.
+
+    One text can be certain. It is not under both models, and of two texts one is not.
+    """
+    if needs.reference:
+        both = [(each.policy.name, each.ref.name) for each in needs.texts]
+    elif needs.row == "pair" and max_logp <= SCORES_ABOVE:
+        both = [(POLICY_CHOSEN.name, POLICY_REJECTED.name)]
+    else:
+        both = []
+    for ours, theirs in both:
         keeps = (pl.col(ours) != 0.0) | (pl.col(theirs) != 0.0)
         yield Rule(
             column=ours,
@@ -61,18 +82,37 @@ def _not_padded(made: Collection[str], columns: Mapping[str, str], needs: Needs)
             for name in logps
             if TOKENS_OF[name].name in columns and (name in made or count in made)
         ]
-        if not lists or MASK_OF[ours].name in columns:
+        if not lists:
             continue
-        padded = pl.all_horizontal(_ends_in_zeros(pl.col(name)) for name in lists)
+        mask = MASK_OF[ours].name
+        has_mask = mask in columns
+        tokens = [pl.col(name).list for name in lists]
+        first = _is_one_value([each.head(_RUN) for each in tokens], _RUN, largest=_LIKELY)
+        last = _is_one_value([each.tail(_RUN) for each in tokens], _RUN, largest=_LIKELY)
+        if has_mask:
+            counts, flags = pl.col(mask).list, pl.List(pl.Boolean)
+            first &= counts.head(_RUN).cast(flags).list.all()
+            last &= counts.tail(_RUN).cast(flags).list.all()
+        else:
+            last |= _is_one_value([each.tail(_ZEROS) for each in tokens], _ZEROS)
         yield Rule(
             column=lists[0],
             check="not_padded",
-            requirement=f"without zeros at its end, or with {MASK_OF[ours].name}",
-            keeps=padded.not_().fill_null(value=True),
-            found=pl.format("zeros at the end of {} tokens", pl.col(lists[0]).list.len()),
+            requirement="without zeros, or one value again and again, at its ends"
+            f"{' where' if has_mask else ', or with'} {mask}{' is 1' if has_mask else ''}",
+            keeps=(first | last).not_().fill_null(value=True),
+            found=pl.format(
+                "{} first and {} last of {} tokens",
+                *(tokens[0].first(), tokens[0].last(), tokens[0].len()),
+            ),
         )
 
 
-def _ends_in_zeros(tokens: pl.Expr) -> pl.Expr:
-    last = tokens.list.tail(_PADDING)
-    return (last.list.len() == _PADDING) & (last.list.min() == 0) & (last.list.max() == 0)
+def _is_one_value(runs: Sequence[pl.Expr], n: int, largest: float | None = None) -> pl.Expr:
+    """Return whether all of n tokens of each list are one value: 0, or at most `largest`."""
+    value = runs[0].list.first()
+    is_one = pl.all_horizontal(
+        (run.list.len() == n) & (run.list.min() == value) & (run.list.max() == value)
+        for run in runs
+    )
+    return is_one & ((value == 0.0) if largest is None else (value == 0.0) | (value <= largest))

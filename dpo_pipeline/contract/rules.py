@@ -20,6 +20,7 @@ from dpo_pipeline.contract.value_rules import rules_of, sound_logp
 from dpo_pipeline.defaults import WIDE_LIMIT
 from dpo_pipeline.errors import ColumnError
 from dpo_pipeline.exact import SMALL
+from dpo_pipeline.tables import shown
 
 if TYPE_CHECKING:
     import pandera.polars as pa
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 Schema: TypeAlias = "pa.DataFrameSchema | type[pa.DataFrameModel]"
 
 WHOLE_FRAME: Final = "*"
+_LONGEST_TYPE: Final = 80
 _NUMBER: Final = (pl.Float64, "a number (any float or integer)")
 _TYPES: Final[Mapping[str, tuple[type[pl.DataType], str]]] = {
     **dict.fromkeys(("logp", "rank", "score", "offset", "probability", "kl_logp"), _NUMBER),
@@ -98,6 +100,11 @@ class RuleSet:
         return replace(self, clean=reduce(operator.and_, small, self.clean))
 
 
+def type_name(dtype: object) -> str:
+    """Return what an error calls a type; a struct can have thousands of fields."""
+    return shown(str(dtype), _LONGEST_TYPE)
+
+
 def type_problems(columns: pl.Schema, needs: Needs) -> Iterator[str]:
     """Yield what is wrong with the columns of prepared pairs: one missing, one of another type."""
     for name in WANTED:
@@ -105,7 +112,7 @@ def type_problems(columns: pl.Schema, needs: Needs) -> Iterator[str]:
             yield f"{name}: missing; the columns are {', '.join(columns)}"
     for name, (dtype, wanted) in WANTED.items():
         if needs.have(ROLES[name]) and columns.get(name, dtype) != dtype:
-            yield f"{name}: must be {wanted}, found {columns[name]}; cast it before"
+            yield f"{name}: must be {wanted}, found {type_name(columns[name])}; cast it before"
 
 
 def check_types(

@@ -6,6 +6,8 @@ from .estimates import (
     Flips as Flips,
     Intervals as Intervals,
     Statistics as Statistics,
+    cells_of as cells_of,
+    words_of as words_of,
 )
 from .evaluating import (
     Measurement as Measurement,
@@ -18,7 +20,7 @@ from .evaluation_result import (
     Evaluation as Evaluation,
     Reported as Reported,
 )
-from .findings import SEVERITIES as SEVERITIES, Finding as Finding
+from .findings import SEVERITIES as SEVERITIES, Finding as Finding, advised_once as advised_once
 from .gathering import Gathered as Gathered
 from .gating import (
     GATED as GATED,

@@ -23,7 +23,7 @@ from dpo_pipeline.statistics import (
     counted,
     percent,
 )
-from dpo_pipeline.sums import SQUARED
+from dpo_pipeline.sums import FIGURES, SQUARED, in_words
 from dpo_pipeline.tables import (
     Column,
     Figure,
@@ -361,11 +361,8 @@ class Statistics(Printable):
             same = self.rows.get(_SAME.get(name, ""))
             if name in but or (same is not None and math.isclose(same.value, each.value)):
                 continue
-            interval, unit, digits = each.interval, _unit_of(name), _DIGITS.get(name, 4)
-            ends = None if interval is None else (interval.low, interval.high)
-            limits = None if ends is None else Limits(*ends, unit, digits)
-            method = "" if interval is None else interval.method
-            rows.append((name, Figure(each.value, unit, ends, digits), limits, method))
+            method = "" if each.interval is None else each.interval.method
+            rows.append((name, *cells_of(name, each), method))
         heads = ("figure", "value", f"{percent(self.level)} interval")
         columns = (*map(Column, heads), Column("interval by", wraps=True, optional=True))
         note = f"intervals from {self.clusters}"
@@ -399,6 +396,24 @@ class Statistics(Printable):
         if self.judge is not None:
             rows |= {_JUDGE_RANKS: self.judge.spearman, _JUDGE_AUC: self.judge.auc}
         return rows
+
+
+def cells_of(name: str, each: Estimate) -> tuple[Figure, Limits | None]:
+    """Return an estimate and its limits, as they are written everywhere."""
+    interval, unit, digits = each.interval, _unit_of(name), _DIGITS.get(name, 4)
+    ends = None if interval is None else (interval.low, interval.high)
+    limits = None if ends is None else Limits(*ends, unit, digits)
+    return Figure(each.value, unit, ends, digits), limits
+
+
+def words_of(name: str, unit: str | None = None) -> str:
+    """Return what an estimate of `Statistics.rows` is; `unit` is that of the loss."""
+    kind, _, of = name.partition(": ")
+    if kind == "prefer":
+        return BASELINES[of]
+    if kind == "better than":
+        return f"reward accuracy less the {BASELINES[of]}, on the same pairs"
+    return in_words(name, unit) if name in FIGURES else "of the benchmark"
 
 
 def _unit_of(name: str) -> Unit:

@@ -76,6 +76,7 @@ from dpo_pipeline.statistics import (
 )
 from dpo_pipeline.sums import (
     CLUSTER,
+    FIGURES,
     SQUARED,
     ClusterCounts,
     Summary,
@@ -152,7 +153,8 @@ def _jackknifed_mean(
         return None if table.height < len(parts) else float(table.select(terms.sum()).item())
 
     keys = ("part", "share")
-    return delete_a_group(table, mean, group=GROUP, keys=keys, count=N_VALID, level=level)
+    found = delete_a_group(table, mean, group=GROUP, keys=keys, count=N_VALID, level=level)
+    return None if found is None else cut_to(found, *FIGURES["macro mean"].range)
 
 
 def _weights(keys: Sequence[tuple[Any, ...]], weights: Mapping[Any, float] | None) -> list[float]:
@@ -203,6 +205,7 @@ def statistics_of(
     whole = across_subsets(sums, gathered.by)
     figures = _named(_figures(whole, gathered, level), whole, gathered)
     figures |= {name: each for name, each in means.items() if each.interval is not None}
+    figures = {name: cut_to(each, *FIGURES[name].range) for name, each in figures.items()}
     subsets = _subsets(sums, gathered, level)
     noise = label_noise(gathered.margins) if _has_log_odds(objective) else None
     return Statistics(
@@ -232,7 +235,7 @@ def statistics_of(
         calibration=_calibration(gathered, objective, level),
         length=_length(gathered, whole, level),
         noise=noise,
-        flip_rate=_jackknifed(gathered.margins, flip_rate, level, high=0.5)
+        flip_rate=_jackknifed(gathered.margins, flip_rate, level, name="share of flipped labels")
         if noise is not None and noise.flip_rate > 0.0
         else None,
         judge=_agreement(gathered, options.judge_columns, level),
@@ -365,7 +368,9 @@ def _calibration(gathered: Gathered, objective: CheckedObjective, level: float) 
     best, estimate = None, None
     if objective.has_linear_rewards and objective.beta > 0.0:
         best = best_beta(margins, objective.beta)
-        estimate = _jackknifed(margins, lambda t: best_beta(t, objective.beta).value, level)
+        estimate = _jackknifed(
+            margins, lambda t: best_beta(t, objective.beta).value, level, name="best beta"
+        )
     error = calibration_error(margins, group=GROUP, level=level)
     return Calibration(
         reliability=reliability(margins, level=level),
@@ -382,11 +387,10 @@ def _jackknifed(
     figure: Callable[[pl.DataFrame], float | None],
     level: float,
     *,
+    name: str,
     keys: Sequence[str] = ("bin",),
-    low: float = 0.0,
-    high: float = math.inf,
 ) -> Estimate | None:
-    """Return a figure with its jackknife interval, within `low` and `high`.
+    """Return a figure with its jackknife interval, within the range of the figure of this name.
 
     No interval if there are fewer than `JACKKNIFE_FROM` groups, or all are alike.
     """
@@ -396,7 +400,7 @@ def _jackknifed(
     is_alike = found.standard_error <= _NO_SPREAD * abs(found.value)
     if found.n_clusters < JACKKNIFE_FROM or is_alike:
         return without_interval(found)
-    return cut_to(found, low, high)
+    return cut_to(found, *FIGURES[name].range)
 
 
 def _is_clustered(whole: pl.DataFrame, gathered: Gathered) -> bool:
@@ -438,8 +442,8 @@ def _agreement(gathered: Gathered, columns: tuple[str, ...], level: float) -> Ag
     groups = None if n_gaps <= CALIBRATION_BINS else CALIBRATION_BINS
     return Agreement(
         columns=columns,
-        spearman=_jackknifed(cells, spearman, level, keys=keys, low=-1.0, high=1.0),
-        auc=_jackknifed(cells, area_under_curve, level, keys=keys, high=1.0),
+        spearman=_jackknifed(cells, spearman, level, keys=keys, name="judge: rank correlation"),
+        auc=_jackknifed(cells, area_under_curve, level, keys=keys, name="judge: AUC"),
         by_gap=accuracy_by_gap(cells, groups, level),
     )
 

@@ -13,7 +13,9 @@ from dpo_pipeline.columns import (
     ADDED_TO,
     KL,
     LABEL,
+    LOSS,
     PROMPT_ID,
+    REWARD,
     SCORED,
 )
 from dpo_pipeline.contract import Binding, why_refused
@@ -47,6 +49,7 @@ from dpo_pipeline.statistics import Estimate
 from dpo_pipeline.storage import GrowingFile, reading
 from dpo_pipeline.sums import Batching, BatchTable
 from dpo_pipeline.unpaired import (
+    ClusterMeans,
     CompletionEvaluation,
     CompletionSummary,
     Placements,
@@ -60,17 +63,14 @@ from dpo_pipeline.unpaired import (
 T = TypeVar("T", bound=Result)
 
 _ONE: Final = "one"
-NO_STATISTICS: Final = (
-    "{}: this loss of completions has no statistics and no report (statistics=, --statistics): "
-    "evaluate gives the interval of the AUC without them, and rank those of rankings"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """Opened and bound pairs, joined to their reference, and what is measured of them.
 
-    `losses` are all that was asked for, and `objectives` those of pairs.
+    `losses` are all that was asked for, and `objectives` those of pairs; `level` is that of the
+    intervals of a loss of completions, if they are asked for.
     """
 
     groups: Groups
@@ -82,6 +82,7 @@ class Measurement:
     wanted: Wanted
     executor: Executor
     batches: Batches
+    level: float | None = None
 
     @classmethod
     def of(
@@ -103,11 +104,12 @@ class Measurement:
         Objectives are summed; `scored` is given if rules look at scores that are not.
         """
         subsets, parts = by or Subsets(), batches or Batches()
-        losses, unpaired = objectives, tuple[CheckedObjective, ...]()
+        losses, unpaired, level = objectives, tuple[CheckedObjective, ...](), None
         if objectives and objectives[0].row == "completion":
             # Sums of a listwise loss are over prompts, and so are made apart.
             unpaired = scored = () if objectives[0].is_listwise else objectives
-            objectives, intervals = (), False
+            level = None if statistics is None else statistics.level
+            objectives, intervals, statistics = (), False, None
         batching = Batching.of(parts)
         wanted = Wanted(
             by=subsets.names,
@@ -146,6 +148,7 @@ class Measurement:
             wanted=wanted,
             executor=executor,
             batches=parts,
+            level=level,
         )
 
     @classmethod
@@ -162,9 +165,7 @@ class Measurement:
     ) -> Measurement:
         """Return what is measured for one loss, be it of pairs or of completions."""
         objective = groups.objective
-        needs = needs_of_loss(groups, dataset, subsets, batches)
-        if objective.row == "completion" and more.get("statistics") is not None:
-            raise UsageError(NO_STATISTICS.format(objective))
+        needs = needs_of_loss(groups, dataset, subsets, batches, more.get("statistics"))
         binding = groups.bound(
             dataset,
             needs,
@@ -187,8 +188,9 @@ class Measurement:
                 self.dataset, self.binding, objective, self.groups.watch, by=self.wanted.by
             )
             summary, auc, error = replace(summary, **found), None, None
+            intervals: dict[str, Estimate] = {}
         else:
-            (auc, error), subsets = self._area(measured), measured.subset_figures
+            (auc, error, intervals), subsets = self._sure(measured), measured.subset_figures
             if subsets is not None and objective.is_of_batches:
                 # A term is of a batch, whose completions may be of several subsets.
                 subsets = subsets.with_columns(pl.lit(None, pl.Float64).alias(KL))
@@ -203,28 +205,41 @@ class Measurement:
             auc_error=error,
             invalid=report,
             subsets=subsets,
+            intervals=intervals,
         )
 
-    def _area(self, measured: Measured) -> tuple[Estimate | None, float | None]:
-        """Return the area under the curve of rewards by label, its interval by prompt if known."""
+    def _sure(
+        self, measured: Measured
+    ) -> tuple[Estimate | None, float | None, dict[str, Estimate]]:
+        """Return the area under the curve of rewards by label, its error, and intervals of means.
+
+        Where completions have prompts, or intervals are asked for, they are read once more.
+        """
         if measured.bins is None:
-            return None, None
-        counts = counts_of_bins(measured.bins)
-        area, error = area_of_bins(counts)
-        if area is None or PROMPT_ID.name not in self.binding.columns:
-            return area, error
-        places, n_read = Placements({_ONE: counts}), 0
+            return None, None, {}
+        counts, level = counts_of_bins(measured.bins), self.level or CONFIDENCE_LEVEL
+        area, error = area_of_bins(counts, level)
+        has_prompts = PROMPT_ID.name in self.binding.columns
+        if self.level is None and not (has_prompts and area is not None):
+            return area, error, {}
+        places, means, n_read = Placements({_ONE: counts}), ClusterMeans(), 0
         named = reward_bin(self.losses[0]).alias(_ONE)
+        prompts = [PROMPT_ID.name] * has_prompts
         with reading(self.dataset.read_from):
             for first, n in self.dataset.ranges(self.scorer.rows(self.wanted.shard_rows)):
                 scored = self.scorer.scored(self.dataset.shard(first, n))
                 valid = scored.filter(measured.rules.valid)
-                rows = valid.select(PROMPT_ID.name, LABEL.name, named)
+                rows = valid.select(*prompts, LABEL.name, LOSS, REWARD, named)
                 for chunk in rows.collect_batches(maintain_order=True, chunk_size=STATISTICS_ROWS):
                     self.groups.watch.check()
-                    places.add(with_clusters(chunk, n_read))
+                    clustered = with_clusters(chunk, n_read)
                     n_read += chunk.height
-        return places.area(_ONE, CONFIDENCE_LEVEL), error
+                    places.add(clustered)
+                    if self.level is not None:
+                        means.add(clustered)
+        if has_prompts:
+            area = places.area(_ONE, level)
+        return area, error, {name: each for name, (each, _) in means.tested(level).items()}
 
     def measured(self, watch: Watch, batch_file: GrowingFile | None = None) -> Measured:
         """Read the pairs once, and raise if they must not pass."""

@@ -21,7 +21,7 @@ from dpo_pipeline.evaluation.estimates import (
     subset_table,
     table_of_batches,
 )
-from dpo_pipeline.evaluation.findings import Finding, findings_of
+from dpo_pipeline.evaluation.findings import Finding, advised_once, findings_of
 from dpo_pipeline.evaluation.gating import ADVANTAGE, GATED
 from dpo_pipeline.exact import quantile
 from dpo_pipeline.invalid_report import Doubt, InvalidReport
@@ -468,7 +468,7 @@ class Evaluation(Reported):
         said = self._decisive_doubt
         yield from self.invalid.warning_parts(but=said)
         known = {each.title for each in self.invalid.doubts}
-        for each in self.findings or ():
+        for each in advised_once(self.findings or ()):
             if each.title not in known:
                 yield each.sentence()
         if self.findings == ():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final, Literal, TypeGuard
 
 import polars as pl
@@ -87,8 +87,17 @@ class Finding:
 
     def sentence(self) -> Sentence:
         """Return it to be read: evidence and advice stand below the title."""
-        more, tone = (self.evidence, self.advice), _TONES[self.severity]
+        more, tone = tuple(filter(None, (self.evidence, self.advice))), _TONES[self.severity]
         return Sentence(text=self.title, label=self.severity, tone=tone, more=more)
+
+
+def advised_once(findings: Sequence[Finding]) -> list[Finding]:
+    """Return findings to be read: of those with the same advice, the last one has it."""
+    last = {each.advice: i for i, each in enumerate(findings)}
+    return [
+        each if last[each.advice] == i else replace(each, advice="")
+        for i, each in enumerate(findings)
+    ]
 
 
 def findings_of(

@@ -24,11 +24,11 @@ from dpo_pipeline.columns import (
     row_of,
 )
 from dpo_pipeline.contract import Binding, bind
-from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID, PAIRINGS, ROWS_SHOWN
+from dpo_pipeline.defaults import LOSS_NAME, MAX_LOGP, ON_INVALID, ROWS_SHOWN
 from dpo_pipeline.engine import Executor, Watch, executor_of
 from dpo_pipeline.errors import ContractError, DataWarning, UsageError
 from dpo_pipeline.invalid_report import InvalidReport
-from dpo_pipeline.layouts import columns_of, open_rows
+from dpo_pipeline.layouts import columns_of, open_rows, refuse_rows_of_completions
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import (
     Batches,
@@ -200,11 +200,8 @@ class Groups:
     ) -> Binding:
         """Bind the contract to the columns of the pairs."""
         columns = columns_of(dataset, self.pairs.columns)
-        if needs.row == "pair" and row_of(dataset.columns, columns) == "completion":
-            raise UsageError(
-                f"{dataset.name}: these are completions, one a row, and this is of pairs: say how "
-                f"pairs are made of them (pairing=, --pairing {'|'.join(PAIRINGS)}), or rank them"
-            )
+        if needs.row == "pair":
+            refuse_rows_of_completions(dataset, columns)
         with reading(dataset.name):
             dataset.check_roles(columns, needs)
             return bind(
@@ -265,17 +262,33 @@ def refuse_what_pairs_have(objective: CheckedObjective, subsets: Subsets, batche
             raise UsageError(f"{objective}: this loss of completions has no {what}")
 
 
-def needs_of_loss(groups: Groups, dataset: Dataset, subsets: Subsets, batches: Batches) -> Needs:
+def needs_of_loss(
+    groups: Groups,
+    dataset: Dataset,
+    subsets: Subsets,
+    batches: Batches,
+    statistics: StatisticsOptions | None,
+) -> Needs:
     """Return the columns that the loss asks for, and refuse what a loss of completions lacks."""
     objective = groups.objective
     if objective.row == "completion":
         refuse_what_pairs_have(objective, subsets, batches)
+        if statistics is not None and statistics != StatisticsOptions(level=statistics.level):
+            raise UsageError(
+                f"{objective}: a loss of completions takes the level of StatisticsOptions, and no "
+                "more of it"
+            )
     if not objective.is_listwise:
         return objective.needs
     if groups.executor.elsewhere:
         raise UsageError(
             f"{objective} is of all completions of a prompt, which an engine may cut between its "
             "shards: leave the engine out"
+        )
+    if statistics is not None:
+        raise UsageError(
+            f"{objective}: a listwise loss has no statistics and no report (statistics=, "
+            "--statistics): rank has intervals by prompt"
         )
     better = needs_of_columns(dataset.columns, groups.pairs.columns).extras
     if not {*better} & {each.name for each in PREFERENCES}:

@@ -7,7 +7,9 @@ from threading import Event
 
 import polars as pl
 
-from dpo_pipeline.columns import LABEL, PAIR_ID, PROMPT_ID, RowOf, resolve, row_of
+from dpo_pipeline.columns import LABEL, PAIR_ID, PROMPT_ID, RowOf, is_spelled, resolve, row_of
+from dpo_pipeline.contract import layout_error
+from dpo_pipeline.defaults import PAIRINGS
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.layouts.pairing import PairMaker, Together
 from dpo_pipeline.layouts.unfolding import made_of, unfolded
@@ -85,3 +87,25 @@ def _pairing_of(dataset: Dataset, pairs: Pairs, row: RowOf | None) -> str | None
     words = schema.get(roles.get(LABEL.name, ""))
     is_of_sides = PAIR_ID.name in roles and PROMPT_ID.name not in roles and words == pl.String
     return "all" if is_of_sides else None
+
+
+def refuse_rows_of_completions(dataset: Dataset, columns: Mapping[str, str] | None) -> None:
+    """Raise a UsageError if rows are completions and pairs are wanted."""
+    names = dataset.columns
+    if row_of(names, columns) == "pair":
+        return
+    if (error := layout_error(dataset.name, names, "pair")) is not None:
+        raise error
+    ways = []
+    if is_spelled(PROMPT_ID, names, columns):
+        ways.append(
+            f"say how pairs are made of them (pairing=, --pairing {'|'.join(PAIRINGS)}), rank them"
+        )
+    if is_spelled(LABEL, names, columns):
+        ways.append("give an unpaired loss (--loss kto, or apo_zero_unpaired)")
+    if not ways:
+        ways.append("without a prompt_id and a label nothing can be compared: map their columns")
+    raise UsageError(
+        f"{dataset.name}: these are completions, one a row, and this is of pairs: "
+        f"{', or '.join(ways)}"
+    )

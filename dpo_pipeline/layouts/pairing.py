@@ -74,7 +74,8 @@ class Together:
         problems = list(resolution.problems)
         if not found:
             problems.append(
-                f"{PROMPT_ID.name}: missing, and completions of one prompt are compared"
+                f"{PROMPT_ID.name}: missing, and completions of one prompt are compared; an "
+                "unpaired loss needs none (evaluate --loss kto)"
             )
         if not preferences:
             several = ", ".join(role.name for role in PREFERENCES)

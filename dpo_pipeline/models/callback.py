@@ -13,7 +13,7 @@ import polars as pl
 
 from dpo_pipeline.defaults import BATCH_TOKENS
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.models.loading import Loaded, base_of, facts_of, tokenizer_facts, versions
+from dpo_pipeline.models.loading import Loaded, base_of, loaded_of, tokenizer_facts, versions
 from dpo_pipeline.models.scoring_rows import pad_of
 from dpo_pipeline.models.scoring_tokens import Scorer
 from dpo_pipeline.models.texts import SIDES
@@ -71,8 +71,7 @@ class LogProbsCallback:
     ) -> None:
         """Score the pairs of this process, and write them."""
         rank, world = int(args.process_index), int(args.world_size)
-        model = self._trainer.accelerator.unwrap_model(self._trainer.model)
-        policy = Loaded(model=model, facts=facts_of(model))
+        policy = loaded_of(self._trainer.accelerator.unwrap_model(self._trainer.model))
         told = self._told(policy, state.global_step, world)
         for name, dataset in self._evaluated(metrics or {}):
             below = [f"dataset={name}"] if name else []

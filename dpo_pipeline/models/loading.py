@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, Final
@@ -97,14 +97,9 @@ def load(name: Any, *, revision: str | None, dtype: str, device: str) -> Loaded:
     from safetensors import SafetensorError
 
     if not isinstance(name, (str, os.PathLike)):
-        return Loaded(model=name, facts=facts_of(name))
-    path = os.fspath(name)
+        return loaded_of(name)
+    path, place = os.fspath(name), _place(device)
     commit, has_adapters = _found(path, revision)
-    try:
-        place = torch.device(_device() if device == "auto" else device)
-        torch.empty(0, device=place)
-    except (AssertionError, RuntimeError) as error:
-        raise UsageError(f"device {device!r} cannot be used: {_first(error)}") from error
     how: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
     found: dict[str, Any] = {}
     try:
@@ -124,7 +119,12 @@ def load(name: Any, *, revision: str | None, dtype: str, device: str) -> Loaded:
             path,
             f"lacks {len(missing):,} of its weights, such as {missing[0]}, which would be random",
         )
-    return Loaded(model=model, facts=facts_of(model, path, commit))
+    return loaded_of(model, path, commit)
+
+
+def loaded_of(model: Any, path: str | None = None, commit: str | None = None) -> Loaded:
+    """Return a model with its facts, once it is known to be whole."""
+    return replace(Loaded(model=model, facts={}), facts=_facts_of(model, path, commit))
 
 
 def _found(path: str, revision: str | None) -> tuple[str | None, bool]:
@@ -166,12 +166,17 @@ def _no_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _device() -> str:
+def _place(device: str) -> Any:
+    """Return a device of torch that can be used."""
     import torch
 
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    if device == "auto":
+        has_mps = torch.backends.mps.is_available()
+        device = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError) as error:
+        raise UsageError(f"device {device!r} cannot be used: {_first(error)}") from error
 
 
 def _adapter_maker(path: str) -> Any:
@@ -241,11 +246,11 @@ def check_vocabulary(reference: Any, tokenizer: Any, own: Any, name: str) -> Non
         )
 
 
-def facts_of(model: Any, path: str | None = None, revision: str | None = None) -> dict[str, Any]:
+def _facts_of(model: Any, path: str | None, commit: str | None) -> dict[str, Any]:
     """Return what tells a model from others."""
     return {
         "name": path or getattr(model.config, "_name_or_path", "") or type(model).__name__,
-        "revision": revision,
+        "revision": commit or getattr(model.config, "_commit_hash", None),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "device": next(model.parameters()).device.type,
         "weights": digest_of_weights(model),

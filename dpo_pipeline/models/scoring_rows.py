@@ -78,6 +78,13 @@ def scored_columns(
     return made
 
 
+def tokenizer_for(asked: Models) -> Any:
+    """Return the tokenizer whose tokens both models read: the policy's where there is one."""
+    if asked.policy is None:
+        return tokenizer_of(asked.reference, asked.tokenizer, asked.reference_revision)
+    return tokenizer_of(asked.policy, asked.tokenizer, asked.revision)
+
+
 def models_of(asked: Models, tokenizer: Any) -> Iterator[tuple[str, Loaded]]:
     """Yield the models; the reference of a policy with adapters is the model below them."""
     how = {"dtype": asked.dtype, "device": asked.device}
@@ -135,6 +142,9 @@ def counts_of(
     }
     kept = [each for each in there if not (drops and each.is_dropped)]
     found["first"] = sum(each.sequences[0].start == 0 for each in kept)
+    if len(shape.sides) > 1:
+        pairs = [each.sequences for each in kept if each.sequences[0].n_tokens]
+        found["alike"] = sum(one.ids == other.ids for one, other in pairs)
     for i, side in enumerate(shape.sides):
         own = [each.sequences[i] for each in kept]
         found[f"cut {side}"] = sum(each.n_cut > 0 and each.n_tokens > 0 for each in own)

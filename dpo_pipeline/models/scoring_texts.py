@@ -20,7 +20,6 @@ from dpo_pipeline.models.loading import (
     Loaded,
     check_models_extra,
     tokenizer_facts,
-    tokenizer_of,
     versions,
 )
 from dpo_pipeline.models.parts import Parts, digest_of_rows
@@ -31,12 +30,14 @@ from dpo_pipeline.models.scoring_rows import (
     models_of,
     pad_of,
     scored_columns,
+    tokenizer_for,
 )
-from dpo_pipeline.models.texts import Shape, oddities, shape_of
+from dpo_pipeline.models.texts import SIDES, Shape, oddities, shape_of
 from dpo_pipeline.models.tokenizing import Tokenizer
 from dpo_pipeline.options import Execution, Models, Outputs, Pairs
 from dpo_pipeline.plan import Facts, Input, Output, Plan, planned
 from dpo_pipeline.sources import Dataset, checked_parquet_name, open_texts, publication_of
+from dpo_pipeline.statistics import counted
 from dpo_pipeline.storage import METADATA_KEY, Access, is_address, reading, writing
 from dpo_pipeline.tables import Part, Printable, Sentence, warned, whole
 
@@ -45,16 +46,17 @@ _LAST, _FIRST = slice(-_TOKENS_SHOWN, None), slice(_TOKENS_SHOWN)
 _OF_PART: Final = "dpo_pipeline.part"
 """Metadata of a part: the digest of its input rows, and what was counted in it."""
 _COUNTED: Final = {
-    "null": "{:,} rows have no text, and so no log-probs",
-    "written": "{:,} rows have conversations written as JSON: they are scored as that text",
-    "empty": "{:,} {} completions are empty: their log-probs are those of the end alone",
-    "first": "in {:,} rows nothing stands before the completion: its first token has no log-prob",
-    "bare": "{:,} {} completions have no token with a log-prob: they are null",
-    "merged": "in {:,} rows the end of the prompt merges with a completion, which then starts "
-    "earlier, as in TRL",
-    "cut": "{:,} {} completions are cut short by the longest length",
-    "away": "{:,} {} completions are cut away whole: their log-probs are null",
-    "dropped": "{:,} rows are left out, as TRL does: their prompt alone has the longest length",
+    "null": "in {} there is no text, and so no log-prob",
+    "written": "in {} conversations are written as JSON: they are scored as that text",
+    "first": "in {} nothing stands before the completion: its first token has no log-prob",
+    "merged": "in {} the end of the prompt merges with a completion, which then starts earlier, as "
+    "in TRL",
+    "dropped": "in {} the prompt alone has the longest length: left out, as TRL does",
+    "alike": "in {} chosen and rejected are the same tokens: they tell nothing",
+    "empty": "in {} the {}completion is empty: its log-prob is that of the end alone",
+    "bare": "in {} the {}completion has no token with a log-prob: it is null",
+    "cut": "in {} the longest length cuts the {}completion short",
+    "away": "in {} the longest length cuts the {}completion away whole: its log-prob is null",
 }
 
 
@@ -68,9 +70,10 @@ class ScoredTexts(Printable):
         texts: How the texts were read.
         counts: By name: `null` (rows without a text), `written` (conversations as JSON in text),
             `first` (rows with nothing before the completion), `merged` (rows whose prompt merges
-            with a completion), `dropped` (rows that `dialect="trl"` left out); of completions, by
-            side, `empty chosen` (no text), `bare chosen` (no token with a log-prob: null), `cut
-            chosen` (cut short by the limit), `away chosen` (cut away whole: null).
+            with a completion), `dropped` (rows that `dialect="trl"` left out), `alike` (chosen and
+            rejected are the same tokens); of completions, by side, `empty chosen` (no text),
+            `bare chosen` (no token with a log-prob: null), `cut chosen` (cut short by the limit),
+            `away chosen` (cut away whole: null).
         models: Facts of policy and reference.
         notes: What is to be said about the input.
     """
@@ -99,7 +102,7 @@ class ScoredTexts(Printable):
 
     def to_parts(self) -> Iterator[Part]:
         """Yield the file, what was scored, and what was cut."""
-        yield Sentence(text=f"{whole(self.path)}: {self.n_rows:,} rows", leads=True)
+        yield Sentence(text=f"{whole(self.path)}: {counted(self.n_rows, 'row')}", leads=True)
         yield Sentence(text=self.texts, label="texts")
         for name, facts in self.models.items():
             at = f" at {facts['revision'][:12]}" if facts["revision"] else ""
@@ -110,7 +113,7 @@ class ScoredTexts(Printable):
 def said_of(counts: Mapping[str, int]) -> list[str]:
     """Say what was counted, a sentence each."""
     return [
-        _COUNTED[kind].format(count, side)
+        _COUNTED[kind].format(counted(count, "row"), f"{side} " if side in SIDES else "")
         for name, count in counts.items()
         for kind, _, side in [name.partition(" ")]
         if count
@@ -188,10 +191,7 @@ class LogpsPlan(Plan[ScoredTexts]):
 
     @cached_property
     def _tokenizer(self) -> Any:
-        asked = self.models
-        if asked.policy is None:
-            return tokenizer_of(asked.reference, asked.tokenizer, asked.reference_revision)
-        return tokenizer_of(asked.policy, asked.tokenizer, asked.revision)
+        return tokenizer_for(self.models)
 
     @cached_property
     def texts(self) -> Tokenizer:
@@ -200,55 +200,65 @@ class LogpsPlan(Plan[ScoredTexts]):
 
     def run(self) -> ScoredTexts:
         """Score the texts in parts, and make one file of them."""
-        tokenizer = self._tokenizer
-        loaded = dict(models_of(self.models, tokenizer))
+        loaded = dict(models_of(self.models, self._tokenizer))
         settings = self._settings(loaded)
-        access, parts = Access.of(self.execution), Parts.beside(self.sink)
-        watch = Watch(cancel=self.execution.cancel)
+        parts, watch = Parts.beside(self.sink), Watch(cancel=self.execution.cancel)
+        access = Access.of(self.execution)
         with publication_of(self.made, access, self.dataset) as publication:
             hidden = publication.stage(self.sink)
             parts.begin(settings)
-            counts: Counter[str] = Counter()
-            n_parts = n_rows = 0
-            pace = Pace(self.execution.progress, watch, self._rows_to_score(parts))
-            for number, rows in enumerate(self._parts()):
-                watch.check()
-                digest = digest_of_rows(rows, self.shape.columns)
-                if not parts.is_done(number):
-                    scored, found = self._score(rows, loaded, pace)
-                    facts = {"rows": digest, "counts": found}
-                    parts.write(number, scored, {_OF_PART: json.dumps(facts)})
-                kept = json.loads(parts.metadata(number)[_OF_PART])
-                if kept["rows"] != digest:
-                    raise StorageError(
-                        parts.folder,
-                        f"part {number} was made of other texts: remove the folder to begin anew",
-                    )
-                counts.update(kept["counts"])
-                n_parts, n_rows = number + 1, n_rows + rows.height
-            facts = {**settings, "counts": dict(counts)}
-            with (
-                writing(hidden, self.dataset.name) as out,
-                pl.Config(streaming_chunk_size=WIDE_ROWS_PER_GROUP),
-            ):
-                pl.scan_parquet([parts.path(i) for i in range(n_parts)], glob=False).sink_parquet(
-                    out,
-                    metadata={METADATA_KEY: json.dumps(facts, sort_keys=True)},
-                    compression_level=ZSTD_LEVEL,
-                    row_group_size=OUTPUT_ROWS_PER_GROUP,
-                    engine="streaming",
-                )
+            heights, counts = self._score_parts(parts, loaded, watch)
+            paths = [parts.path(number) for number in range(len(heights))]
+            self._join(paths, hidden, {**settings, "counts": counts})
             publication.commit(watch.check)
         parts.remove()
         self.dataset.warn(stacklevel=4)
         return ScoredTexts(
             path=os.fspath(self.sink),
-            n_rows=n_rows,
+            n_rows=sum(heights),
             texts=str(self.shape),
-            counts=dict(counts),
+            counts=counts,
             models=settings["models"],
             notes=self.dataset.notes,
         )
+
+    def _score_parts(
+        self, parts: Parts, loaded: Mapping[str, Loaded], watch: Watch
+    ) -> tuple[list[int], dict[str, int]]:
+        """Score the parts that are missing; return the rows of each, and what was counted."""
+        pace = Pace(self.execution.progress, watch, self._rows_to_score(parts))
+        counts: Counter[str] = Counter()
+        heights = []
+        for number, rows in enumerate(self._parts()):
+            watch.check()
+            digest = digest_of_rows(rows, self.shape.columns)
+            if not parts.is_done(number):
+                scored, found = self._score(rows, loaded, pace)
+                facts = {"rows": digest, "counts": found}
+                parts.write(number, scored, {_OF_PART: json.dumps(facts)})
+            kept = json.loads(parts.metadata(number)[_OF_PART])
+            if kept["rows"] != digest:
+                raise StorageError(
+                    parts.folder,
+                    f"part {number} was made of other texts: remove the folder to begin anew",
+                )
+            counts.update(kept["counts"])
+            heights.append(rows.height)
+        return heights, dict(counts)
+
+    def _join(self, paths: list[str], hidden: str, facts: Mapping[str, Any]) -> None:
+        """Write the parts as one file."""
+        with (
+            writing(hidden, self.dataset.name) as out,
+            pl.Config(streaming_chunk_size=WIDE_ROWS_PER_GROUP),
+        ):
+            pl.scan_parquet(paths, glob=False).sink_parquet(
+                out,
+                metadata={METADATA_KEY: json.dumps(facts, sort_keys=True)},
+                compression_level=ZSTD_LEVEL,
+                row_group_size=OUTPUT_ROWS_PER_GROUP,
+                engine="streaming",
+            )
 
     def _settings(self, loaded: Mapping[str, Loaded]) -> dict[str, Any]:
         asked = self.models

@@ -15,8 +15,8 @@ from dpo_pipeline.arguments import given
 from dpo_pipeline.columns import resolve
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ColumnError, UsageError
-from dpo_pipeline.models.loading import check_models_extra, tokenizer_of
-from dpo_pipeline.models.scoring_rows import models_of, pad_of
+from dpo_pipeline.models.loading import check_models_extra
+from dpo_pipeline.models.scoring_rows import Pace, models_of, pad_of, tokenizer_for
 from dpo_pipeline.models.scoring_texts import asked_models, opened_texts
 from dpo_pipeline.models.scoring_tokens import Scorer
 from dpo_pipeline.models.texts import SIDES, Shape
@@ -106,20 +106,15 @@ class Verification(Printable):
 
     def to_parts(self) -> Iterator[Part]:
         """Yield the verdict, what differs, and the distances."""
-        is_exact = all(each.is_exact for each in self.columns)
-        what = (
-            "the stored log-probs are the model's"
-            if self.is_alike
-            else ("the stored log-probs are not the model's")
-        )
-        how = ""
-        if self.is_alike and not is_exact:
-            how = (
+        how = "" if self.is_alike else "not "
+        what = f"the stored log-probs are {how}the model's"
+        if self.is_alike and not all(each.is_exact for each in self.columns):
+            what += (
                 ", up to rounding of bfloat16; a checkpoint close by could give the same: score "
                 "with the --dtype that they were made with"
             )
         tone: Tone = "good" if self.is_alike else "bad"
-        text = f"{what}{how} ({self.n_sampled:,} rows of {whole(self.source)})"
+        text = f"{what} ({self.n_sampled:,} rows of {whole(self.source)})"
         yield Sentence(text=text, tone=tone, leads=True)
         for each in self.columns:
             if each.finding:
@@ -293,43 +288,33 @@ class VerificationPlan(Plan[Verification]):
 
     def run(self) -> Verification:
         """Score a sample anew, and compare."""
-        watch = Watch(callback=self.execution.progress, cancel=self.execution.cancel)
+        asked, tokenizer = self.models, tokenizer_for(self.models)
         sample, stored = self._sampled()
-        asked = self.models
-        first = asked.policy if asked.policy is not None else asked.reference
-        tokenizer = tokenizer_of(first, asked.tokenizer, asked.revision)
         texts = Tokenizer(tokenizer, self.shape, max_length=asked.max_length)
         tokens = {
             row[_ROW]: found
             for row in sample.iter_rows(named=True)
             if (found := texts.row(row)) is not None
         }
-        sides = self.shape.sides
-        whole_texts = [
-            Completion(each.sequences[i].ids, 1)
-            for i in range(len(sides))
-            for each in tokens.values()
-        ]
+        pace = Pace(self.execution.progress, Watch(cancel=self.execution.cancel))
         made = []
         for model, each in models_of(asked, tokenizer):
-            names = [self.columns.get(f"{model}_{side}_logps") for side in sides]
-            if not any(names):
-                continue
+            names = {
+                i: name
+                for i, side in enumerate(self.shape.sides)
+                if (name := self.columns.get(f"{model}_{side}_logps")) is not None
+            }
+            whole_texts = [
+                Completion(t.sequences[i].ids, 1) for i in names for t in tokens.values()
+            ]
+            after = pace.of(len(tokens), len(whole_texts))
             with each.in_use() as used:
-                scorer = Scorer(
-                    used,
-                    pad=pad_of(tokenizer),
-                    budget=asked.batch_tokens,
-                    after=lambda *_: watch.check(),
-                )
-                logps = scorer.by_token(whole_texts)
-            for i, name in enumerate(names):
-                if name is None:
-                    continue
-                own = logps[i * len(tokens) : (i + 1) * len(tokens)]
+                scorer = Scorer(used, pad=pad_of(tokenizer), budget=asked.batch_tokens, after=after)
+                logps = iter(scorer.by_token(whole_texts))
+            for i, name in names.items():
                 rows = [
-                    self._row(stored, place, name, found.sequences[i], values)
-                    for (place, found), values in zip(tokens.items(), own, strict=True)
+                    self._row(stored, place, name, found.sequences[i], next(logps))
+                    for place, found in tokens.items()
                 ]
                 made.append(verified(name, rows))
         return Verification(source=self.dataset.name, n_sampled=len(tokens), columns=tuple(made))

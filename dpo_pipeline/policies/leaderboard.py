@@ -246,7 +246,10 @@ class Leaderboard(Compared):
         return dict.fromkeys(_OF_TESTS)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the document; `best_set` and the winner stand at its top."""
+        """Return the document that `schemas/leaderboard.schema.json` describes.
+
+        `best_set` and the winner stand at its top.
+        """
         found = self._ranking
         return {
             "best_set": list(self.best_set),

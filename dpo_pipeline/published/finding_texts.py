@@ -118,8 +118,9 @@ RULES: Final = MappingProxyType(
         "within": "An offset is in the range that sums exactly.",
         "share": "A probability is from 0 to 1.",
         "not_empty": "The completion has a token: no list is empty, and log-probs are not 0 under "
-        "both models.",
-        "not_padded": "A token list without a mask does not end in zeros, as padding does.",
+        "both models, nor, without a reference, of both completions.",
+        "not_padded": "A token list has no padding at its ends: two zeros at the end, or "
+        "five equal values, 0 or below -1, under all models. Map a mask.",
         "fits_mask": "A mask is as long as its token list.",
         "same_length": "Policy and reference have as many tokens.",
         "agrees_with_tokens": "A log-prob is the sum of the token list that stands beside it.",

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import Final
 
 from dpo_pipeline.arguments import Option, options_of
 from dpo_pipeline.columns import BATCH_MEANS, CONTRADICTING, INVALID, ROLES, SCORED, SELECTED
-from dpo_pipeline.errors import UsageError
-from dpo_pipeline.evaluation import BASELINES
+from dpo_pipeline.comparison import SUBSET_FIGURES
+from dpo_pipeline.errors import MEANINGS, UsageError
+from dpo_pipeline.evaluation import BASELINES, words_of
 from dpo_pipeline.losses import DIALECTS, EVERY_LOSS
 from dpo_pipeline.options import CALLS
+from dpo_pipeline.published.document_texts import NUMBERS, OTHER_KEYS, RESULTS
 from dpo_pipeline.published.finding_texts import DOUBTS, FINDINGS, OTHER_NAMES, RULES
 from dpo_pipeline.ranking import RANKING_FIGURES
 from dpo_pipeline.rendering import as_text
@@ -28,6 +32,20 @@ LEGEND: Final = (
 )
 """The letters of the formulas."""
 
+_OF_RANKINGS: Final = MappingProxyType(
+    {"kendall_tau": ("tau_b", "tau-b", "Kendall's tau-b"), "top_one": ("credit",)}
+)
+_ENDS: Final = MappingProxyType(
+    {
+        "_low": "The lower limit of the interval of this:",
+        "_high": "The upper limit of the interval of this:",
+        "_difference": "The difference, B minus A, of this:",
+        "_a": "Of policy A:",
+        "_b": "Of policy B:",
+    }
+)
+"""Endings of names, and what they say of the name before them."""
+_BEST_OF: Final = re.compile(r"best_of_\d+")
 _GUESSES: Final = 3
 
 
@@ -37,7 +55,8 @@ class Entry:
 
     Attributes:
         name: As outputs and options spell it.
-        kind: Figure, column, rule, finding, loss, dialect, format or option.
+        kind: Figure, column, rule, finding, loss, dialect, format, option, exit code, or part or
+            number of a result.
         text: What it is.
         facts: Further lines, each with its title: unit, formula, source, TRL's name.
         also: Other names that lead here.
@@ -63,7 +82,14 @@ def entries() -> Iterator[Entry]:
     for kind, texts in kinds.items():
         for name, text in texts.items():
             yield Entry(name=name, kind=kind, text=text, also=OTHER_NAMES.get(name, ()))
+    for kind, texts in {"part of a result": RESULTS, "number of a result": NUMBERS}.items():
+        for name, text in texts.items():
+            yield Entry(name=name, kind=kind, text=text, also=OTHER_KEYS.get(name, ()))
+    for code, text in MEANINGS.items():
+        also = (f"exit {code}", f"{code}")
+        yield Entry(name=f"exit code {code}", kind="exit code", text=_sentence(text), also=also)
     yield from _losses()
+    yield from _arguments()
     for chosen in SELECTION_RULES.values():
         yield Entry(
             name=chosen.name,
@@ -111,19 +137,25 @@ def _figures() -> Iterator[Entry]:
             text=_sentence(figure.text),
             facts=(
                 ("unit", figure.unit),
+                ("range", figure.limits),
                 ("formula", figure.formula),
+                ("read it", figure.reading),
                 ("source", figure.source),
                 ("in TRL", figure.trl),
             ),
             also=(figure.trl, *figure.also),
         )
     for name, (text, _) in RANKING_FIGURES.items():
-        yield Entry(name=name, kind="figure of a ranking", text=_sentence(text))
-    for name, words in BASELINES.items():
-        yield Entry(name=f"prefer: {name}", kind="figure", text=_sentence(words))
-        better = f"Reward accuracy less the {words}, on the same pairs."
-        also = (f"advantage/{name}",)
-        yield Entry(name=f"better than: {name}", kind="figure", text=better, also=also)
+        also = _OF_RANKINGS.get(name, ())
+        yield Entry(name=name, kind="figure of a ranking", text=_sentence(text), also=also)
+    for name, text in SUBSET_FIGURES.items():
+        yield Entry(name=name, kind="column of compared subsets", text=_sentence(text))
+    for rule in BASELINES:
+        for name, also in (
+            (f"prefer: {rule}", ()),
+            (f"better than: {rule}", (f"advantage/{rule}",)),
+        ):
+            yield Entry(name=name, kind="figure", text=_sentence(words_of(name)), also=also)
 
 
 def _columns() -> Iterator[Entry]:
@@ -167,8 +199,21 @@ def _losses() -> Iterator[Entry]:
         )
 
 
+def _arguments() -> Iterator[Entry]:
+    """Yield the arguments of losses, each with the losses that have it."""
+    found: dict[str, list[str]] = {}
+    texts: dict[str, str] = {}
+    for loss in EVERY_LOSS.values():
+        for p in loss.parameters:
+            found.setdefault(p.name, []).append(loss.name)
+            texts.setdefault(p.name, f"{p.meaning}, {p.range}")
+    for name, losses in found.items():
+        facts = (("losses", ", ".join(losses)), ("give it", f"--loss-arg {name}=..."))
+        yield Entry(name=name, kind="argument of losses", text=_sentence(texts[name]), facts=facts)
+
+
 def explain(name: str) -> str:
-    """Return what a figure, column, rule, finding, loss, dialect, format or option is.
+    """Return what a name of an output is: a figure, column, rule, finding, loss, key or option.
 
     Every entry of that name is said, however it is spelled (`mean loss`, `length_bias`). A rule is
     found with its column before it (`ref_chosen_logps.finite`), and a figure by TRL's name
@@ -181,14 +226,18 @@ def explain(name: str) -> str:
         UsageError: Nothing has that name.
 
     Example:
-        >>> print(dpo_pipeline.explain("brier"))
-        brier (figure)
-          Brier score of the chance that a margin claims.
-          formula: mean((1 - sigmoid(z))^2)
+        >>> print(dpo_pipeline.explain("tie_rate"))
+        tie_rate (figure)
+          Share of pairs with equal rewards.
+          range: from 0 to 1
+          formula: mean(z = 0)
+          read it: many ties mean log-probs of a coarse format, or a policy that did not move
     """
     every = [(each, [each.name, *filter(None, each.also)]) for each in entries()]
-    wanted = {_plain(name), _plain(name.rpartition(".")[2])}
-    found = [each for each, names in every if wanted & {*map(_plain, names)}]
+    said, found = "", _named(name, every)
+    for end, meaning in _ENDS.items():
+        if not found and name.endswith(end):
+            said, found = f"{meaning}\n\n", _named(name.removesuffix(end), every)
     if not found:
         known = [each for _, names in every for each in names]
         words = {*_plain(name).split()}
@@ -199,7 +248,15 @@ def explain(name: str) -> str:
         ]
         hint = f" (did you mean {' or '.join(map(repr, guesses))}?)" if guesses else ""
         raise UsageError(f"nothing is named {name!r}{hint}; schemas/README.md lists all names")
-    return "\n\n".join(as_text([each.sentence()]) for each in found)
+    return said + "\n\n".join(as_text([each.sentence()]) for each in found)
+
+
+def _named(name: str, every: Sequence[tuple[Entry, Sequence[str]]]) -> list[Entry]:
+    """Return the entries of this name, however it is spelled."""
+    name = _BEST_OF.sub("best_of", name)
+    wanted = {_plain(name), _plain(name.rpartition(".")[2])}
+    found = [each for each, names in every if wanted & {*map(_plain, names)}]
+    return found if found or not name.endswith("s") else _named(name[:-1], every)
 
 
 def _plain(name: str) -> str:

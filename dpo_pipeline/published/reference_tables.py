@@ -11,6 +11,7 @@ from dpo_pipeline.columns import ROLES, SCORED, SELECTED
 from dpo_pipeline.errors import MEANINGS
 from dpo_pipeline.losses import DIALECTS, EVERY_LOSS, OTHERS, Loss, Rewards
 from dpo_pipeline.options import CALLS
+from dpo_pipeline.published.document_texts import NUMBERS, RESULTS
 from dpo_pipeline.published.finding_texts import DOUBTS, FINDINGS, RULES
 from dpo_pipeline.published.glossary import LEGEND
 from dpo_pipeline.ranking import RANKING_FIGURES
@@ -38,14 +39,25 @@ def reference_page() -> str:
     ]
     exit_codes = [(str(code), text) for code, text in MEANINGS.items()]
     figures = [
-        (_code(name), each.text, each.unit, *map(_code, (each.formula, each.trl)))
+        (
+            _code(name),
+            each.text,
+            ", ".join(filter(None, (each.unit, each.limits))),
+            _code(each.formula),
+            each.reading,
+            _code(each.trl),
+        )
         for name, each in FIGURES.items()
     ]
-    figures += [(_code(name), text, "", "", "") for name, (text, _) in RANKING_FIGURES.items()]
+    figures += [(_code(name), text, "", "", "", "") for name, (text, _) in RANKING_FIGURES.items()]
+    keys = [(_code(name), text) for texts in (RESULTS, NUMBERS) for name, text in texts.items()]
     findings = [(_code(name), text) for name, text in {**DOUBTS, **FINDINGS}.items()]
     sections = {
         "Options": option_table(),
-        "Figures": _table(("figure", "what it is", "unit", "formula", "in TRL"), figures),
+        "Figures": _table(
+            ("figure", "what it is", "unit, range", "formula", "how to read it", "in TRL"), figures
+        ),
+        "Keys of documents": _table(("key", "what it is"), keys),
         "Findings": _table(("finding", "what it says, and when"), findings),
         "Rules": _table(("rule", "what it asks for"), [(_code(n), t) for n, t in RULES.items()]),
         "Losses": f"{LEGEND[0].upper()}{LEGEND[1:]}.\n\n{loss_table()}",

@@ -19,13 +19,23 @@ from dpo_pipeline.columns import (
     POLICY,
     ROLES,
     SCORED,
+    SCORED_COMPLETIONS,
     SELECTED,
     Added,
     Needs,
     Role,
 )
 from dpo_pipeline.contract import rules_of
-from dpo_pipeline.published.document_schemas import comparison_document, summary_document
+from dpo_pipeline.published.completion_schemas import (
+    completions_comparison_document,
+    completions_summary_document,
+    ranking_document,
+)
+from dpo_pipeline.published.document_schemas import (
+    comparison_document,
+    leaderboard_document,
+    summary_document,
+)
 from dpo_pipeline.published.reference_tables import reference_page
 
 CONTRACT_VERSION: Final = "1.0.0"
@@ -61,6 +71,9 @@ _PURPOSES: Final = {
     "scored_pairs": "Valid preference pairs with their implicit rewards, margin and loss "
     "(arXiv 2305.18290, Eq. 7), in the order of the input. Input columns pass through unless "
     "they were not kept.",
+    "scored_completions": "Valid completions with their implicit rewards and loss, in the order of "
+    "the input; those of a listwise loss prompt by prompt. Input columns pass through unless they "
+    "were not kept.",
     "selected_pairs": "Valid preference pairs that a rule keeps (or leaves out), with what ranks "
     "them, in the order of the input. Input columns pass through.",
     "contradicting_pairs": "Valid preference pairs that repeat or contradict others, in the order "
@@ -73,6 +86,7 @@ _PURPOSES: Final = {
 }
 _GOING_OUT: Final = {
     "scored_pairs": SCORED,
+    "scored_completions": SCORED_COMPLETIONS,
     "selected_pairs": SELECTED,
     "contradicting_pairs": CONTRADICTING,
     "invalid_pairs": INVALID,
@@ -93,6 +107,10 @@ def published() -> dict[str, str]:
         "README.md": reference_page(),
         "summary.schema.json": summary_document(),
         "comparison.schema.json": comparison_document(),
+        "leaderboard.schema.json": leaderboard_document(),
+        "ranking.schema.json": ranking_document(),
+        "completions_summary.schema.json": completions_summary_document(),
+        "completions_comparison.schema.json": completions_comparison_document(),
     }
 
 

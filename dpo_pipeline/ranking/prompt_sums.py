@@ -22,6 +22,7 @@ from dpo_pipeline.statistics import (
 REWARD: Final = "__dpo_pipeline_reward"
 PROMPT: Final = "__dpo_pipeline_number"
 SIZE: Final = "n_completions"
+_ROUNDING: Final = 1e-11
 _CLUSTERED: Final = "Student t, by prompt"
 
 
@@ -105,7 +106,10 @@ def mean_of_prompts(
     square, mean = row[f"square_{name}"], row[f"sum_{name}"] / (n * QUANTA_PER_NAT)
     if limits == (0.0, 1.0) and total.is_integer() and square == total:
         return rate_of(int(total), n, level)
-    return _estimate(mean, square - n * mean * mean, n, n, level=level, limits=limits)
+    spread = square - n * mean * mean
+    if spread <= _ROUNDING * square:  # what rounding alone can make of equal values
+        spread = 0.0
+    return _estimate(mean, spread, n, n, level=level, limits=limits)
 
 
 def accuracy_of(row: Mapping[str, float], level: float) -> Estimate | None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import polars as pl
 
 from dpo_pipeline.arguments import given
-from dpo_pipeline.columns import LABEL, RANK, SCORED, needs_of_columns
+from dpo_pipeline.columns import LABEL, LOGPS, RANK, ROLES, SCORED, is_spelled, needs_of_columns
 from dpo_pipeline.contract import Binding, Places, listed, why_refused
 from dpo_pipeline.defaults import LOSS_NAME
 from dpo_pipeline.errors import ContractError, InvalidPairsError, UsageError
@@ -189,6 +189,7 @@ class RankingPlan(Plan[Ranking]):
         drawn = max(curve, default=None)
         of_subset = added([sums], [*keys[: len(self.by)], "size"]) if self.by else None
         n_prompts = int(total["n_prompts"])
+        benchmark = self._benchmark(sums, keys, ties)
         return Ranking(
             source=self.dataset.name,
             objective=self.objective,
@@ -211,10 +212,10 @@ class RankingPlan(Plan[Ranking]):
                 drawn,
                 is_share=is_share,
             ),
-            rewardbench=self._benchmark(sums, keys, ties),
+            rewardbench=benchmark,
             invalid=report,
             by=self.by,
-            notes=self.notes,
+            notes=(*self.notes, *(() if benchmark is None else benchmark.notes)),
         )
 
     def _benchmark(
@@ -286,6 +287,10 @@ def rank(
     if groups.execution.engine != "local":
         raise UsageError("rank is done on this machine: leave the engine out")
     dataset = groups.opened(row="completion")
+    if any(is_spelled(ROLES[name], dataset.columns, groups.pairs.columns) for name in LOGPS):
+        raise UsageError(
+            f"{dataset.name}: these are pairs, and rank is of completions: evaluate them"
+        )
     subsets = subsets.within(dataset.columns)
     columns = columns_of(dataset, groups.pairs.columns)
     needs = needs_of_columns(dataset.columns, columns)

@@ -9,13 +9,14 @@ al., "RewardBench 2", 2025, arXiv 2506.01937).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import polars as pl
 
 from dpo_pipeline.ranking.prompt_sums import PROMPT, REWARD
+from dpo_pipeline.statistics import counted
 
 SUBSETS: Final = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
 """The subsets of the benchmark."""
@@ -39,11 +40,13 @@ class RewardBench2:
             or for Ties the weighted sum of `ties`.
         ties: The terms of Ties by name; empty without that subset.
         missing: Subsets of the benchmark that are not there.
+        notes: What is odd with the ids of Ties, a sentence each.
     """
 
     subsets: Mapping[str, float]
     ties: Mapping[str, float]
     missing: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def score(self) -> float:
@@ -93,7 +96,39 @@ def scores(earned: Mapping[str, float], ties: pl.DataFrame | None) -> RewardBenc
     }
     there = {name.lower() for name in found}
     missing = tuple(name for name in SUBSETS if name.lower() not in there)
-    return RewardBench2(subsets=dict(sorted(found.items())), ties=terms, missing=missing)
+    return RewardBench2(
+        subsets=dict(sorted(found.items())),
+        ties=terms,
+        missing=missing,
+        notes=() if ties is None else tuple(_odd_ids(ties)),
+    )
+
+
+def _odd_ids(margins: pl.DataFrame) -> Iterator[str]:
+    """Yield which prompts of Ties have no counterpart, and so are in no term of both."""
+    ids = {kind: margins.filter(pl.col("kind") == kind)["id"].to_list() for kind in _KINDS}
+    for kind, other in (_KINDS, _KINDS[::-1]):
+        alone = sorted({f"{kind}:{each}" for each in ids[kind] if each not in {*ids[other]}})
+        if alone:
+            yield (
+                f"{_some(alone)} of Ties without {other}: they count in no term that compares both"
+            )
+        twice = sorted({f"{kind}:{each}" for each in ids[kind] if ids[kind].count(each) > 1})
+        if twice:
+            yield f"{_some(twice)} of Ties there more than once: each counts again"
+    other_ids = margins.filter(~pl.col("kind").is_in(_KINDS) | pl.col("id").is_null())
+    if other_ids.height:
+        names = pl.concat_str("kind", "id", separator=":", ignore_nulls=True)
+        few = sorted(other_ids.select(names).to_series().to_list())
+        yield f"{_some(few)} of Ties neither ref: nor tied:, and so taken as tied"
+
+
+def _some(names: Sequence[str]) -> str:
+    few = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return f"{counted(len(names), 'id')} ({few})"
+
+
+_SHOWN: Final = 5
 
 
 def ties_terms(margins: pl.DataFrame) -> dict[str, float]:

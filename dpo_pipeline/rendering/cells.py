@@ -10,11 +10,14 @@ from dpo_pipeline.statistics import (
     DASH,
     Interval,
     as_written,
+    between,
     count,
+    effect,
     number,
     p_value,
+    points,
+    points_between,
     share_within,
-    signed_points_within,
 )
 from dpo_pipeline.tables import KEPT, Figure, Limits, Name, Unit, shown
 
@@ -50,8 +53,9 @@ def is_number(value: Any) -> bool:
 def _number(value: Figure | Limits) -> str:
     if isinstance(value, Limits):
         within = _interval(value.low, value.high)
-        written = _writer(value.unit, within, value.digits)
-        return f"{written(value.low).removesuffix(' pt')} to {written(value.high)}"
+        if value.unit == "points":  # the value beside it has the unit
+            return points_between(within)
+        return between(within, _writer(value.unit, within, value.digits))
     if value.value is None:
         return DASH
     interval = None if value.limits is None else _interval(*value.limits)
@@ -66,8 +70,8 @@ def _writer(unit: Unit, interval: Interval | None, digits: int) -> Callable[[flo
     writers: Mapping[Unit, Callable[[float], str]] = {
         "number": partial(number, digits=digits),
         "share": share_within(interval),
-        "points": lambda value: f"{signed_points_within(interval)(value)} pt",
-        "effect": lambda value: f"{100.0 * value:.2g} pt",
+        "points": lambda value: points(value, interval),
+        "effect": effect,
         "p": p_value,
     }
     return writers[unit]

@@ -114,7 +114,12 @@ def _latex_row(cells: Iterable[str]) -> str:
 
 
 def _in_latex(text: str) -> str:
-    return "".join(_LATEX.get(each, each) for each in _BELOW_0.sub(MINUS, text))
+    return "".join(_LATEX.get(each, each) for each in with_minus(text))
+
+
+def with_minus(text: str) -> str:
+    """Return a sentence whose numbers below 0 have a minus sign, and no hyphen."""
+    return _BELOW_0.sub(MINUS, text)
 
 
 def as_html(parts: Iterable[Part]) -> str:

@@ -54,7 +54,7 @@ def as_text(parts: Iterable[Part], *, width: int | None = None, color: bool = Fa
             made = list(_table(part, room, bold=color))
         else:
             made = list(_sentence(part, room, paint))
-        leads = isinstance(before, Sentence) and before.leads
+        leads = any(isinstance(each, Sentence) and each.leads for each in (before, part))
         if lines and (leads or Table in (type(part), type(before))):
             lines.append("")
         lines += made

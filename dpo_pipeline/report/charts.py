@@ -173,12 +173,18 @@ def label(text: str, palette: Palette, *, colour: str | None = None, **place: An
     )
 
 
+def haloed(text: str, palette: Palette, **more: Any) -> list[Any]:
+    """Return a text with paper around it, so that lines end before its letters."""
+    paper: dict[str, Any] = {"stroke": palette.paper, "strokeWidth": 5, "strokeJoin": "round"}
+    return [label(text, palette, **more, **paper), label(text, palette, **more)]
+
+
 def corners(above: str, below: str, palette: Palette, *, margin: int, colour: str) -> list[Any]:
     """Return texts in the upper left and the lower right corner, on either side of a diagonal."""
     right: dict[str, Any] = {"x": AT_X("width"), "y": AT_Y("height")}
     return [
-        label(above, palette, colour=colour, x=AT_X(margin), y=AT_Y(14), align="left"),
-        label(below, palette, colour=colour, **right, align="right", dx=-margin, dy=-8),
+        *haloed(above, palette, colour=colour, x=AT_X(margin), y=AT_Y(14), align="left"),
+        *haloed(below, palette, colour=colour, **right, align="right", dx=-margin, dy=-14),
     ]
 
 
@@ -413,7 +419,7 @@ def plane(
             y=to_y,
             y2=f"{y}_high:Q",
             color=_two_colours(palette),
-            opacity=alt.Opacity(f"{N_PAIRS}:Q", legend=None).scale(type="sqrt", range=[0.06, 1]),
+            opacity=alt.Opacity(f"{N_PAIRS}:Q", legend=None).scale(type="sqrt", range=[0.3, 1]),
             tooltip=tips({**edges, N_PAIRS: ("pairs, about", ",.1f")}),
         )
     )

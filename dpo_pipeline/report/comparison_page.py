@@ -27,14 +27,15 @@ from dpo_pipeline.report.charts import (
 from dpo_pipeline.report.page import Page, Section, Tile
 from dpo_pipeline.report.page_tables import Column, Table, all_as
 from dpo_pipeline.statistics import (
-    DASH,
     between,
     count,
     counted,
+    effect,
     number,
     p_equation,
     p_value,
     points,
+    points_between,
     share,
 )
 from dpo_pipeline.sums import in_words
@@ -69,7 +70,7 @@ def _differences(comparison: Comparison, palette: Palette) -> Figure:
     least, most = chart_data.ends_of(rows, "value")
     by = f", by {', '.join(comparison.by)}" if comparison.by else ""
     a, b = comparison.quoted
-    axis = f"accuracy of {b} minus that of {a} (points)"
+    axis = "accuracy, B minus A (points)"
     allowed = (
         " Subsets have a colour where the p-value that allows for their number (Holm) says so; "
         f"the largest difference is first. {comparison.across_subsets}"
@@ -79,8 +80,8 @@ def _differences(comparison: Comparison, palette: Palette) -> Figure:
     return Figure.of(
         "differences",
         "Difference of accuracy",
-        f"Differences of accuracy, {b} minus {a}{by}: from {tables.three_digits(least)} to "
-        f"{tables.three_digits(most)} points.",
+        f"Differences of accuracy, {b} minus {a}{by}: from {points(least / 100.0)} to "
+        f"{points(most / 100.0)}.",
         f" Each has its {tables.percent(comparison.level)} interval, and its pairs in "
         f"brackets. Blue is B better, orange A better, grey not told apart.{allowed}{note}",
         intervals(chart_data.with_sizes(rows), palette, axis=axis, chance=0.0, domain=domain),
@@ -111,7 +112,7 @@ def _changes(comparison: Comparison, palette: Palette) -> Figure:
         chart=signed_histogram(
             chart_data.histogram_bars(changes, grid, same),
             palette,
-            axis=f"margin of {b} minus that of {a} (nats)",
+            axis="margin, B minus A (nats)",
             below=f"fell: {fell}",
             above=f"rose: {rose}",
             mean=mean,
@@ -176,12 +177,16 @@ def _tiles(comparison: Comparison) -> Iterator[Tile]:
     a, b = comparison.quoted
     yield Tile(f"Accuracy of {a}", share(found.a))
     yield Tile(f"Accuracy of {b}", share(found.b))
-    yield Tile("B minus A", points(found.estimate.value), between(found.estimate.interval, points))
+    yield Tile(
+        "B minus A",
+        points(found.estimate.value, found.estimate.interval),
+        points_between(found.estimate.interval),
+    )
     if found.p_value is not None:
         yield Tile("p of no difference", p_value(found.p_value))
     if comparison.better is None and found.smallest_effect is not None:
         yield Tile(
-            f"Smallest effect that shows at {POWER:.0%} power", points(found.smallest_effect)
+            f"Smallest effect that shows at {POWER:.0%} power", effect(found.smallest_effect)
         )
 
 
@@ -215,16 +220,23 @@ def _sections(comparison: Comparison) -> Iterator[Section]:
 def _differences_table(comparison: Comparison) -> Table:
     rows, unit = [], unit_of_loss(term.loss.name for term in comparison.objective.terms)
     for name, each in comparison.differences.items():
-        written, differing = (share, points) if name in tables.SHARES else (number, number)
-        values = (written(each.a), written(each.b), differing(each.estimate.value))
-        interval = between(each.estimate.interval, differing)
-        smallest = DASH if each.smallest_effect is None else differing(each.smallest_effect)
+        interval = each.estimate.interval
+        is_share = name in tables.SHARES
+        written = share if is_share else number
+        apart = points(each.estimate.value, interval) if is_share else number(each.estimate.value)
+        limits = points_between(interval) if is_share else between(interval)
+        smallest = effect(each.smallest_effect) if is_share else number(each.smallest_effect, 2)
         words = in_words(name, unit if name == LOSS else None)
-        rows.append((words, *values, interval, p_value(each.p_value), smallest))
+        values = (written(each.a), written(each.b), apart, limits)
+        rows.append((name, words, *values, p_value(each.p_value), smallest))
     level = f"{tables.percent(comparison.level)} interval"
     titles = (*comparison.heads, "B minus A", level, "p", "smallest effect")
     return Table(
-        columns=[Column("figure"), *(Column(title, str) for title in titles)],
+        columns=[
+            Column("figure"),
+            Column("what it is"),
+            *(Column(title, str) for title in titles),
+        ],
         rows=rows,
         sortable=False,
         caption=f"Intervals and p from {comparison.clusters}. The smallest effect is what could "
@@ -242,7 +254,7 @@ def _subsets_table(comparison: Comparison) -> Table | str:
             "n_valid": ("pairs", count),
             **all_as(share, accuracy_a=a, accuracy_b=b),
             **all_as(points, accuracy_difference="B minus A"),
-            **all_as(points, accuracy_low="from", accuracy_high="to"),
+            **all_as(tables.signed, accuracy_low="from", accuracy_high="to"),
             **tables.P_VALUES,
             **all_as(count, only_a="only A", only_b="only B"),
             **all_as(number, margin_difference="margin", loss_difference="loss"),

@@ -23,6 +23,7 @@ from dpo_pipeline.statistics import (
     number,
     p_equation,
     share,
+    share_within,
     with_interval,
 )
 from dpo_pipeline.sums import Summary
@@ -36,12 +37,6 @@ FEWEST_EXPECTED: Final = 5.0
 """Pairs expected of a cell from which the chi-square test holds (W. Cochran, 1954)."""
 COIN: Final = 0.5
 """Accuracy of a coin toss."""
-BASELINE_WORDS: Final = {
-    "longer": "longer completion",
-    "shorter": "shorter completion",
-    "reference": "reference's log-probs",
-    "policy": "policy's log-probs",
-}
 
 
 def figures_of(
@@ -106,8 +101,8 @@ def _margins(evaluation: Evaluation, statistics: Statistics, palette: Palette) -
 
 
 def _accuracy(statistics: Statistics, palette: Palette) -> Figure:
-    named = {"implicit rewards": statistics.figures[REWARD_ACCURACY]}
-    named |= {BASELINE_WORDS[name]: each for name, each in statistics.baselines.items()}
+    named = {"reward accuracy": statistics.figures[REWARD_ACCURACY]}
+    named |= {f"prefer: {name}": each for name, each in statistics.baselines.items()}
     said = "; ".join(f"{name} {share(each.value)}" for name, each in named.items())
     return Figure(
         name="accuracy",
@@ -270,7 +265,7 @@ def _calibration(statistics: Statistics, palette: Palette) -> Figure:
     error = statistics.calibration.error
     biased = ""
     if error is not None:
-        is_off = with_interval(error, three_digits)
+        is_off = with_interval(error, share_within(error.interval))
         biased = f" The calibration error is {is_off}, less what chance adds to it."
     return Figure.of(
         "calibration",
@@ -348,14 +343,14 @@ def _betas(used: float, statistics: Statistics, palette: Palette) -> Figure:
         bold: dict[str, Any] = {"align": align, "dx": shift, "fontWeight": "bold"}
         layers += [
             charts.rule_at(palette, x=alt.XDatum(found), colour=palette.mark),
-            charts.label(f"best {three_digits(found)}", palette, **place, **bold),
+            *charts.haloed(f"best {three_digits(found)}", palette, **place, **bold),
         ]
     place = {"x": alt.XDatum(used), "y": alt.YDatum(at_used)}
     layers += [
         alt.Chart(charts.one_row(beta=used, loss=at_used))
         .mark_point(color=palette.rejected, **_DOT)
         .encode(x=x, y=y),
-        charts.label(f"used {used:g}", palette, **place, align="center", dy=-16),
+        *charts.haloed(f"used {used:g}", palette, **place, align="center", dy=-16),
     ]
     if found is None or best is None:
         said = f"No beta is best: {_why_none(margins)}."

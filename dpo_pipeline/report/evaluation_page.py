@@ -11,13 +11,20 @@ import polars as pl
 
 from dpo_pipeline.columns import LOSS, N_VALID, OF_SUBSET, PAIR_ID, REWARD_ACCURACY, REWARD_MARGIN
 from dpo_pipeline.defaults import LOSS_NAME
-from dpo_pipeline.evaluation import Evaluation, Flips, Statistics
+from dpo_pipeline.evaluation import (
+    Evaluation,
+    Flips,
+    Statistics,
+    advised_once,
+    cells_of,
+    words_of,
+)
 from dpo_pipeline.invalid_report import BrokenRule, InvalidReport
+from dpo_pipeline.rendering import cell
 from dpo_pipeline.report import page_tables as tables
 from dpo_pipeline.report.chart_data import SUBSETS_DRAWN
 from dpo_pipeline.report.charts import PAGE, Figure
 from dpo_pipeline.report.evaluation_charts import (
-    BASELINE_WORDS,
     COIN,
     figures_of,
     unit_of,
@@ -33,11 +40,12 @@ from dpo_pipeline.statistics import (
     counted,
     number,
     points,
+    points_between,
     share,
+    share_with_limits,
     share_within,
     with_interval,
 )
-from dpo_pipeline.sums import in_words
 from dpo_pipeline.tables import without_secrets
 
 _METHOD: Final = (
@@ -88,37 +96,19 @@ def _lead(evaluation: Evaluation, statistics: Statistics) -> Iterator[str]:
     gains = statistics.advantages
     hardest = min(gains, key=lambda name: gains[name].value, default=None)
     if hardest is not None and statistics.tie_rate < 1.0 and evaluation.no_verdict is None:
-        rules = {
-            "longer": "preferring the longer completion",
-            "shorter": "preferring the shorter completion",
-            "reference": "the reference's own log-probs",
-            "policy": "the policy's own log-probs",
-        }
-        ties = " A tie counts as wrong." if statistics.tie_rate > 0.0 else ""
-        yield (
-            f"The best rule without rewards, {rules[hardest]}, is right in "
-            f"{share(statistics.baselines[hardest].value)}; the rewards are "
-            f"{_beside(gains[hardest])} it.{ties}"
-        )
+        right, found = share_with_limits(statistics.baselines[hardest]), gains[hardest]
+        if not any(right in each.evidence for each in evaluation.findings or ()):
+            ties = " A tie counts as wrong." if statistics.tie_rate > 0.0 else ""
+            yield (
+                f'The best rule without rewards, "prefer: {hardest}", is right in {right}; the '
+                f"rewards differ from it by {points(found.value, found.interval)} "
+                f"({points_between(found.interval)}).{ties}"
+            )
     if summary.n_invalid:
         yield (
             f"{counted(summary.n_invalid, 'pair')} of {count(summary.n_pairs)} broke the contract "
             "and are in no figure."
         )
-
-
-def _beside(estimate: Estimate) -> str:
-    """Return how far ahead of a rule the rewards are, or behind it, in percentage points."""
-    interval = estimate.interval
-    sign = -1.0 if estimate.value < 0.0 else 1.0
-    limits = ""
-    if interval is not None:
-        low, high = sorted(100.0 * sign * each for each in (interval.low, interval.high))
-        limits = f" ({tables.three_digits(low)} to {tables.three_digits(high)})"
-    if estimate.value == 0.0:
-        return f"level{limits} with"
-    side = "behind" if estimate.value < 0.0 else "ahead of"
-    return f"{tables.three_digits(100.0 * sign * estimate.value)} points{limits} {side}"
 
 
 def _tiles(evaluation: Evaluation, statistics: Statistics) -> Iterator[Tile]:
@@ -167,7 +157,7 @@ def _sections(
 
     findings = evaluation.findings or ()
     none = () if findings else ("No check found anything wrong with these figures.",)
-    yield Section(name="findings", title="Findings", findings=findings, parts=none)
+    yield Section(name="findings", title="Findings", findings=advised_once(findings), parts=none)
     yield from drawn("margins")
     yield from drawn("accuracy", "subsets", title="Accuracy" if "subsets" in figures else "")
     unit, subsets = unit_of(evaluation), statistics.subsets
@@ -190,49 +180,19 @@ def _sections(
 
 def _figures_table(statistics: Statistics, unit: str) -> Table:
     """Return every figure with its interval, and how that was made; `unit` is of the loss."""
-    interval = Column(f"{tables.percent(statistics.level)} interval", str)
-    columns = (Column("figure"), Column("value", str), interval, Column("made by"))
+    interval = Column(f"{tables.percent(statistics.level)} interval", cell)
+    columns = (Column("figure"), Column("what it is"), Column("value", cell), interval)
     rows = []
-    for words, each, written in _figures(statistics, unit):
-        if each is not None:
-            made_by = DASH if each.interval is None else each.interval.method
-            limits = between(each.interval, written)
-            rows.append((words, written(each.value), limits, made_by, each.n))
+    for name, each in statistics.rows.items():
+        made_by = DASH if each.interval is None else each.interval.method
+        words = words_of(name, unit if name == LOSS else None)
+        rows.append((name, words, *cells_of(name, each), made_by, each.n))
     return Table(
-        columns=(*columns, Column("pairs", count)),
+        columns=(*columns, Column("made by"), Column("pairs", count)),
         rows=rows,
         caption=f"Intervals from {statistics.clusters}.",
         sortable=False,
     )
-
-
-def _figures(statistics: Statistics, unit: str) -> Iterator[tuple[str, Estimate | None, Any]]:
-    """Yield each figure in words, and how it is written."""
-    for name, each in statistics.figures.items():
-        words = in_words(name, unit if name == LOSS else None)
-        yield words, each, share_within(each.interval) if name in tables.SHARES else number
-    for name, each in statistics.baselines.items():
-        yield f"accuracy of a rule: {BASELINE_WORDS[name]}", each, share_within(each.interval)
-    for name, each in statistics.advantages.items():
-        yield f"rewards ahead of: {BASELINE_WORDS[name]}", each, points
-    for name, each in statistics.displacement.items():
-        yield f"less likely than under the reference: {name.removesuffix('_down')}", each, share
-    yield "mean accuracy of the subsets, each counting once", statistics.macro, share
-    yield "mean accuracy of the subsets, weighted", statistics.weighted, share
-    yield "calibration error, folded, less chance", statistics.calibration.error, number
-    yield "beta of the smallest log loss", statistics.calibration.best_beta, tables.three_digits
-    yield "share of labels that look flipped", statistics.flip_rate, share
-    if statistics.length is not None:
-        yield "margin at equal length, nats", statistics.length.intercept, number
-        yield "margin of a token more, nats", statistics.length.slope, number
-    judge, sections = statistics.judge, statistics.sections
-    if judge is not None:
-        yield "judge: rank correlation with the margin", judge.spearman, tables.three_digits
-        yield "judge: AUC of the margin", judge.auc, tables.three_digits
-    if sections is not None:
-        for name, each in sections.scores.items():
-            yield f"{sections.benchmark}: section {name}", each, share
-        yield f"{sections.benchmark}: score", sections.score, share
 
 
 def _subsets_table(subsets: pl.DataFrame, by: tuple[str, ...], unit: str) -> Table:

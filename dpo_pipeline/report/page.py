@@ -13,6 +13,7 @@ from importlib.resources import files
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from dpo_pipeline.evaluation import Finding
+from dpo_pipeline.rendering import with_minus
 from dpo_pipeline.report.charts import DARK, LIGHT, Figure, custom_properties
 from dpo_pipeline.report.page_tables import Table
 
@@ -74,6 +75,7 @@ def templates() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    made.filters["minus"] = with_minus
     # JSON has no NaN. Jinja's own policy is to sort keys, which is of no use here.
     made.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     return made

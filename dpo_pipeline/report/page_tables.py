@@ -11,7 +11,7 @@ import polars as pl
 
 from dpo_pipeline.columns import SHOWN
 from dpo_pipeline.plan import Origin
-from dpo_pipeline.statistics import as_written, count, number, p_value
+from dpo_pipeline.statistics import as_written, count, number, p_value, points
 from dpo_pipeline.tables import escaped
 
 T = TypeVar("T")
@@ -22,6 +22,11 @@ Writer = Callable[[Any], str]
 def three_digits(value: float | None) -> str:
     """Return a number with three digits: a figure from a histogram is known no better (0.25%)."""
     return number(value, 3)
+
+
+def signed(value: float | None) -> str:
+    """Return a limit of a difference in points; the difference beside it has the unit."""
+    return points(value).removesuffix(" points")
 
 
 def percent(level: float) -> str:

@@ -12,12 +12,14 @@ from dpo_pipeline.evaluation import Evaluation, Reported, Statistics
 from dpo_pipeline.policies import Leaderboard
 from dpo_pipeline.report import (
     comparison_page,
+    completions_page,
     evaluation_charts,
     evaluation_page,
     policies_page,
 )
 from dpo_pipeline.report.charts import LIGHT
 from dpo_pipeline.storage import Outputs as Publication, final_name, reading
+from dpo_pipeline.unpaired import CompletionComparison, CompletionEvaluation
 
 
 def charts_of(result: Reported) -> dict[str, Any]:
@@ -49,6 +51,8 @@ def page_of(result: Reported) -> str:
         return policies_page.page_of(result)
     if isinstance(result, Evaluation):
         return evaluation_page.page_of(result, _statistics(result, "report()"))
+    if isinstance(result, (CompletionEvaluation, CompletionComparison)):
+        return completions_page.page_of(result)
     raise UsageError(f"there is no report of {type(result).__name__}")
 
 

@@ -247,7 +247,11 @@ def _tests(board: Leaderboard) -> Table:
         for t in board.tests
     ]
     heads = [Column("policy"), Column("less")]
-    heads += [Column(title, points) for title in ("difference", "from", "to")]
+    heads += [
+        Column("difference", points),
+        Column("from", tables.signed),
+        Column("to", tables.signed),
+    ]
     said = "against the baseline" if board.baseline is not None else "of each two policies"
     return Table(
         columns=[*heads, Column("p", p_value)],

@@ -7,10 +7,12 @@ from .dataset import (
 from .files import SourcePath as SourcePath
 from .formats import (
     FORMATS as FORMATS,
+    LM_EVAL as LM_EVAL,
     PARQUET as PARQUET,
     REWARDBENCH as REWARDBENCH,
     checked_parquet_name as checked_parquet_name,
     guess as guess,
+    layout_of as layout_of,
 )
 from .frames import dumps_apart as dumps_apart, lazily as lazily
 from .joining import (

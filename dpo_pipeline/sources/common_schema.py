@@ -43,6 +43,8 @@ _ODD_TYPES: Final = {
     "extension<arrow.parquet.variant": "VARIANT",
 }
 """How Arrow types begin that Polars does not read, and what they are."""
+_MOST_DIGITS: Final = 38
+"""Digits of a decimal that Polars reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +203,8 @@ def _odd(dtype: Any) -> str | None:
         return found
     if pa.types.is_timestamp(dtype) and dtype.tz is not None:
         return None if _is_known(dtype.tz) else f"of the time zone {dtype.tz!r}"
+    if pa.types.is_decimal(dtype) and dtype.precision > _MOST_DIGITS:
+        return f"a decimal of {dtype.precision} digits"
     if pa.types.is_dictionary(dtype):
         return _odd(dtype.value_type)
     fields = [dtype.field(i) for i in range(dtype.num_fields)]

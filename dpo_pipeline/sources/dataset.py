@@ -39,6 +39,7 @@ from dpo_pipeline.storage import (
     LOCAL,
     Access,
     Outputs as Publication,
+    copies_among,
     identity,
     is_address,
     reading,
@@ -412,6 +413,7 @@ def open_dataset(
     if common.schema is not None:
         scanned |= {"schema": whole, "missing_columns": "insert", "cast_options": WIDENING}
         scanned |= {"extra_columns": "ignore"}
+    local = (file.path for file in files if file.rows and not is_address(file.path))
     in_batches = partial(parquet_in_batches, schema=whole, access=access) if unread else None
     with reading(name, not_parquet):
         own = dict(zip(paths, schemas, strict=True))
@@ -430,7 +432,7 @@ def open_dataset(
             hive=pl.Schema({n: t for n, t in hive.items() if n not in whole}),
             scanned=scanned,
             partitions=named if hive and not by_scan else {},
-            own_notes=found.notes,
+            own_notes=(*found.notes, *copies_among(local)),
             unread={**unread, **common.unread},
             in_batches=in_batches,
         )

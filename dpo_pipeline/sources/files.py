@@ -38,6 +38,8 @@ _BINARY: Final = {
     b"\xff\xff\xff\xff": ARROW_STREAM,
     b"FEA1": "Feather version 1",
     b"PK\x03\x04": "a zip file, as torch writes",
+    b"BZh": "packed by bzip2",
+    b"\xfd7zXZ": "packed by xz",
 }
 """The first bytes of binary formats."""
 
@@ -98,6 +100,8 @@ def find(source: SourcePath, endings: Sequence[str], access: Access = LOCAL) -> 
     name = f"{len(paths)} files" if is_list else items[0]
     table = finder.table()
     if table is not None and not is_list and finder.is_same(table.path, name):
+        if endings[0] != PARQUET_ENDINGS[0]:
+            raise StorageError(name, f"is a table of {table.system}: leave its format out")
         return Found(name=name, table=table)
     if table is not None:
         where = table.path if is_list else name
@@ -106,6 +110,7 @@ def find(source: SourcePath, endings: Sequence[str], access: Access = LOCAL) -> 
         looked = f"no file in it or like it (looked for {', '.join(endings)})"
         is_plain = endings[0] == PARQUET_ENDINGS[0] and os.path.isdir(name)
         said = without_parquet(name) if is_plain else looked
+        said = "; ".join([said, *finder.notes(finder.common_root())])
         raise StorageError("the list of inputs" if is_list else name, said)
     root = finder.common_root() if is_list or finder.is_folder else None
     keys = {path: hive_keys(path, finder.bases.get(path, root)) for path in paths}

@@ -6,7 +6,7 @@ Their readers are registered in `opening.READERS`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
@@ -144,6 +144,18 @@ def _format_of(path: str) -> str:
     return next(found, NDJSON if path.lower().endswith(_text(".json")) else PARQUET)
 
 
+def layout_of(names: Collection[str]) -> str | None:
+    """Return the format that columns show if they were read as plain rows; None if none does."""
+    there = set(names)
+    layouts: tuple[tuple[str, set[str], set[str]], ...] = (
+        (REWARDBENCH, {"scores", "subset"}, {"results", "num_correct", "id"}),
+        (REWARDBENCH, {"scores_chosen", "scores_rejected"}, {"scores_chosen"}),
+        (LM_EVAL, {"doc_id", "resps"}, {"filtered_resps", "arguments"}),
+        (TOKEN_DUMP, set(), {"prompt_logprobs", "choices", "meta_info"}),
+    )
+    return next((n for n, all_of, one_of in layouts if all_of <= there and one_of & there), None)
+
+
 def looks_like_data(name: str, *, with_json: bool) -> bool:
     """Return whether pairs could be in a file of this name, in one format or another."""
     plain = name.lower()
@@ -153,9 +165,9 @@ def looks_like_data(name: str, *, with_json: bool) -> bool:
 
 
 def not_parquet(path: str) -> str | None:
-    """Say what a file that is not Parquet seems to be, by its ending, and what to do.
+    """Say what a file that is not Parquet seems to be, by its ending or its bytes, and what to do.
 
-    None if the ending tells nothing.
+    None if neither tells.
     """
     name = _format_of(path)
     if name != PARQUET:
@@ -172,13 +184,47 @@ def not_parquet(path: str) -> str | None:
             f"is not Parquet, and its ending {ending} tells no format: say which (--format or "
             f"--reference-format: {', '.join(names)}; in Python, dpo_pipeline.read(path, format))"
         )
-    return None
+    return _by_bytes(path)
+
+
+def _by_bytes(path: str) -> str | None:
+    """Say what a file that is called Parquet holds instead; None of objects and where unclear."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(end - 4, 0))
+            tail = file.read()
+    except OSError:
+        return None
+    if not head:
+        return "is empty: write it again"
+    if head.startswith(b"PAR1"):
+        return None if tail == b"PAR1" else "begins as Parquet and is cut off: copy it again"
+    known = (what for begin, what in _INSTEAD.items() if head.lstrip().lower().startswith(begin))
+    is_text = not {*head} & {*range(9), *range(14, 27)}
+    text = "is text, and Parquet is read: for CSV say --format csv" if is_text else None
+    return next(known, text)
+
+
+_INSTEAD: Final = {
+    b"arrow1": "is Arrow IPC, and Parquet is read: say --format ipc",
+    b"\x1f\x8b": "is packed by gzip: unpack it first",
+    b"\x28\xb5\x2f\xfd": "is packed by zstd: unpack it first",
+    b"pk\x03\x04": "is packed by zip: unpack it first",
+    b"version https://git-lfs": "is a pointer of Git LFS and not the file: run `git lfs pull`",
+    b"<!doctype": "is a web page: download the file itself",
+    b"<html": "is a web page: download the file itself",
+    b"{": "is text, and Parquet is read: for JSON lines say --format ndjson",
+    b"[": "is text, and Parquet is read: for JSON say --format ndjson",
+}
+"""How files begin, in small letters, that are called Parquet and are none."""
 
 
 def without_parquet(folder: str) -> str:
     """Say what a folder without Parquet seems to hold, and what to do."""
     names = [name.lower() for name in os.listdir(folder)]
-    nothing = "no .parquet file in this folder"
+    nothing = "no .parquet file in this folder" if names else "is an empty folder"
     if _SAVED & set(names) or any(name.endswith(".arrow") for name in names):
         return (
             f"{nothing}; it looks like a dataset of save_to_disk: if it has TRL's log-probs, say "

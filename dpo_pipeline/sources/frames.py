@@ -6,6 +6,7 @@ Whatever gives record batches is read batch by batch, so that memory does not gr
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -253,7 +254,7 @@ def as_lazy(pairs: Any, columns: Mapping[str, str] | None = None, *, again: bool
             frame = _of_arrow_dataset(pairs)
         elif "to_polars" in can:  # datasets.Dataset has no Arrow stream of its own
             frame = as_lazy(pairs.to_polars(), again=again)
-    except (TypeError, ValueError, ImportError, pl.exceptions.PolarsError) as error:
+    except (*_NO_FRAME, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise UsageError(f"pairs cannot be read as a dataframe: {error}") from error
     if isinstance(frame, pl.LazyFrame):
         return frame
@@ -264,6 +265,9 @@ def as_lazy(pairs: Any, columns: Mapping[str, str] | None = None, *, again: bool
     )
 
 
+_NO_FRAME: Final = (TypeError, ValueError, ImportError, NotImplementedError)
+_QUOTED: Final = re.compile(r"""'[^']*'|"[^"]*\"""")
+_ODD_OF_DUCKDB: Final = ("INTERVAL", "UNION", "VARIANT")
 _CAN: Final = ("__arrow_c_stream__", "__len__", "to_reader", "to_batches", "schema", "to_polars")
 
 
@@ -467,6 +471,13 @@ def _scan_iceberg(table: Any) -> pl.LazyFrame:
 
 
 def _of_duckdb(relation: Any, again: bool) -> Any:
+    for name, dtype in zip(relation.columns, relation.types, strict=True):
+        words = re.findall(r"\w+", _QUOTED.sub("", str(dtype)))
+        odd = next((word for word in words if word in _ODD_OF_DUCKDB), None)
+        if odd is not None:
+            raise UsageError(
+                f"{name}: it is {odd}, which Polars does not read: drop the column before"
+            )
     return _Once(relation, all_columns=True, ahead=True).lazy() if again else relation.pl(lazy=True)
 
 

@@ -25,7 +25,7 @@ from dpo_pipeline.sources.common_schema import lines_fit
 from dpo_pipeline.sources.files import Found, SourcePath, text_files
 from dpo_pipeline.sources.formats import CSV, FORMATS, NDJSON
 from dpo_pipeline.sources.frames import Rows, lazily, reading_as
-from dpo_pipeline.storage import is_packed, unpacked
+from dpo_pipeline.storage import copies_among, is_packed, unpacked
 
 _KINDS: Final[Mapping[type, str]] = {
     bool: "true or false",
@@ -158,7 +158,8 @@ def ndjson(
     def fault(_names: Collection[str]) -> DpoPipelineError | None:
         return _first_fault(paths, broken_json)
 
-    return Rows(_diagnosed(scan, paths, "NDJSON", fault), found.identities, found.notes)
+    rows = _diagnosed(scan, paths, "NDJSON", fault)
+    return Rows(rows, found.identities, (*found.notes, *copies_among(paths)))
 
 
 def _json_files(source: SourcePath) -> Found:
@@ -315,7 +316,10 @@ def csv(
     # Polars notices a row with too many fields only when it reads all columns. Columns without a
     # role are therefore read as text, which cannot fail, and cast where a caller asks for them.
     read_as = {name: types.get(name, pl.String()) for name in schema}
-    has_value = pl.any_horizontal(pl.all().is_not_null())
+    # A blank line may hold spaces, which are the first field then.
+    first, *following = schema
+    is_blank = pl.col(first).cast(pl.String).str.strip_chars() == ""
+    has_value = pl.any_horizontal(pl.col(following).is_not_null()) | ~is_blank.fill_null(value=True)
     whole = (
         pl.scan_csv(paths, **scanned, schema_overrides=read_as)
         .filter(has_value)
@@ -350,7 +354,7 @@ def csv(
 
     as_types = {name: _of_text(pl.col(name), dtype) for name, dtype in others.items()}
     frame = _diagnosed(whole, paths, "CSV", fault, as_types=as_types)
-    return Rows(frame, found.identities, found.notes)
+    return Rows(frame, found.identities, (*found.notes, *copies_among(paths)))
 
 
 def _order_of(paths: Sequence[str]) -> Literal["insert", "raise"]:

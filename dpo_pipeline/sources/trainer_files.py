@@ -181,15 +181,31 @@ def _scores_type(dtype: pl.DataType) -> pl.DataType:
 
 
 def _check_ties(frame: pl.LazyFrame, name: str) -> None:
-    """Raise a ColumnError if there are Ties and nothing says how many completions are right."""
+    """Raise a ColumnError if it is not known how many completions of each of Ties are right."""
     schema = frame.collect_schema()
-    if "num_correct" in schema or schema.get("subset") != pl.String:
+    if schema.get("subset") != pl.String:
         return
-    has_ties = (pl.col("subset").str.to_lowercase() == "ties").any()
-    if frame.select(has_ties).collect().item():
-        raise ColumnError(
-            name, ("num_correct: missing, and it says how many completions of Ties are right",)
+    ties = frame.filter(pl.col("subset").str.to_lowercase() == "ties")
+    if "num_correct" not in schema:
+        problem = "missing, and it says how many completions of Ties are right"
+        odd = ties.select(pl.len()).collect().item()
+    else:
+        right, n = pl.col("num_correct").cast(pl.Float64, strict=False), pl.col("scores").list.len()
+        is_odd = ~right.is_between(1.0, n).fill_null(value=False)
+        named = pl.col("id").cast(pl.String) if "id" in schema else pl.lit("without an id")
+        ids = ties.filter(is_odd).select(named.alias("id")).collect()["id"]
+        odd, few = len(ids), ", ".join(map(str, ids.head(_SHOWN)))
+        more = ", ..." if odd > _SHOWN else ""
+        problem = (
+            f"not from 1 to the number of scores in {odd:,} rows of Ties: {few}{more}; it says how "
+            "many completions are right"
         )
+    if odd:
+        raise ColumnError(name, (f"num_correct: {problem}",))
+
+
+_SHOWN: Final = 5
+"""Ids that an error lists."""
 
 
 def _rewardbench2(frame: pl.LazyFrame) -> pl.LazyFrame:

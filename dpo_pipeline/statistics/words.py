@@ -57,9 +57,19 @@ def share_within(interval: Interval | None) -> Callable[[float | None], str]:
     return partial(share, digits=_decimals(interval))
 
 
-def points(value: float | None) -> str:
-    """Return a difference of shares in percentage points."""
-    return DASH if value is None else f"{number(100.0 * value, 3)} pt"
+def points(value: float | None, interval: Interval | None = None) -> str:
+    """Return a difference of shares in percentage points, with sign: `+1.5 points`."""
+    return DASH if value is None else _signed(f"{signed_points_within(interval)(value)} points")
+
+
+def points_between(interval: Interval | None) -> str:
+    """Return the limits of a difference of shares, whose value has the unit: `-0.3 to +3.3`."""
+    return _signed(between(interval, signed_points_within(interval)))
+
+
+def effect(value: float | None) -> str:
+    """Return the size of a difference of shares: `8.4 points`."""
+    return DASH if value is None else f"{100.0 * value:.2g} points"
 
 
 def signed_points_within(interval: Interval | None) -> Callable[[float], str]:

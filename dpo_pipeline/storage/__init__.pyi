@@ -1,7 +1,11 @@
 from .growing_file import GrowingFile as GrowingFile
 from .locks import final_name as final_name, identity as identity, size_of as size_of
 from .output_checks import METADATA_KEY as METADATA_KEY, PART_KEY as PART_KEY
-from .packed_files import is_packed as is_packed, unpacked as unpacked
+from .packed_files import (
+    copies_among as copies_among,
+    is_packed as is_packed,
+    unpacked as unpacked,
+)
 from .publication import writing as writing
 from .read_errors import (
     footer_of as footer_of,

@@ -16,6 +16,9 @@ from dpo_pipeline.tables import without_secrets
 
 _OS_ERROR: Final = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)
 
+_BROKEN: Final = re.compile(r"out of specification|thrift|corrupt", re.IGNORECASE)
+"""What Polars and pyarrow say of bytes that are not as they were written."""
+
 _IN_WORDS: Final = {
     FileNotFoundError: "no such file or folder",
     PermissionError: "permission denied",
@@ -55,7 +58,9 @@ def _problem(
     if isinstance(error, UnicodeDecodeError):  # of pyarrow, on the names in a footer
         return f"cannot be read as Parquet: {error}"
     if is_arrow(error) or isinstance(error, (OSError, pl.exceptions.PolarsError)):
-        return _first_line(error)
+        why = _first_line(error)
+        is_broken = _BROKEN.search(why) and system_error(error) is None
+        return f"cannot be read: {why.rstrip('.')}. Copy it again." if is_broken else why
     if isinstance(error, pl.exceptions.PanicException):  # of the engine, on a corrupt file, say
         return f"cannot be read: {_first_line(error)}"
     return None

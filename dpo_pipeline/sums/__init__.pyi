@@ -31,7 +31,11 @@ from .named_figures import (
     Figure as Figure,
     in_words as in_words,
 )
-from .pair_arrays import KEY_BITS as KEY_BITS, PairArrays as PairArrays
+from .pair_arrays import (
+    KEY_BITS as KEY_BITS,
+    PairArrays as PairArrays,
+    same_numbers as same_numbers,
+)
 from .pair_sums import (
     CELL as CELL,
     COARSE as COARSE,

@@ -25,7 +25,7 @@ from dpo_pipeline.columns import (
     REF_REJECTED,
     RowOf,
 )
-from dpo_pipeline.defaults import BF16_EXCESS, SENSE_FEWEST, SENSE_FROM
+from dpo_pipeline.defaults import SCORES_ABOVE, SENSE_FEWEST, SENSE_FROM
 from dpo_pipeline.invalid_report import Doubt
 from dpo_pipeline.sums.sense import N_UNMOVED, Repeats, Sense
 from dpo_pipeline.sums.unit_doubts import OF_SUMS, averaged, constant, guessing, scaled
@@ -62,6 +62,8 @@ _SIZE: Final = 0.5
 _COPIED: Final = 0.5
 _PARTLY_COPIED: Final = 0.05
 _UNMOVED: Final = 0.01
+_ROUNDING: Final = 2.0**-8
+"""Mean size of log-ratios, in nats, that a policy exceeds after its first step of training."""
 _FEWEST: Final = 5
 """Equal pairs that are no chance: in a subset, or where only part of a column is equal."""
 _SUBSETS_NAMED: Final = 5
@@ -90,11 +92,11 @@ def doubts_of(
     """
     if sense.n_valid == 0:
         return ()
-    are_logps = max_logp <= 2.0 * BF16_EXCESS
+    are_logps = max_logp <= SCORES_ABOVE
     if not sense.is_of_pairs:
         return (*_of_completions(sense, are_logps=are_logps), *_repeated(repeats, "completion"))
-    copies = [*_unmoved(sense, subsets), *_copies(sense)]
-    seen = chain(averaged(sense) if are_logps else (), constant(sense))
+    copies = [*_unmoved(sense, subsets, are_logps=are_logps), *_copies(sense)]
+    seen = chain(averaged(sense), constant(sense)) if are_logps else ()
     found = [*copies, *_of_sample(sense, seen)] or list(_all_ties(sense, n_ties))
     if are_logps and not found:
         found += _of_sample(sense, _sums(sense))
@@ -104,7 +106,7 @@ def doubts_of(
 def not_looked_for(sense: Sense, *, max_logp: float) -> str | None:
     """Say what the doubts cannot tell of so few valid pairs; None if all was looked for."""
     n = sense.n_valid
-    if not sense.has_reference or n == 0 or max_logp > 2.0 * BF16_EXCESS:
+    if not sense.has_reference or n == 0 or max_logp > SCORES_ABOVE:
         return None
     if not sense.is_of_pairs:
         what = "shifted rows and equal columns" if n >= SENSE_FROM else "equal columns"
@@ -344,14 +346,26 @@ def _means(sense: Sense) -> str:
     )
 
 
-def _unmoved(sense: Sense, subsets: pl.DataFrame | None) -> Iterator[Doubt]:
+def _unmoved(sense: Sense, subsets: pl.DataFrame | None, *, are_logps: bool) -> Iterator[Doubt]:
     """Yield pairs that the policy scores as the reference does: all, some, or those of a subset.
 
     Coarse log-probs are equal by chance, on either side; pairs that were not scored anew are equal
     on both.
     """
     n, unmoved = sense.n_valid, sense.n_unmoved
-    if not sense.has_reference or not unmoved:
+    if not sense.has_reference:
+        return
+    sizes = [sense.mean_size(ours) for ours in _OURS] if sense.n >= _FEWEST and are_logps else [1.0]
+    if unmoved < _COPIED * n and max(sizes) < _ROUNDING:
+        yield Doubt(
+            "unmoved",
+            "policy and reference log-probs are equal but for rounding",
+            f"log-ratios are {max(sizes):.1g} nats on average at most; was the same model scored "
+            "twice, or were few digits stored?",
+            "Score the pairs with the policy that was trained, and keep all digits.",
+            OF_SUMS | {"repeats"},
+        )
+    if not unmoved:
         return
     if unmoved == n:
         yield Doubt(

@@ -78,6 +78,11 @@ _LINE: Final = ("x", "y", "xx", "xy", "yy")
 _LOG_LOSS, _BRIER = "log_loss", "brier"
 
 
+def same_numbers(one: Numbers, other: Numbers) -> NDArray[np.bool_]:
+    """Return where two numbers are equal as Float32, as `sense.is_equal` does."""
+    return np.equal(one.astype(np.float32), other.astype(np.float32))
+
+
 class PairArrays:
     """The sums of valid, scored pairs, made block by block.
 
@@ -144,7 +149,7 @@ class PairArrays:
             course.add(number[at], right, (of[LOSS], margin))
             self.keys[at] = self._keys_of(of)
             for one, other in equal:
-                equal[one, other] += int(np.count_nonzero(of[one] == of[other]))
+                equal[one, other] += int(np.count_nonzero(same_numbers(of[one], of[other])))
             if squares is not None:
                 squares.add(of)
             if lengths is not None:
@@ -182,8 +187,8 @@ class PairArrays:
         }
         if self._needs.reference:
             marks["reference"] = of[REF_CHOSEN.name] > of[REF_REJECTED.name]
-            marks["unmoved"] = of[POLICY_CHOSEN.name] == of[REF_CHOSEN.name]
-            marks["unmoved"] &= of[POLICY_REJECTED.name] == of[REF_REJECTED.name]
+            marks["unmoved"] = same_numbers(of[POLICY_CHOSEN.name], of[REF_CHOSEN.name])
+            marks["unmoved"] &= same_numbers(of[POLICY_REJECTED.name], of[REF_REJECTED.name])
         return marks
 
     def _keys_of(self, of: Mapping[str, Numbers]) -> NDArray[np.uint64]:

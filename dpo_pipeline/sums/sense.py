@@ -40,6 +40,8 @@ _LOWEST: Final = -(2.0**15)
 _QUANTA: Final = 2**10
 """Quanta in a square nat. 2**22 pairs of the lowest log-probs fit Int64."""
 _NEARLY_ALL: Final = 0.9
+_LEAST: Final = 2.0**-6
+"""Squared distance, in square nats, below which rounding decides."""
 _SHIFT: Final = 1.5 * 2.0**42
 """Added to a number below 2**41, it leaves the number in quanta in the low bits."""
 _BITS: Final = 0x4298000000000000
@@ -145,8 +147,13 @@ def compared(needs: Needs) -> list[tuple[str, str]]:
 
 def equal_pairs(needs: Needs) -> dict[str, pl.Expr]:
     """Return, by the name of their count, what pairs with two equal log-probs are, and all."""
-    counts = {equal(one, other): pl.col(one) == pl.col(other) for one, other in compared(needs)}
+    counts = {equal(one, other): is_equal(one, other) for one, other in compared(needs)}
     return {N_COMPARED: pl.col(VALID)} | counts
+
+
+def is_equal(one: str, other: str) -> pl.Expr:
+    """Return whether two log-probs are equal as Float32, in which one of them may be stored."""
+    return pl.col(one).cast(pl.Float32) == pl.col(other).cast(pl.Float32)
 
 
 def _lagged(
@@ -303,12 +310,16 @@ class Sense:
 
     def evenness(self, ours: str) -> float:
         """Return the mean size of a log-ratio over its root mean square: low if few are large."""
-        size = self.sums[f"sum_size_{ours}"] / (self.n * _QUANTA)
+        size = self.mean_size(ours)
         return _ratio(size, math.sqrt(max(self.distance(ours, _AGAINST[ours]), 0.0)))
+
+    def mean_size(self, ours: str) -> float:
+        """Return the mean size of a log-ratio, in nats."""
+        return float(self.sums[f"sum_size_{ours}"] / (self.n * _QUANTA))
 
     def one_sidedness(self, ours: str) -> float:
         """Return the mean log-ratio over its mean size: 1 if the policy is never below, or -1."""
-        size = self.sums[f"sum_size_{ours}"] / (self.n * _QUANTA)
+        size = self.mean_size(ours)
         return _ratio(self.mean(ours) - self.mean(_AGAINST[ours]), size)
 
     def size(self, ours: str) -> float:
@@ -332,7 +343,8 @@ class Sense:
 
     @property
     def _own(self) -> float:
-        return sum(self.distance(ours, theirs) for ours, theirs in _AGAINST.items())
+        own = sum(self.distance(ours, theirs) for ours, theirs in _AGAINST.items())
+        return max(own, _LEAST)
 
     @property
     def exchange(self) -> float:

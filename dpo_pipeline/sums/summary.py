@@ -36,7 +36,14 @@ from dpo_pipeline.exact import bin_of, exact_sum, exact_sum_of_small, mean_of
 from dpo_pipeline.losses import CheckedObjective, name_of_score
 from dpo_pipeline.sums.named_figures import TRL_METRICS
 from dpo_pipeline.sums.pair_sums import VALID, pair_count, valid_only
-from dpo_pipeline.sums.sense import LAGGED, N_UNMOVED, equal_pairs, sense_sums, with_summed
+from dpo_pipeline.sums.sense import (
+    LAGGED,
+    N_UNMOVED,
+    equal_pairs,
+    is_equal,
+    sense_sums,
+    with_summed,
+)
 
 OBJECTIVE: Final = "objective"
 BETA: Final = "beta"
@@ -225,7 +232,7 @@ def counts_in(pairs: pl.LazyFrame) -> list[str]:
 def _unmoved(needs: Needs) -> pl.Expr:
     if not needs.reference:
         return pl.lit(value=False)
-    unmoved = (pl.col(text.policy.name) == pl.col(text.ref.name) for text in needs.texts)
+    unmoved = (is_equal(text.policy.name, text.ref.name) for text in needs.texts)
     return reduce(operator.and_, unmoved)
 
 

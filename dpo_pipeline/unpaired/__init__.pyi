@@ -7,6 +7,7 @@ from .areas import (
     reward_bin as reward_bin,
     with_clusters as with_clusters,
 )
+from .cluster_means import ClusterMeans as ClusterMeans
 from .completion_comparison import (
     COMPARED_COMPLETIONS as COMPARED_COMPLETIONS,
     PROMPT as PROMPT,
@@ -16,6 +17,7 @@ from .completion_comparison import (
     PlacedCompletions as PlacedCompletions,
 )
 from .completion_evaluation import (
+    AUC as AUC,
     GATED_OF_COMPLETIONS as GATED_OF_COMPLETIONS,
     CompletionEvaluation as CompletionEvaluation,
 )

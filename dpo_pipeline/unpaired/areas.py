@@ -46,16 +46,17 @@ def counts_of_bins(bins: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def area_of_bins(counts: pl.DataFrame) -> tuple[Estimate, float] | tuple[None, None]:
+def area_of_bins(counts: pl.DataFrame, level: float) -> tuple[Estimate, float] | tuple[None, None]:
     """Return the area under the curve of rewards by label, and how far it may be off."""
-    return area_of_counts(counts) or (None, None)
+    return area_of_counts(counts, level) or (None, None)
 
 
 def with_clusters(rows: pl.DataFrame, first_row: int) -> pl.DataFrame:
-    """Add `CLUSTER` to rows with prompts; one without a prompt is a cluster by itself."""
+    """Add `CLUSTER` to rows: their prompt, or themselves without one."""
     numbers = pl.int_range(first_row, first_row + rows.height, dtype=pl.UInt64, eager=True)
     alone = numbers.to_frame("n").select(mixed(mixed(pl.col("n"))))["n"]
-    return rows.with_columns(cluster_hashes(rows[PROMPT_ID.name], alone).alias(CLUSTER))
+    prompts = rows[PROMPT_ID.name] if PROMPT_ID.name in rows.columns else None
+    return rows.with_columns(cluster_hashes(prompts, alone).alias(CLUSTER))
 
 
 class Placements:

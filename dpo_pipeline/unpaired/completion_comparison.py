@@ -19,7 +19,6 @@ from dpo_pipeline.columns import (
     POLICY,
     REWARD,
 )
-from dpo_pipeline.exact import QUANTA_PER_NAT, exact_sum
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.plan import Origin
 from dpo_pipeline.sources import KEY
@@ -29,15 +28,12 @@ from dpo_pipeline.statistics import (
     between,
     cluster_hashes,
     counted,
-    difference_of_means,
     hashed,
     limit_columns,
     p_equation,
-    paired_difference,
     percent,
-    without_interval,
 )
-from dpo_pipeline.sums import BIN, CLUSTER, VALID, ClusterCounts, merge
+from dpo_pipeline.sums import BIN, CLUSTER, VALID, merge
 from dpo_pipeline.tables import (
     Column,
     Figure,
@@ -50,6 +46,7 @@ from dpo_pipeline.tables import (
     whole,
 )
 from dpo_pipeline.unpaired.areas import DOWN, UP, Placements, counts_of_bins, reward_bin
+from dpo_pipeline.unpaired.cluster_means import BEFORE, ClusterMeans
 from dpo_pipeline.unpaired.completion_evaluation import AUC
 from dpo_pipeline.unpaired.sums_of_completions import CompletionSummary, completion_sums
 
@@ -68,7 +65,7 @@ class GatheredCompletions:
         self._objective = objective
         self._sums: dict[str, pl.DataFrame] = {}
         self._bins: dict[str, pl.DataFrame] = {}
-        self._clusters: ClusterCounts | None = None
+        self._means = ClusterMeans()
         self.n_subsets = self.n_valid = self.n_same = self._n_other = 0
         self.is_by_prompt = False
 
@@ -92,25 +89,9 @@ class GatheredCompletions:
                 table = new.collect()
                 held[side] = merge([held[side], table], keys) if side in held else table
         self.is_by_prompt = PROMPT in shared.columns
-        is_up = pl.col(LABEL.name)
-        rewards = {side: pl.col(side) for side in ("reward_a", "reward_b")}
-        frame = a.select(LABEL.name, loss_a=LOSS, reward_a=REWARD).with_columns(
-            clusters_of(shared).alias(CLUSTER), loss_b=b[LOSS], reward_b=b[REWARD]
-        )
-        gains = {
-            kind: exact_sum(rewards["reward_b"].filter(which))
-            - exact_sum(rewards["reward_a"].filter(which))
-            for kind, which in (("chosen", is_up), ("rejected", ~is_up))
-        }
-        table = frame.group_by(CLUSTER).agg(
-            pl.len().cast(pl.Int64).alias(N_VALID),
-            is_up.sum().cast(pl.Int64).alias(UP),
-            (~is_up).sum().cast(pl.Int64).alias(DOWN),
-            loss=exact_sum(pl.col("loss_b")) - exact_sum(pl.col("loss_a")),
-            **gains,
-        )
-        found = ClusterCounts(table=table, is_exact=True).bagged_if_many()
-        self._clusters = found if self._clusters is None else self._clusters.merged(found)
+        clusters = clusters_of(shared).alias(CLUSTER)
+        before = {f"{name}{BEFORE}": a[name] for name in (LOSS, REWARD)}
+        self._means.add(b.select(LABEL.name, LOSS, REWARD).with_columns(clusters, **before))
 
     def finish(self) -> GatheredCompletions:
         """Return itself: the tables are in it."""
@@ -127,7 +108,7 @@ class GatheredCompletions:
     @property
     def n_clusters(self) -> int:
         """Prompts, or bags of them if they are many; completions without a prompt stand alone."""
-        return 0 if self._clusters is None else self._clusters.table.height
+        return self._means.n_clusters
 
     def differences(
         self, places: Placements, level: float, *, is_tested: bool
@@ -137,34 +118,15 @@ class GatheredCompletions:
         A figure of one label is left out where no completion has it, and all are where the sides
         have other labels.
         """
-        if self._clusters is None or self._n_other:
+        if self._n_other:
             return {}
         sides = [self.summary(side) for side in "ab"]
         areas = [places.area(side, level) for side in "ab"]
-        of, at = self._clusters.table.sort(CLUSTER), places.clusters()
-        in_nats = {
-            name: of[name].cast(pl.Float64) / QUANTA_PER_NAT
-            for name in ("loss", "chosen", "rejected")
-        }
-        up, down = of[UP].cast(pl.Float64), of[DOWN].cast(pl.Float64)
-        found: dict[str, tuple[Estimate, float | None] | None] = {}
+        found: dict[str, tuple[Estimate, float | None] | None] = dict(self._means.tested(level))
         if areas[0] is not None:
+            at = places.clusters()
             above, below = (at[f"{side}_b"] - at[f"{side}_a"] for side in ("above", "below"))
             found[AUC] = area_difference(above, below, at[UP], at[DOWN], level)
-        found["reward_margin"] = difference_of_means(
-            in_nats["chosen"], in_nats["rejected"], up, down, level
-        )
-        for name, sums, n in (
-            ("loss", in_nats["loss"], of[N_VALID].cast(pl.Float64)),
-            ("chosen_reward", in_nats["chosen"], up),
-            ("rejected_reward", in_nats["rejected"], down),
-        ):
-            made = paired_difference(sums.filter(n > 0), n.filter(n > 0), level)
-            if made is not None:
-                gap = made.difference
-                # Clusters that are all alike tell nothing about the spread.
-                estimate = gap if gap.standard_error else without_interval(gap)
-                found[name] = estimate, made.p_value
         return {
             name: CompletionDifference(
                 a=_value(areas[0]) if name == AUC else getattr(sides[0], name),

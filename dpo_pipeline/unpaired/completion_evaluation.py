@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -51,6 +51,8 @@ class CompletionEvaluation(Printable):
             ones half, with DeLong's interval. None without both kinds, or for a listwise loss.
         auc_error: How far the area may be off, as rewards that differ by less than about 0.03% are
             counted as equal.
+        intervals: Loss, rewards and margin with their intervals, by prompt where completions have
+            prompts; empty unless asked for.
         invalid: Which rules were broken, how often, and where first.
         subsets: One row a subset: the columns of `by`, then the fields of `CompletionSummary`.
         origin: The command and the fingerprint of the input. Not in the document.
@@ -67,6 +69,7 @@ class CompletionEvaluation(Printable):
     invalid: InvalidReport
     subsets: pl.DataFrame | None = None
     origin: Origin | None = None
+    intervals: Mapping[str, Estimate] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -98,10 +101,21 @@ class CompletionEvaluation(Printable):
         if name == AUC and self.auc is not None:
             ends = self.auc.interval
             return self.auc.value, None if ends is None else (ends.low, ends.high)
-        value = getattr(self.summary, KTO_METRICS.get(name, name), None)
+        name = KTO_METRICS.get(name, name)
+        value = getattr(self.summary, name, None)
         if value is None:
             raise UsageError(f"{self.source}: this evaluation has no {name}")
-        return float(value), None
+        return float(value), self._ends(name)
+
+    def _ends(self, name: str) -> tuple[float, float] | None:
+        ends = None if name not in self.intervals else self.intervals[name].interval
+        return None if ends is None else (ends.low, ends.high)
+
+    @property
+    def level(self) -> float:
+        """Confidence level of the intervals."""
+        ends = None if self.auc is None else self.auc.interval
+        return CONFIDENCE_LEVEL if ends is None else ends.level
 
     def to_metrics(self, prefix: str = "") -> dict[str, float | None]:
         """Return the figures under the names of TRL's KTOTrainer; its own `prefix` is `eval_`."""
@@ -125,6 +139,7 @@ class CompletionEvaluation(Printable):
             "summary": self.summary.to_dict(),
             "metrics": self.to_metrics(),
             "auc": None if self.auc is None else {**_plain(self.auc), "error": self.auc_error},
+            "intervals": {name: _plain(each) for name, each in self.intervals.items()},
             "invalid": self.invalid.to_dict()["invalid"],
             "subsets": None if self.subsets is None else rows_by_key(self.subsets, self._by),
         }
@@ -167,10 +182,11 @@ class CompletionEvaluation(Printable):
         for metric, name in KTO_METRICS.items():
             value = getattr(s, name)
             if value is not None:
-                rows.append((metric, Figure(value), ""))
+                ends = self._ends(name)
+                rows.append((metric, Figure(value), "" if ends is None else Limits(*ends)))
         if self.auc is not None:
-            ends = self.auc.interval
-            limits = "" if ends is None else Limits(ends.low, ends.high)
+            of_auc = self.auc.interval
+            limits = "" if of_auc is None else Limits(of_auc.low, of_auc.high)
             rows.append((AUC, Figure(self.auc.value), limits))
         kinds = {"desirable": s.n_chosen, "not": s.n_rejected}
         kinds |= {"prompts": s.n_prompts, "prompts without a loss": s.n_prompts_without_loss}
@@ -179,7 +195,7 @@ class CompletionEvaluation(Printable):
         title = (
             f"{whole(self.source)}: {counts}, {self.objective} loss, beta {self.objective.beta:g}"
         )
-        heads = ("figure", "mean", f"{percent(CONFIDENCE_LEVEL)} interval")
+        heads = ("figure", "mean", f"{percent(self.level)} interval")
         return Table(columns=tuple(map(Column, heads)), rows=rows, title=title)
 
 

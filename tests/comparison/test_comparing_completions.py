@@ -166,12 +166,19 @@ def test_the_command_compares_and_gates(sides, tmp_path, capsys):
         gate(made, under={"auc": 0.9})
 
 
+def test_the_report_has_the_verdict_and_the_differences(sides, tmp_path):
+    made = compare(*sides, loss=LOSS, outputs=Outputs(report=tmp_path / "page.html"))
+    page = (tmp_path / "page.html").read_text()
+    for text in (made.verdict[2:60], "B minus A", "rejected_reward"):
+        assert text in page
+
+
 def test_what_has_no_part_in_it_is_refused(sides):
     for more, words in (
         ({"loss": "kto"}, "give the term itself"),
         ({"loss": "nca"}, "compare pairs of them"),
         ({"loss": LOSS, "by": "label"}, "compare the rows of each"),
-        ({"loss": LOSS, "outputs": Outputs(report="page.html")}, "not compared in a report"),
+        ({"loss": LOSS, "outputs": Outputs(show=["label"])}, "with columns to show"),
     ):
         with pytest.raises(UsageError, match=words):
             compare(*sides, **more)

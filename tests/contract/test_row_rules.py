@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from dpo_pipeline import InvalidPairsError, check, evaluate
+from dpo_pipeline import Contract, InvalidPairsError, check, evaluate
 from pair_tools import COUNTS, LOGPS
 
 TOKENS = [name.replace("_logps", "_token_logps") for name in LOGPS]
@@ -43,9 +43,13 @@ def test_a_value_that_is_none_breaks_its_own_rule_alone(value):
     assert not rule.endswith("not_empty")
 
 
-def test_without_a_reference_zeros_are_no_fault_of_a_pair():
-    report = check(one(0.0, -1.0, 0.0, -1.0), loss="cpo")
-    assert report.n_invalid == 0
+def test_without_a_reference_one_text_can_be_certain_and_two_cannot():
+    assert check(one(0.0, -1.0, 0.0, -1.0), loss="cpo").n_invalid == 0
+    assert check(one(-1.0, -0.0, 0.0, -1.0), loss="cpo").n_invalid == 0
+    empty = check(one(0.0, -0.0, 0.0, -1.0), loss="cpo", on_invalid="exclude")
+    assert empty.by_rule == {"policy_chosen_logps.not_empty": 1}
+    scores = check(one(0.0, 0.0, 0.0, 0.0), loss="cpo", contract=Contract(max_logp=4096.0))
+    assert scores.n_invalid == 0
 
 
 def test_pairs_without_the_empty_ones_by_hand():
@@ -69,6 +73,9 @@ def lists(policy, reference=None, **more):
     return pl.DataFrame(columns | more)
 
 
+PAD, FAR = [0.0] * 5, [-100.0] * 5
+
+
 @pytest.mark.parametrize(
     ("policy", "reference", "is_padded"),
     [
@@ -78,13 +85,28 @@ def lists(policy, reference=None, **more):
         pytest.param([-1.0, 0.0], [-2.0, 0.0], False, id="ends with a certain token"),
         pytest.param([-1.0, 0.0, 0.0], [-2.0, -1e-9, 0.0], False, id="certain under one model"),
         pytest.param([-1.0], [-2.0], False, id="one token"),
+        pytest.param([*PAD, -1.0], [*PAD, -2.0], True, id="padded at the beginning"),
+        pytest.param([*PAD[1:], -1.0], [*PAD[1:], -2.0], False, id="begins with a template"),
+        pytest.param([-2.0, *FAR], [-1.0, *FAR], True, id="padded with -100"),
+        pytest.param([-2.0, *FAR[1:]], [-1.0, *FAR[1:]], False, id="four equal ones"),
+        pytest.param([-2.0, *FAR], [-1.0, *FAR[1:], -99.0], False, id="equal in one model"),
+        pytest.param([-2.0, *[-0.5] * 5], [-1.0, *[-0.5] * 5], False, id="a text that repeats"),
     ],
 )
 def test_zeros_at_the_end_are_padding_unless_a_mask_says_so(policy, reference, is_padded):
     found = {"policy_chosen_token_logps.not_padded": 1} if is_padded else {}
     assert check(lists(policy, reference)).by_rule == found
-    mask = {"chosen_token_mask": [[True, True], [x != 0.0 for x in policy]]}
+    kept = [x not in (0.0, -100.0) or not is_padded for x in policy]
+    mask = {"chosen_token_mask": [[True, True], kept]}
     assert check(lists(policy, reference, **mask)).n_invalid == 0
+
+
+@pytest.mark.parametrize("policy", [[-1.0, *[0.0] * 5], [*[0.0] * 5, -1.0], [-2.0, *[-100.0] * 5]])
+def test_a_mask_that_counts_padding_is_no_mask(policy):
+    mask = {"chosen_token_mask": [[1, 1], [1] * 6]}
+    (rule,) = check(lists(policy, **mask)).broken
+    assert rule.name == "policy_chosen_token_logps.not_padded"
+    assert rule.requirement.endswith("at its ends where chosen_token_mask is 1")
 
 
 def test_padding_asks_for_its_mask():

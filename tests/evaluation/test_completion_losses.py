@@ -11,7 +11,15 @@ import pytest
 
 from command_tools import run
 from completion_tools import columns, made_up, obuchowski
-from dpo_pipeline import Objective, Pairs, UsageError, evaluate, sweep
+from dpo_pipeline import (
+    Objective,
+    Outputs,
+    Pairs,
+    StatisticsOptions,
+    UsageError,
+    evaluate,
+    sweep,
+)
 from dpo_pipeline.statistics import area_difference, area_of_clusters, area_of_counts
 from dpo_pipeline.sums import roll_ups
 
@@ -66,6 +74,42 @@ def test_the_difference_of_areas_is_of_the_differences_of_places():
     nothing = 0.0 * up
     assert area_difference(nothing, nothing, up, down)[1] == 1.0
     assert area_of_clusters(up, nothing, up, nothing) is None
+
+
+def test_statistics_give_means_with_intervals_by_prompt():
+    table = made_up(40, 12)
+    made = evaluate(table, loss="apo_zero_unpaired", statistics=StatisticsOptions(level=0.9))
+    rewards, labels, prompts = columns(table)
+    losses = 1.0 / (1.0 + np.exp(np.where(labels, 0.1, -0.1) * rewards))
+    assert set(made.intervals) == {"loss", "chosen_reward", "rejected_reward", "reward_margin"}
+    for name, values, which in (
+        ("loss", losses, labels | ~labels),
+        ("chosen_reward", 0.1 * rewards, labels),
+        ("rejected_reward", 0.1 * rewards, ~labels),
+    ):
+        found, mean = made.intervals[name], values[which].mean()
+        assert found.value == pytest.approx(mean, rel=1e-9)
+        off = np.bincount(prompts[which], values[which] - mean, 40)
+        error = math.sqrt((off**2).sum() * 40 / 39) / which.sum()
+        # The house's error is unbiased where clusters differ in size, and a little larger.
+        assert error <= found.standard_error <= 1.05 * error
+        assert found.interval.level == 0.9
+    margin = made.intervals["reward_margin"].value
+    assert margin == pytest.approx(0.1 * (rewards[labels].mean() - rewards[~labels].mean()))
+    assert made.auc.interval.level == 0.9
+    assert "90% interval" in str(made)
+    assert evaluate(table, loss="apo_zero_unpaired").intervals == {}
+    alone = evaluate(table.drop("prompt_id"), loss="apo_zero_unpaired", statistics=True)
+    assert alone.intervals["loss"].n_clusters == table.height
+
+
+def test_the_report_has_the_figures(tmp_path):
+    table = made_up(40, 13).with_columns(part=pl.col("completion_id") % 2)
+    outputs = Outputs(report=tmp_path / "page.html")
+    made = evaluate(table, loss="apo_zero_unpaired", by="part", outputs=outputs)
+    page = (tmp_path / "page.html").read_text()
+    for text in ("By subset", "rewards/margins", f"{made.auc.value:.4f}", "apo_zero_unpaired loss"):
+        assert text in page
 
 
 @pytest.mark.slow  # 2,000 samples of one distribution: repeats what the tests above compute once

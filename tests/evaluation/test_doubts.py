@@ -131,7 +131,7 @@ def test_a_comparison_says_it_of_each_side_before_its_figures(real):
 def test_a_report_names_the_doubt_before_other_findings(real):
     page = evaluated(FAULTS["prompt in the policy only"](real), statistics=True).report()
     assert "sums hold something that the other" in page
-    assert "likelihood displacement" not in page
+    assert "chosen completions lost likelihood" not in page
 
 
 @pytest.mark.parametrize("name", ["split", "null"])
@@ -157,6 +157,35 @@ def test_an_unmoved_subset_is_named_with_its_share(real, name):
     assert doubts(few, by="split") == ["unmoved"]
 
 
+@pytest.mark.parametrize("rows", [698, 60, 9])
+@pytest.mark.parametrize("stored", ["Float32", "two digits"])
+def test_a_reference_scored_twice_and_stored_otherwise_is_unmoved(real, rows, stored):
+    """Their distance is rounding, and says nothing of exchanged or shifted rows."""
+    twice = real[:rows].with_columns(
+        (pl.col(ref).cast(pl.Float32) if stored == "Float32" else pl.col(ref).round(2)).alias(own)
+        for own, ref in zip(LOGPS[:2], REFS, strict=True)
+    )
+    exact = twice.with_columns(pl.col(REFS) * (1.0 + 1e-9))
+    assert doubts(exact) == doubts(exact, by=COUNTS[0]) == ["unmoved"]
+    found = evaluated(exact, statistics=True)
+    assert [each.name for each in found.invalid.doubts] == ["unmoved"]
+    assert ("but for rounding" in found.invalid.doubts[0].title) == (stored == "two digits")
+    subset = pl.concat(
+        [exact, real.with_columns(pl.col(LOGPS).cast(pl.Float64))], how="vertical_relaxed"
+    )
+    expected = ["unmoved"] if stored == "Float32" and rows > 8 else []
+    assert [each for each in doubts(subset) if each == "unmoved"] == expected
+
+
+def test_a_policy_that_hardly_moved_is_sound(real):
+    rng = np.random.default_rng(0)
+    near = real.with_columns(
+        (pl.col(ref) + pl.Series(rng.normal(0.0, 0.01, real.height))).alias(own)
+        for own, ref in zip(LOGPS[:2], REFS, strict=True)
+    )
+    assert doubts(near) == []
+
+
 def test_coarse_log_probs_are_equal_by_chance(real):
     rounded = real.with_columns(pl.col(LOGPS).round())
     sides = zip(LOGPS[:2], REFS, strict=True)
@@ -177,6 +206,17 @@ def test_scores_of_reward_models_are_no_log_probs(tmp_path):
     path = tmp_path / "scores.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
     assert doubts(Pairs(path, format="rewardbench")) == []
+
+
+@pytest.mark.parametrize("scores", [(1.0, 0.0), (5.0, 1.0)])
+def test_a_judge_that_always_says_the_same_is_no_fault_of_log_probs(tmp_path, scores):
+    lines = [{"id": i, "scores_chosen": scores[0], "scores_rejected": scores[1]} for i in range(50)]
+    path = tmp_path / "scores.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    assert doubts(Pairs(path, format="rewardbench")) == []
+    alike = [{**each, "scores_rejected": scores[0]} for each in lines]
+    path.write_text("\n".join(map(json.dumps, alike)))
+    assert doubts(Pairs(path, format="rewardbench")) == ["copied"]
 
 
 def test_one_chosen_against_three_rejected():

@@ -12,7 +12,7 @@ import pytest
 import dpo_pipeline
 import model_tools
 from dpo_pipeline import UsageError
-from dpo_pipeline.models import LogProbsCallback
+from dpo_pipeline.models import LogProbsCallback, loading
 from dpo_pipeline.models.scoring_tokens import Scorer
 from dpo_pipeline.options import Models
 
@@ -96,7 +96,7 @@ def test_each_step_leaves_the_log_probs_of_its_checkpoint(tmp_path, monkeypatch)
 ON_TWO = """
 import sys
 from pathlib import Path
-from dpo_pipeline.models import LogProbsCallback
+from dpo_pipeline.models import LogProbsCallback, loading
 import model_tools, test_callback
 folder = Path(sys.argv[1])
 trainer = test_callback.trainer_of(folder, ref_model=model_tools.make_model(2), n=21)
@@ -161,6 +161,17 @@ def test_weights_that_are_shared_out_among_processes_are_refused(tmp_path):
     with pytest.raises(UsageError, match=r"shared out among processes \(DeepSpeed ZeRO-3\)"):
         trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, {})
     assert not (tmp_path / "logps").exists()
+
+
+def test_what_fully_shard_makes_of_a_model_is_refused_before_its_weights_are_read(monkeypatch):
+    class FSDPModule:  # as torch names what it puts before the class of a module
+        pass
+
+    model = model_tools.make_model(1)
+    model.__class__ = type("FSDPGPT2", (FSDPModule, type(model)), {})
+    monkeypatch.setattr(loading, "digest_of_weights", lambda _model: pytest.fail("was read"))
+    with pytest.raises(UsageError, match=r"shared out among processes \(FSDP\)"):
+        loading.loaded_of(model)
 
 
 @pytest.mark.parametrize("from_start", [True, False])

@@ -67,13 +67,23 @@ PLAIN = {"prompt": "Tell me", "chosen": " a story", "rejected": " no"}
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"chosen": ""}, "1 chosen completions are empty: their log-probs are those of the end"),
-        ({"chosen": None}, "1 rows have no text, and so no log-probs"),
-        ({"prompt": ""}, "in 1 rows nothing stands before the completion: its first token has no"),
-        ({"prompt": "", "chosen": ""}, "1 chosen completions have no token with a log-prob"),
-        ({"prompt": [ASK]}, "1 rows have conversations written as JSON: they are scored as that"),
-        ({"chosen": " dog" * 3000}, "1 chosen completions are cut short by the longest length"),
-        ({"prompt": "fox " * 3000}, "1 rejected completions are cut away whole"),
+        (
+            {"chosen": ""},
+            "in 1 row the chosen completion is empty: its log-prob is that of the end",
+        ),
+        ({"chosen": None}, "in 1 row there is no text, and so no log-prob"),
+        ({"prompt": ""}, "in 1 row nothing stands before the completion: its first token has no"),
+        (
+            {"prompt": "", "chosen": ""},
+            "in 1 row the chosen completion has no token with a log-prob: it is null",
+        ),
+        ({"chosen": " no"}, "in 1 row chosen and rejected are the same tokens"),
+        ({"prompt": [ASK]}, "in 1 row conversations are written as JSON: they are scored as that"),
+        ({"chosen": " dog" * 3000}, "in 1 row the longest length cuts the chosen completion short"),
+        (
+            {"prompt": "fox " * 3000},
+            "in 1 row the longest length cuts the rejected completion away whole",
+        ),
     ],
 )
 def test_what_is_odd_in_a_text_is_said(ask, row, said):

@@ -177,12 +177,12 @@ def test_what_the_longest_length_cuts_is_counted_by_side(tmp_path, saved, capsys
     expected = {"null": 1, "cut rejected": 1, "away chosen": 1, "away rejected": 1}
     assert {name: n for name, n in result.counts.items() if n} == expected
     assert made["policy_chosen_logps"].is_null().to_list() == [False, True, True]
-    assert "1 rejected completions are cut short" in str(result)
+    assert "in 1 row the longest length cuts the rejected completion short" in str(result)
     result, made = scored(
         tmp_path / "b.parquet", saved, rows, models=Models(max_length=4, dialect="trl")
     )
     assert result.counts["dropped"] == 1
-    assert "1 rows are left out, as TRL does" in str(result)
+    assert "in 1 row the prompt alone has the longest length: left out, as TRL does" in str(result)
     assert made["prompt"].to_list() == ["Tell me", None]
     assert capsys.readouterr() == ("", "")
 
@@ -230,6 +230,20 @@ def test_loaded_models_and_adapters(tmp_path, saved):
 
 
 # Parts
+
+
+@pytest.mark.parametrize("kind", ["frame", "parquet", "jsonl"])
+@pytest.mark.parametrize("size", [5, 24])
+def test_parts_hold_each_row_once_and_in_its_place(tmp_path, saved, kind, size):
+    PAIRS.write_parquet(tmp_path / "texts.parquet", row_group_size=7)
+    PAIRS.write_ndjson(tmp_path / "texts.jsonl")
+    data = PAIRS if kind == "frame" else tmp_path / f"texts.{kind}"
+    result, made = scored(tmp_path / "a.parquet", saved, data, models=Models(part_rows=size))
+    _, whole = scored(tmp_path / "b.parquet", saved)
+    assert result.n_rows == PAIRS.height
+    assert made.select(PAIRS.columns).equals(PAIRS)
+    for name in KEYS:
+        assert made[name].to_list() == pytest.approx(whole[name].to_list(), abs=1e-4)
 
 
 def test_a_stopped_run_goes_on_at_the_next_part(tmp_path, saved):

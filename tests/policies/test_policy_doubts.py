@@ -6,6 +6,7 @@ import json
 import re
 import warnings
 
+import jsonschema
 import polars as pl
 import pytest
 
@@ -22,7 +23,8 @@ from dpo_pipeline import (
     sweep,
 )
 from dpo_pipeline.policies import policies_plan
-from pair_tools import DATA, LOGPS, REFS
+from dpo_pipeline.published import published
+from pair_tools import DATA, LOGPS, REFS, ROOT
 from sense_tools import FAULTS
 
 REAL = (
@@ -56,8 +58,11 @@ OF_POLICY = {
 """The doubt to a fault of a policy's log-probs, beside a sound reference."""
 
 
-@pytest.mark.parametrize("is_joined", [False, True], ids=["in step", "joined"])
-@pytest.mark.parametrize("name", OF_POLICY)
+@pytest.mark.parametrize(
+    ("name", "is_joined"),
+    # Joined rows have lost their order, which tells of a shift alone.
+    [*((name, False) for name in OF_POLICY), ("shifted", True), ("guessing", True)],
+)
 def test_a_fault_of_one_policy_is_told_with_its_name(monkeypatch, name, is_joined):
     bad = OF_POLICY[name](REAL)
     if is_joined:
@@ -253,3 +258,23 @@ def test_the_winner_has_an_interval_end_and_no_certainty():
     said = " ".join(str(compare(A, B, REAL)).split())
     assert "with 95% confidence, all policies at once" in said
     assert "surely" not in said
+
+
+SCHEMA = json.loads(published()["leaderboard.schema.json"])
+
+
+def test_the_document_follows_its_schema():
+    zero = OF_POLICY["constant"](REAL)
+    steps = pl.read_parquet(ROOT / "examples" / "steps.parquet")
+    for found in (
+        compare(A, B, REAL, statistics=StatisticsOptions(baseline="policy 2")),
+        compare(steps),
+        compare(steps.drop(REFS), loss="cpo"),
+        quietly(A, zero, zero),
+        quietly(A, B.with_columns(pl.col(REFS[0]) - 0.5), REAL, loss="ipo"),
+    ):
+        document = json.loads(found.to_json())
+        jsonschema.validate(document, SCHEMA)
+    for wrong in ({"best_set": None}, {"document_version": 2}, {"more": 1}, {"policies": [{}]}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(document | wrong, SCHEMA)

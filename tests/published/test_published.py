@@ -11,7 +11,17 @@ import pytest
 import yaml
 from open_data_contract_standard.model import OpenDataContractStandard
 
-from dpo_pipeline import Batches, Selection, check, evaluate, score_parquet, select
+from completion_tools import made_up
+from dpo_pipeline import (
+    Batches,
+    Selection,
+    check,
+    compare,
+    evaluate,
+    rank,
+    score_parquet,
+    select,
+)
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.columns import BATCH_MEANS, INVALID, ROLES, SCORED
 from dpo_pipeline.published.table_contracts import published
@@ -138,3 +148,42 @@ def test_the_command_prints_and_writes_them(capsys, tmp_path):
     assert json.loads(capsys.readouterr().out) == SUMMARY
     assert main(["contract", "--to", str(tmp_path / "new")]) == 0
     assert {p.name: p.read_text() for p in (tmp_path / "new").iterdir()} == published()
+
+
+def schema_of(name):
+    return json.loads(published()[f"{name}.schema.json"])
+
+
+def test_documents_of_completions_follow_their_schemas(tmp_path):
+    table = made_up(20, 1).with_columns(part=pl.col("prompt_id") % 2)
+    other = table.with_columns(policy_logps=pl.col("policy_logps") + pl.col("completion_id") % 3)
+    loss = "apo_zero_unpaired"
+    documents = {
+        "completions_summary": [
+            evaluate(table, loss=loss, by="part"),
+            evaluate(table, loss=loss, statistics=True),
+            evaluate(table, loss="nca", by="part"),
+        ],
+        "completions_comparison": [compare(table, other, loss=loss)],
+        "ranking": [rank(table, by="part"), rank(table.drop("label").with_columns(rank=1))],
+    }
+    for name, made in documents.items():
+        for each in made:
+            document = json.loads(each.to_json())
+            jsonschema.validate(document, schema_of(name))
+            with pytest.raises(jsonschema.ValidationError):
+                jsonschema.validate(document | {"more": 1}, schema_of(name))
+    score_parquet(table, tmp_path / "out.parquet", loss=loss)
+    columns = pl.read_parquet_schema(tmp_path / "out.parquet").names()
+    assert columns[-4:] == columns_of("scored_completions.odcs.yaml")
+
+
+def test_the_document_of_several_policies_follows_its_schema(pairs):
+    keyed = pairs.with_columns(pair_id=pl.int_range(pairs.height))
+    many = [
+        keyed.with_columns(policy_chosen_logps=pl.col("policy_chosen_logps") - i / 8)
+        for i in range(3)
+    ]
+    steps = pl.concat(each.with_columns(step=i) for i, each in enumerate(many))
+    for made in (compare(*many), compare(steps)):
+        jsonschema.validate(json.loads(made.to_json()), schema_of("leaderboard"))

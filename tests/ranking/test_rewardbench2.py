@@ -100,6 +100,29 @@ def test_ties_without_the_number_of_right_ones_are_refused(tmp_path):
         rank(Pairs(path, format="rewardbench"))
 
 
+@pytest.mark.parametrize("right", [0, 5, None])
+def test_more_right_ones_than_scores_are_refused_by_id(right, tmp_path):
+    rows = [("ref:1", "Ties", 1, [3.0, 2.0]), ("tied:1", "Ties", right, [1.0, 2.0, 0.0, 0.0])]
+    with pytest.raises(ColumnError, match=r"not from 1 to the number .* in 1 rows of Ties: tied:1"):
+        rank(write(tmp_path / "scores.json", rows))
+
+
+def test_ids_of_ties_without_their_other_prompt_are_named(tmp_path):
+    rows = [
+        *(("ref:1", "Ties", 1, [3.0, 2.0]), ("tied:1", "Ties", 2, [2.0, 2.5, 0.0])),
+        *(("tied:2", "Ties", 2, [2.0, 2.0, 0.0]), ("ref:3", "Ties", 1, [1.0, 0.0])),
+        ("odd", "Ties", 1, [1.0, 0.0]),
+    ]
+    made = rank(write(tmp_path / "scores.json", rows))
+    assert made.notes[-3:] == (
+        "1 id (ref:3) of Ties without tied: they count in no term that compares both",
+        "1 id (tied:2) of Ties without ref: they count in no term that compares both",
+        "1 id (odd) of Ties neither ref: nor tied:, and so taken as tied",
+    )
+    assert "tied:2" in str(made)
+    assert rank(write(tmp_path / "all.json", rows[:2])).rewardbench.notes == ()
+
+
 def test_lines_are_read_as_the_document_is(tmp_path):
     names = ("id", "subset", "num_correct", "scores")
     path = tmp_path / "scores.jsonl"

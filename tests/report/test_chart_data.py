@@ -135,9 +135,9 @@ def test_charts_draw_these_numbers(page, evaluation, rows):
     right = sum(bar["n_pairs"] for bar in bars if bar["side"] == "above")
     assert right == pytest.approx(np.sum(rows["margin"] > 0), abs=0.1)
     own, *rules = values_of(specs["accuracy"], "label", "low")
-    assert own["label"] == "implicit rewards"
+    assert own["label"] == "reward accuracy"
     assert own["value"] == pytest.approx(np.mean(rows["margin"] > 0), rel=1e-5)
-    longer = next(rule for rule in rules if rule["label"] == "longer completion")
+    longer = next(rule for rule in rules if rule["label"] == "prefer: longer")
     assert longer["value"] == pytest.approx(np.mean(rows["tokens"] > 0), rel=1e-5)
     subsets = values_of(specs["subsets"], "label", "low")
     # The largest accuracy is first.

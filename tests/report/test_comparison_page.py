@@ -7,6 +7,7 @@ import pytest
 
 import dpo_pipeline
 from dpo_pipeline.report.charts import domain_of
+from dpo_pipeline.statistics import MINUS
 from page_tools import Page, values_of
 
 
@@ -23,7 +24,7 @@ def test_a_comparison_has_its_own_page(comparison):
         for attributes, text in zip(page.all("p"), page.texts["p"], strict=True)
         if attributes.get("class") == "verdict"
     )
-    assert said.lower().removesuffix(".") == comparison.verdict.lower()
+    assert said.replace(MINUS, "-").lower().removesuffix(".") == comparison.verdict.lower()
     bars = values_of(specs["changes"], "lower", "n_pairs")
     changed = comparison.changes.filter(pl.col("bin") != 0)["n_pairs"].sum()
     assert sum(bar["n_pairs"] for bar in bars) == pytest.approx(changed, rel=1e-4)
@@ -46,7 +47,7 @@ def test_a_comparison_in_a_notebook_has_subsets_and_the_smallest_effect(comparis
     assert "turns" in page.texts["th"]
     assert page.texts["th"].count("smallest effect") == 1
     smallest = comparison.differences["reward_accuracy"].smallest_effect
-    assert f"{100 * smallest:.2g} pt" in page.texts["td"]
+    assert f"{100 * smallest:.2g} points" in page.texts["td"]
     assert set(comparison.differences) <= set(page.texts["td"])
 
 

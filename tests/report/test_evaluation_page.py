@@ -16,6 +16,7 @@ import pytest
 import dpo_pipeline
 from dpo_pipeline.options import StatisticsOptions
 from dpo_pipeline.report.charts import LIGHT
+from dpo_pipeline.statistics import MINUS
 from option_tools import grouped
 from page_tools import EVIL, Page, of_margins, values_of
 
@@ -79,7 +80,8 @@ def test_the_page_says_how_it_was_computed(page, evaluation):
     assert f"dpo_pipeline {version('dpo_pipeline')}" in text
     assert "policy_chosen_logps" in text
     for finding in evaluation.findings:
-        assert any(finding.evidence[1:] in each for each in page.texts["p"])
+        said = (each.replace(MINUS, "-") for each in page.texts["p"])
+        assert any(finding.evidence[1:] in each for each in said)
     assert page.texts["title"] == ["pairs: sigmoid loss, beta 0.1"]
 
 

@@ -385,12 +385,12 @@ def test_a_table_is_searched_and_saved(browser, page):
     browser.open(page)
     searched = browser.run(
         """(() => { const field = document.querySelector("#figures .tools input");
-        field.value = "REWARDS ahead"; field.dispatchEvent(new Event("input"));
+        field.value = "BETTER than"; field.dispatchEvent(new Event("input"));
         return Array.from(document.querySelectorAll("#figures tbody tr:not([hidden]) th"),
             (head) => head.textContent); })()"""
     )
     assert searched
-    assert all(name.startswith("rewards ahead of") for name in searched)
+    assert all(name.startswith("better than: ") for name in searched)
     saved = browser.run(
         """new Promise((done) => {
         URL.createObjectURL = (blob) => { blob.text().then(done); return "#"; };
@@ -408,6 +408,16 @@ def test_a_table_says_whether_it_scrolls(browser, page):
         browser.open(page, width=width)
         said = browser.run("document.querySelector('#lowest .tools .hint').hidden")
         assert said == fits
+
+
+def test_a_narrow_page_shows_all_its_sections_and_is_no_wider(browser, page):
+    browser.open(page, width=400)
+    ends = browser.run(
+        "Array.from(document.querySelectorAll('nav a'), (a) => a.getBoundingClientRect().right)"
+    )
+    assert len(ends) > 8
+    assert max(ends) <= 400
+    assert browser.run("document.documentElement.scrollWidth") <= 400
 
 
 def test_texts_over_a_histogram_do_not_meet(browser, page):

@@ -23,10 +23,13 @@ def test_the_sample_has_the_figures_of_its_command():
         f"{split} ({n})": round(accuracy, 5)
         for split, n, accuracy in found.subsets.select("split", "n_valid", "reward_accuracy").rows()
     }
-    cells = page.texts["td"]
-    assert "dpo-pipeline evaluate examples/pairs.parquet --by split --statistics" in cells
+    command = (
+        "dpo-pipeline evaluate examples/pairs.parquet --by split --report examples/report.html"
+    )
+    assert command in page.texts["code"]
     for each in found.findings:
-        assert any(each.evidence[1:] in text for text in page.texts["p"])
+        said = (text.replace(words.MINUS, "-") for text in page.texts["p"])
+        assert any(each.evidence[1:] in text for text in said)
 
 
 def test_the_sample_and_its_picture_are_small():

@@ -186,7 +186,7 @@ def test_none_are_listed_where_none_are_asked_for():
     compared = dpo_pipeline.compare(*files, outputs=Outputs(worst=0))
     assert compared.mcnemar.only_a == 4
     assert "right in only" not in str(compared)
-    assert "There are 4 pairs that only pairs has right." in compared.report()
+    assert "There are 4 pairs that only A &#34;pairs&#34; has right." in compared.report()
     evaluated = dpo_pipeline.evaluate(files[0], outputs=Outputs(worst=0))
     assert evaluated.statistics is None
 

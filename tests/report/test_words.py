@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 
+import polars as pl
 import pytest
 
 import dpo_pipeline
@@ -15,6 +16,7 @@ from dpo_pipeline.report.evaluation_page import verdict
 from dpo_pipeline.statistics import words
 from dpo_pipeline.statistics.intervals import Interval
 from page_tools import Page, of_margins
+from pair_tools import EXAMPLES
 
 pytestmark = pytest.mark.usefixtures("few_groups")
 
@@ -38,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("few_groups")
         pytest.param(words.number(math.nan), "nan", id="not a number"),
         pytest.param(words.as_written(-0.12345678), "-0.12345678", id="as it is"),
         pytest.param(words.number(None), "–", id="no number"),  # noqa: RUF001
-        pytest.param(words.points(-0.0063), "−0.630 pt", id="points"),  # noqa: RUF001
+        pytest.param(words.points(-0.0063), "−0.6 points", id="points"),  # noqa: RUF001
         pytest.param(words.p_value(9.9e-5), "<0.0001", id="small p"),
         pytest.param(words.p_value(1e-4), "0.0001", id="smallest p"),
         pytest.param(words.p_value(0.0213), "0.021", id="p"),
@@ -123,20 +125,39 @@ def test_rewards_that_are_all_ties_prefer_nothing(n, beta, said):
         assert not any("best rule without rewards" in text for text in page.texts["p"])
 
 
-@pytest.mark.parametrize(
-    ("margins", "said"),
-    [
-        # The reference prefers the chosen completion of every pair.
-        pytest.param([0.3, 0.4], "the rewards are level (", id="level"),
-        pytest.param([0.3, 0.0], "the rewards are 50.0 points (", id="a tie"),
-    ],
-)
-def test_the_lead_says_how_the_rewards_stand(margins, said):
-    evaluation = dpo_pipeline.evaluate(of_margins(margins * 20), statistics=True)
-    page = Page(without_doubts(evaluation).report())
+@pytest.mark.parametrize("tie", [False, True])
+def test_the_lead_says_how_the_rewards_stand(tie):
+    # The models' own log-probs prefer the rejected completion of all pairs but one.
+    margins = [0.3] * 38 + [0.0 if tie else -0.3] * 2
+    chosen = [-70.0 + 20.0 * (i == 0) for i in range(40)]
+    pairs = of_margins(margins).with_columns(
+        ref_chosen_logps=pl.Series(chosen),
+        policy_chosen_logps=pl.Series([c + 10.0 * m for c, m in zip(chosen, margins, strict=True)]),
+    )
+    evaluation = without_doubts(dpo_pipeline.evaluate(pairs, statistics=True))
+    page = Page(evaluation.report())
     (lead,) = [text for text in page.texts["p"] if text.startswith("The best rule")]
-    assert said in lead
-    assert lead.endswith(") with it." if "level" in said else ") behind it. A tie counts as wrong.")
+    # 38 of 40 are right, and 1 of 40 under the reference alone.
+    assert 'The best rule without rewards, "prefer: reference", is right in 2.5% (' in lead
+    assert "); the rewards differ from it by +92.5 points (+" in lead
+    assert lead.endswith(" A tie counts as wrong.") == tie
+
+
+def test_the_lead_does_not_say_what_a_finding_says():
+    # The reference prefers the chosen completion of every pair.
+    evaluation = dpo_pipeline.evaluate(of_margins([0.3, 0.4] * 20), statistics=True)
+    page = Page(without_doubts(evaluation).report())
+    assert not any("best rule without rewards" in text for text in page.texts["p"])
+    assert any("the rewards differ from it by" in text for text in page.texts["p"])
+
+
+def test_advice_that_findings_share_is_read_once():
+    evaluation = dpo_pipeline.evaluate(EXAMPLES / "pairs.parquet", statistics=True)
+    findings = [each for each in evaluation.findings if each.name == "baseline"]
+    assert len(findings) > 1
+    assert len({each.advice for each in findings}) == 1
+    assert Page(evaluation.report()).texts["p"].count(findings[0].advice) == 1
+    assert " ".join(str(evaluation).split()).count(findings[0].advice) == 1
 
 
 @pytest.mark.parametrize(
@@ -154,7 +175,7 @@ def test_a_loss_has_a_unit_where_it_is_a_log_likelihood(loss, title, in_table):
     pairs = of_margins([0.1, -0.2] * 40, **tokens)
     evaluation = dpo_pipeline.evaluate(pairs, loss=loss, statistics=True)
     page = Page(evaluation.report())
-    assert in_table in page.texts["th"]
+    assert in_table in page.texts["td"]
     assert title in page.texts["dt"]
     course = json.dumps(page.specs()["course"])
     assert ("mean loss (nats)" in course) == (title != "Mean loss")

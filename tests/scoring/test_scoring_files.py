@@ -288,9 +288,9 @@ def test_outputs_must_not_be_inputs_or_each_other(source, tmp_path):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        pytest.param(lambda p: p.write_bytes(b""), "Parquet", id="empty file"),
+        pytest.param(lambda p: p.write_bytes(b""), "is empty", id="empty file"),
         pytest.param(lambda p: p.write_text("a,b\n1,2\n" * 9), "Parquet", id="CSV"),
-        pytest.param(lambda p: p.mkdir(), "no .parquet file", id="empty folder"),
+        pytest.param(lambda p: p.mkdir(), "is an empty folder", id="empty folder"),
         pytest.param(lambda _: None, "no such file", id="nothing there"),
     ],
 )

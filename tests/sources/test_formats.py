@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -119,7 +120,7 @@ def test_parquet_by_its_name_alone_is_read_so(capsys, tmp_path, eight):
         ("a.json", "cannot be read as NDJSON, one JSON object a line: line 1 is no JSON"),
         ("a.tsv", "is separated by tabs by its ending"),
         ("a.csv.bz2", "is compressed: unpack it first"),
-        ("a.parquet", "cannot be read as Parquet: "),
+        ("a.parquet", "is text, and Parquet is read: for CSV say --format csv"),
     ],
 )  # fmt: skip
 def test_a_score_of_another_file_says_what_it_seems_to_be(tmp_path, name, said):
@@ -128,6 +129,46 @@ def test_a_score_of_another_file_says_what_it_seems_to_be(tmp_path, name, said):
     with pytest.raises(StorageError) as caught:
         score_parquet(path, tmp_path / "out.parquet")
     assert said in str(caught.value).replace(f"{path}: is", f"{name} is")
+
+
+def footer(whole):
+    """Return how long the footer of a file of Parquet is."""
+    return int.from_bytes(whole[-8:-4], "little")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda _: b"", "is empty: write it again"),
+        (lambda whole: whole[: len(whole) // 2], "is cut off: copy it again"),
+        (lambda whole: whole[:-1], "is cut off: copy it again"),
+        (lambda whole: whole[: -8 - footer(whole)] + bytes(footer(whole)) + whole[-8:], "Copy it"),
+        (lambda _: bytes(5_000), "cannot be read as Parquet: "),
+        (gzip.compress, "is packed by gzip: unpack it first"),
+        (lambda _: b'{"policy_chosen_logps": -1.0}\n', "for JSON lines say --format ndjson"),
+        (lambda _: b"\n [1]", "for JSON say --format ndjson"),
+        (lambda _: "é,b\n1,2\n".encode(), "for CSV say --format csv"),
+        (lambda _: b"ARROW1\0\0" + bytes(99), "say --format ipc"),
+        (lambda _: b"<!DOCTYPE html><html>404</html>", "is a web page"),
+        (lambda _: b"version https://git-lfs.github.com/spec/v1\n", "run `git lfs pull`"),
+    ],
+)  # fmt: skip
+def test_a_file_called_parquet_is_told_by_its_bytes(tmp_path, eight, make, said):
+    path = tmp_path / "pairs.parquet"
+    eight.write_parquet(path)
+    path.write_bytes(make(path.read_bytes()))
+    for call in (evaluate, lambda source: evaluate([source])):
+        with pytest.raises(StorageError) as caught:
+            call(path)
+        assert str(caught.value).startswith(f"{path}: ")
+        assert said in str(caught.value)
+
+
+def test_a_folder_of_hidden_data_alone_names_it(tmp_path, eight):
+    (tmp_path / "ds/_temporary").mkdir(parents=True)
+    eight.write_parquet(tmp_path / "ds/_temporary/a.parquet")
+    with pytest.raises(StorageError, match=r"no .parquet .*left out: _temporary/a.parquet"):
+        evaluate(tmp_path / "ds")
 
 
 @pytest.mark.parametrize(

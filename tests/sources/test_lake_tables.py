@@ -94,6 +94,13 @@ def test_what_lies_in_a_table_or_holds_one_is_refused(table, system, source, eig
         compare("other.parquet", source, on="split")
 
 
+@pytest.mark.parametrize("name", ["csv", "ndjson", "ipc", "trl"])
+def test_a_table_is_in_no_other_format(table, name):
+    path = table("Delta Lake")
+    with pytest.raises(StorageError, match="is a table of Delta Lake: leave its format out"):
+        read(path, name)
+
+
 def test_other_folders_called_metadata_are_no_table(eight, tmp_path):
     (tmp_path / "metadata").mkdir()
     (tmp_path / "metadata" / "columns.json").write_text("{}")

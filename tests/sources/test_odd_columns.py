@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import decimal
 
 import polars as pl
 import pyarrow as pa
@@ -40,6 +41,10 @@ PARQUET = {
         "zone '+05:30'",
     ),
     "a list view": (lambda n: pa.array([[1]] * n, pa.list_view(pa.int64())), "a list view"),
+    "a decimal of 60 digits": (
+        lambda n: pa.array([decimal.Decimal("1.5")] * n, pa.decimal256(60, 2)),
+        "a decimal of 60 digits",
+    ),
 }
 ARROW = {
     **PARQUET,
@@ -238,6 +243,28 @@ def test_a_dataframe_with_such_a_column_is_refused_before_polars_sees_it(eight, 
         evaluate(wrap(odd_table(eight, make)))
     assert said in str(caught.value)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("interval 1 day", "odd: it is INTERVAL"),
+        ("[{'a': interval 1 day}]", "odd: it is INTERVAL"),
+        ("union_value(x := 1)", "odd: it is UNION"),
+        ("'UNION'::enum('INTERVAL', 'UNION')", None),
+    ],
+)
+@pytest.mark.parametrize("again", [False, True])
+def test_a_relation_of_duckdb_is_refused_before_it_is_read(eight, value, said, again, capfd):
+    duckdb = pytest.importorskip("duckdb")
+    there = eight.to_arrow()  # noqa: F841  which the query names
+    relation = duckdb.sql(f"select *, {value} as odd from there")
+    if said is None:
+        assert evaluate(relation).summary == evaluate(eight).summary
+        return
+    with pytest.raises(UsageError, match=f"{said}, which Polars does not read: drop the column"):
+        evaluate(relation, reference=relation if again else None)
+    assert "panicked" not in "".join(capfd.readouterr())
 
 
 def test_a_struct_of_ones_own_is_no_variant(tmp_path, eight):

@@ -145,10 +145,12 @@ def test_a_folder_of_json(tmp_path, pairs):
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_blank_lines_of_csv_are_no_pairs(tmp_path, pairs, end):
-    head, *rows = pairs.write_csv().splitlines()
+@pytest.mark.parametrize("blank", ["", " \t "])
+@pytest.mark.parametrize("first", ["pair_id", LOGPS[0]])
+def test_blank_lines_of_csv_are_no_pairs(tmp_path, pairs, end, blank, first):
+    head, *rows = pairs.select(first, pl.exclude(first)).write_csv().splitlines()
     path = tmp_path / "x.csv"
-    path.write_bytes(end.join([head, *rows[:3], "", *rows[3:], "", "", ""]).encode())
+    path.write_bytes(end.join([head, *rows[:3], blank, *rows[3:], "", blank, ""]).encode())
     assert evaluate(path, by="subset").summary == evaluate(pairs).summary
     assert read(path).collect().height == 6
     (tmp_path / "y.csv").write_text("a\n1\n\n2\n\n")

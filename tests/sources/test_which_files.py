@@ -27,7 +27,7 @@ from dpo_pipeline import (
 )
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.sources.files import find
-from dpo_pipeline.storage import Access
+from dpo_pipeline.storage import Access, packed_files
 from pair_tools import LOGPS
 from reader_tools import TABLES
 
@@ -125,6 +125,28 @@ def test_a_file_with_two_names_is_one_file(write, tmp_path, link, source):
     link(tmp_path / "ds/2024-01-01.parquet", "ds/latest.parquet")
     with pytest.warns(DataWarning, match=r"1 name leads .*: latest.parquet is 2024-01-01.parquet"):
         assert n_pairs(source) == 8
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+def test_a_copy_under_another_name_is_said(write, eight, ending):
+    """As `latest` is where links are not known: no id tells that its pairs are there already."""
+    without = eight.drop("pair_id")
+    for name, rows in (("a", 4), ("b", 4), ("latest", 4), ("empty", 0), ("empty_too", 0)):
+        if rows or ending == "parquet":
+            write(f"ds/{name}.{ending}", 4 * (name == "b"), rows, frame=without)
+    report = check(Pairs("ds", format={"csv": "csv", "jsonl": "ndjson"}.get(ending)))
+    said = f"ds/latest.{ending} has the bytes of ds/a.{ending}: its rows count again"
+    assert [note for note in report.notes if "bytes" in note] == [said]
+    assert report.n_pairs == 12
+
+
+def test_files_of_one_size_are_compared_by_all_their_bytes(eight, monkeypatch):
+    monkeypatch.setattr(packed_files, "_END", 16)
+    first = eight.with_columns(note=pl.lit("x" * 99)).write_csv()
+    Path("ds").mkdir()
+    Path("ds/a.csv").write_text(first)
+    Path("ds/c.csv").write_text(first.replace("xxxx", "xyyx", 1))
+    assert not [note for note in check(Pairs("ds", format="csv")).notes if "bytes" in note]
 
 
 def test_what_is_given_twice_in_a_list_is_read_once(write, tmp_path):

@@ -14,6 +14,7 @@ from dpo_pipeline import (
     GateError,
     InvalidPairsError,
     Objective,
+    StatisticsOptions,
     UsageError,
     dry_run,
     evaluate,
@@ -251,9 +252,12 @@ def test_the_command_prints_and_gates(completions, tmp_path, capsys):
 
 def test_what_has_no_part_in_it_is_refused(completions, ranked, tmp_path):
     unpaired = Objective("kto", arguments={"kl": 0.0})
-    for more in ({"statistics": True}, {"batches": Batches(3, file=tmp_path / "means.parquet")}):
-        with pytest.raises(UsageError, match="this loss of completions has no"):
-            evaluate(completions, loss=unpaired, **more)
+    with pytest.raises(UsageError, match="this loss of completions has no"):
+        evaluate(completions, loss=unpaired, batches=Batches(3, file=tmp_path / "means.parquet"))
+    with pytest.raises(UsageError, match="takes the level of StatisticsOptions"):
+        evaluate(completions, loss=unpaired, statistics=StatisticsOptions(judge=("a", "b")))
+    with pytest.raises(UsageError, match="a listwise loss has no statistics and no report"):
+        evaluate(ranked, loss="nca", statistics=True)
     with pytest.raises(UsageError, match="prompt 1 has several values of 'rank'"):
         evaluate(ranked, loss="nca", by="rank")
     with pytest.raises(UsageError, match="needs to know which completion is better: rank, score"):

@@ -295,7 +295,7 @@ def test_statistics_of_the_sums_are_numpys(real):
     sums = tally(
         real.lazy(),
         valid=pl.lit(value=True),
-        lagged=True,
+        moments="neighbours",
     ).collect()
     made = Sense.of_sums(sums.row(0, named=True))
     c, r, ref_c, ref_r = (real[name].to_numpy() for name in LOGPS)

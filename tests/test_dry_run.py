@@ -140,7 +140,7 @@ def test_keys_of_csv_are_text_in_a_dry_run_too(tmp_path, pairs, function):
 
 def test_a_footer_that_is_broken_is_an_error(source):
     source.write_bytes(source.read_bytes()[:-4] + b"NOPE")
-    with pytest.raises(StorageError, match="cannot be read as Parquet"):
+    with pytest.raises(StorageError, match="begins as Parquet and is cut off"):
         dry_run(evaluate, source)
 
 

@@ -410,6 +410,16 @@ def test_a_table_says_whether_it_scrolls(browser, page):
         assert said == fits
 
 
+def test_a_narrow_page_shows_all_its_sections_and_is_no_wider(browser, page):
+    browser.open(page, width=400)
+    ends = browser.run(
+        "Array.from(document.querySelectorAll('nav a'), (a) => a.getBoundingClientRect().right)"
+    )
+    assert len(ends) > 8
+    assert max(ends) <= 400
+    assert browser.run("document.documentElement.scrollWidth") <= 400
+
+
 def test_texts_over_a_histogram_do_not_meet(browser, page):
     browser.open(page, width=320)
     boxes = browser.run(

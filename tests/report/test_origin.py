@@ -12,6 +12,7 @@ import pytest
 import dpo_pipeline
 from dpo_pipeline import Outputs
 from dpo_pipeline.cli.program import main
+from dpo_pipeline.report.charts import LIGHT
 from dpo_pipeline.statistics import heterogeneity
 from page_tools import Page, of_margins
 
@@ -102,6 +103,17 @@ def test_a_plane_has_one_scale(file):
     channels = spec["layer"][0]["encoding"]
     assert channels["x"]["scale"]["domain"] == channels["y"]["scale"]["domain"]
     assert spec["width"] == spec["height"]
+
+
+def test_lines_end_before_the_labels_of_a_plane_and_few_pairs_are_seen(file):
+    layers = dpo_pipeline.evaluate(file, statistics=True).charts()["rewards"].to_dict()["layer"]
+    texts = [layer["mark"] for layer in layers if layer["mark"]["type"] == "text"]
+    assert len(texts) == 4
+    for behind, text in (texts[:2], texts[2:]):
+        assert behind["stroke"] == LIGHT.paper
+        assert behind["strokeWidth"] >= 4
+        assert "stroke" not in text
+    assert layers[0]["encoding"]["opacity"]["scale"]["range"][0] >= 0.3
 
 
 def test_a_subset_has_a_colour_only_where_holm_says_so():

@@ -55,7 +55,7 @@ def of_tokens(model, tokens):
 
 
 class Answers(BaseHTTPRequestHandler):
-    """Answers as vLLM 0.10.2 and SGLang 0.5 do; `server.stand_in` says what goes wrong."""
+    """Answers as vLLM from 0.10.2 on and SGLang 0.5 do; `server.stand_in` says what goes wrong."""
 
     def log_message(self, *_):
         pass
@@ -113,23 +113,29 @@ class Answers(BaseHTTPRequestHandler):
             "text": "a",
             "logprobs": None,
             "finish_reason": "length",
+            "stop_reason": None,
             "prompt_logprobs": logprobs if is_asked else None,
             "prompt_token_ids": ids if body.get("return_token_ids") else None,
             "token_ids": [5],
+            "routed_experts": None,
         }
-        usage = {"prompt_tokens": len(ids), "completion_tokens": 1}
-        self.send(200, {"object": "text_completion", "choices": [choice], "usage": usage})
+        usage = {"prompt_tokens": len(ids), "completion_tokens": 1, "total_tokens": len(ids) + 1}
+        answer = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": body["model"]}
+        nulls = dict.fromkeys(["service_tier", "system_fingerprint", "kv_transfer_params"])
+        self.send(200, {**answer, "choices": [choice], **nulls, "usage": usage})
 
     def sglang(self, body, tokens, ids):
         stand_in = self.server.stand_in
-        meta = {"id": "1", "prompt_tokens": len(ids), "completion_tokens": 0, "cached_tokens": 0}
+        meta = {"id": "1", "finish_reason": {"type": "length", "length": 0}}
+        meta |= {"prompt_tokens": len(ids), "completion_tokens": 0, "cached_tokens": 0}
+        meta |= {"weight_version": "default", "num_retractions": 0, "e2e_latency": 0.01}
         if body.get("return_logprob") and not stand_in.is_silent:
             start = body.get("logprob_start_len", len(ids) - 1)
             values = of_tokens(stand_in.model, tokens)
             scored = [[value, key, None] for value, key in zip(values, ids, strict=True)]
             meta |= {"input_token_logprobs": [[None, ids[start], None], *scored[start + 1 :]]}
             meta |= {"output_token_logprobs": []}
-        self.send(200, {"text": "", "meta_info": meta})
+        self.send(200, {"text": "", "output_ids": [], "meta_info": meta})
 
 
 class StandIn:

@@ -265,9 +265,8 @@ class PartialSums:
             pairs,
             valid=valid,
             in_order=self.in_order,
-            lagged=lagged,
+            moments=("neighbours" if lagged else "rows") if has_sense else "none",
             clean=clean,
-            has_moments=has_sense,
             extra=extra,
         )
         plans = [sums]

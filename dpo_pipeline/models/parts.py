@@ -6,14 +6,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import polars as pl
 
 from dpo_pipeline.errors import StorageError
-from dpo_pipeline.storage import reading
+from dpo_pipeline.storage import reading, writing, written_whole
 
 _SETTINGS: Final = "settings.json"
 
@@ -41,7 +41,8 @@ class Parts:
         with reading(self.folder):
             os.makedirs(self.folder, exist_ok=True)
             if not os.path.exists(path):
-                self._write(path, lambda hidden: _write_text(hidden, text))
+                with written_whole(path) as hidden, open(hidden, "w", encoding="utf-8") as file:
+                    file.write(text)
                 return
             with open(path, encoding="utf-8") as file:
                 before = file.read()
@@ -67,22 +68,13 @@ class Parts:
 
     def write(self, number: int, rows: pl.DataFrame, metadata: dict[str, str]) -> None:
         """Write a part, whole or not at all."""
-        with reading(self.path(number)):
-            self._write(
-                self.path(number), lambda hidden: rows.write_parquet(hidden, metadata=metadata)
-            )
+        path = self.path(number)
+        with written_whole(path) as hidden, writing(hidden, path) as out:
+            rows.write_parquet(out, metadata=metadata)
 
     def remove(self) -> None:
         """Remove the folder with all parts."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    @staticmethod
-    def _write(path: str, write: Callable[[str], Any]) -> None:
-        hidden = f"{path}.unfinished"
-        write(hidden)
-        with open(hidden, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(hidden, path)
 
 
 def digest_of_rows(rows: pl.DataFrame, texts: Collection[str]) -> str:
@@ -93,11 +85,6 @@ def digest_of_rows(rows: pl.DataFrame, texts: Collection[str]) -> str:
         if name in texts or not (dtype.is_nested() or dtype in (pl.Binary, pl.Object))
     ]
     return hashlib.sha256(rows.select(kept).write_ndjson().encode()).hexdigest()[:32]
-
-
-def _write_text(path: str, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
 
 
 def _differences(before: str, settings: Mapping[str, Any]) -> str:

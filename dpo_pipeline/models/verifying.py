@@ -106,20 +106,15 @@ class Verification(Printable):
 
     def to_parts(self) -> Iterator[Part]:
         """Yield the verdict, what differs, and the distances."""
-        is_exact = all(each.is_exact for each in self.columns)
-        what = (
-            "the stored log-probs are the model's"
-            if self.is_alike
-            else ("the stored log-probs are not the model's")
-        )
-        how = ""
-        if self.is_alike and not is_exact:
-            how = (
+        how = "" if self.is_alike else "not "
+        what = f"the stored log-probs are {how}the model's"
+        if self.is_alike and not all(each.is_exact for each in self.columns):
+            what += (
                 ", up to rounding of bfloat16; a checkpoint close by could give the same: score "
                 "with the --dtype that they were made with"
             )
         tone: Tone = "good" if self.is_alike else "bad"
-        text = f"{what}{how} ({self.n_sampled:,} rows of {whole(self.source)})"
+        text = f"{what} ({self.n_sampled:,} rows of {whole(self.source)})"
         yield Sentence(text=text, tone=tone, leads=True)
         for each in self.columns:
             if each.finding:

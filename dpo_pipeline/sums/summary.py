@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial, reduce
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self, TypeAlias
 
 import polars as pl
 
@@ -97,6 +97,10 @@ class Summary:
 SUMMARY_FIGURES: Final = tuple(field.name for field in fields(Summary))
 
 
+Moments: TypeAlias = Literal["none", "rows", "neighbours"]
+"""Of which rows sums of squares and products are; "neighbours": also of a row and the next."""
+
+
 def tally(
     pairs: pl.LazyFrame,
     *,
@@ -106,9 +110,7 @@ def tally(
     keys: Sequence[str] = (),
     in_order: bool = False,
     by_bin: bool = False,
-    with_sense: bool = True,
-    has_moments: bool = True,
-    lagged: bool = False,
+    moments: Moments = "rows",
     clean: pl.Expr | None = None,
     few: bool = False,
     extra: Sequence[pl.Expr] = (),
@@ -124,10 +126,7 @@ def tally(
         keys: None makes one row.
         in_order: The one key is sorted, so a group is finished where the next begins.
         by_bin: Group by the margin's histogram bin too; invalid pairs have none.
-        with_sense: Also carry what warnings are made from: unmoved pairs and, not by key, pairs
-            with equal log-probs.
-        has_moments: With them, and not by key, also the sums of `sense_sums`.
-        lagged: Also compare neighbouring rows.
+        moments: Of which rows the sums of `sense_sums` are taken, if not by key.
         clean: Makes the quick form: every row counts, and sums are right if this is true on all
             rows. `N_CLEAN` says on how many it is.
         few: Groups have less than `exact.FEW` rows.
@@ -143,10 +142,11 @@ def tally(
         form = _Form(total=small, of_valid=_all, more={N_CLEAN: clean})
     marked = pairs.with_columns(valid.alias(VALID))
     counted = {N_VALID: pl.col(VALID), **form.more}
-    if with_sense:
-        counted |= {N_UNMOVED: _unmoved(needs), **(equal_pairs(needs) if is_whole else {})}
+    # What warnings are made from.
+    counted |= {N_UNMOVED: _unmoved(needs), **(equal_pairs(needs) if is_whole else {})}
     sums = [pair_count(), *extra, *(form.count(where, name) for name, where in counted.items())]
-    if with_sense and is_whole and has_moments:
+    if is_whole and moments != "none":
+        lagged = moments == "neighbours"
         marked = with_summed(marked, needs, lagged=lagged)
         sums += sense_sums(needs, counts_in(pairs), lagged=lagged)
     summed = needs.logps if objectives else ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from dpo_pipeline.columns import CHOSEN_TOKENS, LOGPS, REJECTED_TOKENS
@@ -21,6 +21,10 @@ _CERTAIN: Final = -0.05
 _CERTAIN_SIDE: Final = -0.1
 _DOUBTFUL: Final = -0.3
 _SOME_TOKENS: Final = 20.0
+_FEW: Final = 20
+_SIMILAR: Final = 1.6
+_STEADY: Final = 0.4
+"""Averages of real texts vary by 0.16 to 0.26 of their mean, sums by 1."""
 _OTHER_UNIT: Final = 1.35
 """Sound policies differ from the reference by factors of 0.75 to 1.25, simulated ones too."""
 _SAME_FACTOR: Final = 0.03
@@ -118,9 +122,11 @@ def _certain(sense: Sense) -> Doubt | None:
     is_side = len(high) == len(others) == 2 and len(sides) == 1  # noqa: PLR2004
     is_averaged = all(sense.lowest[name] > AVERAGED_LOGP_FLOOR for name in high)
     is_side = is_side and is_averaged and sense.n >= SENSE_FROM
-    if not (is_all or (is_side and max(others.values()) < _DOUBTFUL)):
+    is_side = is_side and max(others.values()) < _DOUBTFUL
+    side = min(sides) if is_side else _of_the_others_rate(sense, per_token)
+    if not (is_all or side is not None):
         return None
-    which = "all log-probs are" if is_all else f"log-probs of {min(sides)} are"
+    which = "all log-probs are" if is_all else f"log-probs of {side} are"
     seen = ", ".join(f"{name} {each:.3g}" for name, each in per_token.items())
     return Doubt(
         "averaged",
@@ -129,6 +135,28 @@ def _certain(sense: Sense) -> Doubt | None:
         LOOK_AT_LOGPS,
         OF_SUMS,
     )
+
+
+def _of_the_others_rate(sense: Sense, per_token: Mapping[str, float]) -> str | None:
+    """Return the side whose log-probs are what a token of the other side has, in both models.
+
+    They vary little then, as averages do: sums vary as the lengths of texts.
+    """
+    for side, other in (("chosen", "rejected"), ("rejected", "chosen")):
+        names = [name for name in per_token if f"_{side}_" in name]
+        rates = [per_token.get(name.replace(side, other)) for name in names]
+        if (
+            len(names) == len(MODELS)
+            and sense.n >= _FEW
+            and all(
+                rate is not None
+                and 1.0 / _SIMILAR < sense.mean(name) / rate < _SIMILAR
+                and sense.covariance(name, name) < (_STEADY * sense.mean(name)) ** 2
+                for name, rate in zip(names, rates, strict=True)
+            )
+        ):
+            return side
+    return None
 
 
 def scaled(sense: Sense) -> Doubt | None:

@@ -77,6 +77,18 @@ def test_a_fault_is_said_first_and_no_finding_names_another_cause(real, fault):
     assert doubts(planted) == [EXPECTED[fault]]
 
 
+@pytest.mark.parametrize(("moved", "names"), [(55.0, ["shifted"]), (120.0, ["other_texts"])])
+def test_what_fits_a_neighbour_no_better_than_others_is_not_called_shifted(moved, names):
+    """Neighbours are at 0.3 and at 0.67 of the squared distance of a row's own reference."""
+    rng = np.random.default_rng(0)
+    ref = rng.normal(-900.0, 60.0, (2, 2_000))
+    policy = ref + rng.normal(0.0, moved, ref.shape)
+    pairs = pl.DataFrame(dict(zip(LOGPS, (*policy, *np.roll(ref, 1, axis=1)), strict=True)))
+    own = ((policy - np.roll(ref, 1, axis=1)) ** 2).mean()
+    assert moved**2 / own == pytest.approx(0.3 if moved < 100.0 else 0.67, abs=0.02)
+    assert doubts(pairs) == names
+
+
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0])
 def test_any_large_share_of_faulty_rows_is_said(real, share):
     k = int(real.height * share)
@@ -161,28 +173,30 @@ def test_an_unmoved_subset_is_named_with_its_share(real, name):
 @pytest.mark.parametrize("stored", ["Float32", "two digits"])
 def test_a_reference_scored_twice_and_stored_otherwise_is_unmoved(real, rows, stored):
     """Their distance is rounding, and says nothing of exchanged or shifted rows."""
-    twice = real[:rows].with_columns(
+    many_digits = real.with_columns(pl.col(LOGPS).cast(pl.Float64) * (1.0 + 1e-9))
+    exact = many_digits[:rows].with_columns(
         (pl.col(ref).cast(pl.Float32) if stored == "Float32" else pl.col(ref).round(2)).alias(own)
         for own, ref in zip(LOGPS[:2], REFS, strict=True)
     )
-    exact = twice.with_columns(pl.col(REFS) * (1.0 + 1e-9))
     assert doubts(exact) == doubts(exact, by=COUNTS[0]) == ["unmoved"]
     found = evaluated(exact, statistics=True)
     assert [each.name for each in found.invalid.doubts] == ["unmoved"]
     assert ("but for rounding" in found.invalid.doubts[0].title) == (stored == "two digits")
-    subset = pl.concat(
-        [exact, real.with_columns(pl.col(LOGPS).cast(pl.Float64))], how="vertical_relaxed"
-    )
+    assert evaluated(exact).summary.n_ties < rows
+    subset = pl.concat([exact, many_digits], how="vertical_relaxed")
     expected = ["unmoved"] if stored == "Float32" and rows > 8 else []
     assert [each for each in doubts(subset) if each == "unmoved"] == expected
 
 
-def test_a_policy_that_hardly_moved_is_sound(real):
+@pytest.mark.parametrize("moved", [0.0055, 0.01])
+def test_a_policy_that_hardly_moved_is_sound(real, moved):
     rng = np.random.default_rng(0)
     near = real.with_columns(
-        (pl.col(ref) + pl.Series(rng.normal(0.0, 0.01, real.height))).alias(own)
+        (pl.col(ref) + pl.Series(rng.normal(0.0, moved, real.height))).alias(own)
         for own, ref in zip(LOGPS[:2], REFS, strict=True)
     )
+    # The sums of squares are rounded by more than these distances.
+    assert [doubts(near[i : i + 60]) for i in range(0, 600, 60)] == [[]] * 10
     assert doubts(near) == []
 
 
@@ -281,7 +295,7 @@ def test_statistics_of_the_sums_are_numpys(real):
     sums = tally(
         real.lazy(),
         valid=pl.lit(value=True),
-        lagged=True,
+        moments="neighbours",
     ).collect()
     made = Sense.of_sums(sums.row(0, named=True))
     c, r, ref_c, ref_r = (real[name].to_numpy() for name in LOGPS)

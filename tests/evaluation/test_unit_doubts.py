@@ -34,6 +34,33 @@ def test_a_column_in_another_unit_is_said(real_pairs, planted, names):
     assert doubts(real_pairs.with_columns(planted)) == names
 
 
+@pytest.mark.parametrize("rows", [20, 60, 200])
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_averages_of_one_side_are_said_of_few_pairs_too(real_pairs, rows, side):
+    one = 0 if side == "chosen" else 1
+    planted = [BY_TOKEN[one], BY_TOKEN[one + 2]]
+    for first in range(0, 600, 150):
+        pairs = real_pairs[first : first + rows]
+        (doubt,) = evaluated(pairs.with_columns(planted)).invalid.doubts
+        assert doubt.title.startswith(f"log-probs of {side} are higher")
+        assert doubts(pairs) == []
+    assert doubts(real_pairs[:19].with_columns(planted)) == []
+
+
+def test_sums_of_the_other_sides_rate_that_vary_as_lengths_do_are_no_averages(real_pairs):
+    """Chosen completions that are far likelier: sums, whose mean is that of averages."""
+    rate = real_pairs.select(REF_R.mean() / TOKENS_R.mean()).item()
+    factor = rate / real_pairs[LOGPS[2]].mean()
+    likelier = real_pairs.with_columns(C * factor, REF_C * factor)
+    assert likelier[LOGPS[0]].min() < -10.0
+    assert "averaged" not in doubts(likelier)
+
+
+def test_two_sides_of_different_factors_are_not_one_unit(real_pairs):
+    assert doubts(real_pairs.with_columns(C * 1.5, R * 1.5)) == ["scaled"]
+    assert "scaled" not in doubts(real_pairs.with_columns(C * 1.5, R * 1.9))
+
+
 def test_a_factor_is_named(real_pairs):
     pairs = real_pairs.with_columns(pl.col(LOGPS[2:]) * 1.5)
     (doubt,) = evaluated(pairs).invalid.doubts
@@ -44,7 +71,7 @@ def test_a_factor_is_named(real_pairs):
 def test_one_side_known_by_heart_is_no_fault_of_the_sums(real_pairs):
     """As after training on the chosen completions: nearly certain, and not in every pair."""
     by_heart = [C * 0.01, REF_C * 0.02]
-    rare = pl.int_range(pl.len()) % 50 == 0
+    rare = pl.int_range(pl.len()) % 200 == 0
     columns = [
         pl.when(rare).then(old).otherwise(new)
         for old, new in zip((C, REF_C), by_heart, strict=True)
@@ -78,6 +105,15 @@ def test_what_few_pairs_cannot_tell_is_said(real_pairs, rows, said, printed):
         assert (document["not_looked_for"] is None) == (said is None)
         assert said is None or said in document["not_looked_for"]
         assert ("too few to tell" in str(result)) == printed
+
+
+def test_other_texts_are_told_from_twenty_pairs_on(real_pairs):
+    rows = [*range(7, 20), *range(7)]
+    other = real_pairs[:20].with_columns(real_pairs[rows].select(LOGPS[2:]))
+    assert doubts(other) == ["other_texts"]
+    few = other[:19]
+    assert doubts(few) == []
+    assert "too few to tell whether" in evaluated(few).invalid.not_looked_for
 
 
 def test_few_scores_and_few_pairs_without_a_reference_are_not_judged(real_pairs):

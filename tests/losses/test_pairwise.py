@@ -19,7 +19,7 @@ import pytest
 
 from dpo_pipeline import Objective, score
 from dpo_pipeline.losses.catalogue import LOSSES
-from dpo_pipeline.losses.pairwise import F_DIVERGENCES
+from dpo_pipeline.losses.pairwise import F_DIVERGENCES, log1mexp
 from pair_tools import LOGPS
 
 TOKENS = ("chosen_num_tokens", "rejected_num_tokens")
@@ -537,3 +537,12 @@ def null_and_nan_propagate(loss, args):
         assert of_null == (None if name in used else found[0]), (args, name)
     for name, of_nan in zip(LOGPS, found[9:], strict=True):
         assert math.isnan(of_nan) if name in used else of_nan == found[0], (args, name)
+
+
+@pytest.mark.parametrize("x", [-1e-12, -1e-6, -1e-3, -0.5, -0.69, -0.7, -1.0, -5.0, -20.0, -36.0])
+def test_one_minus_a_probability_keeps_its_digits_on_both_sides_of_a_half(x):
+    """Where its two forms are exchanged, each loses digits: 3 of them at -30, and all at -1e-12."""
+    found = pl.select(log1mexp(pl.lit(x))).item()
+    with mpmath.workdps(40):
+        expected = float(mpmath.log(-mpmath.expm1(x)))
+    assert found == pytest.approx(expected, rel=4e-16, abs=0.0)

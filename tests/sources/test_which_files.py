@@ -230,7 +230,7 @@ def test_what_looks_like_data_and_is_left_out_is_named_everywhere(write, tmp_pat
     for command in (["check"], ["evaluate", "--summary", "s.json"]):
         assert main([*command, "ds"]) == 0
         out, err = capsys.readouterr()
-        assert (out.count(f"note: {said}"), err) == (1, "")
+        assert (out.count(f"note: {said}"), said in err) == (1, False)
     assert json.loads((tmp_path / "s.json").read_text())["warnings"] == [said]
     assert main(["evaluate", "ds", "--dry-run"]) == 0
     assert said in capsys.readouterr().out

@@ -176,14 +176,3 @@ def test_documents_of_completions_follow_their_schemas(tmp_path):
     score_parquet(table, tmp_path / "out.parquet", loss=loss)
     columns = pl.read_parquet_schema(tmp_path / "out.parquet").names()
     assert columns[-4:] == columns_of("scored_completions.odcs.yaml")
-
-
-def test_the_document_of_several_policies_follows_its_schema(pairs):
-    keyed = pairs.with_columns(pair_id=pl.int_range(pairs.height))
-    many = [
-        keyed.with_columns(policy_chosen_logps=pl.col("policy_chosen_logps") - i / 8)
-        for i in range(3)
-    ]
-    steps = pl.concat(each.with_columns(step=i) for i, each in enumerate(many))
-    for made in (compare(*many), compare(steps)):
-        jsonschema.validate(json.loads(made.to_json()), schema_of("leaderboard"))

@@ -105,9 +105,12 @@ def test_terms_of_a_listwise_loss_add_up_to_that_of_each_prompt(completions, tmp
     assert out.sort("completion_id")["loss"].to_list() == in_memory["loss"].to_list()
 
 
-def test_a_prompt_with_an_invalid_completion_keeps_the_others_without_a_loss(completions, tmp_path):
+@pytest.mark.parametrize("logp", [math.nan, 5.0])
+def test_a_prompt_with_an_invalid_completion_keeps_the_others_without_a_loss(
+    completions, tmp_path, logp
+):
     odd = completions.with_columns(
-        policy_logps=pl.when(pl.col("completion_id") == 6).then(math.nan).otherwise("policy_logps")
+        policy_logps=pl.when(pl.col("completion_id") == 6).then(logp).otherwise("policy_logps")
     )
     sink = tmp_path / "out.parquet"
     made = score_parquet(odd, sink, loss="infonca", on_invalid="quarantine")

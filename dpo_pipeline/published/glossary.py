@@ -17,7 +17,7 @@ from dpo_pipeline.evaluation import BASELINES, words_of
 from dpo_pipeline.losses import DIALECTS, EVERY_LOSS
 from dpo_pipeline.options import CALLS
 from dpo_pipeline.published.document_texts import NUMBERS, OTHER_KEYS, RESULTS
-from dpo_pipeline.published.finding_texts import DOUBTS, FINDINGS, OTHER_NAMES, RULES
+from dpo_pipeline.published.explanations import DOUBTS, FINDINGS, OTHER_NAMES, RULES
 from dpo_pipeline.ranking import RANKING_FIGURES
 from dpo_pipeline.rendering import as_text
 from dpo_pipeline.selection import RULES as SELECTION_RULES

@@ -12,7 +12,7 @@ from dpo_pipeline.errors import MEANINGS
 from dpo_pipeline.losses import DIALECTS, EVERY_LOSS, OTHERS, Loss, Rewards
 from dpo_pipeline.options import CALLS
 from dpo_pipeline.published.document_texts import NUMBERS, RESULTS
-from dpo_pipeline.published.finding_texts import DOUBTS, FINDINGS, RULES
+from dpo_pipeline.published.explanations import DOUBTS, FINDINGS, RULES
 from dpo_pipeline.published.glossary import LEGEND
 from dpo_pipeline.ranking import RANKING_FIGURES
 from dpo_pipeline.selection import RULES as SELECTION_RULES

@@ -26,14 +26,6 @@ from .distributions import (
     checked_probability as checked_probability,
     normal_quantile as normal_quantile,
 )
-from .families import (
-    Band as Band,
-    ManyPolicies as ManyPolicies,
-    PolicyTest as PolicyTest,
-    Trends as Trends,
-    many_policies as many_policies,
-    trends as trends,
-)
 from .groups import (
     DifferencesTest as DifferencesTest,
     Heterogeneity as Heterogeneity,
@@ -62,7 +54,6 @@ from .intervals import (
     student_estimate as student_estimate,
     without_interval as without_interval,
 )
-from .rankings import Ranked as Ranked, best_of as best_of, ranked as ranked
 from .resampling import bootstrap as bootstrap, delete_a_group as delete_a_group
 from .significance import (
     DifferenceTest as DifferenceTest,
@@ -78,6 +69,15 @@ from .significance import (
     smallest_effect as smallest_effect,
     smallest_effect_of_flips as smallest_effect_of_flips,
 )
+from .step_down import (
+    Band as Band,
+    ManyPolicies as ManyPolicies,
+    PolicyTest as PolicyTest,
+    Trends as Trends,
+    many_policies as many_policies,
+    trends as trends,
+)
+from .within_prompts import Ranked as Ranked, best_of as best_of, ranked as ranked
 from .words import (
     DASH as DASH,
     MINUS as MINUS,

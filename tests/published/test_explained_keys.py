@@ -15,7 +15,7 @@ from dpo_pipeline.errors import MEANINGS
 from dpo_pipeline.evaluation import GATED
 from dpo_pipeline.losses import EVERY_LOSS
 from dpo_pipeline.published import explain
-from dpo_pipeline.published.finding_texts import DOUBTS, FINDINGS, RULES
+from dpo_pipeline.published.explanations import DOUBTS, FINDINGS, RULES
 from dpo_pipeline.selection import RULES as SELECTION_RULES
 from dpo_pipeline.unpaired import GATED_OF_COMPLETIONS
 from pair_tools import EXAMPLES

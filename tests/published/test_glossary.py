@@ -15,7 +15,7 @@ from command_tools import run
 from dpo_pipeline.columns import BATCH_MEANS, INVALID, ROLES, SCORED
 from dpo_pipeline.losses import DIALECTS, LOSSES
 from dpo_pipeline.published import glossary
-from dpo_pipeline.published.finding_texts import DOUBTS, FINDINGS, RULES
+from dpo_pipeline.published.explanations import DOUBTS, FINDINGS, RULES
 from dpo_pipeline.sources import FORMATS
 from pair_tools import ROOT
 

@@ -16,7 +16,7 @@ from dpo_pipeline.cli.program import main
 from dpo_pipeline.errors import GATE
 from dpo_pipeline.evaluation.gating import GATED
 from oracle_tools import stats
-from pair_tools import DATA, ROOT
+from pair_tools import DATA, LOGPS, ROOT
 
 REAL = str(DATA / "hh_harmless_policy_a_test.parquet")
 RIGHT, N = 390, 698  # of the real pairs: 55.87%
@@ -274,7 +274,10 @@ def test_other_results_say_their_gates_too(capsys, tmp_path):
     a, b = str(ROOT / "examples/pairs.parquet"), str(ROOT / "examples/policy_b.parquet")
     assert main(["compare", a, b, "--fail-on-no-verdict", "-q"]) == 0
     assert capsys.readouterr().out.startswith("gate passed: there is a verdict\n")
-    assert main(["compare", a, a, "--fail-on-no-verdict", "-q"]) == 4
+    shifted = str(tmp_path / "shifted.parquet")
+    refs = (pl.col(each).shift(1, fill_value=-100.0) for each in LOGPS[2:])
+    pl.read_parquet(a).with_columns(refs).write_parquet(shifted)
+    assert main(["compare", a, shifted, "--fail-on-no-verdict", "-q"]) == 4
     assert capsys.readouterr().out.startswith("gate missed: without a verdict nothing passes\n")
     scored = str(tmp_path / "scored.parquet")
     assert main(["score", a, scored, "--fail-over", "loss=0.1", "-q"]) == 4

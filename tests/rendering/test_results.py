@@ -138,7 +138,9 @@ def test_subsets_of_long_values_fit_and_are_cut(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     words = pl.lit(" and words of a prompt" * 8)
     prompt = pl.concat_str(pl.format("Question {}:", pl.int_range(pl.len())), words)
-    frame, other = (pl.read_parquet(path).with_columns(prompt=prompt) for path in (PAIRS, OTHER))
+    frame = pl.read_parquet(PAIRS).with_columns(prompt=prompt)
+    moved = pl.col("policy_chosen_logps") - pl.int_range(pl.len()) % 3
+    other = frame.with_columns(policy_chosen_logps=moved)
     calls = (
         lambda: dpo_pipeline.evaluate(frame, by="prompt"),
         lambda: dpo_pipeline.sweep(frame, [0.05, 0.1], by="prompt"),

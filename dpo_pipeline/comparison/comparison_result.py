@@ -322,13 +322,13 @@ class Comparison(Compared):
         doubts = {str(each): each for each in self.doubts}
         for text, doubt in doubts.items():
             if text != self.incomparable:
-                more = (doubt.advice,)
-                yield Sentence(text=text, label="warning", tone="warning", more=more)
+                advice = (doubt.advice,)
+                yield Sentence(text=text, label="warning", tone="warning", more=advice)
         loss, decisive = self.loss_verdict, doubts.get(self.incomparable or "")
         tones: Mapping[str | None, Tone] = {"b": "good", "a": "bad", None: "warning"}
         tone: Tone = "bad" if self.no_verdict else tones[self.better]
-        more = () if loss is None else (f"{loss}.",)
-        more = more if decisive is None else (decisive.advice,)
+        below = (decisive and decisive.advice, loss and f"{loss}.")
+        more = tuple(text for text in below if text)
         yield Sentence(text=self.verdict, tone=tone, more=more, leads=True)
         said = {*doubts, self.incomparable}
         yield from warned([text for text in self.findings if text not in said], "note")

@@ -118,7 +118,7 @@ def test_a_gate_ends_with_4_and_the_reason(tmp_path, monkeypatch, capsys, quiet)
     sides = ("wrong.parquet", "b.parquet")
     code, out, err = run(capsys, "compare", *sides, *quiet, "--fail-under", "reward_accuracy=0.05")
     assert code == 4
-    assert out.startswith("no verdict: A (wrong.parquet): chosen and rejected of one model")
+    assert "\nno verdict: A (wrong.parquet): chosen and rejected of one model" in f"\n{out}"
     assert "fails its gate: no verdict: A (wrong.parquet)" in err
     assert run(capsys, "compare", *sides, *quiet, "--fail-on-no-verdict")[0] == 4
     assert run(capsys, "compare", *sides, *quiet)[0] == 0

@@ -81,7 +81,7 @@ def gate(
         under=under or {}, over=over or {}, by_interval=by_interval, no_verdict=no_verdict
     )
     check_gates(gates, result.gated)
-    why = result.no_verdict
+    known, why = result.gated, result.no_verdict
     if why is not None and (no_verdict or gates.under or gates.over):
         raise GateError(result.name, why=why)
     missed = [
@@ -95,7 +95,7 @@ def gate(
         )
         for side, marks in (("below", gates.under), ("above", gates.over))
         for name, mark in marks.items()
-        for value, interval in [result.figure(name)]
+        for value, interval in [result.figure(name if name in known else TRL_METRICS[name])]
         if _misses(name, side, float(mark), value, interval if by_interval else (value, value))
     ]
     if missed:
@@ -112,7 +112,7 @@ def check_gates(gates: Gates, names: Sequence[str]) -> None:
                 "now and the one that is to; several can fail by no_verdict (--fail-on-no-verdict)"
             )
         for name, mark in marks.items():
-            if name not in names:
+            if name not in names and TRL_METRICS.get(name) not in names:
                 near = _did_you_mean(str(name), names)
                 there = "" if near else f"; there are {', '.join(dict.fromkeys(names))}"
                 raise UsageError(f"{flag}: there is no figure {name!r}{near}{there}")

@@ -270,7 +270,8 @@ class Gates:
     by_interval: bool = option(
         "--fail-on-interval",
         kinds.FLAG,
-        "Compare the end of the interval that is nearer to failing, not the value.",
+        "Compare the end of the interval that is nearer to failing, not the value. Asks for "
+        "statistics.",
         default=False,
     )
     no_verdict: bool = option(

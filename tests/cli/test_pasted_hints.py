@@ -44,9 +44,8 @@ def test_a_line_to_paste_has_the_column_that_is_there(capsys, pairs, joined, sid
     pairs.rename(names).write_parquet("odd.parquet")
     typed = [f"{role}=lp_{side}" for role, side in zip(LOGPS[:2], "cr", strict=True)]
     typed = [text.replace(f"lp_{sides[0]}", f"lp_{sides[0]}{sides[0]}") for text in typed]
-    options = (
-        [f"--column={','.join(typed)}"] if joined else ["--column", typed[0], "--column", typed[1]]
-    )
+    options = ["--column", typed[0], "--column", typed[1]]
+    options = [f"--column={','.join(typed)}"] if joined else options
     words = mended(capsys, "evaluate", "odd.parquet", *options)
     assert "--reference" not in words
     assert words[-1] == "ref_chosen_logps=lp_c_ref,ref_rejected_logps=ref_lp_r"

@@ -155,6 +155,7 @@ def test_a_real_run(board):
         assert "first shown to be less likely at step 64" in words
         assert "accuracy is last shown to rise from step 32 to step 64" in words
         assert "chosen down" in words
+        assert text.isascii(), "numbers below 0 have the same minus everywhere"
 
 
 @pytest.mark.parametrize(

@@ -88,17 +88,8 @@ def is_explained(name):
 
 
 HEADS_OF_WORDS = {
-    *("figure", "mean", "role", "option", "and", "must be", "first at"),
-    *(
-        "pairs",
-        "pairs of",
-        "pairs of both",
-        "completions",
-        "completions of",
-        "prompts",
-        "rows",
-        "subset",
-    ),
+    *("figure", "mean", "role", "option", "and", "must be", "first at", "rows", "subset"),
+    *("pairs", "pairs of", "pairs of both", "completions", "completions of", "prompts"),
 }
 """Heads of columns that are words anybody reads."""
 

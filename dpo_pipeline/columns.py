@@ -288,12 +288,13 @@ def resolve(
             if column in names:
                 mapping[role.name] = column
             else:
-                nearest = _nearest(column, names)
+                free = [n for n in names if n not in explicit.values()]
+                nearest = _nearest(column, free)
                 guesses |= {role.name: nearest} if nearest else {}
                 problems.append(
                     NoSuchColumn(
                         f"{role.name}: it is mapped to {column!r}, which is not a column"
-                        f"{did_you_mean(column, names)}; {_there(names)}"
+                        f"{did_you_mean(column, free)}; {_there(names)}"
                     )
                 )
             continue

@@ -196,7 +196,7 @@ def _blocks(columns: Sequence[_Words], n_keys: int, width: int) -> Iterator[list
 
 def _filled(columns: Sequence[_Words], n_keys: int, width: int) -> Iterator[list[_Words]]:
     keys, block = list(columns[:n_keys]), list(columns[:n_keys])
-    for group in _joined(columns[n_keys:]):
+    for group in _joined(keys, columns[n_keys:], width):
         wider = [*block, *group]
         if len(block) > n_keys and _together(wider, [each.least for each in wider]) > width:
             yield block
@@ -205,11 +205,14 @@ def _filled(columns: Sequence[_Words], n_keys: int, width: int) -> Iterator[list
     yield block
 
 
-def _joined(columns: Sequence[_Words]) -> Iterator[list[_Words]]:
-    """Yield the columns, those that join in a group with the one before them."""
+def _joined(
+    keys: Sequence[_Words], columns: Sequence[_Words], width: int
+) -> Iterator[list[_Words]]:
+    """Yield the columns, those that join in a group with the one before them if both fit."""
     group: list[_Words] = []
     for column in columns:
-        if group and not column.joins:
+        wider = [each.least for each in (*keys, *group, column)]
+        if group and not (column.joins and _together((*keys, *group, column), wider) <= width):
             yield group
             group = []
         group = [*group, column]

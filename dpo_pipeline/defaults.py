@@ -184,6 +184,9 @@ PAIRINGS: Final = ("all", "best-worst", "best-rest", "adjacent")
 ROWS_IN_STEP: Final = 262_144
 """Rows of tables that are read side by side at a time: half as many take half the memory."""
 
+SHARD_ROWS_IN_STEP: Final = 1_048_576
+"""Rows that one query reads side by side: the longer it runs, the more it holds."""
+
 JOINED_ROWS: Final = 2_097_152
 """Rows of all tables that a join holds in memory; more are parted by their keys on disk."""
 

@@ -32,6 +32,11 @@ _LONG_NUMBER = 9
 """Characters from which a number is written with eight digits."""
 
 
+_NO_GATE = (
+    "the exit code of check is of broken rules alone; `evaluate --fail-over n_invalid=0` ends with "
+    "4 where log-probs are surely wrong"
+)
+
 Reader = Callable[[Sequence[tuple[str | None, int]]], Sequence[Mapping[str, Any]]]
 """Returns columns of rows, by file and row in it."""
 
@@ -225,11 +230,16 @@ class InvalidReport(Printable):
         if self.n_invalid:
             rows = "rows" if self.row == "pair" else f"{self.row}s"
             text = f"{source} breaks its contract in {self.n_invalid:,} of {self.n_pairs:,} {rows}"
+        elif self.doubts:
+            each = f"each of its {self.n_pairs:,} {self.row}s keeps the contract"
+            text = f"{source}: something is surely wrong, though {each}"
         else:
             text = f"{source}: all {self.n_pairs:,} {self.row}s keep the contract"
-        tone: Tone = "bad" if self.n_invalid else "plain" if self.doubts else "good"
+        tone: Tone = "bad" if self.n_invalid or self.doubts else "good"
         yield Sentence(text=text, tone=tone, leads=True)
         yield from self.warning_parts()
+        if self.decisive is not None:
+            yield Sentence(text=_NO_GATE, label="note", tone="note")
         if self.hint is not None:
             yield Sentence(text=self.hint, label="note", tone="note")
         yield from self.rule_parts()

@@ -179,6 +179,11 @@ class Column:
     joins: bool = False
 
 
+def key_columns(names: Sequence[str]) -> list[Column]:
+    """Return columns of the data that name rows: their values may be as long as a prompt."""
+    return [Column(name, wraps=True) for name in names]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
     """A table of cells: `Figure`, `Limits`, `Name`, text, a count, a float, or None.

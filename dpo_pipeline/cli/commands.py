@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from threading import Event
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -28,6 +28,7 @@ Groups = dict[str, Any]
 
 _OUTPUTS: Final = ("out", "summary", "report", "batches", "invalid", "rest", "contradictions")
 """Options that name outputs."""
+NO_STATISTICS: Final = "score has no statistics, which --fail-on-interval needs: use evaluate"
 _TELL: Final = frozenset({"convert", "logps"})
 """Calls whose result says what was written."""
 
@@ -187,7 +188,7 @@ def _score(groups: Groups, ctx: click.Context) -> int:
     gates = groups.pop("gates")
     check_gates(gates, SUMMED)
     if gates.by_interval:
-        raise UsageError("score makes no intervals: use evaluate for --fail-on-interval")
+        raise UsageError(NO_STATISTICS)
     return _figures("score_parquet", groups | {"sink": ctx.params["out"]}, ctx, gates)
 
 
@@ -230,19 +231,20 @@ def _figures(function: str, groups: Groups, ctx: click.Context, gates: Gates | N
 
 
 def print_figures(result: Any, ctx: click.Context, gates: Gates | None) -> int:
-    """Print a result, then ask its gates."""
-    code = print_result(result, ctx)
-    if gates is not None:
-        _pass(gates, result)
+    """Print a result with what its gates say, and fail if they are missed."""
+    from dpo_pipeline.evaluation import Gated
+
+    if gates is None or gates == type(gates)():
+        return print_result(result, ctx)
+    try:
+        gated = Gated.of(result, gates)
+    except UsageError:  # a figure that this result does not have
+        print_result(result, ctx)
+        raise
+    code = print_result(gated, ctx)
+    if gated.error is not None:
+        raise gated.error
     return code
-
-
-def _pass(gates: Gates, result: Any) -> None:
-    """Raise a GateError if a result does not pass its gates."""
-    import dpo_pipeline
-
-    named = {each.name: getattr(gates, each.name) for each in fields(gates)}
-    dpo_pipeline.gate(result, **named)
 
 
 def _convert(groups: Groups, ctx: click.Context) -> int:

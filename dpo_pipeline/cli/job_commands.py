@@ -11,7 +11,13 @@ import click
 from click.core import ParameterSource
 
 from dpo_pipeline.arguments import options_of
-from dpo_pipeline.cli.commands import COMMANDS, planned, print_figures, protecting_settings
+from dpo_pipeline.cli.commands import (
+    COMMANDS,
+    NO_STATISTICS,
+    planned,
+    print_figures,
+    protecting_settings,
+)
 from dpo_pipeline.cli.flag_values import groups_given
 from dpo_pipeline.cli.flags import arguments_of, flags_of, output_options, run_options
 from dpo_pipeline.cli.printing import print_result, say, written
@@ -207,6 +213,8 @@ def _check_gates(gates: Gates, command: str, options: Mapping[str, Any]) -> None
             sections=options.get("sections"),
         )
     if needs_statistics(gates) and "statistics" not in options:
+        if command == "score":
+            raise UsageError(NO_STATISTICS)
         raise UsageError("a gate of intervals needs statistics: split anew, with --statistics")
 
 

@@ -116,7 +116,7 @@ def print_result(result: Printable, ctx: click.Context) -> int:
     elif form == "csv":
         for part in _wanted(result, ctx):  # which a table of figures alone would lose
             if isinstance(part, Sentence) and (
-                part.label in _WARNINGS or part.text.startswith("no verdict")
+                part.label in _WARNINGS or part.text.startswith(("no verdict", "gate "))
             ):
                 say(f"{part.label}: {part.text}" if part.label else part.text, err=True)
         click.echo(shown(result.to_csv(), _ENDLESS), nl=False)

@@ -36,6 +36,7 @@ from dpo_pipeline.sources import (
     in_step,
     joined,
     key_of,
+    ranges_in_step,
 )
 from dpo_pipeline.storage import reading
 from dpo_pipeline.sums import VALID
@@ -135,7 +136,8 @@ def _read_in_step(common: _Common, watch: Watch) -> CommonPairs | None:
     total = max((table.dataset.rows or 0 for table in tables), default=0) or None
     n = 0
     try:
-        for chunk in in_step(common.frames()):
+        ranges = ranges_in_step(table.dataset for table in tables)
+        for chunk in in_step(common.frames(first, rows) for first, rows in ranges):
             n += chunk.height
             sums.add(chunk)
             watch.step("evaluating", chunk.height, total)
@@ -230,13 +232,14 @@ class _Common:
         """The names of the columns of subsets in sums."""
         return [f"{_SUBSET}{i}" for i in range(len(self.pairs.by))]
 
-    def frames(self) -> list[pl.LazyFrame]:
-        """Return the rows of all tables, with what is read of them."""
+    def frames(self, first: int = 0, rows: int | None = None) -> list[pl.LazyFrame]:
+        """Return rows of all tables, with what is read of them; all rows if it is not said."""
         names = [*self.shared, *self.pairs.by]
         return [
             table.keyed(
                 self.pairs.key,
                 wanted_columns(table, self.objective, names, has_prompts=table is self.prompts),
+                rows=table.dataset.shard(first, rows).frame,
             )
             for table in self.pairs.tables
         ]

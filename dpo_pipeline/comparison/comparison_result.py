@@ -38,6 +38,7 @@ from dpo_pipeline.tables import (
     Table,
     Tone,
     Unit,
+    key_columns,
     rows_by_key,
     warned,
     whole,
@@ -418,7 +419,7 @@ class Comparison(Compared):
         note = ". ".join(filter(None, (note, self.across_subsets.removesuffix("."))))
         if self.no_verdict is not None:
             heads, rows, note = heads[:-2], [row[:-2] for row in rows], ""
-        columns = tuple(map(Column, (*self.by, *heads)))
+        columns = (*key_columns(self.by), *map(Column, heads))
         return Table(columns=columns, rows=rows, title="by subset", note=note, n_keys=len(self.by))
 
 

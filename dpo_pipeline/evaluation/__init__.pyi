@@ -25,6 +25,8 @@ from .gathering import Gathered as Gathered
 from .gating import (
     GATED as GATED,
     SUMMED as SUMMED,
+    Gated as Gated,
+    Mark as Mark,
     check_gates as check_gates,
     check_gates_asked as check_gates_asked,
     gate as gate,

@@ -33,6 +33,7 @@ from dpo_pipeline.tables import (
     Printable,
     Table,
     Unit,
+    key_columns,
     rows_by_key,
 )
 
@@ -467,7 +468,7 @@ def subset_table(subsets: pl.DataFrame, by: Sequence[str], statistics: Statistic
             "p (Holm): two-sided, of an accuracy of 1/2 with ties half, adjusted for "
             f"{counted(subsets.height, 'subset')}"
         )
-    columns = tuple(map(Column, (*by, *titles)))
+    columns = (*key_columns(by), *map(Column, titles))
     return Table(columns=columns, rows=rows, title="by subset", note=note, n_keys=len(by))
 
 

@@ -11,8 +11,8 @@ from typing import Any, Final
 import polars as pl
 
 from dpo_pipeline.arguments import check_extra, check_page_path
-from dpo_pipeline.columns import PAIR_ID, REWARD_ACCURACY, REWARD_MARGIN, SHOWN
-from dpo_pipeline.defaults import COIN, CONFIDENCE_LEVEL, VERDICT_UP_TO
+from dpo_pipeline.columns import PAIR_ID, PROMPT_ID, REWARD_ACCURACY, REWARD_MARGIN, SHOWN
+from dpo_pipeline.defaults import COIN, VERDICT_UP_TO
 from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation.estimates import (
     Intervals,
@@ -147,9 +147,8 @@ class Evaluation(Reported):
             edges `lower` and `upper` in nats, `n_pairs`. `dpo_pipeline.exact` defines the bins
             and states their error.
         batches: One row a batch, in order. None without batches, or where they went to a file.
+        intervals: The main figures with their intervals, always of the accuracy.
         as_trainer: The figures as a trainer averages them, if asked for.
-        intervals: The main figures with their intervals, always of the accuracy. None in what
-            `score_parquet` returns.
         statistics: Intervals, baselines, calibration and the like, if asked for.
         origin: The command and the fingerprint of the input, for the report. Not in the document.
     """
@@ -164,8 +163,8 @@ class Evaluation(Reported):
     subsets: pl.DataFrame | None
     batches: pl.DataFrame | None
     histogram: pl.DataFrame | None
+    intervals: Intervals
     as_trainer: AsTrainer | None = None
-    intervals: Intervals | None = None
     statistics: Statistics | None = None
     origin: Origin | None = None
 
@@ -223,7 +222,7 @@ class Evaluation(Reported):
 
     def _estimate(self, name: str) -> Estimate | None:
         if (statistics := self.statistics) is None:
-            return None if self.intervals is None else self.intervals.figures.get(name)
+            return self.intervals.figures.get(name)
         means = {"macro": statistics.macro, "weighted": statistics.weighted}
         if statistics.sections is not None:
             means["score"] = statistics.sections.score
@@ -277,7 +276,7 @@ class Evaluation(Reported):
             "batches": None if self.batches is None else self.batches.to_dicts(),
             "as_trainer": None if self.as_trainer is None else self.as_trainer.to_dict(),
             "histogram": None if self.histogram is None else rows_by_key(self.histogram, self._by),
-            "intervals": None if self.intervals is None else self.intervals.to_dict(),
+            "intervals": self.intervals.to_dict(),
             "statistics": None if self.statistics is None else self.statistics.to_dict(),
             "findings": None if findings is None else [each.to_dict() for each in findings],
         }
@@ -291,7 +290,7 @@ class Evaluation(Reported):
     @property
     def level(self) -> float:
         """Confidence level of the intervals."""
-        return CONFIDENCE_LEVEL if self._sure is None else self._sure.level
+        return self._sure.level
 
     @property
     def accuracy(self) -> Estimate | None:
@@ -311,15 +310,10 @@ class Evaluation(Reported):
     @property
     def _known(self) -> Mapping[str, Estimate]:
         """The figures that have intervals, by the library's names."""
-        return {} if self._sure is None else self._sure.figures
+        return self._sure.figures
 
     @property
-    def _clusters(self) -> str | None:
-        """What was taken as independent, in words; None if each pair was."""
-        return None if self._sure is None else self._sure.clusters
-
-    @property
-    def _sure(self) -> Statistics | Intervals | None:
+    def _sure(self) -> Statistics | Intervals:
         """What has intervals: all statistics, or the main figures."""
         return self.intervals if self.statistics is None else self.statistics
 
@@ -379,9 +373,7 @@ class Evaluation(Reported):
         return f"{text} ({limits}), from {self._sample(accuracy)}"
 
     def _sample(self, accuracy: Estimate) -> str:
-        pairs, clusters = counted(accuracy.n, "pair"), self._clusters
-        if clusters is None:
-            return f"{pairs}, taken as independent"
+        pairs, clusters = counted(accuracy.n, "pair"), self._sure.clusters
         return clusters if clusters.startswith(pairs) else f"{pairs} in {clusters}"
 
     @property
@@ -490,4 +482,10 @@ class Evaluation(Reported):
         counts = f"{counted(s.n_pairs, 'pair')}, {s.n_invalid:,} invalid"
         source, heads = whole(self.source), ("figure", "mean", f"{percent(self.level)} interval")
         title = f"{source}: {counts}, {self.objective} loss, beta {self.beta:g}"
-        return Table(columns=tuple(map(Column, heads)), rows=rows, title=title)
+        note = "Pairs have a `prompt_id`: `evaluate --statistics` gives the other intervals."
+        return Table(
+            columns=tuple(map(Column, heads)),
+            rows=rows,
+            title=title,
+            note=note if self.statistics is None and PROMPT_ID.name in self.columns else "",
+        )

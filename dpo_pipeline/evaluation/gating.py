@@ -7,17 +7,22 @@ read.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from dpo_pipeline.columns import did_you_mean
 from dpo_pipeline.errors import GateError, MissedMark, UsageError
 from dpo_pipeline.evaluation.estimates import BASELINES, DISPLACEMENT, ESTIMATED_FIGURES
 from dpo_pipeline.options import Gates
+from dpo_pipeline.statistics import counted
 from dpo_pipeline.sums import SUMMARY_FIGURES, TRL_METRICS
+from dpo_pipeline.tables import Column, Part, Printable, Sentence, Table, Tone
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from dpo_pipeline.evaluation.evaluation_result import Reported
 
 _COUNTS: Final = ("n_pairs", "n_valid", "n_invalid", "n_ties")
@@ -80,26 +85,145 @@ def gate(
     gates = Gates(
         under=under or {}, over=over or {}, by_interval=by_interval, no_verdict=no_verdict
     )
-    check_gates(gates, result.gated)
-    known, why = result.gated, result.no_verdict
-    if why is not None and (no_verdict or gates.under or gates.over):
-        raise GateError(result.name, why=why)
-    missed = [
-        MissedMark(
-            name=name,
-            side=side,
-            mark=float(mark),
-            value=value,
-            interval=interval,
-            by_interval=by_interval,
+    error = Gated.of(result, gates).error
+    if error is not None:
+        raise error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """A figure and the mark that it was held to.
+
+    Attributes:
+        name: The name of the figure, as given.
+        at: Whether the mark is the smallest value that passes ("least") or the largest ("most").
+        mark: That value, in the figure's unit.
+        value: The figure.
+        low: The lower limit of its interval; None without one.
+        high: The upper limit.
+        by_interval: Whether the limit nearer to failing, not the value, has to keep the mark.
+        is_met: Whether it does.
+    """
+
+    name: str
+    at: Literal["least", "most"]
+    mark: float
+    value: float
+    low: float | None
+    high: float | None
+    by_interval: bool
+    is_met: bool
+
+    @property
+    def missed(self) -> MissedMark:
+        """The same as errors have it."""
+        return MissedMark(
+            name=self.name,
+            side="below" if self.at == "least" else "above",
+            mark=self.mark,
+            value=self.value,
+            interval=None if self.low is None or self.high is None else (self.low, self.high),
+            by_interval=self.by_interval,
         )
-        for side, marks in (("below", gates.under), ("above", gates.over))
-        for name, mark in marks.items()
-        for value, interval in [result.figure(name if name in known else TRL_METRICS[name])]
-        if _misses(name, side, float(mark), value, interval if by_interval else (value, value))
-    ]
-    if missed:
-        raise GateError(result.name, tuple(missed))
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the row of the table; numbers as errors write them."""
+        end = "" if not self.by_interval else "lower end " if self.at == "least" else "upper end "
+        limits = "" if self.low is None else f" ({self.low:.6g} to {self.high:.6g})"
+        found = f"{self.value:.6g}{limits}"
+        result = "met" if self.is_met else "missed"
+        return self.name, f"{end}at {self.at} {self.mark:g}", found, result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Gated(Printable):
+    """A result with what its gates say of it.
+
+    Attributes:
+        result: The result.
+        marks: What its figures were held to; empty where it gives no verdict.
+        why: Why it gives no verdict, where that fails a gate.
+    """
+
+    result: Reported
+    marks: tuple[Mark, ...]
+    why: str | None
+
+    @classmethod
+    def of(cls, result: Reported, gates: Gates) -> Gated:
+        """Hold a result to its gates."""
+        check_gates(gates, result.gated)
+        why, has_marks = result.no_verdict, bool(gates.under or gates.over)
+        if why is not None and (gates.no_verdict or has_marks):
+            return cls(result=result, marks=(), why=why)
+        sides: tuple[tuple[Literal["least", "most"], Mapping[str, float]], ...]
+        sides = (("least", gates.under), ("most", gates.over))
+        marks = [
+            _judged(result, name, at, float(mark), by_interval=gates.by_interval)
+            for at, given in sides
+            for name, mark in given.items()
+        ]
+        return cls(result=result, marks=tuple(marks), why=None)
+
+    @property
+    def error(self) -> GateError | None:
+        """The error that a missed gate is; None if all are passed."""
+        missed = tuple(each.missed for each in self.marks if not each.is_met)
+        if not missed and self.why is None:
+            return None
+        return GateError(self.result.name, missed, why=self.why)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the document of the result, and `gates`."""
+        gates = {
+            "passed": self.error is None,
+            "why": self.why,
+            "marks": [asdict(each) for each in self.marks],
+        }
+        return {**self.result.to_dict(), "gates": gates}
+
+    def to_frame(self) -> pl.DataFrame:
+        """Return the table of the result."""
+        return self.result.to_frame()
+
+    def to_parts(self) -> Iterator[Part]:
+        """Yield what the gates say, then the result."""
+        n, n_missed = len(self.marks), sum(not each.is_met for each in self.marks)
+        if self.why is not None:
+            text = "missed: without a verdict nothing passes"
+        elif n_missed:
+            text = f"missed: {n_missed:,} of {counted(n, 'mark')}"
+        else:
+            text = f"passed: {counted(n, 'mark')} met" if n else "passed: there is a verdict"
+        tone: Tone = "good" if self.error is None else "bad"
+        yield Sentence(text=f"gate {text}", tone=tone, leads=True)
+        if self.marks:
+            heads = map(Column, ("figure", "mark", "found", "result"))
+            yield Table(columns=tuple(heads), rows=[each.cells() for each in self.marks])
+        yield from self.result.to_parts()
+
+
+def _judged(
+    result: Reported, name: str, at: Literal["least", "most"], mark: float, *, by_interval: bool
+) -> Mark:
+    value, ends = result.figure(name if name in result.gated else TRL_METRICS[name])
+    if by_interval and ends is None:
+        raise UsageError(f"by_interval: {name} has no interval here")
+    low, high = (None, None) if ends is None else ends
+    held = value
+    if by_interval and ends is not None:
+        held = ends[0] if at == "least" else ends[1]
+    return Mark(
+        name=name,
+        at=at,
+        mark=mark,
+        value=value,
+        low=low,
+        high=high,
+        by_interval=by_interval,
+        # NaN meets no mark.
+        is_met=held >= mark if at == "least" else held <= mark,
+    )
 
 
 def check_gates(gates: Gates, names: Sequence[str]) -> None:
@@ -157,13 +281,3 @@ def check_gates_asked(gates: Gates, *, by: object, weights: object, sections: ob
         given, option = asked.get(name, (True, ""))
         if not given:
             raise UsageError(f"there is a mark for {name}, which needs {option}")
-
-
-def _misses(
-    name: str, side: str, mark: float, value: float, ends: tuple[float, float] | None
-) -> bool:
-    if ends is None:
-        raise UsageError(f"by_interval: {name} has no interval here")
-    value = ends[0] if side == "below" else ends[1]
-    # Written with `not`, so that a NaN value fails the gate.
-    return not (value >= mark if side == "below" else value <= mark)

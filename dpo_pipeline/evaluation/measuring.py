@@ -238,9 +238,9 @@ class Measured:
             statistics=statistics,
         )
 
-    def _intervals(self, summary: Summary, statistics: Statistics | None) -> Intervals | None:
-        if not self.wanted.intervals or statistics is not None:
-            return None if statistics is None else statistics.intervals
+    def _intervals(self, summary: Summary, statistics: Statistics | None) -> Intervals:
+        if statistics is not None:
+            return statistics.intervals
         n_correct = int(self.totals["n_correct"].item())
         return intervals_of(
             summary, n_correct=n_correct, squares=self.squares, prompts=self.prompts

@@ -38,6 +38,7 @@ from dpo_pipeline.tables import (
     Printable,
     Sentence,
     Table,
+    key_columns,
     rows_by_key,
     warned,
     whole,
@@ -90,12 +91,13 @@ class Sweep(Printable):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Why a beta of `best` is not the best one: a sentence each."""
+        """What is to be known of `best`, such as why it is not the best beta: a sentence each."""
         return tuple(self._notes())
 
     def _notes(self) -> Iterator[str]:
+        is_picked = False
         for name, best in self.best.items():
-            objectives = [each for each in self.objectives if str(each) == name]
+            objectives = self._tried(name)
             betas = [each.beta for each in objectives]
             losses = self.table.filter(pl.col(OBJECTIVE) == name)[LOSS].drop_nulls()
             if len(betas) == 1:
@@ -107,12 +109,23 @@ class Sweep(Printable):
                 )
             elif losses.min() == losses.max():
                 yield f"{name}: the loss is the same for all betas"
-            elif best in {min(betas), max(betas)}:
-                side = "smallest" if best == min(betas) else "largest"
-                yield (
-                    f"{name}: {best:g} is the {side} beta tried, so that the loss may be smaller "
-                    f"still for a {side[:-3]}er one"
-                )
+            else:
+                is_picked = True
+                if best in {min(betas), max(betas)}:
+                    side = "smallest" if best == min(betas) else "largest"
+                    yield (
+                        f"{name}: {best:g} is the {side} beta tried, so that the loss may be "
+                        f"smaller still for a {side[:-3]}er one"
+                    )
+        if is_picked:
+            yield (
+                "a beta is picked for its loss on these same pairs, so that the smallest loss is a "
+                "little too small"
+            )
+
+    def _tried(self, name: str) -> list[CheckedObjective]:
+        """Return what was computed of a loss, beta by beta."""
+        return [each for each in self.objectives if str(each) == name]
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain data."""
@@ -145,8 +158,10 @@ class Sweep(Printable):
         """Yield the best betas, what is doubtful, and the figures."""
         doubt = self.invalid.decisive
         if doubt is None:
-            best = [f"{name}: beta {beta:g}" for name, beta in self.best.items()]
-            yield Sentence(text=f"smallest loss of those tried: {'; '.join(best)}", leads=True)
+            best = [f"{name}: beta {b:g}" for name, b in self.best.items() if self._tried(name)[1:]]
+            if best:
+                text = f"smallest loss of those tried: {'; '.join(best)}"
+                yield Sentence(text=text, leads=True)
         else:
             text = f"no beta is the best one: {doubt}"
             yield Sentence(text=text, leads=True, tone="bad", more=(doubt.advice,))
@@ -171,7 +186,7 @@ class Sweep(Printable):
                 for name in shown
             ]
             rows.append((*names, *figures))
-        columns = [Column(name) for name in ("loss", "beta", *by)]
+        columns = [Column("loss"), Column("beta"), *key_columns(by)]
         columns += map(Column, shown.values())
         return Table(columns=columns, rows=rows, title=title, n_keys=2 + len(by))
 

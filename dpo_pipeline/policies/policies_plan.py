@@ -44,6 +44,7 @@ from dpo_pipeline.sources import (
     key_of,
     open_reference,
     publication_of,
+    ranges_in_step,
 )
 from dpo_pipeline.statistics import ManyPolicies, many_policies
 from dpo_pipeline.storage import reading
@@ -125,9 +126,11 @@ class PoliciesPlan(Plan[Leaderboard]):
             lengths = {table.dataset.rows for table in self.tables} - {None}
             if len(lengths) > 1 or (self.split is not None and not self.split.is_in_blocks):
                 return self._parted(watch)
-            sums, frames, n = self._sums, self._frames(self.tables), 0
+            sums, n_tables, n = self._sums, len(self.tables), 0
+            ranges = ranges_in_step(table.dataset for table in self.tables)
+            runs = (self._frames(self.tables, first, rows) for first, rows in ranges)
             try:
-                for chunk in in_step(frames, max(2 * ROWS_IN_STEP // len(frames), 1)):
+                for chunk in in_step(runs, max(2 * ROWS_IN_STEP // n_tables, 1)):
                     n += chunk.height
                     for i in range(len(self.labels)):
                         sums.see_neighbours(i, chunk)
@@ -136,8 +139,7 @@ class PoliciesPlan(Plan[Leaderboard]):
             except OutOfStep:
                 watch.restart("evaluating")
                 return self._parted(watch)
-            rows = (n,) * len(frames)
-            return sums, Counts(rows=rows, alone=(0,) * len(self.labels), common=n)
+            return sums, Counts(rows=(n,) * n_tables, alone=(0,) * len(self.labels), common=n)
 
     @property
     def _key(self) -> pl.Expr:
@@ -152,8 +154,13 @@ class PoliciesPlan(Plan[Leaderboard]):
         counts = [role.name for role in COUNT_ROLES]
         return wanted_columns(table, self.objective, counts, has_prompts=table is self._prompts)
 
-    def _frames(self, tables: Sequence[Table]) -> list[pl.LazyFrame]:
-        return [table.keyed(self._key, self._wanted(table)) for table in tables]
+    def _frames(
+        self, tables: Sequence[Table], first: int = 0, rows: int | None = None
+    ) -> list[pl.LazyFrame]:
+        return [
+            table.keyed(self._key, self._wanted(table), rows=table.dataset.shard(first, rows).frame)
+            for table in tables
+        ]
 
     def _batches(self) -> Iterator[tuple[int, pl.DataFrame]]:
         """Yield rows of a table with its place; what holds several policies is read once."""

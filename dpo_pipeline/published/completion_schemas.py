@@ -6,6 +6,7 @@ from typing import Final
 
 from dpo_pipeline.published.document_schemas import (
     FINITE,
+    GATES,
     MAX_LOGP,
     MAYBE_TEXT,
     PROBABILITY,
@@ -49,6 +50,7 @@ def completions_summary_document() -> str:
     return document(
         "dpo_pipeline summary document of completions",
         definitions=(),
+        optional=GATES,
         document_version={"const": 1},
         warnings=_WARNINGS,
         dpo_pipeline=VERSION,
@@ -92,6 +94,7 @@ def completions_comparison_document() -> str:
     return document(
         "dpo_pipeline comparison document of completions",
         definitions=(Estimate,),
+        optional=GATES,
         document_version={"const": 1},
         dpo_pipeline=VERSION,
         row={"const": "completion"},

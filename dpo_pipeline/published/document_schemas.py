@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, get_args
 
 from dpo_pipeline.comparison import (
@@ -11,7 +12,7 @@ from dpo_pipeline.comparison import (
     SUBSET_FIGURES,
     McNemar,
 )
-from dpo_pipeline.evaluation import DOCUMENT_VERSION, Finding, Intervals, Statistics
+from dpo_pipeline.evaluation import DOCUMENT_VERSION, Finding, Intervals, Mark, Statistics
 from dpo_pipeline.losses import DIALECTS, EVERY_LOSS, F_DIVERGENCES, Rewards
 from dpo_pipeline.policies import CURVE_FIGURES, LEADERBOARD_VERSION, Change
 from dpo_pipeline.published.json_schema import (
@@ -38,6 +39,16 @@ PROBABILITY: Final[Schema] = {**NUMBER, "minimum": 0, "maximum": 1}
 _COUNTS_OF_SUBSETS: Final = ("n_valid", "only_a", "only_b")
 VERSION: Final = described(TEXT, "Version of the package")
 MAX_LOGP: Final = described(FINITE, "Largest log-probability accepted, nats")
+GATES: Final[Mapping[str, Schema]] = {
+    "gates": described(
+        object_of(
+            passed={"type": "boolean"},
+            why=described(MAYBE_TEXT, "The reason, if there is no verdict; null if there is one"),
+            marks=list_of(object_of(**properties_of(Mark))),
+        ),
+        "What gates say; there only if a command was given some",
+    )
+}
 
 
 def summary_document() -> str:
@@ -46,6 +57,7 @@ def summary_document() -> str:
     return document(
         "dpo_pipeline summary document",
         definitions=(Intervals, Statistics, Finding),
+        optional=GATES,
         document_version={"const": DOCUMENT_VERSION},
         dpo_pipeline=VERSION,
         source=TEXT,
@@ -95,10 +107,7 @@ def summary_document() -> str:
             "description": "Valid pairs by margin; lower and upper are a bin's edges in nats",
             **nullable(ROWS),
         },
-        intervals=described(
-            nullable(reference_to(Intervals)),
-            "The main figures with their intervals; null of score",
-        ),
+        intervals=described(reference_to(Intervals), "The main figures with their intervals"),
         statistics=described(
             nullable(reference_to(Statistics)),
             "Intervals, baselines, calibration and the like; null unless asked for",
@@ -139,6 +148,7 @@ def comparison_document() -> str:
     return document(
         "dpo_pipeline comparison document",
         definitions=(Estimate, DifferencesTest),
+        optional=GATES,
         document_version={"const": COMPARISON_VERSION},
         dpo_pipeline=VERSION,
         on=described(TEXT, "The key that joined the sides"),
@@ -220,6 +230,7 @@ def leaderboard_document() -> str:
     return document(
         "dpo_pipeline leaderboard document",
         definitions=(Change,),
+        optional=GATES,
         best_set=described(names, "The policies that may be the best; empty without a verdict"),
         winner=MAYBE_TEXT,
         winner_accuracy=described(NUMBER, "Less the luck of having been picked"),

@@ -139,6 +139,10 @@ RESULTS: Final = MappingProxyType(
         "checked_later": "What only the run can check.",
         "carried": "Input columns that the output keeps.",
         "outputs": "What would be written, and whether something is there already.",
+        "gates": "What gates say, only if a command was given some: whether all are `passed`, "
+        "`why` there is no verdict, and the `marks`: each `mark`, `at` least or most, the figure, "
+        "whether the nearer end of its interval is held to it (`by_interval`), and whether it is "
+        "met (`is_met`).",
     }
 )
 """Keys of results and of dry runs."""
@@ -225,6 +229,7 @@ NUMBERS: Final = MappingProxyType(
 OTHER_KEYS: Final = MappingProxyType(
     {
         "doubt": ("doubts",),
+        "gates": ("gate", "passed", "why", "marks", "mark", "at", "by_interval", "is_met"),
         "cycles": ("cycle",),
         "swaps": ("swap",),
         "duplicates": ("duplicate",),

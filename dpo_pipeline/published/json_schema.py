@@ -29,7 +29,13 @@ _PLAIN: Final[Mapping[Any, Schema]] = {
 }
 
 
-def document(title: str, definitions: Iterable[Any], **properties: Schema) -> str:
+def document(
+    title: str,
+    definitions: Iterable[Any],
+    *,
+    optional: Mapping[str, Schema] | None = None,
+    **properties: Schema,
+) -> str:
     """Return the text of the schema of a document; `properties` refer to the definitions."""
     found: dict[str, Schema] = {}
     for kind in definitions:
@@ -40,6 +46,7 @@ def document(title: str, definitions: Iterable[Any], **properties: Schema) -> st
         **object_of(**properties),
         "$defs": found,
     }
+    schema["properties"].update(optional or {})
     return json.dumps(schema, indent=2) + "\n"
 
 

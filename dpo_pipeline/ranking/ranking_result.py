@@ -28,6 +28,7 @@ from dpo_pipeline.tables import (
     Sentence,
     Table,
     Unit,
+    key_columns,
     rows_by_key,
     warned,
     whole,
@@ -242,9 +243,9 @@ class Ranking(Printable):
         for row in subsets.iter_rows(named=True):
             cells = [Figure(row[n], unit) for n, (_, unit) in RANKING_FIGURES.items()]
             rows.append((*(Name(row[name]) for name in self.by), row["n_prompts"], *cells))
-        heads = (*self.by, "prompts", *RANKING_FIGURES)
+        heads = ("prompts", *RANKING_FIGURES)
         return Table(
-            columns=[Column(name) for name in heads],
+            columns=[*key_columns(self.by), *map(Column, heads)],
             rows=rows,
             title="by subset",
             n_keys=len(self.by),

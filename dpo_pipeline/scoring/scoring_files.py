@@ -203,6 +203,7 @@ def score_parquet(
         sizes,
         adds=[added.name for added in INVALID] if quarantine else (),
         replace_added=kept.replace,
+        intervals=True,
     )
     binding = measurement.binding
     if quarantine:

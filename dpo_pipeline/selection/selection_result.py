@@ -18,6 +18,7 @@ from dpo_pipeline.tables import (
     Printable,
     Sentence,
     Table,
+    key_columns,
     rows_by_key,
     warned,
 )
@@ -144,7 +145,7 @@ class Selected(Printable):
         names = ("n_ranked", "n_kept")
         several = len(self.rules) > 1
         columns = [Column("rule")] if several else []
-        columns += [*map(Column, self.by), Column("ranked"), Column("kept"), Column("last value")]
+        columns += [*key_columns(self.by), Column("ranked"), Column("kept"), Column("last value")]
         rows = [
             (
                 *([Name(row["rule"])] if several else []),

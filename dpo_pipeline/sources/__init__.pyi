@@ -3,6 +3,7 @@ from .dataset import (
     Part as Part,
     Shard as Shard,
     publication_of as publication_of,
+    ranges_in_step as ranges_in_step,
 )
 from .files import SourcePath as SourcePath
 from .formats import (

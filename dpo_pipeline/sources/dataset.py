@@ -21,6 +21,7 @@ from dpo_pipeline.defaults import (
     PARQUET_ENDINGS,
     REQUESTS_AT_A_TIME,
     SHARD_ROWS,
+    SHARD_ROWS_IN_STEP,
 )
 from dpo_pipeline.errors import ColumnError, DataWarning, StorageError, UsageError
 from dpo_pipeline.options import Outputs
@@ -379,6 +380,16 @@ class Dataset:
             first_row=first,
             rows=last - first,
         )
+
+
+def ranges_in_step(datasets: Iterable[Dataset]) -> list[tuple[int, int | None]]:
+    """Return the runs of rows that are read side by side one after the other.
+
+    A query that reads side by side holds more the longer it is, so files are read in runs. Where
+    one dataset cannot be cut like the others, all rows are one run.
+    """
+    found = [list(dataset.ranges(SHARD_ROWS_IN_STEP)) for dataset in datasets]
+    return found[0] if all(each == found[0] for each in found) else [(0, None)]
 
 
 def open_dataset(

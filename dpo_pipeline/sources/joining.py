@@ -31,7 +31,7 @@ from dpo_pipeline.defaults import STATISTICS_ROWS
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import NO_GUESSES, ColumnError, UsageError
 from dpo_pipeline.options import Execution, Pairs, Reference
-from dpo_pipeline.sources.dataset import Dataset, Step
+from dpo_pipeline.sources.dataset import Dataset, Step, ranges_in_step
 from dpo_pipeline.sources.frames import dumps_apart
 from dpo_pipeline.sources.keys import (
     KEY,
@@ -232,9 +232,8 @@ class _Beside:
         # Only of Parquet some rows can be read again without those before them.
         carried = [] if reference.files else self._found
         ordered = OrderedRows()
-        tables = [policy.frame.select(self._key), reference.frame.select(self._key, *carried)]
         try:
-            for rows in in_step(tables):
+            for rows in in_step(self._runs(carried)):
                 self._watch.check()
                 if carried:
                     ordered.add(rows.drop(KEY))
@@ -244,6 +243,11 @@ class _Beside:
             return False
         self._ordered = ordered.rows if carried else self._of_files
         return True
+
+    def _runs(self, carried: Sequence[pl.Expr]) -> Iterator[list[pl.LazyFrame]]:
+        for first, n in ranges_in_step([self._policy, self._reference]):
+            mine, theirs = (each.shard(first, n).frame for each in (self._policy, self._reference))
+            yield [mine.select(self._key), theirs.select(self._key, *carried)]
 
     def _of_files(self, first: int, n: int | None) -> pl.LazyFrame:
         if n == 0:

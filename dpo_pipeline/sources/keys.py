@@ -102,34 +102,42 @@ class OutOfStep(Exception):  # noqa: N818  no error: the tables are joined then
     """Tables do not have the same keys in the same order, or perhaps have one twice."""
 
 
-def in_step(tables: Sequence[pl.LazyFrame], most: int | None = None) -> Iterator[pl.DataFrame]:
+def in_step(
+    runs: Iterable[Sequence[pl.LazyFrame]], most: int | None = None
+) -> Iterator[pl.DataFrame]:
     """Yield the rows of tables side by side, with one `KEY`, in order.
 
-    Each table has `KEY`, and other columns of names that no other table has. `most` is how many
-    rows are yielded at a time.
+    `runs` are the tables, or runs of rows of them. Each table has `KEY`, and other columns of names
+    that no other table has. `most` is how many rows are yielded at a time.
 
     Raises:
         OutOfStep: Keys differ in a row, are null, or are not surely there once. What was yielded
             before is of no use then.
     """
+    with UniqueKeys() as unique:
+        for tables in runs:
+            for rows in _side_by_side(tables, most or ROWS_IN_STEP):
+                unique.add(rows[KEY])
+                yield rows
+        if not unique.are_unique:
+            raise OutOfStep
+
+
+def _side_by_side(tables: Sequence[pl.LazyFrame], most: int) -> Iterator[pl.DataFrame]:
     first, *others = tables
     keys = [f"{KEY}_{i}" for i in range(len(others))]
     renamed = (table.rename({KEY: key}) for table, key in zip(others, keys, strict=True))
     plan = pl.concat([first, *renamed], how="horizontal")
-    with UniqueKeys() as unique:
-        try:
-            for rows in plan.collect_batches(maintain_order=True, chunk_size=most or ROWS_IN_STEP):
-                own = rows[KEY]
-                if any(rows[key].null_count() for key in (KEY, *keys)) or not all(
-                    (own == rows[key]).all() for key in keys
-                ):
-                    raise OutOfStep
-                unique.add(own)
-                yield rows.drop(keys)
-        except pl.exceptions.ShapeError as error:  # tables of other lengths
-            raise OutOfStep from error
-        if not unique.are_unique:
-            raise OutOfStep
+    try:
+        for rows in plan.collect_batches(maintain_order=True, chunk_size=most):
+            own = rows[KEY]
+            if any(rows[key].null_count() for key in (KEY, *keys)) or not all(
+                (own == rows[key]).all() for key in keys
+            ):
+                raise OutOfStep
+            yield rows.drop(keys)
+    except pl.exceptions.ShapeError as error:  # tables of other lengths
+        raise OutOfStep from error
 
 
 class Partitions:

@@ -22,6 +22,7 @@ from dpo_pipeline.tables import (
     Part,
     Printable,
     Table,
+    key_columns,
     rows_by_key,
     whole,
 )
@@ -175,7 +176,8 @@ class CompletionEvaluation(Printable):
             rows = [
                 (*row[:-n], *map(Figure, row[-n:])) for n in [len(names)] for row in shown.rows()
             ]
-            yield Table(columns=tuple(map(Column, shown.columns)), rows=rows, title="by subset")
+            columns = (*key_columns(self._by), *map(Column, (count, *names)))
+            yield Table(columns=columns, rows=rows, title="by subset")
 
     def _figures(self) -> Table:
         s, rows = self.summary, list[tuple[Any, ...]]()

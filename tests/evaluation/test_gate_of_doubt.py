@@ -28,10 +28,24 @@ def shifted(tmp_path):
 def test_no_gate_passes_what_is_surely_wrong(capsys, shifted, mark):
     code, out, err = run(capsys, "evaluate", shifted, "--fail-under", mark)
     assert code == 4
-    assert out.startswith("no verdict: the rows of policy and reference are shifted")
+    first, _, verdict = out.splitlines()[:3]
+    assert first == "gate missed: without a verdict nothing passes"
+    assert verdict.startswith("no verdict: the rows of policy and reference are shifted")
     assert "no verdict" in err
     sound = run(capsys, "evaluate", ROOT / "examples/pairs.parquet", "--fail-under", mark)
     assert sound[0] == 0
+
+
+def test_check_says_first_that_something_is_wrong_and_names_a_gate_that_fails(capsys, shifted):
+    code, out, _ = run(capsys, "check", shifted)
+    said = "something is surely wrong, though each of its 200 pairs keeps the contract"
+    assert (code, out.splitlines()[0]) == (0, f"{shifted}: {said}")
+    (note,) = (part for part in " ".join(out.split()).split("note: ")[1:] if "exit code" in part)
+    call, *options = note.split("`")[1].split()
+    assert run(capsys, call, shifted, *options)[0] == int(note.split(" ends with ")[1][0]) == 4
+    sound = run(capsys, "check", ROOT / "examples/pairs.parquet")[1]
+    assert sound.startswith(f"{ROOT / 'examples/pairs.parquet'}: all 200 pairs keep the contract")
+    assert "exit code" not in sound
 
 
 def test_a_gate_of_python_does_the_same(shifted):

@@ -7,6 +7,7 @@ import math
 import pickle
 from dataclasses import replace
 
+import jsonschema
 import polars as pl
 import pytest
 
@@ -15,7 +16,7 @@ from dpo_pipeline.cli.program import main
 from dpo_pipeline.errors import GATE
 from dpo_pipeline.evaluation.gating import GATED
 from oracle_tools import stats
-from pair_tools import DATA
+from pair_tools import DATA, LOGPS, ROOT
 
 REAL = str(DATA / "hh_harmless_policy_a_test.parquet")
 RIGHT, N = 390, 698  # of the real pairs: 55.87%
@@ -208,6 +209,81 @@ def test_kept_marks_are_exit_code_0(capsys):
     code, out, err = run(capsys, *words)
     assert (code, err) == (0, "")
     assert "statistics" not in out
+
+
+MARKS = ["--fail-under", "rewards/accuracies=0.6", "--fail-over", "loss=0.69"]
+FOUND = "0.558739 (0.521681 to 0.595154)"
+
+
+def test_markdown_says_which_marks_are_met(capsys):
+    """A step summary has standard output alone."""
+    code, out, _ = run(capsys, *MARKS, "--output", "markdown")
+    assert code == 4
+    first, _, head, _, missed, met, _, verdict = out.splitlines()[:8]
+    assert first == "**gate missed: 1 of 2 marks**"
+    assert head == "| figure | mark | found | result |"
+    assert missed == f"| rewards/accuracies | at least 0.6 | {FOUND} | missed |"
+    assert met.startswith("| loss | at most 0.69 | 0.68")
+    assert met.endswith(" | met |")
+    assert verdict.startswith("**better than a coin toss")
+
+
+def test_a_gate_that_is_passed_is_said(capsys):
+    words = ["--fail-under", "rewards/accuracies=0.55", "--fail-over", "n_invalid=0"]
+    code, out, err = run(capsys, *words)
+    assert (code, err, out.splitlines()[0]) == (0, "", "gate passed: 2 marks met")
+    rows = [line.split()[-1] for line in out.splitlines()[3:5]]
+    assert rows == ["met", "met"]
+    assert "gate" not in run(capsys)[1]
+    # A table of figures alone stays one.
+    code, out, err = run(capsys, *words, "--output", "csv")
+    assert (code, err) == (0, "gate passed: 2 marks met\n")
+    assert out.startswith("figure,value")
+
+
+def test_json_has_every_mark_and_keeps_its_schema(capsys):
+    schema = json.loads((ROOT / "schemas/summary.schema.json").read_text())
+    for words, passed in ((MARKS, False), (MARKS[2:], True)):
+        document = json.loads(run(capsys, *words, "--json")[1])
+        jsonschema.validate(document, schema)
+        assert document["gates"]["passed"] is passed
+        assert document["gates"]["why"] is None
+        loss = document["gates"]["marks"][-1]
+        assert (loss["name"], loss["at"], loss["mark"], loss["is_met"]) == (
+            "loss",
+            "most",
+            0.69,
+            True,
+        )
+        assert loss["value"] == document["summary"]["loss"]
+        limits = document["intervals"]["figures"]["loss"]["interval"]
+        assert (loss["low"], loss["high"]) == (limits["low"], limits["high"])
+    assert "gates" not in json.loads(run(capsys, "--json")[1])
+
+
+def test_a_mark_for_the_interval_is_held_to_its_end(capsys):
+    words = ["--fail-under", "rewards/accuracies=0.55", "--fail-on-interval"]
+    code, out, _ = run(capsys, *words)
+    assert code == 4
+    row = out.splitlines()[3].split("  ")
+    cells = [each.strip() for each in row if each.strip()]
+    assert cells == ["rewards/accuracies", "lower end at least 0.55", FOUND, "missed"]
+
+
+def test_other_results_say_their_gates_too(capsys, tmp_path):
+    a, b = str(ROOT / "examples/pairs.parquet"), str(ROOT / "examples/policy_b.parquet")
+    assert main(["compare", a, b, "--fail-on-no-verdict", "-q"]) == 0
+    assert capsys.readouterr().out.startswith("gate passed: there is a verdict\n")
+    shifted = str(tmp_path / "shifted.parquet")
+    refs = (pl.col(each).shift(1, fill_value=-100.0) for each in LOGPS[2:])
+    pl.read_parquet(a).with_columns(refs).write_parquet(shifted)
+    assert main(["compare", a, shifted, "--fail-on-no-verdict", "-q"]) == 4
+    assert capsys.readouterr().out.startswith("gate missed: without a verdict nothing passes\n")
+    scored = str(tmp_path / "scored.parquet")
+    assert main(["score", a, scored, "--fail-over", "loss=0.1", "-q"]) == 4
+    assert capsys.readouterr().out.startswith("gate missed: 1 of 1 mark\n")
+    assert main(["score", a, scored, "--fail-over", "loss=1", "--fail-on-interval"]) == 2
+    assert "score has no statistics" in capsys.readouterr().err
 
 
 def test_a_mark_for_the_interval_asks_for_statistics(capsys):

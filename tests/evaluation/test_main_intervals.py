@@ -229,11 +229,43 @@ def test_a_gate_can_ask_for_them():
     gate(result, under={"reward_accuracy": limits[0] - 1e-9}, by_interval=True)
 
 
-def test_scoring_has_none(tmp_path):
-    pairs_of(20).write_parquet(tmp_path / "in.parquet")
-    result = score_parquet(tmp_path / "in.parquet", tmp_path / "out.parquet")
-    assert result.intervals is None
-    assert result.to_dict()["intervals"] is None
+@pytest.mark.parametrize("is_file", [True, False])
+def test_scoring_says_what_evaluating_says(tmp_path, is_file):
+    # 12 of 20 prompts have all of their 20 pairs right: 20 samples, and not 400.
+    rng = np.random.default_rng(5)
+    right = np.repeat(np.arange(20) < 12, 20)
+    chosen, rejected = -rng.gamma(4.0, 9.0, 400), -rng.gamma(4.0, 9.0, 400)
+    gain = np.where(right, 1.0, -1.0) * rng.uniform(0.5, 1.0, 400)
+    scores = (chosen - 5.0 + gain, rejected - 5.0, chosen, rejected)
+    frame = pl.DataFrame(dict(zip(LOGPS, scores, strict=True))).with_columns(
+        prompt_id=pl.int_range(400) // 20
+    )
+    source = tmp_path / "in.parquet" if is_file else frame
+    if is_file:
+        frame.write_parquet(source)
+    result = score_parquet(source, tmp_path / "out.parquet")
+    assert (result.summary.reward_accuracy, result.better_than_chance) == (0.6, None)
+    expected = rate_of_clusters([20] * 12 + [0] * 8, [20] * 20).interval
+    interval = result.accuracy.interval
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), rel=1e-12)
+    wilson = stats.binomtest(12, 20).proportion_ci(method="wilson")  # of 20 coins
+    assert (expected.low, expected.high) == pytest.approx(tuple(wilson), abs=0.04)
+    evaluated = evaluate(source)
+    assert result.verdict == evaluated.verdict
+    assert result.intervals == evaluated.intervals
+    assert "in 20 prompts, taken as independent" in result.verdict
+    # Without prompts they are 400 coins, and both say so.
+    alone = score_parquet(frame.drop("prompt_id"), tmp_path / "alone.parquet")
+    assert alone.better_than_chance is True
+    assert alone.verdict == evaluate(frame.drop("prompt_id")).verdict
+
+
+def test_an_empty_column_of_intervals_says_where_they_are():
+    frame = pairs_of(19).with_columns(prompt_id=pl.int_range(19) // 2)
+    said = "Pairs have a `prompt_id`: `evaluate --statistics` gives the other intervals."
+    assert said in str(evaluate(frame)).splitlines()
+    assert said not in str(evaluate(frame, statistics=True))
+    assert "--statistics" not in str(evaluate(frame.drop("prompt_id")))
 
 
 def test_a_square_is_counted_in_quanta():

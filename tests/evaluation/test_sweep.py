@@ -24,6 +24,10 @@ from option_tools import grouped
 from pair_tools import LOGPS, reference_row
 
 BETAS = [0.05, 0.1, 0.5, 3.0]
+PICKED = (
+    "a beta is picked for its loss on these same pairs, so that the smallest loss is a little too "
+    "small"
+)
 
 
 @pytest.fixture
@@ -62,22 +66,38 @@ def test_a_sweep_gives_the_bits_of_single_evaluations(counted):
 
 def test_a_best_beta_that_is_none_is_said_to_be_none(counted):
     """The loss of the real pairs falls up to beta 0.05 and rises from there."""
-    assert sweep(counted, [0.01, 0.05, 0.1]).notes == ()
+    assert sweep(counted, [0.01, 0.05, 0.1]).notes == (PICKED,)
     largest, smallest = sweep(counted, [0.01, 0.05]), sweep(counted, [0.5, 3.0])
     assert largest.notes == (
         (
             "sigmoid: 0.05 is the largest beta tried, so that the loss may be smaller still for a "
             "larger one"
         ),
+        PICKED,
     )
     assert "0.5 is the smallest beta tried" in smallest.notes[0]
     assert f"note: {smallest.notes[0]}" in str(smallest).splitlines()
     assert json.loads(smallest.to_json())["notes"] == list(smallest.notes)
-    assert sweep(counted, 0.1).notes == ()
+    assert (alone := sweep(counted, 0.1)).notes == ()
+    assert "of those tried" not in str(alone)
+    assert str(alone).splitlines()[0] == "pairs: 698 pairs, 0 invalid"
     moving = sweep(counted, BETAS, loss=["ipo", "sppo_hard", "orpo", {"sigmoid": 1, "ipo": 0.1}])
     assert len(moving.notes) == 4
     assert all("no beta is shown to be the best" in note for note in moving.notes)
     assert sweep(counted, BETAS, loss="sft").notes == ("sft: the loss is the same for all betas",)
+    several = sweep(counted, [0.01, 0.05, 0.1], loss=["sigmoid", "hinge"])
+    assert several.notes.count(PICKED) == 1
+
+
+def test_the_smallest_loss_of_several_betas_is_too_small():
+    """By hand: of two betas each is better on half of the data, and the better one is picked."""
+    pairs = pl.DataFrame(dict(zip(LOGPS, ([-9.0], [-10.0], [-10.0], [-10.0]), strict=True)))
+    other = pairs.with_columns(policy_chosen_logps=-11.0)
+    losses = {m: math.log1p(math.exp(-m)) for m in (0.1, 1.0, -0.1, -1.0)}
+    picked = [sweep(each, [0.1, 1.0]).table["loss"].min() for each in (pairs, other)]
+    assert picked == pytest.approx([losses[1.0], losses[-0.1]], rel=1e-12)
+    true = [(losses[m] + losses[-m]) / 2 for m in (0.1, 1.0)]
+    assert sum(picked) / 2 < min(true)
 
 
 @pytest.mark.filterwarnings("ignore::dpo_pipeline.DataWarning")  # all log-probs are the same

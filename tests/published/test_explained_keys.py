@@ -13,8 +13,9 @@ from dpo_pipeline import Batches, Objective, Selection, StatisticsOptions, Subse
 from dpo_pipeline.columns import ROLES
 from dpo_pipeline.defaults import TRAINERS
 from dpo_pipeline.errors import MEANINGS
-from dpo_pipeline.evaluation import GATED
+from dpo_pipeline.evaluation import GATED, Gated
 from dpo_pipeline.losses import EVERY_LOSS
+from dpo_pipeline.options import Gates
 from dpo_pipeline.published import explain
 from dpo_pipeline.published.finding_texts import DOUBTS, FINDINGS, RULES
 from dpo_pipeline.selection import RULES as SELECTION_RULES
@@ -50,6 +51,7 @@ def results(folder):
         judged, by=Subsets("split", histogram=True), batches=64, statistics=statistics
     )
     yield library.evaluate(pairs, batches=Batches(50, as_trainer=TRAINERS[0]))
+    yield Gated.of(library.evaluate(pairs), Gates(under={"reward_accuracy": 0.5}))
     yield library.sweep(pairs, [0.1, 0.5], by="split", batches=100)
     yield library.compare(pairs, EXAMPLES / "policy_b.parquet", by="turns")
     tables = [pairs, *rest, rest[0].with_columns(pl.col("policy_chosen_logps") - 3.0)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 
 import polars as pl
 import pytest
@@ -130,3 +131,24 @@ def test_the_package_says_its_version():
     assert dpo_pipeline.__version__ == json.loads(dpo_pipeline.check(BROKEN).to_json()).get(
         "dpo_pipeline", dpo_pipeline.evaluate(PAIRS).to_dict()["dpo_pipeline"]
     )
+
+
+def test_subsets_of_long_values_fit_and_are_cut(monkeypatch):
+    """A prompt as a subset: its words stand below each other, and none is lost."""
+    monkeypatch.setenv("COLUMNS", "100")
+    words = pl.lit(" and words of a prompt" * 8)
+    prompt = pl.concat_str(pl.format("Question {}:", pl.int_range(pl.len())), words)
+    frame = pl.read_parquet(PAIRS).with_columns(prompt=prompt)
+    moved = pl.col("policy_chosen_logps") - pl.int_range(pl.len()) % 3
+    other = frame.with_columns(policy_chosen_logps=moved)
+    calls = (
+        lambda: dpo_pipeline.evaluate(frame, by="prompt"),
+        lambda: dpo_pipeline.sweep(frame, [0.05, 0.1], by="prompt"),
+        lambda: dpo_pipeline.compare(frame, other, by="prompt"),
+        lambda: dpo_pipeline.select(frame, rule="nearest_tie", keep=0.5, by="prompt"),
+    )
+    for call in calls:
+        lines = str(call()).split("\n")
+        assert max(map(len, lines)) <= 100
+        assert any(re.fullmatch(r"\.\.\. and \d+ more", line) for line in lines)
+        assert " ".join(" ".join(lines).split()).count("words of a prompt") >= 50

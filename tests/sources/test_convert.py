@@ -31,7 +31,8 @@ def test_convert_writes_what_score_takes(capsys, tmp_path, eight):
     eight.rename({LOGPS[0]: "mine", LOGPS[2]: "reference_chosen_logps"}).write_csv(source)
     column = ["--column", f"{LOGPS[0]}=mine"]
     assert main(["convert", str(source), str(out), *column]) == 0
-    assert capsys.readouterr() == (f"{out}: {N} rows\n", "")
+    written = f"wrote {out}: {N} rows, {out.stat().st_size:,} bytes\n"
+    assert capsys.readouterr() == (written, "")
     assert set(pl.read_parquet(out).columns) == set(eight.columns)
     result = score_parquet(out, scored)
     assert result.to_metrics() == evaluate(eight).to_metrics()

@@ -92,6 +92,7 @@ def is_explained(name):
 HEADS_OF_WORDS = {
     *("figure", "mean", "role", "option", "and", "must be", "first at", "rows", "subset"),
     *("pairs", "pairs of", "pairs of both", "completions", "completions of", "prompts"),
+    *("found", "result"),
 }
 """Heads of columns that are words anybody reads."""
 

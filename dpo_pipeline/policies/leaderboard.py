@@ -9,7 +9,7 @@ from typing import Any, Final
 import polars as pl
 
 from dpo_pipeline.columns import LOSS, POLICY_CHOSEN, POLICY_REJECTED, REWARD_MARGIN
-from dpo_pipeline.comparison import Compared
+from dpo_pipeline.comparison import Compared, withholding
 from dpo_pipeline.defaults import TIES_DIFFER_FROM
 from dpo_pipeline.invalid_report import Doubt
 from dpo_pipeline.policies.curve import Curve
@@ -33,8 +33,6 @@ _MEANS: Final = (LOSS, REWARD_MARGIN, POLICY_CHOSEN.name, POLICY_REJECTED.name)
 _OF_TESTS: Final = ("difference", "difference_low", "difference_high", "p_adjusted")
 _NUMBERS: Final = (*_OF_TESTS, "accuracy_low", "accuracy_high", "best_beta", "best_loss")
 _FEW: Final = 3
-_UNMOVED: Final = "unmoved"
-_OF_TRAINING: Final = frozenset({"lower", "some_lower", "size"})
 """Doubts that a policy below its reference raises if it was trained too far."""
 
 
@@ -57,14 +55,9 @@ class Policy:
 
     @property
     def doubt(self) -> Doubt | None:
-        """The doubt that leaves it without a verdict; None without one.
-
-        A policy that is the reference itself has ties alone, and may be ranked; so may one that
-        was trained too far.
-        """
-        known = {*(_OF_TRAINING if self.is_below else ())}
-        known |= {_UNMOVED} if self.n_ties == self.n_valid else set()
-        return next((d for d in self.doubts if d.is_decisive and d.name not in known), None)
+        """The doubt that leaves it without a verdict; None without one."""
+        all_ties = self.n_ties == self.n_valid
+        return withholding(self.doubts, all_ties=all_ties, is_below=self.is_below)
 
     @property
     def best_beta(self) -> float | None:
@@ -309,7 +302,7 @@ class Leaderboard(Compared):
         yield from self.not_looked_for
         ties = max(each.n_ties for each in self.policies) / self.n_valid
         if ties >= TIES_DIFFER_FROM:
-            yield f"a tie counts half; one policy ties on {ties:.1%} of the pairs"
+            yield f"a tie counts half; one policy ties on {share(ties)} of the pairs"
         betas = [each for each in self.policies if each.best_beta is not None]
         if betas:
             tried = list(betas[0].losses)

@@ -14,8 +14,8 @@ RESULTS: Final = MappingProxyType(
         "withheld": "Why there is no verdict: the data contradict themselves, or much of it is "
         "invalid. Null if there is one.",
         "better": "The side whose accuracy is shown to be higher, a or b; null if none is.",
-        "incomparable": "The finding that leaves nothing to compare, such as other references; "
-        "null without one.",
+        "incomparable": "The finding that leaves nothing to compare: other references, or "
+        "log-probs that are surely wrong; null without one.",
         "findings": "What is wrong or can mislead, the gravest first, each with its evidence and "
         "advice.",
         "severity": "How grave a finding is: a problem, a caution or a note.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import version
 
 import polars as pl
@@ -21,7 +22,10 @@ def page_of(result: CompletionEvaluation | CompletionComparison) -> str:
     if isinstance(result, CompletionEvaluation):
         verdict, sections = _verdict(result), [*_findings(result.warnings), *_of_one(result)]
     else:
-        verdict, sections = result.verdict, [*_findings(result.findings), *_of_two(result)]
+        verdict, sections = (
+            result.verdict,
+            [*_findings(result.findings, result.incomparable), *_of_two(result)],
+        )
     name, objective = without_secrets(result.name), result.objective
     return Page(
         title=f"{name}: completions; {objective} loss, beta {objective.beta:g}",
@@ -39,10 +43,11 @@ def _verdict(made: CompletionEvaluation) -> str:
     return f"a desirable completion has a larger reward than an undesirable one in {chance} of all"
 
 
-def _findings(texts: tuple[str, ...]) -> Iterator[Section]:
+def _findings(texts: tuple[str, ...], problem: str | None = None) -> Iterator[Section]:
     if texts:
+        found = Finding(name="completions", severity="caution", title="", evidence="", advice="")
         made = [
-            Finding(name="completions", severity="caution", title="", evidence=text, advice="")
+            replace(found, evidence=text, severity="problem" if text == problem else "caution")
             for text in texts
         ]
         yield Section(name="findings", title="Findings", findings=made)

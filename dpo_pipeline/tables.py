@@ -189,11 +189,15 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: cells that wrap are words; an optional one is left out where there is no room."""
+    """A column: cells that wrap are words; an optional one is left out where there is no room.
+
+    One that joins stands in the same block as the column before it.
+    """
 
     title: str
     wraps: bool = False
     optional: bool = False
+    joins: bool = False
 
 
 def key_columns(names: Sequence[str]) -> list[Column]:

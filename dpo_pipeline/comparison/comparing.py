@@ -175,6 +175,7 @@ class ComparisonPlan(Plan[Any]):
             **{
                 table.letter: CompletionSide(
                     source=table.name,
+                    name=self.names[i],
                     n_completions=read.counts.rows[i],
                     n_alone=read.counts.alone[i],
                     n_invalid=read.n_invalid[table.letter] + read.n_out_of_range[table.letter],

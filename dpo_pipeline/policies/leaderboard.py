@@ -290,18 +290,11 @@ class Leaderboard(Compared):
         found = self._ranking
         if found is None or self.winner_accuracy is None:
             return ""
-        shown = [
-            percent(round(each, 4))
-            for each in (
-                found.rates[found.winner],
-                self.winner_accuracy,
-                found.intervals[found.winner][0],
-            )
-        ]
+        seen, low = found.rates[found.winner], found.intervals[found.winner][0]
         return (
-            f"{self.winner} has {shown[0]}; less the luck of being picked among "
-            f"{len(self.ranked)}, {shown[1]}; at least {shown[2]} with {percent(self.level)} "
-            "confidence, all policies at once"
+            f"{self.winner} has {share(seen)}. Less the luck of being picked among "
+            f"{len(self.ranked)}, that is {share(self.winner_accuracy)}. It is at least "
+            f"{share(low)} with {percent(self.level)} confidence, all policies at once"
         )
 
     def notes(self) -> Iterator[str]:
@@ -347,13 +340,24 @@ class Leaderboard(Compared):
             f"{self.clusters}, largest studentised difference, stepped down"
         )
 
+    @property
+    def method_of_best(self) -> str:
+        """What the column `may be best` is from, whatever the baseline is."""
+        return (
+            "may be best: no other policy is shown to be above it, by one-sided tests of its "
+            "differences to all others, from the same flips"
+        )
+
     def _board(self) -> Table:
         frame, interval = self.to_frame(), f"{percent(self.level)} interval"
         has_betas = frame["best_beta"].null_count() < frame.height
         is_ranked = self._ranking is not None
-        heads = ["policy", "accuracy", *([interval] if is_ranked else []), "loss", "margin"]
-        heads += ["best beta", "its loss"] if has_betas else []
-        heads += [f"less {self.than}", interval, "p", "may be best"] if is_ranked else []
+        limits = [Column(interval, joins=True)] if is_ranked else []
+        heads = [Column("policy"), Column("accuracy"), *limits, Column("loss"), Column("margin")]
+        if has_betas:
+            heads += [Column("best beta"), Column("loss at best beta", joins=True)]
+        if is_ranked:
+            heads += [Column(f"minus {self.than}"), *limits, Column("p"), Column("may be best")]
         rows = []
         for row in frame.iter_rows(named=True):
             ends = (
@@ -371,8 +375,8 @@ class Leaderboard(Compared):
                 may_be = {True: "yes", False: "no", None: "no verdict"}
                 cells.append(may_be[row["may_be_best"]])
             rows.append(tuple(cells))
-        note = self.method if is_ranked else ""
-        return Table(columns=tuple(map(Column, heads)), rows=rows, title=self.title, note=note)
+        note = f"{self.method}\n{self.method_of_best}" if is_ranked else ""
+        return Table(columns=heads, rows=rows, title=self.title, note=note)
 
     def _pairs_table(self) -> Iterator[Table]:
         if all(each.n_pairs == self.n_common and not each.n_invalid for each in self.policies):

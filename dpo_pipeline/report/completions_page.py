@@ -86,20 +86,20 @@ def _of_one(made: CompletionEvaluation) -> Iterator[Section]:
 
 def _of_two(made: CompletionComparison) -> Iterator[Section]:
     level = tables.percent(made.level)
-    unit = "prompt" if made.is_by_prompt else "completion"
+    a, b = made.heads
     columns = {
         "figure": ("figure", None),
-        **all_as(number, a="A", b="B", difference="B minus A"),
+        **all_as(number, a=a, b=b, difference="B minus A"),
         **all_as(number, difference_low="from", difference_high="to"),
         "p_value": ("p", p_value),
     }
-    caption = f"With {level} intervals by {unit}; p: two-sided, of no difference."
+    caption = f"With {level} intervals from {made.clusters}; p: two-sided, of no difference."
     table = tables.table_of(made.to_frame(), columns, caption=caption)
     yield Section(name="figures", title="B minus A", parts=[table])
     sides = pl.DataFrame(
         [
-            (letter, without_secrets(side.source), side.n_completions, side.n_alone, side.n_invalid)
-            for letter, side in (("A", made.a), ("B", made.b))
+            (head, without_secrets(side.source), side.n_completions, side.n_alone, side.n_invalid)
+            for head, side in zip(made.heads, (made.a, made.b), strict=True)
         ],
         orient="row",
         schema=["side", "source", "n", "alone", "invalid"],

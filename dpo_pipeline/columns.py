@@ -288,10 +288,13 @@ def resolve(
             if column in names:
                 mapping[role.name] = column
             else:
+                free = [n for n in names if n not in explicit.values()]
+                nearest = _nearest(column, free)
+                guesses |= {role.name: nearest} if nearest else {}
                 problems.append(
                     NoSuchColumn(
                         f"{role.name}: it is mapped to {column!r}, which is not a column"
-                        f"{did_you_mean(column, names)}; {_there(names)}"
+                        f"{did_you_mean(column, free)}; {_there(names)}"
                     )
                 )
             continue
@@ -305,7 +308,7 @@ def resolve(
                 f"map one, for instance {role.name}={found[0]} ({MAPPING})"
             )
         elif needs.require(role) and not _can_be_made(role, mapping):
-            near = _near(role, names)
+            near = _near(role, names) or _beside(role, names, {**mapping, **guesses})
             guess = near if near is not None else _ambiguous(role, names, mapping)
             guesses |= {} if guess is None else {role.name: guess}
             problems.append(_missing(role, names, near))
@@ -345,6 +348,20 @@ def _near(role: Role, names: list[str]) -> str | None:
         side = role.name.partition("_")[0]
         near += [n for n in names if side in n.lower() and _COUNT.search(n.lower())]
     return near[0] if near else None
+
+
+def _beside(role: Role, names: list[str], found: Mapping[str, str]) -> str | None:
+    """Return the column that is called as the policy's is, and the reference: `lp_c_ref`."""
+    ours = found.get(role.name.replace("ref", "policy", 1), "")
+    if role not in LOGP_ROLES or not ours:
+        return None
+    bare = _words(ours) - {"policy"}
+    like = [n for n in names if _words(n) in ({*bare, "ref"}, {*bare, "reference"})]
+    return like[0] if len(like) == 1 else None
+
+
+def _words(name: str) -> set[str]:
+    return set(re.split(r"[\W_]+", name.lower()))
 
 
 def _by_words(role: Role, names: list[str]) -> list[str]:
@@ -399,5 +416,9 @@ def _close(word: str, options: Iterable[str]) -> list[str]:
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for a near miss, else an empty string."""
-    near = difflib.get_close_matches(word, list(options), n=1, cutoff=0.7)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    near = _nearest(word, options)
+    return f" (did you mean {near!r}?)" if near else ""
+
+
+def _nearest(word: str, options: Iterable[str]) -> str:
+    return next(iter(difflib.get_close_matches(word, list(options), n=1, cutoff=0.7)), "")

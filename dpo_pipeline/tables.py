@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Context, Decimal
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from dpo_pipeline.defaults import LEAST_KNOWN
@@ -24,6 +25,8 @@ ROWS_SHOWN: Final = 50
 
 _LONGEST_LINE: Final = 4_000
 _LONGEST_CELL: Final = 400
+_MOST_DIGITS: Final = 400
+"""Of a decimal number that is rounded: floats have up to 309 before the point."""
 
 # All but the line feed that a terminal acts upon, and what reverses or hides text. Lone surrogates
 # stand for the bytes of names that are not UTF-8, and cannot be printed.
@@ -122,7 +125,25 @@ def significant(value: float, digits: int) -> str:
     known = known_digits(value, digits)
     if known < 1:
         return f"<{LEAST_KNOWN:g}" if value > 0.0 else f">-{LEAST_KNOWN:g}"
-    return f"{value:.{known}g}"
+    return f"{half_up_digits(value, known):.{known}g}"
+
+
+def half_up(value: float, decimals: int) -> float:
+    """Return a figure rounded to so many decimals: what lies half way goes away from 0.
+
+    Twelve digits are read, so that -8.25 and -8.250000000000002 are written alike.
+    """
+    if not math.isfinite(value):
+        return value
+    exact, context = Decimal(f"{value:.12g}"), Context(prec=_MOST_DIGITS)
+    return float(exact.quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_UP, context))
+
+
+def half_up_digits(value: float, digits: int) -> float:
+    """Return a figure rounded to so many significant digits, as `half_up` rounds."""
+    if value == 0.0 or not math.isfinite(value):
+        return value
+    return half_up(value, digits - 1 - Decimal(f"{value:.12g}").adjusted())
 
 
 def known_digits(value: float, most: int) -> int:
@@ -168,11 +189,15 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: cells that wrap are words; an optional one is left out where there is no room."""
+    """A column: cells that wrap are words; an optional one is left out where there is no room.
+
+    One that joins stands in the same block as the column before it.
+    """
 
     title: str
     wraps: bool = False
     optional: bool = False
+    joins: bool = False
 
 
 def key_columns(names: Sequence[str]) -> list[Column]:

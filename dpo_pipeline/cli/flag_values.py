@@ -81,7 +81,7 @@ def _numbers(flag: str, texts: Sequence[str]) -> dict[str, float]:
         if name in numbers:
             raise UsageError(f"{flag} {name} is there twice")
         try:
-            numbers[name] = float(value)
+            numbers[name] = float(value.removesuffix("%")) / (100.0 if value.endswith("%") else 1.0)
         except ValueError:
             name = ""
         if not name:

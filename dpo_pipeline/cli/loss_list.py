@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
-from dpo_pipeline.columns import did_you_mean
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.losses import EVERY_LOSS, F_DIVERGENCES, Loss
+from dpo_pipeline.losses import EVERY_LOSS, F_DIVERGENCES, Loss, no_such_loss
 from dpo_pipeline.published import LEGEND, needs_of
 from dpo_pipeline.tables import Column, Part, Printable, Table
 
@@ -77,8 +76,5 @@ def as_dict(loss: Loss) -> dict[str, Any]:
 
 def _found(name: str) -> Loss:
     if name not in EVERY_LOSS:
-        raise UsageError(
-            f"there is no loss {name!r}{did_you_mean(name, EVERY_LOSS)}; "
-            f"the losses are {', '.join(EVERY_LOSS)}"
-        )
+        raise UsageError(f"there is no loss {no_such_loss(name)}")
     return EVERY_LOSS[name]

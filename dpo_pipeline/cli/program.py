@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -26,7 +27,13 @@ from dpo_pipeline.cli.printing import say
 from dpo_pipeline.cli.running import Stopped
 from dpo_pipeline.cli.settings import PREFIX, TYPED, used
 from dpo_pipeline.columns import LOGPS, ROLES, did_you_mean
-from dpo_pipeline.errors import ColumnError, DpoPipelineError, InvalidPairsError, UsageError
+from dpo_pipeline.errors import (
+    ColumnError,
+    DpoPipelineError,
+    InvalidPairsError,
+    NoSuchColumn,
+    UsageError,
+)
 from dpo_pipeline.options import CALLS
 from dpo_pipeline.tables import whole
 
@@ -165,14 +172,30 @@ def _mended(error: DpoPipelineError, arguments: list[str]) -> Iterator[str]:
     """Yield the command that may be what was meant, to be pasted."""
     if any(each.startswith("--storage-option") for each in arguments):
         return
-    more: list[str] = []
+    more, given = list[str](), arguments
     is_some = isinstance(error, InvalidPairsError) and error.report.n_invalid < error.report.n_pairs
     if isinstance(error, InvalidPairsError) and not error.is_excluding and is_some:
         more = ["--on-invalid", "exclude"]
     elif isinstance(error, ColumnError):
         more = list(error.options or _mapping(error))
-    if more:
+        arguments = arguments if error.options else [*_renamed(error, arguments)]
+    if more or arguments != given:
         yield f"try: {whole(shlex.join([PROGRAM, *arguments, *more]))}"
+
+
+def _renamed(error: ColumnError, arguments: list[str]) -> Iterator[str]:
+    """Yield the arguments with columns that are there instead of those that were given."""
+    wrong = [text.partition(":")[0] for text in error.problems if isinstance(text, NoSuchColumn)]
+    flag = ""
+    for each in arguments:
+        text = each
+        if error.flag in (flag, each.partition("=")[0]):
+            for role in wrong:
+                column = error.guesses.get(role, "NAME")
+                pattern = rf"(^|[=,]){role}=.*?(?=,(?:{'|'.join(ROLES)})=|$)"
+                text = re.sub(pattern, lambda m: f"{m[1]}{role}={column}", text)  # noqa: B023
+        flag = each
+        yield text
 
 
 def _mapping(error: ColumnError) -> Iterator[str]:

@@ -3,7 +3,11 @@ from .common_pairs import (
     scored_side as scored_side,
     wanted_columns as wanted_columns,
 )
-from .compared import Compared as Compared
+from .compared import (
+    Compared as Compared,
+    is_below_reference as is_below_reference,
+    withholding as withholding,
+)
 from .comparing import compare as compare
 from .comparison_result import (
     COMPARED as COMPARED,

@@ -175,6 +175,7 @@ class ComparisonPlan(Plan[Any]):
             **{
                 table.letter: CompletionSide(
                     source=table.name,
+                    name=self.names[i],
                     n_completions=read.counts.rows[i],
                     n_alone=read.counts.alone[i],
                     n_invalid=read.n_invalid[table.letter] + read.n_out_of_range[table.letter],
@@ -201,8 +202,9 @@ class ComparisonPlan(Plan[Any]):
         objective, level, tables = self.objective, self.level, self.pairs.tables
         read, reports = self._read(watch)
         paired, bins = read.paired, pl.col("bin")
-        incomparable = other_references(read, objective)
-        doubts = tuple(doubts_of_sides(tables, read))
+        other = other_references(read, objective)
+        doubts, decisive = doubts_of_sides(tables, read)
+        incomparable = other if decisive is None else str(decisive)
         rounding = rounding_of(tables, read, objective)
         summaries = [
             Summary.of_row(figures(totals, objective).row(0, named=True))
@@ -237,9 +239,9 @@ class ComparisonPlan(Plan[Any]):
             if subsets is not None:
                 subsets = subsets.with_columns(smallest_effect=pl.lit(None, pl.Float64))
         findings = (
-            *doubts,
+            *map(str, doubts),
             *notes_of(self.datasets),
-            *findings_of(tables, read, incomparable, differences),
+            *findings_of(tables, read, other, differences),
         )
         # Without a verdict there is no p-value that somebody could take for one.
         is_tested = differences[REWARD_ACCURACY].p_value is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Final
 
@@ -10,6 +11,7 @@ import polars as pl
 
 from dpo_pipeline.columns import (
     LABEL,
+    N_VALID,
     POLICY_CHOSEN,
     POLICY_REJECTED,
     PROMPT_ID,
@@ -18,12 +20,14 @@ from dpo_pipeline.columns import (
     REF_REJECTED,
 )
 from dpo_pipeline.comparison.common_pairs import CommonPairs, Disagreement
+from dpo_pipeline.comparison.compared import is_below_reference, withholding
 from dpo_pipeline.comparison.sides import Table
 from dpo_pipeline.comparison.verdict import Difference
 from dpo_pipeline.exact import QUANTA_PER_NAT
+from dpo_pipeline.invalid_report import Doubt
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.sources import Dataset, dumps_apart
-from dpo_pipeline.statistics import counted
+from dpo_pipeline.statistics import counted, share
 from dpo_pipeline.sums import Sense, doubts_of
 
 _REFERENCES: Final = (REF_CHOSEN.name, REF_REJECTED.name, REF.name)
@@ -67,17 +71,17 @@ def notes_of(datasets: Iterable[Dataset]) -> tuple[str, ...]:
 def findings_of(
     tables: Sequence[Table],
     read: CommonPairs,
-    incomparable: str | None,
+    other: str | None,
     differences: Mapping[str, Difference],
 ) -> Iterator[str]:
-    """Yield what makes the comparison doubtful, a sentence each."""
-    if incomparable is not None:
-        yield incomparable
+    """Yield what makes the comparison doubtful, a sentence each; `other`: of the references."""
+    if other is not None:
+        yield other
     n, n_same = read.n_valid, read.paired.n_same_logps[2]
     if read.paired.n_same_margin == n and n_same < n:
         a, b = (table.name for table in tables[:2])
         yield f"A ({a}) and B ({b}) have the same margin on all {counted(n, 'pair')}"
-    elif incomparable is None and n_same < n:
+    elif other is None and n_same < n:
         constant = [name for name, each in differences.items() if each.is_constant]
         if constant:
             yield (
@@ -107,19 +111,30 @@ def findings_of_completions(
             yield _disagreement(each, read.n_valid)
 
 
-def doubts_of_sides(tables: Sequence[Table], read: CommonPairs) -> Iterator[str]:
-    """Yield what is surely wrong with both sides, and with each, a sentence each."""
-    same = _same_policy(tables, read)
-    if same is not None:
-        yield same
-    totals = (read.paired.totals_a, read.paired.totals_b)
-    for table, sums in zip(tables[:2], totals, strict=True):
-        sense = Sense.of_sums(sums.row(0, named=True))
-        for doubt in doubts_of(sense, max_logp=table.binding.max_logp):
-            yield f"{table.letter.upper()} ({table.name}): {doubt}"
+def doubts_of_sides(
+    tables: Sequence[Table], read: CommonPairs
+) -> tuple[tuple[Doubt, ...], Doubt | None]:
+    """Return what is surely wrong with both sides, and with each; and what withholds the verdict.
+
+    The title of a doubt names its side.
+    """
+    found, decisive = [*_same_policy(tables, read)], None
+    for table, sums in zip(tables[:2], (read.paired.totals_a, read.paired.totals_b), strict=True):
+        totals, side = sums.row(0, named=True), f"{table.letter.upper()} ({table.name})"
+        doubts = [
+            replace(doubt, title=f"{side}: {doubt.title}")
+            for doubt in doubts_of(Sense.of_sums(totals), max_logp=table.binding.max_logp)
+        ]
+        found += doubts
+        decisive = decisive or withholding(
+            doubts,
+            all_ties=totals["n_ties"] == totals[N_VALID],
+            is_below=is_below_reference(totals),
+        )
+    return tuple(found), decisive
 
 
-def _same_policy(tables: Sequence[Table], read: CommonPairs) -> str | None:
+def _same_policy(tables: Sequence[Table], read: CommonPairs) -> Iterator[Doubt]:
     """Say that the log-probs of A and B are the same: on all pairs, on some, or in one column.
 
     Coarse log-probs are equal by chance, on either side; pairs that were not scored anew are equal
@@ -127,28 +142,29 @@ def _same_policy(tables: Sequence[Table], read: CommonPairs) -> str | None:
     """
     n, (chosen, rejected, both) = read.n_valid, read.paired.n_same_logps
     a, b = (f"{letter} ({table.name})" for letter, table in zip("AB", tables[:2], strict=True))
-    advice = "look whether one policy was scored or written twice"
+    advice = "Look whether one policy was scored or written twice."
     if both == n:
-        return (
-            f"{a} and {b} have the same log-probs on all {counted(n, 'common pair')}: they are one "
-            f"policy; {advice}"
-        )
+        title = f"{a} and {b} have the same log-probs on all {counted(n, 'common pair')}"
+        yield Doubt("one_policy", title, "they are one policy", advice)
+        return
     by_chance = chosen * rejected / n
     is_by_pair = both - by_chance > 0.5 * (min(chosen, rejected) - by_chance)
     if both >= max(_FEWEST, _SOME * n) and is_by_pair:
-        return (
-            f"{a} and {b} have the same log-probs on {both:,} of {counted(n, 'common pair')} "
-            f"({both / n:.1%}): these pairs look scored by one policy; {advice}"
-        )
+        of = f"{both:,} of {counted(n, 'common pair')} ({share(both / n)})"
+        title = f"{a} and {b} have the same log-probs on {of}"
+        yield Doubt("partly_one_policy", title, "these pairs look scored by one policy", advice)
+        return
     for name, same, other in zip(_POLICIES, (chosen, rejected), (rejected, chosen), strict=True):
         if same >= max(_FEWEST, _COPIED * n) and other < same / 4.0:
             how = "a copy of" if same == n else "in part equal to"
-            return (
-                f"{name} of {b} is {how} that of {a}: the two are equal on {same:,} of "
-                f"{counted(n, 'common pair')}, and the other column is not; look which column was "
-                "written there"
+            seen = f"the two are equal on {same:,} of {counted(n, 'common pair')}"
+            yield Doubt(
+                "column_of_the_other",
+                f"{name} of {b} is {how} that of {a}",
+                f"{seen}, and the other column is not",
+                "Look which column was written there.",
             )
-    return None
+            return
 
 
 def rounding_of(tables: Sequence[Table], read: CommonPairs, objective: CheckedObjective) -> float:

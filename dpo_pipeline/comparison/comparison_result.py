@@ -19,7 +19,7 @@ from dpo_pipeline.columns import (
 from dpo_pipeline.comparison.compared import Compared
 from dpo_pipeline.comparison.verdict import Accuracies, Difference, loss_sentence
 from dpo_pipeline.defaults import FEWEST_CLUSTERS, POWER
-from dpo_pipeline.invalid_report import InvalidReport
+from dpo_pipeline.invalid_report import Doubt, InvalidReport
 from dpo_pipeline.statistics import (
     DifferencesTest,
     counted,
@@ -138,7 +138,7 @@ class Comparison(Compared):
         gained: Pairs that B alone has right, up to 20 with the largest change: `key`, `margin_a`,
             `margin_b`, `change` = margin_b - margin_a, in nats.
         lost: Pairs that A alone has right, likewise.
-        doubts: What is surely wrong with a side, a sentence each.
+        doubts: What is surely wrong with both sides or one; the title names it.
         findings: Sentences about what makes the comparison doubtful; doubts come first.
         changes: Histogram of the change of margin: `bin` (of `dpo_pipeline.exact`), its edges
             `lower` and `upper` in nats, `n_pairs`. Not in the document.
@@ -156,7 +156,7 @@ class Comparison(Compared):
     heterogeneity: DifferencesTest | None
     gained: pl.DataFrame
     lost: pl.DataFrame
-    doubts: tuple[str, ...]
+    doubts: tuple[Doubt, ...]
     findings: tuple[str, ...]
     changes: pl.DataFrame
     margins: pl.DataFrame
@@ -274,6 +274,15 @@ class Comparison(Compared):
         }
 
     @property
+    def tests(self) -> str:
+        """What tested the figures, by the names of the document."""
+        strict, half, mean = (
+            self.differences[name].test for name in (REWARD_ACCURACY, REWARD_ACCURACY_HALF, LOSS)
+        )
+        ties = "" if half == strict else f"; with ties half: {half}"
+        return f"accuracy: {strict}{ties}; others: {mean}"
+
+    @property
     def _accuracies(self) -> Accuracies:
         return Accuracies(
             strict=self.differences[REWARD_ACCURACY],
@@ -311,13 +320,18 @@ class Comparison(Compared):
 
     def to_parts(self) -> Iterator[Part]:
         """Yield what is surely wrong, the verdict, what makes it doubtful, and the figures."""
-        yield from warned(self.doubts)
-        loss = self.loss_verdict
+        doubts = {str(each): each for each in self.doubts}
+        for text, doubt in doubts.items():
+            if text != self.incomparable:
+                advice = (doubt.advice,)
+                yield Sentence(text=text, label="warning", tone="warning", more=advice)
+        loss, decisive = self.loss_verdict, doubts.get(self.incomparable or "")
         tones: Mapping[str | None, Tone] = {"b": "good", "a": "bad", None: "warning"}
         tone: Tone = "bad" if self.no_verdict else tones[self.better]
-        more = () if loss is None else (f"{loss}.",)
+        below = (decisive and decisive.advice, loss and f"{loss}.")
+        more = tuple(text for text in below if text)
         yield Sentence(text=self.verdict, tone=tone, more=more, leads=True)
-        said = (*self.doubts, self.incomparable)
+        said = {*doubts, self.incomparable}
         yield from warned([text for text in self.findings if text not in said], "note")
         for side in (self.a, self.b):
             if side.invalid is not None:
@@ -379,8 +393,8 @@ class Comparison(Compared):
         if is_tested:
             heads += ["p", "smallest effect"]
             note = (
-                f"intervals and p from {self.clusters}; p: two-sided, of no difference; "
-                f"smallest effect: what could have been shown at {POWER:.0%} power"
+                f"intervals and p from {self.clusters}; p: two-sided, of no difference "
+                f"({self.tests}); smallest effect: what could have been shown at {POWER:.0%} power"
             )
         return Table(columns=tuple(map(Column, heads)), rows=rows, title=self.title, note=note)
 

@@ -183,11 +183,13 @@ def _tested(
 ) -> dict[str, _Tested]:
     """Return each figure's difference, its test, and the smallest effect the test could find."""
     n, is_clustered = part[N_VALID], _is_clustered(part, paired)
-    halves = _of_counts(part[HALVES], part, is_clustered=is_clustered, unit=0.5, level=level)
-    found = {
-        REWARD_ACCURACY: _of_accuracy(part, is_clustered=is_clustered, level=level),
-        REWARD_ACCURACY_HALF: replace(halves, estimate=cut_to(halves.estimate, -1.0, 1.0)),
-    }
+    strict = _of_accuracy(part, is_clustered=is_clustered, level=level)
+    half = strict
+    # Where ties make no difference, one figure has one test and one interval.
+    if (part[HALVES] != 2 * (part[ONLY_B] - part[ONLY_A])).any():
+        half = _of_counts(part[HALVES], part, is_clustered=is_clustered, unit=0.5, level=level)
+        half = replace(half, estimate=cut_to(half.estimate, -1.0, 1.0))
+    found = {REWARD_ACCURACY: strict, REWARD_ACCURACY_HALF: half}
     for name in MEANS:
         mean = _there(paired_difference(part[name].cast(pl.Float64) / QUANTA_PER_NAT, n, level))
         found[name] = _by_student(

@@ -10,11 +10,13 @@ from dpo_pipeline.statistics import (
     Estimate,
     between,
     counted,
+    effect,
     fewest_that_reject,
     p_equation,
     percent,
     signed_points_within,
 )
+from dpo_pipeline.tables import half_up, half_up_digits
 
 EXACT: Final = "McNemar, exact"
 MID_P: Final = "McNemar, mid-p"
@@ -93,7 +95,7 @@ class Accuracies:
             return f"{text}; so few pairs could hardly have shown any"
         return (
             f"{text}; the smallest effect that these data could have shown at {POWER:.0%} power "
-            f"is {100 * smallest:.2g} points"
+            f"is {effect(smallest)}"
         )
 
     def _why_no_effect(self) -> str:
@@ -142,4 +144,6 @@ def loss_sentence(loss: Difference, beta: float) -> str:
 
 def _nats(value: float) -> str:
     """Return four decimals, or two digits of what would be 0 with a sign."""
-    return f"{value:.4f}" if not value or abs(value) >= 5e-5 else f"{value:.2g}"  # noqa: PLR2004
+    if not value or abs(value) >= 5e-5:  # noqa: PLR2004
+        return f"{half_up(value, 4):.4f}"
+    return f"{half_up_digits(value, 2):.2g}"

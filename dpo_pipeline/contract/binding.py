@@ -13,6 +13,7 @@ from dpo_pipeline.arguments import checked_max_logp
 from dpo_pipeline.columns import (
     ALL_LOGPS,
     COUNT_OF,
+    LOGPS,
     MASK_OF,
     OF_INPUT,
     OTHER_SIDE,
@@ -20,13 +21,14 @@ from dpo_pipeline.columns import (
     TOKENS_OF,
     Needs,
     RowOf,
+    is_spelled,
     resolve,
 )
 from dpo_pipeline.contract.row_rules import with_row_rules
 from dpo_pipeline.contract.rules import RuleSet, Schema, check_types, rules_for
 from dpo_pipeline.contract.token_rules import with_token_rules
 from dpo_pipeline.contract.whole_counts import whole, with_whole_rules
-from dpo_pipeline.errors import ColumnError
+from dpo_pipeline.errors import ColumnError, UsageError
 from dpo_pipeline.losses import (
     clamped_logratio,
     kept_tokens,
@@ -132,6 +134,13 @@ def bind(
         for name in in_the_way
         if not replace
     ]
+    if needs.row == "completion" and any(
+        is_spelled(ROLES[name], schema.names(), columns) for name in LOGPS
+    ):
+        raise UsageError(
+            f"{source}: these are pairs, and this is of completions, one a row: give a loss of "
+            "pairs (for kto: --loss kto_pair)"
+        )
     problems = problems or list(_token_problems(found.mapping, schema, needs))
     if problems:
         error = layout_error(source, schema.names(), needs.row)

@@ -206,7 +206,7 @@ class Gated(Printable):
 def _judged(
     result: Reported, name: str, at: Literal["least", "most"], mark: float, *, by_interval: bool
 ) -> Mark:
-    value, ends = result.figure(name)
+    value, ends = result.figure(name if name in result.gated else TRL_METRICS[name])
     if by_interval and ends is None:
         raise UsageError(f"by_interval: {name} has no interval here")
     low, high = (None, None) if ends is None else ends
@@ -236,7 +236,7 @@ def check_gates(gates: Gates, names: Sequence[str]) -> None:
                 "now and the one that is to; several can fail by no_verdict (--fail-on-no-verdict)"
             )
         for name, mark in marks.items():
-            if name not in names:
+            if name not in names and TRL_METRICS.get(name) not in names:
                 near = _did_you_mean(str(name), names)
                 there = "" if near else f"; there are {', '.join(dict.fromkeys(names))}"
                 raise UsageError(f"{flag}: there is no figure {name!r}{near}{there}")

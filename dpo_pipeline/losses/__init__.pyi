@@ -2,6 +2,7 @@ from .catalogue import (
     COMPLETION_LOSSES as COMPLETION_LOSSES,
     EVERY_LOSS as EVERY_LOSS,
     LOSSES as LOSSES,
+    no_such_loss as no_such_loss,
     unit_of_loss as unit_of_loss,
 )
 from .dialects import DIALECTS as DIALECTS, OTHERS as OTHERS, Rewards as Rewards

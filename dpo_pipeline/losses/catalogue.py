@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 import polars as pl
 
+from dpo_pipeline.columns import did_you_mean
 from dpo_pipeline.losses import batchwise, completions, pairwise
 from dpo_pipeline.losses.loss_row import Loss, Parameter
 
@@ -378,6 +380,30 @@ COMPLETION_LOSSES: Final[Mapping[str, Loss]] = MappingProxyType(
 
 EVERY_LOSS: Final[Mapping[str, Loss]] = MappingProxyType({**LOSSES, **COMPLETION_LOSSES})
 """Every loss by its name, of pairs and of completions."""
+
+_NICKNAMES: Final = MappingProxyType(
+    {
+        "dpo": "sigmoid is the loss of DPO",
+        "cdpo": "sigmoid with label_smoothing is the loss of conservative DPO",
+        "logistic": "sigmoid is the logistic loss",
+        "slic": "hinge is the loss of SLiC",
+        "rso": "hinge is the loss of RSO",
+        "bco": "bco_pair is the loss of BCO, of pairs",
+        "exo": "exo_pair is the loss of EXO",
+        "sppo": "sppo_hard is the loss of SPPO",
+        "apo": "apo_zero and apo_down are the losses of APO",
+        "dpopositive": "dpop is the loss of DPO-Positive",
+    }
+)
+"""What people call some losses, and what is to be given instead."""
+
+
+def no_such_loss(name: str) -> str:
+    """Return what is said of a name that no loss has, after the name itself."""
+    known = _NICKNAMES.get(re.sub(r"[\W_]|(?:loss)$", "", name.lower()))
+    said = f" ({known})" if known else did_you_mean(name, EVERY_LOSS)
+    return f"{name!r}{said}; the losses are {', '.join(EVERY_LOSS)}"
+
 
 _IN_NATS: Final = frozenset(
     {

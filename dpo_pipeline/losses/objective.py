@@ -22,7 +22,7 @@ from dpo_pipeline.columns import (
 )
 from dpo_pipeline.defaults import BETA, LOGP_LIMIT, LOSS_NAME, WIDE_LIMIT
 from dpo_pipeline.errors import ArgumentError, UsageError
-from dpo_pipeline.losses.catalogue import EVERY_LOSS
+from dpo_pipeline.losses.catalogue import EVERY_LOSS, no_such_loss
 from dpo_pipeline.losses.dialects import DIALECTS, Dialect, Rewards
 from dpo_pipeline.losses.loss_row import Loss
 from dpo_pipeline.losses.pairwise import ALPHA_DIVERGENCE, F_DIVERGENCES, REVERSE_KL
@@ -285,10 +285,7 @@ def _weights(loss: LossLike) -> dict[str, float]:
         raise UsageError(f"loss must be a name, or names with weights, found {loss!r}")
     for name, weight in weights.items():
         if name not in EVERY_LOSS:
-            raise UsageError(
-                f"loss: there is no {name!r}{did_you_mean(str(name), EVERY_LOSS)}; "
-                f"the losses are {', '.join(EVERY_LOSS)}"
-            )
+            raise UsageError(f"loss: there is no {no_such_loss(str(name))}")
         if len(weights) > 1 and EVERY_LOSS[name].row == "completion":
             raise UsageError(f"loss: {name} is of completions, and stands in no sum of losses")
         number = isinstance(weight, Real) and not isinstance(weight, bool)

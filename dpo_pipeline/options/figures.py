@@ -253,12 +253,12 @@ class Gates:
         "--fail-under",
         kinds.NUMBERS,
         "Exit code 4 if a figure is smaller, after all is printed and written. Names are "
-        "TRL's (rewards/accuracies) or the library's (reward_accuracy, advantage/longer, macro). "
-        "Repeatable.",
+        "TRL's (rewards/accuracies) or the library's (reward_accuracy, advantage/longer, macro); "
+        "0.6 can be 60%. Repeatable.",
         default=NOTHING,
         varied={
-            "compare": "Exit code 4 if B - A of a figure is smaller (reward_accuracy, loss), "
-            "after all is printed and written. Repeatable."
+            "compare": "Exit code 4 if B - A of a figure is smaller (reward_accuracy or TRL's "
+            "rewards/accuracies, loss), after all is printed and written. Repeatable."
         },
     )
     over: Mapping[str, float] = option(
@@ -270,7 +270,8 @@ class Gates:
     by_interval: bool = option(
         "--fail-on-interval",
         kinds.FLAG,
-        "Compare the end of the interval that is nearer to failing, not the value.",
+        "Compare the end of the interval that is nearer to failing, not the value. Asks for "
+        "statistics.",
         default=False,
     )
     no_verdict: bool = option(

@@ -100,7 +100,8 @@ class Outputs:
     show: str | Sequence[str] = option(
         "--show",
         kinds.COLUMNS,
-        "Show these columns (prompt, chosen, rejected) of the worst pairs and of invalid rows.",
+        "Show these columns (prompt, chosen, rejected) of the worst pairs and of invalid rows. "
+        "evaluate lists the worst pairs with its statistics, which this asks for.",
         calls=("check", "evaluate", "compare"),
         default=(),
     )

@@ -16,10 +16,10 @@ from dpo_pipeline.policies.finding import Steps
 from dpo_pipeline.statistics import (
     PolicyTest,
     Trends,
-    number,
     p_equation,
     percent,
-    points,
+    short_number,
+    signed_points_within,
     trends,
 )
 from dpo_pipeline.tables import Column, Figure, Limits, Name, Part, Sentence, Table, Unit
@@ -34,7 +34,7 @@ CURVE_FIGURES: Final = {
     LOSS: "loss",
     CHOSEN: "chosen log-prob",
     POLICY_REJECTED.name: "rejected log-prob",
-    CHOSEN_DOWN: "displaced",
+    CHOSEN_DOWN: "chosen down",
     LOG_RATIO_SIZE: "log-ratio size",
 }
 """The figures of a step: a tie counts half in the accuracy; `chosen_down` is the share of chosen
@@ -100,15 +100,16 @@ class Curve:
         else:
             yield (
                 f"the chosen completions are first shown to be less likely at step "
-                f"{fall.to_step:,}: {number(fall.difference)} nats from step {fall.from_step:,}, "
-                f"{p_equation(fall.p_adjusted)}"
+                f"{fall.to_step:,}: {short_number(fall.difference, 4)} nats from step "
+                f"{fall.from_step:,}, {p_equation(fall.p_adjusted)}"
             )
         if rise is None:
             yield "accuracy is at no step shown to be higher than before"
         else:
             yield (
                 f"accuracy is last shown to rise from step {rise.from_step:,} to step "
-                f"{rise.to_step:,}: {points(rise.difference)}, {p_equation(rise.p_adjusted)}; "
+                f"{rise.to_step:,}: {signed_points_within(None)(rise.difference)} points, "
+                f"{p_equation(rise.p_adjusted)}; "
                 "no later rise is shown"
             )
 
@@ -121,7 +122,7 @@ class Curve:
         band = f"{percent(self.level)} band"
         columns, rows = [Column("step")], []
         for title in self.figures.values():
-            columns += [Column(title), Column(band)]
+            columns += [Column(title), Column(band, joins=True)]
         for row in self.table.iter_rows(named=True):
             cells: list[Any] = [Name(row["step"])]
             for name in self.figures:
@@ -137,8 +138,8 @@ class Curve:
             columns=tuple(columns),
             rows=rows,
             title="by step, on the same pairs",
-            note="each band holds at all steps at once; displaced: chosen completions less likely "
-            "than under the reference; log-ratio size: mean of both sides, in nats"
+            note="each band holds at all steps at once; chosen down: chosen completions less "
+            "likely than under the reference; log-ratio size: mean of both sides, in nats"
             if CHOSEN_DOWN in self.figures
             else "each band holds at all steps at once",
         )

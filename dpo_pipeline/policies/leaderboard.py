@@ -9,11 +9,11 @@ from typing import Any, Final
 import polars as pl
 
 from dpo_pipeline.columns import LOSS, POLICY_CHOSEN, POLICY_REJECTED, REWARD_MARGIN
-from dpo_pipeline.comparison import Compared
+from dpo_pipeline.comparison import Compared, withholding
 from dpo_pipeline.defaults import TIES_DIFFER_FROM
 from dpo_pipeline.invalid_report import Doubt
 from dpo_pipeline.policies.curve import Curve
-from dpo_pipeline.statistics import ManyPolicies, PolicyTest, counted, percent
+from dpo_pipeline.statistics import ManyPolicies, PolicyTest, counted, percent, share
 from dpo_pipeline.tables import (
     Column,
     Figure,
@@ -33,8 +33,6 @@ _MEANS: Final = (LOSS, REWARD_MARGIN, POLICY_CHOSEN.name, POLICY_REJECTED.name)
 _OF_TESTS: Final = ("difference", "difference_low", "difference_high", "p_adjusted")
 _NUMBERS: Final = (*_OF_TESTS, "accuracy_low", "accuracy_high", "best_beta", "best_loss")
 _FEW: Final = 3
-_UNMOVED: Final = "unmoved"
-_OF_TRAINING: Final = frozenset({"lower", "some_lower", "size"})
 """Doubts that a policy below its reference raises if it was trained too far."""
 
 
@@ -57,14 +55,9 @@ class Policy:
 
     @property
     def doubt(self) -> Doubt | None:
-        """The doubt that leaves it without a verdict; None without one.
-
-        A policy that is the reference itself has ties alone, and may be ranked; so may one that
-        was trained too far.
-        """
-        known = {*(_OF_TRAINING if self.is_below else ())}
-        known |= {_UNMOVED} if self.n_ties == self.n_valid else set()
-        return next((d for d in self.doubts if d.is_decisive and d.name not in known), None)
+        """The doubt that leaves it without a verdict; None without one."""
+        all_ties = self.n_ties == self.n_valid
+        return withholding(self.doubts, all_ties=all_ties, is_below=self.is_below)
 
     @property
     def best_beta(self) -> float | None:
@@ -297,18 +290,11 @@ class Leaderboard(Compared):
         found = self._ranking
         if found is None or self.winner_accuracy is None:
             return ""
-        shown = [
-            percent(round(each, 4))
-            for each in (
-                found.rates[found.winner],
-                self.winner_accuracy,
-                found.intervals[found.winner][0],
-            )
-        ]
+        seen, low = found.rates[found.winner], found.intervals[found.winner][0]
         return (
-            f"{self.winner} has {shown[0]}; less the luck of being picked among "
-            f"{len(self.ranked)}, {shown[1]}; at least {shown[2]} with {percent(self.level)} "
-            "confidence, all policies at once"
+            f"{self.winner} has {share(seen)}. Less the luck of being picked among "
+            f"{len(self.ranked)}, that is {share(self.winner_accuracy)}. It is at least "
+            f"{share(low)} with {percent(self.level)} confidence, all policies at once"
         )
 
     def notes(self) -> Iterator[str]:
@@ -316,7 +302,7 @@ class Leaderboard(Compared):
         yield from self.not_looked_for
         ties = max(each.n_ties for each in self.policies) / self.n_valid
         if ties >= TIES_DIFFER_FROM:
-            yield f"a tie counts half; one policy ties on {ties:.1%} of the pairs"
+            yield f"a tie counts half; one policy ties on {share(ties)} of the pairs"
         betas = [each for each in self.policies if each.best_beta is not None]
         if betas:
             tried = list(betas[0].losses)
@@ -354,13 +340,24 @@ class Leaderboard(Compared):
             f"{self.clusters}, largest studentised difference, stepped down"
         )
 
+    @property
+    def method_of_best(self) -> str:
+        """What the column `may be best` is from, whatever the baseline is."""
+        return (
+            "may be best: no other policy is shown to be above it, by one-sided tests of its "
+            "differences to all others, from the same flips"
+        )
+
     def _board(self) -> Table:
         frame, interval = self.to_frame(), f"{percent(self.level)} interval"
         has_betas = frame["best_beta"].null_count() < frame.height
         is_ranked = self._ranking is not None
-        heads = ["policy", "accuracy", *([interval] if is_ranked else []), "loss", "margin"]
-        heads += ["best beta", "its loss"] if has_betas else []
-        heads += [f"less {self.than}", interval, "p", "may be best"] if is_ranked else []
+        limits = [Column(interval, joins=True)] if is_ranked else []
+        heads = [Column("policy"), Column("accuracy"), *limits, Column("loss"), Column("margin")]
+        if has_betas:
+            heads += [Column("best beta"), Column("loss at best beta", joins=True)]
+        if is_ranked:
+            heads += [Column(f"minus {self.than}"), *limits, Column("p"), Column("may be best")]
         rows = []
         for row in frame.iter_rows(named=True):
             ends = (
@@ -378,8 +375,8 @@ class Leaderboard(Compared):
                 may_be = {True: "yes", False: "no", None: "no verdict"}
                 cells.append(may_be[row["may_be_best"]])
             rows.append(tuple(cells))
-        note = self.method if is_ranked else ""
-        return Table(columns=tuple(map(Column, heads)), rows=rows, title=self.title, note=note)
+        note = f"{self.method}\n{self.method_of_best}" if is_ranked else ""
+        return Table(columns=heads, rows=rows, title=self.title, note=note)
 
     def _pairs_table(self) -> Iterator[Table]:
         if all(each.n_pairs == self.n_common and not each.n_invalid for each in self.policies):

@@ -11,11 +11,12 @@ import numpy as np
 import polars as pl
 
 from dpo_pipeline.arguments import given
-from dpo_pipeline.columns import COUNT_ROLES, LOGPS, N_VALID, PROMPT_ID
+from dpo_pipeline.columns import COUNT_ROLES, N_VALID, PROMPT_ID
 from dpo_pipeline.comparison import (
     Table,
     bound_tables,
     clusters_in_words,
+    is_below_reference,
     key_asked,
     lacking,
     refuse_options,
@@ -266,7 +267,7 @@ class PoliciesPlan(Plan[Leaderboard]):
                 means=means,
                 losses=dict(sorted(betas.items())),
                 doubts=sums.doubts(i, totals),
-                is_below=_is_below(totals),
+                is_below=is_below_reference(totals),
             )
 
     def _not_looked_for(self, sums: PolicySums, totals: Mapping[str, int]) -> tuple[str, ...]:
@@ -278,15 +279,6 @@ class PoliciesPlan(Plan[Leaderboard]):
             f"comes from another table, joined by {self.on}"
         )
         return (*filter(None, [few]), *([borrowed] if unseen else []))
-
-
-def _is_below(totals: Mapping[str, int]) -> bool:
-    """Return whether the policy's mean log-probs are below those of the reference."""
-    sums = [totals.get(f"sum_{name}") for name in LOGPS]
-    return all(
-        theirs is not None and ours is not None and ours < theirs
-        for ours, theirs in zip(sums[:2], sums[2:], strict=True)
-    )
 
 
 def plan_of(asked: Mapping[str, Any]) -> PoliciesPlan:

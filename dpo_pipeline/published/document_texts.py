@@ -14,8 +14,8 @@ RESULTS: Final = MappingProxyType(
         "withheld": "Why there is no verdict: the data contradict themselves, or much of it is "
         "invalid. Null if there is one.",
         "better": "The side whose accuracy is shown to be higher, a or b; null if none is.",
-        "incomparable": "The finding that leaves nothing to compare, such as other references; "
-        "null without one.",
+        "incomparable": "The finding that leaves nothing to compare: other references, or "
+        "log-probs that are surely wrong; null without one.",
         "findings": "What is wrong or can mislead, the gravest first, each with its evidence and "
         "advice.",
         "severity": "How grave a finding is: a problem, a caution or a note.",
@@ -52,6 +52,7 @@ RESULTS: Final = MappingProxyType(
         "clusters": "What was taken as independent, in words: prompts where there is a "
         "`prompt_id`, else pairs.",
         "baselines": "Accuracies of rules that use no rewards, on the same pairs.",
+        "is_by_prompt": "Whether prompts were taken as independent; else completions are.",
         "advantages": "Reward accuracy less that of each baseline, on the same pairs.",
         "displacement": "Shares of completions less likely than under the reference.",
         "flips": "Pairs by whose own log-probs, without a reference, prefer the chosen completion: "
@@ -254,3 +255,39 @@ OTHER_KEYS: Final = MappingProxyType(
     }
 )
 """Other names of keys, and keys that another one's text says."""
+
+HEADS: Final = MappingProxyType(
+    {
+        "band": "An interval that holds at all steps of the curve at once.",
+        "interval by": "The method that made the interval, such as Jeffreys' or Student's t.",
+        "minus NAME": "Accuracy of the row's policy minus that of the policy NAME: the baseline, "
+        "or else the one with the highest accuracy.",
+        "B minus A": "The figure of policy B minus that of policy A.",
+        "of A": "The figure of policy A, which B is compared with.",
+        "of B": "The figure of policy B.",
+        "loss at best beta": "Mean loss at the beta before it: of the betas that were tried, the "
+        "one with the smallest loss on these pairs.",
+        "chosen log-prob": "Mean log-prob of the chosen completion under the policy, in nats.",
+        "rejected log-prob": "Mean log-prob of the rejected completion under the policy, in nats.",
+        "there alone": "Rows whose key the other side does not have; they are left out.",
+        "in no other": "Rows whose key no other policy has; they are left out.",
+        "common, invalid": "Pairs that all policies have and that break a rule in this one.",
+        "kept by": "The rule of selection that keeps the pairs, or all pairs that were ranked.",
+        "chosen tokens": "Mean token count of the chosen completions.",
+        "rejected tokens": "Mean token count of the rejected completions.",
+        "ranked": "Pairs that the rule ranked.",
+        "kept": "Pairs that the rule kept.",
+        "last value": "The value, by which the rule ranks, of the last pair that is kept.",
+        "as TRL": "The figure as TRL logs it: the mean of the means of its batches.",
+        "mean of the preference": "Mean score, label or rank of the completions that the rewards "
+        "rank first of n.",
+    }
+)
+"""Heads of columns of printed tables, where no figure and no key has the name."""
+
+OTHER_HEADS: Final = MappingProxyType(
+    {
+        "mean of the preference": ("mean score", "mean label", "mean rank"),
+    }
+)
+"""How some of them are printed."""

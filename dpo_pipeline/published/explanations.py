@@ -51,6 +51,9 @@ DOUBTS: Final = MappingProxyType(
         "some_lower": f"One model is far below the other in some pairs. {_FROM}",
         "copied": "Two columns of log-probs are equal, on all pairs or on more than models give.",
         "unmoved": "Policy and reference log-probs are equal, on all pairs, some, or a subset.",
+        "one_policy": "Two policies that are compared have the same log-probs on all pairs.",
+        "partly_one_policy": "They have the same log-probs on more pairs than two policies would.",
+        "column_of_the_other": "One column of B's log-probs is A's, or is in part equal to it.",
         "averaged": f"No log-prob of a model is below {AVERAGED_LOGP_FLOOR:g} nats: they look "
         "averaged over tokens, and the DPO loss takes sums. With token counts also: all "
         "log-probs, or those of one side, are higher than a model gives to so many tokens.",

@@ -16,7 +16,13 @@ from dpo_pipeline.errors import MEANINGS, UsageError
 from dpo_pipeline.evaluation import BASELINES, words_of
 from dpo_pipeline.losses import DIALECTS, EVERY_LOSS
 from dpo_pipeline.options import CALLS
-from dpo_pipeline.published.document_texts import NUMBERS, OTHER_KEYS, RESULTS
+from dpo_pipeline.published.document_texts import (
+    HEADS,
+    NUMBERS,
+    OTHER_HEADS,
+    OTHER_KEYS,
+    RESULTS,
+)
 from dpo_pipeline.published.explanations import DOUBTS, FINDINGS, OTHER_NAMES, RULES
 from dpo_pipeline.ranking import RANKING_FIGURES
 from dpo_pipeline.rendering import as_text
@@ -46,6 +52,12 @@ _ENDS: Final = MappingProxyType(
 )
 """Endings of names, and what they say of the name before them."""
 _BEST_OF: Final = re.compile(r"best_of_\d+")
+_HEADS: Final = (
+    (re.compile(r"[\d.]+% (?=interval|band)"), ""),
+    (re.compile(r"^minus .+"), "minus NAME"),
+    (re.compile(r"^(?:[\w ]+ of )?([AB])(?:$|: .*)"), r"of \1"),
+)
+"""Parts of heads of columns that are of the data or of an option, and what stands for them."""
 _GUESSES: Final = 3
 
 
@@ -85,6 +97,9 @@ def entries() -> Iterator[Entry]:
     for kind, texts in {"part of a result": RESULTS, "number of a result": NUMBERS}.items():
         for name, text in texts.items():
             yield Entry(name=name, kind=kind, text=text, also=OTHER_KEYS.get(name, ()))
+    for name, text in HEADS.items():
+        printed = OTHER_HEADS.get(name, ())
+        yield Entry(name=name, kind="head of a column", text=text, also=printed)
     for code, text in MEANINGS.items():
         also = (f"exit {code}", f"{code}")
         yield Entry(name=f"exit code {code}", kind="exit code", text=_sentence(text), also=also)
@@ -254,6 +269,8 @@ def explain(name: str) -> str:
 def _named(name: str, every: Sequence[tuple[Entry, Sequence[str]]]) -> list[Entry]:
     """Return the entries of this name, however it is spelled."""
     name = _BEST_OF.sub("best_of", name)
+    for pattern, said in _HEADS:
+        name = pattern.sub(said, name)
     wanted = {_plain(name), _plain(name.rpartition(".")[2])}
     found = [each for each, names in every if wanted & {*map(_plain, names)}]
     return found if found or not name.endswith("s") else _named(name[:-1], every)

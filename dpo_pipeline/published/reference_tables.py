@@ -11,7 +11,7 @@ from dpo_pipeline.columns import ROLES, SCORED, SELECTED
 from dpo_pipeline.errors import MEANINGS
 from dpo_pipeline.losses import DIALECTS, EVERY_LOSS, OTHERS, Loss, Rewards
 from dpo_pipeline.options import CALLS
-from dpo_pipeline.published.document_texts import NUMBERS, RESULTS
+from dpo_pipeline.published.document_texts import HEADS, NUMBERS, RESULTS
 from dpo_pipeline.published.explanations import DOUBTS, FINDINGS, RULES
 from dpo_pipeline.published.glossary import LEGEND
 from dpo_pipeline.ranking import RANKING_FIGURES
@@ -58,6 +58,7 @@ def reference_page() -> str:
             ("figure", "what it is", "unit, range", "formula", "how to read it", "in TRL"), figures
         ),
         "Keys of documents": _table(("key", "what it is"), keys),
+        "Heads of tables": _table(("head", "what it is"), [*HEADS.items()]),
         "Findings": _table(("finding", "what it says, and when"), findings),
         "Rules": _table(("rule", "what it asks for"), [(_code(n), t) for n, t in RULES.items()]),
         "Losses": f"{LEGEND[0].upper()}{LEGEND[1:]}.\n\n{loss_table()}",

@@ -289,7 +289,8 @@ def rank(
     dataset = groups.opened(row="completion")
     if any(is_spelled(ROLES[name], dataset.columns, groups.pairs.columns) for name in LOGPS):
         raise UsageError(
-            f"{dataset.name}: these are pairs, and rank is of completions: evaluate them"
+            f"{dataset.name}: these are pairs, and rank is of completions: evaluate them "
+            "(`dpo-pipeline evaluate`)"
         )
     subsets = subsets.within(dataset.columns)
     columns = columns_of(dataset, groups.pairs.columns)

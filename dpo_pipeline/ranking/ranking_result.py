@@ -17,7 +17,7 @@ from dpo_pipeline.ranking.prompt_sums import (
     mean_of_prompts,
 )
 from dpo_pipeline.ranking.rewardbench2 import RewardBench2
-from dpo_pipeline.statistics import Estimate
+from dpo_pipeline.statistics import Estimate, share
 from dpo_pipeline.tables import (
     Column,
     Figure,
@@ -211,7 +211,7 @@ class Ranking(Printable):
         if top is None:
             return "no prompt has completions of which one is better"
         return (
-            f"the best completion has the highest reward in {top.value:.1%} of "
+            f"the best completion has the highest reward in {share(top.value)} of "
             f"{top.n_clusters:,} prompts"
         )
 

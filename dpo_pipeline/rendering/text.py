@@ -136,6 +136,7 @@ class _Words:
     is_right: bool
     wraps: bool
     optional: bool
+    joins: bool
 
     @property
     def natural(self) -> int:
@@ -160,6 +161,7 @@ def _table(table: Table, width: int, *, bold: bool) -> Iterator[str]:
             is_right=all(is_number(row[i]) for row in rows),
             wraps=column.wraps,
             optional=column.optional,
+            joins=column.joins,
         )
         for i, column in enumerate(table.columns)
     ]
@@ -194,13 +196,28 @@ def _blocks(columns: Sequence[_Words], n_keys: int, width: int) -> Iterator[list
 
 def _filled(columns: Sequence[_Words], n_keys: int, width: int) -> Iterator[list[_Words]]:
     keys, block = list(columns[:n_keys]), list(columns[:n_keys])
-    for column in columns[n_keys:]:
-        wider = [*block, column]
+    for group in _joined(keys, columns[n_keys:], width):
+        wider = [*block, *group]
         if len(block) > n_keys and _together(wider, [each.least for each in wider]) > width:
             yield block
-            wider = [*keys, column]
+            wider = [*keys, *group]
         block = wider
     yield block
+
+
+def _joined(
+    keys: Sequence[_Words], columns: Sequence[_Words], width: int
+) -> Iterator[list[_Words]]:
+    """Yield the columns, those that join in a group with the one before them if both fit."""
+    group: list[_Words] = []
+    for column in columns:
+        wider = [each.least for each in (*keys, *group, column)]
+        if group and not (column.joins and _together((*keys, *group, column), wider) <= width):
+            yield group
+            group = []
+        group = [*group, column]
+    if group:
+        yield group
 
 
 def _lines(columns: Sequence[_Words], width: int, n_rows: int, *, bold: bool) -> Iterator[str]:

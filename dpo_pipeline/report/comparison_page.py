@@ -198,12 +198,16 @@ def _sections(comparison: Comparison) -> Iterator[Section]:
         return Section(name=name, title=figure.title, figures=[figure], parts=parts)
 
     if comparison.findings:
-        caution = Finding(name="comparison", severity="caution", title="", evidence="", advice="")
         findings = [
+            Finding(each.name, "problem", each.title, each.evidence, each.advice)
+            for each in comparison.doubts
+        ]
+        caution = Finding(name="comparison", severity="caution", title="", evidence="", advice="")
+        findings += [
             replace(caution, evidence=text)
             if text != comparison.incomparable
             else replace(caution, evidence=text, severity="problem")
-            for text in comparison.findings
+            for text in comparison.findings[len(comparison.doubts) :]
         ]
         yield Section(name="findings", title="Findings", findings=findings)
     yield drawn("differences", _differences_table(comparison))

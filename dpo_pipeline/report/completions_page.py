@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import version
 
 import polars as pl
@@ -21,7 +22,10 @@ def page_of(result: CompletionEvaluation | CompletionComparison) -> str:
     if isinstance(result, CompletionEvaluation):
         verdict, sections = _verdict(result), [*_findings(result.warnings), *_of_one(result)]
     else:
-        verdict, sections = result.verdict, [*_findings(result.findings), *_of_two(result)]
+        verdict, sections = (
+            result.verdict,
+            [*_findings(result.findings, result.incomparable), *_of_two(result)],
+        )
     name, objective = without_secrets(result.name), result.objective
     return Page(
         title=f"{name}: completions; {objective} loss, beta {objective.beta:g}",
@@ -39,10 +43,11 @@ def _verdict(made: CompletionEvaluation) -> str:
     return f"a desirable completion has a larger reward than an undesirable one in {chance} of all"
 
 
-def _findings(texts: tuple[str, ...]) -> Iterator[Section]:
+def _findings(texts: tuple[str, ...], problem: str | None = None) -> Iterator[Section]:
     if texts:
+        found = Finding(name="completions", severity="caution", title="", evidence="", advice="")
         made = [
-            Finding(name="completions", severity="caution", title="", evidence=text, advice="")
+            replace(found, evidence=text, severity="problem" if text == problem else "caution")
             for text in texts
         ]
         yield Section(name="findings", title="Findings", findings=made)
@@ -81,20 +86,20 @@ def _of_one(made: CompletionEvaluation) -> Iterator[Section]:
 
 def _of_two(made: CompletionComparison) -> Iterator[Section]:
     level = tables.percent(made.level)
-    unit = "prompt" if made.is_by_prompt else "completion"
+    a, b = made.heads
     columns = {
         "figure": ("figure", None),
-        **all_as(number, a="A", b="B", difference="B minus A"),
+        **all_as(number, a=a, b=b, difference="B minus A"),
         **all_as(number, difference_low="from", difference_high="to"),
         "p_value": ("p", p_value),
     }
-    caption = f"With {level} intervals by {unit}; p: two-sided, of no difference."
+    caption = f"With {level} intervals from {made.clusters}; p: two-sided, of no difference."
     table = tables.table_of(made.to_frame(), columns, caption=caption)
     yield Section(name="figures", title="B minus A", parts=[table])
     sides = pl.DataFrame(
         [
-            (letter, without_secrets(side.source), side.n_completions, side.n_alone, side.n_invalid)
-            for letter, side in (("A", made.a), ("B", made.b))
+            (head, without_secrets(side.source), side.n_completions, side.n_alone, side.n_invalid)
+            for head, side in zip(made.heads, (made.a, made.b), strict=True)
         ],
         orient="row",
         schema=["side", "source", "n", "alone", "invalid"],

@@ -84,14 +84,14 @@ def _differences(board: Leaderboard, frame: pl.DataFrame, palette: Palette) -> F
     listed = _listed(frame.select("policy", "difference"), points)
     return Figure.of(
         "differences",
-        f"Accuracy less that of {board.than}",
-        f"Accuracy less that of {board.than}: {listed}.",
+        f"Accuracy minus that of {board.than}",
+        f"Accuracy minus that of {board.than}: {listed}.",
         f" The {tables.percent(board.level)} intervals hold together. Blue is above, orange below, "
         "where the p-value that allows for all tests says so; grey is not told apart.",
         intervals(
             rows,
             palette,
-            axis=f"accuracy less that of {board.than} (points)",
+            axis=f"accuracy minus that of {board.than} (points)",
             chance=0.0,
             domain=domain_of(rows),
         ),
@@ -137,7 +137,7 @@ _AXES: Final[Mapping[str, str]] = {
     "chosen_down": " share",
 }
 _READING: Final[Mapping[str, str]] = {
-    "chosen_down": " Displaced are chosen completions that are less likely than under the "
+    "chosen_down": " The share of chosen completions that are less likely than under the "
     "reference.",
     "log_ratio_size": " The mean size of the log-ratios of both completions: how far the policy "
     "is from the reference.",
@@ -233,10 +233,11 @@ def _board(board: Leaderboard) -> Table:
             **all_as(share, accuracy="accuracy", accuracy_low="from", accuracy_high="to"),
             **all_as(number, loss="loss", reward_margin="margin"),
             **({"best_beta": ("best beta", "{:g}".format)} if has_betas else {}),
-            **(all_as(number, best_loss="its loss") if has_betas else {}),
+            **(all_as(number, best_loss="loss at best beta") if has_betas else {}),
             **all_as(count, n_ties="ties"),
             "may_be_best": ("may be best", None),
         },
+        caption="" if board.no_verdict else f"{board.method_of_best}.",
     )
 
 
@@ -246,7 +247,7 @@ def _tests(board: Leaderboard) -> Table:
         (labels[t.first], labels[t.second], t.difference, t.low, t.high, t.p_value)
         for t in board.tests
     ]
-    heads = [Column("policy"), Column("less")]
+    heads = [Column("policy"), Column("minus")]
     heads += [
         Column("difference", points),
         Column("from", tables.signed),

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 from dpo_pipeline.statistics.intervals import Estimate, Interval
-from dpo_pipeline.tables import known_digits, significant
+from dpo_pipeline.tables import half_up, half_up_digits, known_digits, significant
 
 MINUS: Final = "\N{MINUS SIGN}"
 DASH: Final = "\N{EN DASH}"
@@ -49,7 +49,7 @@ def share(value: float | None, digits: int = 1) -> str:
         return f"<{least:g}%"
     if 0.0 < 100.0 - per_cent < least / 2.0:
         return f">{100.0 - least:g}%"
-    return _signed(f"{per_cent:.{digits}f}%")
+    return _signed(f"{half_up(per_cent, digits):.{digits}f}%")
 
 
 def share_within(interval: Interval | None) -> Callable[[float | None], str]:
@@ -69,7 +69,7 @@ def points_between(interval: Interval | None) -> str:
 
 def effect(value: float | None) -> str:
     """Return the size of a difference of shares: `8.4 points`."""
-    return DASH if value is None else f"{100.0 * value:.2g} points"
+    return DASH if value is None else f"{half_up_digits(100.0 * value, 2):.2g} points"
 
 
 def signed_points_within(interval: Interval | None) -> Callable[[float], str]:
@@ -80,9 +80,9 @@ def signed_points_within(interval: Interval | None) -> Callable[[float], str]:
     digits = _decimals(interval)
     if interval is not None and interval.low * interval.high > 0.0:
         nearest = 100.0 * min(abs(interval.low), abs(interval.high))
-        while digits < _MOST_DECIMALS and float(f"{nearest:.{digits}f}") == 0.0:
+        while digits < _MOST_DECIMALS and half_up(nearest, digits) == 0.0:
             digits += 1
-    return lambda value: f"{100.0 * value:+.{digits}f}"
+    return lambda value: f"{half_up(100.0 * value, digits):+.{digits}f}"
 
 
 def _decimals(interval: Interval | None) -> int:
@@ -105,8 +105,9 @@ def number(value: float | None, digits: int = 4) -> str:
     if digits < 1:
         return _signed(significant(value, digits))
     if abs(value) >= _LARGE or size < -digits:
-        return _signed(f"{value:.{digits - 1}e}")
-    return _signed(f"{value:,.{max(digits - 1 - size, 0)}f}")
+        return _signed(f"{half_up_digits(value, digits):.{digits - 1}e}")
+    decimals = max(digits - 1 - size, 0)
+    return _signed(f"{half_up(value, decimals):,.{decimals}f}")
 
 
 def short_number(value: float, digits: int = 3) -> str:
@@ -128,8 +129,8 @@ def _p_text(p: float, equal: str, below: str) -> str:
     if p < _SMALLEST_P:
         return f"{below}{_SMALLEST_P:.4f}"
     # A third digit where two would say that p is the level itself.
-    digits = 3 if f"{p:.2g}" in _LEVELS and f"{p:.3g}" not in _LEVELS else 2
-    return f"{equal}{p:.{digits}g}"
+    two, three = (f"{half_up_digits(p, digits):.{digits}g}" for digits in (2, 3))
+    return f"{equal}{three if two in _LEVELS and three not in _LEVELS else two}"
 
 
 def as_written(value: Any) -> str:

@@ -157,6 +157,7 @@ FIGURES: Final = MappingProxyType(
             "than under the reference",
             formula="mean(policy_chosen_logps < ref_chosen_logps)",
             source=_DISPLACEMENT,
+            also=("displaced",),
             reading="above 1/2 the probability of most chosen texts went elsewhere",
             range=_SHARE,
         ),

@@ -186,6 +186,7 @@ class CompletionSide:
     """One of the two policies."""
 
     source: str
+    name: str  # what the policy is called; empty if nothing says
     n_completions: int  # rows read
     n_alone: int  # rows whose key the other side does not have
     n_invalid: int  # common completions that break a rule on this side
@@ -276,16 +277,36 @@ class CompletionComparison(Printable):
         on = f"on {counted(self.n_valid, 'common completion')}"
         if self.is_by_prompt:
             on += f" in {counted(self.n_clusters, 'prompt')}"
-        found = self._decisive
+        found, written = self._decisive, "{:+.4f}".format
         if found is None or found.p_value is None:
-            return f"no difference of AUC can be tested {on}"
-        ends, value = found.estimate.interval, f"{found.estimate.value:+.4f}"
-        limits = "" if ends is None else f" ({percent(self.level)} CI {between(ends)})"
-        facts = f"AUC {value}{limits}, {p_equation(found.p_value)}, {on}"
+            return f"no difference in AUC can be tested {on}"
+        ends, value = found.estimate.interval, written(found.estimate.value)
+        limits = (
+            "" if ends is None else f" ({percent(self.level)} interval {between(ends, written)})"
+        )
+        facts = f"{value}{limits}, {p_equation(found.p_value)}, {on}"
+        a, b = (
+            f'{letter} "{side.name}"' if side.name else letter
+            for letter, side in (("A", self.a), ("B", self.b))
+        )
         if self.better is None:
-            return f"no difference shown: {facts}"
+            return f"no difference in AUC shown: {b} minus {a} is {facts}"
         word = "better" if self.better == "b" else "worse"
-        return f"B tells desirable completions from undesirable ones {word} than A: {facts}"
+        return f"{b} tells desirable completions from undesirable ones {word} than {a}: AUC {facts}"
+
+    @property
+    def heads(self) -> tuple[str, str]:
+        """What heads of tables call the policies: `A: base`."""
+        a, b = (
+            f"{letter}: {side.name}" if side.name else letter
+            for letter, side in (("A", self.a), ("B", self.b))
+        )
+        return a, b
+
+    @property
+    def clusters(self) -> str:
+        """What intervals and p come from: `100 prompts`."""
+        return counted(self.n_clusters, "prompt" if self.is_by_prompt else "completion")
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain data."""
@@ -333,8 +354,8 @@ class CompletionComparison(Printable):
         yield Sentence(text=self.verdict, tone="bad" if self.no_verdict else "warning", leads=True)
         yield from warned([each for each in self.findings if each != self.incomparable])
         rows: list[tuple[Any, ...]] = [
-            (letter, whole(side.source), side.n_completions, side.n_alone, side.n_invalid)
-            for letter, side in (("A", self.a), ("B", self.b))
+            (head, whole(side.source), side.n_completions, side.n_alone, side.n_invalid)
+            for head, side in zip(self.heads, (self.a, self.b), strict=True)
         ]
         heads = ("side", "completions of", "completions", "there alone", "invalid")
         yield Table(columns=tuple(map(Column, heads)), rows=rows)
@@ -344,12 +365,11 @@ class CompletionComparison(Printable):
             limits = "" if ends is None else Limits(ends.low, ends.high)
             cells = (Figure(each.a), Figure(each.b), Figure(each.estimate.value), limits)
             rows.append((name, *cells, Figure(each.p_value, "p")))
-        named = ("figure", "A", "B", "B minus A", f"{percent(self.level)} interval", "p")
-        unit = "prompt" if self.is_by_prompt else "completion"
+        named = ("figure", *self.heads, "B minus A", f"{percent(self.level)} interval", "p")
         n_invalid = self.n_common - self.n_valid
         title = (
             f"{counted(self.n_common, 'common completion')} by {self.on}, {n_invalid:,} invalid; "
             f"{self.objective} loss, beta {self.objective.beta:g}"
         )
-        note = f"intervals and p by {unit}; p: two-sided, of no difference"
+        note = f"intervals and p from {self.clusters}; p: two-sided, of no difference"
         yield Table(columns=tuple(map(Column, named)), rows=rows, title=title, note=note)

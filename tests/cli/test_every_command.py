@@ -40,7 +40,8 @@ def project(tmp_path, monkeypatch, pairs):
     """Policy A, a better policy B, and B against another reference, in Parquet and CSV."""
     monkeypatch.chdir(tmp_path)
     many = pl.concat([pairs.with_columns(pl.col("pair_id") + str(i)) for i in range(40)])
-    many = many.with_columns(split=pl.lit("x"))
+    # No column may be in part the other model's: that is surely wrong, and fails a gate.
+    many = many.with_columns(pl.col(LOGPS[3]) - 0.25, split=pl.lit("x"))
     many.write_parquet("a.parquet")
     better = many.with_columns(pl.col(LOGPS[1]) - 30.0)
     better.write_parquet("b.parquet")

@@ -107,3 +107,5 @@ def test_pairs_are_not_ranked(capsys, pairs):
     pairs.write_parquet("pairs.parquet")
     code, _, err = run(capsys, "rank", "pairs.parquet")
     assert (code, "these are pairs, and rank is of completions: evaluate them" in err) == (2, True)
+    code, _, err = run(capsys, "evaluate", "pairs.parquet", "--loss", "kto")
+    assert (code, "give a loss of pairs (for kto: --loss kto_pair)" in err) == (2, True)

@@ -37,6 +37,31 @@ def test_a_line_to_paste_maps_names_that_hold_the_words(capsys, pairs):
     assert main(mended(capsys, "evaluate", "odd.parquet")) == 0
 
 
+@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize("sides", ["cr", "rc"])
+def test_a_line_to_paste_has_the_column_that_is_there(capsys, pairs, joined, sides):
+    names = dict(zip(LOGPS, ("lp_c", "lp_r", "lp_c_ref", "ref_lp_r"), strict=True))
+    pairs.rename(names).write_parquet("odd.parquet")
+    typed = [f"{role}=lp_{side}" for role, side in zip(LOGPS[:2], "cr", strict=True)]
+    typed = [text.replace(f"lp_{sides[0]}", f"lp_{sides[0]}{sides[0]}") for text in typed]
+    options = ["--column", typed[0], "--column", typed[1]]
+    options = [f"--column={','.join(typed)}"] if joined else options
+    words = mended(capsys, "evaluate", "odd.parquet", *options)
+    assert "--reference" not in words
+    assert words[-1] == "ref_chosen_logps=lp_c_ref,ref_rejected_logps=ref_lp_r"
+    assert main(words) == 0
+    plain = capsys.readouterr().out
+    pairs.write_parquet("odd.parquet")
+    assert main(["evaluate", "odd.parquet"]) == 0
+    assert capsys.readouterr().out == plain
+
+
+def test_a_line_to_paste_repeats_no_column_that_is_not_there(capsys, pairs):
+    pairs.write_parquet("in.parquet")
+    words = mended(capsys, "evaluate", "in.parquet", "--column", f"{LOGPS[0]}=zzz")
+    assert words[-1] == f"{LOGPS[0]}=NAME"
+
+
 def test_a_line_to_paste_takes_a_lone_name_as_trls(capsys, pairs):
     names = {f"policy_{side}_logps": f"{side}_logps" for side in ("chosen", "rejected")}
     pairs.drop(LOGPS[2:]).rename(names).write_parquet("trl.parquet")
@@ -84,6 +109,27 @@ def test_a_mark_of_a_share_is_no_percentage(capsys, pairs, mark):
     said = capsys.readouterr().err
     assert f"{name} is a share from 0 to 1" in said
     assert f"for {number}% give {float(number) / 100:g}" in said
+
+
+@pytest.mark.parametrize("mark", ["60%", "0.6"])
+def test_a_mark_can_be_a_percentage(capsys, pairs, mark):
+    pairs.write_parquet("in.parquet")
+    assert main(["evaluate", "in.parquet", "--fail-over", f"rewards/accuracies={mark}"]) in {0, 4}
+    assert main(["evaluate", "in.parquet", "--fail-over", "rewards/accuracies=-1%"]) == 4
+    assert "above -0.01" in capsys.readouterr().err
+
+
+def test_a_mark_of_a_comparison_has_trls_names_too(capsys, pairs):
+    pairs.write_parquet("a.parquet")
+    pairs.with_columns(pl.col(LOGPS[1]) - 1.0).write_parquet("b.parquet")
+    sides = ["compare", "a.parquet", "b.parquet", "--fail-over"]
+    said = []
+    for name in ("rewards/margins", "reward_margin"):  # each margin grows by beta
+        assert main([*sides, f"{name}=0.1001"]) == 0
+        assert main([*sides, f"{name}=0.0999"]) == 4
+        said.append(capsys.readouterr().err.replace(name, ""))
+    assert said[0] == said[1]
+    assert main([*sides, "rewards/marginz=0"]) == 2
 
 
 def test_a_mark_without_a_number_is_shown_with_one(capsys):

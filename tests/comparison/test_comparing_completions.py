@@ -156,7 +156,7 @@ def test_the_command_compares_and_gates(sides, tmp_path, capsys):
         side.write_parquet(path)
     code, out, err = run(capsys, "compare", *paths, "--loss", LOSS)
     assert not err
-    assert (code, "auc" in out, "intervals and p by prompt" in out) == (0, True, True)
+    assert (code, "auc" in out, "intervals and p from" in out) == (0, True, True)
     document = json.loads(run(capsys, "compare", *paths, "--loss", LOSS, "--json")[1])
     assert document["better"] == "b"
     assert run(capsys, "compare", *paths, "--loss", LOSS, "--fail-under", "auc=0.9")[0] != 0

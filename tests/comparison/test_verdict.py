@@ -26,7 +26,7 @@ from dpo_pipeline.comparison.verdict import Difference, loss_sentence
 from dpo_pipeline.published.table_contracts import published
 from dpo_pipeline.statistics import Estimate
 from oracle_tools import stats
-from pair_tools import LOGPS, REFS
+from pair_tools import LOGPS, REFS, ROOT
 
 
 def test_verdicts():
@@ -290,3 +290,34 @@ def test_a_small_loss_is_no_zero_with_a_sign(value, said):
     assert (
         loss_sentence(loss, 0.1) == f"Loss: B minus A is {said} nats, at one beta of 0.1 for both"
     )
+
+
+@pytest.mark.parametrize(
+    ("n", "per_prompt", "test"),
+    [
+        pytest.param(40, 1, "McNemar, exact", id="few pairs differ"),
+        pytest.param(300, 1, "McNemar, mid-p", id="many pairs differ"),
+        pytest.param(40, 2, "sign flips, exact", id="few prompts differ"),
+        pytest.param(600, 2, "Student t, clustered", id="many prompts differ"),
+    ],
+)
+def test_without_ties_both_accuracies_are_one_and_the_test_is_named(n, per_prompt, test):
+    right = np.where(np.arange(n) % 7 < 3, 1.0, -1.0)
+    a, b = of_margins(list(right), list(np.where(np.arange(n) % 11 < 6, 1.0, -1.0)))
+    prompts = pl.int_range(pl.len()) // per_prompt
+    result = compare(a.with_columns(prompt_id=prompts), b.with_columns(prompt_id=prompts))
+    strict, half = (result.differences[n] for n in ("reward_accuracy", "reward_accuracy_half"))
+    assert strict.test == test
+    assert (half.estimate, half.p_value, half.test) == (strict.estimate, strict.p_value, test)
+    others = "Student t" if per_prompt == 1 else "Student t, clustered"
+    said = f"p: two-sided, of no difference (accuracy: {test}; others: {others});"
+    assert said in " ".join(str(result).split())
+    assert result.to_dict()["differences"]["reward_accuracy"]["test"] == test
+    guide = (ROOT / "examples" / "comparing.md").read_text()
+    assert f"| `{test}`" in guide or f" `{test}` |" in guide
+
+
+def test_with_ties_the_test_of_the_other_accuracy_is_named():
+    result = compare(*of_margins(signs(30, 30), signs(40, 10, 10)))
+    said = "(accuracy: McNemar, exact; with ties half: sign flips, exact; others: Student t)"
+    assert said in " ".join(str(result).split())

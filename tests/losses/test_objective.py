@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from fractions import Fraction
 
 import polars as pl
 import pytest
 
-from dpo_pipeline import InvalidPairsError, Objective, evaluate, score
+from dpo_pipeline import InvalidPairsError, Objective, UsageError, evaluate, score
+from dpo_pipeline.losses import EVERY_LOSS
+from dpo_pipeline.losses.catalogue import _NICKNAMES
 from objective_tools import LOG_2, minus_log_sigmoid
 from pair_tools import COUNTS, LOGPS
 
@@ -334,3 +337,27 @@ def test_a_sum_of_large_losses_keeps_the_last_bit():
     value = 4096.0 + 2.0**-40
     one = {name: [-20.0] for name in LOGPS} | {LOGPS[0]: [-19.0 - value]}
     assert evaluate(one, 1.0, loss="hinge").summary.loss == value
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("dpo", "(sigmoid is the loss of DPO)"),
+        ("DPO_loss", "(sigmoid is the loss of DPO)"),
+        ("bco", "(bco_pair is"),
+        ("slic", "(hinge is"),
+        ("c-dpo", "(sigmoid with label_smoothing is"),
+        ("sigmiod", "(did you mean 'sigmoid'?)"),
+        ("zzz", "'zzz'; the losses are sigmoid, "),
+    ],
+)
+def test_what_people_call_a_loss_leads_to_it(pairs, name, said):
+    with pytest.raises(UsageError, match=re.escape(said)):
+        evaluate(pairs, loss=name)
+
+
+def test_nicknames_are_no_losses_and_lead_to_losses():
+    for name, said in _NICKNAMES.items():
+        assert name not in EVERY_LOSS
+        named = re.split(r" (?:is|are|with) ", said)[0].split(" and ")
+        assert {*named} <= {*EVERY_LOSS}

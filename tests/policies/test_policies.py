@@ -244,7 +244,7 @@ def test_the_command_says_who_may_be_best(capsys, folder):
     assert document["best_set"] == list(compare(folder).best_set)
     paths = sorted(map(str, folder.glob("*.parquet")))
     _, out, _ = run(capsys, "compare", *paths, "--baseline", "checkpoint-500")
-    assert "less checkpoint-500" in " ".join(out.split())
+    assert "minus checkpoint-500" in " ".join(out.split())
 
 
 def drawn(rng, n_policies, per_prompt, first):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import polars as pl
 import pytest
 
 import dpo_pipeline as library
-from dpo_pipeline import Batches, Selection, StatisticsOptions, Subsets, UsageError
+from dpo_pipeline import Batches, Objective, Selection, StatisticsOptions, Subsets, UsageError
 from dpo_pipeline.columns import ROLES
 from dpo_pipeline.defaults import TRAINERS
 from dpo_pipeline.errors import MEANINGS
@@ -18,6 +19,7 @@ from dpo_pipeline.options import Gates
 from dpo_pipeline.published import explain
 from dpo_pipeline.published.explanations import DOUBTS, FINDINGS, RULES
 from dpo_pipeline.selection import RULES as SELECTION_RULES
+from dpo_pipeline.tables import Table
 from dpo_pipeline.unpaired import GATED_OF_COMPLETIONS
 from pair_tools import EXAMPLES
 
@@ -65,6 +67,8 @@ def results(folder):
     )
     yield library.rank(EXAMPLES / "completions.csv", by="subset")
     yield library.evaluate(completions, loss="kto", by="subset", batches=6)
+    keyed = completions.with_columns(completion_id=pl.int_range(pl.len()))
+    yield library.compare(keyed, keyed, loss=Objective("kto", arguments={"kl": 0.0}))
     yield library.dry_run(library.evaluate, EXAMPLES / "pairs.parquet", batches=50)
 
 
@@ -85,9 +89,36 @@ def is_explained(name):
         return False
 
 
-@pytest.mark.filterwarnings("ignore::dpo_pipeline.DataWarning")  # made-up policies
-def test_every_key_of_every_result_is_explained(tmp_path):
-    documents = [json.loads(result.to_json()) for result in results(tmp_path)]
+HEADS_OF_WORDS = {
+    *("figure", "mean", "role", "option", "and", "must be", "first at", "rows", "subset"),
+    *("pairs", "pairs of", "pairs of both", "completions", "completions of", "prompts"),
+    *("found", "result"),
+}
+"""Heads of columns that are words anybody reads."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", library.DataWarning)  # made-up policies
+        return list(results(tmp_path_factory.mktemp("results")))
+
+
+def test_every_head_of_a_printed_table_is_explained(made):
+    heads = {
+        column.title
+        for result in made
+        for part in result.to_parts()
+        if isinstance(part, Table)
+        for column in part.columns
+        if column.title
+    } | {"in no other", "common, invalid", "minus full_a"}
+    assert {"95% interval", "95% band", "loss at best beta", "B minus A", "kept by"} <= heads
+    assert {head for head in heads if not is_explained(head)} == HEADS_OF_WORDS | OF_DATA
+
+
+def test_every_key_of_every_result_is_explained(made):
+    documents = [json.loads(result.to_json()) for result in made]
     keys = {key for document in documents for key in keys_of(document)}
     assert {"winner_accuracy", "auc", "kl", "cycles", "kendall_tau", "heterogeneity"} <= keys
     plain = {name for names in PLAIN.values() for name in names} | OF_DATA
@@ -117,6 +148,10 @@ def test_every_rule_finding_loss_gate_column_and_code_is_explained():
         ("reward_margin_low", "The lower limit of the interval of this:\n\nreward_margin (figure)"),
         ("best_of_4_high", "The upper limit of the interval of this:"),
         ("brier", "range: from 0 to 1"),
+        ("displaced", "chosen_down (figure)"),
+        ("99.5% interval", "interval (number of a result)"),
+        ("minus full_a", "that of the policy NAME"),
+        ("B: policy_b", "The figure of policy B."),
     ],
 )
 def test_what_people_ask_for_is_explained(name, said):

@@ -98,6 +98,19 @@ def test_lines_fit_and_no_cell_is_lost(width):
     assert ("m0" in text) == (width == 240)
 
 
+@pytest.mark.parametrize("width", range(20, 70, 3))
+def test_a_column_that_joins_stays_beside_the_one_before_it(width):
+    columns = [Column(f"head{i}", joins=i in {2, 4, 5}) for i in range(8)]
+    table = Table(columns=columns, rows=[[f"cell{i}" for i in range(8)]] * 2)
+    lines = as_text([table], width=width).splitlines()
+    heads = [line.split() for line in lines if "head" in line]
+    assert [each for line in heads for each in line[1:]] == [f"head{i}" for i in range(1, 8)]
+    for i in (2, 4, 5):
+        is_beside = any({f"head{i - 1}", f"head{i}"} <= {*line} for line in heads)
+        assert is_beside or width < len("head0  head3  head4  head5")
+    assert all(len(line) <= width for line in lines)
+
+
 def test_blocks_repeat_what_names_their_rows_and_are_even():
     titles = ("who", *(f"column{i}" for i in range(6)))
     lines = as_text([table_of(titles, ("a", *range(6)))], width=40).split("\n")

@@ -111,7 +111,7 @@ def test_a_comparison_without_subsets_and_without_change(pairs):
         same = dpo_pipeline.compare(pairs, pairs)
     page = Page(same.report())
     assert "There is no pair that only B has right." in page.texts["p"]
-    assert any("they are one policy" in text for text in page.texts["p"])
+    assert any(text == "They are one policy" for text in page.texts["p"])
     assert "same log-probs" in same._repr_html_()
 
 

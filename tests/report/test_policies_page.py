@@ -7,6 +7,7 @@ import pytest
 
 import dpo_pipeline
 from command_tools import run
+from dpo_pipeline.rendering import with_minus
 from page_tools import EVIL, Page, values_of
 from pair_tools import ROOT
 
@@ -38,8 +39,9 @@ def test_several_policies_have_their_page(board):
         is_shown = own["p_adjusted"] < 0.05
         assert row["side"] == (("below", "above")[own["difference"] > 0] if is_shown else "open")
     texts = page.texts["p"]
-    for said in (board.luck(), *board.curve.sentences()):
-        assert f"{said[:1].upper()}{said[1:]}." in [text[:1].upper() + text[1:] for text in texts]
+    for text in (board.luck(), *board.curve.sentences()):
+        said = with_minus(f"{text[:1].upper()}{text[1:]}.")
+        assert said in [each[:1].upper() + each[1:] for each in texts]
     for title in ("best beta", "rejected log-prob", "in no other"):
         assert any(title in text for text in page.texts["th"])
 

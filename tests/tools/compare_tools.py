@@ -41,19 +41,30 @@ def frames(n=60, seed=3, *, per_prompt=None, scale=2.0):
 
 
 def of_margins(*sides):
-    """Return policies with the given differences of log-ratio, in nats."""
+    """Return policies with the given differences of log-ratio, in nats.
+
+    Both completions move by a little more: a column that is the reference's is surely wrong.
+    """
     tables = []
-    for side in sides:
+    for j, side in enumerate(sides):
         n = len(side)
         table = {
             "pair_id": list(range(n)),
-            "policy_chosen_logps": [-50.0 - 3 * (i % 5) + d for i, d in enumerate(side)],
-            "policy_rejected_logps": [-60.0 + i % 7 for i in range(n)],
+            "policy_chosen_logps": [
+                -50.0 - 3 * (i % 5) + _more(i, j) + d / 2 for i, d in enumerate(side)
+            ],
+            "policy_rejected_logps": [
+                -60.0 + i % 7 + _more(i, j) - d / 2 for i, d in enumerate(side)
+            ],
             "ref_chosen_logps": [-50.0 - 3 * (i % 5) for i in range(n)],
             "ref_rejected_logps": [-60.0 + i % 7 for i in range(n)],
         }
         tables.append(pl.DataFrame(table))
     return tables
+
+
+def _more(i, j):
+    return 0.8125 + 0.25 * (i % 3) + 0.0625 * j
 
 
 def said(result):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from functools import cache
 
 import pytest
@@ -121,6 +122,8 @@ def name_of(path):
 
 def test_every_folder_is_a_room():
     assert {room_of(path) for path in FILES} == {"", *ROOMS}
+    guide = (PACKAGE.parent / "examples" / "how_it_works.md").read_text()
+    assert re.findall(r"^\| `(\w+)/` \|", guide, re.MULTILINE) == ROOMS
 
 
 @pytest.mark.parametrize("path", INSIDE, ids=name_of)

@@ -67,6 +67,9 @@ def _differences(comparison: Comparison, palette: Palette) -> Figure:
     domain = domain_of(rows)
     if rows.filter((pl.col("low") < domain[0]) | (pl.col("high") > domain[1])).height:
         note += f" Intervals of fewer than {PAIRS_FOR_SCALE} pairs are cut off at the edges."
+    colours = "Blue is B better, orange A better, grey not told apart."
+    if comparison.incomparable is not None:
+        rows, colours = rows.with_columns(side=pl.lit("open")), "Without a verdict all are grey."
     least, most = chart_data.ends_of(rows, "value")
     by = f", by {', '.join(comparison.by)}" if comparison.by else ""
     a, b = comparison.quoted
@@ -74,7 +77,7 @@ def _differences(comparison: Comparison, palette: Palette) -> Figure:
     allowed = (
         " Subsets have a colour where the p-value that allows for their number (Holm) says so; "
         f"the largest difference is first. {comparison.across_subsets}"
-        if comparison.by
+        if comparison.by and comparison.incomparable is None
         else ""
     )
     return Figure.of(
@@ -83,7 +86,7 @@ def _differences(comparison: Comparison, palette: Palette) -> Figure:
         f"Differences of accuracy, {b} minus {a}{by}: from {points(least / 100.0)} to "
         f"{points(most / 100.0)}.",
         f" Each has its {tables.percent(comparison.level)} interval, and its pairs in "
-        f"brackets. Blue is B better, orange A better, grey not told apart.{allowed}{note}",
+        f"brackets. {colours}{allowed}{note}",
         intervals(chart_data.with_sizes(rows), palette, axis=axis, chance=0.0, domain=domain),
     )
 

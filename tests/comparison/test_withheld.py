@@ -62,6 +62,17 @@ def test_sound_sides_have_a_verdict():
     gate(found, under={"reward_accuracy": 0.0}, no_verdict=True)
 
 
+def test_without_a_verdict_no_difference_has_a_colour():
+    sides = [p.with_columns(half=pl.int_range(pl.len()) % 2) for p in policies()]
+    drawn = []
+    for pair in (sides, [FAULTS["exchanged"](sides[0]), sides[1]]):
+        spec = quietly(*pair, by="half").charts()["differences"].to_dict()
+        (rows,) = (rows for rows in spec["datasets"].values() if "side" in rows[0])
+        drawn.append({row["side"] for row in rows})
+    assert "above" in drawn[0]
+    assert drawn[1] == {"open"}
+
+
 @pytest.mark.parametrize(("name", "place"), list(product(FAULTS, (0, 1))))
 def test_what_evaluate_withholds_compare_withholds(name, place):
     sides = policies()

@@ -128,9 +128,9 @@ def p_equation(p: float) -> str:
 def _p_text(p: float, equal: str, below: str) -> str:
     if p < _SMALLEST_P:
         return f"{below}{_SMALLEST_P:.4f}"
-    # A third digit where two would say that p is the level itself.
-    two, three = (f"{half_up_digits(p, digits):.{digits}g}" for digits in (2, 3))
-    return f"{equal}{three if two in _LEVELS and three not in _LEVELS else two}"
+    # More digits where two would say that p is the level itself.
+    texts = [f"{half_up_digits(p, digits):.{digits}g}" for digits in range(2, 7)]
+    return equal + next((text for text in texts if text not in _LEVELS), texts[0])
 
 
 def as_written(value: Any) -> str:

@@ -39,6 +39,8 @@ def test_shares_of_counts_are_rounded_as_on_paper(n):
         pytest.param(0.0845, "effect", "8.5 points", id="effect"),
         pytest.param(0.125, "p", "0.13", id="p"),
         pytest.param(0.0496, "p", "0.0496", id="p below the level"),
+        pytest.param(0.04995, "p", "0.04995", id="p still nearer to it"),
+        pytest.param(0.05, "p", "0.05", id="p at the level"),
         pytest.param(42.235, "number", "42.24", id="number"),
         pytest.param(-1.25e-11, "number", "-1.3e-11", id="two digits are known"),
     ],

@@ -275,8 +275,8 @@ class PoliciesPlan(Plan[Leaderboard]):
         few = not_looked_for(Sense.of_sums(totals), max_logp=self.tables[0].binding.max_logp)
         unseen = ", ".join(self.labels[i] for i in sums.without_neighbours)
         borrowed = (
-            f"whether rows are shifted against the reference is not looked for in {unseen}: it "
-            f"comes from another table, joined by {self.on}"
+            f"whether rows are shifted against the reference is not looked for in {unseen}: "
+            f"the reference comes from another table, joined by {self.on}"
         )
         return (*filter(None, [few]), *([borrowed] if unseen else []))
 

@@ -398,10 +398,11 @@ _NICKNAMES: Final = MappingProxyType(
 """What people call some losses, and what is to be given instead."""
 
 
-def no_such_loss(name: str) -> str:
-    """Return what is said of a name that no loss has, after the name itself."""
-    known = _NICKNAMES.get(re.sub(r"[\W_]|(?:loss)$", "", name.lower()))
-    said = f" ({known})" if known else did_you_mean(name, EVERY_LOSS)
+def no_such_loss(name: object) -> str:
+    """Return what is said of what no loss is called, itself first."""
+    text = str(name)
+    known = _NICKNAMES.get(re.sub(r"[\W_]|(?:loss)$", "", text.lower()))
+    said = f" ({known})" if known else did_you_mean(text, EVERY_LOSS)
     return f"{name!r}{said}; the losses are {', '.join(EVERY_LOSS)}"
 
 

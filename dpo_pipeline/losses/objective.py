@@ -285,7 +285,7 @@ def _weights(loss: LossLike) -> dict[str, float]:
         raise UsageError(f"loss must be a name, or names with weights, found {loss!r}")
     for name, weight in weights.items():
         if name not in EVERY_LOSS:
-            raise UsageError(f"loss: there is no {no_such_loss(str(name))}")
+            raise UsageError(f"loss: there is no {no_such_loss(name)}")
         if len(weights) > 1 and EVERY_LOSS[name].row == "completion":
             raise UsageError(f"loss: {name} is of completions, and stands in no sum of losses")
         number = isinstance(weight, Real) and not isinstance(weight, bool)

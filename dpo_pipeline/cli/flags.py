@@ -119,9 +119,7 @@ def run_options() -> Iterator[click.Parameter]:
 
 def output_options() -> Iterator[click.Parameter]:
     """Yield the options of printing alone."""
-    yield SettingOption(
-        ["--quiet", "-q"], is_flag=True, help="No progress, and no word of what was written."
-    )
+    yield SettingOption(["--quiet", "-q"], is_flag=True, help=_QUIET)
     yield from form_options()
 
 

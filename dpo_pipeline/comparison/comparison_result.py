@@ -23,9 +23,11 @@ from dpo_pipeline.invalid_report import Doubt, InvalidReport
 from dpo_pipeline.statistics import (
     DifferencesTest,
     counted,
+    heads_of_two,
     limit_columns,
     p_equation,
     percent,
+    quoted_two,
 )
 from dpo_pipeline.sums import Summary
 from dpo_pipeline.tables import (
@@ -183,20 +185,12 @@ class Comparison(Compared):
     @property
     def heads(self) -> tuple[str, str]:
         """What heads of tables call the policies: `A: base`."""
-        a, b = (
-            f"{letter}: {side.name}" if side.name else letter
-            for letter, side in (("A", self.a), ("B", self.b))
-        )
-        return a, b
+        return heads_of_two(self.a.name, self.b.name)
 
     @property
     def quoted(self) -> tuple[str, str]:
         """What sentences call the policies: `A "base"`."""
-        a, b = (
-            f'{letter} "{side.name}"' if side.name else letter
-            for letter, side in (("A", self.a), ("B", self.b))
-        )
-        return a, b
+        return quoted_two(self.a.name, self.b.name)
 
     @property
     def across_subsets(self) -> str:

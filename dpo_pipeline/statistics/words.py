@@ -57,6 +57,16 @@ def share_within(interval: Interval | None) -> Callable[[float | None], str]:
     return partial(share, digits=_decimals(interval))
 
 
+def heads_of_two(a: str | None, b: str | None) -> tuple[str, str]:
+    """Return what heads of tables call two policies: `A: base`, or `A` without a name."""
+    return (f"A: {a}" if a else "A"), (f"B: {b}" if b else "B")
+
+
+def quoted_two(a: str | None, b: str | None) -> tuple[str, str]:
+    """Return what sentences call two policies: `A "base"`, or `A` without a name."""
+    return (f'A "{a}"' if a else "A"), (f'B "{b}"' if b else "B")
+
+
 def points(value: float | None, interval: Interval | None = None) -> str:
     """Return a difference of shares in percentage points, with sign: `+1.5 points`."""
     return DASH if value is None else _signed(f"{signed_points_within(interval)(value)} points")

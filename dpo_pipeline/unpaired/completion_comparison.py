@@ -29,9 +29,11 @@ from dpo_pipeline.statistics import (
     cluster_hashes,
     counted,
     hashed,
+    heads_of_two,
     limit_columns,
     p_equation,
     percent,
+    quoted_two,
 )
 from dpo_pipeline.sums import BIN, CLUSTER, VALID, merge
 from dpo_pipeline.tables import (
@@ -285,10 +287,7 @@ class CompletionComparison(Printable):
             "" if ends is None else f" ({percent(self.level)} interval {between(ends, written)})"
         )
         facts = f"{value}{limits}, {p_equation(found.p_value)}, {on}"
-        a, b = (
-            f'{letter} "{side.name}"' if side.name else letter
-            for letter, side in (("A", self.a), ("B", self.b))
-        )
+        a, b = quoted_two(self.a.name, self.b.name)
         if self.better is None:
             return f"no difference in AUC shown: {b} minus {a} is {facts}"
         word = "better" if self.better == "b" else "worse"
@@ -297,11 +296,7 @@ class CompletionComparison(Printable):
     @property
     def heads(self) -> tuple[str, str]:
         """What heads of tables call the policies: `A: base`."""
-        a, b = (
-            f"{letter}: {side.name}" if side.name else letter
-            for letter, side in (("A", self.a), ("B", self.b))
-        )
-        return a, b
+        return heads_of_two(self.a.name, self.b.name)
 
     @property
     def clusters(self) -> str:

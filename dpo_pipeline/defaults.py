@@ -190,6 +190,9 @@ SHARD_ROWS_IN_STEP: Final = 1_048_576
 JOINED_ROWS: Final = 2_097_152
 """Rows of all tables that a join holds in memory; more are parted by their keys on disk."""
 
+JOINED_BYTES: Final = 256 * 2**20
+"""Bytes of a reference in another order, or of its keys, that a join holds; more go to disk."""
+
 CLUSTERS_HELD: Final = 20_000
 """Clusters (prompts or pairs) that are held one by one; more are hashed into bags."""
 

@@ -18,9 +18,7 @@ from .formats import (
 from .frames import dumps_apart as dumps_apart, lazily as lazily
 from .joining import (
     join_reference as join_reference,
-    open_reference as open_reference,
     reference_columns_of as reference_columns_of,
-    tokenised_apart as tokenised_apart,
     with_reference as with_reference,
 )
 from .keys import (
@@ -39,6 +37,8 @@ from .keys import (
 from .opening import (
     format_of as format_of,
     open_pairs as open_pairs,
+    open_reference as open_reference,
     open_texts as open_texts,
     read as read,
+    tokenised_apart as tokenised_apart,
 )

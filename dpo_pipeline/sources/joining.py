@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from threading import Event
-from typing import Any, Final
+from typing import Any, Final, Self, TypeAlias, cast
 
 import polars as pl
 
 from dpo_pipeline.arguments import given
 from dpo_pipeline.columns import (
     COMPLETION_ID,
-    COUNT_ROLES,
     ELSEWHERE,
     LOGPS,
     MAPPING,
     PAIR_ID,
     POLICY,
     REF,
-    REF_CHOSEN,
-    REF_REJECTED,
     TOKENS_OF,
     Resolution,
     resolve,
     row_of,
 )
-from dpo_pipeline.defaults import STATISTICS_ROWS
+from dpo_pipeline.defaults import JOINED_BYTES, SHARD_ROWS_IN_STEP, STATISTICS_ROWS
 from dpo_pipeline.engine import Watch
-from dpo_pipeline.errors import NO_GUESSES, ColumnError, UsageError
+from dpo_pipeline.errors import NO_GUESSES, ColumnError
 from dpo_pipeline.options import Execution, Pairs, Reference
 from dpo_pipeline.sources.dataset import Dataset, Step, ranges_in_step
 from dpo_pipeline.sources.frames import dumps_apart
@@ -45,21 +42,22 @@ from dpo_pipeline.sources.keys import (
     key_of,
     no_key,
 )
-from dpo_pipeline.sources.opening import open_pairs
-from dpo_pipeline.sources.trainer_files import LENGTHS
-from dpo_pipeline.storage import METADATA_KEY, Access, is_address, reading
+from dpo_pipeline.sources.opening import (
+    REFERENCE,
+    open_pairs,
+    open_reference,
+    tokenised_apart,
+)
+from dpo_pipeline.sources.trainer_files import LENGTHS, prove_row_numbers
+from dpo_pipeline.storage import Access, reading
 
 _ROW: Final = "__dpo_pipeline_row"
-_OURS: Final = ("__dpo_pipeline_chosen_tokens", "__dpo_pipeline_rejected_tokens")
 _OTHER: Final = "__dpo_pipeline_other_key"
-_REFERENCE: Final = (REF_CHOSEN.name, REF_REJECTED.name)
-TOLD: Final = {
-    "tokenizer": "tokenizer",
-    "template": "chat template",
-    "max_length": "longest length",
-    "dialect": "dialect",
-}
-"""What `logps` writes into the metadata of its files on how texts became tokens, in words."""
+_NONE: Final = 2**32 - 1  # the number of no row
+_APART: Final = 4  # a table of keys has room for so many times their number
+_KEY_BYTES: Final = 8
+Ordered: TypeAlias = Callable[[int, int | None], pl.LazyFrame]
+"""Rows in order, from the number of the first and how many."""
 _OF_REFERENCE: Final = "Reference(columns={role: name}), or --reference-column role=name"
 
 
@@ -141,7 +139,7 @@ def with_reference(
     def compare_keys() -> None:
         with reading(f"{policy.name} or {other.name}"):
             if on == PAIR_ID.name and LENGTHS[0] in right:
-                _prove_row_numbers(policy, other, key, columns)
+                prove_row_numbers(policy, other, key, columns)
             beside.compare_keys(on, orders=not by_shard)
 
     step: Step = _ByShard(other, key, tuple(found)) if by_shard else beside.step
@@ -206,7 +204,7 @@ class _Beside:
     ) -> None:
         self._policy, self._reference, self._key, self._found = policy, reference, key, found
         self._watch = watch
-        self._ordered: Callable[[int, int | None], pl.LazyFrame] | None = None
+        self._ordered: Ordered | None = None
 
     def step(self, rows: pl.LazyFrame, first: int, n: int | None) -> pl.LazyFrame:
         """Add the log-probs to rows of the policy, from the number of the first and how many."""
@@ -222,15 +220,14 @@ class _Beside:
 
     def compare_keys(self, on: str, *, orders: bool) -> None:
         """Raise a JoinError if keys are null, twice, or on one side only."""
-        if not (self._policy.keeps_order and self._is_in_step()):
-            self._part(on, is_ordered=orders and self._policy.keeps_order)
+        lengths = {self._policy.rows, self._reference.rows} - {None}
+        can_match = self._policy.keeps_order and len(lengths) <= 1
+        if not (can_match and self._is_in_step()):
+            self._join(on, is_ordered=orders and can_match)
 
     def _is_in_step(self) -> bool:
-        policy, reference = self._policy, self._reference
-        if None not in (policy.rows, reference.rows) and policy.rows != reference.rows:
-            return False
         # Only of Parquet some rows can be read again without those before them.
-        carried = [] if reference.files else self._found
+        carried = [] if self._reference.files else self._found
         ordered = OrderedRows()
         try:
             for rows in in_step(self._runs(carried)):
@@ -255,53 +252,191 @@ class _Beside:
         n = self._reference.rows if n is None else n
         return self._reference.shard(first, n).frame.select(self._found)
 
-    def _part(self, on: str, *, is_ordered: bool) -> None:
+    def _join(self, on: str, *, is_ordered: bool) -> None:
         """Compare keys that are in another order, and bring the reference into the policy's."""
         policy, reference = self._policy, self._reference
         mine = policy.frame.select(self._key)
         theirs = reference.frame.select(self._key, *(self._found if is_ordered else ()))
-        frames = {policy.name: mine.with_row_index(_ROW), reference.name: theirs}
+        dtype = mine.collect_schema()[KEY]
+        if is_ordered and dtype.is_integer():
+            self._ordered = self._placed(mine, theirs)
+        if is_ordered and dtype in (pl.String, pl.Binary):
+            hashed = [rows.with_columns(_hash_of(pl.col(KEY))) for rows in (mine, theirs)]
+            with self._parted(*hashed) as parts:
+                self._ordered = self._paired(parts, theirs)
+        if self._ordered is not None:
+            return
+        with self._parted(mine, theirs) as parts:
+            if is_ordered:
+                self._ordered = self._paired(parts, theirs)
+            if self._ordered is None:
+                count_keys(on, [policy.name, reference.name], parts, must_match=True)
+
+    @contextmanager
+    def _parted(self, mine: pl.LazyFrame, theirs: pl.LazyFrame) -> Iterator[Partitions]:
+        frames = {self._policy.name: mine.with_row_index(_ROW), self._reference.name: theirs}
         with Partitions({name: each.collect_schema() for name, each in frames.items()}) as parts:
             for name, frame in frames.items():
-                for rows in frame.collect_batches(maintain_order=False, chunk_size=STATISTICS_ROWS):
-                    self._watch.check()
+                for rows in self._batches(frame):
                     parts.add(name, rows)
-            count_keys(on, [*frames], parts, must_match=True)
-            if not is_ordered:  # the join is made by the plan that reads the rows
-                return
-            columns = pl.Schema({_ROW: pl.get_index_type(), **theirs.drop(KEY).collect_schema()})
-            ordered, by = OrderedRows(), pl.col(_ROW) // STATISTICS_ROWS
-            with Partitions({"": columns}, by=by) as in_order:
-                for part in parts:
-                    self._watch.check()
-                    in_order.add("", joined(part.values()).select(list(columns)))
-                for part in in_order:
-                    ordered.add(part[""].sort(_ROW).drop(_ROW))
-        self._ordered = ordered.rows
+            yield parts
+
+    def _placed(self, mine: pl.LazyFrame, theirs: pl.LazyFrame) -> Ordered | None:
+        """Return the reference in order by a table of keys; None if they are not surely alike."""
+        numbers = _RowNumbers.of(each[KEY] for each in self._batches(mine))
+        if numbers is None:
+            return None
+        with _PlacedRows(theirs) as placed:
+            for some in self._batches(theirs):
+                places = numbers.places(some[KEY])
+                if places is None:
+                    return None
+                placed.add(some.with_columns(places))
+            return placed.in_order(numbers.n_rows)
+
+    def _paired(self, parts: Partitions, theirs: pl.LazyFrame) -> Ordered | None:
+        """Return the reference in order by joins of parts; None if a key has not one of each."""
+        n_rows = 0
+        with _PlacedRows(theirs) as placed:
+            for part in parts:
+                self._watch.check()
+                keys = part[self._policy.name][KEY]
+                rises = (keys.slice(1) > keys.slice(0, max(keys.len() - 1, 0))).all()
+                if not rises and keys.n_unique() < keys.len():
+                    return None
+                n_rows += keys.len()
+                pairs = joined(part.values())
+                if any(each.height != pairs.height for each in part.values()):
+                    return None
+                placed.add(pairs.drop(KEY))
+            return placed.in_order(n_rows)
+
+    def _batches(self, rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+        for some in rows.collect_batches(maintain_order=True, chunk_size=STATISTICS_ROWS):
+            self._watch.check()
+            yield some
 
 
-def tokenised_apart(policy: Dataset, reference: Dataset) -> tuple[str, ...]:
-    """Say, if files of `logps` tell it, that a policy and its reference read other tokens.
+def _hash_of(key: pl.Expr) -> pl.Expr:
+    """Return 128 bits that stand for a text; that two of 10**9 share them has odds of 10**-21."""
+    high, low = (key.hash(seed).cast(pl.Int128) for seed in (1, 2))
+    return pl.when(key.is_not_null()).then(high * 2**64 + low).alias(KEY)
 
-    The footer of the first file of each is read, if it is on this machine.
+
+@dataclass(frozen=True, slots=True)
+class _RowNumbers:
+    """The row of each of the policy's keys, where these are integers that lie close together."""
+
+    lowest: int
+    n_rows: int
+    table: pl.Series | None  # the row of each key from the lowest on; None of keys without gaps
+
+    @classmethod
+    def of(cls, batches: Iterable[pl.Series]) -> Self | None:
+        """Return the rows of keys, of one that is twice there one; None if keys lie apart."""
+        lowest, n, held = 0, 0, list[pl.Series]()
+        for keys in (each.cast(pl.Int64, strict=False) for each in batches if each.len()):
+            if keys.null_count():
+                return None
+            lowest = lowest if n else int(keys[0])
+            goes_on = pl.int_range(lowest + n, lowest + n + keys.len(), eager=True)
+            if held or not (keys == goes_on).all():
+                held = held or [pl.int_range(lowest, lowest + n, eager=True)]
+                held.append(keys)
+            n += keys.len()
+            if held and n * _KEY_BYTES > JOINED_BYTES:
+                return None
+        return cls._of_table(pl.concat(held, rechunk=True)) if held else cls(lowest, n, None)
+
+    @classmethod
+    def _of_table(cls, keys: pl.Series) -> Self | None:
+        n, (lowest, highest) = keys.len(), (cast("int", keys.min()), cast("int", keys.max()))
+        span = highest - lowest + 1
+        if span > _APART * n:
+            return None
+        table = pl.repeat(_NONE, span, dtype=pl.UInt32, eager=True)
+        table.scatter(keys - lowest, pl.int_range(n, dtype=pl.UInt32, eager=True))
+        return cls(lowest, n, table)
+
+    def places(self, keys: pl.Series) -> pl.Series | None:
+        """Return the rows of the policy that have these keys; None if one has none."""
+        places = (keys.cast(pl.Int64, strict=False) - self.lowest).cast(pl.UInt32, strict=False)
+        end = self.n_rows if self.table is None else self.table.len()
+        if places.null_count() or (places >= end).any():
+            return None
+        if self.table is not None:
+            places = self.table.gather(places)
+            if (places == _NONE).any():
+                return None
+        return places.alias(_ROW)
+
+
+class _PlacedRows:
+    """Rows of the reference with their places among the policy's, to be brought in order.
+
+    They are in memory up to `JOINED_BYTES`; more are parted by their places on disk.
     """
-    ours, theirs = _tokens_of(policy), _tokens_of(reference)
-    other = [name for name, each in ours.items() if each != theirs.get(name)] if theirs else []
-    if not other:
-        return ()
-    what = f"the reference's log-probs ({reference.name}) were made with another"
-    return (f"{what} {' and '.join(other)} than the policy's: they are not of the same tokens",)
+
+    def __init__(self, reference: pl.LazyFrame) -> None:
+        columns = reference.drop(KEY).collect_schema()
+        self._columns = pl.Schema({_ROW: pl.get_index_type(), **columns})
+        self._held: list[pl.DataFrame] = []
+        self._bytes = 0
+        self._on_disk: Partitions | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._on_disk is not None:
+            self._on_disk.__exit__(None, None, None)
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Add rows, in any order."""
+        self._held.append(rows.select(list(self._columns)))
+        self._bytes += int(self._held[-1].estimated_size())
+        if self._on_disk is None and self._bytes > JOINED_BYTES:
+            by = pl.col(_ROW) // SHARD_ROWS_IN_STEP
+            self._on_disk = Partitions({"": self._columns}, by=by, most=0)
+        while self._on_disk is not None and self._held:
+            self._on_disk.add("", self._held.pop())
+
+    def in_order(self, n_rows: int) -> Ordered | None:
+        """Return the rows in order; None unless each of so many places has one row."""
+        if self._on_disk is None:
+            whole = _in_order(self._held, 0, n_rows)
+            return None if whole is None else lambda first, n: whole.lazy().slice(first, n)
+        ordered = OrderedRows(0)
+        for rows in (part[""].rechunk() for part in self._on_disk):
+            first = ordered.n_rows
+            found = _in_order([rows], first, min(SHARD_ROWS_IN_STEP, n_rows - first))
+            if found is None:
+                return None
+            ordered.add(found)
+        return ordered.rows if ordered.n_rows == n_rows else None
 
 
-def _tokens_of(dataset: Dataset) -> dict[str, Any]:
-    """Return what a file of `logps` says of its tokens; nothing of other files."""
-    path = dataset.files[0].path if dataset.files else ""
-    if not path or is_address(path) or dataset.in_batches is not None:
-        return {}
-    with reading(path):
-        kept = pl.read_parquet_metadata(path).get(METADATA_KEY)
-    told = json.loads(kept) if kept else {}
-    return {words: told.get(name) for name, words in TOLD.items()} if "tokenizer" in told else {}
+def _in_order(held: list[pl.DataFrame], first: int, n: int) -> pl.DataFrame | None:
+    """Return rows in the order of their places; None unless places from `first` have one each.
+
+    Rows are taken out of `held` column by column, so that they are not in memory twice.
+    """
+    if sum(rows.height for rows in held) != n:
+        return None
+    at, start = pl.repeat(_NONE, n, dtype=pl.UInt32, eager=True), 0
+    for rows in held:
+        end = start + rows.height
+        at.scatter(rows[_ROW] - first, pl.int_range(start, end, dtype=pl.UInt32, eager=True))
+        start = end
+    if (at == _NONE).any():
+        return None
+    held[:] = [rows.drop(_ROW) for rows in held]
+    columns = []
+    for name in held[0].columns if held else ():
+        column = pl.concat([rows[name] for rows in held], rechunk=True)
+        held[:] = [rows.drop(name) for rows in held]
+        columns.append(column.gather(at))
+    return pl.DataFrame(columns)
 
 
 def _check_joinable(
@@ -314,59 +449,6 @@ def _check_joinable(
     faults = [*problems, *([] if on in columns else [no_key(on, columns)])]
     if faults:
         raise ColumnError(name, tuple(faults), guesses)
-
-
-def open_reference(reference: Reference, *, access: Access, cancel: Event | None = None) -> Dataset:
-    """Return a reference as a dataset."""
-    resolve((), reference.columns)  # refuses what is no mapping, or no role
-    for role in reference.columns or ():
-        if role not in (*_REFERENCE, REF.name):
-            raise UsageError(f"reference columns: {role!r} is none of {' and '.join(_REFERENCE)}")
-    pairs = Pairs(reference.source, format=reference.format, columns=reference.columns)
-    return open_pairs(
-        pairs,
-        access=access,
-        keys=[checked_on(reference.on)],
-        name="reference",
-        as_reference=True,
-        again=True,
-        cancel=cancel,
-    )
-
-
-def _prove_row_numbers(
-    policy: Dataset, reference: Dataset, key: pl.Expr, columns: Mapping[str, str] | None
-) -> None:
-    """Raise if the lengths of completions do not show that row numbers name the same pairs."""
-    mapping = resolve(policy.frame.collect_schema().names(), columns).mapping
-    counts = [mapping.get(role.name) for role in COUNT_ROLES]
-    remedy = (
-        "carry an id: add a column pair_id to the dataset before TRL precomputes its log-probs, "
-        "and write the same ids beside the policy's"
-    )
-    problem = f"{PAIR_ID.name}: the reference has none, and the number of a row is no identity"
-    if None in counts:
-        names = " and ".join(role.name for role in COUNT_ROLES)
-        raise ColumnError(
-            reference.name,
-            (f"{problem}; {names} of the policy would prove it by their lengths. Or {remedy}",),
-        )
-    ours = [
-        pl.col(str(name)).cast(pl.Int64).alias(n) for name, n in zip(counts, _OURS, strict=True)
-    ]
-    both = policy.frame.select(key, *ours).join(
-        reference.frame.select(key, *LENGTHS), on=KEY, how="full", coalesce=True
-    )
-    is_alike = pl.all_horizontal(
-        pl.col(one) == pl.col(other) for one, other in zip(_OURS, LENGTHS, strict=True)
-    ).fill_null(value=False)
-    n, n_other = both.select(pl.len(), is_alike.not_().sum()).collect(engine="streaming").row(0)
-    if n_other:
-        problem += (
-            f": joined by it, {n_other:,} of {n:,} rows have completions of other lengths, or are "
-            f"on one side only; {remedy}"
-        )
-        raise ColumnError(reference.name, (problem,))
 
 
 def reference_columns_of(columns: pl.Schema, explicit: Mapping[str, str] | None) -> Resolution:
@@ -387,7 +469,7 @@ def reference_columns_of(columns: pl.Schema, explicit: Mapping[str, str] | None)
     if len(used) > 1 and len(set(used)) == 1 and None not in used:
         problems.append(f"column {used[0]!r} is mapped to {' and '.join(wanted)}")
     # A script that scored two models may have called the columns of both the policy's.
-    ours = LOGPS[:2] if wanted == _REFERENCE else (POLICY.name,)
+    ours = LOGPS[:2] if wanted == REFERENCE else (POLICY.name,)
     scored = {ref: found.mapping.get(role) for ref, role in zip(wanted, ours, strict=True)}
     guesses = {ref: name for ref, name in scored.items() if name and ref not in found.mapping}
     return replace(found, problems=tuple(problems), guesses={**guesses, **found.guesses})
@@ -395,14 +477,14 @@ def reference_columns_of(columns: pl.Schema, explicit: Mapping[str, str] | None)
 
 def _wanted(columns: pl.Schema, explicit: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """Return the log-probs of a reference, by the contract that its columns are of."""
-    return (REF.name,) if row_of(columns.names(), explicit) == "completion" else _REFERENCE
+    return (REF.name,) if row_of(columns.names(), explicit) == "completion" else REFERENCE
 
 
 def _on_both_sides(
     policy: pl.Schema, columns: Mapping[str, str] | None, reference_name: str
 ) -> Iterator[str]:
     mine = resolve(policy.names(), columns).mapping
-    for role in (*_REFERENCE, REF.name):
+    for role in (*REFERENCE, REF.name):
         for name in (role, TOKENS_OF[role].name):
             if name in mine:
                 yield f"{name}: it is here as {mine[name]!r}, and in {reference_name} too; drop one"

@@ -150,13 +150,13 @@ class Partitions:
         self,
         tables: Mapping[str, pl.Schema],
         by: pl.Expr | None = None,
-        most: int = JOINED_ROWS,
+        most: int | None = None,
     ) -> None:
         """Start without rows; `by` gives the number of the part of a row.
 
-        Of all tables, `most` rows are held in memory.
+        Of all tables, `most` rows, or `JOINED_ROWS`, are held in memory.
         """
-        self._most = most
+        self._most = JOINED_ROWS if most is None else most
         self._tables = {name: pl.DataFrame(schema=schema) for name, schema in tables.items()}
         self._held: dict[str, list[pl.DataFrame]] = {name: [] for name in tables}
         self._by = pl.col(KEY).hash(_SEED) % _PARTS if by is None else by
@@ -233,10 +233,11 @@ class Partitions:
 
 
 class OrderedRows:
-    """Rows in their order: in memory up to `JOINED_ROWS`, else in a temporary folder."""
+    """Rows in their order: in memory up to a number, else in a temporary folder."""
 
-    def __init__(self) -> None:
-        """Start without rows."""
+    def __init__(self, most: int | None = None) -> None:
+        """Start without rows; `most`, or `JOINED_ROWS`, are held in memory."""
+        self._most = JOINED_ROWS if most is None else most
         self._runs: list[tuple[int, int, pl.LazyFrame]] = []  # first row, number, and the rows
         self.n_rows = 0
         self._folder: str | None = None
@@ -244,7 +245,7 @@ class OrderedRows:
     def add(self, rows: pl.DataFrame) -> None:
         """Add the next rows."""
         frame = rows.lazy()
-        if self.n_rows + rows.height > JOINED_ROWS:
+        if self.n_rows + rows.height > self._most:
             if self._folder is None:
                 self._folder = mkdtemp(prefix="dpo-pipeline-")
                 finalize(self, rmtree, self._folder, ignore_errors=True)

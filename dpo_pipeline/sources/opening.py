@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -12,10 +13,10 @@ from typing import Any, Final, TypeAlias
 import polars as pl
 
 from dpo_pipeline.arguments import given
-from dpo_pipeline.columns import PAIR_ID, did_you_mean, resolve
+from dpo_pipeline.columns import PAIR_ID, REF, REF_CHOSEN, REF_REJECTED, did_you_mean, resolve
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.options import Execution, Pairs
+from dpo_pipeline.options import Execution, Pairs, Reference
 from dpo_pipeline.sources import frames, text_files, token_dumps, trainer_files
 from dpo_pipeline.sources.dataset import Dataset, open_dataset
 from dpo_pipeline.sources.files import SourcePath
@@ -35,10 +36,23 @@ from dpo_pipeline.sources.formats import (
     guess,
 )
 from dpo_pipeline.sources.frames import Rows, as_lazy
-from dpo_pipeline.storage import Access
+from dpo_pipeline.sources.keys import checked_on
+from dpo_pipeline.storage import METADATA_KEY, Access, is_address, reading
 
 Reader: TypeAlias = Callable[[SourcePath, Mapping[str, str] | None], Rows]
 """From files, and from role to column where names do not say it, to rows."""
+
+REFERENCE: Final = (REF_CHOSEN.name, REF_REJECTED.name)
+"""What a reference of pairs has."""
+
+
+TOLD: Final = {
+    "tokenizer": "tokenizer",
+    "template": "chat template",
+    "max_length": "longest length",
+    "dialect": "dialect",
+}
+"""What `logps` writes into the metadata of its files on how texts became tokens, in words."""
 
 READERS: Final[Mapping[str, Reader]] = MappingProxyType(
     {
@@ -209,3 +223,45 @@ def _reference_alone(source: SourcePath, name: str) -> UsageError:
 def label_of(source: SourcePath) -> str:
     """Return what reports call a source."""
     return os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the inputs"
+
+
+def open_reference(reference: Reference, *, access: Access, cancel: Event | None = None) -> Dataset:
+    """Return a reference as a dataset."""
+    resolve((), reference.columns)  # refuses what is no mapping, or no role
+    for role in reference.columns or ():
+        if role not in (*REFERENCE, REF.name):
+            raise UsageError(f"reference columns: {role!r} is none of {' and '.join(REFERENCE)}")
+    pairs = Pairs(reference.source, format=reference.format, columns=reference.columns)
+    return open_pairs(
+        pairs,
+        access=access,
+        keys=[checked_on(reference.on)],
+        name="reference",
+        as_reference=True,
+        again=True,
+        cancel=cancel,
+    )
+
+
+def tokenised_apart(policy: Dataset, reference: Dataset) -> tuple[str, ...]:
+    """Say, if files of `logps` tell it, that a policy and its reference read other tokens.
+
+    The footer of the first file of each is read, if it is on this machine.
+    """
+    ours, theirs = _tokens_of(policy), _tokens_of(reference)
+    other = [name for name, each in ours.items() if each != theirs.get(name)] if theirs else []
+    if not other:
+        return ()
+    what = f"the reference's log-probs ({reference.name}) were made with another"
+    return (f"{what} {' and '.join(other)} than the policy's: they are not of the same tokens",)
+
+
+def _tokens_of(dataset: Dataset) -> dict[str, Any]:
+    """Return what a file of `logps` says of its tokens; nothing of other files."""
+    path = dataset.files[0].path if dataset.files else ""
+    if not path or is_address(path) or dataset.in_batches is not None:
+        return {}
+    with reading(path):
+        kept = pl.read_parquet_metadata(path).get(METADATA_KEY)
+    told = json.loads(kept) if kept else {}
+    return {words: told.get(name) for name, words in TOLD.items()} if "tokenizer" in told else {}

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 import polars as pl
 
 from dpo_pipeline.columns import (
+    COUNT_ROLES,
     PAIR_ID,
     POLICY_CHOSEN,
     POLICY_REJECTED,
@@ -27,16 +28,18 @@ from dpo_pipeline.columns import (
 )
 from dpo_pipeline.defaults import AVERAGED_LOGP_FLOOR, PARQUET_ENDINGS
 from dpo_pipeline.errors import ColumnError, StorageError, UsageError
-from dpo_pipeline.sources.dataset import open_dataset
+from dpo_pipeline.sources.dataset import Dataset, open_dataset
 from dpo_pipeline.sources.files import SourcePath, find, identities, kind_of, text_files
 from dpo_pipeline.sources.formats import FORMATS, INDEX, NDJSON, OPEN_INSTRUCT_AVERAGED
 from dpo_pipeline.sources.frames import Rows, in_batches, ipc, lazily, reading_as
+from dpo_pipeline.sources.keys import KEY
 from dpo_pipeline.sources.text_files import ndjson
 from dpo_pipeline.storage import reading, unpacked
 
 _SIDES: Final = ("chosen", "rejected")
 LENGTHS: Final = tuple(f"__dpo_pipeline_{side}_length" for side in _SIDES)
 """Tokens of each completion, beside row numbers that stand for ids."""
+_OURS: Final = tuple(f"__dpo_pipeline_{side}_tokens" for side in _SIDES)
 _STATE: Final = "state.json"
 """What save_to_disk leaves in a folder."""
 _SPLITS: Final = "dataset_dict.json"
@@ -451,3 +454,38 @@ def _gold(row: Mapping[str, Any], texts: list[str | None], logps: list[float]) -
     if not made:
         raise ValueError(f"target {target!r} is the number or the text of no option")
     return made
+
+
+def prove_row_numbers(
+    policy: Dataset, reference: Dataset, key: pl.Expr, columns: Mapping[str, str] | None
+) -> None:
+    """Raise if the lengths of completions do not show that row numbers name the same pairs."""
+    mapping = resolve(policy.frame.collect_schema().names(), columns).mapping
+    counts = [mapping.get(role.name) for role in COUNT_ROLES]
+    remedy = (
+        "carry an id: add a column pair_id to the dataset before TRL precomputes its log-probs, "
+        "and write the same ids beside the policy's"
+    )
+    problem = f"{PAIR_ID.name}: the reference has none, and the number of a row is no identity"
+    if None in counts:
+        names = " and ".join(role.name for role in COUNT_ROLES)
+        raise ColumnError(
+            reference.name,
+            (f"{problem}; {names} of the policy would prove it by their lengths. Or {remedy}",),
+        )
+    ours = [
+        pl.col(str(name)).cast(pl.Int64).alias(n) for name, n in zip(counts, _OURS, strict=True)
+    ]
+    both = policy.frame.select(key, *ours).join(
+        reference.frame.select(key, *LENGTHS), on=KEY, how="full", coalesce=True
+    )
+    is_alike = pl.all_horizontal(
+        pl.col(one) == pl.col(other) for one, other in zip(_OURS, LENGTHS, strict=True)
+    ).fill_null(value=False)
+    n, n_other = both.select(pl.len(), is_alike.not_().sum()).collect(engine="streaming").row(0)
+    if n_other:
+        problem += (
+            f": joined by it, {n_other:,} of {n:,} rows have completions of other lengths, or are "
+            f"on one side only; {remedy}"
+        )
+        raise ColumnError(reference.name, (problem,))

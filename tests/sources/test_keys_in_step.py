@@ -11,7 +11,7 @@ import pytest
 
 from compare_tools import said
 from dpo_pipeline import JoinError, OnInvalid, Pairs, compare, evaluate, score_parquet
-from dpo_pipeline.sources import keys
+from dpo_pipeline.sources import joining, keys
 from option_tools import grouped
 from pair_tools import LOGPS, REFS, split
 from reference_tools import FAULTS, keyed, laid_out, raised, told
@@ -32,6 +32,8 @@ def place(request, monkeypatch, tmp_path):
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     monkeypatch.setattr(keys, "JOINED_ROWS", request.param)
+    monkeypatch.setattr(joining, "JOINED_BYTES", request.param * 8)
+    monkeypatch.setattr(joining, "SHARD_ROWS_IN_STEP", 100)
     monkeypatch.setattr(keys, "ROWS_IN_STEP", 250)
     monkeypatch.setattr(keys, "_PARTS", 5)  # 64 files of a few rows cost much and show the same
     yield folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections import defaultdict
 
 import polars as pl
 import pytest
@@ -36,6 +37,46 @@ def pytest_collection_finish():
     """Have collections of garbage pass over what lives as long as the process does."""
     gc.collect()
     gc.freeze()
+
+
+def few_of(items, at_most):
+    """Return those of a test's parameter sets that have each value of each parameter once."""
+    every = [item.callspec.indices for item in items]
+    values = {name: sorted({each[name] for each in every}) for name in every[0]}
+    longest = max(values, key=lambda name: len(values[name]))
+    n, step, digits = len(values[longest]), 1, {longest: (1, 0)}
+    for place, name in enumerate((name for name in values if name != longest), 1):
+        step = step if n > step * (len(values[name]) - 1) else 1
+        digits[name] = (step, place)
+        step *= len(values[name])
+    seen, kept = set(), []
+    for is_diagonal in (True, False):  # then those whose values it has not
+        for item, each in zip(items, every, strict=True):
+            i = values[longest].index(each[longest])
+            wanted = {
+                name: values[name][(i // step + place) % len(values[name])]
+                for name, (step, place) in digits.items()
+            }
+            if (each == wanted) if is_diagonal else not set(each.items()) <= seen:
+                kept.append(item)
+                seen |= set(each.items())
+    if at_most is None or len(kept) <= at_most:
+        return kept
+    return [kept[i * (len(kept) - 1) // (at_most - 1)] for i in range(at_most)]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Have repeats be slow: all but a few parameter sets of tests that are marked so."""
+    repeated = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("repeats") and not item.get_closest_marker("slow"):
+            repeated[item.nodeid.split("[")[0]].append(item)
+    for each in repeated.values():
+        kept = few_of(each, *each[0].get_closest_marker("repeats").args or (None,))
+        for item in each:
+            if item not in kept:
+                item.add_marker(pytest.mark.slow)
 
 
 TOGETHER = {"statistics", "comparison", "report"}

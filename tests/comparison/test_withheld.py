@@ -73,6 +73,7 @@ def test_without_a_verdict_no_difference_has_a_colour():
     assert drawn[1] == {"open"}
 
 
+@pytest.mark.repeats(5)  # each fault on one of the sides
 @pytest.mark.parametrize(("name", "place"), list(product(FAULTS, (0, 1))))
 def test_what_evaluate_withholds_compare_withholds(name, place):
     sides = policies()

@@ -42,6 +42,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.repeats  # the sides have one set of rules
 @pytest.mark.parametrize("column", [PC, RC])
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_fault_has_one_name_a_row_and_a_position(column, masked):

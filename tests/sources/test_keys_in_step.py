@@ -105,6 +105,7 @@ def test_scored_files_are_those_of_one_table(tmp_path, real_pairs, layout):
             assert other.equals(one.select(other.columns)), name
 
 
+@pytest.mark.repeats  # both calls read keys by one function
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize(("left", "right", "faults", "_said"), FAULTS)
 @pytest.mark.parametrize("call", [evaluate, compare])

@@ -39,30 +39,39 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def sets_of(item):
+    """Return which set of each of its parametrisations a test has, by the names of the first one's
+    arguments."""
+    names = [mark.args[0] for mark in item.iter_markers("parametrize")]
+    names = [each.split(",") if isinstance(each, str) else each for each in names]
+    held = {name: id(value) for name, value in item.callspec.params.items()}
+    sets = {each[0].strip(): tuple(held.pop(name.strip()) for name in each) for each in names}
+    return sets | held  # parameters of fixtures are left
+
+
 def few_of(items, at_most):
-    """Return those of a test's parameter sets that have each value of each parameter once."""
-    every = [item.callspec.indices for item in items]
-    values = {name: sorted({each[name] for each in every}) for name in every[0]}
-    longest = max(values, key=lambda name: len(values[name]))
-    n, step, digits = len(values[longest]), 1, {longest: (1, 0)}
-    for place, name in enumerate((name for name in values if name != longest), 1):
-        step = step if n > step * (len(values[name]) - 1) else 1
-        digits[name] = (step, place)
-        step *= len(values[name])
-    seen, kept = set(), []
-    for is_diagonal in (True, False):  # then those whose values it has not
-        for item, each in zip(items, every, strict=True):
-            i = values[longest].index(each[longest])
-            wanted = {
-                name: values[name][(i // step + place) % len(values[name])]
-                for name, (step, place) in digits.items()
-            }
-            if (each == wanted) if is_diagonal else not set(each.items()) <= seen:
-                kept.append(item)
-                seen |= set(each.items())
-    if at_most is None or len(kept) <= at_most:
-        return kept
-    return [kept[i * (len(kept) - 1) // (at_most - 1)] for i in range(at_most)]
+    """Return those of a test's items that have each set of each parametrisation about once.
+
+    With i the set of the longest parametrisation, the others have sets that go on as i does.
+    """
+    every = [sets_of(item) for item in items]
+    sets = {name: list(dict.fromkeys(each[name] for each in every)) for name in every[0]}
+    longest = max(sets, key=lambda name: len(sets[name]))
+    step, wanted = 1, [{longest: each} for each in sets[longest]]
+    for place, (name, values) in enumerate(sets.items()):
+        if name != longest:
+            step = step if len(wanted) > step * (len(values) - 1) else 1
+            for i, each in enumerate(wanted):
+                each[name] = values[(i // step + place) % len(values)]
+            step *= len(values)
+    kept = [i for i, each in enumerate(every) if each in wanted]
+    seen = {pair for i in kept for pair in every[i].items()}
+    for i, each in enumerate(every):  # where not each set goes with each
+        if not seen.issuperset(each.items()):
+            kept.append(i)
+            seen.update(each.items())
+    n = len(kept) if at_most is None else min(at_most, len(kept))
+    return [items[kept[i * (len(kept) - 1) // max(n - 1, 1)]] for i in range(n)]
 
 
 @pytest.hookimpl(tryfirst=True)

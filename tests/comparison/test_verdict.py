@@ -23,10 +23,10 @@ from compare_tools import (
 )
 from dpo_pipeline import StatisticsOptions, compare
 from dpo_pipeline.comparison.verdict import Difference, loss_sentence
-from dpo_pipeline.published.table_contracts import published
 from dpo_pipeline.statistics import Estimate
 from oracle_tools import stats
 from pair_tools import LOGPS, REFS, ROOT
+from schema_tools import validate
 
 
 def test_verdicts():
@@ -251,9 +251,6 @@ def test_the_document_is_json_with_every_part():
     assert document["a"]["summary"]["n_valid"] == 60
 
 
-SCHEMA = json.loads(published()["comparison.schema.json"])
-
-
 def test_the_document_follows_its_schema():
     a, b = frames(n=40, per_prompt=2)
     for result in (
@@ -263,7 +260,7 @@ def test_the_document_follows_its_schema():
         compare(broken_at(a, 103), b, loss="ipo", on_invalid="exclude"),
         compare(*(table.with_columns(prompt_id=1) for table in (a, b))),
     ):
-        jsonschema.validate(json.loads(result.to_json()), SCHEMA)
+        validate(json.loads(result.to_json()), "comparison")
 
 
 def test_the_schema_refuses_what_is_no_comparison():
@@ -272,7 +269,7 @@ def test_the_schema_refuses_what_is_no_comparison():
     wrong += [{"differences": {}}, {"a": {**document["a"], "n_pairs": None}}]
     for each in wrong:
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(document | each, SCHEMA)
+            validate(document | each, "comparison")
 
 
 @pytest.mark.parametrize(

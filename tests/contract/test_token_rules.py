@@ -348,6 +348,7 @@ def test_rules_and_valid_against_plain_python(masks, max_logp):
     assert 90 < sum(valid) < 480
 
 
+@pytest.mark.repeats(2)  # rules are bound before any argument
 @pytest.mark.parametrize("arguments", [{"ld_alpha": 0.0}, {"ld_alpha": 0.5}, {"humanline": True}])
 def test_what_is_done_with_tokens_does_not_change_which_rows_are_sound(arguments):
     rows, frame = odd_lists(300, masks=())

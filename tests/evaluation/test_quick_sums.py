@@ -99,6 +99,12 @@ def test_any_form_gives_the_figures_of_one_shard(
     assert check_forms(request, pairs, tmp_path, {}) == expected
 
 
+def test_a_broken_rule_of_another_column_is_seen(request, pairs_of_shards, tmp_path):
+    counted = pairs_of_shards.with_columns(chosen_num_tokens=500, rejected_num_tokens=500)
+    pairs = with_value(counted, 250, 0, "chosen_num_tokens")
+    assert check_forms(request, pairs, tmp_path, {}) == [A, C, C, C, S, C]
+
+
 @pytest.mark.parametrize("options", FORMS)
 def test_so_it_is_by_key_and_for_other_scores(request, pairs_of_shards, tmp_path, options):
     pairs = with_value(pairs_of_shards, 250, None)

@@ -194,22 +194,18 @@ def test_a_manifest_says_what_is_there(both, store, how):  # noqa: ARG001
     assert sum(manifest["files"].values()) == 338 - 3
 
 
-AGAIN = pytest.mark.slow  # the same code, with other names
-
-
+@pytest.mark.repeats(1)  # the same code, with other names
 @pytest.mark.parametrize(
     ("source", "rows"),
     [
-        pytest.param("s3://bucket/in/deep", 338, marks=AGAIN),
         ("s3://bucket/in/**/[cd].parquet", 338),
-        pytest.param(
-            ["s3://bucket/in/a.parquet", "s3://bucket/in/deep/c.parquet"], 360, marks=AGAIN
-        ),
-        pytest.param("s3://bucket/in/a.parquet", 180, marks=AGAIN),
-        pytest.param("s3://bucket/in/deep/", 338, marks=AGAIN),
-        pytest.param("s3://bucket/in/*.parquet", 360, marks=AGAIN),
-        pytest.param("s3://bucket/in/**/*.parquet", 698, marks=AGAIN),
-        pytest.param("s3://bucket/in/deep/?.parquet", 338, marks=AGAIN),
+        (["s3://bucket/in/a.parquet", "s3://bucket/in/deep/c.parquet"], 360),
+        ("s3://bucket/in/deep", 338),
+        ("s3://bucket/in/a.parquet", 180),
+        ("s3://bucket/in/deep/", 338),
+        ("s3://bucket/in/*.parquet", 360),
+        ("s3://bucket/in/**/*.parquet", 698),
+        ("s3://bucket/in/deep/?.parquet", 338),
     ],
 )
 def test_what_is_read(both, how, source, rows):  # noqa: ARG001
@@ -392,34 +388,26 @@ def test_a_dry_run_says_what_a_run_writes_there(both, store, how):  # noqa: ARG0
     assert all(output.replaces for output in again.outputs)
 
 
+@pytest.mark.repeats(2)  # what is refused here too: `test_dry_run` has all of it
 @pytest.mark.parametrize(
     ("sink", "arguments", "message"),
     [
-        pytest.param("there.parquet", {}, "exists already; pass overwrite", marks=AGAIN),
-        pytest.param("full", {}, "is not empty; pass overwrite", marks=AGAIN),
         ("theirs", {"overwrite": True}, "is in the output folder and no output of this tool"),
-        pytest.param(
-            "in/a.parquet", {"overwrite": True}, "the output is also an input", marks=AGAIN
-        ),
-        ("in", {"overwrite": True}, "the output folder holds inputs"),
-        pytest.param(
-            "new",
-            {"summary": "s3://bucket/there.parquet"},
-            "exists already; pass overwrite",
-            marks=AGAIN,
-        ),
-        pytest.param(
+        ("there.parquet", {}, "exists already; pass overwrite"),
+        ("full", {}, "is not empty; pass overwrite"),
+        ("in/a.parquet", {"overwrite": True}, "the output is also an input"),
+        ("new", {"summary": "s3://bucket/there.parquet"}, "exists already; pass overwrite"),
+        (
             "new",
             {"summary": "s3://bucket/in/b.parquet", "overwrite": True},
             "the output is also an input",
-            marks=AGAIN,
         ),
-        pytest.param(
+        (
             "new",
             {"summary": "s3://bucket/x", "batches": "s3://bucket/x", "batch_size": 9},
             "two outputs have this name",
-            marks=AGAIN,
         ),
+        ("in", {"overwrite": True}, "the output folder holds inputs"),
     ],
 )
 def test_a_dry_run_refuses_what_a_run_refuses(both, store, how, sink, arguments, message):  # noqa: ARG001
@@ -451,11 +439,8 @@ def policy_here(store, tmp_path, real_pairs):
     return policy
 
 
-@pytest.mark.parametrize(
-    "call",
-    # The others open the reference as `evaluate` does.
-    [evaluate, *(pytest.param(x, marks=AGAIN) for x in (score_parquet, check, sweep))],
-)
+@pytest.mark.repeats(1)  # the others open the reference as `evaluate` does
+@pytest.mark.parametrize("call", [evaluate, score_parquet, check, sweep])
 def test_a_reference_is_reached_as_the_pairs_are(how, tmp_path, policy_here, call):
     here, there = tmp_path / "reference.parquet", "s3://bucket/reference.parquet"
     sinks = [tmp_path / "here.parquet", tmp_path / "there.parquet"] if call is score_parquet else []
@@ -582,14 +567,15 @@ def test_what_is_left_out_of_a_store_is_named(both, store, how):  # noqa: ARG001
 LOG = "_delta_log/00000000000000000000.json"
 
 
+@pytest.mark.repeats(1)  # markers are listed as other objects are
 @pytest.mark.parametrize(
     ("source", "marker", "system"),
     [
         ("in", ".hoodie/hoodie.properties", "Hudi"),
-        pytest.param("in/deep", "metadata/v3.metadata.json", "Iceberg", marks=AGAIN),
-        pytest.param("in/deep/c.parquet", LOG, "Delta Lake", marks=AGAIN),
-        pytest.param("in/**/*.parquet", LOG, "Delta Lake", marks=AGAIN),
-        pytest.param(["in/a.parquet", "in/deep"], LOG, "Delta Lake", marks=AGAIN),
+        ("in/deep", "metadata/v3.metadata.json", "Iceberg"),
+        ("in/deep/c.parquet", LOG, "Delta Lake"),
+        ("in/**/*.parquet", LOG, "Delta Lake"),
+        (["in/a.parquet", "in/deep"], LOG, "Delta Lake"),
     ],
 )
 def test_lake_tables_in_a_store_are_no_folders(both, store, how, source, marker, system):  # noqa: ARG001

@@ -98,6 +98,7 @@ def test_a_completion_that_is_masked_altogether():
     }
 
 
+@pytest.mark.repeats(1)  # the sides have one set of rules
 @pytest.mark.parametrize("column", [PC, RC])
 def test_policy_and_reference_of_different_length(column):
     frame = with_list(pairs_of_tokens(), column, 0, [-1.0, -2.0])

@@ -57,10 +57,9 @@ def done(job, *, seed=1, twice=True):
     return [run(job.folder, number) for number in numbers]
 
 
-REPEATED = pytest.mark.slow  # what the others have too, with more
-FIGURES = {  # all but the second are of fewer shards
-    "totals": (evaluate, {}),
+FIGURES = {
     "by subset": (evaluate, {"by": "subset", "histogram": True, "batch_size": 16}),
+    "totals": (evaluate, {}),
     "batches by value": (evaluate, {"batch_by": "subset"}),
     "within batches": (evaluate, {"loss": "aot", "batch_size": 32}),
     "sweep": (sweep, {"beta": [0.05, 0.5], "loss": ["sigmoid", "ipo"], "by": "subset"}),
@@ -68,7 +67,7 @@ FIGURES = {  # all but the second are of fewer shards
 
 
 @pytest.mark.repeats(2)  # subsets, and a sweep: the others are sums that merge as these do
-@pytest.mark.parametrize("kind", [pytest.param("totals", marks=REPEATED), *list(FIGURES)[1:]])
+@pytest.mark.parametrize("kind", FIGURES)
 def test_the_figures_are_those_of_one_process(folder, kind, monkeypatch):
     function, flat = FIGURES[kind]
     seen, made = [], Sense.of_sums
@@ -123,15 +122,15 @@ def test_documents_are_those_of_one_process(folder):
 
 
 SCORES = {
-    "quarantined": {"on_invalid": "quarantine"},
     "in parts": {"on_invalid": "quarantine", "part_rows": 50, "by": "subset"},
+    "quarantined": {"on_invalid": "quarantine"},
     "excluded": {"on_invalid": "exclude", "part_rows": 1, "keep": ["pair_id"]},
     "within batches": {"on_invalid": "quarantine", "part_rows": 50, "loss": "aot", "batch_size": 8},
 }
 
 
 @pytest.mark.repeats(2)  # in parts, and with losses of batches
-@pytest.mark.parametrize("kind", [pytest.param("quarantined", marks=REPEATED), *list(SCORES)[1:]])
+@pytest.mark.parametrize("kind", SCORES)
 def test_the_bytes_of_a_score_are_those_of_one_process(folder, kind):
     given = grouped(**SCORES[kind])
     n = 4 if kind == "in parts" else 2

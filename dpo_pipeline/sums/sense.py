@@ -152,10 +152,10 @@ def with_equal(pairs: pl.LazyFrame, needs: Needs) -> pl.LazyFrame:
     )
 
 
-def equal_pairs(needs: Needs) -> dict[str, pl.Expr]:
-    """Return, by the name of their count, the pairs of `with_equal`, and all."""
+def equal_pairs(needs: Needs) -> dict[str, pl.Expr | None]:
+    """Return, by the name of their count, the pairs of `with_equal`, and None for all."""
     names = [equal(one, other) for one, other in compared(needs)]
-    return {N_COMPARED: pl.col(VALID)} | {name: pl.col(name) for name in names}
+    return {N_COMPARED: None} | {name: pl.col(name) for name in names}
 
 
 def are_unmoved(needs: Needs) -> pl.Expr:

@@ -169,7 +169,7 @@ def totals(
         marked = with_summed(marked, needs, lagged=lagged)
         sums += sense_sums(needs, counts_in(pairs), lagged=lagged)
     if squares is not None:
-        marked = with_squares(marked)
+        marked = with_squares(marked, are_valid=form is Form.CLEAN)
         sums += square_sums(is_wide=squares == "wide", is_whole=True)
     if form is Form.ANY:
         sums += [exact_sum(pl.col(name)).alias(total) for name, total in summed.items()]
@@ -220,7 +220,7 @@ def tally(
     if form is Form.CLEAN:
         sums.append(_count(rules.clean.rows, N_CLEAN, form))
     if squares is not None:
-        marked = with_squares(marked)
+        marked = with_squares(marked, are_valid=form is Form.CLEAN)
         sums += square_sums(is_wide=squares == "wide")
     for name, total in _summed(objectives, needs).items():
         values = pl.col(name)
@@ -250,9 +250,9 @@ def _summed(objectives: Sequence[CheckedObjective], needs: Needs) -> dict[str, s
     return summed
 
 
-def _counted(objectives: Sequence[CheckedObjective], needs: Needs) -> dict[str, pl.Expr]:
-    """Return which valid pairs are counted, by the name of their count."""
-    counted = {N_VALID: pl.col(VALID), N_UNMOVED: are_unmoved(needs)}
+def _counted(objectives: Sequence[CheckedObjective], needs: Needs) -> dict[str, pl.Expr | None]:
+    """Return which valid pairs are counted, by the name of their count; None is all of them."""
+    counted: dict[str, pl.Expr | None] = {N_VALID: None, N_UNMOVED: are_unmoved(needs)}
     for i, each in enumerate(objectives):
         margin = pl.col(name_of_score(REWARD_MARGIN, each, objectives))
         # Margins of valid pairs are finite.
@@ -261,9 +261,13 @@ def _counted(objectives: Sequence[CheckedObjective], needs: Needs) -> dict[str, 
     return counted
 
 
-def _count(where: pl.Expr, name: str, form: Form = Form.ANY) -> pl.Expr:
-    counted = where if form is Form.CLEAN else pl.col(VALID) & where
-    return counted.sum().cast(pl.Int64).alias(name)
+def _count(where: pl.Expr | None, name: str, form: Form = Form.ANY) -> pl.Expr:
+    """Count valid pairs, all of them without `where`."""
+    if form is Form.CLEAN:
+        counted = pl.len() if where is None else where.sum()
+    else:
+        counted = (pl.col(VALID) if where is None else pl.col(VALID) & where).sum()
+    return counted.cast(pl.Int64).alias(name)
 
 
 def _fitting(

@@ -11,7 +11,14 @@ import polars as pl
 import polars.selectors as cs
 
 from dpo_pipeline.columns import COUNT_ROLES, N_PAIRS, N_VALID, Needs
-from dpo_pipeline.comparison.paired_arrays import Buffers, Hashes, SideArrays, Whole, hashes_of
+from dpo_pipeline.comparison.paired_arrays import (
+    Buffers,
+    Ends,
+    Hashes,
+    SideArrays,
+    Whole,
+    hashes_of,
+)
 from dpo_pipeline.defaults import BAGS, CLUSTERS_HELD, SENSED_PAIRS
 from dpo_pipeline.statistics import cluster_hashes
 from dpo_pipeline.sums import CLUSTER, coded, merge, sense_of
@@ -56,7 +63,20 @@ class SideSums:
 
     def add(self, scored: pl.DataFrame, by_key: Hashes, n_pairs: int) -> SideArrays:
         """Add valid pairs, `n_pairs` with those that are not, and return their arrays."""
-        side = SideArrays(scored, self._needs, self._means, self._summed, self._buffers)
+        side = self.arrays_of(scored)
+        for rows, of in side.blocks():
+            side.add(rows, of)
+        self.add_arrays(side, scored, by_key, n_pairs)
+        return side
+
+    def arrays_of(self, scored: pl.DataFrame, ends: Ends | None = None) -> SideArrays:
+        """Return the arrays of valid pairs, of which no block is added yet."""
+        return SideArrays(scored, self._needs, self._means, self._summed, self._buffers, ends=ends)
+
+    def add_arrays(
+        self, side: SideArrays, scored: pl.DataFrame, by_key: Hashes, n_pairs: int
+    ) -> None:
+        """Add valid pairs, `n_pairs` with those that are not, whose blocks are added."""
         self._sums[N_PAIRS] += n_pairs
         self._sums.update(side.sums)
         seen = scored.select(cs.by_name(self._seen, require_all=False))
@@ -67,8 +87,7 @@ class SideSums:
             self._see()
             self._held = [seen.clear()]
         if side.n:
-            self._ends = _added(self._ends, side.ends())
-        return side
+            self._ends = _added(self._ends, side.extremes())
 
     @property
     def n_valid(self) -> int:

@@ -49,7 +49,13 @@ def with_row_rules(
     valid = pl.all_horizontal(rules.valid, *(rule.keeps for rule in own))
     # A log-prob of a clean pair is below 0, and so of no empty completion.
     clean = reduce(operator.and_, (rule.keeps for rule in padded), rules.clean)
-    return replace(rules, rules=(*rules.rules, *own), valid=valid, clean=clean)
+    return replace(
+        rules,
+        rules=(*rules.rules, *own),
+        valid=valid,
+        clean=clean,
+        is_of_logps=rules.is_of_logps and not padded,
+    )
 
 
 def empty_rules(needs: Needs, max_logp: float = MAX_LOGP) -> Iterator[Rule]:

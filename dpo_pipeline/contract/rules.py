@@ -61,13 +61,15 @@ class RuleSet:
 
     `valid` is true where every rule is kept, never null, and costs a fraction of the rules. `clean`
     costs less still: where it is true, every rule is kept and all summed values are small ones
-    (`exact.SMALL`). It may be false or null on pairs that are valid.
+    (`exact.SMALL`). It may be false or null on pairs that are valid. `is_of_logps` says that pairs
+    are surely valid whose log-probs are sound and below 0.
     """
 
     rules: tuple[Rule, ...]
     valid: pl.Expr
     clean: pl.Expr
     key: str = PAIR_ID.name  # the column of a row's id
+    is_of_logps: bool = False
 
     def with_scores_in_range(self, names: Sequence[str]) -> RuleSet:
         """Return these rules and one on each of these columns of a scored pair.
@@ -164,6 +166,7 @@ def rules_for(
         valid=pl.all_horizontal(*sound, *others),
         clean=reduce(operator.and_, [*small, *others]),
         key=needs.key,
+        is_of_logps=not others,
     )
 
 

@@ -45,7 +45,7 @@ def with_token_rules(
     ]
     valid = pl.all_horizontal(rules.valid, *(rule.keeps for rule in own))
     clean = reduce(operator.and_, (rule.keeps for rule in own), rules.clean)
-    return replace(rules, rules=(*own, *others), valid=valid, clean=clean)
+    return replace(rules, rules=(*own, *others), valid=valid, clean=clean, is_of_logps=False)
 
 
 def _sound(rules: Sequence[Rule], summed: Sequence[str]) -> pl.Expr:

@@ -7,7 +7,6 @@ sums.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
@@ -50,7 +49,7 @@ Ends = Mapping[str, tuple[float, float]]
 """The smallest and the largest of columns."""
 NO_ENDS: Final = (np.inf, -np.inf)
 
-_BLOCK: Final = 2**14
+_BLOCK: Final = 2**15
 _MOST: Final = 2.0**63
 _AGAINST: Final = ((POLICY_CHOSEN, REF_CHOSEN), (POLICY_REJECTED, REF_REJECTED))
 STATES: Final = 9
@@ -126,6 +125,7 @@ class SideArrays:
         ends: The ends of each column.
         sums: The sums of `tally` with neither keys nor moments.
         state: 0 for a wrong pair, 1 for a tie and 2 for a right one.
+        sampled: The log-probs of the sample, block by block.
     """
 
     def __init__(
@@ -137,10 +137,12 @@ class SideArrays:
         buffers: Buffers,
         *,
         ends: Ends | None = None,
+        sample: Whole | None = None,
     ) -> None:
         """Take the log-probs and the scores `means`, to add up the log-probs and `summed`.
 
-        `ends` are those of the log-probs, if they are known.
+        `ends` are those of columns where they are known; scores may be within theirs. Of the rows
+        of `sample` log-probs are kept.
         """
         names = (*needs.logps, *means)
         self._chunks = chunks_of(scored, names)
@@ -153,6 +155,8 @@ class SideArrays:
         self.ends = {**dict.fromkeys(names, NO_ENDS), **known, **ends_of(others)}
         self.sums = Counter({N_VALID: self.n, N_COMPARED: self.n})
         self.state = np.empty(self.n, dtype=np.uint8)
+        self._sample = sample
+        self.sampled: dict[str, list[Numbers]] = {name: [] for name in needs.logps}
 
     @property
     def of(self) -> Mapping[str, Numbers]:
@@ -183,6 +187,11 @@ class SideArrays:
         self.sums["n_correct"] += int(np.count_nonzero(is_right))
         state = np.left_shift(is_right.view(np.uint8), 1, out=self.state[rows])
         state |= is_tie.view(np.uint8)
+        if self._sample is not None:
+            first, last = np.searchsorted(self._sample, (rows.start, rows.stop))
+            some = self._sample[first:last] - rows.start
+            for name, kept in self.sampled.items():
+                kept.append(of[name][some])
 
     def _add_equal(self, of: Mapping[str, Numbers]) -> None:
         """Count pairs with two log-probs that are equal as Float32, as `sense.is_equal` does."""
@@ -199,17 +208,6 @@ class SideArrays:
             unmoved = int(np.count_nonzero(is_same[0] & is_same[1]))
         self.sums[N_UNMOVED] += unmoved
 
-    def extremes(self) -> pl.DataFrame:
-        """Return the extremes of the log-probs, as `sense_sums` names them."""
-        ends = {n: self.ends[n] for n in self._logps}
-        return pl.DataFrame(
-            {
-                f"{end}_{n}": each[i]
-                for i, end in enumerate(("min", "max"))
-                for n, each in ends.items()
-            }
-        )
-
     def size(self, name: str) -> float:
         """Return the largest magnitude of a column."""
         low, high = self.ends[name]
@@ -219,12 +217,13 @@ class SideArrays:
 class PairedSums:
     """What is made of the columns of both sides: sums by cluster, block by block."""
 
-    def __init__(self, n: int, names: Sequence[str], buffers: Buffers) -> None:
-        """Start without pairs; there are `n` clusters, and `names` are scores."""
+    def __init__(self, n: int, names: Sequence[str], buffers: Buffers, *, most: float) -> None:
+        """Start without pairs: there are `n` clusters of up to `most`, and `names` are scores."""
         self._n, self._names, self._buffers = n, names, buffers
         self._cells = np.zeros(n * STATES, dtype=np.int64)
-        self._near = {name: WholeSums(n, math.inf) for name in names}
+        self._near = {name: WholeSums(n, most) for name in names}
         self._far = [ExactSums(n, names) for _ in "ab"]
+        self._is_far = False
 
     def add(
         self,
@@ -242,6 +241,7 @@ class PairedSums:
             a, b = (of[name] for of in columns)
             largest = max(side.size(name) for side in sides)
             if largest > SMALL:
+                self._is_far = True
                 for sums, values in zip(self._far, (a, b), strict=True):
                     sums.add(name, codes, values)
                 continue
@@ -255,11 +255,11 @@ class PairedSums:
 
     def gaps(self) -> Mapping[str, pl.Series]:
         """Return B minus A of the sums of scores by cluster, in quanta, each quantised before."""
-        a, b = (each.table() for each in self._far)
-        return {
-            name: near.sums() + (b[f"sum_{name}"] - a[f"sum_{name}"])
-            for name, near in self._near.items()
-        }
+        found = {name: near.sums() for name, near in self._near.items()}
+        if self._is_far:
+            a, b = (each.table() for each in self._far)
+            found = {n: sums + (b[f"sum_{n}"] - a[f"sum_{n}"]) for n, sums in found.items()}
+        return found
 
 
 _LARGEST: Final = np.array([2.0**52])

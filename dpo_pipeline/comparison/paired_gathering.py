@@ -6,6 +6,7 @@ neither on the order in which pairs come out of the join nor on how they are cut
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -34,6 +35,7 @@ from dpo_pipeline.comparison.paired_arrays import (
 )
 from dpo_pipeline.comparison.side_sums import ClusterSums, SideSums, clusters_of
 from dpo_pipeline.defaults import WORST_HELD
+from dpo_pipeline.exact import SMALL
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.sources import KEY
 from dpo_pipeline.sums import CLUSTER, ClusterTable
@@ -98,7 +100,7 @@ class PairedGathering:
                 log-probs make sense.
         """
         scores = [] if objective.has_linear_rewards else [CHOSEN_REWARD, REJECTED_REWARD]
-        self._by, self._keys = tuple(by), list(keys)
+        self._objective, self._by, self._keys = objective, tuple(by), list(keys)
         self._is_by_prompt = is_by_prompt
         self._flips = {"gained": _Flips(_GAINED, 1.0), "lost": _Flips(_LOST, -1.0)}
         self._buffers = Buffers()
@@ -141,11 +143,14 @@ class PairedGathering:
         clusters, codes = self._clusters.coded(hashes, shared.select(self._keys))
         if len({tuple(each.chunk_lengths()) for rows in (a, b) for each in rows}) > 1:
             a, b = a.rechunk(), b.rechunk()
+        sample = self._sides[0].sample_of(by_key)
+        known = [self._within(each) for each in ends or ({}, {})]
         one, other = (
-            side.arrays_of(scored, known)
-            for side, scored, known in zip(self._sides, (a, b), ends or (None, None), strict=True)
+            side.arrays_of(scored, sample, each)
+            for side, scored, each in zip(self._sides, (a, b), known, strict=True)
         )
-        sums = PairedSums(clusters.height, MEANS, self._buffers)
+        most = np.bincount(codes, minlength=1).max()
+        sums = PairedSums(clusters.height, MEANS, self._buffers, most=float(most))
         for (rows, of_a), (_, of_b) in zip(one.blocks(), other.blocks(), strict=True):
             one.add(rows, of_a)
             other.add(rows, of_b)
@@ -153,7 +158,7 @@ class PairedGathering:
             sums.add(codes[rows], states, (of_a, of_b), (one, other))
             self._add_block(rows, of_a, of_b, states)
         for side, arrays, scored in zip(self._sides, (one, other), (a, b), strict=True):
-            side.add_arrays(arrays, scored, by_key, n_pairs)
+            side.add_arrays(arrays, scored, sample, n_pairs)
         for each in self._flips.values():
             each.close(shared[KEY])
         by_state = sums.states()
@@ -165,6 +170,17 @@ class PairedGathering:
                 *(each.alias(name) for name, each in sums.gaps().items()),
             )
         )
+
+    def _within(self, ends: Ends) -> Ends:
+        """Add what scores are within, where the ends of their log-probs tell that it is small."""
+        largest = math.inf
+        if ends:
+            lowest, highest = (
+                min(low for low, _ in ends.values()),
+                max(high for _, high in ends.values()),
+            )
+            largest = self._objective.largest_score(lowest, highest)
+        return ends if largest > SMALL else {**ends, **dict.fromkeys(MEANS, (-largest, largest))}
 
     def _add_block(
         self,
@@ -229,6 +245,8 @@ class _Flips:
 
     def close(self, keys: pl.Series) -> None:
         """Keep the largest of the blocks added, whose pairs have these keys."""
+        if self.table.width and not self._found:
+            return
         columns = [np.concatenate(each) for each in zip(*self._found, strict=True)]
         self._found.clear()
         if not columns:

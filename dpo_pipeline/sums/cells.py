@@ -343,11 +343,12 @@ def bins_of(values: Numbers, width: int = 1, into: tuple[Numbers, Whole] | None 
 
 def mixed_array(states: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return SplitMix64's finaliser of each state (see `statistics.hashing`)."""
-    mixed = np.empty_like(states)
+    mixed, shifted = np.empty_like(states), np.empty(BLOCK, dtype=np.uint64)
     for at in blocks(states.size):
-        z = states[at] + np.uint64(MIX[0])
-        for bits, factor in ((30, MIX[1]), (27, MIX[2])):
-            z ^= z >> np.uint64(bits)
-            z *= np.uint64(factor)
-        np.bitwise_xor(z, z >> np.uint64(31), out=mixed[at])
+        z = np.add(states[at], np.uint64(MIX[0]), out=mixed[at])
+        right = shifted[: z.size]
+        for bits, factor in ((30, MIX[1]), (27, MIX[2]), (31, 1)):
+            z ^= np.right_shift(z, np.uint64(bits), out=right)
+            if factor > 1:
+                z *= np.uint64(factor)
     return mixed

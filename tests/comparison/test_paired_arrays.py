@@ -11,9 +11,10 @@ import pytest
 from compare_tools import frames, said
 from dpo_pipeline import compare
 from dpo_pipeline.columns import ALL_LOGPS
-from dpo_pipeline.comparison import common_pairs, side_sums
+from dpo_pipeline.comparison import common_pairs, paired_arrays, paired_gathering, side_sums
 from dpo_pipeline.comparison.paired_arrays import Buffers, PairedSums, SideArrays
 from dpo_pipeline.comparison.paired_gathering import MEANS
+from dpo_pipeline.sources import keys
 from pair_tools import LOGPS
 
 N = 20_000  # more than a block
@@ -34,7 +35,7 @@ def side(rng, scale):
 
 
 def gaps_of(codes, n, sides, names=MEANS):
-    sums = PairedSums(n, names, Buffers())
+    sums = PairedSums(n, names, Buffers(), most=np.bincount(codes).max())
     for (rows, of_a), (_, of_b) in zip(*(each.blocks() for each in sides), strict=True):
         for each, of in zip(sides, (of_a, of_b), strict=True):
             each.add(rows, of)
@@ -77,6 +78,25 @@ def test_sums_that_do_not_fit_64_bits():
     assert gaps["loss"].to_list() == [N * 2048 * 2**40]
     assert b.sums["sum_loss"] == N * 1024 * 2**40
     assert a.sums[f"sum_{LOGPS[0]}"] == -N * 2048 * 2**40
+
+
+@pytest.mark.parametrize("per_prompt", [None, 3])
+def test_how_pairs_are_cut_changes_nothing(monkeypatch, per_prompt):
+    a, b = frames(n=600, per_prompt=per_prompt)
+    # Empty completions of both models break a rule, and so does a number above 0.
+    empty = pl.when(pl.col("pair_id") % 97 == 0).then(0.0)
+    nothing = {name: empty.otherwise(name) for name in (LOGPS[0], LOGPS[2])}
+    above = pl.when(pl.col("pair_id") == 401).then(1.0).otherwise(LOGPS[1])
+    a, b = a.with_columns(**nothing), b.with_columns(above.alias(LOGPS[1]))
+    monkeypatch.setattr(paired_gathering, "WORST_HELD", 7)
+    whole = compare(a, b, by="split", on_invalid="exclude")
+    assert (whole.a.n_invalid, whole.b.n_invalid) == (6, 1)
+    assert whole.n_valid == 600 - 7
+    monkeypatch.setattr(keys, "ROWS_IN_STEP", 130)
+    monkeypatch.setattr(paired_arrays, "_BLOCK", 32)
+    pieces = [pl.concat([t[:3], t[3:200], t[200:201], t[201:]], rechunk=False) for t in (a, b)]
+    cut = compare(*pieces, by="split", on_invalid="exclude")
+    assert said(cut) == said(whole)
 
 
 def test_a_sample_of_pairs_does_not_depend_on_their_order(monkeypatch, tmp_path):

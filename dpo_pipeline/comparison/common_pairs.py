@@ -274,7 +274,7 @@ class _Common:
     @property
     def is_of_logps(self) -> bool:
         """Whether log-probs alone tell which pairs are valid; then chunks have no `valid`."""
-        return all(table.binding.rules.is_of_logps for table in self.pairs.tables)
+        return not any(table.binding.rules.clean.others for table in self.pairs.tables)
 
     def scored(self, rows: pl.LazyFrame) -> pl.LazyFrame:
         """Add to joined pairs what each side scores."""
@@ -431,7 +431,7 @@ def _means_of(objective: CheckedObjective) -> tuple[str, ...]:
 
 def _in_range(checked: Sequence[str]) -> pl.Expr:
     """Return whether no score is out of range."""
-    rules = RuleSet(rules=(), valid=pl.lit(value=True), clean=pl.lit(value=True))
+    rules = RuleSet(rules=(), valid=pl.lit(value=True))
     return rules.with_scores_in_range(checked).valid
 
 

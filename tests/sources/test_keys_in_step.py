@@ -81,8 +81,9 @@ def test_a_reference_in_any_format(tmp_path, real_pairs, format):  # noqa: A002
         assert found.summary.to_dict() == expected, name
 
 
+@pytest.mark.repeats(1)  # the folder has the file's way, and more
 @pytest.mark.usefixtures("place")
-@pytest.mark.parametrize("layout", ["file", "folder"])
+@pytest.mark.parametrize("layout", ["folder", "file"])
 def test_scored_files_are_those_of_one_table(tmp_path, real_pairs, layout):
     bad = pl.int_range(pl.len()).is_in([5, 300, 697])
     whole = real_pairs.with_columns(
@@ -105,6 +106,7 @@ def test_scored_files_are_those_of_one_table(tmp_path, real_pairs, layout):
             assert other.equals(one.select(other.columns)), name
 
 
+@pytest.mark.repeats  # both calls read keys by one function
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize(("left", "right", "faults", "_said"), FAULTS)
 @pytest.mark.parametrize("call", [evaluate, compare])

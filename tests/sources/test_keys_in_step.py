@@ -200,6 +200,10 @@ def rows(*runs):
     return [pl.Series(run) for run in runs]
 
 
+def in_chunks(*values):
+    return [pl.concat(rows(*values), rechunk=False)]
+
+
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize(
     ("chunks", "are_unique"),
@@ -215,6 +219,9 @@ def rows(*runs):
         pytest.param(rows(list(range(3000, 0, -1)), [7]), False, id="falling, twice"),
         pytest.param(rows([1, 2], list(range(3000, 3, -1))), False, id="falling later: not known"),
         pytest.param(rows([]), True, id="none"),
+        pytest.param(in_chunks([1, 2], [3, 9], [11]), True, id="rising over chunks"),
+        pytest.param(in_chunks([1, 2], [2, 3]), False, id="twice over chunks"),
+        pytest.param(in_chunks([3001], list(range(3000, 0, -1))), True, id="falling after a chunk"),
     ],
 )
 def test_unique_keys(chunks, are_unique):

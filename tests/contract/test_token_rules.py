@@ -101,12 +101,11 @@ def test_a_completion_that_is_masked_altogether():
 def test_offenders_of_many_chunks_are_all_listed():
     sound = pairs_of_tokens()[0]
     faulty = {1: with_list(sound, PC, 0, [-1.0, 0.5, -1.0]), 3: with_list(sound, RC, 0, [-1.0])}
-    faulty[4] = sound.with_columns(pl.lit(-999.0).alias(LOGPS[0]))
-    frame = pl.concat((faulty.get(i, sound) for i in range(9)), how="diagonal")
+    frame = pl.concat(faulty.get(i, sound) for i in range(9))
     assert frame.n_chunks() == 9
     assert {
         name.split(".")[1]: [row for row, _ in rows] for name, rows in found(check(frame)).items()
-    } == {"tokens_at_most": [1], "same_length": [3], "agrees_with_tokens": [4]}
+    } == {"tokens_at_most": [1], "same_length": [3]}
 
 
 @pytest.mark.repeats(1)  # the sides have one set of rules

@@ -133,8 +133,7 @@ SCORES = {
 @pytest.mark.parametrize("kind", SCORES)
 def test_the_bytes_of_a_score_are_those_of_one_process(folder, kind):
     given = grouped(**SCORES[kind])
-    n = 4 if kind == "in parts" else 2
-    job = split(score_parquet, "in", "there", **given, shards=n, to="job")
+    job = split(score_parquet, "in", "there", **given, shards=3, to="job")
     told = done(job, twice=False)
     assert sum(each.n_written for each in told) == (498 if kind == "excluded" else 500)
     found = merge("job")

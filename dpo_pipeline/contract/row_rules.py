@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
 from typing import Final
 
 import polars as pl
@@ -48,8 +46,7 @@ def with_row_rules(
     ]
     valid = pl.all_horizontal(rules.valid, *(rule.keeps for rule in own))
     # A log-prob of a clean pair is below 0, and so of no empty completion.
-    clean = reduce(operator.and_, (rule.keeps for rule in padded), rules.clean)
-    return replace(rules, rules=(*rules.rules, *own), valid=valid, clean=clean)
+    return replace(rules, rules=(*rules.rules, *own), valid=valid).with_clean(padded)
 
 
 def empty_rules(needs: Needs, max_logp: float = MAX_LOGP) -> Iterator[Rule]:
@@ -101,9 +98,9 @@ def _not_padded(made: Collection[str], columns: Mapping[str, str], needs: Needs)
             requirement="without zeros, or one value again and again, at its ends"
             f"{' where' if has_mask else ', or with'} {mask}{' is 1' if has_mask else ''}",
             keeps=(first | last).not_().fill_null(value=True),
-            found=pl.format(
-                "{} first and {} last of {} tokens",
-                *(tokens[0].first(), tokens[0].last(), tokens[0].len()),
+            found=pl.concat_str(  # as in `token_rules._lengths`
+                *(tokens[0].first(), pl.lit(" first and "), tokens[0].last()),
+                *(pl.lit(" last of "), tokens[0].len(), pl.lit(" tokens")),
             ),
         )
 

@@ -21,6 +21,7 @@ def source(tmp_path, counted):
     return str(path)
 
 
+@pytest.mark.repeats(5)  # `test_options` holds that each option has one way
 @pytest.mark.parametrize(
     ("options", "call"),
     [
@@ -81,6 +82,7 @@ def test_the_order_of_losses_is_that_of_the_command_line(capsys, source):
     assert margins == pytest.approx([0.4 / 6, 0.1 * of_policy / 6], abs=1e-12)
 
 
+@pytest.mark.repeats  # both commands have one group of options
 @pytest.mark.parametrize("verb", ["evaluate", "score"])
 @pytest.mark.parametrize(
     ("options", "said"),

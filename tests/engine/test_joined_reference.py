@@ -71,6 +71,7 @@ def reference(folder, order):
     return Reference(str(folder / order), format="csv" if order == CSV else "parquet")
 
 
+@pytest.mark.repeats(2)  # orders are joined in `sources`; here they are of tasks
 @pytest.mark.parametrize(
     "order",
     [SHUFFLED, CSV, PARTLY, pytest.param(IN_ORDER, marks=pytest.mark.slow)],  # as bytes below
@@ -95,6 +96,7 @@ def test_statistics_and_sweeps_are_those_of_one_process(sides):
         assert function(sides / "in", **given, execution=Elsewhere()).to_json() == here.to_json()
 
 
+@pytest.mark.repeats(1)  # in order is how all other scores are joined
 @pytest.mark.parametrize("order", [SHUFFLED, IN_ORDER])
 def test_the_bytes_of_a_score_are_those_of_one_process(sides, order):
     given = grouped(on_invalid="quarantine", part_rows=50)

@@ -52,6 +52,7 @@ def test_real_tokens_give_the_sums_of_trl(real_tokens, real_sums):
         assert scored[name].to_list() == real_sums[name].to_list()
 
 
+@pytest.mark.repeats(4)  # losses read sums, whatever they are of
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -200,6 +201,7 @@ def test_lists_under_the_name_of_a_sum_are_refused():
     assert mapped.summary == evaluate(pairs_of_tokens()).summary
 
 
+@pytest.mark.repeats(1)  # aliases are one table, which `test_columns` walks
 @pytest.mark.parametrize(
     "names",
     [
@@ -240,6 +242,7 @@ def test_missing_tokens_are_named():
 # -------------------------------------------------------------------------------------- masks
 
 
+@pytest.mark.repeats(2)  # masks are cast to one type
 @pytest.mark.parametrize("inner", [pl.Boolean, pl.Int8, pl.UInt8, pl.Int64, pl.Float32], ids=str)
 def test_masks(inner):
     masks = {
@@ -266,6 +269,7 @@ def test_a_mask_of_one_side_alone():
     assert scored["ref_rejected_logps"].to_list() == [-1.0, -11.0, -0.5, -9.0]
 
 
+@pytest.mark.repeats(2)  # what no rule reads may be anything
 @pytest.mark.parametrize("odd", [None, NAN, -INF, 7.0])
 def test_what_a_mask_leaves_out_does_not_matter(odd):
     masks = {MASKS[0]: [[1, 1, 1], [0, 1, 0], [1], [1] * 4]}

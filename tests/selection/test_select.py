@@ -60,6 +60,7 @@ BY_HAND = {
 }
 
 
+@pytest.mark.repeats  # ranks are kept by one function
 @pytest.mark.parametrize("rule", BY_HAND)
 @pytest.mark.parametrize(("keep", "n"), [(100, 100), (0.25, 249), (0.5, 499), (5_000, 997)])
 def test_the_first_of_the_sorted_pairs_are_kept(made, tmp_path, rule, keep, n):
@@ -228,6 +229,7 @@ def test_a_folder_gives_a_folder(made, tmp_path):
     assert {each.name for each in (tmp_path / "folder").iterdir()} >= {"_SUCCESS"}
 
 
+@pytest.mark.repeats(1)  # sources are one plan before pairs are selected
 @pytest.mark.parametrize("kind", ["lazy", "csv", "reference"])
 def test_other_sources_give_the_same(made, tmp_path, kind):
     select(made, tmp_path / "out.parquet", rule="smallest_gap", keep=50)

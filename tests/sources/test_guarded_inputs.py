@@ -155,6 +155,7 @@ def test_a_dataset_knows_its_files(tmp_path, pairs, name, as_reference):
     checks.check(tmp_path / "new.json")
 
 
+@pytest.mark.repeats  # one guard for all outputs
 @pytest.mark.parametrize("output", ["summary", "report", "batches"])
 @pytest.mark.parametrize("name", PAIRS)
 def test_an_evaluation_keeps_its_input(tmp_path, pairs, name, output):
@@ -174,6 +175,7 @@ def test_an_evaluation_keeps_its_input(tmp_path, pairs, name, output):
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.repeats(3)  # one guard for all inputs
 @pytest.mark.parametrize("name", REFERENCES)
 def test_a_call_keeps_its_reference(tmp_path, pairs, name):
     (tmp_path / "there").mkdir()
@@ -214,6 +216,7 @@ def test_a_conversion_keeps_its_input(tmp_path, pairs, name):
     assert {path: path.read_bytes() for path in files} == before
 
 
+@pytest.mark.repeats(3)  # one list of files for all formats
 @pytest.mark.parametrize("name", PAIRS)
 def test_an_input_that_changes_is_noticed(tmp_path, pairs, name):
     dataset, before = made(name, tmp_path, pairs)
@@ -233,6 +236,7 @@ def test_an_input_that_changes_is_noticed(tmp_path, pairs, name):
     assert not (tmp_path / "summary.json").exists()
 
 
+@pytest.mark.repeats(3)  # one list of files for all formats
 @pytest.mark.parametrize("name", REFERENCES)
 def test_a_reference_that_changes_is_noticed(tmp_path, pairs, name):
     dataset, before = made(name, tmp_path, pairs, as_reference=True)
@@ -256,6 +260,7 @@ def test_a_reference_that_changes_is_noticed(tmp_path, pairs, name):
         )
 
 
+@pytest.mark.repeats  # one guard for all inputs
 @pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
 @pytest.mark.parametrize("end", ["a", "b", "r"])
 def test_a_comparison_keeps_its_sides(tmp_path, monkeypatch, capsys, pairs, ending, end):

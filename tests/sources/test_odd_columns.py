@@ -114,6 +114,7 @@ def expected(eight):
     return evaluate(eight).summary, swept, compare(eight, moved(eight)).to_dict()["differences"]
 
 
+@pytest.mark.repeats(4)  # no call reads what is odd, whatever it is
 def test_figures_are_those_without_it(odd_parquet, eight, expected, capfd):
     path, _ = odd_parquet
     summary, losses, differences = expected
@@ -126,6 +127,7 @@ def test_figures_are_those_without_it(odd_parquet, eight, expected, capfd):
     assert capfd.readouterr().err == ""  # Rust's threads print a panic there
 
 
+@pytest.mark.repeats(4)  # one message for all
 def test_scoring_names_it_and_goes_on_without_it(odd_parquet, tmp_path, eight):
     path, said = odd_parquet
     out = tmp_path / "out.parquet"
@@ -161,6 +163,7 @@ def test_a_join_carries_all_columns_too(tmp_path, eight):
         join_reference(tmp_path / "policy.parquet", eight)
 
 
+@pytest.mark.repeats(3)  # one message for all
 def test_whoever_asks_for_it_is_told_why(odd_parquet, tmp_path):
     path, said = odd_parquet
     for call in (
@@ -203,6 +206,7 @@ def test_shards_and_folders_of_such_files(tmp_path, eight, monkeypatch):
     assert pl.concat(parts)["pair_id"].to_list() == eight["pair_id"].to_list()
 
 
+@pytest.mark.repeats  # files and streams are opened alike
 @pytest.mark.parametrize("opened", [pa.ipc.new_file, pa.ipc.new_stream])
 @pytest.mark.parametrize("kind", [*ARROW, "twice"])
 def test_arrow_files_and_streams(tmp_path, eight, kind, opened, capfd):
@@ -245,6 +249,7 @@ def test_a_dataframe_with_such_a_column_is_refused_before_polars_sees_it(eight, 
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.repeats  # read again or not
 @pytest.mark.parametrize(
     ("value", "said"),
     [
@@ -292,6 +297,7 @@ def drifting(request, tmp_path, eight):
     return folder
 
 
+@pytest.mark.repeats(1)  # columns without a role are not looked at
 def test_drift_in_a_column_without_a_role_decides_nothing(drifting, eight):
     expected = evaluate(eight).summary
     assert evaluate(drifting).summary == expected

@@ -77,6 +77,7 @@ def t_tail(t, degrees_of_freedom):
         return float(mpmath.quad(density, [t, t + 1, t + 4, t + 20, mpmath.inf]))
 
 
+@pytest.mark.repeats  # each t and each number of degrees once
 @pytest.mark.parametrize("degrees_of_freedom", [1, 2, 5, 30, 400])
 @pytest.mark.parametrize("t", [0.0, 0.1, 1.0, 2.5, 6.0])
 def test_tail_of_t(t, degrees_of_freedom):
@@ -123,6 +124,7 @@ def test_binomial_tails_are_sums_of_its_probabilities():
         assert binomial_lower(k, 40, 0.3) == pytest.approx(below, rel=1e-12)
 
 
+@pytest.mark.repeats(2)  # the tail and the middle
 @pytest.mark.parametrize("k", [499_900_000, 499_980_000, 499_999_990, 500_000_000])
 def test_binomial_of_a_thousand_million(k):
     n = 10**9

@@ -72,6 +72,7 @@ def test_who_has_a_folder_open_sees_nothing_of_the_new_one():
             assert each["open_folder"] == old
 
 
+@pytest.mark.repeats  # errors are told apart by no number
 @pytest.mark.parametrize(("scene", "over"), SCENES)
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC], ids=errno.errorcode.get)
 def test_an_error_at_every_call_brings_all_back(tmp_path, scene, over, number):
@@ -193,6 +194,7 @@ def refusing(monkeypatch):
     return refuse
 
 
+@pytest.mark.repeats(1)  # both errors are one case
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EINVAL], ids=errno.errorcode.get)
 def test_files_are_kept_under_a_second_name_where_names_cannot_be_exchanged(
     tmp_path, refusing, number

@@ -36,6 +36,7 @@ from dpo_pipeline.losses import CheckedObjective, with_scores
 from dpo_pipeline.sources import (
     KEY,
     Counts,
+    EqualColumns,
     OutOfStep,
     Partitions,
     checked_on,
@@ -217,6 +218,7 @@ class _Common:
     shared: tuple[str, ...]  # columns on which the sides are to agree
     prompts: Table | None  # A if it has prompts, or else B
     gathers: Callable[[], PairGathering] | None
+    equal: EqualColumns  # of A and B
 
     @classmethod
     def of(
@@ -237,6 +239,7 @@ class _Common:
             shared=tuple(n for n in names if all(n in side.columns for side in sides)),
             prompts=next((side for side in sides if PROMPT_ID.name in side.columns), None),
             gathers=gathers,
+            equal=EqualColumns(sides[0].dataset, sides[1].dataset),
         )
 
     @property
@@ -260,16 +263,31 @@ class _Common:
 
     def frames(self, first: int = 0, rows: int | None = None) -> list[pl.LazyFrame]:
         """Return rows of all tables, with what is read of them; all rows if it is not said."""
-        names = [*self.shared, *self.pairs.by]
-        return [
-            table.keyed(
-                self.pairs.key,
-                wanted_columns(table, self.objective, names, has_prompts=table is self.prompts),
-                rows=table.dataset.shard(first, rows).frame,
-                is_judged=not self.is_of_logps,
+        names, second = [*self.shared, *self.pairs.by], self.pairs.tables[1]
+        same = self._same(first, rows)
+        frames = []
+        for table in self.pairs.tables:
+            skipped = same if table is second else set()
+            wanted = wanted_columns(table, self.objective, names, has_prompts=table is self.prompts)
+            frames.append(
+                table.keyed(
+                    self.pairs.key,
+                    [name for name in wanted if name not in skipped],
+                    rows=table.dataset.shard(first, rows).frame,
+                    is_judged=not self.is_of_logps,
+                    has_key=self.pairs.on not in skipped,
+                )
             )
-            for table in self.pairs.tables
-        ]
+        return frames
+
+    def _same(self, first: int, rows: int | None) -> set[str]:
+        """Return which shared columns, and the key, need not be read of B: its files have A's."""
+        a, b = self.pairs.tables[:2]
+        names = {n: a.column_read(n) for n in (self.pairs.on, *self.shared)}
+        names = {n: column for n, column in names.items() if column == b.column_read(n)}
+        # Rules judge each side by its own columns.
+        same = self.equal.among(names.values(), first, rows) if self.is_of_logps else set()
+        return {name for name, column in names.items() if column in same}
 
     @property
     def is_of_logps(self) -> bool:
@@ -277,7 +295,11 @@ class _Common:
         return not any(table.binding.rules.clean.others for table in self.pairs.tables)
 
     def scored(self, rows: pl.LazyFrame) -> pl.LazyFrame:
-        """Add to joined pairs what each side scores."""
+        """Add to joined pairs what each side scores, and the columns of B that were not read."""
+        a, b = self.pairs.tables[:2]
+        there = rows.collect_schema().names()
+        unread = [name for name in self.shared if b.column(name) not in there]
+        rows = rows.with_columns(**{b.column(name): pl.col(a.column(name)) for name in unread})
         for side in self.pairs.tables[:2]:
             scored = with_scores(
                 rows.with_columns(**_columns_of(side, self.objective)), self.objective

@@ -9,7 +9,7 @@ without error.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from functools import reduce
@@ -160,7 +160,7 @@ def totals(
     """
     marked, summed = _marked(pairs, rules, form), _summed(objectives, needs)
     if form is not Form.CLEAN:
-        marked = marked.with_columns(valid_only(pl.col(name)).alias(name) for name in summed)
+        marked = _masked(marked, dict.fromkeys([*needs.logps, *summed]))
     counted = _counted(objectives, needs) | equal_pairs(needs)
     sums = [pair_count(), *extra, *(_count(each, name, form) for name, each in counted.items())]
     marked = with_equal(marked, needs)
@@ -239,6 +239,11 @@ def _marked(pairs: pl.LazyFrame, rules: RuleSet, form: Form) -> pl.LazyFrame:
     return pairs.with_columns(valid.alias(VALID))
 
 
+def _masked(marked: pl.LazyFrame, names: Iterable[str]) -> pl.LazyFrame:
+    """Return null for values of invalid pairs."""
+    return marked.with_columns(valid_only(pl.col(name)).alias(name) for name in names)
+
+
 def _summed(objectives: Sequence[CheckedObjective], needs: Needs) -> dict[str, str]:
     """Return the columns that are summed, and the names of their sums."""
     summed = {name: f"sum_{name}" for name in needs.logps} if objectives else {}
@@ -303,7 +308,8 @@ def sense_of(
 
     `has_equal` adds counts of equal log-probs, where `tally` has none.
     """
-    marked = with_summed(pairs.with_columns(valid.alias(VALID)), needs, lagged=lagged)
+    masked = _masked(pairs.with_columns(valid.alias(VALID)), needs.logps)
+    marked = with_summed(masked, needs, lagged=lagged)
     counted = equal_pairs(needs) if has_equal else {}
     return with_equal(marked, needs).select(
         *sense_sums(needs, counts_in(pairs), lagged=lagged),

@@ -153,13 +153,15 @@ def _read_parted(common: _Common, watch: Watch) -> CommonPairs:
     """Part tables by their keys, and join them part by part."""
     tables = common.pairs.tables
     total = sum(table.dataset.rows or 0 for table in tables) or None
-    frames = dict(zip((table.name for table in tables), common.frames(), strict=True))
-    with Partitions({name: frame.collect_schema() for name, frame in frames.items()}) as parts:
-        for name, frame in frames.items():
-            for rows in frame.collect_batches(maintain_order=False, chunk_size=STATISTICS_ROWS):
-                parts.add(name, rows)
+    names = [table.name for table in tables]
+    schemas = [frame.collect_schema() for frame in common.frames()]
+    with Partitions(dict(zip(names, schemas, strict=True))) as parts:
+        for table in tables:
+            keyed, dataset = common.keyed(table), table.dataset
+            for rows in dataset.batches(keyed, STATISTICS_ROWS, in_order=False):
+                parts.add(table.name, rows)
                 watch.step("joining", rows.height, total)
-        counts = count_keys(common.pairs.on, list(frames), parts)
+        counts = count_keys(common.pairs.on, names, parts)
         _refuse_empty(tables, counts)
         sums = _Sums(common)
         for chunk in _in_chunks(joined(part.values()) for part in parts):
@@ -234,15 +236,18 @@ class _Common:
 
     def frames(self, first: int = 0, rows: int | None = None) -> list[pl.LazyFrame]:
         """Return rows of all tables, with what is read of them; all rows if it is not said."""
-        names = [*self.shared, *self.pairs.by]
-        return [
-            table.keyed(
-                self.pairs.key,
-                wanted_columns(table, self.objective, names, has_prompts=table is self.prompts),
-                rows=table.dataset.shard(first, rows).frame,
-            )
-            for table in self.pairs.tables
-        ]
+        tables = self.pairs.tables
+        return [self.keyed(table)(table.dataset.shard(first, rows).frame) for table in tables]
+
+    def keyed(self, table: Table) -> Callable[[pl.LazyFrame], pl.LazyFrame]:
+        """Return what makes of rows of a table what is read of them."""
+        names = wanted_columns(
+            table,
+            self.objective,
+            [*self.shared, *self.pairs.by],
+            has_prompts=table is self.prompts,
+        )
+        return lambda rows: table.keyed(self.pairs.key, names, rows=rows)
 
 
 class _Sums:

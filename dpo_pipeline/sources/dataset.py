@@ -361,6 +361,17 @@ class Dataset:
         for first, n in self.ranges(rows):
             yield self.shard(first, n)
 
+    def batches(
+        self,
+        plan: Callable[[pl.LazyFrame], pl.LazyFrame],
+        size: int | None = None,
+        *,
+        in_order: bool = True,
+    ) -> Iterator[pl.DataFrame]:
+        """Yield what a plan makes of the rows, run by run, at most `size` rows at a time."""
+        for shard in self.shards(SHARD_ROWS_IN_STEP):
+            yield from plan(shard.frame).collect_batches(maintain_order=in_order, chunk_size=size)
+
     def shard(self, first: int, rows: int | None) -> Shard:
         """Return the rows from number `first` on, at most `rows` of them; None for a frame."""
         if rows is None:

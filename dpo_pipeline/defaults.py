@@ -185,7 +185,10 @@ ROWS_IN_STEP: Final = 262_144
 """Rows of tables that are read side by side at a time: half as many take half the memory."""
 
 SHARD_ROWS_IN_STEP: Final = 1_048_576
-"""Rows that a query reads in batches: Polars decodes far ahead of who takes them (issue 28569)."""
+"""Rows that one query reads for those who take them slowly, or side by side."""
+
+RUN_BYTES: Final = 512 * 2**20
+"""Uncompressed bytes of such rows in the input, if rows are wide."""
 
 JOINED_ROWS: Final = 2_097_152
 """Rows of all tables that a join holds in memory; more are parted by their keys on disk."""

@@ -20,6 +20,7 @@ from dpo_pipeline.defaults import (
     OWN_FOOTERS,
     PARQUET_ENDINGS,
     REQUESTS_AT_A_TIME,
+    RUN_BYTES,
     SHARD_ROWS,
     SHARD_ROWS_IN_STEP,
 )
@@ -299,6 +300,19 @@ class Dataset:
         rows = frame if is_whole else frame.slice(part.begin, part.rows)
         return self.step(rows, part.first_row, part.rows)
 
+    def runs(self, part: Part) -> list[tuple[pl.LazyFrame, int]]:
+        """Scan a part in runs, to be read one after the other, each with its first row in the file.
+
+        Polars decodes a file far ahead of those who take its rows, the further the longer it is
+        (its issue 28569).
+        """
+        if not part.rows or not part.file or self.in_batches or not self.can_cut():
+            return [(self.scan(part), part.begin)]
+        size = min(SHARD_ROWS_IN_STEP, max(RUN_BYTES // max(part.file.row_bytes, 1), 1))
+        end = part.begin + part.rows
+        begins = range(part.begin, end, size)
+        return [(self.scan(replace(part, begin=b, rows=min(size, end - b))), b) for b in begins]
+
     def parts(self, rows: int | None) -> list[Part]:
         """Cut the files into what makes one output file each; None cuts none."""
         if not self.files:
@@ -369,7 +383,8 @@ class Dataset:
         in_order: bool = True,
     ) -> Iterator[pl.DataFrame]:
         """Yield what a plan makes of the rows, run by run, at most `size` rows at a time."""
-        for shard in self.shards(SHARD_ROWS_IN_STEP):
+        of_run = SHARD_ROWS_IN_STEP if self.in_batches is None else max(self.rows or 0, 1)
+        for shard in self.shards(of_run):
             yield from plan(shard.frame).collect_batches(maintain_order=in_order, chunk_size=size)
 
     def shard(self, first: int, rows: int | None) -> Shard:

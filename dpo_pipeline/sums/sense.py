@@ -8,9 +8,10 @@ are sums over a fixed sample of the rows, by their numbers in the whole input: `
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import combinations
 from typing import Any, Final, Self
 
@@ -28,7 +29,6 @@ from dpo_pipeline.columns import (
     Needs,
 )
 from dpo_pipeline.defaults import KEYS_HELD, SENSE_ROWS, SENSE_STEP, SENSE_WHOLE
-from dpo_pipeline.exact import SMALL
 from dpo_pipeline.sums.pair_sums import VALID, valid_only
 
 N_UNMOVED: Final = "n_unmoved"
@@ -46,10 +46,10 @@ _SHIFT: Final = 1.5 * 2.0**42
 """Added to a number below 2**41, it leaves the number in quanta in the low bits."""
 _BITS: Final = 0x4298000000000000
 """The bits of `_SHIFT`."""
-_EVERY: Final = (*LOGPS, POLICY.name, REF.name)
+EVERY: Final = (*LOGPS, POLICY.name, REF.name)
 """The log-probs of both contracts."""
-_SUMMED: Final = {name: f"__dpo_pipeline_{name}" for name in _EVERY}
-_BEFORE: Final = {name: f"__dpo_pipeline_{name}_before" for name in _EVERY}
+_SUMMED: Final = {name: f"__dpo_pipeline_{name}" for name in EVERY}
+_BEFORE: Final = {name: f"__dpo_pipeline_{name}_before" for name in EVERY}
 _AGAINST: Final = {POLICY_CHOSEN.name: REF_CHOSEN.name, POLICY_REJECTED.name: REF_REJECTED.name}
 LAGGED: Final = ("own", "before", "after")
 """Squared distances of the policy's log-probs to the reference's of the same, the row before and
@@ -71,14 +71,6 @@ def sampled(first: int, rows: int) -> list[tuple[int, int]]:
     return runs
 
 
-def are_clean(sense: pl.DataFrame, rows: int) -> bool:
-    """Return whether rows with these sums are valid, and their log-probs small and below 0."""
-    row = sense.row(0, named=True)
-    there = [name for name in _EVERY if f"min_{name}" in row]
-    ends = [row[f"{end}_{name}"] for name in there for end in ("min", "max")]
-    return bool(row[N_SEEN] == rows) and all(-SMALL <= end < 0.0 for end in ends)
-
-
 def sense_columns(needs: Needs, counts: Sequence[str]) -> list[str]:
     """Return the names of `sense_sums`."""
     return list(_sense_columns(needs, tuple(counts)))
@@ -90,7 +82,10 @@ def _sense_columns(needs: Needs, counts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def with_summed(pairs: pl.LazyFrame, needs: Needs, *, lagged: bool) -> pl.LazyFrame:
-    """Add the log-probs that `sense_sums` reads: null where a pair is invalid or out of range."""
+    """Add the log-probs that `sense_sums` reads: null where a pair is invalid or out of range.
+
+    Log-probs of invalid pairs must be null.
+    """
     total = pl.sum_horizontal(needs.logps)
     is_summed = pl.col(VALID) & (total > _LOWEST)
     pairs = pairs.with_columns(
@@ -118,25 +113,26 @@ def _sense_sums(needs: Needs, counts: tuple[str, ...], lagged: bool) -> tuple[pl
     logps = needs.logps
     sums = [
         pl.col(VALID).sum().cast(pl.Int64).alias(N_SEEN),
-        *(valid_only(pl.col(name)).min().alias(f"min_{name}") for name in logps),
-        *(valid_only(pl.col(name)).max().alias(f"max_{name}") for name in logps),
+        *(pl.col(name).min().alias(f"min_{name}") for name in logps),
+        *(pl.col(name).max().alias(f"max_{name}") for name in logps),
         *([pl.max_horizontal(pl.col(counts).max()).alias(MAX_TOKENS)] if counts else []),
         *(valid_only(pl.col(name)).sum().cast(pl.Int64).alias(f"n_of_{name}") for name in counts),
         *(valid_only(pl.col(name)).count().cast(pl.Int64).alias(f"n_{name}") for name in counts),
     ]
     columns = {name: pl.col(_SUMMED[name]) for name in logps}
     there = compared(needs)
-    sums.append(columns[logps[0]].count().cast(pl.Int64).alias("n_summed"))
-    sums += [_sum(columns[name]).alias(f"sum_of_{name}") for name in logps]
+    count = columns[logps[0]].count().cast(pl.Int64)
+    sums.append(count.alias("n_summed"))
+    sums += [_sum(columns[name], count).alias(f"sum_of_{name}") for name in logps]
     sums += [
-        _sum(columns[one] * columns[other]).alias(product(one, other))
+        _sum(columns[one] * columns[other], count).alias(product(one, other))
         for one, other in (*((name, name) for name in logps), *there)
     ]
     if not needs.reference:
         return tuple(sums)
     against = {text.policy.name: text.ref.name for text in needs.texts}
     ratios = {ours: columns[ours] - columns[theirs] for ours, theirs in against.items()}
-    sums += [_sum(ratio.abs()).alias(f"sum_size_{name}") for name, ratio in ratios.items()]
+    sums += [_sum(ratio.abs(), count).alias(f"sum_size_{name}") for name, ratio in ratios.items()]
     return (*sums, *_lagged(columns, against, lagged=lagged))
 
 
@@ -145,15 +141,33 @@ def compared(needs: Needs) -> list[tuple[str, str]]:
     return list(combinations(needs.logps, 2))
 
 
-def equal_pairs(needs: Needs) -> dict[str, pl.Expr]:
-    """Return, by the name of their count, what pairs with two equal log-probs are, and all."""
-    counts = {equal(one, other): is_equal(one, other) for one, other in compared(needs)}
-    return {N_COMPARED: pl.col(VALID)} | counts
+def with_equal(pairs: pl.LazyFrame, needs: Needs) -> pl.LazyFrame:
+    """Add what pairs with two equal log-probs are, by the name of their count.
+
+    They are equal as Float32, in which one of them may be stored.
+    """
+    # Each is a step: what several expressions of a step are made of is made for each of them.
+    singles = {name: f"{name}_as_float32" for name in needs.logps}
+    return pairs.with_columns(
+        pl.col(name).cast(pl.Float32).alias(single) for name, single in singles.items()
+    ).with_columns(
+        (pl.col(singles[one]) == pl.col(singles[other])).alias(equal(one, other))
+        for one, other in compared(needs)
+    )
 
 
-def is_equal(one: str, other: str) -> pl.Expr:
-    """Return whether two log-probs are equal as Float32, in which one of them may be stored."""
-    return pl.col(one).cast(pl.Float32) == pl.col(other).cast(pl.Float32)
+def equal_pairs(needs: Needs) -> dict[str, pl.Expr | None]:
+    """Return, by the name of their count, the pairs of `with_equal`, and None for all."""
+    names = [equal(one, other) for one, other in compared(needs)]
+    return {N_COMPARED: None} | {name: pl.col(name) for name in names}
+
+
+def are_unmoved(needs: Needs) -> pl.Expr:
+    """Return which pairs of `with_equal` have equal log-probs under both models."""
+    if not needs.reference:
+        return pl.lit(value=False)
+    unmoved = (pl.col(equal(text.policy.name, text.ref.name)) for text in needs.texts)
+    return reduce(operator.and_, unmoved, pl.lit(value=True))
 
 
 def _lagged(
@@ -170,9 +184,10 @@ def _lagged(
         squares["after"] += (before[ours] - columns[theirs]).pow(2)
     # The first row has no row before it; a null makes all three null.
     both = squares["before"] + squares["after"]
+    count = both.count().cast(pl.Int64)
     return [
-        both.count().cast(pl.Int64).alias("n_lagged"),
-        *(_sum(pl.when(both.is_not_null()).then(squares[n])).alias(n) for n in LAGGED),
+        count.alias("n_lagged"),
+        *(_sum(pl.when(both.is_not_null()).then(squares[n]), count).alias(n) for n in LAGGED),
     ]
 
 
@@ -183,13 +198,13 @@ def equal(one: str, other: str) -> str:
 
 def product(one: str, other: str) -> str:
     """Return the name of the sum of products of two log-probs."""
-    return f"sum_{'_'.join(sorted((one, other), key=_EVERY.index))}"
+    return f"sum_{'_'.join(sorted((one, other), key=EVERY.index))}"
 
 
-def _sum(values: pl.Expr) -> pl.Expr:
+def _sum(values: pl.Expr, count: pl.Expr) -> pl.Expr:
     # Integers wrap, so that the bits of the shift come off again.
     bits = (values + _SHIFT).reinterpret(dtype=pl.Int64).sum()
-    return (bits - values.count().cast(pl.Int64) * _BITS).cast(pl.Int128)
+    return (bits - count * _BITS).cast(pl.Int128)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,8 +236,8 @@ class Sense:
             n_valid=row[N_VALID],
             n_seen=row.get(N_SEEN, 0),
             n_unmoved=row.get(N_UNMOVED, 0),
-            lowest={name: row[f"min_{name}"] for name in _EVERY if f"min_{name}" in row},
-            highest={name: row[f"max_{name}"] for name in _EVERY if f"max_{name}" in row},
+            lowest={name: row[f"min_{name}"] for name in EVERY if f"min_{name}" in row},
+            highest={name: row[f"max_{name}"] for name in EVERY if f"max_{name}" in row},
             max_tokens=row.get(MAX_TOKENS),
             sums=row,
         )

@@ -21,8 +21,9 @@ from dpo_pipeline import (
     score_parquet,
     sweep,
 )
+from dpo_pipeline.contract import RuleSet
 from dpo_pipeline.evaluation import measuring, shards
-from dpo_pipeline.sums import Sense, sense, tally
+from dpo_pipeline.sums import Sense, sense, totals
 from pair_tools import COUNTS, DATA, LOGPS, REFS
 from sense_tools import FAULTS, doubts, evaluated, from_other_rows
 
@@ -89,6 +90,7 @@ def test_what_fits_a_neighbour_no_better_than_others_is_not_called_shifted(moved
     assert doubts(pairs) == names
 
 
+@pytest.mark.repeats(4)  # shares between these are judged alike
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0])
 def test_any_large_share_of_faulty_rows_is_said(real, share):
     k = int(real.height * share)
@@ -174,6 +176,7 @@ def test_an_unmoved_subset_is_named_with_its_share(real, name):
     assert doubts(few, by="split") == ["unmoved"]
 
 
+@pytest.mark.repeats  # sizes are judged alike
 @pytest.mark.parametrize("rows", [698, 60, 9])
 @pytest.mark.parametrize("stored", ["Float32", "two digits"])
 def test_a_reference_scored_twice_and_stored_otherwise_is_unmoved(real, rows, stored):
@@ -296,12 +299,11 @@ def test_sums_are_exact_and_do_not_depend_on_the_cut(real, tmp_path, monkeypatch
         assert row["n_summed"] == row["n_valid"] == valid.height
 
 
+EVERY_PAIR = RuleSet(rules=(), valid=pl.lit(value=True))
+
+
 def test_statistics_of_the_sums_are_numpys(real):
-    sums = tally(
-        real.lazy(),
-        valid=pl.lit(value=True),
-        moments="neighbours",
-    ).collect()
+    sums = totals(real.lazy(), rules=EVERY_PAIR, moments="neighbours").collect()
     made = Sense.of_sums(sums.row(0, named=True))
     c, r, ref_c, ref_r = (real[name].to_numpy() for name in LOGPS)
     a, b = c - ref_c, r - ref_r
@@ -331,7 +333,7 @@ def test_log_probs_far_out_do_not_overflow_and_count_for_themselves(real):
     assert doubts(far) == []
     assert doubts(FAULTS["reference shifted by a row"](far)) == ["shifted"]
     lowest = pl.DataFrame({name: [-8_000.0 - i] * 300_000 for i, name in enumerate(LOGPS)})
-    row = tally(lowest.lazy(), valid=pl.lit(value=True)).collect().row(0, named=True)
+    row = totals(lowest.lazy(), rules=EVERY_PAIR).collect().row(0, named=True)
     assert row[sense.product(LOGPS[0], LOGPS[0])] == 300_000 * 8_000**2 * 1024
 
 

@@ -76,6 +76,7 @@ def pairs_of(source, pairing, tmp_path, **given):
     return pl.read_parquet(path)
 
 
+@pytest.mark.repeats  # each pairing with one kind of judgement
 @pytest.mark.parametrize("kind", ["score", "rank", "label"])
 @pytest.mark.parametrize("pairing", PAIRINGS)
 def test_pairs_are_those_of_plain_python(pairing, kind, tmp_path):
@@ -95,6 +96,7 @@ def test_the_best_is_that_of_the_lowest_rank(tmp_path):
     assert made.select("chosen_rank", "rejected_rank").row(0) == (1, 2)
 
 
+@pytest.mark.repeats  # pieces and orders, each with the other once
 @pytest.mark.parametrize("rows", [3, 10_000], ids=["small pieces", "one piece"])
 @pytest.mark.parametrize("order", ["together", "apart"])
 def test_no_pair_crosses_prompts_however_rows_stand(order, rows, tmp_path, monkeypatch):
@@ -118,10 +120,10 @@ def test_a_prompt_that_goes_on_in_the_next_batch_stays_whole():
     frame = completions().rename({"prompt_id": KEY})
 
     class Batches:
-        def collect_batches(self, **_):
+        def _batches(self, *_):
             return (frame.slice(first, 4) for first in range(0, frame.height, 4))
 
-    pieces = list(module.Together._in_order(None, Batches()))  # noqa: SLF001  its batches are given
+    pieces = list(module.Together._in_order(Batches(), []))  # noqa: SLF001  its batches are given
     assert pl.concat(pieces).equals(frame)
     seen = [prompt for piece in pieces for prompt in piece[KEY].unique()]
     assert len(pieces) > 1

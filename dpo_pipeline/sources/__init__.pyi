@@ -17,6 +17,7 @@ from .formats import (
 )
 from .frames import dumps_apart as dumps_apart, lazily as lazily
 from .joining import (
+    EqualColumns as EqualColumns,
     join_reference as join_reference,
     open_reference as open_reference,
     reference_columns_of as reference_columns_of,

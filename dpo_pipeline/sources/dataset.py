@@ -28,6 +28,7 @@ from dpo_pipeline.errors import ColumnError, DataWarning, StorageError, UsageErr
 from dpo_pipeline.options import Outputs
 from dpo_pipeline.sources.common_schema import (
     WIDENING,
+    Chunks,
     Footer,
     common_schema,
     footer_by_pyarrow,
@@ -66,6 +67,7 @@ class PairFile:
     row_groups: tuple[int, ...]  # rows of each row group
     identity: tuple[int, ...]  # what tells whether it changed since it was opened
     unread: Mapping[str, str] = field(default_factory=dict)  # columns that Polars cannot read
+    chunks: tuple[Chunks, ...] = ()  # columns of each row group, if they are known
 
     def parts(self, rows: int | None) -> Iterator[Part]:
         """Cut it between row groups into parts of at most `rows` rows, or of one row group."""
@@ -139,6 +141,7 @@ def _footer(
             row_groups=footer.row_groups,
             identity=now,
             unread=footer.unread,
+            chunks=footer.chunks,
         )
         return file, frame.collect_schema() if footer.schema is None else footer.schema
 

@@ -33,6 +33,7 @@ def by_pyarrow(path):
     return footer_by_pyarrow(pq.read_metadata(path))
 
 
+@pytest.mark.repeats  # each kind of column by one of the writers
 @pytest.mark.parametrize("write", ["polars", "pyarrow", "duckdb"])
 @pytest.mark.parametrize("name", PLAIN)
 def test_it_says_what_pyarrow_says(tmp_path, name, write):

@@ -180,7 +180,7 @@ def _read_parted(common: _Common, watch: Watch) -> CommonPairs:
     with Partitions(dict(zip(names, schemas, strict=True))) as parts:
         for table in tables:
             keyed, dataset = common.keyed(table), table.dataset
-            for rows in dataset.batches(keyed, STATISTICS_ROWS, in_order=False):
+            for rows in dataset.batches(keyed, STATISTICS_ROWS):
                 parts.add(table.name, rows)
                 watch.step("joining", rows.height, total)
         counts = count_keys(common.pairs.on, names, parts)

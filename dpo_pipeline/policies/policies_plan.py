@@ -177,7 +177,7 @@ class PoliciesPlan(Plan[Leaderboard]):
             tables = tables[len(self.labels) :]
         for i, table in tables:
             keyed, dataset = self._keyed(table), table.dataset
-            for rows in dataset.batches(keyed, STATISTICS_ROWS, in_order=False):
+            for rows in dataset.batches(keyed, STATISTICS_ROWS):
                 yield i, rows
 
     def _parted(self, watch: Watch) -> tuple[PolicySums, Counts]:

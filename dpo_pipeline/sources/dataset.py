@@ -25,7 +25,6 @@ from dpo_pipeline.defaults import (
     SHARD_ROWS_IN_STEP,
 )
 from dpo_pipeline.errors import ColumnError, DataWarning, StorageError, UsageError
-from dpo_pipeline.options import Outputs
 from dpo_pipeline.sources.common_schema import (
     WIDENING,
     Chunks,
@@ -41,7 +40,6 @@ from dpo_pipeline.sources.keys import contradiction, folder_keys
 from dpo_pipeline.storage import (
     LOCAL,
     Access,
-    Outputs as Publication,
     copies_among,
     identity,
     is_address,
@@ -379,16 +377,12 @@ class Dataset:
             yield self.shard(first, n)
 
     def batches(
-        self,
-        plan: Callable[[pl.LazyFrame], pl.LazyFrame],
-        size: int | None = None,
-        *,
-        in_order: bool = True,
+        self, plan: Callable[[pl.LazyFrame], pl.LazyFrame], size: int | None = None
     ) -> Iterator[pl.DataFrame]:
         """Yield what a plan makes of the rows, run by run, at most `size` rows at a time."""
         of_run = SHARD_ROWS_IN_STEP if self.in_batches is None else max(self.rows or 0, 1)
         for shard in self.shards(of_run):
-            yield from plan(shard.frame).collect_batches(maintain_order=in_order, chunk_size=size)
+            yield from plan(shard.frame).collect_batches(maintain_order=True, chunk_size=size)
 
     def shard(self, first: int, rows: int | None) -> Shard:
         """Return the rows from number `first` on, at most `rows` of them; None for a frame."""
@@ -505,13 +499,3 @@ def _check_key(
     if n:
         problem = f"says otherwise in {n:,} of {file.rows:,} rows, first {first!r}"
         raise contradiction(file.path, name, keys, f"its column {name} {problem}")
-
-
-def publication_of(outputs: Outputs, access: Access, *datasets: Dataset) -> Publication:
-    """Return what checks and publishes the outputs of a call, guarding all its inputs."""
-    inputs: dict[str, tuple[int, ...]] = {}
-    for dataset in datasets:
-        inputs |= dataset.inputs
-    return Publication(
-        overwrite=outputs.overwrite, inputs=inputs, access=access, protected=outputs.protected
-    )

@@ -304,8 +304,7 @@ class Dataset:
     def runs(self, part: Part) -> list[tuple[pl.LazyFrame, int]]:
         """Scan a part in runs, to be read one after the other, each with its first row in the file.
 
-        Polars decodes a file far ahead of those who take its rows, the further the longer it is
-        (its issue 28569).
+        Polars decodes ahead of those who take rows, the further the longer a file is (#28569).
         """
         if not part.rows or not part.file or self.in_batches or not self.can_cut():
             return [(self.scan(part), part.begin)]

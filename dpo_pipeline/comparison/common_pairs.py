@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, Self
 
@@ -175,13 +175,15 @@ def _read_parted(common: _Common, watch: Watch) -> CommonPairs:
     """Part tables by their keys, and join them part by part."""
     tables = common.pairs.tables
     total = sum(table.dataset.rows or 0 for table in tables) or None
-    frames = dict(zip((table.name for table in tables), common.frames(), strict=True))
-    with Partitions({name: frame.collect_schema() for name, frame in frames.items()}) as parts:
-        for name, frame in frames.items():
-            for rows in frame.collect_batches(maintain_order=False, chunk_size=STATISTICS_ROWS):
-                parts.add(name, rows)
+    names = [table.name for table in tables]
+    schemas = [frame.collect_schema() for frame in common.frames()]
+    with Partitions(dict(zip(names, schemas, strict=True))) as parts:
+        for table in tables:
+            keyed, dataset = common.keyed(table), table.dataset
+            for rows in dataset.batches(keyed, STATISTICS_ROWS):
+                parts.add(table.name, rows)
                 watch.step("joining", rows.height, total)
-        counts = count_keys(common.pairs.on, list(frames), parts)
+        counts = count_keys(common.pairs.on, names, parts)
         _refuse_empty(tables, counts)
         sums = _Sums(common)
         for chunk in _in_chunks(joined(part.values()) for part in parts):
@@ -263,22 +265,27 @@ class _Common:
 
     def frames(self, first: int = 0, rows: int | None = None) -> list[pl.LazyFrame]:
         """Return rows of all tables, with what is read of them; all rows if it is not said."""
-        names, second = [*self.shared, *self.pairs.by], self.pairs.tables[1]
-        same = self._same(first, rows)
-        frames = []
-        for table in self.pairs.tables:
-            skipped = same if table is second else set()
-            wanted = wanted_columns(table, self.objective, names, has_prompts=table is self.prompts)
-            frames.append(
-                table.keyed(
-                    self.pairs.key,
-                    [name for name in wanted if name not in skipped],
-                    rows=table.dataset.shard(first, rows).frame,
-                    is_judged=not self.is_of_logps,
-                    has_key=self.pairs.on not in skipped,
-                )
+        same, (_, second) = self._same(first, rows), self.pairs.tables[:2]
+        return [
+            self.keyed(table, same if table is second else ())(
+                table.dataset.shard(first, rows).frame
             )
-        return frames
+            for table in self.pairs.tables
+        ]
+
+    def keyed(
+        self, table: Table, skipped: Collection[str] = ()
+    ) -> Callable[[pl.LazyFrame], pl.LazyFrame]:
+        """Return what makes of rows of a table what is read of them, but for `skipped`."""
+        names = [*self.shared, *self.pairs.by]
+        wanted = wanted_columns(table, self.objective, names, has_prompts=table is self.prompts)
+        return lambda rows: table.keyed(
+            self.pairs.key,
+            [name for name in wanted if name not in skipped],
+            rows=rows,
+            is_judged=not self.is_of_logps,
+            has_key=self.pairs.on not in skipped,
+        )
 
     def _same(self, first: int, rows: int | None) -> set[str]:
         """Return which shared columns, and the key, need not be read of B: its files have A's."""

@@ -2,7 +2,6 @@ from .dataset import (
     Dataset as Dataset,
     Part as Part,
     Shard as Shard,
-    publication_of as publication_of,
     ranges_in_step as ranges_in_step,
 )
 from .files import SourcePath as SourcePath
@@ -41,5 +40,6 @@ from .opening import (
     format_of as format_of,
     open_pairs as open_pairs,
     open_texts as open_texts,
+    publication_of as publication_of,
     read as read,
 )

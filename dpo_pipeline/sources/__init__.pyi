@@ -2,7 +2,6 @@ from .dataset import (
     Dataset as Dataset,
     Part as Part,
     Shard as Shard,
-    publication_of as publication_of,
     ranges_in_step as ranges_in_step,
 )
 from .files import SourcePath as SourcePath
@@ -35,10 +34,12 @@ from .keys import (
     key_of as key_of,
 )
 from .opening import (
+    EqualColumns as EqualColumns,
     format_of as format_of,
     open_pairs as open_pairs,
     open_reference as open_reference,
     open_texts as open_texts,
+    publication_of as publication_of,
     read as read,
     tokenised_apart as tokenised_apart,
 )

@@ -100,6 +100,10 @@ BITS_OF_NATS: Final = 0x4338000000000000
 """The bits of `SHIFT_OF_NATS`."""
 
 
+BITS: Final = "__dpo_pipeline_bits"
+"""The end of the name of a sum of bits."""
+
+
 def exact_sum(values: pl.Expr) -> pl.Expr:
     """Return the sum as Int128 quanta. Nulls are left out; magnitudes must be at most 2**50."""
     nats = values + SHIFT_OF_NATS
@@ -112,30 +116,40 @@ def exact_sum(values: pl.Expr) -> pl.Expr:
     return whole * pl.lit(2**40, dtype=pl.Int128) + quanta
 
 
-def exact_sum_of_small(
-    values: pl.Expr, *, few: bool = False, grouped: bool = True, count: pl.Expr | None = None
-) -> pl.Expr:
-    """Return the same sum of values of a magnitude up to `SMALL`, at the cost of a float sum.
+def exact_sum_of_small(values: pl.Expr, count: pl.Expr, *, few: bool = False) -> pl.Expr:
+    """Return the same sum by group of values of a magnitude up to `SMALL`.
 
     Args:
         values: The values; the sum is meaningless if one is larger or not finite.
+        count: How many of them are not null: to count them for each sum costs as much as a sum.
         few: Whether there are less than `FEW` rows.
-        grouped: Whether rows are summed by group: what is faster over all is slower there.
-        count: How many values there are, where that is known: to count each sum's costs as much.
     """
-    count = values.count() if count is None else count
-    bits = (values + SHIFT).reinterpret(dtype=pl.Int64)
-    if grouped and not few:
+    if not few:
         return _sum_of_bits(values + SHIFT) - count.cast(pl.Int128) * SHIFT_BITS
     # Integers wrap, so that the bits of the shift come off again.
-    wrapped = bits.sum() - count.cast(pl.Int64) * SHIFT_BITS
-    if few:
-        return wrapped.cast(pl.Int128)
+    bits = (values + SHIFT).reinterpret(dtype=pl.Int64).sum()
+    return (bits - count.cast(pl.Int64) * SHIFT_BITS).cast(pl.Int128)
+
+
+def float_and_bits(values: pl.Expr, name: str) -> list[pl.Expr]:
+    """Return two sums of all values, of which `sum_of_bits` makes that of `exact_sum_of_small`.
+
+    They cost as much as a sum of floats. An aggregate that stands twice in a plan is made twice,
+    and so the rest is done on the row of sums.
+    """
+    bits = (values + SHIFT).reinterpret(dtype=pl.Int64).sum()
+    return [values.sum().alias(name), bits.alias(f"{name}{BITS}")]
+
+
+def sum_of_bits(name: str, count: pl.Expr) -> pl.Expr:
+    """Return the sum of as many small values as `count` says, from `float_and_bits`."""
+    # Integers wrap, so that the bits of the shift come off again.
+    wrapped = pl.col(f"{name}{BITS}") - count * SHIFT_BITS
     # The float sum of up to 2**32 small values is off by less than half of 2**64 quanta in any
     # order, and so tells how often the integers wrapped.
-    missing = values.sum() * QUANTA_PER_NAT - wrapped.cast(pl.Float64)
+    missing = pl.col(name) * QUANTA_PER_NAT - wrapped.cast(pl.Float64)
     turns = (missing * 2.0**-64).round().cast(pl.Int128, strict=False)
-    return wrapped.cast(pl.Int128) + turns * pl.lit(2**64, dtype=pl.Int128)
+    return (wrapped.cast(pl.Int128) + turns * pl.lit(2**64, dtype=pl.Int128)).alias(name)
 
 
 def _sum_of_bits(values: pl.Expr) -> pl.Expr:

@@ -9,7 +9,15 @@ import polars as pl
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from dpo_pipeline.exact import FEW, SMALL, exact_sum, exact_sum_of_small, mean_of
+from dpo_pipeline.exact import (
+    FEW,
+    SMALL,
+    exact_sum,
+    exact_sum_of_small,
+    float_and_bits,
+    mean_of,
+    sum_of_bits,
+)
 
 values_in_range = st.lists(st.floats(-(2.0**50), 2.0**50), min_size=1, max_size=60)
 small_values = st.lists(st.floats(-SMALL, SMALL), min_size=1, max_size=60)
@@ -17,11 +25,7 @@ QUANTUM = Fraction(1, 2**40)
 QUANTUM_F = 2.0**-40
 TIES = [k * QUANTUM_F / 2 for k in (1, -1, 3, -3, 5)] + [-200.0 + k * QUANTUM_F / 2 for k in (1, 3)]
 EDGES = [SMALL, -SMALL, 0.0, -0.0, 5e-324, -5e-324, math.nextafter(-SMALL, 0.0)]
-SMALL_FORMS = [
-    pytest.param({"grouped": False}, id="totals"),
-    pytest.param({}, id="by group"),
-    pytest.param({"few": True}, id="few rows"),
-]
+SMALL_FORMS = ["totals", "by group", "few rows"]
 
 
 def rounded(values):
@@ -30,15 +34,18 @@ def rounded(values):
 
 
 def small_sums(values, form):
-    """The sums of `exact_sum_of_small`, by every way that Polars has to make them."""
+    """The sums of small values, by every way that Polars has to make them."""
     frame = pl.DataFrame({"x": [*values, None], "g": 1}, schema={"x": pl.Float64, "g": pl.Int8})
-    total = exact_sum_of_small(pl.col("x"), **form)
-    lazy = frame.lazy()
-    plans = [
-        lazy.select(total),
-        lazy.group_by("g").agg(total),
-        lazy.set_sorted("g").group_by("g", maintain_order=True).agg(total),
-    ]
+    x, lazy, count = pl.col("x"), frame.lazy(), pl.col("x").count().cast(pl.Int64)
+    if form == "totals":
+        sums = lazy.select(*float_and_bits(x, "x"), n=count)
+        plans = [sums.select(sum_of_bits("x", pl.col("n")))]
+    else:
+        total = exact_sum_of_small(x, count, few=form == "few rows")
+        plans = [
+            lazy.group_by("g").agg(total),
+            lazy.set_sorted("g").group_by("g", maintain_order=True).agg(total),
+        ]
     return [
         plan.collect(engine=engine)["x"].item()
         for plan in plans
@@ -107,7 +114,7 @@ def test_small_values_are_rounded_half_to_even(form):
 @given(small_values)
 @settings(max_examples=30, deadline=None)
 def test_both_forms_give_pythons_sum(values):
-    assert {*small_sums(values, {"grouped": False}), quanta(values)} == {rounded(values)}
+    assert {*small_sums(values, "totals"), quanta(values)} == {rounded(values)}
 
 
 @given(values_in_range)
@@ -119,17 +126,17 @@ def test_large_values_are_rounded_half_to_even(values):
 def test_sums_of_small_values_that_wrap_come_out_whole(value):
     # 40,000 values of 2**51 quanta are 2**66; Int64 wraps at 2**63.
     n = 40_000
-    assert set(small_sums([value] * n, {"grouped": False})) == {n * rounded([value])}
-    assert set(small_sums([value] * n, {})) == {n * rounded([value])}
+    assert set(small_sums([value] * n, "totals")) == {n * rounded([value])}
+    assert set(small_sums([value] * n, "by group")) == {n * rounded([value])}
 
 
 @pytest.mark.parametrize("value", [-SMALL, SMALL])
 def test_few_small_values_fit_plain_integers(value):
     n = FEW - 1
-    assert set(small_sums([value] * n, {"few": True})) == {n * rounded([value])}
+    assert set(small_sums([value] * n, "few rows")) == {n * rounded([value])}
 
 
 def test_a_value_that_is_not_small_does_not_raise():
     # The quick form finds out afterwards that it does not fit.
     for value in (math.nan, math.inf, -math.inf, 1e300):
-        small_sums([value], {"grouped": False})
+        small_sums([value], "totals")

@@ -342,9 +342,7 @@ def scored_side(
 ) -> pl.DataFrame:
     """Return the pairs scored for one side, with `VALID`: no score is out of range."""
     pairs = chunk.lazy().select(**{name: table.source_of(name) for name in _roles_of(objective)})
-    rules = RuleSet(
-        rules=(), valid=pl.lit(value=True), clean=pl.lit(value=True)
-    ).with_scores_in_range(checked)
+    rules = RuleSet(rules=(), valid=pl.lit(value=True)).with_scores_in_range(checked)
     scored = with_scores(pairs, objective).with_columns(rules.valid.alias(VALID))
     means = MEANS if objective.row == "pair" else (LOGRATIO, REWARD, LOSS)
     return scored.select(*_roles_of(objective), *means, VALID).collect()

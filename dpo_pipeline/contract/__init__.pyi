@@ -14,5 +14,5 @@ from .invalid_rows import (
     why_refused as why_refused,
 )
 from .model import Completions as Completions, PreferencePairs as PreferencePairs
-from .rules import RuleSet as RuleSet, Schema as Schema
+from .rules import Clean as Clean, RuleSet as RuleSet, Schema as Schema
 from .value_rules import rules_of as rules_of

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
 from typing import Final
 
 import polars as pl
@@ -48,8 +46,7 @@ def with_row_rules(
     ]
     valid = pl.all_horizontal(rules.valid, *(rule.keeps for rule in own))
     # A log-prob of a clean pair is below 0, and so of no empty completion.
-    clean = reduce(operator.and_, (rule.keeps for rule in padded), rules.clean)
-    return replace(rules, rules=(*rules.rules, *own), valid=valid, clean=clean)
+    return replace(rules, rules=(*rules.rules, *own), valid=valid).with_clean(padded)
 
 
 def empty_rules(needs: Needs, max_logp: float = MAX_LOGP) -> Iterator[Rule]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -55,18 +55,35 @@ class Rule:
         return f"{self.column or WHOLE_FRAME}.{self.check}"
 
 
+@dataclass(frozen=True, slots=True)
+class Clean:
+    """What surely valid pairs are whose summed values are small ones (`exact.SMALL`).
+
+    Valid pairs with other values are not clean.
+    """
+
+    ranges: Mapping[str, tuple[float, float]]  # column to its least value, and one above all
+    others: tuple[pl.Expr, ...] = ()  # true where rules are kept that ranges say nothing of
+
+    @property
+    def rows(self) -> pl.Expr:
+        """True where a pair is clean; it may be null elsewhere."""
+        ends = self.ranges.items()
+        small = [pl.col(name).is_between(low, end, closed="left") for name, (low, end) in ends]
+        return reduce(operator.and_, [*small, *self.others], pl.lit(value=True))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleSet:
     """All rules of a run, in the order of reports.
 
     `valid` is true where every rule is kept, never null, and costs a fraction of the rules. `clean`
-    costs less still: where it is true, every rule is kept and all summed values are small ones
-    (`exact.SMALL`). It may be false or null on pairs that are valid.
+    costs less still, where it is enough.
     """
 
     rules: tuple[Rule, ...]
     valid: pl.Expr
-    clean: pl.Expr
+    clean: Clean = Clean({})
     key: str = PAIR_ID.name  # the column of a row's id
 
     def with_scores_in_range(self, names: Sequence[str]) -> RuleSet:
@@ -91,13 +108,17 @@ class RuleSet:
             self,
             rules=(*self.rules, *rules),
             valid=pl.all_horizontal(self.valid, *ranges),
-            clean=self.with_small(names).clean,
-        )
+        ).with_small(names)
 
     def with_small(self, names: Sequence[str]) -> RuleSet:
         """Return these rules, with pairs called clean only if these columns are small."""
-        small = (pl.col(name).is_between(-SMALL, SMALL) for name in names)
-        return replace(self, clean=reduce(operator.and_, small, self.clean))
+        ranges = {**self.clean.ranges, **dict.fromkeys(names, (-SMALL, SMALL))}
+        return replace(self, clean=replace(self.clean, ranges=ranges))
+
+    def with_clean(self, rules: Iterable[Rule]) -> RuleSet:
+        """Return these rules, with pairs called clean only if they keep more rules."""
+        others = (*self.clean.others, *(rule.keeps for rule in rules))
+        return replace(self, clean=replace(self.clean, others=others))
 
 
 def type_name(dtype: object) -> str:
@@ -157,12 +178,11 @@ def rules_for(
     sound = [sound_logp(pl.col(name), max_logp) for name in logps]
     others = [rule.keeps for rule in (*(r for r in ours if r.column not in logps), *theirs)]
     # Below 0 a log-prob is no sign of an empty completion, and at most any `max_logp` from 0 on.
-    below = pl.lit(0.0) if max_logp >= 0.0 else pl.lit(max_logp)
-    small = [pl.col(name).is_between(-SMALL, below, closed="left") for name in logps]
+    small = (-SMALL, min(max_logp, 0.0))
     return RuleSet(
         rules=_named_apart([*ours, *theirs]),
         valid=pl.all_horizontal(*sound, *others),
-        clean=reduce(operator.and_, [*small, *others]),
+        clean=Clean(dict.fromkeys(logps, small), tuple(others)),
         key=needs.key,
     )
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial, reduce
+from functools import partial
 
 import polars as pl
 
@@ -44,8 +43,7 @@ def with_token_rules(
         for rule in rules.rules
     ]
     valid = pl.all_horizontal(rules.valid, *(rule.keeps for rule in own))
-    clean = reduce(operator.and_, (rule.keeps for rule in own), rules.clean)
-    return replace(rules, rules=(*own, *others), valid=valid, clean=clean)
+    return replace(rules, rules=(*own, *others), valid=valid).with_clean(own)
 
 
 def _sound(rules: Sequence[Rule], summed: Sequence[str]) -> pl.Expr:

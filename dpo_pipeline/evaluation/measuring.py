@@ -68,6 +68,7 @@ from dpo_pipeline.sums import (
     not_looked_for,
     suffix_of,
     tally,
+    totals,
     with_objectives,
 )
 from dpo_pipeline.unpaired import (
@@ -464,24 +465,25 @@ def _partial_sums(
     keys = subset_keys(wanted.by)
     ids = () if dataset.has_step else binding.needs.keys(binding.columns)
     by_prompt = wanted.intervals and PROMPT_ID.name in binding.columns
+    extra = [*completion_sums(wanted.unpaired), *(batching.sums() if batching else ())]
+    of_all = partial(totals, objectives=objectives, needs=binding.needs, extra=extra)
+    by_key = partial(
+        tally,
+        objectives=objectives,
+        needs=binding.needs,
+        keys=[*wanted.batch_keys, *keys],
+        in_order=wanted.only_batches and batching is not None and batching.are_long,
+        by_bin=wanted.histogram,
+        few=wanted.only_batches and batching is not None and batching.are_small,
+        extra=extra,
+        binned=reward_bin(wanted.unpaired[0]) if wanted.unpaired else None,
+    )
     return PartialSums(
         dataset=dataset,
         scorer=scorer,
         subsets=dict(zip(keys, map(binding.source_of, wanted.by), strict=True)),
-        valid=rules.valid,
-        clean=rules.with_small(
-            scores_to_check(scorer.objectives, 0.0, lowest=-SMALL, limit=SMALL)
-        ).clean,
-        tally=partial(
-            tally,
-            objectives=objectives,
-            needs=binding.needs,
-            keys=[*wanted.batch_keys, *keys],
-            by_bin=wanted.histogram,
-            binned=reward_bin(wanted.unpaired[0]) if wanted.unpaired else None,
-            few=wanted.only_batches and batching is not None and batching.are_small,
-        ),
-        extra=[*completion_sums(wanted.unpaired), *(batching.sums() if batching else ())],
+        rules=rules.with_small(scores_to_check(scorer.objectives, 0.0, lowest=-SMALL, limit=SMALL)),
+        tally=by_key if wanted.is_keyed else of_all,
         has_squares=wanted.intervals and not by_prompt,
         by_prompt=by_prompt and wanted.statistics is None,
         is_keyed=wanted.is_keyed,
@@ -489,7 +491,6 @@ def _partial_sums(
         # Of files, the column of ids is read apart, unless rows are read with all they hold.
         id_columns=ids if wanted.statistics or not dataset.files else (),
         most_rows=wanted.shard_rows,
-        in_order=wanted.only_batches and batching is not None and batching.are_long,
         rolls_up=batching is None and not wanted.histogram,
     )
 

@@ -38,12 +38,12 @@ from dpo_pipeline.sums import (
     VALID,
     Batching,
     ClusterCounts,
+    Form,
     Partial,
     RepeatedKeys,
     Repeats,
-    are_clean,
-    are_near,
     counts_in,
+    form_of,
     hashed_ids,
     merge,
     of_bits,
@@ -51,8 +51,6 @@ from dpo_pipeline.sums import (
     sampled,
     sense_columns,
     sense_of,
-    square_bits,
-    square_sums,
 )
 
 if TYPE_CHECKING:
@@ -153,17 +151,14 @@ class PartialSums:
     dataset: Dataset
     scorer: ShardScorer
     subsets: Mapping[str, str]  # name of each key to the column that it is a copy of
-    valid: pl.Expr
-    clean: pl.Expr  # true where the quick form of sums is right
-    tally: Callable[..., pl.LazyFrame]
-    extra: Sequence[pl.Expr]  # sums that `tally` carries beside its own
+    rules: RuleSet
+    tally: Callable[..., pl.LazyFrame]  # by key, or of all pairs
     has_squares: bool  # whether squares of the scores are summed, for intervals
     by_prompt: bool  # whether pairs are counted by prompt, for the interval of the accuracy
     is_keyed: bool  # whether sums are by key, so that those of all pairs are made beside them
     looks_at_all: bool  # whether the sums of `sense` are over all rows, and not a sample of them
     id_columns: tuple[str, ...]  # of ids that are looked at with the rows
     most_rows: int  # a shard of more rows, or of unknown length, is read in chunks
-    in_order: bool  # whether groups are summed faster in order than by hash
     rolls_up: bool  # whether sums follow from those by cluster, where there are some
 
     def tasks(self, *, cuts: bool) -> Iterator[ShardTask]:
@@ -181,31 +176,20 @@ class PartialSums:
         """Yield the sums of one shard, read once, and again if the quick form does not fit it."""
         # Neighbours are compared in few rows, as this costs most.
         lagged = task.first_row == 0 and 0 < (task.rows or 0) <= NEIGHBOURS_ROWS
-        pairs, first_row = self._pairs(task), task.first_row
+        pairs, first_row, valid = self._pairs(task), task.first_row, self.rules.valid
         runs = self._runs(first_row, task.rows)
         with reading(self.dataset.read_from):
             if runs is None:
-                yield self.summed(pairs, first_row=first_row, valid=self.valid, lagged=lagged)
+                # Few rows are not worth a second reading.
+                form = Form.ANY if lagged else Form.SMALL
+                yield self.summed(pairs, first_row=first_row, valid=valid, form=form, lagged=lagged)
                 return
             # The sample is read apart: a second plan on the same reading costs more.
             sample = [self._pairs(replace(task, first_row=f, rows=n)) for f, n in runs]
-            sense, n_seen = self._sense(sample, self.valid), sum(n for _, n in runs)
-            made = None
-            if sense is None or are_clean(sense, n_seen):
-                made = self._quick(pairs, first_row)
-            made = made or self.summed(
-                pairs, first_row=first_row, valid=self.valid, has_sense=False
-            )
+            sense, n_seen = self._sense(sample, valid), sum(n for _, n in runs)
+            form = Form.CLEAN if sense is None else form_of(sense, n_seen)
+            made = self.summed(pairs, first_row=first_row, valid=valid, form=form, has_sense=False)
             yield replace(made, sense=sense, ids=self._ids(sample))
-
-    def _quick(self, pairs: pl.LazyFrame, first_row: int) -> Partial | None:
-        """Return sums of the quick form; None if it does not fit the pairs."""
-        made = self.summed(
-            pairs, first_row=first_row, valid=self.valid, clean=self.clean, has_sense=False
-        )
-        if made.sums[N_CLEAN].sum() != made.sums[N_PAIRS].sum():
-            return None
-        return replace(made, sums=made.sums.drop(N_CLEAN))
 
     def of_rows(self, rows: pl.DataFrame, first_row: int, *, lagged: bool) -> Partial:
         """Return the sums of rows that `rows` read, `first_row` being the number of the first."""
@@ -248,70 +232,52 @@ class PartialSums:
         valid: pl.Expr,
         lagged: bool = False,
         are_wide: bool = False,
-        clean: pl.Expr | None = None,
+        form: Form = Form.SMALL,
         has_sense: bool = True,
         is_small: bool = False,
     ) -> Partial:
-        """Return the sums of scored pairs, reading them once, and again if squares are wide.
+        """Return the sums of scored pairs: read once, and again if `form` or squares do not fit.
 
-        `clean` asks for the quick form; `is_small` says that the pairs are few and in memory.
+        `is_small` says that the pairs are few and in memory.
         """
-        needs, sense_apart = self.scorer.binding.needs, self.is_keyed and has_sense
-        extra = list(self.extra)
-        if self.has_squares:
-            by_bits = self.is_keyed and not are_wide
-            extra += square_bits() if by_bits else square_sums(is_wide=are_wide)
-        sums = self.tally(
-            pairs,
-            valid=valid,
-            in_order=self.in_order,
-            moments=("neighbours" if lagged else "rows") if has_sense else "none",
-            clean=clean,
-            extra=extra,
-        )
-        plans = [sums]
-        if sense_apart:
-            plans.append(self._sense_of(pairs, valid, lagged=lagged))
+        if self.is_keyed and form is Form.SMALL:
+            form = Form.ANY
+        rules, squares = replace(self.rules, valid=valid), "wide" if are_wide else "near"
+        plan = partial(self.tally, pairs, rules=rules, form=form)
+        if not self.is_keyed:
+            moments = "neighbours" if lagged else "rows"
+            plan = partial(plan, moments=moments if has_sense else None)
+        plans = {"sums": plan(squares=squares if self.has_squares else None)}
+        if self.is_keyed and has_sense:
+            plans["sense"] = self._sense_of(pairs, valid, lagged=lagged)
         if self.by_prompt:
-            plans.append(self._prompts(pairs, valid))
-        # Without `sense` over these rows, ids are those of its sample.
-        has_ids = bool(self.id_columns) and has_sense
-        if has_ids:
-            plans.append(hashed_ids(pairs, self.id_columns))
-        # Columns of a chunk stay in the cache of a core from one expression to the next.
-        with pl.Config(streaming_chunk_size=SUMMED_CHUNK_ROWS):
-            # One plan alone is run as such: several share a reading, at some cost.
-            engine: Literal["in-memory", "streaming"] = "in-memory" if is_small else "streaming"
-            made = (
-                pl.collect_all(plans, engine=engine)
-                if len(plans) > 1
-                else [plans[0].collect(engine=engine)]
-            )
-        table = made[0]
-        if self.has_squares and not are_wide:
-            read = of_bits(table) if self.is_keyed else table if are_near(table) else None
-        else:
-            read = table
-        if read is None:
+            plans["prompts"] = self._prompts(pairs, valid)
+        if self.id_columns and has_sense:  # without, ids are those of the sample
+            plans["ids"] = hashed_ids(pairs, self.id_columns)
+        made = _collected(plans, "in-memory" if is_small else "streaming")
+        table, sense = made["sums"], made.get("sense")
+        fits = form is Form.ANY or table[N_CLEAN].sum() == table[N_PAIRS].sum()
+        read = of_bits(table) if fits and self.has_squares and not are_wide else table
+        if not fits or read is None:
             return self.summed(
                 pairs,
                 first_row=first_row,
                 valid=valid,
                 lagged=lagged,
-                are_wide=True,
-                clean=clean,
+                are_wide=are_wide or fits,
+                form=form if fits else Form.SMALL if form is Form.CLEAN else Form.ANY,
                 has_sense=has_sense,
                 is_small=is_small,
             )
-        table, sense = read, made[1] if sense_apart else None
+        table = read.drop(N_CLEAN, strict=False)
         if has_sense and not self.is_keyed:
-            own = sense_columns(needs, counts_in(pairs))
+            own = sense_columns(self.scorer.binding.needs, counts_in(pairs))
             table, sense = table.drop(own), table.select(own)
         return Partial(
             sums=table,
             sense=sense,
-            prompts=_counted(made[1 + sense_apart], first_row) if self.by_prompt else None,
-            ids=made[-1].to_series() if has_ids else None,
+            prompts=_counted(made["prompts"], first_row) if self.by_prompt else None,
+            ids=made["ids"].to_series() if "ids" in made else None,
         )
 
     def _runs(self, first_row: int, rows: int | None) -> list[tuple[int, int]] | None:
@@ -343,7 +309,7 @@ class PartialSums:
 
     def rows(self, task: ShardTask, *, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
         """Yield columns of the scored rows of one shard, with `VALID`."""
-        rows = self._pairs(task).with_columns(self.valid.alias(VALID)).select(columns)
+        rows = self._pairs(task).with_columns(self.rules.valid.alias(VALID)).select(columns)
         with reading(self.dataset.read_from):
             if self._is_bounded(task):
                 yield rows.collect(engine="streaming")
@@ -364,6 +330,17 @@ class PartialSums:
         return self.scorer.scored(shard).with_columns(
             pl.col(name).alias(key) for key, name in self.subsets.items()
         )
+
+
+def _collected(
+    plans: Mapping[str, pl.LazyFrame], engine: Literal["in-memory", "streaming"]
+) -> dict[str, pl.DataFrame]:
+    # Columns of a chunk stay in the cache of a core from one expression to the next.
+    with pl.Config(streaming_chunk_size=SUMMED_CHUNK_ROWS):
+        # One plan alone is run as such: several share a reading, at some cost.
+        if len(plans) == 1:
+            return {name: plan.collect(engine=engine) for name, plan in plans.items()}
+        return dict(zip(plans, pl.collect_all(list(plans.values()), engine=engine), strict=True))
 
 
 def _counted(rows: pl.DataFrame, first_row: int) -> ClusterCounts:

@@ -19,9 +19,7 @@ from .cells import (
 from .doubts import doubts_of as doubts_of, not_looked_for as not_looked_for
 from .moments import (
     SQUARED as SQUARED,
-    are_near as are_near,
     of_bits as of_bits,
-    square_bits as square_bits,
     square_sums as square_sums,
     variance as variance,
 )
@@ -63,7 +61,6 @@ from .sense import (
     RepeatedKeys as RepeatedKeys,
     Repeats as Repeats,
     Sense as Sense,
-    are_clean as are_clean,
     equal as equal,
     hashed_ids as hashed_ids,
     sampled as sampled,
@@ -75,9 +72,11 @@ from .summary import (
     N_CLEAN as N_CLEAN,
     OBJECTIVE as OBJECTIVE,
     SUMMARY_FIGURES as SUMMARY_FIGURES,
+    Form as Form,
     Summary as Summary,
     counts_in as counts_in,
     figures as figures,
+    form_of as form_of,
     merge as merge,
     neighbours_of as neighbours_of,
     reward_sums as reward_sums,
@@ -85,5 +84,6 @@ from .summary import (
     sense_of as sense_of,
     suffix_of as suffix_of,
     tally as tally,
+    totals as totals,
     with_objectives as with_objectives,
 )

@@ -7,7 +7,7 @@ is summed the slow way, to the same quanta.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SQUARED: Final = (LOSS, CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN)
 """Columns of a scored pair whose squares are summed."""
+_SQUARE: Final = {name: f"__dpo_pipeline_square_{name}" for name in SQUARED}
+_FLOATS: Final = "__dpo_pipeline_floats_"
 LARGEST: Final = "max_square"
 _NEAR: Final = 2.0**19
 _SHIFT: Final = 1.5 * 2.0**20
@@ -34,62 +36,56 @@ _SUMMED: Final = 2.0**62
 """Squares up to which 2**32 of them fit Int128."""
 
 
-def square_sums(*, is_wide: bool) -> list[pl.Expr]:
-    """Return the sums `square_...` of `SQUARED`, in quanta, and the largest of a pair."""
-    squares, sums = _squares(), []
+def with_squares(pairs: pl.LazyFrame) -> pl.LazyFrame:
+    """Add the squares that are summed, which several sums are made of; null for invalid pairs."""
+    squares = ((pl.col(name) * pl.col(name)).cast(pl.Float64) for name in SQUARED)
+    return pairs.with_columns(
+        valid_only(square).alias(_SQUARE[name])
+        for name, square in zip(SQUARED, squares, strict=True)
+    )
+
+
+def square_sums(*, is_wide: bool, is_whole: bool = False) -> list[pl.Expr]:
+    """Return sums `square_...` over pairs of `with_squares`, and the largest of a pair.
+
+    Args:
+        is_wide: Whether sums are in quanta, of squares of any size. Else they are of bits, from
+            which `of_bits` makes the same.
+        is_whole: Whether sums of bits are over all pairs, and not by group.
+    """
+    squares, sums = {name: pl.col(column) for name, column in _SQUARE.items()}, []
     for name, square in squares.items():
+        bits = (square + _SHIFT).reinterpret(dtype=pl.Int64)
         if is_wide:
-            near = (square + _SHIFT).reinterpret(dtype=pl.Int64).cast(pl.Int128) - _BITS
             whole = (square * _QUANTA).cast(pl.Int128, wrap_numerical=True)
-            quanta = pl.when(square < _NEAR).then(near).otherwise(whole).sum()
-        else:
-            quanta = _sum_of_near(square)
-        sums.append(quanta.alias(f"square_{name}"))
-    return [*sums, _largest_of(squares)]
-
-
-def square_bits() -> list[pl.Expr]:
-    """Return sums of bits, of which `of_bits` makes those of `square_sums`: cheaper by group."""
-    squares = _squares()
-    bits = [
-        (square + _SHIFT).reinterpret(dtype=pl.Int64).sum().alias(f"square_{name}")
-        for name, square in squares.items()
-    ]
-    return [*bits, _largest_of(squares)]
+            near = bits.cast(pl.Int128) - _BITS
+            bits = pl.when(square < _NEAR).then(near).otherwise(whole)
+        elif is_whole:
+            sums.append(square.sum().alias(f"{_FLOATS}{name}"))
+        sums.append(bits.sum().alias(f"square_{name}"))
+    # The margin is the difference of two rewards: its square is at most twice those of both.
+    largest = squares[LOSS] + squares[CHOSEN_REWARD] + squares[REJECTED_REWARD]
+    return [*sums, largest.max().alias(LARGEST)]
 
 
 def of_bits(sums: pl.DataFrame) -> pl.DataFrame | None:
-    """Return groups with the sums of `square_sums` in place of bits; None if one may not fit."""
-    n = pl.col(N_VALID)
-    fits = 2.0 * pl.col(LARGEST).fill_null(0.0) * _QUANTA * n < _SUM_OF_INT64
-    if not are_near(sums) or not sums.select(fits.all()).item():
+    """Return rows with sums in quanta in place of those of bits; None if one may not fit."""
+    if not are_near(sums):
         return None
+    n, floats = pl.col(N_VALID), [name for name in sums.columns if name.startswith(_FLOATS)]
     # Integers wrap, so that the bits of the shift come off again.
-    quanta = pl.col([f"square_{name}" for name in SQUARED]) - n * _BITS
-    return sums.with_columns(quanta.cast(pl.Int128))
-
-
-def _squares() -> dict[str, pl.Expr]:
-    values = {name: valid_only(pl.col(name)) for name in SQUARED}
-    return {name: (each * each).cast(pl.Float64) for name, each in values.items()}
-
-
-def _largest_of(squares: Mapping[str, pl.Expr]) -> pl.Expr:
-    # The margin is the difference of two rewards: its square is at most twice those of both.
-    largest = squares[LOSS] + squares[CHOSEN_REWARD] + squares[REJECTED_REWARD]
-    return largest.max().alias(LARGEST)
-
-
-def _sum_of_near(square: pl.Expr) -> pl.Expr:
-    """Return the sum in quanta, from a sum of bits that wraps around and a sum of floats.
-
-    The floats say which multiple of 2**64 is missing. This costs a third of a sum of Int128.
-    """
-    bits = (square + _SHIFT).reinterpret(dtype=pl.Int64).sum().cast(pl.Int128)
-    wrapped = bits - square.count().cast(pl.Int128) * _BITS
-    missing = (square.sum() * _QUANTA).cast(pl.Int128, strict=False) - wrapped + 2**63
-    around = pl.lit(2**64, dtype=pl.Int128)
-    return wrapped + missing // around * around
+    quanta = (pl.col([f"square_{name}" for name in SQUARED]) - n * _BITS).cast(pl.Int128)
+    if not floats:
+        fits = 2.0 * pl.col(LARGEST).fill_null(0.0) * _QUANTA * n < _SUM_OF_INT64
+        return sums.with_columns(quanta) if sums.select(fits.all()).item() else None
+    row, whole = sums.row(0, named=True), []
+    for name in SQUARED:
+        wrapped = row[f"square_{name}"] - row[N_VALID] * _BITS
+        # The sum of floats says which multiple of 2**64 is missing.
+        missing = int(row[f"{_FLOATS}{name}"] * _QUANTA) - wrapped
+        quanta = wrapped + ((missing + 2**63) >> 64 << 64)
+        whole.append(pl.lit(quanta, dtype=pl.Int128).alias(f"square_{name}"))
+    return sums.drop(floats).with_columns(whole)
 
 
 def near_quanta(square: NDArray[np.float64]) -> int | None:

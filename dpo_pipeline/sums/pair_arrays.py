@@ -45,7 +45,7 @@ from dpo_pipeline.sums.cells import (
     size_of,
     whole_quanta,
 )
-from dpo_pipeline.sums.moments import LARGEST, SQUARED, near_quanta, square_sums
+from dpo_pipeline.sums.moments import LARGEST, SQUARED, near_quanta, square_sums, with_squares
 from dpo_pipeline.sums.pair_sums import COARSE, PRECISIONS, VALID, longer_by
 from dpo_pipeline.sums.sense import N_COMPARED, N_UNMOVED, compared, equal as equal_of
 
@@ -407,7 +407,8 @@ class _Squares:
         rows = pl.DataFrame({each: of[each] for each in SQUARED}).with_columns(
             pl.lit(value=True).alias(VALID)
         )
-        return int(rows.select(square_sums(is_wide=True))[f"square_{name}"].item())
+        sums = with_squares(rows.lazy()).select(square_sums(is_wide=True)).collect()
+        return int(sums[f"square_{name}"].item())
 
     def table(self) -> pl.DataFrame:
         sums = {f"square_{name}": [total] for name, total in self._sums.items()}

@@ -8,9 +8,10 @@ are sums over a fixed sample of the rows, by their numbers in the whole input: `
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import combinations
 from typing import Any, Final, Self
 
@@ -28,7 +29,6 @@ from dpo_pipeline.columns import (
     Needs,
 )
 from dpo_pipeline.defaults import KEYS_HELD, SENSE_ROWS, SENSE_STEP, SENSE_WHOLE
-from dpo_pipeline.exact import SMALL
 from dpo_pipeline.sums.pair_sums import VALID, valid_only
 
 N_UNMOVED: Final = "n_unmoved"
@@ -46,10 +46,10 @@ _SHIFT: Final = 1.5 * 2.0**42
 """Added to a number below 2**41, it leaves the number in quanta in the low bits."""
 _BITS: Final = 0x4298000000000000
 """The bits of `_SHIFT`."""
-_EVERY: Final = (*LOGPS, POLICY.name, REF.name)
+EVERY: Final = (*LOGPS, POLICY.name, REF.name)
 """The log-probs of both contracts."""
-_SUMMED: Final = {name: f"__dpo_pipeline_{name}" for name in _EVERY}
-_BEFORE: Final = {name: f"__dpo_pipeline_{name}_before" for name in _EVERY}
+_SUMMED: Final = {name: f"__dpo_pipeline_{name}" for name in EVERY}
+_BEFORE: Final = {name: f"__dpo_pipeline_{name}_before" for name in EVERY}
 _AGAINST: Final = {POLICY_CHOSEN.name: REF_CHOSEN.name, POLICY_REJECTED.name: REF_REJECTED.name}
 LAGGED: Final = ("own", "before", "after")
 """Squared distances of the policy's log-probs to the reference's of the same, the row before and
@@ -69,14 +69,6 @@ def sampled(first: int, rows: int) -> list[tuple[int, int]]:
         if start < stop:
             runs.append((start, stop - start))
     return runs
-
-
-def are_clean(sense: pl.DataFrame, rows: int) -> bool:
-    """Return whether rows with these sums are valid, and their log-probs small and below 0."""
-    row = sense.row(0, named=True)
-    there = [name for name in _EVERY if f"min_{name}" in row]
-    ends = [row[f"{end}_{name}"] for name in there for end in ("min", "max")]
-    return bool(row[N_SEEN] == rows) and all(-SMALL <= end < 0.0 for end in ends)
 
 
 def sense_columns(needs: Needs, counts: Sequence[str]) -> list[str]:
@@ -145,15 +137,33 @@ def compared(needs: Needs) -> list[tuple[str, str]]:
     return list(combinations(needs.logps, 2))
 
 
+def with_equal(pairs: pl.LazyFrame, needs: Needs) -> pl.LazyFrame:
+    """Add what pairs with two equal log-probs are, by the name of their count.
+
+    They are equal as Float32, in which one of them may be stored.
+    """
+    # Each is a step: what several expressions of a step are made of is made for each of them.
+    singles = {name: f"{name}_as_float32" for name in needs.logps}
+    return pairs.with_columns(
+        pl.col(name).cast(pl.Float32).alias(single) for name, single in singles.items()
+    ).with_columns(
+        (pl.col(singles[one]) == pl.col(singles[other])).alias(equal(one, other))
+        for one, other in compared(needs)
+    )
+
+
 def equal_pairs(needs: Needs) -> dict[str, pl.Expr]:
-    """Return, by the name of their count, what pairs with two equal log-probs are, and all."""
-    counts = {equal(one, other): is_equal(one, other) for one, other in compared(needs)}
-    return {N_COMPARED: pl.col(VALID)} | counts
+    """Return, by the name of their count, the pairs of `with_equal`, and all."""
+    names = [equal(one, other) for one, other in compared(needs)]
+    return {N_COMPARED: pl.col(VALID)} | {name: pl.col(name) for name in names}
 
 
-def is_equal(one: str, other: str) -> pl.Expr:
-    """Return whether two log-probs are equal as Float32, in which one of them may be stored."""
-    return pl.col(one).cast(pl.Float32) == pl.col(other).cast(pl.Float32)
+def are_unmoved(needs: Needs) -> pl.Expr:
+    """Return which pairs of `with_equal` have equal log-probs under both models."""
+    if not needs.reference:
+        return pl.lit(value=False)
+    unmoved = (pl.col(equal(text.policy.name, text.ref.name)) for text in needs.texts)
+    return reduce(operator.and_, unmoved, pl.lit(value=True))
 
 
 def _lagged(
@@ -183,7 +193,7 @@ def equal(one: str, other: str) -> str:
 
 def product(one: str, other: str) -> str:
     """Return the name of the sum of products of two log-probs."""
-    return f"sum_{'_'.join(sorted((one, other), key=_EVERY.index))}"
+    return f"sum_{'_'.join(sorted((one, other), key=EVERY.index))}"
 
 
 def _sum(values: pl.Expr) -> pl.Expr:
@@ -221,8 +231,8 @@ class Sense:
             n_valid=row[N_VALID],
             n_seen=row.get(N_SEEN, 0),
             n_unmoved=row.get(N_UNMOVED, 0),
-            lowest={name: row[f"min_{name}"] for name in _EVERY if f"min_{name}" in row},
-            highest={name: row[f"max_{name}"] for name in _EVERY if f"max_{name}" in row},
+            lowest={name: row[f"min_{name}"] for name in EVERY if f"min_{name}" in row},
+            highest={name: row[f"max_{name}"] for name in EVERY if f"max_{name}" in row},
             max_tokens=row.get(MAX_TOKENS),
             sums=row,
         )

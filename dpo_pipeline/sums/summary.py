@@ -1,16 +1,18 @@
 """Partial sums that merge exactly, and the figures that follow from them.
 
-`tally` is the plan that makes one row of sums for each group; `merge` adds such rows, in any
-order; `figures` divides. Where rewards are beta times a log-ratio only the loss and the log-probs
-are summed: the means of rewards and margins follow from these without error.
+`totals` and `tally` are the plans that make one row of sums, of all pairs and of each group;
+`merge` adds such rows, in any order; `figures` divides. Where rewards are beta times a log-ratio
+only the loss and the log-probs are summed: the means of rewards and margins follow from these
+without error.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial, reduce
+from enum import Enum
+from functools import reduce
 from typing import Any, Final, Literal, Self, TypeAlias
 
 import polars as pl
@@ -32,16 +34,30 @@ from dpo_pipeline.columns import (
     TOKENS,
     Needs,
 )
-from dpo_pipeline.exact import bin_of, exact_sum, exact_sum_of_small, mean_of
+from dpo_pipeline.contract import Clean, RuleSet
+from dpo_pipeline.exact import (
+    BITS,
+    SMALL,
+    bin_of,
+    exact_sum,
+    exact_sum_of_small,
+    float_and_bits,
+    mean_of,
+    sum_of_bits,
+)
 from dpo_pipeline.losses import CheckedObjective, name_of_score
+from dpo_pipeline.sums.moments import square_sums, with_squares
 from dpo_pipeline.sums.named_figures import TRL_METRICS
 from dpo_pipeline.sums.pair_sums import VALID, pair_count, valid_only
 from dpo_pipeline.sums.sense import (
+    EVERY,
     LAGGED,
+    N_SEEN,
     N_UNMOVED,
+    are_unmoved,
     equal_pairs,
-    is_equal,
     sense_sums,
+    with_equal,
     with_summed,
 )
 
@@ -50,9 +66,10 @@ BETA: Final = "beta"
 """Columns that tell the figures of several objectives apart."""
 
 N_CLEAN: Final = "n_clean"
-"""Rows that the quick form of `tally` sums rightly; it is right if all are."""
+"""Rows that a form of sums takes rightly for granted; the sums are right if all are."""
 
 _ROW: Final = "__dpo_pipeline_row"
+_END: Final = "__dpo_pipeline_end_"
 BIN: Final = "__dpo_pipeline_bin"
 
 
@@ -97,91 +114,182 @@ class Summary:
 SUMMARY_FIGURES: Final = tuple(field.name for field in fields(Summary))
 
 
-Moments: TypeAlias = Literal["none", "rows", "neighbours"]
+Moments: TypeAlias = Literal["rows", "neighbours"]
 """Of which rows sums of squares and products are; "neighbours": also of a row and the next."""
+
+
+class Form(Enum):
+    """What sums take for granted. The less it is, the more they cost; `ANY` is always right."""
+
+    CLEAN = "clean"  # all pairs are those of a `Clean`
+    SMALL = "small"  # values of valid pairs are within its ranges
+    ANY = "any"
+
+
+def form_of(sense: pl.DataFrame, rows: int) -> Form:
+    """Return the form that fits so many rows with these sums of `sense_sums`, and others likely."""
+    row = sense.row(0, named=True)
+    ends = [(row[f"min_{name}"], row[f"max_{name}"]) for name in EVERY if f"min_{name}" in row]
+    if not all(least is None or (least >= -SMALL and most < 0.0) for least, most in ends):
+        return Form.ANY
+    return Form.CLEAN if row[N_SEEN] == rows else Form.SMALL
+
+
+def totals(
+    pairs: pl.LazyFrame,
+    *,
+    rules: RuleSet,
+    objectives: Sequence[CheckedObjective] = (),
+    needs: Needs = ALL_LOGPS,
+    moments: Moments | None = "rows",
+    form: Form = Form.ANY,
+    squares: Literal["near", "wide"] | None = None,
+    extra: Sequence[pl.Expr] = (),
+) -> pl.LazyFrame:
+    """Return one row of partial sums of all pairs; nothing is read yet.
+
+    Args:
+        pairs: Prepared pairs, scored for each objective.
+        rules: Which pairs count, and which are clean.
+        objectives: Whose scores are summed; if empty, only what needs no score.
+        needs: Which columns are there.
+        moments: Of which rows the sums of `sense_sums` are taken.
+        form: What is taken for granted: sums are right if `N_CLEAN` says that all rows are so.
+        squares: Which sums of `square_sums` are among them.
+        extra: More sums to carry; one named `min_...` merges by the minimum.
+    """
+    marked, summed = _marked(pairs, rules, form), _summed(objectives, needs)
+    if form is not Form.CLEAN:
+        marked = marked.with_columns(valid_only(pl.col(name)).alias(name) for name in summed)
+    counted = _counted(objectives, needs) | equal_pairs(needs)
+    sums = [pair_count(), *extra, *(_count(each, name, form) for name, each in counted.items())]
+    marked = with_equal(marked, needs)
+    if moments is not None:
+        lagged = moments == "neighbours"
+        marked = with_summed(marked, needs, lagged=lagged)
+        sums += sense_sums(needs, counts_in(pairs), lagged=lagged)
+    if squares is not None:
+        marked = with_squares(marked)
+        sums += square_sums(is_wide=squares == "wide", is_whole=True)
+    if form is Form.ANY:
+        sums += [exact_sum(pl.col(name)).alias(total) for name, total in summed.items()]
+        return marked.select(sums)
+    for name, total in summed.items():
+        sums += float_and_bits(pl.col(name), total)
+    ends, fits = _fitting(rules.clean, form, summed)
+    whole = [sum_of_bits(total, pl.col(N_VALID)) for total in summed.values()]
+    n_clean = pl.when(fits).then(pl.col(N_PAIRS)).otherwise(0).alias(N_CLEAN)
+    made = marked.select(*sums, **ends).with_columns(*whole, n_clean)
+    return made.drop(*ends, *(f"{total}{BITS}" for total in summed.values()))
 
 
 def tally(
     pairs: pl.LazyFrame,
     *,
-    valid: pl.Expr,
+    rules: RuleSet,
+    keys: Sequence[str],
     objectives: Sequence[CheckedObjective] = (),
     needs: Needs = ALL_LOGPS,
-    keys: Sequence[str] = (),
     in_order: bool = False,
     by_bin: bool = False,
-    moments: Moments = "rows",
-    clean: pl.Expr | None = None,
+    form: Form = Form.ANY,
+    squares: Literal["near", "wide"] | None = None,
     few: bool = False,
     extra: Sequence[pl.Expr] = (),
     binned: pl.Expr | None = None,
 ) -> pl.LazyFrame:
-    """Return one row of partial sums for each group of `keys`; nothing is read yet.
+    """Return the same sums, without those of `moments`, for each group of `keys`.
 
     Args:
         pairs: Prepared pairs with the key columns, scored for each objective.
-        valid: True where a pair counts.
+        rules: Which pairs count, and which are clean.
+        keys: None is a group of all.
         objectives: Whose scores are summed; if empty, only what needs no score.
         needs: Which columns are there.
-        keys: None makes one row.
         in_order: The one key is sorted, so a group is finished where the next begins.
         by_bin: Group by the margin's histogram bin too; invalid pairs have none.
-        moments: Of which rows the sums of `sense_sums` are taken, if not by key.
-        clean: Makes the quick form: every row counts, and sums are right if this is true on all
-            rows. `N_CLEAN` says on how many it is.
+        form: What is taken for granted, `CLEAN` or `ANY`: `N_CLEAN` says of how many rows it holds.
+        squares: Which sums of `square_sums` are among them.
         few: Groups have less than `exact.FEW` rows.
         extra: More sums to carry; one named `min_...` merges by the minimum.
         binned: The bin of each row, if not that of the margin.
     """
-    is_whole = not (keys or by_bin)
-    if clean is None:
-        form = _Form(total=exact_sum, of_valid=valid_only, more={})
-    else:
-        valid = pl.lit(value=True)
-        small = partial(exact_sum_of_small, few=few, grouped=not is_whole, count=pl.len())
-        form = _Form(total=small, of_valid=_all, more={N_CLEAN: clean})
-    marked = pairs.with_columns(valid.alias(VALID))
-    counted = {N_VALID: pl.col(VALID), **form.more}
-    # What warnings are made from.
-    counted |= {N_UNMOVED: _unmoved(needs), **(equal_pairs(needs) if is_whole else {})}
-    sums = [pair_count(), *extra, *(form.count(where, name) for name, where in counted.items())]
-    if is_whole and moments != "none":
-        lagged = moments == "neighbours"
-        marked = with_summed(marked, needs, lagged=lagged)
-        sums += sense_sums(needs, counts_in(pairs), lagged=lagged)
-    summed = needs.logps if objectives else ()
-    sums += [form.sum(name).alias(f"sum_{name}") for name in summed]
-    for i, objective in enumerate(objectives):
-        sums += _sums(objective, objectives, suffix_of(i, objectives), form)
+    marked = with_equal(_marked(pairs, rules, form), needs)
+    counted = _counted(objectives, needs)
+    sums = [pair_count(), *extra, *(_count(each, name, form) for name, each in counted.items())]
+    if form is Form.CLEAN:
+        sums.append(_count(rules.clean.rows, N_CLEAN, form))
+    if squares is not None:
+        marked = with_squares(marked)
+        sums += square_sums(is_wide=squares == "wide")
+    for name, total in _summed(objectives, needs).items():
+        values = pl.col(name)
+        small = exact_sum_of_small(values, pl.len(), few=few)
+        sums.append((small if form is Form.CLEAN else exact_sum(valid_only(values))).alias(total))
     if by_bin:
         bins = pl.when(VALID).then(bin_of(pl.col(REWARD_MARGIN)) if binned is None else binned)
         return marked.with_columns(bins.alias(BIN)).group_by(*keys, BIN).agg(sums)
-    if not keys:
-        return marked.select(sums)
     if in_order:
         return marked.set_sorted(keys[0]).group_by(keys, maintain_order=True).agg(sums)
     return marked.group_by(keys).agg(sums)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Form:
-    """How values are added up, which of them, and what more is counted."""
-
-    total: Callable[[pl.Expr], pl.Expr]
-    of_valid: Callable[[pl.Expr], pl.Expr]
-    more: Mapping[str, pl.Expr]
-
-    def count(self, where: pl.Expr, name: str) -> pl.Expr:
-        """Count valid pairs."""
-        return self.of_valid(where).sum().cast(pl.Int64).alias(name)
-
-    def sum(self, name: str) -> pl.Expr:
-        """Add up a column of the valid pairs."""
-        return self.total(self.of_valid(pl.col(name)))
+def _marked(pairs: pl.LazyFrame, rules: RuleSet, form: Form) -> pl.LazyFrame:
+    valid = pl.lit(value=True) if form is Form.CLEAN else rules.valid
+    return pairs.with_columns(valid.alias(VALID))
 
 
-def _all(values: pl.Expr) -> pl.Expr:
-    return values
+def _summed(objectives: Sequence[CheckedObjective], needs: Needs) -> dict[str, str]:
+    """Return the columns that are summed, and the names of their sums."""
+    summed = {name: f"sum_{name}" for name in needs.logps} if objectives else {}
+    for i, each in enumerate(objectives):
+        rewards = () if each.has_linear_rewards else (CHOSEN_REWARD, REJECTED_REWARD)
+        for name in (LOSS, *rewards):
+            column = name_of_score(name, each, objectives)
+            summed[column] = f"sum_{name}{suffix_of(i, objectives)}"
+    return summed
+
+
+def _counted(objectives: Sequence[CheckedObjective], needs: Needs) -> dict[str, pl.Expr]:
+    """Return which valid pairs are counted, by the name of their count."""
+    counted = {N_VALID: pl.col(VALID), N_UNMOVED: are_unmoved(needs)}
+    for i, each in enumerate(objectives):
+        margin = pl.col(name_of_score(REWARD_MARGIN, each, objectives))
+        # Margins of valid pairs are finite.
+        counted[f"n_correct{suffix_of(i, objectives)}"] = margin > 0.0
+        counted[f"n_ties{suffix_of(i, objectives)}"] = margin == 0.0
+    return counted
+
+
+def _count(where: pl.Expr, name: str, form: Form = Form.ANY) -> pl.Expr:
+    counted = where if form is Form.CLEAN else pl.col(VALID) & where
+    return counted.sum().cast(pl.Int64).alias(name)
+
+
+def _fitting(
+    clean: Clean, form: Form, summed: Mapping[str, str]
+) -> tuple[dict[str, pl.Expr], pl.Expr]:
+    """Return aggregates of all pairs, and what they say of the pairs: whether the form fits."""
+    made: dict[str, pl.Expr] = {}
+    fits: list[pl.Expr] = []
+    for name, (low, end) in clean.ranges.items():
+        values, least, most = pl.col(name), f"{_END}min_{name}", f"{_END}max_{name}"
+        if form is Form.CLEAN:
+            # Extremes leave NaN out; a sum does not.
+            nulls, total = f"{_END}nulls_{name}", summed.get(name, f"{_END}sum_{name}")
+            made[nulls] = values.null_count()
+            if name not in summed:
+                made[total] = values.sum()
+            fits += [pl.col(nulls) == 0, pl.col(total).is_not_nan()]
+        elif name not in summed:
+            continue
+        made |= {least: values.min(), most: values.max()}
+        fits += [(pl.col(least) >= low).fill_null(value=True)]
+        fits += [(pl.col(most) < end).fill_null(value=True)]
+    if form is Form.CLEAN and clean.others:
+        made[f"{_END}others"] = reduce(operator.and_, clean.others).all(ignore_nulls=False)
+        fits.append(pl.col(f"{_END}others").fill_null(value=False))
+    return made, reduce(operator.and_, fits, pl.lit(value=True))
 
 
 def sense_of(
@@ -192,10 +300,10 @@ def sense_of(
     `has_equal` adds counts of equal log-probs, where `tally` has none.
     """
     marked = with_summed(pairs.with_columns(valid.alias(VALID)), needs, lagged=lagged)
-    form = _Form(total=exact_sum, of_valid=valid_only, more=equal_pairs(needs) if has_equal else {})
-    return marked.select(
+    counted = equal_pairs(needs) if has_equal else {}
+    return with_equal(marked, needs).select(
         *sense_sums(needs, counts_in(pairs), lagged=lagged),
-        *(form.count(where, name) for name, where in form.more.items()),
+        *(_count(where, name) for name, where in counted.items()),
     )
 
 
@@ -229,36 +337,9 @@ def counts_in(pairs: pl.LazyFrame) -> list[str]:
     return [role.name for role in (*COUNT_ROLES, TOKENS) if role.name in columns]
 
 
-def _unmoved(needs: Needs) -> pl.Expr:
-    if not needs.reference:
-        return pl.lit(value=False)
-    unmoved = (is_equal(text.policy.name, text.ref.name) for text in needs.texts)
-    return reduce(operator.and_, unmoved)
-
-
 def suffix_of(i: int, objectives: Sequence[CheckedObjective]) -> str:
     """Return the suffix of the sums of objective `i`; empty for a single objective."""
     return "" if len(objectives) == 1 else f"_{i}"
-
-
-def _sums(
-    objective: CheckedObjective,
-    objectives: Sequence[CheckedObjective],
-    suffix: str,
-    form: _Form,
-) -> list[pl.Expr]:
-    margin = pl.col(name_of_score(REWARD_MARGIN, objective, objectives))
-    is_linear = objective.has_linear_rewards
-    summed = [LOSS, *([] if is_linear else (CHOSEN_REWARD, REJECTED_REWARD))]
-    return [
-        # Margins of valid pairs are finite.
-        form.count(margin > 0.0, f"n_correct{suffix}"),
-        form.count(margin == 0.0, f"n_ties{suffix}"),
-        *(
-            form.sum(name_of_score(name, objective, objectives)).alias(f"sum_{name}{suffix}")
-            for name in summed
-        ),
-    ]
 
 
 def merge(partials: Sequence[pl.DataFrame], keys: Sequence[str] = ()) -> pl.DataFrame:

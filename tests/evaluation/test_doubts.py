@@ -21,8 +21,9 @@ from dpo_pipeline import (
     score_parquet,
     sweep,
 )
+from dpo_pipeline.contract import RuleSet
 from dpo_pipeline.evaluation import measuring, shards
-from dpo_pipeline.sums import Sense, sense, tally
+from dpo_pipeline.sums import Sense, sense, totals
 from pair_tools import COUNTS, DATA, LOGPS, REFS
 from sense_tools import FAULTS, doubts, evaluated, from_other_rows
 
@@ -296,12 +297,11 @@ def test_sums_are_exact_and_do_not_depend_on_the_cut(real, tmp_path, monkeypatch
         assert row["n_summed"] == row["n_valid"] == valid.height
 
 
+EVERY_PAIR = RuleSet(rules=(), valid=pl.lit(value=True))
+
+
 def test_statistics_of_the_sums_are_numpys(real):
-    sums = tally(
-        real.lazy(),
-        valid=pl.lit(value=True),
-        moments="neighbours",
-    ).collect()
+    sums = totals(real.lazy(), rules=EVERY_PAIR, moments="neighbours").collect()
     made = Sense.of_sums(sums.row(0, named=True))
     c, r, ref_c, ref_r = (real[name].to_numpy() for name in LOGPS)
     a, b = c - ref_c, r - ref_r
@@ -331,7 +331,7 @@ def test_log_probs_far_out_do_not_overflow_and_count_for_themselves(real):
     assert doubts(far) == []
     assert doubts(FAULTS["reference shifted by a row"](far)) == ["shifted"]
     lowest = pl.DataFrame({name: [-8_000.0 - i] * 300_000 for i, name in enumerate(LOGPS)})
-    row = tally(lowest.lazy(), valid=pl.lit(value=True)).collect().row(0, named=True)
+    row = totals(lowest.lazy(), rules=EVERY_PAIR).collect().row(0, named=True)
     assert row[sense.product(LOGPS[0], LOGPS[0])] == 300_000 * 8_000**2 * 1024
 
 

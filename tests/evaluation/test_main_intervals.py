@@ -17,7 +17,7 @@ from dpo_pipeline.errors import GateError
 from dpo_pipeline.evaluation import measuring, shards
 from dpo_pipeline.evaluation.gating import gate
 from dpo_pipeline.statistics import rate_of, rate_of_clusters
-from dpo_pipeline.sums import VALID, roll_ups, square_sums
+from dpo_pipeline.sums import VALID, moments, of_bits, roll_ups, square_sums
 from gather_tools import BETA, frame_of, made_up, scored
 from oracle_tools import stats
 from pair_tools import LOGPS
@@ -274,11 +274,17 @@ def test_a_square_is_counted_in_quanta():
     wide = [*values, 400.25, 724.5, -1e5 / 3, 2.0**30 + 0.3]
     many = values * 4_000  # beyond 2**64 quanta
     for numbers, is_wide in ((values, False), (many, False), (many, True), (wide, True)):
-        frame = pl.DataFrame(dict.fromkeys(MEANS, numbers)).with_columns(
-            pl.lit(value=True).alias(VALID)
-        )
+        # The largest is of the loss and both rewards.
+        others = numbers if is_wide else [0.0] * len(numbers)
+        columns = dict.fromkeys(MEANS, others) | {"reward_margin": numbers}
+        frame = pl.DataFrame(columns).with_columns(pl.lit(value=True).alias(VALID))
         squares = [Fraction(x * x) * 2**32 for x in numbers]
         whole = [round(x) if x < 2**51 else math.floor(x) for x in squares]
-        sums = frame.select(square_sums(is_wide=is_wide)).row(0, named=True)
-        assert sums["square_loss"] == sum(whole)
-        assert sums["max_square"] == pytest.approx(3 * max(x * x for x in numbers))
+        count = pl.len().cast(pl.Int64).alias("n_valid")
+        plan = moments.with_squares(frame.lazy()).select(
+            count, *square_sums(is_wide=is_wide, is_whole=True)
+        )
+        made = plan.collect() if is_wide else of_bits(plan.collect())
+        sums = made.row(0, named=True)
+        assert sums["square_reward_margin"] == sum(whole)
+        assert sums["max_square"] == pytest.approx(3 * max(x * x for x in others))

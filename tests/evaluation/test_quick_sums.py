@@ -9,7 +9,7 @@ import pytest
 
 from dpo_pipeline import Contract, check, evaluate, sweep
 from dpo_pipeline.evaluation import measuring, shards
-from dpo_pipeline.sums import sense
+from dpo_pipeline.sums import Form, sense
 from option_tools import grouped
 from pair_tools import LOGPS
 
@@ -38,12 +38,12 @@ def small(monkeypatch):
 
 @pytest.fixture
 def forms(monkeypatch):
-    """Which forms were tried, shard by shard: whether each was quick."""
+    """Which forms were tried, shard by shard."""
     tried = []
     summed = shards.PartialSums.summed
 
     def recorded(self, pairs, **options):
-        tried.append(options.get("clean") is not None)
+        tried.append(options.get("form", Form.SMALL).value)
         return summed(self, pairs, **options)
 
     monkeypatch.setattr(shards.PartialSums, "summed", recorded)
@@ -69,14 +69,16 @@ def whole(pairs, tmp_path, **options):
     return {name: part for name, part in made.to_dict().items() if name not in OF_SAMPLE}
 
 
-CLEAN = [False, True, True, True, True]
-TRIED = [False, True, True, True, False, True]
+C, S, A = "clean", "small", "any"
 CASES = [
-    pytest.param(None, None, CLEAN, id="clean"),
-    pytest.param(250, math.nan, TRIED, id="NaN"),
-    pytest.param(250, 0.0, TRIED, id="zero"),
-    pytest.param(250, -2048.5, TRIED, id="not small"),
-    pytest.param(203, None, [False, True, True, False, True], id="null in the sample"),
+    pytest.param(None, None, [A, C, C, C, C], id="clean"),
+    pytest.param(250, math.nan, [A, C, C, C, S, C], id="NaN"),
+    pytest.param(250, None, [A, C, C, C, S, C], id="null"),
+    pytest.param(250, -math.inf, [A, C, C, C, S, C], id="infinite"),
+    pytest.param(250, 0.0, [A, C, C, C, S, A, C], id="zero"),
+    pytest.param(250, -2048.5, [A, C, C, C, S, A, C], id="not small"),
+    pytest.param(203, None, [A, C, C, S, C], id="null in the sample"),
+    pytest.param(203, -2048.5, [A, C, C, A, C], id="not small in the sample"),
 ]
 
 
@@ -97,17 +99,23 @@ def test_any_form_gives_the_figures_of_one_shard(
     assert check_forms(request, pairs, tmp_path, {}) == expected
 
 
+def test_a_broken_rule_of_another_column_is_seen(request, pairs_of_shards, tmp_path):
+    counted = pairs_of_shards.with_columns(chosen_num_tokens=500, rejected_num_tokens=500)
+    pairs = with_value(counted, 250, 0, "chosen_num_tokens")
+    assert check_forms(request, pairs, tmp_path, {}) == [A, C, C, C, S, C]
+
+
 @pytest.mark.parametrize("options", FORMS)
 def test_so_it_is_by_key_and_for_other_scores(request, pairs_of_shards, tmp_path, options):
     pairs = with_value(pairs_of_shards, 250, None)
-    assert True in check_forms(request, pairs, tmp_path, options)
+    assert "clean" in check_forms(request, pairs, tmp_path, options)
 
 
 @pytest.mark.usefixtures("small")
 def test_a_sweep_takes_the_quick_form_for_any_beta(forms, pairs_of_shards, tmp_path):
     pairs_of_shards.write_parquet(tmp_path / "in.parquet")
     swept = sweep(tmp_path / "in.parquet", [0.1, 2.0, 60.0])
-    assert forms.count(True) == 4
+    assert forms.count("clean") == 4
     for row in swept.table.to_dicts():
         alone = evaluate(tmp_path / "in.parquet", row["beta"]).summary
         assert {name: row[name] for name in alone.to_dict()} == alone.to_dict()
@@ -214,5 +222,5 @@ def test_batches_of_many_rows_are_summed_with_all_digits(tmp_path, monkeypatch, 
     pairs = pl.DataFrame({name: pl.repeat(value, 20_000, eager=True) for name, value in values})
     pairs.write_parquet(tmp_path / "in.parquet")
     means = evaluate(tmp_path / "in.parquet", batches=size).batches["reward_margin"]
-    assert forms == [True]
+    assert forms == ["clean"]
     assert means.unique().to_list() == pytest.approx([244.775])  # 0.1 (1947.75 + 500)

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from dpo_pipeline.exact import bin_of
-from dpo_pipeline.sums import VALID, Grid, cells, moments, of_bits, square_bits
+from dpo_pipeline.sums import VALID, Grid, cells, moments, of_bits, square_sums
 
 
 def quanta(value):
@@ -90,24 +90,28 @@ def test_bins_of_arrays_are_those_of_expressions(width):
     assert cells.bins_of(values, width).tolist() == expected.to_list()
 
 
+def squares_by_key(frame):
+    n_valid = pl.col(VALID).sum().cast(pl.Int64).alias("n_valid")
+    groups = moments.with_squares(frame.lazy()).group_by("key")
+    return groups.agg(n_valid, *square_sums(is_wide=False)).sort("key").collect()
+
+
 def test_squares_by_group_are_counted_in_quanta_or_not_at_all():
     names = moments.SQUARED
     values = [0.0, -1.5, 3e-6, 2.0**-16.5, 290.0, 0.1, -33.7, 20.0]
     frame = pl.DataFrame(dict.fromkeys(names, values)).with_columns(
         pl.Series(VALID, [True] * 7 + [False]), key=pl.Series([1, 2] * 4)
     )
-    n_valid = pl.col(VALID).sum().cast(pl.Int64).alias("n_valid")
-    found = of_bits(frame.group_by("key").agg(n_valid, *square_bits()).sort("key"))
+    found = of_bits(squares_by_key(frame))
     for place, key in enumerate((1, 2)):
         there = [x for x, k, ok in frame.select(names[0], "key", VALID).rows() if k == key and ok]
         assert found[f"square_{names[0]}"][place] == sum(
             round(Fraction(x * x) * 2**32) for x in there
         )
-    many = frame.with_columns(pl.col(names) * 1.4).group_by("key").agg(n_valid, *square_bits())
-    assert of_bits(many) is None  # a square is beyond 2**19
+    many = frame.with_columns(pl.col(names) * 1.4)
+    assert of_bits(squares_by_key(many)) is None  # a square is beyond 2**19
     one = pl.DataFrame(dict.fromkeys(names, [290.0] * 4_000)).with_columns(
         pl.lit(value=True).alias(VALID), key=1
     )
-    assert of_bits(one.group_by("key").agg(n_valid, *square_bits())) is not None
-    more = pl.concat([one] * 2)
-    assert of_bits(more.group_by("key").agg(n_valid, *square_bits())) is None  # may pass 2**63
+    assert of_bits(squares_by_key(one)) is not None
+    assert of_bits(squares_by_key(pl.concat([one] * 2))) is None  # may pass 2**63

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections import defaultdict
 
 import polars as pl
 import pytest
@@ -36,6 +37,55 @@ def pytest_collection_finish():
     """Have collections of garbage pass over what lives as long as the process does."""
     gc.collect()
     gc.freeze()
+
+
+def sets_of(item):
+    """Return which set of each of its parametrisations a test has, by the names of the first one's
+    arguments."""
+    names = [mark.args[0] for mark in item.iter_markers("parametrize")]
+    names = [each.split(",") if isinstance(each, str) else each for each in names]
+    held = {name: id(value) for name, value in item.callspec.params.items()}
+    sets = {each[0].strip(): tuple(held.pop(name.strip()) for name in each) for each in names}
+    return sets | held  # parameters of fixtures are left
+
+
+def few_of(items, at_most):
+    """Return those of a test's items that have each set of each parametrisation about once.
+
+    With i the set of the longest parametrisation, the others have sets that go on as i does.
+    """
+    every = [sets_of(item) for item in items]
+    sets = {name: list(dict.fromkeys(each[name] for each in every)) for name in every[0]}
+    longest = max(sets, key=lambda name: len(sets[name]))
+    step, wanted = 1, [{longest: each} for each in sets[longest]]
+    for place, (name, values) in enumerate(sets.items()):
+        if name != longest:
+            step = step if len(wanted) > step * (len(values) - 1) else 1
+            for i, each in enumerate(wanted):
+                each[name] = values[(i // step + place) % len(values)]
+            step *= len(values)
+    kept = [i for i, each in enumerate(every) if each in wanted]
+    seen = {pair for i in kept for pair in every[i].items()}
+    for i, each in enumerate(every):  # where not each set goes with each
+        if not seen.issuperset(each.items()):
+            kept.append(i)
+            seen.update(each.items())
+    n = len(kept) if at_most is None else min(at_most, len(kept))
+    return [items[kept[i * (len(kept) - 1) // max(n - 1, 1)]] for i in range(n)]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Have repeats be slow: all but a few parameter sets of tests that are marked so."""
+    repeated = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("repeats") and not item.get_closest_marker("slow"):
+            repeated[item.nodeid.split("[")[0]].append(item)
+    for each in repeated.values():
+        kept = few_of(each, *each[0].get_closest_marker("repeats").args or (None,))
+        for item in each:
+            if item not in kept:
+                item.add_marker(pytest.mark.slow)
 
 
 TOGETHER = {"statistics", "comparison", "report"}

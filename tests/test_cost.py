@@ -59,6 +59,7 @@ def test_check_lists_offenders_by_one_more_reading(engine, dirty):
     assert_streams(engine)
 
 
+@pytest.mark.repeats  # files and folders are one scan
 @pytest.mark.parametrize("arguments", FIGURES)
 def test_evaluate_reads_once(engine, clean, tmp_path, arguments):
     evaluate(clean, **grouped(**to_file(arguments, tmp_path)))
@@ -73,6 +74,7 @@ def test_evaluate_lists_offenders_by_one_more_reading(engine, dirty, tmp_path, a
     assert_streams(engine)
 
 
+@pytest.mark.repeats  # files and folders are one scan
 @pytest.mark.parametrize("arguments", FIGURES)
 def test_evaluate_of_a_lazy_frame_runs_it_once(engine, clean, tmp_path, arguments):
     lazy = pl.scan_parquet(clean if clean.is_file() else clean / "*.parquet")
@@ -91,6 +93,7 @@ def test_evaluate_of_a_frame_streams(engine, pairs, make):
     assert_streams(engine)
 
 
+@pytest.mark.repeats  # scans do not follow figures and actions together
 @pytest.mark.parametrize("on_invalid", ["raise", "exclude", "quarantine"])
 @pytest.mark.parametrize("arguments", FIGURES)
 def test_score_reads_clean_files_twice(engine, tmp_path, pairs, on_invalid, arguments):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, Self
 
 import polars as pl
+import polars.selectors as cs
 
 from dpo_pipeline.columns import (
     LABEL,
@@ -19,10 +20,16 @@ from dpo_pipeline.columns import (
     REF_REJECTED,
     REWARD,
 )
+from dpo_pipeline.comparison.paired_arrays import Ends, chunks_of, ends_of
 from dpo_pipeline.comparison.paired_gathering import MEANS, PairedGathering
 from dpo_pipeline.comparison.sides import Table, place_of
 from dpo_pipeline.contract import RuleSet
-from dpo_pipeline.defaults import MAX_SUBSETS_WITH_STATISTICS, SAME_REFERENCE, STATISTICS_ROWS
+from dpo_pipeline.defaults import (
+    LOGP_LIMIT,
+    MAX_SUBSETS_WITH_STATISTICS,
+    SAME_REFERENCE,
+    STATISTICS_ROWS,
+)
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ContractError, UsageError
 from dpo_pipeline.losses import CheckedObjective, with_scores
@@ -44,6 +51,9 @@ from dpo_pipeline.unpaired import PROMPT
 
 _SUBSET: Final = "__dpo_pipeline_subset_"
 _DIFFER: Final = "differ "
+_JOINED: Final = "__dpo_pipeline_"
+"""What names of columns of joined pairs begin with."""
+_SCORE: Final = "score_"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +90,18 @@ class PairGathering(Protocol):
         """Pairs added."""
         ...
 
-    def add(self, shared: pl.DataFrame, a: pl.DataFrame, b: pl.DataFrame, n_pairs: int) -> None:
-        """Add pairs in the same order: what is of both sides, and what each side scores."""
+    def add(
+        self,
+        shared: pl.DataFrame,
+        a: pl.DataFrame,
+        b: pl.DataFrame,
+        n_pairs: int,
+        ends: Sequence[Ends] | None = None,
+    ) -> None:
+        """Add pairs in the same order: what is of both sides, and what each side scores.
+
+        `ends` are those of each side's log-probs, if they are known.
+        """
 
     def finish(self) -> Any:
         """Return what was added up."""
@@ -137,7 +157,8 @@ def _read_in_step(common: _Common, watch: Watch) -> CommonPairs | None:
     n = 0
     try:
         ranges = ranges_in_step(table.dataset for table in tables)
-        for chunk in in_step(common.frames(first, rows) for first, rows in ranges):
+        frames = (common.frames(first, rows) for first, rows in ranges)
+        for chunk in in_step(frames, then=common.scored):
             n += chunk.height
             sums.add(chunk)
             watch.step("evaluating", chunk.height, total)
@@ -163,7 +184,7 @@ def _read_parted(common: _Common, watch: Watch) -> CommonPairs:
         _refuse_empty(tables, counts)
         sums = _Sums(common)
         for chunk in _in_chunks(joined(part.values()) for part in parts):
-            sums.add(chunk)
+            sums.add(common.scored(chunk.lazy()).collect())
             watch.step("evaluating", chunk.height, counts.common)
     return sums.finished(counts)
 
@@ -192,7 +213,7 @@ class _Common:
 
     pairs: PairedTables
     objective: CheckedObjective
-    max_logp: float
+    checked: tuple[str, ...]  # scores that may be out of range
     shared: tuple[str, ...]  # columns on which the sides are to agree
     prompts: Table | None  # A if it has prompts, or else B
     gathers: Callable[[], PairGathering] | None
@@ -212,11 +233,16 @@ class _Common:
         return cls(
             pairs=pairs,
             objective=objective,
-            max_logp=max_logp,
+            checked=objective.columns_to_check(max_logp),
             shared=tuple(n for n in names if all(n in side.columns for side in sides)),
             prompts=next((side for side in sides if PROMPT_ID.name in side.columns), None),
             gathers=gathers,
         )
+
+    @property
+    def means(self) -> tuple[str, ...]:
+        """The scores that are read of each side."""
+        return _means_of(self.objective)
 
     @property
     def carried(self) -> dict[str, str]:
@@ -240,9 +266,34 @@ class _Common:
                 self.pairs.key,
                 wanted_columns(table, self.objective, names, has_prompts=table is self.prompts),
                 rows=table.dataset.shard(first, rows).frame,
+                is_judged=not self.is_of_logps,
             )
             for table in self.pairs.tables
         ]
+
+    @property
+    def is_of_logps(self) -> bool:
+        """Whether log-probs alone tell which pairs are valid; then chunks have no `valid`."""
+        return not any(table.binding.rules.clean.others for table in self.pairs.tables)
+
+    def scored(self, rows: pl.LazyFrame) -> pl.LazyFrame:
+        """Add to joined pairs what each side scores."""
+        for side in self.pairs.tables[:2]:
+            scored = with_scores(
+                rows.with_columns(**_columns_of(side, self.objective)), self.objective
+            )
+            scores = {side.column(f"{_SCORE}{name}"): pl.col(name) for name in self.means}
+            if self.checked:
+                scores[side.column(VALID)] = _in_range(self.checked)
+            # Names of a side itself are not among those of joined pairs.
+            rows = scored.with_columns(**scores).select(cs.starts_with(_JOINED))
+        return rows
+
+    def side_of(self, rows: pl.DataFrame, side: Table) -> pl.DataFrame:
+        """Return the columns and the scores of a side, under their own names."""
+        columns = {name: side.source_of(name) for name in _roles_of(self.objective)}
+        columns |= {name: side.column(f"{_SCORE}{name}") for name in self.means}
+        return pl.DataFrame([rows[column].alias(name) for name, column in columns.items()])
 
 
 class _Sums:
@@ -250,7 +301,6 @@ class _Sums:
 
     def __init__(self, common: _Common) -> None:
         self._common = common
-        self._checked = common.objective.columns_to_check(common.max_logp)
         self._counts = Counter[str]()
         self._largest: dict[str, float] = {}
         rows = [table.dataset.rows for table in common.pairs.tables[:2]]
@@ -268,36 +318,60 @@ class _Sums:
 
     def add(self, chunk: pl.DataFrame) -> None:
         """Add pairs that all tables have."""
-        objective, tables = self._common.objective, self._common.pairs.tables
-        sides, counts, chunk = tables[:2], self._counts, chunk.rechunk()
-        scored = {t.letter: scored_side(t, chunk, objective, self._checked) for t in sides}
-        sound = {t.letter: chunk[t.valid] for t in tables}
-        for table in sides:
-            if table.lender is not None:
-                # The lender's rules judge borrowed columns, for both sides.
-                sound[table.letter] = sound[table.letter] & chunk[table.lender.valid]
-        in_range = {letter: each[VALID] for letter, each in scored.items()}
-        valid = sound["a"] & sound["b"] & in_range["a"] & in_range["b"]
-        counts.update({f"invalid {t.letter}": int((~chunk[t.valid]).sum()) for t in tables})
-        counts.update(
-            {f"range {each}": int((sound[each] & ~in_range[each]).sum()) for each in "ab"}
+        common, sides = self._common, self._common.pairs.tables[:2]
+        logps, kept = list(common.objective.needs.logps), chunk
+        scored = [common.side_of(chunk, side) for side in sides]
+        ends: list[Ends] | None = [ends_of(chunks_of(each, logps)) for each in scored]
+        if common.checked or not (common.is_of_logps and self._are_clean(ends or ())):
+            valid = self._valid(chunk)
+            if not valid.all():
+                kept, ends = chunk.filter(valid), None
+                scored = [common.side_of(kept, side) for side in sides]
+        facts = pl.DataFrame(
+            [kept[KEY], *(kept[column].alias(n) for n, column in common.carried.items())]
         )
-        kept = chunk
-        if not valid.all():
-            kept = chunk.filter(valid)
-            scored = {letter: each.filter(valid) for letter, each in scored.items()}
-        facts = kept.select(KEY, **self._common.carried)
-        self._gathering.add(facts, scored["a"], scored["b"], chunk.height)
+        self._gathering.add(facts, scored[0], scored[1], chunk.height, ends)
         if self._gathering.n_subsets > MAX_SUBSETS_WITH_STATISTICS:
             raise UsageError(
                 f"by: {', '.join(self._common.pairs.by)} has more than "
                 f"{MAX_SUBSETS_WITH_STATISTICS:,} subsets; choose a coarser column"
             )
-        for name in self._common.shared:
+        for name in common.shared:
             n, largest = differing(kept, name, sides)
-            counts[_DIFFER + name] += n
+            self._counts[_DIFFER + name] += n
             if largest is not None:
                 self._largest[name] = max(largest, self._largest.get(name, 0.0))
+
+    def _are_clean(self, ends: Iterable[Ends]) -> bool:
+        """Return whether log-probs with these ends are sound, and below 0."""
+        highest = min(table.binding.max_logp for table in self._common.pairs.tables)
+        return all(
+            low >= -LOGP_LIMIT and high < 0.0 and high <= highest
+            for side in ends
+            for low, high in side.values()
+        )
+
+    def _valid(self, chunk: pl.DataFrame) -> pl.Series:
+        """Return which pairs are valid on both sides, and count which are not and why."""
+        tables, counts = self._common.pairs.tables, self._counts
+        logps = self._common.objective.needs.logps
+        own = {
+            t.letter: t.judged(chunk, logps) if self._common.is_of_logps else chunk[t.valid]
+            for t in tables
+        }
+        counts.update({f"invalid {letter}": int((~each).sum()) for letter, each in own.items()})
+        valid = pl.Series([True]).new_from_index(0, chunk.height)
+        for table in tables[:2]:
+            sound = own[table.letter]
+            if table.lender is not None:
+                # The lender's rules judge borrowed columns, for both sides.
+                sound = sound & own[table.lender.letter]
+            if self._common.checked:
+                in_range = chunk[table.column(VALID)]
+                counts[f"range {table.letter}"] += int((sound & ~in_range).sum())
+                sound = sound & in_range
+            valid = valid & sound
+        return valid
 
     def finished(self, counts: Counts) -> CommonPairs:
         """Return what was added; at least one chunk must have been."""
@@ -341,11 +415,24 @@ def scored_side(
     table: Table, chunk: pl.DataFrame, objective: CheckedObjective, checked: Sequence[str]
 ) -> pl.DataFrame:
     """Return the pairs scored for one side, with `VALID`: no score is out of range."""
-    pairs = chunk.lazy().select(**{name: table.source_of(name) for name in _roles_of(objective)})
-    rules = RuleSet(rules=(), valid=pl.lit(value=True)).with_scores_in_range(checked)
-    scored = with_scores(pairs, objective).with_columns(rules.valid.alias(VALID))
-    means = MEANS if objective.row == "pair" else (LOGRATIO, REWARD, LOSS)
-    return scored.select(*_roles_of(objective), *means, VALID).collect()
+    pairs = chunk.lazy().select(**_columns_of(table, objective))
+    scored = with_scores(pairs, objective).with_columns(_in_range(checked).alias(VALID))
+    return scored.select(*_roles_of(objective), *_means_of(objective), VALID).collect()
+
+
+def _columns_of(table: Table, objective: CheckedObjective) -> dict[str, pl.Expr]:
+    """Return the columns of joined pairs that a side is scored from, by their own names."""
+    return {name: pl.col(table.source_of(name)) for name in _roles_of(objective)}
+
+
+def _means_of(objective: CheckedObjective) -> tuple[str, ...]:
+    return MEANS if objective.row == "pair" else (LOGRATIO, REWARD, LOSS)
+
+
+def _in_range(checked: Sequence[str]) -> pl.Expr:
+    """Return whether no score is out of range."""
+    rules = RuleSet(rules=(), valid=pl.lit(value=True))
+    return rules.with_scores_in_range(checked).valid
 
 
 def differing(pairs: pl.DataFrame, name: str, sides: Sequence[Table]) -> tuple[int, float | None]:

@@ -1,7 +1,8 @@
 """Common pairs as arrays: their sums over all and by cluster, block by block.
 
-A block stays in the cache of a core. Arrays of a whole chunk would go to memory and back for each
-step, which costs several times as much.
+A block stays in the cache of a core until all is made of it. Steps write into arrays that are there
+already: memory that is asked for anew comes page by page from the system, which costs more than the
+sums.
 """
 
 from __future__ import annotations
@@ -25,58 +26,44 @@ from dpo_pipeline.columns import (
     REWARD_MARGIN,
     Needs,
 )
-from dpo_pipeline.exact import QUANTA_PER_NAT, SMALL
+from dpo_pipeline.exact import QUANTA_PER_NAT, SHIFT, SHIFT_BITS, SMALL
 from dpo_pipeline.statistics import hashed
 from dpo_pipeline.sums import (
     COARSE,
     N_COMPARED,
     N_UNMOVED,
+    ExactSums,
+    WholeSums,
     bins_of,
     equal,
     exact_sums,
     mixed_array,
-    same_numbers,
     whole_quanta,
 )
 
 Whole = NDArray[np.int64]
 Numbers = NDArray[np.float64]
 Hashes = NDArray[np.uint64]
+Marks = NDArray[np.bool_]
+Ends = Mapping[str, tuple[float, float]]
+"""The smallest and the largest of columns."""
+NO_ENDS: Final = (np.inf, -np.inf)
 
-_BLOCK: Final = 2**14
-_SHIFT: Final = 1.5 * 2.0**12
-"""Added to a number up to `SMALL`, it leaves the number in quanta in the low bits."""
-_BITS: Final = 0x40B8000000000000
-"""The bits of `_SHIFT`."""
-_FEW: Final = 2**11
-"""The quanta of so many small numbers have a sum that fits 64 bits."""
+_BLOCK: Final = 2**15
 _MOST: Final = 2.0**63
 _AGAINST: Final = ((POLICY_CHOSEN, REF_CHOSEN), (POLICY_REJECTED, REF_REJECTED))
 STATES: Final = 9
 """What a pair is for both sides: 3 x of A + of B, each 0 wrong, 1 a tie, 2 right."""
 
 
-def blocks(n: int) -> Iterator[slice]:
-    """Yield the rows of each block."""
-    for first in range(0, n, _BLOCK):
-        yield slice(first, min(first + _BLOCK, n))
-
-
 class Buffers:
-    """Arrays of a block that steps write into: new ones would be fetched from the system anew."""
+    """Arrays of a block that steps write into."""
 
     def __init__(self) -> None:
         """Take the memory."""
-        self._floats = [np.empty(_BLOCK) for _ in range(2)]
-        self._wholes = [np.empty(_BLOCK, dtype=np.int64) for _ in range(2)]
-
-    def floats(self, n: int) -> list[Numbers]:
-        """Return two arrays of numbers."""
-        return [each[:n] for each in self._floats]
-
-    def wholes(self, n: int) -> list[Whole]:
-        """Return two arrays of whole numbers."""
-        return [each[:n] for each in self._wholes]
+        self.floats = [np.empty(_BLOCK) for _ in range(2)]
+        self.singles = [np.empty(_BLOCK, dtype=np.float32) for _ in range(4)]
+        self.wholes = [np.empty(_BLOCK, dtype=np.int64) for _ in range(2)]
 
 
 def hashes_of(keys: pl.Series) -> Hashes:
@@ -87,9 +74,32 @@ def hashes_of(keys: pl.Series) -> Hashes:
     return mixed_array(keys.cast(whole).rechunk().to_numpy().view(np.uint64))
 
 
+def chunks_of(rows: pl.DataFrame, names: Sequence[str]) -> list[dict[str, Numbers]]:
+    """Return columns as arrays, without a copy: those of a plan come in chunks."""
+    columns = [rows[name].cast(pl.Float64) for name in names]
+    chunks = [column.get_chunks() for column in columns]
+    if len({tuple(map(len, each)) for each in chunks}) > 1:
+        chunks = [[column.rechunk()] for column in columns]
+    arrays = ([each.to_numpy() for each in some] for some in zip(*chunks, strict=True))
+    return [dict(zip(names, some, strict=True)) for some in arrays]
+
+
+def ends_of(chunks: Sequence[Mapping[str, Numbers]]) -> dict[str, tuple[float, float]]:
+    """Return the ends of columns, NaN of one with NaN or null."""
+    ends: dict[str, tuple[float, float]] = {}
+    for chunk in chunks:
+        for name, column in chunk.items():
+            if column.size:
+                low, high = ends.get(name, NO_ENDS)
+                # Unlike `min`, these give NaN if either is NaN.
+                low, high = np.minimum(low, column.min()), np.maximum(high, column.max())
+                ends[name] = float(low), float(high)
+    return ends
+
+
 def _quanta(values: Numbers, into: Numbers) -> Whole:
-    """Return small numbers in quanta, plus `_BITS`; rounded half to even."""
-    return np.add(values, _SHIFT, out=into).view(np.int64)
+    """Return small numbers in quanta, plus `SHIFT_BITS`; rounded half to even."""
+    return np.add(values, SHIFT, out=into[: values.size]).view(np.int64)
 
 
 def _total(values: Numbers, largest: float, into: Numbers) -> int:
@@ -98,22 +108,24 @@ def _total(values: Numbers, largest: float, into: Numbers) -> int:
         codes = np.zeros(values.size, dtype=np.int64)
         return int(exact_sums(codes, 1, whole_quanta(values), values.size).item())
     quanta = _quanta(values, into)
-    quanta -= _BITS
-    whole = quanta.size - quanta.size % _FEW
-    parts = quanta[:whole].reshape(-1, _FEW).sum(axis=1).tolist()
-    return int(sum(parts)) + int(quanta[whole:].sum())
+    fit = int(_MOST / ((largest + 1.0) * QUANTA_PER_NAT))  # so many have a sum that fits 64 bits
+    total = 0
+    for first in range(0, values.size, fit):
+        some = quanta[first : first + fit]
+        # The sum of shifted quanta wraps, and what is left without the shifts fits.
+        total += (int(some.sum()) - some.size * SHIFT_BITS + 2**63) % 2**64 - 2**63
+    return total
 
 
 class SideArrays:
-    """The columns of one side of valid common pairs.
+    """The columns of one side of valid common pairs, and the sums of the blocks added.
 
     Attributes:
-        of: The columns by name.
         n: How many pairs.
+        ends: The ends of each column.
         sums: The sums of `tally` with neither keys nor moments.
-        lowest: The smallest of each column.
-        highest: The largest.
         state: 0 for a wrong pair, 1 for a tie and 2 for a right one.
+        sampled: The log-probs of the sample, block by block.
     """
 
     def __init__(
@@ -123,93 +135,131 @@ class SideArrays:
         means: Sequence[str],
         summed: Sequence[str],
         buffers: Buffers,
+        *,
+        ends: Ends | None = None,
+        sample: Whole | None = None,
     ) -> None:
-        """Take the log-probs and the scores `means`, and add up the log-probs and `summed`."""
-        names = (*needs.logps, *means)
-        self._logps = needs.logps
-        self.of = {n: scored[n].cast(pl.Float64).rechunk().to_numpy() for n in names}
-        self.n = scored.height
-        self.margin = self.of[REWARD_MARGIN]
-        self.sums = Counter({N_VALID: self.n, N_COMPARED: self.n})
-        self.lowest, self.highest = (dict.fromkeys(names, by) for by in (np.inf, -np.inf))
-        self.state = np.empty(self.n, dtype=np.uint8)
-        both, added = list(combinations(needs.logps, 2)), {*needs.logps, *summed}
-        into = buffers.floats(_BLOCK)[0]
-        for rows in blocks(self.n):
-            of = {name: column[rows] for name, column in self.of.items()}
-            self._add_equal(of, both)
-            for name, column in of.items():
-                low, high = float(column.min()), float(column.max())
-                self.lowest[name] = min(low, self.lowest[name])
-                self.highest[name] = max(high, self.highest[name])
-                if name in added:
-                    self.sums[f"sum_{name}"] += _total(column, max(-low, high), into[: column.size])
-            is_tie, is_right = of[REWARD_MARGIN] == 0.0, of[REWARD_MARGIN] > 0.0
-            self.sums["n_ties"] += int(np.count_nonzero(is_tie))
-            self.sums["n_correct"] += int(np.count_nonzero(is_right))
-            self.state[rows] = is_tie.view(np.uint8) + 2 * is_right.view(np.uint8)
+        """Take the log-probs and the scores `means`, to add up the log-probs and `summed`.
 
-    def _add_equal(self, of: Mapping[str, Numbers], both: Sequence[tuple[str, str]]) -> None:
-        same = {names: same_numbers(of[names[0]], of[names[1]]) for names in both}
-        for names, each in same.items():
-            self.sums[equal(*names)] += int(np.count_nonzero(each))
+        `ends` are those of columns where they are known; scores may be within theirs. Of the rows
+        of `sample` log-probs are kept.
+        """
+        names = (*needs.logps, *means)
+        self._chunks = chunks_of(scored, names)
+        self._logps, self._added = needs.logps, (*needs.logps, *summed)
+        self._both = list(combinations(needs.logps, 2))
+        self._buffers = buffers
+        self.n = scored.height
+        known = ends or {}
+        others = [{n: c for n, c in each.items() if n not in known} for each in self._chunks]
+        self.ends = {**dict.fromkeys(names, NO_ENDS), **known, **ends_of(others)}
+        self.sums = Counter({N_VALID: self.n, N_COMPARED: self.n})
+        self.state = np.empty(self.n, dtype=np.uint8)
+        self._sample = sample
+        self.sampled: dict[str, list[Numbers]] = {name: [] for name in needs.logps}
+
+    @property
+    def of(self) -> Mapping[str, Numbers]:
+        """The columns by name."""
+        if len(self._chunks) == 1:
+            return self._chunks[0]
+        return {n: np.concatenate([each[n] for each in self._chunks]) for n in self.ends}
+
+    def blocks(self) -> Iterator[tuple[slice, Mapping[str, Numbers]]]:
+        """Yield the rows of each block and its columns."""
+        begin = 0
+        for chunk in self._chunks:
+            size = chunk[self._logps[0]].size
+            for first in range(0, size, _BLOCK):
+                last = min(first + _BLOCK, size)
+                of = {name: column[first:last] for name, column in chunk.items()}
+                yield slice(begin + first, begin + last), of
+            begin += size
+
+    def add(self, rows: slice, of: Mapping[str, Numbers]) -> None:
+        """Add up a block."""
+        self._add_equal(of)
+        for name in self._added:
+            into = self._buffers.floats[0]
+            self.sums[f"sum_{name}"] += _total(of[name], self.size(name), into)
+        is_tie, is_right = of[REWARD_MARGIN] == 0.0, of[REWARD_MARGIN] > 0.0
+        self.sums["n_ties"] += int(np.count_nonzero(is_tie))
+        self.sums["n_correct"] += int(np.count_nonzero(is_right))
+        state = np.left_shift(is_right.view(np.uint8), 1, out=self.state[rows])
+        state |= is_tie.view(np.uint8)
+        if self._sample is not None:
+            first, last = np.searchsorted(self._sample, (rows.start, rows.stop))
+            some = self._sample[first:last] - rows.start
+            for name, kept in self.sampled.items():
+                kept.append(of[name][some])
+
+    def _add_equal(self, of: Mapping[str, Numbers]) -> None:
+        """Count pairs with two log-probs that are equal as Float32, as `sense.is_equal` does."""
+        singles = {}
+        for name, into in zip(self._logps, self._buffers.singles, strict=False):
+            singles[name] = into[: of[name].size]
+            np.copyto(singles[name], of[name], casting="same_kind")
+        same = {two: singles[two[0]] == singles[two[1]] for two in self._both}
+        for two, each in same.items():
+            self.sums[equal(*two)] += int(np.count_nonzero(each))
         is_same = [same.get((ours.name, theirs.name)) for ours, theirs in _AGAINST]
         unmoved = 0
         if is_same[0] is not None and is_same[1] is not None:
             unmoved = int(np.count_nonzero(is_same[0] & is_same[1]))
         self.sums[N_UNMOVED] += unmoved
 
-    def ends(self) -> pl.DataFrame:
-        """Return the extremes of the log-probs, as `sense_sums` names them."""
-        ends = {"min": self.lowest, "max": self.highest}
-        return pl.DataFrame({f"{end}_{n}": of[n] for end, of in ends.items() for n in self._logps})
-
     def size(self, name: str) -> float:
         """Return the largest magnitude of a column."""
-        return max(-self.lowest[name], self.highest[name], 0.0)
+        low, high = self.ends[name]
+        return max(-low, high, 0.0)
 
 
-def same_counts(a: SideArrays, b: SideArrays) -> tuple[int, int, int]:
-    """Return on how many pairs both sides have the same policy log-prob: chosen, rejected, both."""
-    found = np.zeros(3, dtype=np.int64)
-    for rows in blocks(a.n):
-        chosen, rejected = (
-            a.of[role.name][rows] == b.of[role.name][rows]
-            for role in (POLICY_CHOSEN, POLICY_REJECTED)
-        )
-        found += [np.count_nonzero(each) for each in (chosen, rejected, chosen & rejected)]
-    return int(found[0]), int(found[1]), int(found[2])
+class PairedSums:
+    """What is made of the columns of both sides: sums by cluster, block by block."""
 
+    def __init__(self, n: int, names: Sequence[str], buffers: Buffers, *, most: float) -> None:
+        """Start without pairs: there are `n` clusters of up to `most`, and `names` are scores."""
+        self._n, self._names, self._buffers = n, names, buffers
+        self._cells = np.zeros(n * STATES, dtype=np.int64)
+        self._near = {name: WholeSums(n, most) for name in names}
+        self._far = [ExactSums(n, names) for _ in "ab"]
+        self._is_far = False
 
-def states_by(codes: Whole, n: int, states: NDArray[np.uint8]) -> Whole:
-    """Count pairs by code and state: one row a code."""
-    cells = np.zeros(n * STATES, dtype=np.int64)
-    for rows in blocks(codes.size):
-        np.add.at(cells, codes[rows] * STATES + states[rows], 1)
-    return cells.reshape(n, STATES)
+    def add(
+        self,
+        codes: Whole,
+        states: NDArray[np.uint8],
+        columns: Sequence[Mapping[str, Numbers]],
+        sides: Sequence[SideArrays],
+    ) -> None:
+        """Add a block: the cluster of each pair, its state, and the columns of A and B."""
+        cells = np.multiply(codes, STATES, out=self._buffers.wholes[0][: codes.size])
+        cells += states
+        np.add.at(self._cells, cells, 1)
+        one, other = self._buffers.floats
+        for name in self._names:
+            a, b = (of[name] for of in columns)
+            largest = max(side.size(name) for side in sides)
+            if largest > SMALL:
+                self._is_far = True
+                for sums, values in zip(self._far, (a, b), strict=True):
+                    sums.add(name, codes, values)
+                continue
+            gaps = _quanta(b, other)
+            gaps -= _quanta(a, one)
+            self._near[name].add(codes, gaps, 2.0 * (largest + 1.0) * QUANTA_PER_NAT)
 
+    def states(self) -> Whole:
+        """Return the pairs by cluster and state: one row a cluster."""
+        return self._cells.reshape(self._n, STATES)
 
-def gaps_by(
-    codes: Whole, n: int, sides: tuple[SideArrays, SideArrays], names: Sequence[str], use: Buffers
-) -> Mapping[str, pl.Series]:
-    """Return B minus A of the sums of scores by code, in quanta, each side quantised before."""
-    most = int(np.bincount(codes, minlength=1).max())
-    found = {}
-    for name in names:
-        a, b = (each.of[name] for each in sides)
-        largest = max(each.size(name) for each in sides)
-        if largest <= SMALL and 2.0 * (largest + 1.0) * QUANTA_PER_NAT * most < _MOST:
-            sums = np.zeros(n, dtype=np.int64)
-            for rows in blocks(codes.size):
-                one, other = use.floats(a[rows].size)
-                gaps = _quanta(b[rows], other)
-                gaps -= _quanta(a[rows], one)
-                np.add.at(sums, codes[rows], gaps)
-            found[name] = pl.Series(sums).cast(pl.Int128)
-        else:
-            wide = [exact_sums(codes, n, whole_quanta(each), most) for each in (b, a)]
-            found[name] = wide[0] - wide[1]
-    return found
+    def gaps(self) -> Mapping[str, pl.Series]:
+        """Return B minus A of the sums of scores by cluster, in quanta, each quantised before."""
+        found = {name: near.sums() for name, near in self._near.items()}
+        if self._is_far:
+            a, b = (each.table() for each in self._far)
+            found = {n: sums + (b[f"sum_{n}"] - a[f"sum_{n}"]) for n, sums in found.items()}
+        return found
 
 
 _LARGEST: Final = np.array([2.0**52])
@@ -219,25 +269,26 @@ _LARGEST: Final = np.array([2.0**52])
 class Histograms:
     """Counts of common pairs by their change of margin, and by both margins."""
 
-    def __init__(self) -> None:
+    def __init__(self, buffers: Buffers) -> None:
         """Start without pairs; memory is taken where there are counts."""
+        self._buffers = buffers
         self._last = int(bins_of(_LARGEST)[0])
         self._last_coarse = int(bins_of(_LARGEST, COARSE)[0])
         self._width = 2 * self._last_coarse + 1
         self._changes = np.zeros(2 * self._last + 1, dtype=np.int64)
         self._margins = np.zeros(self._width**2, dtype=np.int64)
 
-    def add(self, a: Numbers, b: Numbers) -> None:
-        """Add the margins of pairs."""
-        gaps = np.empty(_BLOCK)
-        for rows in blocks(a.size):
-            one, other = a[rows], b[rows]
-            gap = np.subtract(other, one, out=gaps[: one.size])
-            np.add.at(self._changes, bins_of(gap) + self._last, 1)
-            cells = bins_of(one, COARSE) + self._last_coarse
-            cells *= self._width
-            cells += bins_of(other, COARSE) + self._last_coarse
-            np.add.at(self._margins, cells, 1)
+    def add(self, a: Numbers, b: Numbers, changes: Numbers) -> None:
+        """Add a block: the margins of pairs, and how they change."""
+        (one, other), (sign, _) = self._buffers.floats, self._buffers.wholes
+        bins = bins_of(changes, 1, (one, sign))
+        bins += self._last
+        np.add.at(self._changes, bins, 1)
+        cells = bins_of(a, COARSE, (one, sign))
+        cells *= self._width
+        cells += bins_of(b, COARSE, (other, sign))
+        cells += self._last_coarse * (self._width + 1)
+        np.add.at(self._margins, cells, 1)
 
     def changes(self) -> pl.DataFrame:
         """Return `bin` and `n_pairs`."""

@@ -11,7 +11,15 @@ import polars as pl
 import polars.selectors as cs
 
 from dpo_pipeline.columns import COUNT_ROLES, N_PAIRS, N_VALID, Needs
-from dpo_pipeline.comparison.paired_arrays import Buffers, Hashes, SideArrays, Whole, hashes_of
+from dpo_pipeline.comparison.paired_arrays import (
+    NO_ENDS,
+    Buffers,
+    Ends,
+    Hashes,
+    SideArrays,
+    Whole,
+    hashes_of,
+)
 from dpo_pipeline.defaults import BAGS, CLUSTERS_HELD, SENSED_PAIRS
 from dpo_pipeline.statistics import cluster_hashes
 from dpo_pipeline.sums import CLUSTER, coded, merge, sense_of
@@ -52,23 +60,49 @@ class SideSums:
         self._seen = [*needs.logps, *(role.name for role in COUNT_ROLES)]
         self._held: list[pl.DataFrame] = []
         self._sense: pl.DataFrame | None = None
-        self._ends: pl.DataFrame | None = None
+        self._ends: dict[str, tuple[float, float]] = {}
 
     def add(self, scored: pl.DataFrame, by_key: Hashes, n_pairs: int) -> SideArrays:
         """Add valid pairs, `n_pairs` with those that are not, and return their arrays."""
-        side = SideArrays(scored, self._needs, self._means, self._summed, self._buffers)
+        sample = self.sample_of(by_key)
+        side = self.arrays_of(scored, sample)
+        for rows, of in side.blocks():
+            side.add(rows, of)
+        self.add_arrays(side, scored, sample, n_pairs)
+        return side
+
+    def sample_of(self, by_key: Hashes) -> Whole | None:
+        """Return which pairs show whether log-probs make sense; None if all do."""
+        if self._sampled == 2**_SAMPLED_BITS:
+            return None
+        return np.flatnonzero(by_key < np.uint64(self._sampled << (64 - _SAMPLED_BITS)))
+
+    def arrays_of(
+        self, scored: pl.DataFrame, sample: Whole | None, ends: Ends | None = None
+    ) -> SideArrays:
+        """Return the arrays of valid pairs, of which no block is added yet."""
+        names = (self._means, self._summed)
+        return SideArrays(scored, self._needs, *names, self._buffers, ends=ends, sample=sample)
+
+    def add_arrays(
+        self, side: SideArrays, scored: pl.DataFrame, sample: Whole | None, n_pairs: int
+    ) -> None:
+        """Add valid pairs, `n_pairs` with those that are not, whose blocks are added."""
         self._sums[N_PAIRS] += n_pairs
         self._sums.update(side.sums)
         seen = scored.select(cs.by_name(self._seen, require_all=False))
-        if self._sampled < 2**_SAMPLED_BITS:
-            seen = seen[np.flatnonzero(by_key >> np.uint64(64 - _SAMPLED_BITS) < self._sampled)]
+        if sample is not None:
+            found = {n: np.concatenate([*each, []]) for n, each in side.sampled.items()}
+            others = [c for c in seen if c.name not in found]
+            seen = pl.DataFrame(found | {c.name: c.gather(sample) for c in others})
         self._held.append(seen)
         if sum(map(len, self._held)) > self._most:
             self._see()
             self._held = [seen.clear()]
         if side.n:
-            self._ends = _added(self._ends, side.ends())
-        return side
+            for name in self._needs.logps:
+                (low, high), (least, most) = side.ends[name], self._ends.get(name, NO_ENDS)
+                self._ends[name] = min(low, least), max(high, most)
 
     @property
     def n_valid(self) -> int:
@@ -92,7 +126,12 @@ class SideSums:
         found = pl.DataFrame([dict(self._sums)], schema=types)
         if self._sense is not None:
             found = found.hstack(self._sense)
-        return found if self._ends is None else found.with_columns(self._ends)
+        ends = {
+            f"{end}_{name}": pl.Series([each[i]])
+            for i, end in enumerate(("min", "max"))
+            for name, each in self._ends.items()
+        }
+        return found.with_columns(**ends)
 
 
 def _added(old: pl.DataFrame | None, new: pl.DataFrame) -> pl.DataFrame:

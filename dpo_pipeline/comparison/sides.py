@@ -159,18 +159,26 @@ class Table:
         *,
         rows: pl.LazyFrame | None = None,
         also: str | None = None,
+        is_judged: bool = True,
     ) -> pl.LazyFrame:
         """Return all rows for a join: `KEY`, `valid` and some columns, as a plan.
 
         `rows` are those of a longer table with its columns, and `also` one more column of it.
+        Without `is_judged` there is no `valid`.
         """
         prepared = self.prepared(self.dataset.whole if rows is None else rows)
         return prepared.select(
             key.alias(KEY),
-            self.binding.rules.valid.alias(self.valid),
+            *([self.binding.rules.valid.alias(self.valid)] if is_judged else []),
             *(pl.col(name).alias(self.column(name)) for name in names),
             *([] if also is None else [also]),
         )
+
+    def judged(self, rows: pl.DataFrame, names: Sequence[str]) -> pl.Series:
+        """Return `valid` of joined pairs, by rules on these columns alone."""
+        own = {name: pl.col(self.column(name)) for name in names if name in self.columns}
+        pairs = _filled(rows.lazy().select(**own), self.lacks)
+        return pairs.select(self.binding.rules.valid.alias(self.valid)).collect().to_series()
 
     def taken_from(self, rows: pl.DataFrame, other: Table, names: Sequence[str]) -> pl.DataFrame:
         """Return rows that another table `keyed` as those of this one."""

@@ -223,15 +223,21 @@ class CheckedObjective:
         """
         if self.row == "completion":
             return (REWARD, LOSS)
-        basis = [term.basis for term in self.terms]
-        slow = all(term.loss.grows_as_margin for term in self.terms)
-        weight = sum(abs(term.weight) for term in self.terms)
-        # The bound |margin| + 2 of a loss: each log-ratio spans the range of two log-probs.
-        largest = 2.0 * self.beta * (max(max_logp, 0.0) - lowest) + 2.0
-        plain = all(each.f_divergence == REVERSE_KL for each in basis)
-        if plain and slow and weight * largest <= limit * (1.0 - 2.0**-40):
+        if self.largest_score(lowest, max_logp) <= limit * (1.0 - 2.0**-40):
             return ()
         return (CHOSEN_REWARD, REJECTED_REWARD, LOSS)
+
+    def largest_score(self, lowest: float, highest: float) -> float:
+        """Return what no score of pairs exceeds in magnitude, whose log-probs are between these.
+
+        It is infinite for losses of which it is not known.
+        """
+        slow = all(term.loss.grows_as_margin for term in self.terms)
+        plain = all(term.basis.f_divergence == REVERSE_KL for term in self.terms)
+        weight = sum(abs(term.weight) for term in self.terms)
+        # The bound |margin| + 2 of a loss: each log-ratio spans the range of two log-probs.
+        largest = 2.0 * self.beta * (max(highest, 0.0) - lowest) + 2.0
+        return max(weight, 1.0) * largest if plain and slow else math.inf
 
     def to_dict(self) -> dict[str, Any]:
         """Return all that makes the same objective again, as documents hold it."""

@@ -14,7 +14,7 @@ from itertools import pairwise
 from shutil import rmtree
 from tempfile import TemporaryDirectory, mkdtemp
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeAlias
 from urllib.parse import unquote
 from weakref import finalize
 
@@ -28,6 +28,7 @@ from dpo_pipeline.sources.formats import INDEX
 KEY: Final = "__dpo_pipeline_key"
 """The name of the key in tables that are joined, of the same type in all of them."""
 
+Step: TypeAlias = Callable[[pl.LazyFrame], pl.LazyFrame]
 _NO_VALUE: Final = "__HIVE_DEFAULT_PARTITION__"
 """What a folder is called of rows whose key is null."""
 _ROWS: Final = "__dpo_pipeline_rows_"
@@ -103,31 +104,33 @@ class OutOfStep(Exception):  # noqa: N818  no error: the tables are joined then
 
 
 def in_step(
-    runs: Iterable[Sequence[pl.LazyFrame]], most: int | None = None
+    runs: Iterable[Sequence[pl.LazyFrame]], most: int | None = None, then: Step | None = None
 ) -> Iterator[pl.DataFrame]:
     """Yield the rows of tables side by side, with one `KEY`, in order.
 
     `runs` are the tables, or runs of rows of them. Each table has `KEY`, and other columns of names
-    that no other table has. `most` is how many rows are yielded at a time.
+    that no other table has. `most` is how many rows are yielded at a time. `then` is a step of the
+    plan, which keeps columns whose names begin with `KEY`.
 
     Raises:
-        OutOfStep: Keys differ in a row, are null, or are not surely there once. What was yielded
-            before is of no use then.
+        OutOfStep: Keys differ, are null, or not surely there once; the rows are of no use then.
     """
     with UniqueKeys() as unique:
         for tables in runs:
-            for rows in _side_by_side(tables, most or ROWS_IN_STEP):
+            for rows in _side_by_side(tables, most or ROWS_IN_STEP, then):
                 unique.add(rows[KEY])
                 yield rows
         if not unique.are_unique:
             raise OutOfStep
 
 
-def _side_by_side(tables: Sequence[pl.LazyFrame], most: int) -> Iterator[pl.DataFrame]:
+def _side_by_side(
+    tables: Sequence[pl.LazyFrame], most: int, then: Step | None
+) -> Iterator[pl.DataFrame]:
     first, *others = tables
     keys = [f"{KEY}_{i}" for i in range(len(others))]
     renamed = (table.rename({KEY: key}) for table, key in zip(others, keys, strict=True))
-    plan = pl.concat([first, *renamed], how="horizontal")
+    plan = pl.concat([first, *renamed], how="horizontal").pipe(then or pl.LazyFrame.lazy)
     try:
         for rows in plan.collect_batches(maintain_order=True, chunk_size=most):
             own = rows[KEY]
@@ -268,7 +271,7 @@ class OrderedRows:
 class UniqueKeys:
     """Tells whether keys are all different, in memory that does not grow with them.
 
-    Keys that rise, but for a few falls, need no memory; of others hashes are kept.
+    Keys that rise, but for a few falls, need none; of others hashes are kept.
     """
 
     def __init__(self) -> None:
@@ -287,12 +290,12 @@ class UniqueKeys:
     def add(self, keys: pl.Series) -> None:
         """Add the next keys, of which none is null."""
         if keys.len() and self._hashes is None and self._is_known:
-            falls = (keys.slice(1) <= keys.slice(0, keys.len() - 1)).arg_true()
-            if len(self._runs) + falls.len() < _MOST_RUNS:
-                starts = [0, *(falls + 1).to_list()]
-                ends = [*falls.to_list(), keys.len() - 1]
-                self._runs += [(keys[a], keys[b]) for a, b in zip(starts, ends, strict=True)]
-                self._join_last_runs(len(starts))
+            chunks = [each for each in keys.get_chunks() if each.len()]  # each is compared in place
+            falls = [(c.slice(1) <= c.slice(0, c.len() - 1)).arg_true() for c in chunks]
+            if len(self._runs) + sum(map(len, falls)) < _MOST_RUNS:
+                for chunk, ends in zip(chunks, falls, strict=True):
+                    first, last = [0, *(ends + 1).to_list()], [*ends.to_list(), -1]
+                    self._add([(chunk[a], chunk[b]) for a, b in zip(first, last, strict=True)])
                 return
             if self._runs:  # whose hashes were not kept
                 self._is_known = False
@@ -301,11 +304,11 @@ class UniqueKeys:
         if self._hashes is not None:
             self._hashes.add("", keys.hash().alias(KEY).to_frame())
 
-    def _join_last_runs(self, n_new: int) -> None:
-        """Make one run of the last one and the first of the new ones, if the second goes on."""
-        at = len(self._runs) - n_new
-        if at > 0 and self._runs[at - 1][1] < self._runs[at][0]:
-            self._runs[at - 1 : at + 1] = [(self._runs[at - 1][0], self._runs[at][1])]
+    def _add(self, runs: Sequence[tuple[Any, Any]]) -> None:
+        """Add runs, the first of which may go on with the last one."""
+        if self._runs and self._runs[-1][1] < runs[0][0]:
+            runs = [(self._runs.pop()[0], runs[0][1]), *runs[1:]]
+        self._runs += runs
 
     @property
     def are_unique(self) -> bool:

@@ -7,7 +7,9 @@ from .batches import (
     batch_table as batch_table,
 )
 from .cells import (
+    ExactSums as ExactSums,
     Grid as Grid,
+    WholeSums as WholeSums,
     bins_of as bins_of,
     coded as coded,
     exact_sums as exact_sums,

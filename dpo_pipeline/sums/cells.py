@@ -225,7 +225,7 @@ class ExactSums:
     ) -> None:
         """Start without rows."""
         self._n, self._whole = n, whole
-        self._nats, self._quanta = ({name: _Added(n, most) for name in names} for _ in range(2))
+        self._nats, self._quanta = ({name: WholeSums(n, most) for name in names} for _ in range(2))
         self._others: dict[str, pl.Series] = {}
 
     def add(self, name: str, codes: Whole, values: Numbers) -> None:
@@ -254,10 +254,11 @@ class ExactSums:
         return pl.DataFrame(columns)
 
 
-class _Added:
+class WholeSums:
     """Sums of whole numbers by code, in Int64 as long as they surely fit it."""
 
     def __init__(self, n: int, most: float) -> None:
+        """Start without rows; `most` is the largest number of values with one code."""
         self._sums = np.zeros(n, dtype=np.int64)
         self._most, self._size, self._bound = most, 0.0, 0.0
         self._before: pl.Series | None = None
@@ -278,6 +279,7 @@ class _Added:
         np.add.at(self._sums, codes, values)
 
     def sums(self) -> pl.Series:
+        """Return the sums as Int128."""
         sums = pl.Series(self._sums).cast(pl.Int128)
         return sums if self._before is None else sums + self._before
 
@@ -343,13 +345,16 @@ class Marked:
         return counts
 
 
-def bins_of(values: Numbers, width: int = 1) -> Whole:
-    """Return the bins of `exact.bin_of`."""
+def bins_of(values: Numbers, width: int = 1, into: tuple[Numbers, Whole] | None = None) -> Whole:
+    """Return the bins of `exact.bin_of`, in the first of `into` where that is given."""
     shift = STEP + width.bit_length() - 1
-    bits = (np.abs(values) + SCALE).view(np.int64)
+    sizes, negative = into or (np.empty(values.size), np.empty(values.size, dtype=np.int64))
+    sizes = np.abs(values, out=sizes[: values.size])
+    sizes += SCALE
+    bits = sizes.view(np.int64)
     bits += (1 << shift - 1) - SCALE_BITS
     bits >>= shift
-    negative = values.view(np.int64) >> 63
+    negative = np.right_shift(values.view(np.int64), 63, out=negative[: values.size])
     bits ^= negative
     bits -= negative
     return bits
@@ -357,11 +362,12 @@ def bins_of(values: Numbers, width: int = 1) -> Whole:
 
 def mixed_array(states: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return SplitMix64's finaliser of each state (see `statistics.hashing`)."""
-    mixed = np.empty_like(states)
+    mixed, shifted = np.empty_like(states), np.empty(BLOCK, dtype=np.uint64)
     for at in blocks(states.size):
-        z = states[at] + np.uint64(MIX[0])
-        for bits, factor in ((30, MIX[1]), (27, MIX[2])):
-            z ^= z >> np.uint64(bits)
-            z *= np.uint64(factor)
-        np.bitwise_xor(z, z >> np.uint64(31), out=mixed[at])
+        z = np.add(states[at], np.uint64(MIX[0]), out=mixed[at])
+        right = shifted[: z.size]
+        for bits, factor in ((30, MIX[1]), (27, MIX[2]), (31, 1)):
+            z ^= np.right_shift(z, np.uint64(bits), out=right)
+            if factor > 1:
+                z *= np.uint64(factor)
     return mixed

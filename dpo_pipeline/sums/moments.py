@@ -36,12 +36,12 @@ _SUMMED: Final = 2.0**62
 """Squares up to which 2**32 of them fit Int128."""
 
 
-def with_squares(pairs: pl.LazyFrame) -> pl.LazyFrame:
+def with_squares(pairs: pl.LazyFrame, *, are_valid: bool = False) -> pl.LazyFrame:
     """Add the squares that are summed, which several sums are made of; null for invalid pairs."""
-    squares = ((pl.col(name) * pl.col(name)).cast(pl.Float64) for name in SQUARED)
+    squares = {name: (pl.col(name) * pl.col(name)).cast(pl.Float64) for name in SQUARED}
     return pairs.with_columns(
-        valid_only(square).alias(_SQUARE[name])
-        for name, square in zip(SQUARED, squares, strict=True)
+        (square if are_valid else valid_only(square)).alias(_SQUARE[name])
+        for name, square in squares.items()
     )
 
 

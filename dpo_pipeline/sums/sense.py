@@ -82,7 +82,10 @@ def _sense_columns(needs: Needs, counts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def with_summed(pairs: pl.LazyFrame, needs: Needs, *, lagged: bool) -> pl.LazyFrame:
-    """Add the log-probs that `sense_sums` reads: null where a pair is invalid or out of range."""
+    """Add the log-probs that `sense_sums` reads: null where a pair is invalid or out of range.
+
+    Log-probs of invalid pairs must be null.
+    """
     total = pl.sum_horizontal(needs.logps)
     is_summed = pl.col(VALID) & (total > _LOWEST)
     pairs = pairs.with_columns(
@@ -110,25 +113,26 @@ def _sense_sums(needs: Needs, counts: tuple[str, ...], lagged: bool) -> tuple[pl
     logps = needs.logps
     sums = [
         pl.col(VALID).sum().cast(pl.Int64).alias(N_SEEN),
-        *(valid_only(pl.col(name)).min().alias(f"min_{name}") for name in logps),
-        *(valid_only(pl.col(name)).max().alias(f"max_{name}") for name in logps),
+        *(pl.col(name).min().alias(f"min_{name}") for name in logps),
+        *(pl.col(name).max().alias(f"max_{name}") for name in logps),
         *([pl.max_horizontal(pl.col(counts).max()).alias(MAX_TOKENS)] if counts else []),
         *(valid_only(pl.col(name)).sum().cast(pl.Int64).alias(f"n_of_{name}") for name in counts),
         *(valid_only(pl.col(name)).count().cast(pl.Int64).alias(f"n_{name}") for name in counts),
     ]
     columns = {name: pl.col(_SUMMED[name]) for name in logps}
     there = compared(needs)
-    sums.append(columns[logps[0]].count().cast(pl.Int64).alias("n_summed"))
-    sums += [_sum(columns[name]).alias(f"sum_of_{name}") for name in logps]
+    count = columns[logps[0]].count().cast(pl.Int64)
+    sums.append(count.alias("n_summed"))
+    sums += [_sum(columns[name], count).alias(f"sum_of_{name}") for name in logps]
     sums += [
-        _sum(columns[one] * columns[other]).alias(product(one, other))
+        _sum(columns[one] * columns[other], count).alias(product(one, other))
         for one, other in (*((name, name) for name in logps), *there)
     ]
     if not needs.reference:
         return tuple(sums)
     against = {text.policy.name: text.ref.name for text in needs.texts}
     ratios = {ours: columns[ours] - columns[theirs] for ours, theirs in against.items()}
-    sums += [_sum(ratio.abs()).alias(f"sum_size_{name}") for name, ratio in ratios.items()]
+    sums += [_sum(ratio.abs(), count).alias(f"sum_size_{name}") for name, ratio in ratios.items()]
     return (*sums, *_lagged(columns, against, lagged=lagged))
 
 
@@ -152,10 +156,10 @@ def with_equal(pairs: pl.LazyFrame, needs: Needs) -> pl.LazyFrame:
     )
 
 
-def equal_pairs(needs: Needs) -> dict[str, pl.Expr]:
-    """Return, by the name of their count, the pairs of `with_equal`, and all."""
+def equal_pairs(needs: Needs) -> dict[str, pl.Expr | None]:
+    """Return, by the name of their count, the pairs of `with_equal`, and None for all."""
     names = [equal(one, other) for one, other in compared(needs)]
-    return {N_COMPARED: pl.col(VALID)} | {name: pl.col(name) for name in names}
+    return {N_COMPARED: None} | {name: pl.col(name) for name in names}
 
 
 def are_unmoved(needs: Needs) -> pl.Expr:
@@ -180,9 +184,10 @@ def _lagged(
         squares["after"] += (before[ours] - columns[theirs]).pow(2)
     # The first row has no row before it; a null makes all three null.
     both = squares["before"] + squares["after"]
+    count = both.count().cast(pl.Int64)
     return [
-        both.count().cast(pl.Int64).alias("n_lagged"),
-        *(_sum(pl.when(both.is_not_null()).then(squares[n])).alias(n) for n in LAGGED),
+        count.alias("n_lagged"),
+        *(_sum(pl.when(both.is_not_null()).then(squares[n]), count).alias(n) for n in LAGGED),
     ]
 
 
@@ -196,10 +201,10 @@ def product(one: str, other: str) -> str:
     return f"sum_{'_'.join(sorted((one, other), key=EVERY.index))}"
 
 
-def _sum(values: pl.Expr) -> pl.Expr:
+def _sum(values: pl.Expr, count: pl.Expr) -> pl.Expr:
     # Integers wrap, so that the bits of the shift come off again.
     bits = (values + _SHIFT).reinterpret(dtype=pl.Int64).sum()
-    return (bits - values.count().cast(pl.Int64) * _BITS).cast(pl.Int128)
+    return (bits - count * _BITS).cast(pl.Int128)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

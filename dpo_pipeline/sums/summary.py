@@ -9,7 +9,7 @@ without error.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from functools import reduce
@@ -160,7 +160,7 @@ def totals(
     """
     marked, summed = _marked(pairs, rules, form), _summed(objectives, needs)
     if form is not Form.CLEAN:
-        marked = marked.with_columns(valid_only(pl.col(name)).alias(name) for name in summed)
+        marked = _masked(marked, dict.fromkeys([*needs.logps, *summed]))
     counted = _counted(objectives, needs) | equal_pairs(needs)
     sums = [pair_count(), *extra, *(_count(each, name, form) for name, each in counted.items())]
     marked = with_equal(marked, needs)
@@ -169,7 +169,7 @@ def totals(
         marked = with_summed(marked, needs, lagged=lagged)
         sums += sense_sums(needs, counts_in(pairs), lagged=lagged)
     if squares is not None:
-        marked = with_squares(marked)
+        marked = with_squares(marked, are_valid=form is Form.CLEAN)
         sums += square_sums(is_wide=squares == "wide", is_whole=True)
     if form is Form.ANY:
         sums += [exact_sum(pl.col(name)).alias(total) for name, total in summed.items()]
@@ -220,7 +220,7 @@ def tally(
     if form is Form.CLEAN:
         sums.append(_count(rules.clean.rows, N_CLEAN, form))
     if squares is not None:
-        marked = with_squares(marked)
+        marked = with_squares(marked, are_valid=form is Form.CLEAN)
         sums += square_sums(is_wide=squares == "wide")
     for name, total in _summed(objectives, needs).items():
         values = pl.col(name)
@@ -239,6 +239,11 @@ def _marked(pairs: pl.LazyFrame, rules: RuleSet, form: Form) -> pl.LazyFrame:
     return pairs.with_columns(valid.alias(VALID))
 
 
+def _masked(marked: pl.LazyFrame, names: Iterable[str]) -> pl.LazyFrame:
+    """Return null for values of invalid pairs."""
+    return marked.with_columns(valid_only(pl.col(name)).alias(name) for name in names)
+
+
 def _summed(objectives: Sequence[CheckedObjective], needs: Needs) -> dict[str, str]:
     """Return the columns that are summed, and the names of their sums."""
     summed = {name: f"sum_{name}" for name in needs.logps} if objectives else {}
@@ -250,9 +255,9 @@ def _summed(objectives: Sequence[CheckedObjective], needs: Needs) -> dict[str, s
     return summed
 
 
-def _counted(objectives: Sequence[CheckedObjective], needs: Needs) -> dict[str, pl.Expr]:
-    """Return which valid pairs are counted, by the name of their count."""
-    counted = {N_VALID: pl.col(VALID), N_UNMOVED: are_unmoved(needs)}
+def _counted(objectives: Sequence[CheckedObjective], needs: Needs) -> dict[str, pl.Expr | None]:
+    """Return which valid pairs are counted, by the name of their count; None is all of them."""
+    counted: dict[str, pl.Expr | None] = {N_VALID: None, N_UNMOVED: are_unmoved(needs)}
     for i, each in enumerate(objectives):
         margin = pl.col(name_of_score(REWARD_MARGIN, each, objectives))
         # Margins of valid pairs are finite.
@@ -261,9 +266,13 @@ def _counted(objectives: Sequence[CheckedObjective], needs: Needs) -> dict[str, 
     return counted
 
 
-def _count(where: pl.Expr, name: str, form: Form = Form.ANY) -> pl.Expr:
-    counted = where if form is Form.CLEAN else pl.col(VALID) & where
-    return counted.sum().cast(pl.Int64).alias(name)
+def _count(where: pl.Expr | None, name: str, form: Form = Form.ANY) -> pl.Expr:
+    """Count valid pairs, all of them without `where`."""
+    if form is Form.CLEAN:
+        counted = pl.len() if where is None else where.sum()
+    else:
+        counted = (pl.col(VALID) if where is None else pl.col(VALID) & where).sum()
+    return counted.cast(pl.Int64).alias(name)
 
 
 def _fitting(
@@ -299,7 +308,8 @@ def sense_of(
 
     `has_equal` adds counts of equal log-probs, where `tally` has none.
     """
-    marked = with_summed(pairs.with_columns(valid.alias(VALID)), needs, lagged=lagged)
+    masked = _masked(pairs.with_columns(valid.alias(VALID)), needs.logps)
+    marked = with_summed(masked, needs, lagged=lagged)
     counted = equal_pairs(needs) if has_equal else {}
     return with_equal(marked, needs).select(
         *sense_sums(needs, counts_in(pairs), lagged=lagged),

@@ -71,8 +71,16 @@ class GatheredCompletions:
         self.n_subsets = self.n_valid = self.n_same = self._n_other = 0
         self.is_by_prompt = False
 
-    def add(self, shared: pl.DataFrame, a: pl.DataFrame, b: pl.DataFrame, n_pairs: int) -> None:
+    def add(
+        self,
+        shared: pl.DataFrame,
+        a: pl.DataFrame,
+        b: pl.DataFrame,
+        n_pairs: int,
+        ends: object = None,
+    ) -> None:
         """Add completions in the same order; `shared` has their keys, and prompts if known."""
+        del ends
         self.n_valid += a.height
         self._n_other += int((a[LABEL.name] != b[LABEL.name]).sum())
         self.n_same += int((a[POLICY.name] == b[POLICY.name]).sum())
@@ -150,9 +158,16 @@ class PlacedCompletions:
         self._bin = reward_bin(objective)
         self.n_subsets = self.n_valid = 0
 
-    def add(self, shared: pl.DataFrame, a: pl.DataFrame, b: pl.DataFrame, n_pairs: int) -> None:
+    def add(
+        self,
+        shared: pl.DataFrame,
+        a: pl.DataFrame,
+        b: pl.DataFrame,
+        n_pairs: int,
+        ends: object = None,
+    ) -> None:
         """Add completions in the same order."""
-        del n_pairs
+        del n_pairs, ends
         self.n_valid += a.height
         bins = [each.select(self._bin.alias(LOGRATIO))[LOGRATIO] for each in (a, b)]
         rows = a.select(LABEL.name).with_columns(clusters_of(shared).alias(CLUSTER))

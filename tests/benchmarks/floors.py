@@ -158,9 +158,18 @@ def means(source: str) -> dict[str, float]:
     return scored(source).select(six_means()).collect(engine="streaming").row(0, named=True)
 
 
+def policies(source: str) -> tuple[str, str]:
+    """Return the files of two policies, of which the second differs by up to 0.2 nats a pair."""
+    rows = pl.scan_parquet(source)
+    moved = pl.col("policy_rejected_logps") - pl.col("pair_id") % 1000 / 5000
+    both = {"a.parquet": rows, "b.parquet": rows.with_columns(moved)}
+    a, b = (made(source, f"policy-{name}", each) for name, each in both.items())
+    return a, b
+
+
 def paired_means(source: str) -> None:
-    """Six means of two tables, joined by a key."""
-    sides = [scored(source) for _ in "ab"]
+    """Six means of two files, joined by a key."""
+    sides = [scored(each) for each in policies(source)]
     pairs = sides[0].join(sides[1], on="pair_id", suffix="_b")
     of_b = [pl.col(f"{name}_b").mean() for name in ("loss", "reward_margin", *LOGPS)]
     pairs.select(*six_means(), *of_b).collect(engine="streaming")

@@ -81,6 +81,7 @@ def test_the_order_of_losses_is_that_of_the_command_line(capsys, source):
     assert margins == pytest.approx([0.4 / 6, 0.1 * of_policy / 6], abs=1e-12)
 
 
+@pytest.mark.repeats  # both commands have one group of options
 @pytest.mark.parametrize("verb", ["evaluate", "score"])
 @pytest.mark.parametrize(
     ("options", "said"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 import numpy as np
 import polars as pl
 import pytest
@@ -11,16 +9,17 @@ import pytest
 from compare_tools import frames, said
 from dpo_pipeline import compare
 from dpo_pipeline.columns import ALL_LOGPS
-from dpo_pipeline.comparison import common_pairs, side_sums
-from dpo_pipeline.comparison.paired_arrays import Buffers, SideArrays, gaps_by
+from dpo_pipeline.comparison import common_pairs, paired_arrays, paired_gathering, side_sums
+from dpo_pipeline.comparison.paired_arrays import Buffers, PairedSums, SideArrays
 from dpo_pipeline.comparison.paired_gathering import MEANS
+from dpo_pipeline.sources import keys
 from pair_tools import LOGPS
 
-N = 20_000  # more than a block
+N = 17_000  # more than a block
 
 
 def quanta(value):
-    return round(Fraction(float(value)) * 2**40)
+    return round(float(value) * 2.0**40)  # a power of two: only this rounding, half to even
 
 
 def side(rng, scale):
@@ -28,21 +27,32 @@ def side(rng, scale):
     scores["reward_margin"][:40] = 0.0
     logps = {name: -np.abs(rng.normal(0, scale, N)) for name in LOGPS}
     table = pl.DataFrame(logps | scores)
-    return SideArrays(table, ALL_LOGPS, MEANS, ["loss"], Buffers()), table
+    # As a plan gives them: in chunks, of which one is empty.
+    chunks = pl.concat([table[:7], table[7:7], table[7:18_000], table[18_000:]])
+    return SideArrays(chunks, ALL_LOGPS, MEANS, ["loss"], Buffers()), table
+
+
+def gaps_of(codes, n, sides, names=MEANS):
+    sums = PairedSums(n, names, Buffers(), most=np.bincount(codes).max())
+    for (rows, of_a), (_, of_b) in zip(*(each.blocks() for each in sides), strict=True):
+        for each, of in zip(sides, (of_a, of_b), strict=True):
+            each.add(rows, of)
+        sums.add(codes[rows], each.state[rows], (of_a, of_b), sides)
+    return sums.gaps()
 
 
 @pytest.mark.parametrize("scale", [1.0, 700.0, 2.0**45], ids=["small", "mixed", "wide"])
 def test_sums_are_those_of_whole_numbers(scale):
     rng = np.random.default_rng(4)
     (a, table), (b, other) = side(rng, scale), side(rng, scale)
+    codes = rng.integers(0, 3, N)
+    codes[: N // 2] = 0  # one cluster with half of the pairs
+    gaps = gaps_of(codes, 3, (a, b))
     for name in (*LOGPS, "loss"):
         assert a.sums[f"sum_{name}"] == sum(map(quanta, table[name]))
     margin = table["reward_margin"].to_numpy()
     assert a.sums["n_correct"] == (margin > 0).sum()
     assert a.sums["n_ties"] == 40
-    codes = rng.integers(0, 3, N)
-    codes[: N // 2] = 0  # one cluster with half of the pairs
-    gaps = gaps_by(codes, 3, (a, b), MEANS, Buffers())
     for name in MEANS:
         expected = [0, 0, 0]
         for code, x, y in zip(codes, table[name], other[name], strict=True):
@@ -50,14 +60,41 @@ def test_sums_are_those_of_whole_numbers(scale):
         assert gaps[name].to_list() == expected
 
 
-def test_a_sum_that_does_not_fit_64_bits():
-    rng = np.random.default_rng(6)
-    (a, _), (b, _) = side(rng, 400.0), side(rng, 400.0)
-    for each, sign in ((a, -1.0), (b, 1.0)):
-        each.of["loss"] = np.full(N, sign * 1024.0)
-        each.lowest["loss"], each.highest["loss"] = sign * 1024.0, sign * 1024.0
-    gaps = gaps_by(np.zeros(N, dtype=np.int64), 1, (a, b), ["loss"], Buffers())
+def test_sums_that_do_not_fit_64_bits():
+    logps = {name: np.full(N, -2048.0) for name in LOGPS}
+    a, b = (
+        SideArrays(
+            pl.DataFrame(logps | dict.fromkeys(MEANS, np.full(N, x))),
+            ALL_LOGPS,
+            MEANS,
+            ["loss"],
+            Buffers(),
+        )
+        for x in (-1024.0, 1024.0)
+    )
+    gaps = gaps_of(np.zeros(N, dtype=np.int64), 1, (a, b), ["loss"])
     assert gaps["loss"].to_list() == [N * 2048 * 2**40]
+    assert b.sums["sum_loss"] == N * 1024 * 2**40
+    assert a.sums[f"sum_{LOGPS[0]}"] == -N * 2048 * 2**40
+
+
+@pytest.mark.parametrize("per_prompt", [None, 3])
+def test_how_pairs_are_cut_changes_nothing(monkeypatch, per_prompt):
+    a, b = frames(n=600, per_prompt=per_prompt)
+    # Empty completions of both models break a rule, and so does a number above 0.
+    empty = pl.when(pl.col("pair_id") % 97 == 0).then(0.0)
+    nothing = {name: empty.otherwise(name) for name in (LOGPS[0], LOGPS[2])}
+    above = pl.when(pl.col("pair_id") == 401).then(1.0).otherwise(LOGPS[1])
+    a, b = a.with_columns(**nothing), b.with_columns(above.alias(LOGPS[1]))
+    monkeypatch.setattr(paired_gathering, "WORST_HELD", 7)
+    whole = compare(a, b, by="split", on_invalid="exclude")
+    assert (whole.a.n_invalid, whole.b.n_invalid) == (6, 1)
+    assert whole.n_valid == 600 - 7
+    monkeypatch.setattr(keys, "ROWS_IN_STEP", 130)
+    monkeypatch.setattr(paired_arrays, "_BLOCK", 32)
+    pieces = [pl.concat([t[:3], t[3:200], t[200:201], t[201:]], rechunk=False) for t in (a, b)]
+    cut = compare(*pieces, by="split", on_invalid="exclude")
+    assert said(cut) == said(whole)
 
 
 def test_a_sample_of_pairs_does_not_depend_on_their_order(monkeypatch, tmp_path):

@@ -6,16 +6,15 @@ import json
 import warnings
 from itertools import product
 
-import jsonschema
 import numpy as np
 import polars as pl
 import pytest
 
 from command_tools import run
 from dpo_pipeline import DataWarning, GateError, compare, evaluate, gate
-from dpo_pipeline.published import published
 from page_tools import Page
 from pair_tools import DATA, LOGPS, REFS
+from schema_tools import validate
 from sense_tools import FAULTS as CUT
 
 N = 240
@@ -73,6 +72,7 @@ def test_without_a_verdict_no_difference_has_a_colour():
     assert drawn[1] == {"open"}
 
 
+@pytest.mark.repeats(5)  # each fault on one of the sides
 @pytest.mark.parametrize(("name", "place"), list(product(FAULTS, (0, 1))))
 def test_what_evaluate_withholds_compare_withholds(name, place):
     sides = policies()
@@ -103,7 +103,7 @@ def test_all_that_is_printed_says_why(tmp_path):
     found = quietly(a.with_columns(kind), FAULTS["exchanged"](b).with_columns(kind), by="kind")
     said = "chosen and rejected of one model are exchanged"
     document = json.loads(found.to_json())
-    jsonschema.validate(document, json.loads(published()["comparison.schema.json"]))
+    validate(document, "comparison")
     assert document["incomparable"] in document["findings"]
     assert document["incomparable"].startswith(f"B (B): {said}")
     assert document["heterogeneity"] is None

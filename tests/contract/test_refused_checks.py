@@ -125,6 +125,7 @@ NO_BOOLEANS = [
 ]
 
 
+@pytest.mark.repeats  # all entrances bind the contract by one function
 @pytest.mark.parametrize("entrance", ENTRANCES)
 @pytest.mark.parametrize("column", ["x", None], ids=["column", "frame"])
 @pytest.mark.parametrize("expression", [*OF_OTHER_ROWS, *OF_PYTHON, *NO_BOOLEANS])

@@ -63,6 +63,7 @@ def test_a_log_prob_breaks_one_rule_or_none(max_logp, value, broken, broken_to_a
     assert our_rows(frame, max_logp=max_logp) == expected
 
 
+@pytest.mark.repeats  # both counts have one set of rules
 @pytest.mark.parametrize("column", COUNTS)
 @pytest.mark.parametrize(
     ("value", "broken"),
@@ -82,6 +83,7 @@ def test_a_token_count_is_at_least_one_or_unknown(column, value, broken):
     assert our_rows(frame) == expected
 
 
+@pytest.mark.repeats(5)  # the columns have one set of rules
 @pytest.mark.parametrize(
     ("one", "other"), [pytest.param(*c, id="+".join(c)) for c in combinations(OUR_COLUMNS, 2)]
 )
@@ -105,6 +107,7 @@ def test_without_token_counts_only_log_probs_are_judged():
     assert our_rows(frame) == expected
 
 
+@pytest.mark.repeats  # limits are those of Float64, above
 @pytest.mark.parametrize("max_logp", [0.0, 0.125])
 @pytest.mark.parametrize(
     ("dtype", "values"),

@@ -42,6 +42,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.repeats  # the sides have one set of rules
 @pytest.mark.parametrize("column", [PC, RC])
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_fault_has_one_name_a_row_and_a_position(column, masked):
@@ -347,6 +348,7 @@ def test_rules_and_valid_against_plain_python(masks, max_logp):
     assert 90 < sum(valid) < 480
 
 
+@pytest.mark.repeats(2)  # rules are bound before any argument
 @pytest.mark.parametrize("arguments", [{"ld_alpha": 0.0}, {"ld_alpha": 0.5}, {"humanline": True}])
 def test_what_is_done_with_tokens_does_not_change_which_rows_are_sound(arguments):
     rows, frame = odd_lists(300, masks=())

@@ -71,6 +71,7 @@ def reference(folder, order):
     return Reference(str(folder / order), format="csv" if order == CSV else "parquet")
 
 
+@pytest.mark.repeats(2)  # orders are joined in `sources`; here they are of tasks
 @pytest.mark.parametrize(
     "order",
     [SHUFFLED, CSV, PARTLY, pytest.param(IN_ORDER, marks=pytest.mark.slow)],  # as bytes below

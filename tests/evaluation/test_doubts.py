@@ -90,6 +90,7 @@ def test_what_fits_a_neighbour_no_better_than_others_is_not_called_shifted(moved
     assert doubts(pairs) == names
 
 
+@pytest.mark.repeats(4)  # shares between these are judged alike
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0])
 def test_any_large_share_of_faulty_rows_is_said(real, share):
     k = int(real.height * share)
@@ -175,6 +176,7 @@ def test_an_unmoved_subset_is_named_with_its_share(real, name):
     assert doubts(few, by="split") == ["unmoved"]
 
 
+@pytest.mark.repeats  # sizes are judged alike
 @pytest.mark.parametrize("rows", [698, 60, 9])
 @pytest.mark.parametrize("stored", ["Float32", "two digits"])
 def test_a_reference_scored_twice_and_stored_otherwise_is_unmoved(real, rows, stored):

@@ -14,9 +14,9 @@ import pytest
 
 from dpo_pipeline import DataWarning, StatisticsOptions, evaluate
 from dpo_pipeline.defaults import MISLABELLED_FROM
-from dpo_pipeline.published.table_contracts import published
 from option_tools import grouped
 from pair_tools import LOGPS
+from schema_tools import validate
 
 pytestmark = pytest.mark.usefixtures("few_groups")
 
@@ -561,7 +561,7 @@ def test_findings_are_in_the_text_and_the_document():
     document = json.loads(result.to_json())
     assert document["findings"] == [finding.to_dict() for finding in result.findings]
     assert [each["name"] for each in document["findings"]] == ["displacement"]
-    jsonschema.validate(document, json.loads(published()["summary.schema.json"]))
+    validate(document, "summary")
 
 
 def test_no_findings_are_said_so():
@@ -576,11 +576,10 @@ def test_all_statistics_fit_the_published_schema(real_pairs):
     )
     options = StatisticsOptions(judge="judge", weights={0: 1, 1: 2})
     result = evaluate(pairs, by="half", statistics=options)
-    schema = json.loads(published()["summary.schema.json"])
     document = json.loads(result.to_json())
-    jsonschema.validate(document, schema)
+    validate(document, "summary")
     for name in ("judge", "weighted", "macro", "length", "noise", "flips"):
         assert document["statistics"][name] is not None
     document["statistics"]["length"]["slope"]["unheard_of"] = 1
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(document, schema)
+        validate(document, "summary")

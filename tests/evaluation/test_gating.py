@@ -7,7 +7,6 @@ import math
 import pickle
 from dataclasses import replace
 
-import jsonschema
 import polars as pl
 import pytest
 
@@ -17,6 +16,7 @@ from dpo_pipeline.errors import GATE
 from dpo_pipeline.evaluation.gating import GATED
 from oracle_tools import stats
 from pair_tools import DATA, LOGPS, ROOT
+from schema_tools import validate
 
 REAL = str(DATA / "hh_harmless_policy_a_test.parquet")
 RIGHT, N = 390, 698  # of the real pairs: 55.87%
@@ -242,10 +242,9 @@ def test_a_gate_that_is_passed_is_said(capsys):
 
 
 def test_json_has_every_mark_and_keeps_its_schema(capsys):
-    schema = json.loads((ROOT / "schemas/summary.schema.json").read_text())
     for words, passed in ((MARKS, False), (MARKS[2:], True)):
         document = json.loads(run(capsys, *words, "--json")[1])
-        jsonschema.validate(document, schema)
+        validate(document, "summary")
         assert document["gates"]["passed"] is passed
         assert document["gates"]["why"] is None
         loss = document["gates"]["marks"][-1]

@@ -97,6 +97,7 @@ def cuts(frame, folder):
     return folder, folder.parent / "whole.parquet", frame, frame.lazy()
 
 
+@pytest.mark.repeats(2)  # prompts with and without bags: `test_gathered_bits` cuts them too
 @pytest.mark.parametrize(
     ("alone", "held"),
     [

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 
-import jsonschema
 import polars as pl
 import pytest
 
 from dpo_pipeline import DataWarning, StatisticsOptions, Subsets, evaluate, score_parquet
-from dpo_pipeline.published import published
 from oracle_tools import stats
 from pair_tools import LOGPS
+from schema_tools import validate
 from sense_tools import FAULTS
 
 
@@ -144,7 +143,7 @@ def test_contradictory_pairs_withhold_it(real_pairs):
 def test_the_document_has_it(real_pairs, tmp_path):
     result = score_parquet(real_pairs, tmp_path / "out.parquet", by=Subsets("split"))
     document = json.loads(result.to_json())
-    jsonschema.validate(document, json.loads(published()["summary.schema.json"]))
+    validate(document, "summary")
     found = document["verdict"]
     assert found["text"] == result.verdict
     assert (found["better_than_chance"], found["withheld"]) == (True, None)

@@ -29,6 +29,7 @@ from token_tools import (
 )
 
 
+@pytest.mark.repeats  # masks are lists too
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -129,6 +129,7 @@ SCORES = {
 }
 
 
+@pytest.mark.repeats(2)  # in parts, and with losses of batches
 @pytest.mark.parametrize("kind", [pytest.param("quarantined", marks=REPEATED), *list(SCORES)[1:]])
 def test_the_bytes_of_a_score_are_those_of_one_process(folder, kind):
     given = grouped(**SCORES[kind])
@@ -292,6 +293,7 @@ dpo_pipeline.jobs.run("job", 1)
 """
 
 
+@pytest.mark.repeats(1)  # the last move, of the result, is the one that counts
 @pytest.mark.parametrize("ending", ["00001.zip", "3-00003.parquet"])
 def test_a_run_that_is_killed_between_writing_and_moving_leaves_nothing_that_counts(folder, ending):
     given = grouped(on_invalid="quarantine", part_rows=50)
@@ -352,6 +354,7 @@ def other_footer(folder):
     os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
 
 
+@pytest.mark.repeats(3)  # one more and one less are found by one comparison
 @pytest.mark.parametrize(
     ("change", "words"),
     [

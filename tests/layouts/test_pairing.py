@@ -76,6 +76,7 @@ def pairs_of(source, pairing, tmp_path, **given):
     return pl.read_parquet(path)
 
 
+@pytest.mark.repeats  # each pairing with one kind of judgement
 @pytest.mark.parametrize("kind", ["score", "rank", "label"])
 @pytest.mark.parametrize("pairing", PAIRINGS)
 def test_pairs_are_those_of_plain_python(pairing, kind, tmp_path):
@@ -95,6 +96,7 @@ def test_the_best_is_that_of_the_lowest_rank(tmp_path):
     assert made.select("chosen_rank", "rejected_rank").row(0) == (1, 2)
 
 
+@pytest.mark.repeats  # pieces and orders, each with the other once
 @pytest.mark.parametrize("rows", [3, 10_000], ids=["small pieces", "one piece"])
 @pytest.mark.parametrize("order", ["together", "apart"])
 def test_no_pair_crosses_prompts_however_rows_stand(order, rows, tmp_path, monkeypatch):

@@ -36,6 +36,7 @@ IN_FILES = ["aot", "kto_pair", pytest.param("aot_unpaired", marks=pytest.mark.sl
 # --- values row by row
 
 
+@pytest.mark.repeats  # sizes are the same code for each loss
 @pytest.mark.parametrize("engine", ["in-memory", "streaming"])
 @pytest.mark.parametrize("size", [1, 2, 7, 64, N_ROWS, 1_000])
 @pytest.mark.parametrize("loss", BATCH_LOSSES)
@@ -150,6 +151,7 @@ def test_invalid_pairs_take_no_part_in_score(loss, size, engine):
     assert losses_of(frame, loss, size, engine) == close(expected)
 
 
+@pytest.mark.repeats(2)  # losses of batches are written by one function
 @pytest.mark.parametrize(
     ("size", "on_invalid"),
     [
@@ -220,6 +222,7 @@ def means_of(values, size):
     return [mean(part) if part else None for part in sound]
 
 
+@pytest.mark.repeats  # sizes and faults are the same code for each loss
 @pytest.mark.parametrize("faults", [False, True])
 @pytest.mark.parametrize("size", [1, 7, 1_000])
 @pytest.mark.parametrize("loss", BATCH_LOSSES)

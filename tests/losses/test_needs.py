@@ -41,6 +41,7 @@ FREE = [
 ]
 
 
+@pytest.mark.repeats(4)  # the catalogue says so by one field
 @pytest.mark.parametrize(("loss", "arguments", "chosen", "rejected", "value"), FREE)
 def test_a_reference_free_loss_needs_no_reference(
     counted, tmp_path, loss, arguments, chosen, rejected, value
@@ -66,6 +67,7 @@ def test_a_reference_free_loss_needs_no_reference(
     assert pl.read_parquet(tmp_path / "scored.parquet").equals(scored)
 
 
+@pytest.mark.repeats(3)  # the catalogue says so by one field
 @pytest.mark.parametrize(("loss", "arguments"), [p.values[:2] for p in FREE])
 def test_it_does_not_judge_a_reference_that_is_there(counted, tmp_path, loss, arguments):
     call = {"loss": loss, "loss_args": arguments}
@@ -91,6 +93,7 @@ def test_a_reference_that_is_equal_to_the_policy_is_no_fault_without_one(counted
     assert evaluate(same, loss="cpo").warnings == ()
 
 
+@pytest.mark.repeats(6)  # the catalogue says so by one field
 @pytest.mark.parametrize("loss", sorted(REFERENCE["optional"] | REFERENCE["always"]))
 def test_any_other_loss_needs_its_reference(counted, loss):
     size = {"batch_size": 2} if loss in OF_BATCHES else {}
@@ -145,6 +148,7 @@ def test_the_engine_would_have_seen_a_reading(source, engine):
     assert engine.data_scans == 1
 
 
+@pytest.mark.repeats(5)  # one rule for all losses that count
 @pytest.mark.parametrize(("loss", "arguments"), COUNTING)
 def test_null_and_zero_counts_are_invalid_pairs(counted, loss, arguments):
     odd = with_own_columns(counted).with_columns(
@@ -174,6 +178,7 @@ def test_a_null_count_is_no_fault_where_nothing_divides_by_it(counted):
     assert score(odd, loss="sft").collect()["loss"].to_list()[:2] == [None, 7.75]
 
 
+@pytest.mark.repeats(5)  # the catalogue says so by one field
 @pytest.mark.parametrize("loss", sorted(set(LOSSES) - NEED_COUNTS))
 def test_any_other_loss_needs_no_counts(pairs, loss):
     size = {"batch_size": 2} if loss in OF_BATCHES else {}

@@ -299,6 +299,7 @@ def exact_mean(values):
     return sum(values, Fraction(0)) / len(values)
 
 
+@pytest.mark.repeats  # ranges, losses and betas, each once
 @pytest.mark.parametrize("loss", ["ipo", "sppo_hard"])
 @pytest.mark.parametrize(("low", "high"), [(1_000, 2_000), (900_000, 1_100_000), (0, 4_000_000)])
 @pytest.mark.parametrize("beta", [0.5, 0.125])

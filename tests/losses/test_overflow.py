@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import polars as pl
 import pytest
 
 from dpo_pipeline import InvalidPairsError, Objective, evaluate, score, score_parquet
+from dpo_pipeline.losses import LOSSES, CheckedObjective, with_scores
 from option_tools import grouped
 from pair_tools import LOGPS, REFS
+
+
+def bound(loss, weight=1.0):
+    return CheckedObjective.of({loss: weight}, beta=0.7).largest_score(-30.0, -1.0)
+
+
+BOUNDED = [name for name, row in LOSSES.items() if not row.is_of_batches and bound(name) < math.inf]
 
 
 def by_rule(error):
@@ -88,3 +97,19 @@ def test_an_unsound_log_prob_is_named_and_not_the_loss_that_follows(counted):
     assert set(by_rule(caught)) == {
         *(f"{LOGPS[0]}.{rule}" for rule in ("not_null", "not_nan", "finite")),
     }
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.01, 3.0])
+@pytest.mark.parametrize("loss", BOUNDED)
+def test_no_score_exceeds_what_the_ends_of_log_probs_tell(loss, weight):
+    objective = CheckedObjective.of({loss: weight}, beta=0.7)
+    largest = bound(loss, weight)
+    rows = list(itertools.product([-30.0, -12.5, -1.0], repeat=4))
+    pairs = pl.DataFrame(rows, schema=LOGPS, orient="row").with_columns(
+        preference_probability=pl.lit(0.2),
+        chosen_num_tokens=pl.lit(1),
+        rejected_num_tokens=pl.lit(40),
+    )
+    scored = with_scores(pairs.lazy(), objective).collect()
+    for name in ("loss", "reward_margin", "chosen_reward", "rejected_reward"):
+        assert scored[name].abs().max() <= largest

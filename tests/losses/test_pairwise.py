@@ -343,6 +343,7 @@ def test_limit(loss, args, scores, expected):
     assert losses_at([scores], loss, args) == [pytest.approx(expected, rel=1e-15)]
 
 
+@pytest.mark.repeats  # each loss at one of both limits
 @EACH_LOSS
 @pytest.mark.parametrize("largest", [2.0**22, 1e300])
 def test_finite_log_ratios_never_give_nan(loss, largest):

@@ -23,8 +23,8 @@ from dpo_pipeline import (
     sweep,
 )
 from dpo_pipeline.policies import policies_plan
-from dpo_pipeline.published import published
 from pair_tools import DATA, LOGPS, REFS, ROOT
+from schema_tools import validate
 from sense_tools import FAULTS
 
 REAL = (
@@ -58,6 +58,7 @@ OF_POLICY = {
 """The doubt to a fault of a policy's log-probs, beside a sound reference."""
 
 
+@pytest.mark.repeats(5)  # doubts of one set have their tests in `evaluation`
 @pytest.mark.parametrize(
     ("name", "is_joined"),
     # Joined rows have lost their order, which tells of a shift alone.
@@ -260,9 +261,6 @@ def test_the_winner_has_an_interval_end_and_no_certainty():
     assert "surely" not in said
 
 
-SCHEMA = json.loads(published()["leaderboard.schema.json"])
-
-
 def test_the_document_follows_its_schema():
     zero = OF_POLICY["constant"](REAL)
     steps = pl.read_parquet(ROOT / "examples" / "steps.parquet")
@@ -274,7 +272,7 @@ def test_the_document_follows_its_schema():
         quietly(A, B.with_columns(pl.col(REFS[0]) - 0.5), REAL, loss="ipo"),
     ):
         document = json.loads(found.to_json())
-        jsonschema.validate(document, SCHEMA)
+        validate(document, "leaderboard")
     for wrong in ({"best_set": None}, {"document_version": 2}, {"more": 1}, {"policies": [{}]}):
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(document | wrong, SCHEMA)
+            validate(document | wrong, "leaderboard")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from importlib.resources import files
 
 import jsonschema
@@ -24,12 +25,15 @@ from dpo_pipeline import (
 )
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.columns import BATCH_MEANS, INVALID, ROLES, SCORED
-from dpo_pipeline.published.table_contracts import published
+from dpo_pipeline.published import table_contracts
 from pair_tools import ROOT
+from schema_tools import schema, validate
 
+published = cache(table_contracts.published)
 COMMITTED = ROOT / "schemas"
 TABLES = [name for name in published() if name.endswith(".odcs.yaml")]
 STANDARD = json.loads(files("open_data_contract_standard").joinpath("schema.json").read_text())
+IS_STANDARD = jsonschema.validators.validator_for(STANDARD)(STANDARD)
 
 
 def test_the_committed_files_are_the_generated_ones():
@@ -41,7 +45,7 @@ def test_the_committed_files_are_the_generated_ones():
 @pytest.mark.parametrize("name", TABLES)
 def test_tables_follow_the_open_data_contract_standard(name):
     document = yaml.safe_load(published()[name])
-    jsonschema.validate(document, STANDARD)
+    IS_STANDARD.validate(document)
     model = OpenDataContractStandard.from_string(published()[name])
     assert [p.name for p in model.schema_[0].properties] == [
         p["name"] for p in document["schema"][0]["properties"]
@@ -91,9 +95,6 @@ def test_every_declared_column_and_alias_is_published():
     assert columns_of("batch_means.odcs.yaml") == [column.name for column in BATCH_MEANS]
 
 
-SUMMARY = json.loads(published()["summary.schema.json"])
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -106,16 +107,16 @@ def test_the_document_follows_its_schema(capsys, tmp_path, pairs, options):
     pairs.write_parquet(tmp_path / "in.parquet")
     assert main(["evaluate", str(tmp_path / "in.parquet"), "--json", *options]) == 0
     document = json.loads(capsys.readouterr().out)
-    jsonschema.validate(document, SUMMARY)
+    validate(document, "summary")
     assert bool(document["invalid"]) == ("--beta" in options)
 
 
 def test_the_schema_refuses_what_is_no_summary(pairs):
     document = evaluate(pairs).to_dict()
-    jsonschema.validate(document, SUMMARY)
+    validate(document, "summary")
     for wrong in ({"beta": "0.1"}, {"document_version": 2}, {"more": 1}):
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(document | wrong, SUMMARY)
+            validate(document | wrong, "summary")
 
 
 def test_the_sql_of_the_rules_counts_what_the_rules_count(pairs):
@@ -145,13 +146,9 @@ def test_the_sql_of_the_rules_counts_what_the_rules_count(pairs):
 
 def test_the_command_prints_and_writes_them(capsys, tmp_path):
     assert main(["contract", "summary"]) == 0
-    assert json.loads(capsys.readouterr().out) == SUMMARY
+    assert json.loads(capsys.readouterr().out) == schema("summary")
     assert main(["contract", "--to", str(tmp_path / "new")]) == 0
     assert {p.name: p.read_text() for p in (tmp_path / "new").iterdir()} == published()
-
-
-def schema_of(name):
-    return json.loads(published()[f"{name}.schema.json"])
 
 
 def test_documents_of_completions_follow_their_schemas(tmp_path):
@@ -170,9 +167,9 @@ def test_documents_of_completions_follow_their_schemas(tmp_path):
     for name, made in documents.items():
         for each in made:
             document = json.loads(each.to_json())
-            jsonschema.validate(document, schema_of(name))
+            validate(document, name)
             with pytest.raises(jsonschema.ValidationError):
-                jsonschema.validate(document | {"more": 1}, schema_of(name))
+                validate(document | {"more": 1}, name)
     score_parquet(table, tmp_path / "out.parquet", loss=loss)
     columns = pl.read_parquet_schema(tmp_path / "out.parquet").names()
     assert columns[-4:] == columns_of("scored_completions.odcs.yaml")

@@ -44,6 +44,7 @@ ROWS = [
 FOUND = {0: "swap", 3: "swap", 1: "duplicate", 4: "duplicate", 2: "cycle", 5: "cycle", 6: "cycle"}
 
 
+@pytest.mark.repeats  # keys are held alike for texts and log-probs
 @pytest.mark.parametrize("texts", [True, False], ids=["by text", "by log-probs"])
 @pytest.mark.parametrize("held", [1_000, 3], ids=["in memory", "on disk"])
 def test_pairs_that_contradict_are_found(tmp_path, monkeypatch, texts, held):

@@ -45,6 +45,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.repeats(9)  # each change first or second: the order is that of a union
 @pytest.mark.parametrize(
     ("first", "second"),
     [

@@ -155,6 +155,7 @@ def test_a_dataset_knows_its_files(tmp_path, pairs, name, as_reference):
     checks.check(tmp_path / "new.json")
 
 
+@pytest.mark.repeats  # one guard for all outputs
 @pytest.mark.parametrize("output", ["summary", "report", "batches"])
 @pytest.mark.parametrize("name", PAIRS)
 def test_an_evaluation_keeps_its_input(tmp_path, pairs, name, output):
@@ -174,6 +175,7 @@ def test_an_evaluation_keeps_its_input(tmp_path, pairs, name, output):
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.repeats(3)  # one guard for all inputs
 @pytest.mark.parametrize("name", REFERENCES)
 def test_a_call_keeps_its_reference(tmp_path, pairs, name):
     (tmp_path / "there").mkdir()
@@ -256,6 +258,7 @@ def test_a_reference_that_changes_is_noticed(tmp_path, pairs, name):
         )
 
 
+@pytest.mark.repeats  # one guard for all inputs
 @pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
 @pytest.mark.parametrize("end", ["a", "b", "r"])
 def test_a_comparison_keeps_its_sides(tmp_path, monkeypatch, capsys, pairs, ending, end):

@@ -81,8 +81,9 @@ def test_a_reference_in_any_format(tmp_path, real_pairs, format):  # noqa: A002
         assert found.summary.to_dict() == expected, name
 
 
+@pytest.mark.repeats(1)  # the folder has the file's way, and more
 @pytest.mark.usefixtures("place")
-@pytest.mark.parametrize("layout", ["file", "folder"])
+@pytest.mark.parametrize("layout", ["folder", "file"])
 def test_scored_files_are_those_of_one_table(tmp_path, real_pairs, layout):
     bad = pl.int_range(pl.len()).is_in([5, 300, 697])
     whole = real_pairs.with_columns(
@@ -105,6 +106,7 @@ def test_scored_files_are_those_of_one_table(tmp_path, real_pairs, layout):
             assert other.equals(one.select(other.columns)), name
 
 
+@pytest.mark.repeats  # both calls read keys by one function
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize(("left", "right", "faults", "_said"), FAULTS)
 @pytest.mark.parametrize("call", [evaluate, compare])
@@ -193,6 +195,10 @@ def rows(*runs):
     return [pl.Series(run) for run in runs]
 
 
+def in_chunks(*values):
+    return [pl.concat(rows(*values), rechunk=False)]
+
+
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize(
     ("chunks", "are_unique"),
@@ -208,6 +214,9 @@ def rows(*runs):
         pytest.param(rows(list(range(3000, 0, -1)), [7]), False, id="falling, twice"),
         pytest.param(rows([1, 2], list(range(3000, 3, -1))), False, id="falling later: not known"),
         pytest.param(rows([]), True, id="none"),
+        pytest.param(in_chunks([1, 2], [3, 9], [11]), True, id="rising over chunks"),
+        pytest.param(in_chunks([1, 2], [2, 3]), False, id="twice over chunks"),
+        pytest.param(in_chunks([3001], list(range(3000, 0, -1))), True, id="falling after a chunk"),
     ],
 )
 def test_unique_keys(chunks, are_unique):

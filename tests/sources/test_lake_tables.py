@@ -61,6 +61,7 @@ def test_a_table_is_refused_with_the_line_that_reads_it(table, system, name):
     assert LINES[system].format(path=path) in str(caught.value)
 
 
+@pytest.mark.repeats  # markers are looked for by one function
 @pytest.mark.parametrize("system", MARKERS)
 @pytest.mark.parametrize(
     "source",

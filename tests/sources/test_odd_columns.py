@@ -114,6 +114,7 @@ def expected(eight):
     return evaluate(eight).summary, swept, compare(eight, moved(eight)).to_dict()["differences"]
 
 
+@pytest.mark.repeats(4)  # no call reads what is odd, whatever it is
 def test_figures_are_those_without_it(odd_parquet, eight, expected, capfd):
     path, _ = odd_parquet
     summary, losses, differences = expected
@@ -126,6 +127,7 @@ def test_figures_are_those_without_it(odd_parquet, eight, expected, capfd):
     assert capfd.readouterr().err == ""  # Rust's threads print a panic there
 
 
+@pytest.mark.repeats(4)  # one message for all
 def test_scoring_names_it_and_goes_on_without_it(odd_parquet, tmp_path, eight):
     path, said = odd_parquet
     out = tmp_path / "out.parquet"
@@ -203,6 +205,7 @@ def test_shards_and_folders_of_such_files(tmp_path, eight, monkeypatch):
     assert pl.concat(parts)["pair_id"].to_list() == eight["pair_id"].to_list()
 
 
+@pytest.mark.repeats  # files and streams are opened alike
 @pytest.mark.parametrize("opened", [pa.ipc.new_file, pa.ipc.new_stream])
 @pytest.mark.parametrize("kind", [*ARROW, "twice"])
 def test_arrow_files_and_streams(tmp_path, eight, kind, opened, capfd):

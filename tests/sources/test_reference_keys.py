@@ -30,6 +30,7 @@ from reference_tools import FAULTS, joined_by_hand, keyed, raised, told, tree
 # Keys
 
 
+@pytest.mark.repeats(4)  # keys of one type are joined as they are
 @pytest.mark.parametrize(
     "values",
     [
@@ -59,6 +60,7 @@ def test_keys_of_one_type(tmp_path, pairs, values):
 INTEGERS = (pl.Int8, pl.Int32, pl.Int64, pl.UInt8, pl.UInt32, pl.UInt64)
 
 
+@pytest.mark.repeats  # each width on both sides
 @pytest.mark.parametrize("right", INTEGERS)
 @pytest.mark.parametrize("left", INTEGERS)
 def test_integer_keys_of_any_width(pairs, left, right):
@@ -166,6 +168,7 @@ def compared(policy, reference):
     )
 
 
+@pytest.mark.repeats  # it is one rule
 @pytest.mark.parametrize("call", [join_reference, compared])
 @pytest.mark.parametrize(("left", "right"), [*itertools.combinations(KEY_TYPES, 2)])
 def test_one_rule_says_which_keys_can_be_equal(two, call, left, right):
@@ -205,6 +208,7 @@ def test_each_fault_is_counted_and_named(left, right, faults, said):
 FILE_FAULTS = [fault for fault in FAULTS if fault.id != "no policy"]
 
 
+@pytest.mark.repeats(3)  # all faults are one error
 @pytest.mark.parametrize(("left", "right", "faults", "_said"), FILE_FAULTS)
 def test_a_fault_leaves_no_output_and_is_exit_code_1(tmp_path, capsys, left, right, faults, _said):
     policy, reference = tmp_path / "pairs.parquet", tmp_path / "reference.parquet"

@@ -15,6 +15,7 @@ from pair_tools import LOGPS
 from reader_tools import TABLES, N, figures, summary, write_stream
 
 
+@pytest.mark.repeats(3)  # each reader has its own tests
 @pytest.mark.parametrize("ending", TABLES)
 def test_a_table_goes_to_the_summary_in_one_command(capsys, tmp_path, eight, ending):
     path = tmp_path / f"pairs.{ending}"
@@ -37,6 +38,7 @@ def test_reading_is_lazy_and_evaluating_reads_once(tmp_path, eight, engine, endi
     assert max(reads) == 1
 
 
+@pytest.mark.repeats(2)  # all formats find files by one function
 @pytest.mark.parametrize("ending", TABLES)
 def test_a_list_a_glob_and_a_folder(tmp_path, eight, ending):
     folder = tmp_path / "odd [1]" / "deeper"

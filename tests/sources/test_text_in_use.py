@@ -31,6 +31,7 @@ def odd(pairs):
     )
 
 
+@pytest.mark.repeats  # chunks are cut before lines are read
 @pytest.mark.parametrize("chunk", [1, 7, 100, 2**20])
 @pytest.mark.parametrize("ending", ["jsonl", "json"])
 def test_numbers_that_python_writes_are_invalid_pairs(tmp_path, odd, monkeypatch, ending, chunk):
@@ -144,6 +145,7 @@ def test_a_folder_of_json(tmp_path, pairs):
         assert evaluate(Pairs(tmp_path, format="ndjson")).summary.n_pairs == 1
 
 
+@pytest.mark.repeats  # each of the three is left out by itself
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("blank", ["", " \t "])
 @pytest.mark.parametrize("first", ["pair_id", LOGPS[0]])

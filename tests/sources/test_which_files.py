@@ -60,6 +60,7 @@ def n_pairs(source, name=None):
     return evaluate(Pairs(source, format=name)).summary.n_pairs
 
 
+@pytest.mark.repeats(4)  # one table of endings
 @pytest.mark.parametrize(
     ("names", "format_name"),
     [
@@ -103,6 +104,7 @@ def test_faults_in_compressed_text_are_told_by_line(write, tmp_path):
             evaluate(path)
 
 
+@pytest.mark.repeats(2)  # all formats find files by one function
 @pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl", "feather", "arrow"])
 def test_linked_folders_and_files_count(write, tmp_path, eight, ending):
     write(f"store/far/a.{ending}", 0, 3)
@@ -359,6 +361,7 @@ CONTRADICTED = {
 }
 
 
+@pytest.mark.repeats(3)  # one error for all
 @pytest.mark.parametrize(("own", "said"), CONTRADICTED.values(), ids=list(CONTRADICTED))
 def test_a_key_that_a_file_contradicts_is_an_error(write, eight, own, said):
     for name, begin, rows, value in zip("ab", (0, 3), (3, 5), own, strict=True):

@@ -77,6 +77,7 @@ def t_tail(t, degrees_of_freedom):
         return float(mpmath.quad(density, [t, t + 1, t + 4, t + 20, mpmath.inf]))
 
 
+@pytest.mark.repeats  # each t and each number of degrees once
 @pytest.mark.parametrize("degrees_of_freedom", [1, 2, 5, 30, 400])
 @pytest.mark.parametrize("t", [0.0, 0.1, 1.0, 2.5, 6.0])
 def test_tail_of_t(t, degrees_of_freedom):

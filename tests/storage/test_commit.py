@@ -72,6 +72,7 @@ def test_who_has_a_folder_open_sees_nothing_of_the_new_one():
             assert each["open_folder"] == old
 
 
+@pytest.mark.repeats  # errors are told apart by no number
 @pytest.mark.parametrize(("scene", "over"), SCENES)
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC], ids=errno.errorcode.get)
 def test_an_error_at_every_call_brings_all_back(tmp_path, scene, over, number):

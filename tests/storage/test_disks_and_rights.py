@@ -153,6 +153,7 @@ def test_permission_denied(public, closed, monkeypatch):
 # Inputs that go away or change
 
 
+@pytest.mark.repeats  # each change in one of the phases
 @pytest.mark.parametrize("change", ["vanish", "grow", "touch"])
 @pytest.mark.parametrize("phase", ["evaluating", "writing"])
 def test_an_input_that_changes_meanwhile(tmp_path, source, change, phase):

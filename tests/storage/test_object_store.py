@@ -179,6 +179,7 @@ def test_a_folder_in_a_store_gives_the_bytes_of_one_here(both, store, how, tmp_p
     assert not [name for name in store.files() if "_attempts" in name]
 
 
+@pytest.mark.slow  # as one here, written as the documents below
 def test_a_manifest_says_what_is_there(both, store, how):  # noqa: ARG001
     result = score_parquet(
         "s3://bucket/in/deep", "s3://bucket/out", **grouped(**GIVEN | {"by": None}, **how)
@@ -193,20 +194,18 @@ def test_a_manifest_says_what_is_there(both, store, how):  # noqa: ARG001
     assert sum(manifest["files"].values()) == 338 - 3
 
 
-AGAIN = pytest.mark.slow  # the same code, with other names
-
-
+@pytest.mark.repeats(1)  # the same code, with other names
 @pytest.mark.parametrize(
     ("source", "rows"),
     [
-        pytest.param("s3://bucket/in/deep", 338, marks=AGAIN),
         ("s3://bucket/in/**/[cd].parquet", 338),
         (["s3://bucket/in/a.parquet", "s3://bucket/in/deep/c.parquet"], 360),
-        pytest.param("s3://bucket/in/a.parquet", 180, marks=AGAIN),
-        pytest.param("s3://bucket/in/deep/", 338, marks=AGAIN),
-        pytest.param("s3://bucket/in/*.parquet", 360, marks=AGAIN),
-        pytest.param("s3://bucket/in/**/*.parquet", 698, marks=AGAIN),
-        pytest.param("s3://bucket/in/deep/?.parquet", 338, marks=AGAIN),
+        ("s3://bucket/in/deep", 338),
+        ("s3://bucket/in/a.parquet", 180),
+        ("s3://bucket/in/deep/", 338),
+        ("s3://bucket/in/*.parquet", 360),
+        ("s3://bucket/in/**/*.parquet", 698),
+        ("s3://bucket/in/deep/?.parquet", 338),
     ],
 )
 def test_what_is_read(both, how, source, rows):  # noqa: ARG001
@@ -214,6 +213,7 @@ def test_what_is_read(both, how, source, rows):  # noqa: ARG001
     assert check(source, **grouped(**how)).n_pairs == rows
 
 
+@pytest.mark.slow  # as "keys in a store" below, and written too
 def test_folder_names_are_columns(both, store, how, tmp_path):
     for name, split in (("a", "x"), ("b", "y")):
         content = (both / f"{name}.parquet").read_bytes()
@@ -229,6 +229,7 @@ def test_folder_names_are_columns(both, store, how, tmp_path):
     assert store.files("out") == local(tmp_path / "out")
 
 
+@pytest.mark.slow  # the command line below does it with parts
 def test_one_object_gives_one_object(both, store, how, tmp_path):
     score_parquet(both / "a.parquet", tmp_path / "out.parquet", on_invalid="exclude")
     place = "s3://bucket/made/out.parquet"
@@ -294,6 +295,7 @@ def test_an_object_that_is_short_is_not_moved(both, store, how, monkeypatch):  #
     assert "_SUCCESS" not in store.files("out")
 
 
+@pytest.mark.slow  # as what is there, below, and `test_publication` here
 def test_what_a_dead_run_left_is_replaced(both, store, how):  # noqa: ARG001
     given = {"on_invalid": "exclude", **how}
     score_parquet("s3://bucket/in/deep", "s3://bucket/out", **grouped(**given))
@@ -360,6 +362,7 @@ def test_errors_name_the_object(both, store, how):  # noqa: ARG001
         score_parquet("s3://bucket/in", "s3://bucket/in/out", **grouped(**how))
 
 
+@pytest.mark.slow  # `test_dry_run` does so here; what is refused is below
 def test_a_dry_run_says_what_a_run_writes_there(both, store, how):  # noqa: ARG001
     before = store.files()
     given = {
@@ -385,31 +388,26 @@ def test_a_dry_run_says_what_a_run_writes_there(both, store, how):  # noqa: ARG0
     assert all(output.replaces for output in again.outputs)
 
 
+@pytest.mark.repeats(2)  # what is refused here too: `test_dry_run` has all of it
 @pytest.mark.parametrize(
     ("sink", "arguments", "message"),
     [
-        pytest.param("there.parquet", {}, "exists already; pass overwrite", marks=AGAIN),
-        pytest.param("full", {}, "is not empty; pass overwrite", marks=AGAIN),
         ("theirs", {"overwrite": True}, "is in the output folder and no output of this tool"),
+        ("there.parquet", {}, "exists already; pass overwrite"),
+        ("full", {}, "is not empty; pass overwrite"),
         ("in/a.parquet", {"overwrite": True}, "the output is also an input"),
-        ("in", {"overwrite": True}, "the output folder holds inputs"),
-        pytest.param(
-            "new",
-            {"summary": "s3://bucket/there.parquet"},
-            "exists already; pass overwrite",
-            marks=AGAIN,
-        ),
-        pytest.param(
+        ("new", {"summary": "s3://bucket/there.parquet"}, "exists already; pass overwrite"),
+        (
             "new",
             {"summary": "s3://bucket/in/b.parquet", "overwrite": True},
             "the output is also an input",
-            marks=AGAIN,
         ),
         (
             "new",
             {"summary": "s3://bucket/x", "batches": "s3://bucket/x", "batch_size": 9},
             "two outputs have this name",
         ),
+        ("in", {"overwrite": True}, "the output folder holds inputs"),
     ],
 )
 def test_a_dry_run_refuses_what_a_run_refuses(both, store, how, sink, arguments, message):  # noqa: ARG001
@@ -441,11 +439,8 @@ def policy_here(store, tmp_path, real_pairs):
     return policy
 
 
-@pytest.mark.parametrize(
-    "call",
-    # `check` and `sweep` open the reference as `evaluate` does.
-    [evaluate, score_parquet, *(pytest.param(x, marks=pytest.mark.slow) for x in (check, sweep))],
-)
+@pytest.mark.repeats(1)  # the others open the reference as `evaluate` does
+@pytest.mark.parametrize("call", [evaluate, score_parquet, check, sweep])
 def test_a_reference_is_reached_as_the_pairs_are(how, tmp_path, policy_here, call):
     here, there = tmp_path / "reference.parquet", "s3://bucket/reference.parquet"
     sinks = [tmp_path / "here.parquet", tmp_path / "there.parquet"] if call is score_parquet else []
@@ -572,13 +567,14 @@ def test_what_is_left_out_of_a_store_is_named(both, store, how):  # noqa: ARG001
 LOG = "_delta_log/00000000000000000000.json"
 
 
+@pytest.mark.repeats(1)  # markers are listed as other objects are
 @pytest.mark.parametrize(
     ("source", "marker", "system"),
     [
         ("in", ".hoodie/hoodie.properties", "Hudi"),
-        pytest.param("in/deep", "metadata/v3.metadata.json", "Iceberg", marks=AGAIN),
-        pytest.param("in/deep/c.parquet", LOG, "Delta Lake", marks=AGAIN),
-        pytest.param("in/**/*.parquet", LOG, "Delta Lake", marks=AGAIN),
+        ("in/deep", "metadata/v3.metadata.json", "Iceberg"),
+        ("in/deep/c.parquet", LOG, "Delta Lake"),
+        ("in/**/*.parquet", LOG, "Delta Lake"),
         (["in/a.parquet", "in/deep"], LOG, "Delta Lake"),
     ],
 )

@@ -17,7 +17,8 @@ from option_tools import grouped
 from process_tools import arguments, ended, everything, tool
 
 
-@pytest.mark.parametrize("phase", ["evaluating", "writing"])
+@pytest.mark.repeats(1)  # writing is where files are to be removed
+@pytest.mark.parametrize("phase", ["writing", "evaluating"])
 @pytest.mark.parametrize(
     ("times", "delays"),
     # One signal, and later ones, meet the same code at fewer or other moments.

@@ -6,7 +6,6 @@ import json
 import math
 import random
 from dataclasses import fields
-from fractions import Fraction
 
 import numpy as np
 import polars as pl
@@ -41,7 +40,7 @@ def hash_of(key):
 
 
 def quanta(value):
-    return round(Fraction(value) * 2**40)  # half to even
+    return round(float(value) * 2.0**40)  # a power of two: only this rounding, half to even
 
 
 def made_up(n=N, seed=5):

@@ -210,6 +210,7 @@ class Gathering:
             n=n,
             group=group,
             n_groups=GROUPS,
+            most=int(n_valid.max(initial=0)),
             number=number,
             rows_per_point=_rows_per_point(end),
             is_log_loss=self._is_log_loss,
@@ -337,13 +338,13 @@ class Gathering:
         """Return the pairs with the smallest margins."""
         import numpy as np
 
+        listed = rows.select(self._listed(number))
         if rows.height > WORST_HELD:  # only rows in the bins of the smallest
             upto = np.cumsum(margins.counts.sum(axis=0))
             last = margins.low[1] + int(np.searchsorted(upto, WORST_HELD))
             end = pl.select(lower_edge(pl.lit(last + 1))).item()
-            few = (rows[REWARD_MARGIN] <= end).arg_true().to_numpy()
-            rows, number = rows[few], number[few]
-        return _first(rows.select(self._listed(number)))
+            listed = listed.filter(pl.col(REWARD_MARGIN) <= end)
+        return _first(listed)
 
     def _listed(self, number: Any) -> list[Any]:
         """Return the columns of pairs that are listed."""

@@ -109,6 +109,7 @@ class PairArrays:
         n: int,
         group: Whole,
         n_groups: int,
+        most: int,
         number: NDArray[np.uint64],
         rows_per_point: int,
         is_log_loss: bool,
@@ -117,8 +118,8 @@ class PairArrays:
     ) -> None:
         """Add up pairs, of which those of `summed` by cluster.
 
-        `codes` are clusters from 0 to n - 1, `group` is that of the cluster, `number` that of the
-        row; `is_log_loss` says that the loss is -log sigmoid(margin).
+        `codes` are clusters from 0 to n - 1, each of `most` pairs at most, `group` is that of the
+        cluster, `number` that of the row; `is_log_loss` says that the loss is -log sigmoid(margin).
         """
         self._needs = needs
         self._is_log_loss = is_log_loss
@@ -126,7 +127,6 @@ class PairArrays:
         names = dict.fromkeys([*needs.logps, *scores, REWARD_MARGIN, LOSS, *summed])
         self._columns = pairs.select(pl.col(*names).cast(pl.Float64))
         log_loss = [] if is_log_loss else [_LOG_LOSS]
-        most = int(np.bincount(codes, minlength=1).max())
         sums = ExactSums(n, [*summed, *log_loss, _BRIER], most=most)
         marked = Marked(n, {**_COUNTED, **(_COUNTED_WITH_REFERENCE if needs.reference else {})})
         self.margins, self.rewards = Grid.empty(), Grid.empty()
@@ -398,9 +398,11 @@ class _Squares:
         squares = {name: of[name] * of[name] for name in SQUARED}
         total = squares[LOSS] + squares[CHOSEN_REWARD]
         total += squares[REJECTED_REWARD]
-        self._largest = max(self._largest, float(total.max(initial=0.0)))
+        largest = float(total.max(initial=0.0))
+        self._largest = max(self._largest, largest)
         for name, square in squares.items():
-            near = near_quanta(square)
+            # That of a margin is at most twice those of its rewards, but for rounding.
+            near = near_quanta(square, 2.5 * largest)
             self._sums[name] += self._far(name, of) if near is None else near
 
     def _far(self, name: str, of: Mapping[str, Numbers]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections import defaultdict
+from functools import cache
 
 import polars as pl
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from dpo_pipeline.cli import running as progress_line
 from dpo_pipeline.evaluation import estimating, gathering, measuring, shards
+from dpo_pipeline.report import page
 from pair_tools import COUNTS, DATA, TOOLS, split
 
 pytest.register_assert_rewrite(
@@ -121,6 +123,25 @@ def unchecked_charts():
 
     with schemapi.debug_mode(arg=False):
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_bundle(tmp_path_factory):
+    """Have the script of all charts, which takes seconds, be made once for all processes."""
+    base, make = tmp_path_factory.getbasetemp(), page._bundle  # noqa: SLF001
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "charts.js"
+
+    @cache
+    def bundle():
+        if not place.exists():
+            attempt = place.with_name(f"charts-{os.getpid()}.js")
+            attempt.write_text(make(), encoding="utf-8")
+            attempt.replace(place)
+        return place.read_text(encoding="utf-8")
+
+    page._bundle = bundle  # noqa: SLF001
+    yield
+    page._bundle = make  # noqa: SLF001
 
 
 @pytest.fixture(scope="session")

@@ -98,9 +98,9 @@ def _not_padded(made: Collection[str], columns: Mapping[str, str], needs: Needs)
             requirement="without zeros, or one value again and again, at its ends"
             f"{' where' if has_mask else ', or with'} {mask}{' is 1' if has_mask else ''}",
             keeps=(first | last).not_().fill_null(value=True),
-            found=pl.format(
-                "{} first and {} last of {} tokens",
-                *(tokens[0].first(), tokens[0].last(), tokens[0].len()),
+            found=pl.concat_str(  # as in `token_rules._lengths`
+                *(tokens[0].first(), pl.lit(" first and "), tokens[0].last()),
+                *(pl.lit(" last of "), tokens[0].len(), pl.lit(" tokens")),
             ),
         )
 

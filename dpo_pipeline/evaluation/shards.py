@@ -195,12 +195,14 @@ class PartialSums:
     def of_rows(self, rows: pl.DataFrame, first_row: int, *, lagged: bool) -> Partial:
         """Return the sums of rows that `rows` read, `first_row` being the number of the first."""
         runs, valid = self._runs(first_row, rows.height), pl.col(VALID)
+        is_small = rows.height <= SUMMED_CHUNK_ROWS
         sums = partial(
             self.summed,
             rows.lazy(),
             first_row=first_row,
             valid=valid,
-            is_small=rows.height <= SUMMED_CHUNK_ROWS,
+            form=Form.ANY if is_small else Form.SMALL,
+            is_small=is_small,
         )
         if runs is None:
             return sums(lagged=lagged)

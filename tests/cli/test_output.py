@@ -97,6 +97,7 @@ def test_the_command_line_wins_over_settings(capsys, monkeypatch):
     assert json.loads(run(capsys, "check", PAIRS, "--json")[1])["n_pairs"] == 200
 
 
+@pytest.mark.repeats  # each width with one of the results
 @pytest.mark.parametrize("width", [60, 100, 200])
 @pytest.mark.parametrize("words", [["evaluate", "--by", "split"], ["check"], ["sweep"]])
 def test_results_fit_the_width(capsys, monkeypatch, words, width):

@@ -37,6 +37,7 @@ def test_a_line_to_paste_maps_names_that_hold_the_words(capsys, pairs):
     assert main(mended(capsys, "evaluate", "odd.parquet")) == 0
 
 
+@pytest.mark.repeats  # sides, joined or not
 @pytest.mark.parametrize("joined", [False, True])
 @pytest.mark.parametrize("sides", ["cr", "rc"])
 def test_a_line_to_paste_has_the_column_that_is_there(capsys, pairs, joined, sides):

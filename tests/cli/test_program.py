@@ -218,7 +218,7 @@ def test_columns_can_be_mapped(capsys, tmp_path, pairs):
     assert run(capsys, *words, "--column", f"{LOGPS[0]}=chosen_logps")[0] == 0
 
 
-def test_a_contract_of_ones_own(tmp_path, source):
+def test_a_contract_of_ones_own(tmp_path, source, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(
         "import pandera.polars as pa, polars as pl\n"
         "import dpo_pipeline\n"
@@ -227,9 +227,10 @@ def test_a_contract_of_ones_own(tmp_path, source):
         "    def short(cls, data):\n"
         "        return data.lazyframe.select(pl.col(data.key) > -65)\n"
     )
-    done = command("check", source, "--contract", "mine:Mine", cwd=tmp_path)
-    assert done.returncode == 1
-    assert "policy_chosen_logps.short  short       1  row 5 (pair_id f): -70.0" in done.stdout
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["check", str(source), "--contract", "mine:Mine"]) == 1
+    found = capsys.readouterr().out
+    assert "policy_chosen_logps.short  short       1  row 5 (pair_id f): -70.0" in found
 
 
 def test_warnings_are_part_of_the_result_with_a_switch_of_their_own(capsys, tmp_path, pairs):
@@ -295,6 +296,7 @@ def test_a_closed_pipe_is_no_error():
     assert done.stderr == ""
 
 
+@pytest.mark.repeats(1)  # one handler for all signals and commands
 @pytest.mark.parametrize(
     ("verb", "number", "code"),
     [

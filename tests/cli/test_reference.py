@@ -33,6 +33,7 @@ def test_one_command_from_two_files_to_the_figures(tmp_path, real_pairs):
     assert json.loads(done.stdout)["summary"] == evaluate(real_pairs).summary.to_dict()
 
 
+@pytest.mark.repeats(2)  # they have one group of options
 @pytest.mark.parametrize("verb", ["evaluate", "check", "sweep", "score"])
 def test_every_command_takes_a_reference(tmp_path, capsys, files, verb):
     out = [tmp_path / "out.parquet"] if verb == "score" else []

@@ -23,6 +23,7 @@ from pair_tools import LOGPS
 # --- figures ---------------------------------------------------------------------------------
 
 
+@pytest.mark.repeats(2)  # means are one function
 @pytest.mark.parametrize("name", ["loss", "reward_margin", "chosen_reward", "rejected_reward"])
 def test_mean_differences_are_those_of_the_paired_t_test(real, name):
     _, _, a, b = real
@@ -280,6 +281,7 @@ def test_order_files_and_chunks_change_no_bit(monkeypatch, tmp_path, clusters_he
     assert said(compare(tmp_path / "a", tmp_path / "b", by="split")) == expected
 
 
+@pytest.mark.repeats(1)  # pairs that are alone are clusters of one
 @pytest.mark.parametrize("per_prompt", [None, 3])
 def test_bags_have_the_same_figures_and_nearly_the_same_errors(monkeypatch, per_prompt):
     a, b = frames(n=6000, per_prompt=per_prompt)

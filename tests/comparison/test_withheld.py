@@ -120,7 +120,8 @@ def test_all_that_is_printed_says_why(tmp_path):
     assert "p of no difference" not in " ".join(page.texts["div"])
 
 
-@pytest.mark.parametrize("quiet", [[], ["--no-warnings"]])
+@pytest.mark.repeats(1)  # both are one gate
+@pytest.mark.parametrize("quiet", [["--no-warnings"], []])
 def test_a_gate_ends_with_4_and_the_reason(tmp_path, monkeypatch, capsys, quiet):
     monkeypatch.chdir(tmp_path)
     a, b = policies()

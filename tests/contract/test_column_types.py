@@ -27,6 +27,7 @@ ODD_TYPES = [
 ]
 
 
+@pytest.mark.repeats  # each type in one of the columns and calls
 @pytest.mark.parametrize("entrance", [*ENTRANCES, pytest.param(dpo_pipeline.score, id="score")])
 @pytest.mark.parametrize("column", LOGPS)
 @pytest.mark.parametrize(("values", "found"), ODD_TYPES)

@@ -23,6 +23,7 @@ def counted(pairs):
     )
 
 
+@pytest.mark.repeats(2)  # numbers are cast to one type
 @pytest.mark.parametrize(
     "dtype",
     [pl.Decimal(18, 6), pl.Decimal(38, 0), pl.Int128, pl.Int8, pl.Float16],
@@ -72,6 +73,7 @@ def test_an_array_of_several_numbers_is_refused_by_its_type(counted):
         evaluate(two)
 
 
+@pytest.mark.repeats(1)  # types of numbers are cast before
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
 def test_two_dimensional_arrays_are_lists_of_tokens(dtype):
     rng = np.random.default_rng(3)

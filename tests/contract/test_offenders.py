@@ -42,6 +42,7 @@ def test_rows_are_counted_by_rule_and_named_by_file(bound):
     assert result["at_most"] == (3, [("a", 1, "0.5"), ("b", 3, "0.25"), ("b", 5, "2.0")])
 
 
+@pytest.mark.repeats(4)  # cuts at the ends and between
 @pytest.mark.parametrize("cut", range(11))
 def test_parts_join_to_the_whole(bound, cut):
     pairs, rules = bound

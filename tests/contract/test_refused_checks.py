@@ -195,6 +195,7 @@ def test_a_check_that_does_more_than_select_is_refused(frame, function, why, col
     assert str(caught.value).startswith(f"check 'mine' on {place} cannot run row by row: ")
 
 
+@pytest.mark.repeats  # all entrances bind the contract by one function
 @pytest.mark.parametrize("entrance", ENTRANCES)
 @pytest.mark.parametrize(
     ("contract", "check", "column"),

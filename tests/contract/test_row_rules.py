@@ -76,31 +76,36 @@ def lists(policy, reference=None, **more):
 PAD, FAR = [0.0] * 5, [-100.0] * 5
 
 
-@pytest.mark.parametrize(
-    ("policy", "reference", "is_padded"),
-    [
-        pytest.param([-1.0, 0.0, 0.0], [-2.0, 0.0, 0.0], True, id="padded"),
-        pytest.param([-1.0, -0.0, 0.0], [-2.0, 0.0, 0.0], True, id="masked by a product"),
-        pytest.param([0.0, 0.0, -1.0], [0.0, 0.0, -2.0], False, id="begins with certain tokens"),
-        pytest.param([-1.0, 0.0], [-2.0, 0.0], False, id="ends with a certain token"),
-        pytest.param([-1.0, 0.0, 0.0], [-2.0, -1e-9, 0.0], False, id="certain under one model"),
-        pytest.param([-1.0], [-2.0], False, id="one token"),
-        pytest.param([*PAD, -1.0], [*PAD, -2.0], True, id="padded at the beginning"),
-        pytest.param([*PAD[1:], -1.0], [*PAD[1:], -2.0], False, id="begins with a template"),
-        pytest.param([-2.0, *FAR], [-1.0, *FAR], True, id="padded with -100"),
-        pytest.param([-2.0, *FAR[1:]], [-1.0, *FAR[1:]], False, id="four equal ones"),
-        pytest.param([-2.0, *FAR], [-1.0, *FAR[1:], -99.0], False, id="equal in one model"),
-        pytest.param([-2.0, *[-0.5] * 5], [-1.0, *[-0.5] * 5], False, id="a text that repeats"),
-    ],
-)
-def test_zeros_at_the_end_are_padding_unless_a_mask_says_so(policy, reference, is_padded):
-    found = {"policy_chosen_token_logps.not_padded": 1} if is_padded else {}
-    assert check(lists(policy, reference)).by_rule == found
-    kept = [x not in (0.0, -100.0) or not is_padded for x in policy]
-    mask = {"chosen_token_mask": [[True, True], kept]}
-    assert check(lists(policy, reference, **mask)).n_invalid == 0
+ENDS = {  # tokens of the policy and of the reference, and whether some are padding
+    "padded": ([-1.0, 0.0, 0.0], [-2.0, 0.0, 0.0], True),
+    "masked by a product": ([-1.0, -0.0, 0.0], [-2.0, 0.0, 0.0], True),
+    "begins with certain tokens": ([0.0, 0.0, -1.0], [0.0, 0.0, -2.0], False),
+    "ends with a certain token": ([-1.0, 0.0], [-2.0, 0.0], False),
+    "certain under one model": ([-1.0, 0.0, 0.0], [-2.0, -1e-9, 0.0], False),
+    "one token": ([-1.0], [-2.0], False),
+    "padded at the beginning": ([*PAD, -1.0], [*PAD, -2.0], True),
+    "begins with a template": ([*PAD[1:], -1.0], [*PAD[1:], -2.0], False),
+    "padded with -100": ([-2.0, *FAR], [-1.0, *FAR], True),
+    "four equal ones": ([-2.0, *FAR[1:]], [-1.0, *FAR[1:]], False),
+    "equal in one model": ([-2.0, *FAR], [-1.0, *FAR[1:], -99.0], False),
+    "a text that repeats": ([-2.0, *[-0.5] * 5], [-1.0, *[-0.5] * 5], False),
+}
 
 
+def test_zeros_at_the_end_are_padding_unless_a_mask_says_so():
+    frame = pl.concat(
+        lists(*each[:2])[1:].with_columns(pair_id=pl.lit(name)) for name, each in ENDS.items()
+    )
+    padded = [name for name, (*_, is_padded) in ENDS.items() if is_padded]
+    (rule,) = check(frame).broken
+    assert rule.name == "policy_chosen_token_logps.not_padded"
+    assert [list(ENDS)[each.row] for each in rule.offenders] == padded
+    assert rule.count == len(padded)
+    kept = [[x not in (0.0, -100.0) or not p for x in policy] for policy, _, p in ENDS.values()]
+    assert check(frame.with_columns(chosen_token_mask=pl.Series(kept))).n_invalid == 0
+
+
+@pytest.mark.repeats(1)  # the rule is one, above
 @pytest.mark.parametrize("policy", [[-1.0, *[0.0] * 5], [*[0.0] * 5, -1.0], [-2.0, *[-100.0] * 5]])
 def test_a_mask_that_counts_padding_is_no_mask(policy):
     mask = {"chosen_token_mask": [[1, 1], [1] * 6]}

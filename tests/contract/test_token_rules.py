@@ -98,6 +98,17 @@ def test_a_completion_that_is_masked_altogether():
     }
 
 
+def test_offenders_of_many_chunks_are_all_listed():
+    sound = pairs_of_tokens()[0]
+    faulty = {1: with_list(sound, PC, 0, [-1.0, 0.5, -1.0]), 3: with_list(sound, RC, 0, [-1.0])}
+    frame = pl.concat(faulty.get(i, sound) for i in range(9))
+    assert frame.n_chunks() == 9
+    assert {
+        name.split(".")[1]: [row for row, _ in rows] for name, rows in found(check(frame)).items()
+    } == {"tokens_at_most": [1], "same_length": [3]}
+
+
+@pytest.mark.repeats(1)  # the sides have one set of rules
 @pytest.mark.parametrize("column", [PC, RC])
 def test_policy_and_reference_of_different_length(column):
     frame = with_list(pairs_of_tokens(), column, 0, [-1.0, -2.0])

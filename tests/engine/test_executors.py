@@ -69,6 +69,7 @@ def nothing():
     pass
 
 
+@pytest.mark.repeats(6)  # orders
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
 def test_results_come_in_the_order_of_the_tasks(order):
     def executor(function, tasks, _check):
@@ -169,6 +170,7 @@ EXECUTORS = {"1": Shuffled(1), "four": Threads(4), "2": Shuffled(2), "one": Thre
 EACH_ONCE = {("four", "by value"), ("1", "within batches")}
 
 
+@pytest.mark.repeats(1)  # executors differ in order alone, which the tests above have
 @pytest.mark.parametrize(
     ("executor", "kind"),
     [

@@ -96,6 +96,7 @@ def test_statistics_and_sweeps_are_those_of_one_process(sides):
         assert function(sides / "in", **given, execution=Elsewhere()).to_json() == here.to_json()
 
 
+@pytest.mark.repeats(1)  # in order is how all other scores are joined
 @pytest.mark.parametrize("order", [SHUFFLED, IN_ORDER])
 def test_the_bytes_of_a_score_are_those_of_one_process(sides, order):
     given = grouped(on_invalid="quarantine", part_rows=50)

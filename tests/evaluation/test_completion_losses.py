@@ -152,21 +152,19 @@ def test_a_sweep_of_betas_is_that_many_evaluations(tmp_path):
         part=pl.col("completion_id") % 2,
     )
     table.write_parquet(tmp_path / "in.parquet", row_group_size=9)
-    for source in (table, tmp_path / "in.parquet"):
-        made = sweep(
-            source, [0.05, 0.5, 2.0], loss=["kto", "apo_zero_unpaired"], batches=8, by="part"
-        )
-        assert made.table.height == 6
-        for objective, row in zip(made.objectives, made.table.to_dicts(), strict=True):
-            alone = evaluate(source, objective.beta, loss=str(objective), batches=8, by="part")
-            expected = alone.summary.to_dict()
-            assert {n: expected[n] for n in row if n in expected} == {
-                n: v for n, v in row.items() if n in expected
-            }
-            mine = made.subsets.filter(objective=str(objective), beta=objective.beta)
-            assert mine["loss"].to_list() == alone.subsets["loss"].to_list()
-        assert set(made.best) == {"kto", "apo_zero_unpaired"}
-        assert "completions, 0 invalid" in str(made)
+    source = tmp_path / "in.parquet"
+    made = sweep(source, [0.05, 0.5], loss=["kto", "apo_zero_unpaired"], batches=8, by="part")
+    assert made.table.height == 4
+    for objective, row in zip(made.objectives, made.table.to_dicts(), strict=True):
+        alone = evaluate(source, objective.beta, loss=str(objective), batches=8, by="part")
+        expected = alone.summary.to_dict()
+        assert {n: expected[n] for n in row if n in expected} == {
+            n: v for n, v in row.items() if n in expected
+        }
+        mine = made.subsets.filter(objective=str(objective), beta=objective.beta)
+        assert mine["loss"].to_list() == alone.subsets["loss"].to_list()
+    assert set(made.best) == {"kto", "apo_zero_unpaired"}
+    assert "completions, 0 invalid" in str(made)
 
 
 def test_a_kl_term_is_of_no_subset():

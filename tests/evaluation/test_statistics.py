@@ -92,6 +92,7 @@ MEANS = (
 )  # fmt: skip
 
 
+@pytest.mark.repeats(4)  # means are one function
 @pytest.mark.parametrize("name", MEANS)
 def test_means_have_the_errors_of_prompts(statistics, rows, name):
     value, error, limits = clustered_mean(rows[name], rows["prompt_id"])
@@ -472,6 +473,7 @@ def of_log_ratios(values, **columns):
     )
 
 
+@pytest.mark.repeats(1)  # seeds
 @pytest.mark.parametrize("seed", range(4))
 def test_intervals_are_of_what_figures_can_be(seed):
     rng = np.random.default_rng(seed)

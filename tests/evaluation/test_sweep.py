@@ -15,6 +15,7 @@ from dpo_pipeline import (
     Objective,
     UsageError,
     evaluate,
+    score,
     sweep,
 )
 from dpo_pipeline.cli.program import main
@@ -107,7 +108,8 @@ def test_the_scale_moves_where_two_betas_disagree_on_rewards_of_zero(name):
     pairs = pl.DataFrame({column: [-2.0] * 3 for column in LOGPS}).with_columns(
         chosen_num_tokens=4, rejected_num_tokens=4, offset=0.0, preference_probability=0.7
     )
-    one, other = (evaluate(pairs, beta, loss=name).summary.loss for beta in (0.1, 0.5))
+    losses = (score(pairs, beta, loss=name).select("loss").collect() for beta in (0.1, 0.5))
+    one, other = (each["loss"][0] for each in losses)
     assert (one != pytest.approx(other, rel=1e-9)) == LOSSES[name].beta_moves_scale
 
 

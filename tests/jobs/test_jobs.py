@@ -57,23 +57,23 @@ def done(job, *, seed=1, twice=True):
     return [run(job.folder, number) for number in numbers]
 
 
-REPEATED = pytest.mark.slow  # what the others have too, with more
-FIGURES = {  # all but the second are of fewer shards, as nine of each would cost much
-    "totals": (evaluate, {}),
+FIGURES = {
     "by subset": (evaluate, {"by": "subset", "histogram": True, "batch_size": 16}),
+    "totals": (evaluate, {}),
     "batches by value": (evaluate, {"batch_by": "subset"}),
     "within batches": (evaluate, {"loss": "aot", "batch_size": 32}),
     "sweep": (sweep, {"beta": [0.05, 0.5], "loss": ["sigmoid", "ipo"], "by": "subset"}),
 }
 
 
-@pytest.mark.parametrize("kind", [pytest.param("totals", marks=REPEATED), *list(FIGURES)[1:]])
+@pytest.mark.repeats(2)  # subsets, and a sweep: the others are sums that merge as these do
+@pytest.mark.parametrize("kind", FIGURES)
 def test_the_figures_are_those_of_one_process(folder, kind, monkeypatch):
     function, flat = FIGURES[kind]
     seen, made = [], Sense.of_sums
     monkeypatch.setattr(Sense, "of_sums", staticmethod(lambda row: seen.append(row) or made(row)))
     given = grouped(on_invalid="exclude", **flat)
-    n = 9 if kind == "by subset" else 3
+    n = 5 if kind == "by subset" else 3
     told = done(split(function, "in", **given, shards=n, to="job"))
     assert [each.was_done for each in told].count(True) == n
     assert sum(each.n_pairs for each in told) == 2 * 500
@@ -122,19 +122,18 @@ def test_documents_are_those_of_one_process(folder):
 
 
 SCORES = {
-    "quarantined": {"on_invalid": "quarantine"},
     "in parts": {"on_invalid": "quarantine", "part_rows": 50, "by": "subset"},
+    "quarantined": {"on_invalid": "quarantine"},
     "excluded": {"on_invalid": "exclude", "part_rows": 1, "keep": ["pair_id"]},
     "within batches": {"on_invalid": "quarantine", "part_rows": 50, "loss": "aot", "batch_size": 8},
 }
 
 
 @pytest.mark.repeats(2)  # in parts, and with losses of batches
-@pytest.mark.parametrize("kind", [pytest.param("quarantined", marks=REPEATED), *list(SCORES)[1:]])
+@pytest.mark.parametrize("kind", SCORES)
 def test_the_bytes_of_a_score_are_those_of_one_process(folder, kind):
     given = grouped(**SCORES[kind])
-    n = 9 if kind == "in parts" else 2
-    job = split(score_parquet, "in", "there", **given, shards=n, to="job")
+    job = split(score_parquet, "in", "there", **given, shards=3, to="job")
     told = done(job, twice=False)
     assert sum(each.n_written for each in told) == (498 if kind == "excluded" else 500)
     found = merge("job")
@@ -147,6 +146,7 @@ def test_the_bytes_of_a_score_are_those_of_one_process(folder, kind):
         merge("job")
 
 
+@pytest.mark.repeats(3)  # one, seven, and more than rows
 @pytest.mark.parametrize("n", [1, 2, 7, 500, 1_000])
 @pytest.mark.usefixtures("folder")
 def test_any_number_of_shards_has_each_row_and_each_part_once(n):
@@ -173,6 +173,7 @@ def test_small_data_are_one_shard_as_their_neighbours_are_compared(monkeypatch):
     assert merge("job").summary.n_valid == 498
 
 
+@pytest.mark.repeats(1)  # in order or not is found out before shards are cut
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_a_joined_reference_is_of_the_shards_too(folder, shuffled):
     whole = pl.read_parquet("in/*.parquet").with_columns(pair_id=pl.int_range(500))

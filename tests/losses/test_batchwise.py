@@ -141,6 +141,7 @@ def test_the_batch_matters(loss):
 # --- invalid pairs
 
 
+@pytest.mark.repeats  # sizes are the same code for each loss
 @pytest.mark.parametrize("engine", ["in-memory", "streaming"])
 @pytest.mark.parametrize("size", [7, 64])
 @pytest.mark.parametrize("loss", BATCH_LOSSES)
@@ -240,6 +241,7 @@ def test_means_of_batches_are_those_of_their_rows(loss, size, faults):
     assert found["loss"].to_list() == close(expected)
 
 
+@pytest.mark.repeats(1)  # subsets are cut before any loss
 @pytest.mark.parametrize("loss", IN_FILES)
 def test_subsets_are_of_rows_whose_batches_are_whole(loss, tmp_path, monkeypatch):
     monkeypatch.setattr(SHARD, 30)
@@ -260,6 +262,7 @@ def test_subsets_are_of_rows_whose_batches_are_whole(loss, tmp_path, monkeypatch
         assert result.histogram["n_pairs"].sum() == result.summary.n_valid
 
 
+@pytest.mark.repeats(2)  # three losses, and one without a reference
 @pytest.mark.parametrize(
     "weights",
     [

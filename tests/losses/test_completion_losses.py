@@ -113,6 +113,7 @@ def test_targets_are_softmax_of_the_scores(loss, temperature):
         assert found[prompt] == pytest.approx(float(expected), rel=1e-12)
 
 
+@pytest.mark.repeats  # each loss and each pair of ratios
 @pytest.mark.parametrize(
     ("loss", "of_pairs"),
     [("plackett_luce", "sigmoid"), ("infonca", "sigmoid"), ("nca", "nca_pair")],

@@ -122,6 +122,7 @@ COUNTING = [
 ]
 
 
+@pytest.mark.repeats(5)  # the catalogue says so by one field
 @pytest.mark.parametrize(("loss", "arguments"), COUNTING)
 def test_missing_token_counts_are_said_before_any_data_is_read(
     counted, tmp_path, engine, loss, arguments

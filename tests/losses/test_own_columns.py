@@ -39,6 +39,7 @@ def own(counted):
     )
 
 
+@pytest.mark.repeats(1)  # both are roles of the catalogue
 @pytest.mark.parametrize(
     ("loss", "expected"), [pytest.param("odpo", ODPO), pytest.param("soft_labels", SOFT)]
 )

@@ -201,6 +201,7 @@ def test_lists_under_the_name_of_a_sum_are_refused():
     assert mapped.summary == evaluate(pairs_of_tokens()).summary
 
 
+@pytest.mark.repeats(1)  # aliases are one table, which `test_columns` walks
 @pytest.mark.parametrize(
     "names",
     [
@@ -241,6 +242,7 @@ def test_missing_tokens_are_named():
 # -------------------------------------------------------------------------------------- masks
 
 
+@pytest.mark.repeats(2)  # masks are cast to one type
 @pytest.mark.parametrize("inner", [pl.Boolean, pl.Int8, pl.UInt8, pl.Int64, pl.Float32], ids=str)
 def test_masks(inner):
     masks = {

@@ -198,6 +198,7 @@ def together(labels, name="policy"):
     )
 
 
+@pytest.mark.repeats(1)  # the column has another name, and no more
 @pytest.mark.parametrize("name", ["policy", "step"])
 def test_a_table_of_several_policies_is_read_once(engine, tmp_path, name):
     path = tmp_path / "all.parquet"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from functools import cache
 
 import polars as pl
 import pytest
@@ -82,6 +83,7 @@ def keys_of(document, *, of_data=False):
         yield from keys_of(each)
 
 
+@cache
 def is_explained(name):
     try:
         return bool(explain(name))

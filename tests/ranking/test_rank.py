@@ -163,6 +163,7 @@ def test_without_being_asked_the_curve_goes_as_far_as_half_of_the_prompts():
     assert rank(completions(kind="rank")).best_of == {}
 
 
+@pytest.mark.repeats(1)  # kinds are made ranks before
 @pytest.mark.parametrize("order", ["together", "apart"])
 def test_the_order_of_rows_changes_no_figure(order, monkeypatch):
     frame = completions()

@@ -46,6 +46,7 @@ def write(path, rows, *, results=0.0, nested=False):
     return Pairs(path, format="rewardbench")
 
 
+@pytest.mark.repeats  # nested or not is how they are read
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("seed", RECORDED)
 def test_ties_have_the_score_that_the_project_gives(seed, nested, tmp_path):

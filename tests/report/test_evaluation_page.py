@@ -203,6 +203,7 @@ CASES = {
 RENDERED_ELSEWHERE = {"all ties", "all right", "some ties", "another loss", "invalid"}
 
 
+@pytest.mark.repeats(6)  # others are rendered by tests of their own charts
 @pytest.mark.parametrize(
     "case",
     [

@@ -125,7 +125,8 @@ def test_rewards_that_are_all_ties_prefer_nothing(n, beta, said):
         assert not any("best rule without rewards" in text for text in page.texts["p"])
 
 
-@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.repeats(1)  # the words of the verdict are in `evaluation`
+@pytest.mark.parametrize("tie", [True, False])
 def test_the_lead_says_how_the_rewards_stand(tie):
     # The models' own log-probs prefer the rejected completion of all pairs but one.
     margins = [0.3] * 38 + [0.0 if tie else -0.3] * 2
@@ -160,6 +161,7 @@ def test_advice_that_findings_share_is_read_once():
     assert " ".join(str(evaluation).split()).count(findings[0].advice) == 1
 
 
+@pytest.mark.repeats(2)  # one with a unit, one without
 @pytest.mark.parametrize(
     ("loss", "title", "in_table"),
     [
@@ -192,6 +194,7 @@ def test_the_best_beta_is_of_the_dpo_loss(page):
     assert any(text.startswith("Best beta of the DPO loss (0.1") for text in ipo.texts["dt"])
 
 
+@pytest.mark.repeats(3)  # the sentence is chosen by signs
 @pytest.mark.parametrize(
     ("margins", "said"),
     [

@@ -49,6 +49,7 @@ def kto(i, kl):
     return 1.0 / (1.0 + math.exp(0.1 * sign * (RATIOS[i] - kl)))
 
 
+@pytest.mark.repeats(1)  # losses have their tests
 @pytest.mark.parametrize("rows", [3, 100])
 def test_each_completion_has_its_reward_and_loss(completions, tmp_path, monkeypatch, rows):
     monkeypatch.setattr(shards, "COUPLED_SHARD_ROWS", rows)

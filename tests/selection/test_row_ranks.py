@@ -33,6 +33,7 @@ ON_DISK = 400
 DEAR = {("wide", True), ("many ties", True)}  # many small files, as from the other end
 
 
+@pytest.mark.repeats(5)  # in memory and on disk, of each kind
 @pytest.mark.parametrize(
     ("kind", "held", "largest_first"),
     [

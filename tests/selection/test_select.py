@@ -229,6 +229,7 @@ def test_a_folder_gives_a_folder(made, tmp_path):
     assert {each.name for each in (tmp_path / "folder").iterdir()} >= {"_SUCCESS"}
 
 
+@pytest.mark.repeats(1)  # sources are one plan before pairs are selected
 @pytest.mark.parametrize("kind", ["lazy", "csv", "reference"])
 def test_other_sources_give_the_same(made, tmp_path, kind):
     select(made, tmp_path / "out.parquet", rule="smallest_gap", keep=50)

@@ -60,6 +60,7 @@ def test_only_endings_that_are_one_formats_are_taken(source, name):
     assert guess(source) == name
 
 
+@pytest.mark.repeats(1)  # all calls open by one function
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "feather"])
 def test_calls_open_other_formats_as_the_command_line_does(tmp_path, eight, ending):
     path, reference = tmp_path / f"pairs.{ending}", tmp_path / f"reference.{ending}"
@@ -77,6 +78,7 @@ def test_calls_open_other_formats_as_the_command_line_does(tmp_path, eight, endi
     assert scored.summary == expected
 
 
+@pytest.mark.repeats(1)  # all become one plan
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "feather"])
 def test_other_formats_are_scored_as_their_parquet_is(capsys, tmp_path, eight, ending):
     paths = [tmp_path / f"pairs.{each}" for each in (ending, "parquet")]
@@ -265,6 +267,7 @@ def test_reports_name_the_file_whatever_its_format(command, eight, tmp_path, cap
     assert "of-monday.csv breaks its contract in 1 of 8" in printed.out + printed.err
 
 
+@pytest.mark.repeats(1)  # one list of formats
 @pytest.mark.parametrize("name", ["convert", "sweep", "evaluate"])
 def test_help_lists_formats_and_imports_no_polars(name):
     code = (

@@ -216,6 +216,7 @@ def test_a_conversion_keeps_its_input(tmp_path, pairs, name):
     assert {path: path.read_bytes() for path in files} == before
 
 
+@pytest.mark.repeats(3)  # one list of files for all formats
 @pytest.mark.parametrize("name", PAIRS)
 def test_an_input_that_changes_is_noticed(tmp_path, pairs, name):
     dataset, before = made(name, tmp_path, pairs)
@@ -235,6 +236,7 @@ def test_an_input_that_changes_is_noticed(tmp_path, pairs, name):
     assert not (tmp_path / "summary.json").exists()
 
 
+@pytest.mark.repeats(3)  # one list of files for all formats
 @pytest.mark.parametrize("name", REFERENCES)
 def test_a_reference_that_changes_is_noticed(tmp_path, pairs, name):
     dataset, before = made(name, tmp_path, pairs, as_reference=True)

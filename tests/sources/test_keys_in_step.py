@@ -53,6 +53,7 @@ ORDERS = {
 # --- a reference -----------------------------------------------------------------------------
 
 
+@pytest.mark.repeats(1)  # each layout is read by the same scan
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("layout", ["lazy", "hive"])
 def test_figures_are_those_of_one_table(tmp_path, real_pairs, layout):
@@ -66,6 +67,7 @@ def test_figures_are_those_of_one_table(tmp_path, real_pairs, layout):
         assert told(found) == told(whole), name
 
 
+@pytest.mark.repeats(1)  # formats become one plan before
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("format", ["csv", "ipc"])
 def test_a_reference_in_any_format(tmp_path, real_pairs, format):  # noqa: A002
@@ -146,6 +148,7 @@ def compared(real_pairs):
     return said(compare(real_pairs, moved(real_pairs), by="turns"))
 
 
+@pytest.mark.repeats(1)  # each layout is read by the same scan
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("layout", ["frame", "hive"])
 def test_sides_in_any_order_give_the_same_bits(tmp_path, real_pairs, layout, compared):
@@ -157,6 +160,7 @@ def test_sides_in_any_order_give_the_same_bits(tmp_path, real_pairs, layout, com
             assert said(compare(first, other, by="turns")) == compared, name
 
 
+@pytest.mark.repeats(2)  # orders, as above
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_reference_of_both_sides(real_pairs, order, compared):
@@ -166,6 +170,7 @@ def test_a_reference_of_both_sides(real_pairs, order, compared):
     assert said(found) == compared
 
 
+@pytest.mark.repeats(2)  # orders, as above
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_side_with_a_reference_of_its_own(tmp_path, real_pairs, order, compared):

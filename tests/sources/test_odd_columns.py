@@ -163,6 +163,7 @@ def test_a_join_carries_all_columns_too(tmp_path, eight):
         join_reference(tmp_path / "policy.parquet", eight)
 
 
+@pytest.mark.repeats(3)  # one message for all
 def test_whoever_asks_for_it_is_told_why(odd_parquet, tmp_path):
     path, said = odd_parquet
     for call in (
@@ -248,6 +249,7 @@ def test_a_dataframe_with_such_a_column_is_refused_before_polars_sees_it(eight, 
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.repeats  # read again or not
 @pytest.mark.parametrize(
     ("value", "said"),
     [
@@ -295,6 +297,7 @@ def drifting(request, tmp_path, eight):
     return folder
 
 
+@pytest.mark.repeats(1)  # columns without a role are not looked at
 def test_drift_in_a_column_without_a_role_decides_nothing(drifting, eight):
     expected = evaluate(eight).summary
     assert evaluate(drifting).summary == expected

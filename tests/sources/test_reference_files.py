@@ -152,6 +152,7 @@ CALLS = {
 }
 
 
+@pytest.mark.repeats  # one check after all runs
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize(
     "change",

@@ -92,6 +92,7 @@ def test_an_object_gives_the_figures_and_the_faults_of_its_rows(pairs, make):
 
 
 # Others are opened as one of these three is; the test above reads each of them.
+@pytest.mark.repeats(1)  # all become one stream, above
 @pytest.mark.parametrize(
     "make",
     [

@@ -172,6 +172,7 @@ def sides(tmp_path, policy_key, reference_key, on):
     )
 
 
+@pytest.mark.repeats(1)  # the key has another name, and no more
 @pytest.mark.parametrize("on", ["pair_id", "key"])
 def test_07_is_not_joined_to_7(tmp_path, capsys, on):
     policy, reference = sides(tmp_path, "07", "7", on)
@@ -207,6 +208,7 @@ def test_columns_of_csv_without_a_role_have_types(tmp_path):
     assert rows.rows() == [(1, True), (None, False), (3, None)]
 
 
+@pytest.mark.repeats(2)  # whole numbers and Booleans are read alike
 @pytest.mark.parametrize(
     ("last", "by", "said"),
     [

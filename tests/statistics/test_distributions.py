@@ -124,6 +124,7 @@ def test_binomial_tails_are_sums_of_its_probabilities():
         assert binomial_lower(k, 40, 0.3) == pytest.approx(below, rel=1e-12)
 
 
+@pytest.mark.repeats(2)  # the tail and the middle
 @pytest.mark.parametrize("k", [499_900_000, 499_980_000, 499_999_990, 500_000_000])
 def test_binomial_of_a_thousand_million(k):
     n = 10**9

@@ -194,6 +194,7 @@ def refusing(monkeypatch):
     return refuse
 
 
+@pytest.mark.repeats(1)  # both errors are one case
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EINVAL], ids=errno.errorcode.get)
 def test_files_are_kept_under_a_second_name_where_names_cannot_be_exchanged(
     tmp_path, refusing, number

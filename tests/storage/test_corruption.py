@@ -31,8 +31,8 @@ def victims(tmp_path_factory, real_pairs):
 
 @pytest.mark.parametrize(
     "count",
-    # Thirty have each kind of fault several times; thousands repeat it at other places.
-    [pytest.param(30, id="some"), pytest.param(3_000, id="thousands", marks=pytest.mark.slow)],
+    # Twenty have each kind of fault several times; thousands repeat it at other places.
+    [pytest.param(20, id="some"), pytest.param(3_000, id="thousands", marks=pytest.mark.slow)],
 )
 def test_corruption_is_an_error_or_scored_as_it_is_read(tmp_path, victims, count):
     workers = 1 if count < 100 else 2

@@ -244,7 +244,7 @@ _, FILE_OVER, _, FOLDER_OVER = SCENES
 
 def test_a_kill_of_each_kind(stage, tmp_path):
     """The slow tests kill each scene in each way; `test_commit` simulates every step."""
-    cases = [(FILE_OVER, ["writing", 1]), (FOLDER_OVER, ["rename", 4])]
+    cases = [(FOLDER_OVER, ["rename", 4])]
     killed_at(stage, tmp_path, cases)
 
 

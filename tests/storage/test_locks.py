@@ -16,6 +16,7 @@ from option_tools import grouped
 from process_tools import PATIENCE, ended, everything, tool
 
 
+@pytest.mark.repeats(2)  # a file and what is in a folder
 @pytest.mark.parametrize("shape", ["file", "folder", "file in the folder", "folder in the folder"])
 def test_a_second_run_for_the_same_output_is_refused(tmp_path, source, shape):
     first, second = {
@@ -104,6 +105,7 @@ def test_a_part_that_another_run_is_writing_stops_the_sweep(tmp_path, source):
     assert list(everything(out)) == [other.name]
 
 
+@pytest.mark.repeats(1)  # locks are taken before the shape matters
 @pytest.mark.parametrize("shape", ["file", "folder"])
 def test_without_locks_outputs_are_whole_all_the_same(tmp_path, source, monkeypatch, shape):
     def fail(*_):

@@ -106,7 +106,7 @@ def test_subsets_share_the_batches(completions):
         assert found["n_chosen"] == sum(LABELS[i] for i in rows)
 
 
-@pytest.mark.parametrize("rows", [3, pytest.param(6, marks=pytest.mark.slow)])  # the same cuts
+@pytest.mark.parametrize("rows", [12, pytest.param(3, marks=pytest.mark.slow)])  # more cuts
 def test_shards_change_no_bit(completions, tmp_path, monkeypatch, rows):
     path = tmp_path / "completions.parquet"
     many = pl.concat([completions] * 8).with_columns(completion_id=pl.int_range(48))

@@ -70,8 +70,8 @@ PARQUET_ENDINGS: Final = (".parquet", ".pq", ".parq")
 MAX_FILE_ROWS: Final = 4_000_000_000
 """Rows of one input file. Polars numbers the rows of a scan with 32 bits."""
 
-OWN_FOOTER_BYTES: Final = 2**15
-"""Size of the largest footer that is read without pyarrow; parsing it takes some milliseconds."""
+OWN_FOOTER_BYTES: Final = 2**17
+"""Size of the largest footer that is read without pyarrow, whose import takes longer, and 55 MB."""
 
 OWN_FOOTERS: Final = 4
 """Files of a dataset whose footers are read without pyarrow: for more, its import pays."""
@@ -172,6 +172,9 @@ CALIBRATION_BINS: Final = 15
 STATISTICS_ROWS: Final = 524_288
 """Rows that are in memory at a time when statistics are gathered."""
 
+PARTS_HELD: Final = 4
+"""Gathered tables of so many rows that are merged at a time: several cost little more than two."""
+
 PAIRED_ROWS: Final = 65_536
 """Completions that pairs are made of at a time, and those of the last prompt among them."""
 
@@ -185,7 +188,10 @@ ROWS_IN_STEP: Final = 262_144
 """Rows of tables that are read side by side at a time: half as many take half the memory."""
 
 SHARD_ROWS_IN_STEP: Final = 1_048_576
-"""Rows that one query reads side by side: the longer it runs, the more it holds."""
+"""Rows that one query reads for those who take them slowly, or side by side."""
+
+RUN_BYTES: Final = 512 * 2**20
+"""Uncompressed bytes of such rows in the input, if rows are wide."""
 
 JOINED_ROWS: Final = 2_097_152
 """Rows of all tables that a join holds in memory; more are parted by their keys on disk."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, Self
 
@@ -36,6 +36,7 @@ from dpo_pipeline.losses import CheckedObjective, with_scores
 from dpo_pipeline.sources import (
     KEY,
     Counts,
+    EqualColumns,
     OutOfStep,
     Partitions,
     checked_on,
@@ -174,13 +175,15 @@ def _read_parted(common: _Common, watch: Watch) -> CommonPairs:
     """Part tables by their keys, and join them part by part."""
     tables = common.pairs.tables
     total = sum(table.dataset.rows or 0 for table in tables) or None
-    frames = dict(zip((table.name for table in tables), common.frames(), strict=True))
-    with Partitions({name: frame.collect_schema() for name, frame in frames.items()}) as parts:
-        for name, frame in frames.items():
-            for rows in frame.collect_batches(maintain_order=False, chunk_size=STATISTICS_ROWS):
-                parts.add(name, rows)
+    names = [table.name for table in tables]
+    schemas = [frame.collect_schema() for frame in common.frames()]
+    with Partitions(dict(zip(names, schemas, strict=True))) as parts:
+        for table in tables:
+            keyed, dataset = common.keyed(table), table.dataset
+            for rows in dataset.batches(keyed, STATISTICS_ROWS):
+                parts.add(table.name, rows)
                 watch.step("joining", rows.height, total)
-        counts = count_keys(common.pairs.on, list(frames), parts)
+        counts = count_keys(common.pairs.on, names, parts)
         _refuse_empty(tables, counts)
         sums = _Sums(common)
         for chunk in _in_chunks(joined(part.values()) for part in parts):
@@ -217,6 +220,7 @@ class _Common:
     shared: tuple[str, ...]  # columns on which the sides are to agree
     prompts: Table | None  # A if it has prompts, or else B
     gathers: Callable[[], PairGathering] | None
+    equal: EqualColumns  # of A and B
 
     @classmethod
     def of(
@@ -237,6 +241,7 @@ class _Common:
             shared=tuple(n for n in names if all(n in side.columns for side in sides)),
             prompts=next((side for side in sides if PROMPT_ID.name in side.columns), None),
             gathers=gathers,
+            equal=EqualColumns(sides[0].dataset, sides[1].dataset),
         )
 
     @property
@@ -260,16 +265,36 @@ class _Common:
 
     def frames(self, first: int = 0, rows: int | None = None) -> list[pl.LazyFrame]:
         """Return rows of all tables, with what is read of them; all rows if it is not said."""
-        names = [*self.shared, *self.pairs.by]
+        same, (_, second) = self._same(first, rows), self.pairs.tables[:2]
         return [
-            table.keyed(
-                self.pairs.key,
-                wanted_columns(table, self.objective, names, has_prompts=table is self.prompts),
-                rows=table.dataset.shard(first, rows).frame,
-                is_judged=not self.is_of_logps,
+            self.keyed(table, same if table is second else ())(
+                table.dataset.shard(first, rows).frame
             )
             for table in self.pairs.tables
         ]
+
+    def keyed(
+        self, table: Table, skipped: Collection[str] = ()
+    ) -> Callable[[pl.LazyFrame], pl.LazyFrame]:
+        """Return what makes of rows of a table what is read of them, but for `skipped`."""
+        names = [*self.shared, *self.pairs.by]
+        wanted = wanted_columns(table, self.objective, names, has_prompts=table is self.prompts)
+        return lambda rows: table.keyed(
+            self.pairs.key,
+            [name for name in wanted if name not in skipped],
+            rows=rows,
+            is_judged=not self.is_of_logps,
+            has_key=self.pairs.on not in skipped,
+        )
+
+    def _same(self, first: int, rows: int | None) -> set[str]:
+        """Return which shared columns, and the key, need not be read of B: its files have A's."""
+        a, b = self.pairs.tables[:2]
+        names = {n: a.column_read(n) for n in (self.pairs.on, *self.shared)}
+        names = {n: column for n, column in names.items() if column == b.column_read(n)}
+        # Rules judge each side by its own columns.
+        same = self.equal.among(names.values(), first, rows) if self.is_of_logps else set()
+        return {name for name, column in names.items() if column in same}
 
     @property
     def is_of_logps(self) -> bool:
@@ -277,7 +302,11 @@ class _Common:
         return not any(table.binding.rules.clean.others for table in self.pairs.tables)
 
     def scored(self, rows: pl.LazyFrame) -> pl.LazyFrame:
-        """Add to joined pairs what each side scores."""
+        """Add to joined pairs what each side scores, and the columns of B that were not read."""
+        a, b = self.pairs.tables[:2]
+        there = rows.collect_schema().names()
+        unread = [name for name in self.shared if b.column(name) not in there]
+        rows = rows.with_columns(**{b.column(name): pl.col(a.column(name)) for name in unread})
         for side in self.pairs.tables[:2]:
             scored = with_scores(
                 rows.with_columns(**_columns_of(side, self.objective)), self.objective

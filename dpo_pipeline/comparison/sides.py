@@ -160,19 +160,24 @@ class Table:
         rows: pl.LazyFrame | None = None,
         also: str | None = None,
         is_judged: bool = True,
+        has_key: bool = True,
     ) -> pl.LazyFrame:
         """Return all rows for a join: `KEY`, `valid` and some columns, as a plan.
 
         `rows` are those of a longer table with its columns, and `also` one more column of it.
-        Without `is_judged` there is no `valid`.
+        Without `is_judged` there is no `valid`, and without `has_key` no `KEY`.
         """
         prepared = self.prepared(self.dataset.whole if rows is None else rows)
         return prepared.select(
-            key.alias(KEY),
+            *([key.alias(KEY)] if has_key else []),
             *([self.binding.rules.valid.alias(self.valid)] if is_judged else []),
             *(pl.col(name).alias(self.column(name)) for name in names),
             *([] if also is None else [also]),
         )
+
+    def column_read(self, name: str) -> str:
+        """Return what one of its columns is called where it is read."""
+        return self.binding.mapping.get(name, name)
 
     def judged(self, rows: pl.DataFrame, names: Sequence[str]) -> pl.Series:
         """Return `valid` of joined pairs, by rules on these columns alone."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 import polars as pl
 
@@ -34,6 +34,7 @@ from dpo_pipeline.sources import KEY, Dataset, Partitions, UniqueKeys, lazily
 BETTER: Final = "__dpo_pipeline_better"
 _GROUP: Final = "__dpo_pipeline_prompt"
 _SIDES: Final = ("chosen", "rejected")
+_Columns: TypeAlias = Sequence[str | pl.Expr]
 
 
 @dataclass(slots=True)
@@ -111,9 +112,8 @@ class Together:
     def rows(self, names: Sequence[str], counted: Counted) -> Iterator[pl.DataFrame]:
         """Yield rows, each prompt whole in one: `KEY`, how good each is, and these columns."""
         self.dataset.check_keys()
-        asked = self.dataset.whole.select(
-            pl.col(self.key).alias(KEY), self.better.alias(BETTER), *dict.fromkeys(names)
-        )
+        prompt, better = pl.col(self.key).alias(KEY), self.better.alias(BETTER)
+        asked: _Columns = [prompt, better, *dict.fromkeys(names)]
         if self._are_together is None:
             self._are_together = self._look()
         for piece in self._in_order(asked) if self._are_together else self._parted(asked):
@@ -126,9 +126,8 @@ class Together:
     def _look(self) -> bool:
         """Return whether the rows of each prompt follow each other."""
         last = None
-        keys = self.dataset.whole.select(pl.col(self.key).alias(KEY))
         with UniqueKeys() as unique:
-            for rows in keys.collect_batches(maintain_order=True, chunk_size=STATISTICS_ROWS):
+            for rows in self._batches([pl.col(self.key).alias(KEY)], STATISTICS_ROWS):
                 runs = rows[KEY].rle().struct.field("value")
                 if runs.len() and last is not None and runs[0] == last:
                     runs = runs.slice(1)
@@ -136,9 +135,12 @@ class Together:
                 unique.add(runs.drop_nulls())
             return unique.are_unique
 
-    def _in_order(self, asked: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+    def _batches(self, asked: _Columns, size: int) -> Iterator[pl.DataFrame]:
+        return self.dataset.batches(lambda rows: rows.select(asked), size)
+
+    def _in_order(self, asked: _Columns) -> Iterator[pl.DataFrame]:
         held = None
-        for batch in asked.collect_batches(maintain_order=True, chunk_size=PAIRED_ROWS):
+        for batch in self._batches(asked, PAIRED_ROWS):
             rows = batch if held is None else pl.concat([held, batch])
             # The rows of the last prompt may go on in the next batch.
             same = rows[KEY].eq_missing(rows[KEY][-1]).sum() if rows.height else 0
@@ -148,10 +150,10 @@ class Together:
         if held is not None and held.height:
             yield held
 
-    def _parted(self, asked: pl.LazyFrame) -> Iterator[pl.DataFrame]:
-        schema = asked.collect_schema()
+    def _parted(self, asked: _Columns) -> Iterator[pl.DataFrame]:
+        schema = self.dataset.frame.select(asked).collect_schema()
         with Partitions({"": schema}, most=STATISTICS_ROWS) as parts:
-            for batch in asked.collect_batches(maintain_order=True, chunk_size=STATISTICS_ROWS):
+            for batch in self._batches(asked, STATISTICS_ROWS):
                 parts.add("", batch)
             for part in parts:
                 rows = part[""].sort(KEY, maintain_order=True, nulls_last=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -158,26 +158,26 @@ class PoliciesPlan(Plan[Leaderboard]):
     def _frames(
         self, tables: Sequence[Table], first: int = 0, rows: int | None = None
     ) -> list[pl.LazyFrame]:
-        return [
-            table.keyed(self._key, self._wanted(table), rows=table.dataset.shard(first, rows).frame)
-            for table in tables
-        ]
+        return [self._keyed(table)(table.dataset.shard(first, rows).frame) for table in tables]
+
+    def _keyed(self, table: Table, also: str | None = None) -> Callable[..., pl.LazyFrame]:
+        names = self._wanted(table)
+        return lambda rows: table.keyed(self._key, names, rows=rows, also=also)
 
     def _batches(self) -> Iterator[tuple[int, pl.DataFrame]]:
         """Yield rows of a table with its place; what holds several policies is read once."""
         tables = list(enumerate(self.tables))
         if self.split is not None and self.whole is not None and not self.split.is_in_blocks:
             first, column = self.tables[0], self.split.column
-            frame = first.keyed(self._key, self._wanted(first), rows=self.whole.whole, also=column)
-            for rows in frame.collect_batches(maintain_order=True, chunk_size=STATISTICS_ROWS):
+            for rows in self.whole.batches(self._keyed(first, column), STATISTICS_ROWS):
                 of = rows.partition_by(column, as_dict=True, include_key=False)
                 for (value,), some in of.items():
                     i = self.split.places[value]
                     yield i, self.tables[i].taken_from(some, first, self._wanted(self.tables[i]))
             tables = tables[len(self.labels) :]
         for i, table in tables:
-            (frame,) = self._frames([table])
-            for rows in frame.collect_batches(maintain_order=False, chunk_size=STATISTICS_ROWS):
+            keyed, dataset = self._keyed(table), table.dataset
+            for rows in dataset.batches(keyed, STATISTICS_ROWS):
                 yield i, rows
 
     def _parted(self, watch: Watch) -> tuple[PolicySums, Counts]:

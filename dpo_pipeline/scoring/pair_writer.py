@@ -21,7 +21,7 @@ from dpo_pipeline.defaults import (
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.evaluation import ShardScorer, ShardTask
 from dpo_pipeline.losses import CheckedObjective, with_scores_of
-from dpo_pipeline.sources import Dataset, Part
+from dpo_pipeline.sources import Dataset, Part, lazily
 from dpo_pipeline.storage import PART_KEY, GrowingFile, Out, Target, reading
 from dpo_pipeline.unpaired import scored_prompts
 
@@ -128,11 +128,14 @@ class PairWriter:
                     for piece, first in pieces:
                         file.append(output(piece, first).collect(engine="streaming"))
             else:
-                pairs = self.scorer.binding.prepare(self.dataset.scan(part))
-                plan = output(with_scores_of(pairs, self.scorer.objectives), part.begin)
+                prepare, objectives = self.scorer.binding.prepare, self.scorer.objectives
+                plans = [
+                    output(with_scores_of(prepare(rows), objectives), first)
+                    for rows, first in self.dataset.runs(part)
+                ]
                 # Rows that come from no Parquet file may be wide.
                 row_bytes = WIDE_ROW_BYTES if part.file is None else part.file.row_bytes
-                _sink(plan, out, facts, row_bytes=row_bytes, compression=self.compression)
+                _sink(plans, out, facts, row_bytes=row_bytes, compression=self.compression)
 
         return task.target.write(sink, source)
 
@@ -165,12 +168,25 @@ def part_tasks(
 
 
 def _sink(
-    plan: pl.LazyFrame, out: Out, facts: dict[str, str], *, row_bytes: int, compression: str
+    plans: Sequence[pl.LazyFrame],
+    out: Out,
+    facts: dict[str, str],
+    *,
+    row_bytes: int,
+    compression: str,
 ) -> None:
+    """Write what plans give one after the other."""
     is_wide = row_bytes >= WIDE_ROW_BYTES
     chunk = max(SINK_CHUNK_BYTES // row_bytes, 1) if is_wide else SINK_CHUNK_ROWS
+
+    def parts(names: list[str], _n_rows: int | None) -> Iterator[pl.DataFrame]:
+        for each in plans:
+            yield from each.select(names).collect_batches(maintain_order=True, chunk_size=chunk)
+
+    schema = plans[0].collect_schema()
+    plan = plans[0] if len(plans) == 1 else lazily(schema, parts)
     # Polars cuts pages of nested columns by its input chunks: let it cut none.
-    nested = any(dtype.is_nested() for dtype in plan.collect_schema().dtypes())
+    nested = any(dtype.is_nested() for dtype in schema.dtypes())
     # The reader runs ahead of the sink by a number of chunks, whatever their size.
     with pl.Config(streaming_chunk_size=chunk):
         plan.sink_parquet(

@@ -99,11 +99,11 @@ class SelectionWriter:
         dataset = self.measurement.dataset
         row_bytes = WIDE_ROW_BYTES if part.file is None else max(part.file.row_bytes, 1)
         most = max(min(COUPLED_SHARD_ROWS, COUPLED_SHARD_BYTES // row_bytes), 1)
-        plan = self.measurement.binding.prepare(dataset.scan(part)).select(self.carried)
-        first = part.first_row
+        prepare, first = self.measurement.binding.prepare, part.first_row
+        plans = [prepare(rows).select(self.carried) for rows, _ in dataset.runs(part)]
         with reading(dataset.read_from):
-            none = plan.limit(0).collect()
-            yield none, first
-            for piece in plan.collect_batches(maintain_order=True, chunk_size=most):
-                yield piece, first
-                first += piece.height
+            yield plans[0].limit(0).collect(), first
+            for plan in plans:
+                for piece in plan.collect_batches(maintain_order=True, chunk_size=most):
+                    yield piece, first
+                    first += piece.height

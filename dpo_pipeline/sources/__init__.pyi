@@ -2,7 +2,6 @@ from .dataset import (
     Dataset as Dataset,
     Part as Part,
     Shard as Shard,
-    publication_of as publication_of,
     ranges_in_step as ranges_in_step,
 )
 from .files import SourcePath as SourcePath
@@ -17,6 +16,7 @@ from .formats import (
 )
 from .frames import dumps_apart as dumps_apart, lazily as lazily
 from .joining import (
+    EqualColumns as EqualColumns,
     join_reference as join_reference,
     open_reference as open_reference,
     reference_columns_of as reference_columns_of,
@@ -40,5 +40,6 @@ from .opening import (
     format_of as format_of,
     open_pairs as open_pairs,
     open_texts as open_texts,
+    publication_of as publication_of,
     read as read,
 )

@@ -224,6 +224,9 @@ def _is_known(zone: str) -> bool:
     return True
 
 
+Chunks: TypeAlias = Mapping[str, tuple[int, int, str]]  # by column: first byte, bytes, meaning
+
+
 class Footer(NamedTuple):
     """What the footer of a Parquet file says."""
 
@@ -232,6 +235,7 @@ class Footer(NamedTuple):
     row_groups: tuple[int, ...]  # rows of each
     unread: Mapping[str, str] = MappingProxyType({})  # columns that Polars cannot read, and why
     schema: pl.Schema | None = None  # of the other columns; None where Polars reads all
+    chunks: tuple[Chunks, ...] = ()  # of each row group, if they are known
 
 
 def footer_by_pyarrow(metadata: Any) -> Footer:
@@ -270,6 +274,7 @@ def plain_footer(path: str) -> Footer | None:
             found[_NUM_ROWS],
             sum(group[_GROUP_BYTES] for group in groups),
             tuple(group[_GROUP_ROWS] for group in groups),
+            chunks=tuple(_chunks(group, found[_SCHEMA]) for group in groups),
         )
         is_whole = thrift.at == length and sum(footer.row_groups) == footer.rows
         return footer if is_whole and _ENCRYPTION not in found and _is_plain(found) else None
@@ -279,7 +284,8 @@ def plain_footer(path: str) -> Footer | None:
 
 # Numbers of fields in parquet.thrift: of FileMetaData, of RowGroup, of SchemaElement.
 _SCHEMA, _NUM_ROWS, _ROW_GROUPS, _KEY_VALUES, _ENCRYPTION = 2, 3, 4, 5, 8
-_GROUP_BYTES, _GROUP_ROWS = 2, 3
+_COLUMNS, _GROUP_BYTES, _GROUP_ROWS, _FILE_PATH = 1, 2, 3, 1  # the last is of ColumnChunk
+_PATH, _CODEC, _NUM_VALUES, _COMPRESSED_BYTES, _DATA_PAGE, _DICTIONARY_PAGE = 3, 4, 5, 7, 9, 11
 _TYPE, _NAME, _CHILDREN, _CONVERTED, _LOGICAL = 1, 4, 5, 6, 10
 _PLAIN: Final[Mapping[int, frozenset[int]]] = {
     _TYPE: frozenset({0, 1, 2, 4, 5, 6}),  # all but INT96 and fixed lengths
@@ -291,6 +297,20 @@ _LIKE_VARIANT: Final = frozenset({"metadata", "value"})
 _PLAIN_ARROW: Final = frozenset({1, 2, 3, 4, 5, 6, 8, 12, 13, 16, 19, 20, 21, 23, 24})
 _TIMESTAMP: Final = 10
 _ARROW_SCHEMA: Final = b"ARROW:schema"
+
+
+def _chunks(group: dict[int, Any], elements: Sequence[dict[int, Any]]) -> Chunks:
+    """Return the columns of a row group that are in the file itself and are not nested."""
+    types: dict[bytes, list[Any]] = {}
+    for each in elements:
+        types.setdefault(each[_NAME], []).append(sorted(each.items()))
+    found = {}
+    for said in ({**c[3]} for c in group[_COLUMNS] if 3 in c and _FILE_PATH not in c):  # noqa: PLR2004
+        if len(said[_PATH]) == 1:
+            begin = min(filter(None, (said[_DATA_PAGE], said.get(_DICTIONARY_PAGE))))
+            meaning = repr((types[said[_PATH][0]], said[_CODEC], said[_NUM_VALUES]))
+            found[said[_PATH][0].decode()] = (begin, said[_COMPRESSED_BYTES], meaning)
+    return found
 
 
 def _is_plain(metadata: dict[int, Any]) -> bool:

@@ -20,13 +20,14 @@ from dpo_pipeline.defaults import (
     OWN_FOOTERS,
     PARQUET_ENDINGS,
     REQUESTS_AT_A_TIME,
+    RUN_BYTES,
     SHARD_ROWS,
     SHARD_ROWS_IN_STEP,
 )
 from dpo_pipeline.errors import ColumnError, DataWarning, StorageError, UsageError
-from dpo_pipeline.options import Outputs
 from dpo_pipeline.sources.common_schema import (
     WIDENING,
+    Chunks,
     Footer,
     common_schema,
     footer_by_pyarrow,
@@ -39,7 +40,6 @@ from dpo_pipeline.sources.keys import contradiction, folder_keys
 from dpo_pipeline.storage import (
     LOCAL,
     Access,
-    Outputs as Publication,
     copies_among,
     identity,
     is_address,
@@ -65,6 +65,7 @@ class PairFile:
     row_groups: tuple[int, ...]  # rows of each row group
     identity: tuple[int, ...]  # what tells whether it changed since it was opened
     unread: Mapping[str, str] = field(default_factory=dict)  # columns that Polars cannot read
+    chunks: tuple[Chunks, ...] = ()  # columns of each row group, if they are known
 
     def parts(self, rows: int | None) -> Iterator[Part]:
         """Cut it between row groups into parts of at most `rows` rows, or of one row group."""
@@ -138,6 +139,7 @@ def _footer(
             row_groups=footer.row_groups,
             identity=now,
             unread=footer.unread,
+            chunks=footer.chunks,
         )
         return file, frame.collect_schema() if footer.schema is None else footer.schema
 
@@ -299,6 +301,18 @@ class Dataset:
         rows = frame if is_whole else frame.slice(part.begin, part.rows)
         return self.step(rows, part.first_row, part.rows)
 
+    def runs(self, part: Part) -> list[tuple[pl.LazyFrame, int]]:
+        """Scan a part in runs, to be read one after the other, each with its first row in the file.
+
+        Polars decodes ahead of those who take rows, the further the longer a file is (#28569).
+        """
+        if not part.rows or not part.file or self.in_batches or not self.can_cut():
+            return [(self.scan(part), part.begin)]
+        size = min(SHARD_ROWS_IN_STEP, max(RUN_BYTES // max(part.file.row_bytes, 1), 1))
+        end = part.begin + part.rows
+        begins = range(part.begin, end, size)
+        return [(self.scan(replace(part, begin=b, rows=min(size, end - b))), b) for b in begins]
+
     def parts(self, rows: int | None) -> list[Part]:
         """Cut the files into what makes one output file each; None cuts none."""
         if not self.files:
@@ -360,6 +374,14 @@ class Dataset:
         """Yield the shards of `ranges`."""
         for first, n in self.ranges(rows):
             yield self.shard(first, n)
+
+    def batches(
+        self, plan: Callable[[pl.LazyFrame], pl.LazyFrame], size: int | None = None
+    ) -> Iterator[pl.DataFrame]:
+        """Yield what a plan makes of the rows, run by run, at most `size` rows at a time."""
+        of_run = SHARD_ROWS_IN_STEP if self.in_batches is None else max(self.rows or 0, 1)
+        for shard in self.shards(of_run):
+            yield from plan(shard.frame).collect_batches(maintain_order=True, chunk_size=size)
 
     def shard(self, first: int, rows: int | None) -> Shard:
         """Return the rows from number `first` on, at most `rows` of them; None for a frame."""
@@ -476,13 +498,3 @@ def _check_key(
     if n:
         problem = f"says otherwise in {n:,} of {file.rows:,} rows, first {first!r}"
         raise contradiction(file.path, name, keys, f"its column {name} {problem}")
-
-
-def publication_of(outputs: Outputs, access: Access, *datasets: Dataset) -> Publication:
-    """Return what checks and publishes the outputs of a call, guarding all its inputs."""
-    inputs: dict[str, tuple[int, ...]] = {}
-    for dataset in datasets:
-        inputs |= dataset.inputs
-    return Publication(
-        overwrite=outputs.overwrite, inputs=inputs, access=access, protected=outputs.protected
-    )

@@ -31,7 +31,8 @@ from dpo_pipeline.defaults import STATISTICS_ROWS
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import NO_GUESSES, ColumnError, UsageError
 from dpo_pipeline.options import Execution, Pairs, Reference
-from dpo_pipeline.sources.dataset import Dataset, Step, ranges_in_step
+from dpo_pipeline.sources.common_schema import Chunks
+from dpo_pipeline.sources.dataset import Dataset, PairFile, Step, ranges_in_step
 from dpo_pipeline.sources.frames import dumps_apart
 from dpo_pipeline.sources.keys import (
     KEY,
@@ -52,6 +53,7 @@ from dpo_pipeline.storage import METADATA_KEY, Access, is_address, reading
 _ROW: Final = "__dpo_pipeline_row"
 _OURS: Final = ("__dpo_pipeline_chosen_tokens", "__dpo_pipeline_rejected_tokens")
 _OTHER: Final = "__dpo_pipeline_other_key"
+_BYTES: Final = 2**20  # of a file that are compared at a time
 _REFERENCE: Final = (REF_CHOSEN.name, REF_REJECTED.name)
 TOLD: Final = {
     "tokenizer": "tokenizer",
@@ -278,6 +280,96 @@ class _Beside:
                 for part in in_order:
                     ordered.add(part[""].sort(_ROW).drop(_ROW))
         self._ordered = ordered.rows
+
+
+class EqualColumns:
+    """Tells which columns two tables of files have alike, byte by byte, without decoding them."""
+
+    def __init__(self, one: Dataset, other: Dataset) -> None:
+        """Look at the footers alone."""
+        self._files = list(zip(one.files, other.files, strict=False))
+        self._schemas = [each.frame.collect_schema() for each in (one, other)]
+        self._are_plain = len(one.files) == len(other.files) and all(
+            not (each.has_step or each.in_batches or each.partitions)
+            and not each.scanned.get("hive_partitioning")
+            for each in (one, other)
+        )
+        self._chunks: dict[int, list[tuple[Chunks, ...]]] = {}
+        self._known: dict[tuple[int, int, str], bool] = {}
+
+    def among(self, names: Iterable[str], first: int, rows: int | None) -> set[str]:
+        """Return which of these columns of the files are the same in some rows."""
+        if rows is None or not self._are_plain:
+            return set()
+        groups = list(self._groups(first, first + rows))
+        a, b = self._schemas
+        return {
+            name
+            for name in names
+            if name in a and a[name] == b.get(name) and all(self._is_same(*g, name) for g in groups)
+        }
+
+    def _groups(self, first: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield the numbers of the files and of the row groups that have these rows."""
+        for i, (one, _) in enumerate(self._files):
+            begin = one.first_row
+            for group, rows in enumerate(one.row_groups):
+                if begin < end and first < begin + rows:
+                    yield i, group
+                begin += rows
+
+    def _is_same(self, file: int, group: int, name: str) -> bool:
+        place = (file, group, name)
+        if place not in self._known:
+            both = self._files[file]
+            if file not in self._chunks:
+                is_alike = both[0].row_groups == both[1].row_groups
+                self._chunks[file] = [_chunks_of(f) if is_alike else () for f in both]
+            found = [each[group].get(name) if each else None for each in self._chunks[file]]
+            self._known[place] = _are_same([f.path for f in both], found)
+        return self._known[place]
+
+
+def _chunks_of(file: PairFile) -> tuple[Chunks, ...]:
+    """Return where the columns of each row group are; a large footer is read once more."""
+    if file.chunks or is_address(file.path):
+        return file.chunks
+    import pyarrow.parquet as pq
+
+    found = pq.read_metadata(file.path)
+    columns = [(i, str(found.schema.column(i))) for i in range(len(found.schema))]
+    return tuple(
+        {
+            c.path_in_schema: (
+                min(filter(None, (c.data_page_offset, c.dictionary_page_offset))),
+                c.total_compressed_size,
+                f"{said} {c.compression} {c.num_values}",
+            )
+            for c, said in ((group.column(i), said) for i, said in columns)
+            if "." not in c.path_in_schema
+        }
+        for group in map(found.row_group, range(found.num_row_groups))
+    )
+
+
+def _are_same(paths: Sequence[str], chunks: Sequence[tuple[int, int, str] | None]) -> bool:
+    """Return whether two columns of row groups have the same bytes, which mean the same."""
+    places = [each for each in chunks if each is not None]
+    if len(places) < len(paths) or places[0][1:] != places[1][1:]:
+        return False
+    left = places[0][1]
+    with open(paths[0], "rb", buffering=0) as one, open(paths[1], "rb", buffering=0) as other:
+        both = ((one, bytearray(_BYTES)), (other, bytearray(_BYTES)))
+        for (file, _), (begin, *_) in zip(both, places, strict=True):
+            file.seek(begin)
+        while left > 0:
+            if left < _BYTES:
+                both = ((one, bytearray(left)), (other, bytearray(left)))
+            read = {file.readinto(into) for file, into in both}
+            if read != {min(left, _BYTES)} or both[0][1] != both[1][1]:
+                return False
+            left -= _BYTES
+    return True
 
 
 def tokenised_apart(policy: Dataset, reference: Dataset) -> tuple[str, ...]:

@@ -108,9 +108,9 @@ def in_step(
 ) -> Iterator[pl.DataFrame]:
     """Yield the rows of tables side by side, with one `KEY`, in order.
 
-    `runs` are the tables, or runs of rows of them. Each table has `KEY`, and other columns of names
-    that no other table has. `most` is how many rows are yielded at a time. `then` is a step of the
-    plan, which keeps columns whose names begin with `KEY`.
+    `runs` are the tables, or runs of rows of them: the first with `KEY`, and others too unless they
+    surely have the same; all other names differ. `most` is how many rows are yielded at a time.
+    `then` is a step of the plan, which keeps columns whose names begin with `KEY`.
 
     Raises:
         OutOfStep: Keys differ, are null, or not surely there once; the rows are of no use then.
@@ -129,16 +129,16 @@ def _side_by_side(
 ) -> Iterator[pl.DataFrame]:
     first, *others = tables
     keys = [f"{KEY}_{i}" for i in range(len(others))]
-    renamed = (table.rename({KEY: key}) for table, key in zip(others, keys, strict=True))
+    renamed = (t.rename({KEY: key}, strict=False) for t, key in zip(others, keys, strict=True))
     plan = pl.concat([first, *renamed], how="horizontal").pipe(then or pl.LazyFrame.lazy)
     try:
         for rows in plan.collect_batches(maintain_order=True, chunk_size=most):
-            own = rows[KEY]
-            if any(rows[key].null_count() for key in (KEY, *keys)) or not all(
-                (own == rows[key]).all() for key in keys
+            own, there = rows[KEY], [key for key in keys if key in rows.columns]
+            if any(rows[key].null_count() for key in (KEY, *there)) or not all(
+                (own == rows[key]).all() for key in there
             ):
                 raise OutOfStep
-            yield rows.drop(keys)
+            yield rows.drop(there)
     except pl.exceptions.ShapeError as error:  # tables of other lengths
         raise OutOfStep from error
 

@@ -15,7 +15,7 @@ from dpo_pipeline.arguments import given
 from dpo_pipeline.columns import PAIR_ID, did_you_mean, resolve
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import UsageError
-from dpo_pipeline.options import Execution, Pairs
+from dpo_pipeline.options import Execution, Outputs, Pairs
 from dpo_pipeline.sources import frames, text_files, token_dumps, trainer_files
 from dpo_pipeline.sources.dataset import Dataset, open_dataset
 from dpo_pipeline.sources.files import SourcePath
@@ -35,7 +35,7 @@ from dpo_pipeline.sources.formats import (
     guess,
 )
 from dpo_pipeline.sources.frames import Rows, as_lazy
-from dpo_pipeline.storage import Access
+from dpo_pipeline.storage import Access, Outputs as Publication
 
 Reader: TypeAlias = Callable[[SourcePath, Mapping[str, str] | None], Rows]
 """From files, and from role to column where names do not say it, to rows."""
@@ -209,3 +209,13 @@ def _reference_alone(source: SourcePath, name: str) -> UsageError:
 def label_of(source: SourcePath) -> str:
     """Return what reports call a source."""
     return os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the inputs"
+
+
+def publication_of(outputs: Outputs, access: Access, *datasets: Dataset) -> Publication:
+    """Return what checks and publishes the outputs of a call, guarding all its inputs."""
+    inputs: dict[str, tuple[int, ...]] = {}
+    for dataset in datasets:
+        inputs |= dataset.inputs
+    return Publication(
+        overwrite=outputs.overwrite, inputs=inputs, access=access, protected=outputs.protected
+    )

@@ -34,13 +34,16 @@ def scored_prompts(
     has one whose loss is too large to be summed. Those without a prompt are left out: they are
     invalid. `copies` are further columns.
     """
-    rows = binding.prepare(dataset.frame).with_columns(
-        pl.col(PROMPT_ID.name).alias(KEY), binding.rules.valid.alias(VALID), *copies
-    )
-    held = Partitions({"": rows.collect_schema()}, most=COUPLED_SHARD_ROWS)
+    key, valid = pl.col(PROMPT_ID.name).alias(KEY), binding.rules.valid.alias(VALID)
+
+    def prepared(rows: pl.LazyFrame) -> pl.LazyFrame:
+        return binding.prepare(rows).with_columns(key, valid, *copies)
+
+    schema = prepared(dataset.frame).collect_schema()
+    held = Partitions({"": schema}, most=COUPLED_SHARD_ROWS)
     has_loss = pl.col(VALID).all() & (pl.col(LOSS).sum().abs() <= WIDE_LIMIT)
     with held as parts, reading(dataset.read_from):
-        for chunk in rows.collect_batches(maintain_order=True):
+        for chunk in dataset.batches(prepared):
             watch.check()
             parts.add("", chunk.filter(pl.col(KEY).is_not_null()))
         for part in parts:

@@ -82,7 +82,7 @@ def dump_of(source: str) -> str:
     return path
 
 
-def made(source: str, name: str, rows: pl.LazyFrame) -> str:
+def made(source: str, name: str, rows: pl.LazyFrame, **options: int) -> str:
     """Return a file of these rows beside `source`, made in the first round.
 
     Its format is that of the name's ending.
@@ -90,7 +90,7 @@ def made(source: str, name: str, rows: pl.LazyFrame) -> str:
     path = f"{source}.{name}"
     sinks = {".csv": rows.sink_csv, ".jsonl": rows.sink_ndjson, ".parquet": rows.sink_parquet}
     if not os.path.exists(path):
-        sinks[os.path.splitext(name)[1]](path)
+        sinks[os.path.splitext(name)[1]](path, **options)
     return path
 
 
@@ -159,11 +159,14 @@ def means(source: str) -> dict[str, float]:
 
 
 def policies(source: str) -> tuple[str, str]:
-    """Return the files of two policies, of which the second differs by up to 0.2 nats a pair."""
+    """Return the files of two policies, of which the second differs by up to 0.2 nats a pair.
+
+    One writer gave both the same row groups, as exports have them.
+    """
     rows = pl.scan_parquet(source)
     moved = pl.col("policy_rejected_logps") - pl.col("pair_id") % 1000 / 5000
     both = {"a.parquet": rows, "b.parquet": rows.with_columns(moved)}
-    a, b = (made(source, f"policy-{name}", each) for name, each in both.items())
+    a, b = (made(source, f"two-{n}", each, row_group_size=250_000) for n, each in both.items())
     return a, b
 
 

@@ -7,12 +7,13 @@ import polars as pl
 import pytest
 
 from compare_tools import frames, said
-from dpo_pipeline import compare
+from dpo_pipeline import JoinError, compare
 from dpo_pipeline.columns import ALL_LOGPS
 from dpo_pipeline.comparison import common_pairs, paired_arrays, paired_gathering, side_sums
 from dpo_pipeline.comparison.paired_arrays import Buffers, PairedSums, SideArrays
 from dpo_pipeline.comparison.paired_gathering import MEANS
-from dpo_pipeline.sources import keys
+from dpo_pipeline.comparison.sides import Table
+from dpo_pipeline.sources import KEY, dataset, keys
 from pair_tools import LOGPS
 
 N = 17_000  # more than a block
@@ -95,6 +96,81 @@ def test_how_pairs_are_cut_changes_nothing(monkeypatch, per_prompt):
     pieces = [pl.concat([t[:3], t[3:200], t[200:201], t[201:]], rechunk=False) for t in (a, b)]
     cut = compare(*pieces, by="split", on_invalid="exclude")
     assert said(cut) == said(whole)
+
+
+def written(tmp_path, *sides):
+    """Files of one writer, of which columns with the same values have the same bytes."""
+    for name, table in zip("ab", sides, strict=True):
+        table.write_parquet(tmp_path / f"{name}.parquet", row_group_size=100)
+    return [tmp_path / f"{name}.parquet" for name in "ab"]
+
+
+LAST = pl.col("pair_id") == 499
+BROKEN = pl.when(pl.col("pair_id") % 90 == 0).then(1.0).otherwise(LOGPS[3]).alias(LOGPS[3])
+
+
+@pytest.mark.filterwarnings("ignore::dpo_pipeline.DataWarning")
+@pytest.mark.parametrize(
+    ("both", "second", "is_read", "is_read_at_last"),
+    [
+        pytest.param([], [], set(), set(), id="nothing"),
+        pytest.param(
+            [],
+            [pl.when(LAST).then(pl.col(LOGPS[2]) - 1).otherwise(LOGPS[2]).alias(LOGPS[2])],
+            set(),
+            {LOGPS[2]},
+            id="a reference",
+        ),
+        pytest.param(
+            [],
+            [pl.when(LAST).then(-1).otherwise("prompt_id").alias("prompt_id")],
+            set(),
+            {"prompt_id"},
+            id="a prompt",
+        ),
+        pytest.param([BROKEN], [], set(), set(), id="invalid on both sides"),
+        pytest.param(
+            [pl.lit(7).alias("chosen_num_tokens")],
+            [],
+            {KEY, *LOGPS[2:], "prompt_id", "split", "chosen_num_tokens"},
+            {KEY, *LOGPS[2:], "prompt_id", "split", "chosen_num_tokens"},
+            id="a count, of which a rule asks more",
+        ),
+    ],
+)
+def test_columns_alike_in_both_files_are_read_once(
+    monkeypatch, tmp_path, both, second, is_read, is_read_at_last
+):
+    monkeypatch.setattr(dataset, "SHARD_ROWS_IN_STEP", 150)
+    a, b = (each.with_columns(both) for each in frames(n=400, per_prompt=2))
+    b, read, keyed = b.with_columns(second), [], Table.keyed
+
+    def seen(self, key, names=(), *, has_key, **options):
+        if self.letter == "b":
+            read.append({*names, *([KEY] if has_key else [])} - {*LOGPS[:2]})
+        return keyed(self, key, names, has_key=has_key, **options)
+
+    monkeypatch.setattr(Table, "keyed", seen)
+    found = compare(*written(tmp_path, a, b), by="split", on_invalid="exclude")
+    assert len(read) == 3
+    assert (read[0], read[-1]) == (is_read, is_read_at_last)
+    documents = [found.to_dict(), compare(a, b, by="split", on_invalid="exclude").to_dict()]
+    for each in documents:
+        del each["verdict"]  # it names the files
+        for side in "ab":
+            each[side] |= {"source": None, "name": None, "invalid": None}
+    assert documents[0] == documents[1]
+    assert {*LOGPS[2:], KEY} <= read[-1]  # frames are read whole
+
+
+@pytest.mark.parametrize("key", ["null", "twice"])
+def test_keys_alike_in_both_files_are_checked_all_the_same(tmp_path, key):
+    a, b = frames(n=40)
+    value = None if key == "null" else 101
+    odd = pl.when(pl.col("pair_id") == 130).then(value).otherwise("pair_id")
+    sides = written(tmp_path, *(each.with_columns(odd.alias("pair_id")) for each in (a, b)))
+    with pytest.raises(JoinError, match=key if key == "null" else "more than once"):
+        compare(*sides)
 
 
 def test_a_sample_of_pairs_does_not_depend_on_their_order(monkeypatch, tmp_path):

@@ -120,10 +120,10 @@ def test_a_prompt_that_goes_on_in_the_next_batch_stays_whole():
     frame = completions().rename({"prompt_id": KEY})
 
     class Batches:
-        def collect_batches(self, **_):
+        def _batches(self, *_):
             return (frame.slice(first, 4) for first in range(0, frame.height, 4))
 
-    pieces = list(module.Together._in_order(None, Batches()))  # noqa: SLF001  its batches are given
+    pieces = list(module.Together._in_order(Batches(), []))  # noqa: SLF001  its batches are given
     assert pl.concat(pieces).equals(frame)
     seen = [prompt for piece in pieces for prompt in piece[KEY].unique()]
     assert len(pieces) > 1

@@ -305,7 +305,7 @@ def _chunks(group: dict[int, Any], elements: Sequence[dict[int, Any]]) -> Chunks
     for each in elements:
         types.setdefault(each[_NAME], []).append(sorted(each.items()))
     found = {}
-    for said in (c[3] for c in group[_COLUMNS] if 3 in c and _FILE_PATH not in c):  # noqa: PLR2004
+    for said in ({**c[3]} for c in group[_COLUMNS] if 3 in c and _FILE_PATH not in c):  # noqa: PLR2004
         if len(said[_PATH]) == 1:
             begin = min(filter(None, (said[_DATA_PAGE], said.get(_DICTIONARY_PAGE))))
             meaning = repr((types[said[_PATH][0]], said[_CODEC], said[_NUM_VALUES]))

@@ -31,7 +31,8 @@ from dpo_pipeline.defaults import STATISTICS_ROWS
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import NO_GUESSES, ColumnError, UsageError
 from dpo_pipeline.options import Execution, Pairs, Reference
-from dpo_pipeline.sources.dataset import Dataset, Step, ranges_in_step
+from dpo_pipeline.sources.common_schema import Chunks
+from dpo_pipeline.sources.dataset import Dataset, PairFile, Step, ranges_in_step
 from dpo_pipeline.sources.frames import dumps_apart
 from dpo_pipeline.sources.keys import (
     KEY,
@@ -52,8 +53,7 @@ from dpo_pipeline.storage import METADATA_KEY, Access, is_address, reading
 _ROW: Final = "__dpo_pipeline_row"
 _OURS: Final = ("__dpo_pipeline_chosen_tokens", "__dpo_pipeline_rejected_tokens")
 _OTHER: Final = "__dpo_pipeline_other_key"
-_BYTES: Final = 2**20
-"""Bytes of a file that are compared at a time."""
+_BYTES: Final = 2**20  # of a file that are compared at a time
 _REFERENCE: Final = (REF_CHOSEN.name, REF_REJECTED.name)
 TOLD: Final = {
     "tokenizer": "tokenizer",
@@ -294,6 +294,7 @@ class EqualColumns:
             and not each.scanned.get("hive_partitioning")
             for each in (one, other)
         )
+        self._chunks: dict[int, list[tuple[Chunks, ...]]] = {}
         self._known: dict[tuple[int, int, str], bool] = {}
 
     def among(self, names: Iterable[str], first: int, rows: int | None) -> set[str]:
@@ -321,10 +322,34 @@ class EqualColumns:
         place = (file, group, name)
         if place not in self._known:
             both = self._files[file]
-            is_known = both[0].row_groups == both[1].row_groups and all(f.chunks for f in both)
-            found = [f.chunks[group].get(name) if is_known else None for f in both]
+            if file not in self._chunks:
+                is_alike = both[0].row_groups == both[1].row_groups
+                self._chunks[file] = [_chunks_of(f) if is_alike else () for f in both]
+            found = [each[group].get(name) if each else None for each in self._chunks[file]]
             self._known[place] = _are_same([f.path for f in both], found)
         return self._known[place]
+
+
+def _chunks_of(file: PairFile) -> tuple[Chunks, ...]:
+    """Return where the columns of each row group are; a large footer is read once more."""
+    if file.chunks or is_address(file.path):
+        return file.chunks
+    import pyarrow.parquet as pq
+
+    found = pq.read_metadata(file.path)
+    columns = [(i, str(found.schema.column(i))) for i in range(len(found.schema))]
+    return tuple(
+        {
+            c.path_in_schema: (
+                min(filter(None, (c.data_page_offset, c.dictionary_page_offset))),
+                c.total_compressed_size,
+                f"{said} {c.compression} {c.num_values}",
+            )
+            for c, said in ((group.column(i), said) for i, said in columns)
+            if "." not in c.path_in_schema
+        }
+        for group in map(found.row_group, range(found.num_row_groups))
+    )
 
 
 def _are_same(paths: Sequence[str], chunks: Sequence[tuple[int, int, str] | None]) -> bool:

@@ -7,16 +7,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dpo_pipeline.sources import joining
+from dpo_pipeline.sources import common_schema, joining
 from dpo_pipeline.sources.dataset import open_dataset
 from dpo_pipeline.sources.joining import EqualColumns
 
 N, GROUP = 3_000, 1_000
 
 
-@pytest.fixture(autouse=True)
-def _small_steps(monkeypatch):
+@pytest.fixture(autouse=True, params=["small footers", "large ones, which pyarrow reads"])
+def _small_steps(monkeypatch, request):
     monkeypatch.setattr(joining, "_BYTES", 777)
+    if "pyarrow" in request.param:
+        monkeypatch.setattr(common_schema, "OWN_FOOTER_BYTES", 8)
 
 
 def table(**columns):

@@ -172,6 +172,9 @@ CALIBRATION_BINS: Final = 15
 STATISTICS_ROWS: Final = 524_288
 """Rows that are in memory at a time when statistics are gathered."""
 
+PARTS_HELD: Final = 4
+"""Gathered tables of so many rows that are merged at a time: several cost little more than two."""
+
 PAIRED_ROWS: Final = 65_536
 """Completions that pairs are made of at a time, and those of the last prompt among them."""
 

@@ -168,6 +168,8 @@ class Gathering:
         self._has_lengths = all(role.name in schema for role in (CHOSEN_TOKENS, REJECTED_TOKENS))
         scores = [] if objective.has_linear_rewards else [CHOSEN_REWARD, REJECTED_REWARD]
         self._summed = [*needs.logps, LOSS, *scores]
+        # Parts that come after others in one process leave out what those would not keep.
+        self._thinning = 1
         names = (PAIR_ID.name, PROMPT_ID.name, *judge)
         self.columns = [
             *needs.logps,
@@ -208,6 +210,7 @@ class Gathering:
             n=n,
             group=group,
             n_groups=GROUPS,
+            most=int(n_valid.max(initial=0)),
             number=number,
             rows_per_point=_rows_per_point(end),
             is_log_loss=self._is_log_loss,
@@ -219,7 +222,7 @@ class Gathering:
         pairs.clusters = clusters.filter(pl.col(N_PAIRS) > 0)
         groups = pairs.groups
         groups.insert_column(0, pl.Series(GROUP, np.arange(GROUPS), dtype=pl.UInt64))
-        repeats, thinning = _counted(pairs)
+        repeats, thinning = _counted(pairs, self._thinning)
         part = _thinned(
             GatheredPart(
                 end=end,
@@ -238,6 +241,7 @@ class Gathering:
                 is_coarse=False,
             )
         )
+        self._thinning = max(self._thinning, part.thinning)
         return part, pairs
 
     def merged(self, parts: Sequence[GatheredPart]) -> GatheredPart:
@@ -259,7 +263,7 @@ class Gathering:
         judged = [each.judged for each in parts if each.judged is not None]
         if is_coarse:
             judged = [each.with_columns(_coarse_gap()) for each in judged]
-        return _thinned(
+        part = _thinned(
             GatheredPart(
                 end=end,
                 is_exact=is_exact,
@@ -278,6 +282,8 @@ class Gathering:
             ),
             [*self._keys, CLUSTER],
         )
+        self._thinning = max(self._thinning, part.thinning)
+        return part
 
     def finished(self, part: GatheredPart) -> Gathered:
         """Return the tables of all parts, merged."""
@@ -332,13 +338,13 @@ class Gathering:
         """Return the pairs with the smallest margins."""
         import numpy as np
 
+        listed = rows.select(self._listed(number))
         if rows.height > WORST_HELD:  # only rows in the bins of the smallest
             upto = np.cumsum(margins.counts.sum(axis=0))
             last = margins.low[1] + int(np.searchsorted(upto, WORST_HELD))
             end = pl.select(lower_edge(pl.lit(last + 1))).item()
-            few = (rows[REWARD_MARGIN] <= end).arg_true().to_numpy()
-            rows, number = rows[few], number[few]
-        return _first(rows.select(self._listed(number)))
+            listed = listed.filter(pl.col(REWARD_MARGIN) <= end)
+        return _first(listed)
 
     def _listed(self, number: Any) -> list[Any]:
         """Return the columns of pairs that are listed."""
@@ -411,15 +417,18 @@ def _is_kept(thinning: int) -> pl.Expr:
     return pl.col(_HASH) <= pl.lit((2**64 - 1) // thinning, dtype=pl.UInt64)
 
 
-def _counted(pairs: PairArrays) -> tuple[pl.DataFrame, int]:
-    """Count pairs by hash, of as few hashes as are surely enough; return also their thinning."""
+def _counted(pairs: PairArrays, least: int) -> tuple[pl.DataFrame, int]:
+    """Count pairs by hash, of as few hashes as are surely enough; return also their thinning.
+
+    It is at least `least`: what all pairs need can only be more than what some of them do.
+    """
     import numpy as np
 
-    keys, thinning = pairs.keys, 1
+    keys, thinning = pairs.keys, least
     while keys.size > REPEATS_HELD * thinning:
         thinning *= 2
     # Fewer keys than so many are surely enough, if those are more than may be held.
-    while thinning > 1 and _slots(_kept(keys, thinning // 2)) <= REPEATS_HELD:
+    while thinning > least and _slots(_kept(keys, thinning // 2)) <= REPEATS_HELD:
         thinning //= 2
     rows = np.flatnonzero(keys <= np.uint64((2**64 - 1) // thinning))
     hashes, counts = np.unique(pairs.hashes(rows), return_counts=True)

@@ -32,7 +32,7 @@ from dpo_pipeline.errors import UsageError
 from dpo_pipeline.evaluation.estimates import Intervals, Statistics
 from dpo_pipeline.evaluation.estimating import intervals_of, means_of_pairs, statistics_of
 from dpo_pipeline.evaluation.evaluation_result import Evaluation
-from dpo_pipeline.evaluation.gathering import Gathered, Gathering
+from dpo_pipeline.evaluation.gathering import Gathered, GatheredPart, Gathering
 from dpo_pipeline.evaluation.planning import check_statistics, subset_keys
 from dpo_pipeline.evaluation.shards import (
     FoundOffences,
@@ -378,14 +378,14 @@ def measure(
         ),
         unique_batches=wanted.only_batches,
     )
-    suspects, gathered = list[ShardTask](), None
+    suspects, parts = list[ShardTask](), list[GatheredPart]()
     with batch_file or nullcontext():
         for shard, results in in_order(executor, work, work.tasks(), watch.check):
             n_invalid = sums.n_invalid
             for partial_sums, part in results:
                 sums.add(partial_sums)
                 if part is not None:
-                    gathered = part if gathered is None else work.merged(gathered, part)
+                    parts = work.held([*parts, part])
             if sums.n_invalid > n_invalid:
                 suspects.append(shard)
             watch.step("evaluating", shard.rows or 0, dataset.rows)
@@ -405,7 +405,7 @@ def measure(
         if work.sums.id_columns
         else repeats_of_files(dataset, binding, watch, looks_at_all=wanted.looks_at_all),
         suspects=tuple(suspects),
-        gathered=None if gathered is None else work.finished(gathered),
+        gathered=work.finished(parts),
         squares=sums.squares,
         prompts=sums.prompts,
         executor=executor,

@@ -15,6 +15,7 @@ from dpo_pipeline.defaults import (
     COUPLED_SHARD_BYTES,
     COUPLED_SHARD_ROWS,
     NEIGHBOURS_ROWS,
+    PARTS_HELD,
     STATISTICS_ROWS,
     SUMMED_CHUNK_ROWS,
 )
@@ -314,7 +315,10 @@ class PartialSums:
         rows = self._pairs(task).with_columns(self.rules.valid.alias(VALID)).select(columns)
         with reading(self.dataset.read_from):
             if self._is_bounded(task):
-                yield rows.collect(engine="streaming")
+                # A chunk is read again as it is, when gathered sums are made of it.
+                with pl.Config(streaming_chunk_size=SUMMED_CHUNK_ROWS):
+                    bounded = rows.collect(engine="streaming")
+                yield bounded
             else:
                 yield from rows.collect_batches(maintain_order=True, chunk_size=STATISTICS_ROWS)
 
@@ -383,17 +387,20 @@ class Work:
                     yield self.sums.of_rows(rows, first, lagged=lagged), part
             first += rows.height
 
-    def merged(self, one: GatheredPart, other: GatheredPart) -> GatheredPart:
-        """Return what two parts gathered."""
-        if self.gathering is None:
-            raise TypeError("nothing is gathered")
-        return self.gathering.merged([one, other])
+    def held(self, parts: Sequence[GatheredPart]) -> list[GatheredPart]:
+        """Return what some parts gathered, as one of them if they are many."""
+        return list(parts) if len(parts) < PARTS_HELD else [self._merged(parts)]
 
-    def finished(self, gathered: GatheredPart) -> Gathered:
-        """Return the tables of all that was gathered."""
+    def finished(self, parts: Sequence[GatheredPart]) -> Gathered | None:
+        """Return the tables of all that was gathered; None without parts."""
+        if self.gathering is None or not parts:
+            return None
+        return self.gathering.finished(parts[0] if len(parts) == 1 else self._merged(parts))
+
+    def _merged(self, parts: Sequence[GatheredPart]) -> GatheredPart:
         if self.gathering is None:
             raise TypeError("nothing is gathered")
-        return self.gathering.finished(gathered)
+        return self.gathering.merged(parts)
 
     def tasks(self) -> Iterator[ShardTask]:
         """Yield the shards."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -13,13 +13,19 @@ import polars as pl
 
 from dpo_pipeline.arguments import given
 from dpo_pipeline.columns import PAIR_ID, POLICY, REF, ROLES, TOKENS_OF, Resolution, resolve
-from dpo_pipeline.defaults import OUTPUT_ROWS_PER_GROUP, WIDE_ROWS_PER_GROUP, ZSTD_LEVEL
+from dpo_pipeline.defaults import (
+    OUTPUT_ROWS_PER_GROUP,
+    SINK_CHUNK_ROWS,
+    WIDE_ROW_BYTES,
+    WIDE_ROWS_PER_GROUP,
+    ZSTD_LEVEL,
+)
 from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ColumnError, UsageError
 from dpo_pipeline.layouts.opening import columns_of, open_rows
 from dpo_pipeline.options import Execution, Outputs, Pairs
 from dpo_pipeline.plan import Facts, Input, Output, Plan, planned
-from dpo_pipeline.sources import Dataset, checked_parquet_name, format_of, publication_of
+from dpo_pipeline.sources import Dataset, checked_parquet_name, format_of, lazily, publication_of
 from dpo_pipeline.storage import METADATA_KEY, Access, reading, writing
 
 _OF_COMPLETIONS = (POLICY, REF, *(TOKENS_OF[role.name] for role in (POLICY, REF)))
@@ -60,7 +66,16 @@ class ConvertPlan(Plan[int]):
 
         name = self.dataset.name
         watch = Watch(callback=self.execution.progress, cancel=self.execution.cancel)
-        rows = self.dataset.frame.rename({column: role for role, column in self.columns.items()})
+        named = {column: role for role, column in self.columns.items()}
+        rows = self.dataset.frame.rename(named)
+        if self.dataset.files:
+
+            def parts(names: list[str], _n_rows: int | None) -> Iterator[pl.DataFrame]:
+                is_wide = self.dataset.row_bytes >= WIDE_ROW_BYTES
+                size = WIDE_ROWS_PER_GROUP if is_wide else SINK_CHUNK_ROWS
+                return self.dataset.batches(lambda read: read.rename(named).select(names), size)
+
+            rows = lazily(rows.collect_schema(), parts)
         plan = watch.on_rows(rows, "writing", None)
         facts = {
             "version": version("dpo_pipeline"),

@@ -320,7 +320,7 @@ class EqualColumns:
                 is_alike = both[0].row_groups == both[1].row_groups
                 self._chunks[file] = [_chunks_of(f) if is_alike else () for f in both]
             found = [each[group].get(name) if each else None for each in self._chunks[file]]
-            self._known[place] = _are_same([f.path for f in both], found)
+            self._known[place] = are_same([f.path for f in both], found)
         return self._known[place]
 
 
@@ -346,7 +346,7 @@ def _chunks_of(file: PairFile) -> tuple[Chunks, ...]:
     )
 
 
-def _are_same(paths: Sequence[str], chunks: Sequence[tuple[int, int, str] | None]) -> bool:
+def are_same(paths: Sequence[str], chunks: Sequence[tuple[int, int, str] | None]) -> bool:
     """Return whether two columns of row groups have the same bytes, which mean the same."""
     places = [each for each in chunks if each is not None]
     if len(places) < len(paths) or places[0][1:] != places[1][1:]:

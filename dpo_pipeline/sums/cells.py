@@ -51,6 +51,23 @@ def blocks(n: int) -> Iterator[slice]:
     return (slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK))
 
 
+def blocks_of(table: pl.DataFrame) -> Iterator[tuple[slice, dict[str, Numbers]]]:
+    """Yield runs of rows of a table of numbers, without a copy where its chunks are long."""
+    lengths = {tuple(map(len, each.get_chunks())) for each in table}
+    if len(lengths) != 1 or table.n_chunks() > 2 + 2 * table.height // BLOCK:
+        table = table.rechunk()
+    chunks = {each.name: [part.to_numpy() for part in each.get_chunks()] for each in table}
+    first = 0
+    for arrays in zip(*chunks.values(), strict=True):
+        n = arrays[0].size
+        size = -(-n // max(1, round(n / BLOCK)))
+        for start in range(0, n, max(size, 1)):
+            end = min(start + size, n)
+            named = zip(chunks, arrays, strict=True)
+            yield slice(first + start, first + end), {k: each[start:end] for k, each in named}
+        first += n
+
+
 def whole_quanta(values: Numbers) -> Numbers:
     """Return values in quanta as whole Float64, rounded half to even as by `exact_sum`."""
     return np.rint(values * QUANTA_PER_NAT)
@@ -304,25 +321,27 @@ class Marked:
         for name in reversed(self._marks):
             np.add(states, states, out=states)
             np.add(states, marks[name].view(np.uint8), out=states)
-        cells = codes * self._n_states
-        cells += states
+        # Few states are common: the counts of one lie together.
+        cells = states.astype(np.int64)
+        cells *= self._n
+        cells += codes
         np.add.at(self._counts, cells, 1)
 
     def table(self) -> pl.DataFrame:
         """Return the counts of the figures."""
         counts = self._counts.reshape(-1, self._n)
         if self._is_held:
-            by_mark = self._counts.reshape(self._n, *[2] * len(self._marks))
+            by_mark = self._counts.reshape(*[2] * len(self._marks), self._n)
             counts = np.array([self._of(by_mark, marks) for marks in self._figures.values()])
         return pl.DataFrame(dict(zip(self._figures, counts, strict=True))).cast(pl.Int64)
 
     def _of(self, by_mark: Whole, marks: Sequence[str]) -> Whole:
-        """Add up the states that have some marks; the first mark has the last axis."""
+        """Add up the states that have some marks; the first mark has the last of their axes."""
         places = [self._marks.index(mark) for mark in marks]
         has: list[Any] = [slice(None)] * by_mark.ndim
         for place in places:
-            has[by_mark.ndim - 1 - place] = 1
-        counts: Whole = by_mark[tuple(has)].reshape(self._n, -1).sum(axis=1)
+            has[by_mark.ndim - 2 - place] = 1
+        counts: Whole = by_mark[tuple(has)].reshape(-1, self._n).sum(axis=0)
         return counts
 
 

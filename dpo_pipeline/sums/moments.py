@@ -88,14 +88,13 @@ def of_bits(sums: pl.DataFrame) -> pl.DataFrame | None:
     return sums.drop(floats).with_columns(whole)
 
 
-def near_quanta(square: NDArray[np.float64]) -> int | None:
-    """Return the sum of an array of squares in quanta; None if one is too large to be read so."""
-    largest = float(square.max(initial=0.0))
+def near_quanta(square: NDArray[np.float64], largest: float) -> int | None:
+    """Return the sum of squares in quanta; None if one, at most `largest`, is not read so."""
     if not (largest < _NEAR and largest * _QUANTA * square.size < _SUM_OF_INT64):
         return None
-    bits = (square + _SHIFT).view("int64")
-    bits -= _BITS
-    return int(bits.sum())
+    # Integers wrap, so that the bits of the shift come off again.
+    bits = int((square + _SHIFT).view("int64").sum()) - square.size * _BITS
+    return (bits + 2**63) % 2**64 - 2**63
 
 
 def are_near(sums: pl.DataFrame) -> bool:

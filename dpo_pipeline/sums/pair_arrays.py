@@ -39,7 +39,7 @@ from dpo_pipeline.sums.cells import (
     Numbers,
     Whole,
     bins_of,
-    blocks,
+    blocks_of,
     mixed_array,
     quanta_of,
     size_of,
@@ -109,6 +109,7 @@ class PairArrays:
         n: int,
         group: Whole,
         n_groups: int,
+        most: int,
         number: NDArray[np.uint64],
         rows_per_point: int,
         is_log_loss: bool,
@@ -117,16 +118,15 @@ class PairArrays:
     ) -> None:
         """Add up pairs, of which those of `summed` by cluster.
 
-        `codes` are clusters from 0 to n - 1, `group` is that of the cluster, `number` that of the
-        row; `is_log_loss` says that the loss is -log sigmoid(margin).
+        `codes` are clusters from 0 to n - 1, each of `most` pairs at most, `group` is that of the
+        cluster, `number` that of the row; `is_log_loss` says that the loss is -log sigmoid(margin).
         """
         self._needs = needs
         self._is_log_loss = is_log_loss
         scores = (CHOSEN_LOGRATIO, REJECTED_LOGRATIO, CHOSEN_REWARD, REJECTED_REWARD)
         names = dict.fromkeys([*needs.logps, *scores, REWARD_MARGIN, LOSS, *summed])
-        self._columns = {name: pairs[name].cast(pl.Float64) for name in names}
+        self._columns = pairs.select(pl.col(*names).cast(pl.Float64))
         log_loss = [] if is_log_loss else [_LOG_LOSS]
-        most = int(np.bincount(codes, minlength=1).max())
         sums = ExactSums(n, [*summed, *log_loss, _BRIER], most=most)
         marked = Marked(n, {**_COUNTED, **(_COUNTED_WITH_REFERENCE if needs.reference else {})})
         self.margins, self.rewards = Grid.empty(), Grid.empty()
@@ -134,22 +134,22 @@ class PairArrays:
         lengths = _Lengths(pairs, n, n_groups) if has_lengths else None
         squares, equal = _Squares() if has_squares else None, dict.fromkeys(compared(needs), 0)
         self.keys = np.empty(pairs.height, dtype=np.uint64)
-        for at in blocks(pairs.height):
-            of = {name: each[at].to_numpy() for name, each in self._columns.items()}
+        for at, of in blocks_of(self._columns):
             margin, code, its_group = of[REWARD_MARGIN], codes[at], group[at]
             right = margin > 0.0
             for name in summed:
                 sums.add(name, code, of[name])
             self._add_probabilities(sums, code, margin)
-            marked.add(code, self._marks(of, right))
+            same = self._same(of)
+            marked.add(code, self._marks(of, right, same))
             self.margins = self.margins.with_rows(its_group, bins_of(margin))
             coarse = (bins_of(of[name], COARSE) for name in (CHOSEN_REWARD, REJECTED_REWARD))
             self.rewards = self.rewards.with_rows(*coarse)
             formats.add(its_group, of)
             course.add(number[at], right, (of[LOSS], margin))
             self.keys[at] = self._keys_of(of)
-            for one, other in equal:
-                equal[one, other] += int(np.count_nonzero(same_numbers(of[one], of[other])))
+            for two in equal:
+                equal[two] += int(np.count_nonzero(same[two]))
             if squares is not None:
                 squares.add(of)
             if lengths is not None:
@@ -175,8 +175,16 @@ class PairArrays:
             loss = np.maximum(-margin, 0.0) + np.log1p(np.exp(-np.abs(margin)))
             sums.add(_LOG_LOSS, code, loss)
 
+    def _same(self, of: Mapping[str, Numbers]) -> dict[tuple[str, str], NDArray[np.bool_]]:
+        """Return where two log-probs are equal, as `same_numbers` says, casting each once."""
+        singles = {name: of[name].astype(np.float32) for name in self._needs.logps}
+        return {two: np.equal(*map(singles.__getitem__, two)) for two in compared(self._needs)}
+
     def _marks(
-        self, of: Mapping[str, Numbers], right: NDArray[np.bool_]
+        self,
+        of: Mapping[str, Numbers],
+        right: NDArray[np.bool_],
+        same: Mapping[tuple[str, str], NDArray[np.bool_]],
     ) -> dict[str, NDArray[np.bool_]]:
         marks = {
             "right": right,
@@ -187,8 +195,8 @@ class PairArrays:
         }
         if self._needs.reference:
             marks["reference"] = of[REF_CHOSEN.name] > of[REF_REJECTED.name]
-            marks["unmoved"] = same_numbers(of[POLICY_CHOSEN.name], of[REF_CHOSEN.name])
-            marks["unmoved"] &= same_numbers(of[POLICY_REJECTED.name], of[REF_REJECTED.name])
+            marks["unmoved"] = same[POLICY_CHOSEN.name, REF_CHOSEN.name]
+            marks["unmoved"] = marks["unmoved"] & same[POLICY_REJECTED.name, REF_REJECTED.name]
         return marks
 
     def _keys_of(self, of: Mapping[str, Numbers]) -> NDArray[np.uint64]:
@@ -390,9 +398,11 @@ class _Squares:
         squares = {name: of[name] * of[name] for name in SQUARED}
         total = squares[LOSS] + squares[CHOSEN_REWARD]
         total += squares[REJECTED_REWARD]
-        self._largest = max(self._largest, float(total.max(initial=0.0)))
+        largest = float(total.max(initial=0.0))
+        self._largest = max(self._largest, largest)
         for name, square in squares.items():
-            near = near_quanta(square)
+            # That of a margin is at most twice those of its rewards, but for rounding.
+            near = near_quanta(square, 2.5 * largest)
             self._sums[name] += self._far(name, of) if near is None else near
 
     def _far(self, name: str, of: Mapping[str, Numbers]) -> int:

@@ -20,6 +20,7 @@ from cases import HERE, Case, Data
 
 # Linux counts ru_maxrss in kilobytes, macOS in bytes.
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+BETWEEN_LOOKS = 0.004  # seconds from one look at a process's memory to the next
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +29,7 @@ class Run:
 
     cpu: float  # seconds, user and system
     wall: float  # seconds
-    peak: int  # bytes
+    peak: int  # bytes; on Linux without pages of files, which the system takes back at will
     figures: Mapping[str, float]
 
 
@@ -47,12 +48,13 @@ class Point:
 
     @property
     def noise(self) -> float:
-        """Half of the middle half of the runs' CPU seconds, over their median."""
-        spent = sorted(run.cpu for run in self.runs)
-        if len(spent) == 1:
-            return 0.0
-        low, _, high = quantiles(spent, n=4, method="inclusive")
-        return (high - low) / 2.0 / self.cpu
+        """How far the runs' CPU seconds differ."""
+        return spread([run.cpu for run in self.runs])
+
+    @property
+    def noise_of_peak(self) -> float:
+        """How far the runs' peaks of memory differ."""
+        return spread([run.peak for run in self.runs])
 
     @property
     def wall(self) -> float:
@@ -63,6 +65,14 @@ class Point:
     def peak(self) -> float:
         """Median of the peak memory, in bytes."""
         return median(run.peak for run in self.runs)
+
+
+def spread(values: Sequence[float]) -> float:
+    """Return half of the middle half of values, over their median."""
+    if len(values) == 1:
+        return 0.0
+    low, middle, high = quantiles(values, n=4, method="inclusive")
+    return (high - low) / 2.0 / middle
 
 
 class CaseFailedError(Exception):
@@ -155,7 +165,12 @@ def run(point: Point, folder: str) -> Run:
             point.case.argv(source), cwd=outputs, stdout=stdout, stderr=stderr
         )
         # wait4 gives what this one child took; Popen.wait does not, and has to be told.
-        _, status, usage = os.wait4(process.pid, 0)
+        ended, peak = 0, 0
+        while not ended:
+            ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if not ended:
+                peak = max(peak, anonymous_memory(process.pid))
+                time.sleep(BETWEEN_LOOKS)
         wall = time.perf_counter() - begin
         process.returncode = os.waitstatus_to_exitcode(status)
         stdout.seek(0)
@@ -166,4 +181,14 @@ def run(point: Point, folder: str) -> Run:
     cpu = usage.ru_utime + usage.ru_stime
     if point.case.times_itself:
         cpu, wall, figures = figures["cpu"], figures["wall"], {}
-    return Run(cpu=cpu, wall=wall, peak=usage.ru_maxrss * RSS_UNIT, figures=figures)
+    return Run(cpu=cpu, wall=wall, peak=peak or usage.ru_maxrss * RSS_UNIT, figures=figures)
+
+
+def anonymous_memory(pid: int) -> int:
+    """Return the bytes that a process holds beside pages of files; 0 if nothing tells."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+            held = [line.split()[1] for line in file if line.startswith("RssAnon:")]
+    except OSError:
+        return 0
+    return int(held[0]) * 1024 if held else 0

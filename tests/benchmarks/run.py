@@ -23,10 +23,13 @@ from printing import disagreements, misses, table
 
 LIBRARIES = ("dpo_pipeline", "polars", "numpy", "pyarrow", "duckdb", "pandas", "torch")
 NOTES = """\
-rows, CPU, wall and peak MB: the smaller / the larger size. memory: growth of the peak from one to
-the other; the aim is at most 1.2, and less than 1 GB. CPU / row and ratio: marginal CPU, user and
-system, of the larger size less the smaller one. Ratios of start-up and of the loss calls: all CPU;
-the loss calls are timed within their process, one call, and their peak MB is of the process.
+rows, CPU, wall and peak MB: the smaller / the larger size. Peaks are of anonymous memory on Linux:
+pages of files, such as libraries and mapped inputs, are the system's. memory: growth of the peak
+from one size to the other; the aim is at most 1.2 beside the noise, from 2 million rows on (with
+fewer, what is held at a time is not full), and less than 1 GB. CPU / row and ratio: marginal CPU,
+user and system, of the larger size less the smaller one. Ratios of start-up and of the loss calls:
+all CPU; the loss calls are timed within their process, one call, and their peak MB is of the
+process.
 torch loops and cases of two tables run on 1/20 of the rows, the text cases (3 kB a row) on 1/100,
 the token cases (four lists of 60 a row) on 1/5, those with prompts on 1/4; ratios are per row.
 Batches of 64 go to a file, as there are more of them than a result holds. Small sets are whole

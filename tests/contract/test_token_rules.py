@@ -99,13 +99,17 @@ def test_a_completion_that_is_masked_altogether():
 
 
 def test_offenders_of_many_chunks_are_all_listed():
-    sound = pairs_of_tokens()[0]
-    faulty = {1: with_list(sound, PC, 0, [-1.0, 0.5, -1.0]), 3: with_list(sound, RC, 0, [-1.0])}
-    frame = pl.concat(faulty.get(i, sound) for i in range(9))
-    assert frame.n_chunks() == 9
-    assert {
-        name.split(".")[1]: [row for row, _ in rows] for name, rows in found(check(frame)).items()
-    } == {"tokens_at_most": [1], "same_length": [3]}
+    sound = pairs_of_tokens()
+    rows = [sound[i % 4] for i in range(8)]
+    rows[0] = with_list(sound[0], PC, 0, [-1.0, 0.5, -1.0])
+    rows[4] = with_list(sound[0], PC, 0, [-1.0])
+    chunks = pl.concat(rows)
+    assert chunks.n_chunks() == 8
+    listed = {name.split(".")[1]: each for name, each in found(check(chunks)).items()}
+    assert listed == {
+        "tokens_at_most": [(0, "0.5 at position 1")],
+        "same_length": [(4, f"1 tokens, 3 in {RC}")],
+    }
 
 
 @pytest.mark.repeats(1)  # the sides have one set of rules

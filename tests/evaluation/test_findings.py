@@ -100,6 +100,7 @@ def test_sound_pairs_of_prompts_have_no_findings():
 
 
 # Ten datasets show a check that is often wrong; a hundred tell how often one is.
+@pytest.mark.slow  # a simulation; each finding has its test of when it is there and when not
 @pytest.mark.parametrize(
     ("datasets", "most"), [(10, 1), pytest.param(100, 5, marks=pytest.mark.slow)]
 )

@@ -146,6 +146,22 @@ def test_parts_merge_in_any_order(rows, monkeypatch):
             assert value == getattr(found, name), name
 
 
+def test_a_part_leaves_out_hashes_that_those_before_it_do_not_keep(rows, monkeypatch):
+    monkeypatch.setattr(gathering, "REPEATS_HELD", 100)
+    seen = []
+    part = gathering.Gathering.part
+    monkeypatch.setattr(
+        gathering.Gathering, "part", lambda *given: seen.append(given) or part(*given)
+    )
+    statistics_of(frame_of(rows))
+    ((maker, scored, _),) = seen
+    merged = maker.merged([part(maker, scored[a:b], a)[0] for a, b in ((0, 300), (300, 600))])
+    assert merged.thinning > 1
+    few = part(maker, scored[:50], 0)[0]  # alone, they are fewer than are kept
+    assert few.thinning == merged.thinning
+    assert few.repeats["n_pairs"].sum() < 50
+
+
 @pytest.mark.parametrize("size", [1.0, 1e4, 1e9, 1e15], ids=str)
 def test_whole_numbers_of_any_size_are_added_exactly(size):
     rng = np.random.default_rng(5)

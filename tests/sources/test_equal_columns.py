@@ -71,6 +71,16 @@ def test_bytes_that_mean_something_else(tmp_path, other, written):
     assert among(tmp_path, table(), other, ["key"], **written) == set()
 
 
+def test_the_same_bytes_of_another_codec(tmp_path):
+    paths = [tmp_path / "one", tmp_path / "other"]
+    for path in paths:
+        path.write_bytes(bytes(range(200)))
+    assert opening.are_same(paths, [(4, 190, "snappy"), (4, 190, "snappy")])
+    assert not opening.are_same(paths, [(4, 190, "snappy"), (4, 190, "zstd")])
+    assert not opening.are_same(paths, [(4, 190, "snappy"), (5, 190, "snappy")])
+    assert not opening.are_same(paths, [(4, 190, "snappy"), None])
+
+
 def test_folders_are_compared_file_by_file(tmp_path):
     frames = [pl.from_arrow(table())[: 2 * GROUP], pl.from_arrow(table())[2 * GROUP :]]
     others = [frames[0], frames[1].with_columns(key=-pl.col("key"))]

@@ -231,3 +231,4 @@ def test_unique_keys(chunks, are_unique):
         for chunk in chunks:
             found.add(chunk)
         assert found.are_unique is are_unique
+        assert len(found._runs) <= 1_000  # noqa: SLF001  memory does not grow

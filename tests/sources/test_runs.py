@@ -41,7 +41,12 @@ def made_of_completions(source, folder):
     convert(Pairs(source, pairing="all"), folder / "pairs.parquet")
 
 
+def converted(source, folder):
+    convert(source, folder / "pairs.parquet")
+
+
 OUTPUTS = {
+    "convert": (pairs, converted, N_RUNS),
     "score": (pairs, scored, 2 * N_RUNS),
     "select": (pairs, selected, N_RUNS),
     "pairing": (completions, made_of_completions, 2 * N_RUNS),

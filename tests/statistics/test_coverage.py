@@ -156,6 +156,7 @@ def of_pareto_clusters(clusters, tail, *, seed):
         yield test.p_value, 2 * stats.t.sf(abs(t), clusters - 1)
 
 
+@pytest.mark.slow  # a simulation; `test_intervals` has the degrees of freedom by formula
 def test_means_of_very_unequal_clusters_give_few_false_alarms():
     """400 datasets, to 1.1%: the residuals with C - 1 degrees of freedom give 14%."""
     drawn = of_pareto_clusters(20, 1.5, seed=5)

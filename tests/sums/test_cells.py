@@ -90,6 +90,39 @@ def test_bins_of_arrays_are_those_of_expressions(width):
     assert cells.bins_of(values, width).tolist() == expected.to_list()
 
 
+@pytest.mark.parametrize(
+    ("lengths", "blocks"),
+    [
+        pytest.param([[], []], [], id="no rows"),
+        pytest.param([[30, 5], [30, 5]], [10, 10, 10, 5], id="as they are"),
+        pytest.param([[30, 5], [5, 30]], [9, 9, 9, 8], id="apart"),
+        pytest.param([[1] * 40, [1] * 40], [10] * 4, id="short ones"),
+        pytest.param([[14], [14]], [14], id="a little more than a block"),
+    ],
+)
+def test_blocks_are_all_rows_in_order(monkeypatch, lengths, blocks):
+    monkeypatch.setattr(cells, "BLOCK", 10)
+    n = sum(lengths[0])
+    table = pl.DataFrame([pl.Series(name, np.arange(n) + 100.0 * i) for i, name in enumerate("ab")])
+    table = pl.DataFrame(
+        [
+            pl.concat(
+                [table[name][sum(of[:i]) : sum(of[: i + 1])] for i in range(len(of))], rechunk=False
+            )
+            if of
+            else table[name]
+            for name, of in zip("ab", lengths, strict=True)
+        ]
+    )
+    found = list(cells.blocks_of(table))
+    assert [at.stop - at.start for at, _ in found] == blocks
+    for at, of in found:
+        rows = np.arange(at.start, at.stop)
+        assert of["a"].tolist() == rows.tolist()
+        assert of["b"].tolist() == (rows + 100).tolist()
+    assert sum(blocks) == n
+
+
 def squares_by_key(frame):
     n_valid = pl.col(VALID).sum().cast(pl.Int64).alias("n_valid")
     groups = moments.with_squares(frame.lazy()).group_by("key")

@@ -44,6 +44,7 @@ from dpo_pipeline.sources.keys import (
 )
 from dpo_pipeline.sources.opening import (
     REFERENCE,
+    EqualColumns,
     open_pairs,
     open_reference,
     tokenised_apart,
@@ -242,9 +243,14 @@ class _Beside:
         return True
 
     def _runs(self, carried: Sequence[pl.Expr]) -> Iterator[list[pl.LazyFrame]]:
-        for first, n in ranges_in_step([self._policy, self._reference]):
-            mine, theirs = (each.shard(first, n).frame for each in (self._policy, self._reference))
-            yield [mine.select(self._key), theirs.select(self._key, *carried)]
+        both = (self._policy, self._reference)
+        equal, names = EqualColumns(*both), self._key.meta.root_names()
+        for first, n in ranges_in_step(both):
+            mine, theirs = (each.shard(first, n).frame for each in both)
+            # Keys that have the same bytes in both are the same, so one of them is read.
+            alike = not carried and equal.among(names, first, n)
+            others = [] if alike else [theirs.select(self._key, *carried)]
+            yield [mine.select(self._key), *others]
 
     def _of_files(self, first: int, n: int | None) -> pl.LazyFrame:
         if n == 0:

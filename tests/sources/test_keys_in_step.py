@@ -141,6 +141,17 @@ def test_the_same_faulty_keys_on_both_sides_are_refused(keys_of):
     assert [what.split(" in ")[0] for what in error.faults] == [word] * 2
 
 
+@pytest.mark.parametrize("keys_of", [[1, 2, 2, 3], [3, 1, 2, 1], [None, 1, 2, 3]])
+def test_files_with_the_same_bytes_of_faulty_keys_are_refused(tmp_path, keys_of):
+    paths = []
+    for name in ("policy", "ref"):
+        paths.append(tmp_path / f"{name}.parquet")
+        keyed([None if k is None else str(k) for k in keys_of], name).write_parquet(paths[-1])
+    error = raised(JoinError, evaluate, paths[0], reference=paths[1])
+    word = "null" if None in keys_of else "more than once"
+    assert [what.split(" in ")[0] for what in error.faults] == [word] * 2
+
+
 # --- a comparison ----------------------------------------------------------------------------
 
 

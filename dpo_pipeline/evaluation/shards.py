@@ -181,8 +181,8 @@ class PartialSums:
         runs = self._runs(first_row, task.rows)
         with reading(self.dataset.read_from):
             if runs is None:
-                # Few rows are not worth a second reading.
-                form = Form.ANY if lagged else Form.SMALL
+                # The first million rows are not worth a second reading.
+                form = Form.SMALL if self.looks_at_all else Form.ANY
                 yield self.summed(pairs, first_row=first_row, valid=valid, form=form, lagged=lagged)
                 return
             # The sample is read apart: a second plan on the same reading costs more.

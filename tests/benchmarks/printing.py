@@ -109,9 +109,12 @@ def memory(points: Sequence[Point]) -> str:
 
     It grows until what is held at a time is full: of few rows, that it stays small is all.
     """
-    if not points[0].case.is_ours:
+    case, small, large = points[0].case, points[0], points[-1]
+    if not case.is_ours:
         return ""
-    small, large = points[0], points[-1]
+    if case.holds_up_to is not None:
+        most = case.holds_up_to / MEGA
+        return f"<= {most:g} MB {'met' if large.peak <= case.holds_up_to else 'MISSED'}"
     growth, margin = large.peak / small.peak, math.hypot(small.noise_of_peak, large.noise_of_peak)
     is_flat = small.rows < FULL_ROWS or growth <= MAX_GROWTH * (1.0 + margin)
     return f"x {growth:.2f} {'met' if is_flat and large.peak < MAX_PEAK else 'MISSED'}"

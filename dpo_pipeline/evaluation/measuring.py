@@ -491,7 +491,7 @@ def _partial_sums(
         # Of files, the column of ids is read apart, unless rows are read with all they hold.
         id_columns=ids if wanted.statistics or not dataset.files else (),
         # The hashes of all prompts of a shard are in memory.
-        most_rows=min(wanted.shard_rows, STATISTICS_ROWS) if by_prompt else wanted.shard_rows,
+        most_rows=min(wanted.shard_rows, SHARD_ROWS // 4) if by_prompt else wanted.shard_rows,
         rolls_up=batching is None and not wanted.histogram,
     )
 

@@ -107,7 +107,7 @@ def test_tables_in_other_orders_are_read_in_runs(tmp_path, monkeypatch, engine):
 def test_prompts_of_few_rows_are_hashed_at_a_time(tmp_path, monkeypatch, engine):
     pairs().drop_nulls().write_parquet(tmp_path / "in.parquet")
     found = evaluate(tmp_path / "in.parquet")
-    monkeypatch.setattr(measuring, "STATISTICS_ROWS", OF_RUN)
+    monkeypatch.setattr(measuring, "SHARD_ROWS", 4 * OF_RUN)  # a fourth of a shard
     engine.graphs.clear()
     assert evaluate(tmp_path / "in.parquet").to_dict() == found.to_dict()
     assert engine.data_scans >= N_RUNS - 1

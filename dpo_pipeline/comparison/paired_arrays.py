@@ -194,7 +194,7 @@ class SideArrays:
                 kept.append(of[name][some])
 
     def _add_equal(self, of: Mapping[str, Numbers]) -> None:
-        """Count pairs with two log-probs that are equal as Float32, as `sense.is_equal` does."""
+        """Count pairs with two log-probs that are equal as Float32, as `sense.with_equal` does."""
         singles = {}
         for name, into in zip(self._logps, self._buffers.singles, strict=False):
             singles[name] = into[: of[name].size]

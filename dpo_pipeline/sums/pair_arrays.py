@@ -79,7 +79,7 @@ _LOG_LOSS, _BRIER = "log_loss", "brier"
 
 
 def same_numbers(one: Numbers, other: Numbers) -> NDArray[np.bool_]:
-    """Return where two numbers are equal as Float32, as `sense.is_equal` does."""
+    """Return where two numbers are equal as Float32, as `sense.with_equal` does."""
     return np.equal(one.astype(np.float32), other.astype(np.float32))
 
 

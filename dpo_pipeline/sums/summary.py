@@ -119,7 +119,7 @@ Moments: TypeAlias = Literal["rows", "neighbours"]
 
 
 class Form(Enum):
-    """What sums take for granted. The less it is, the more they cost; `ANY` is always right."""
+    """What sums take for granted. Those that take less cost more; `ANY` is always right."""
 
     CLEAN = "clean"  # all pairs are those of a `Clean`
     SMALL = "small"  # values of valid pairs are within its ranges

@@ -336,17 +336,42 @@ def test_best_beta_is_that_of_the_smallest_loss(statistics, rows):
     assert statistics.calibration.best.log_loss == pytest.approx(best.fun, abs=2e-5)
 
 
+def groups_of(rows):
+    return np.array([hash_of(int(prompt)) % 64 for prompt in rows["prompt_id"]])
+
+
+def test_the_line_over_lengths_is_that_of_its_formula(statistics, rows):
+    # Least squares with errors clustered by group (Liang and Zeger), in matrices.
+    x, y, groups = (
+        np.column_stack([np.ones(698), rows["longer"]]),
+        rows["reward_margin"],
+        groups_of(rows),
+    )
+    within = np.linalg.inv(x.T @ x)
+    params = within @ x.T @ y
+    scores = (y - x @ params)[:, None] * x
+    by_group = np.array([scores[groups == group].sum(axis=0) for group in np.unique(groups)])
+    n, m = len(y), len(by_group)
+    covariance = within @ (by_group.T @ by_group) @ within * m / (m - 1) * (n - 1) / (n - 2)
+    line = statistics.length
+    found = (line.intercept.value, line.slope.value)
+    assert found == pytest.approx(tuple(params), rel=1e-8)
+    errors = (line.intercept.standard_error, line.slope.standard_error)
+    assert errors == pytest.approx(tuple(np.sqrt(np.diag(covariance))), rel=1e-8)
+    correlation = np.corrcoef(rows["longer"], rows["reward_margin"])[0, 1]
+    assert line.correlation == pytest.approx(correlation, rel=1e-9)
+
+
+@pytest.mark.slow  # statsmodels takes a second to import, and has the formula above
 def test_the_line_over_lengths_is_that_of_statsmodels(statistics, rows):
-    groups = np.array([hash_of(int(prompt)) % 64 for prompt in rows["prompt_id"]])
     x = sm.add_constant(rows["longer"])
-    fit = sm.OLS(rows["reward_margin"], x).fit(cov_type="cluster", cov_kwds={"groups": groups})
+    groups = {"groups": groups_of(rows)}
+    fit = sm.OLS(rows["reward_margin"], x).fit(cov_type="cluster", cov_kwds=groups)
     line = statistics.length
     found = (line.intercept.value, line.slope.value)
     assert found == pytest.approx(tuple(fit.params), rel=1e-8)
     errors = (line.intercept.standard_error, line.slope.standard_error)
     assert errors == pytest.approx(tuple(fit.bse), rel=1e-8)
-    correlation = np.corrcoef(rows["longer"], rows["reward_margin"])[0, 1]
-    assert line.correlation == pytest.approx(correlation, rel=1e-9)
 
 
 @FEW_GROUPS

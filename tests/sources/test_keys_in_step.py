@@ -16,7 +16,7 @@ from option_tools import grouped
 from pair_tools import LOGPS, REFS, split
 from reference_tools import FAULTS, keyed, laid_out, raised, told
 
-ON_DISK, IN_MEMORY = 300, keys.JOINED_ROWS
+ON_DISK, IN_MEMORY = 100, keys.JOINED_ROWS
 REPEATS = pytest.mark.slow  # the joins of `test_joined_rows` and of `comparison` are in memory
 
 
@@ -34,11 +34,17 @@ def place(request, monkeypatch, tmp_path):
     monkeypatch.setattr(keys, "JOINED_ROWS", request.param)
     monkeypatch.setattr(joining, "JOINED_BYTES", request.param * 8)
     monkeypatch.setattr(joining, "SHARD_ROWS_IN_STEP", 100)
-    monkeypatch.setattr(keys, "ROWS_IN_STEP", 250)
+    monkeypatch.setattr(keys, "ROWS_IN_STEP", 130)
     monkeypatch.setattr(keys, "_PARTS", 5)  # 64 files of a few rows cost much and show the same
     yield folder
     gc.collect()
     assert list(folder.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def real_pairs(real_pairs):
+    """Enough for four shards and two parts."""
+    return real_pairs.head(320)
 
 
 def moved(pairs):
@@ -89,7 +95,7 @@ def test_a_reference_in_any_format(tmp_path, real_pairs, format):  # noqa: A002
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("layout", ["folder", "file"])
 def test_scored_files_are_those_of_one_table(tmp_path, real_pairs, layout):
-    bad = pl.int_range(pl.len()).is_in([5, 300, 697])
+    bad = pl.int_range(pl.len()).is_in([5, 250, 319])
     whole = real_pairs.with_columns(
         ref_chosen_logps=pl.when(bad).then(math.nan).otherwise("ref_chosen_logps")
     )

@@ -60,7 +60,7 @@ def n_pairs(source, name=None):
     return evaluate(Pairs(source, format=name)).summary.n_pairs
 
 
-@pytest.mark.repeats(4)  # one table of endings
+@pytest.mark.repeats(3)  # one table of endings
 @pytest.mark.parametrize(
     ("names", "format_name"),
     [
@@ -82,6 +82,7 @@ def test_all_endings_of_a_format_count(write, tmp_path, eight, names, format_nam
     assert evaluate(Pairs(source / "**", format=format_name)).summary == expected
 
 
+@pytest.mark.repeats  # each ending with members of each number once
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
 @pytest.mark.parametrize("members", [1, 2], ids=["one member", "two members"])
 def test_compressed_text_is_read_whole(write, tmp_path, eight, ending, members):
@@ -120,6 +121,7 @@ def test_linked_folders_and_files_count(write, tmp_path, eight, ending):
     assert n_pairs(tmp_path / "by_name", name) == 8
 
 
+@pytest.mark.repeats  # each address with one of the links
 @pytest.mark.parametrize("link", [os.symlink, os.link], ids=["symlink", "hard link"])
 @pytest.mark.parametrize("source", ["ds", "ds/*", "ds/*.parquet"])
 def test_a_file_with_two_names_is_one_file(write, tmp_path, link, source):

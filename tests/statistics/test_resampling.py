@@ -64,11 +64,11 @@ def test_resampled_by_hand():
 
 def test_more_replicates_begin_with_the_same_ones(monkeypatch):
     table = sums_of(list(range(30)))
-    few, many = resampled(table, n_replicates=10), resampled(table, n_replicates=500)
+    few, many = resampled(table, n_replicates=10), resampled(table, n_replicates=150)
     assert many.head(10).equals(few)
     # However many are drawn at a time.
     monkeypatch.setattr("dpo_pipeline.statistics.resampling._DRAWS_AT_A_TIME", 70)
-    assert resampled(table, n_replicates=500).equals(many)
+    assert resampled(table, n_replicates=150).equals(many)
     assert not resampled(table, n_replicates=10, seed=1).equals(few)
 
 
@@ -123,7 +123,7 @@ def test_bootstrap_of_a_mean_agrees_with_its_formula(clusters):
 
 def test_interval_is_that_of_scipy_but_for_students_quantile():
     # Of a skewed sample of enough rows, where t is almost normal; both are simulations.
-    values = np.random.default_rng(12).exponential(size=600)
+    values = np.random.default_rng(12).exponential(size=200)
     found = bootstrap(
         sums_of(values), {"mean": pl.col("x") / pl.col("n")}, count="n", n_replicates=20_000
     )["mean"]

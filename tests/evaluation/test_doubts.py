@@ -75,7 +75,12 @@ def test_a_fault_is_said_first_and_no_finding_names_another_cause(real, fault):
     assert [each.name for each in found.invalid.doubts] == [EXPECTED[fault]]
     partly = fault in {"copies of pairs", "policy unmoved in a quarter of the pairs"}
     assert partly or not CAUSES & {each.name for each in others}
-    assert doubts(planted) == [EXPECTED[fault]]
+
+
+@pytest.mark.repeats(6)  # statistics, above, add nothing to the sums that doubts are made of
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_said_without_statistics_too(real, fault):
+    assert doubts(FAULTS[fault](real)) == [EXPECTED[fault]]
 
 
 @pytest.mark.parametrize(("moved", "names"), [(55.0, ["shifted"]), (120.0, ["other_texts"])])
@@ -90,7 +95,7 @@ def test_what_fits_a_neighbour_no_better_than_others_is_not_called_shifted(moved
     assert doubts(pairs) == names
 
 
-@pytest.mark.repeats(4)  # shares between these are judged alike
+@pytest.mark.repeats(3)  # shares between these are judged alike
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0])
 def test_any_large_share_of_faulty_rows_is_said(real, share):
     k = int(real.height * share)
@@ -204,7 +209,7 @@ def test_a_policy_that_hardly_moved_is_sound(real, moved):
         for own, ref in zip(LOGPS[:2], REFS, strict=True)
     )
     # The sums of squares are rounded by more than these distances.
-    assert [doubts(near[i : i + 60]) for i in range(0, 600, 60)] == [[]] * 10
+    assert [doubts(near[i : i + 60]) for i in range(0, 600, 120)] == [[]] * 5
     assert doubts(near) == []
 
 
@@ -358,6 +363,7 @@ def test_repeated_ids_are_counted_exactly(real, tmp_path, as_frame):
         check(pairs)
 
 
+@pytest.mark.repeats(2)  # ids of any type are hashed
 @pytest.mark.parametrize("dtype", [pl.Int64, pl.String, pl.Categorical])
 def test_many_ids_are_estimated_from_a_sample_of_ids(dtype, monkeypatch, tmp_path):
     monkeypatch.setattr(sense, "KEYS_HELD", 2_000)

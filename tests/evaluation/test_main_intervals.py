@@ -120,7 +120,7 @@ def test_any_cut_gives_the_same_bits(tmp_path, monkeypatch, alone, held):
     assert len(whole.figures) == (5 if alone else 1)
     monkeypatch.setattr(measuring, "STATISTICS_ROWS", 70)
     monkeypatch.setattr(shards, "STATISTICS_ROWS", 70)
-    monkeypatch.setattr(measuring, "SHARD_ROWS", 90)
+    monkeypatch.setattr(measuring, "SHARD_ROWS", 130)
     keyed = ({}, {"by": "subset"}, {"batches": 7}, {})
     for source, options in zip(sources, keyed, strict=True):
         assert evaluate(source, BETA, on_invalid="exclude", **options).intervals == whole
@@ -135,6 +135,7 @@ def counted(rows):
     return counts, right
 
 
+@pytest.mark.repeats(2)  # `test_gathering` has clusters of each type
 @pytest.mark.parametrize("kind", ["text", "whole", "category", "bytes"])
 def test_pairs_of_one_prompt_are_one_sample(kind):
     rows = made_up()
@@ -198,7 +199,7 @@ def test_prompts_with_one_pair_each_are_pairs():
 
 @pytest.mark.parametrize("by_prompt", [True, False])
 def test_statistics_give_the_same_intervals(by_prompt):
-    frame = frame_of(made_up())
+    frame = frame_of(made_up(240))
     frame = frame if by_prompt else frame.drop("prompt_id")
     plain = evaluate(frame, BETA, on_invalid="exclude").intervals
     full = evaluate(frame, BETA, on_invalid="exclude", statistics=True)

@@ -54,7 +54,7 @@ def test_the_same_bits_for_any_layout_and_shard(loss, size, tmp_path, monkeypatc
     one, groups, three, seven = laid_out(frame, tmp_path)
     # Small files in shards of two batches, and larger ones of half a batch.
     for source, rows in (
-        ((three, 30), (one, 262_144)) if size == 64 else ((seven, 14), (groups, 90))
+        ((three, 30), (one, 262_144)) if size == 64 else ((seven, 28), (groups, 90))
     ):
         monkeypatch.setattr(SHARD, rows)
         found = evaluate(source, **grouped(by="subset", **given))

@@ -101,8 +101,8 @@ def test_what_cannot_be_drawn(table, arguments):
 @pytest.fixture(scope="module")
 def clusters():
     rng = np.random.default_rng(11)
-    n = rng.integers(1, 9, 300)
-    return pl.DataFrame({"n": n, "x": rng.normal(1.0, 0.5, 300) * n + rng.normal(size=300)})
+    n = rng.integers(1, 9, 120)
+    return pl.DataFrame({"n": n, "x": rng.normal(1.0, 0.5, 120) * n + rng.normal(size=120)})
 
 
 def test_bootstrap_of_a_mean_agrees_with_its_formula(clusters):
@@ -116,7 +116,7 @@ def test_bootstrap_of_a_mean_agrees_with_its_formula(clusters):
     width = formula.interval.high - formula.interval.low
     assert mean.interval.low == pytest.approx(formula.interval.low, abs=0.04 * width)
     assert mean.interval.high == pytest.approx(formula.interval.high, abs=0.04 * width)
-    assert (mean.n, mean.n_clusters) == (clusters["n"].sum(), 300)
+    assert (mean.n, mean.n_clusters) == (clusters["n"].sum(), 120)
     # All figures have the same draws.
     assert found["double"].interval.low == pytest.approx(2 * mean.interval.low, rel=1e-12)
 

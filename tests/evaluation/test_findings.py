@@ -57,12 +57,8 @@ def found(pairs, **options):
     return evaluated(pairs, **options).findings
 
 
-def names_of(findings):
-    return [finding.name for finding in findings]
-
-
 def names(pairs, **options):
-    return names_of(found(pairs, **options))
+    return [finding.name for finding in found(pairs, **options)]
 
 
 def only(findings, name):
@@ -231,7 +227,7 @@ def test_copies_are_found_where_there_are_many(share, expected):
     pairs = made().drop("pair_id")
     with_copies = pl.concat([pairs, pairs[: int(share * N)]])
     findings = found(with_copies)
-    assert names_of(findings) == expected
+    assert [each.name for each in findings] == expected
     if expected:
         finding = only(findings, "repeats")
         assert finding.evidence.startswith("4.8% of the pairs have the log-probs of an earlier")
@@ -288,7 +284,7 @@ def test_a_subset_below_a_coin_is_found_after_holm():
     assert finding.severity == "problem"
     assert finding.title == "margins prefer the rejected completion in 1 subset"
     assert re.search(r"Right, ties half, in None \([\d.]+% of 500, p ", finding.evidence)
-    assert "worse_than_chance" not in names_of(findings)
+    assert "worse_than_chance" not in {each.name for each in findings}
     # 58 of 100 wrong are p = .13 alone, and nothing among many.
     assert "subset_worse_than_chance" not in names(wrong[:40], by="subset")
 
@@ -414,7 +410,7 @@ def test_margins_that_are_all_too_large_are_no_noise():
     result = evaluated(pairs, beta=5.0)
     # They look like noise, and more like too large a beta.
     assert result.statistics.flip_rate.interval.low > MISLABELLED_FROM
-    assert "confident_errors" not in names_of(result.findings)
+    assert "confident_errors" not in {each.name for each in result.findings}
 
 
 def test_noise_is_of_the_dpo_loss_alone():
@@ -442,7 +438,7 @@ def test_rewards_of_a_coin_are_not_worse_than_one():
     result = evaluated(pairs)
     half = result.statistics.figures["reward_accuracy_half"]
     assert half.interval.low < 0.5 < half.interval.high
-    assert "worse_than_chance" not in names_of(result.findings)
+    assert "worse_than_chance" not in {each.name for each in result.findings}
 
 
 def test_flipped_labels_are_found_from_a_share_of_5_percent():
@@ -451,7 +447,7 @@ def test_flipped_labels_are_found_from_a_share_of_5_percent():
     flipped = swapped(pairs, np.random.default_rng(2).random(8_000) < 0.08)
     result = evaluated(flipped)
     assert 0.05 < result.statistics.flip_rate.interval.low < 0.06
-    assert "confident_errors" in names_of(result.findings)
+    assert "confident_errors" in {each.name for each in result.findings}
 
 
 def by_length(right):

@@ -340,6 +340,12 @@ def groups_of(rows):
     return np.array([hash_of(int(prompt)) % 64 for prompt in rows["prompt_id"]])
 
 
+def check_line(line, params, errors):
+    assert (line.intercept.value, line.slope.value) == pytest.approx(tuple(params), rel=1e-8)
+    found = (line.intercept.standard_error, line.slope.standard_error)
+    assert found == pytest.approx(tuple(errors), rel=1e-8)
+
+
 def test_the_line_over_lengths_is_that_of_its_formula(statistics, rows):
     # Least squares with errors clustered by group (Liang and Zeger), in matrices.
     x, y, groups = (
@@ -353,13 +359,9 @@ def test_the_line_over_lengths_is_that_of_its_formula(statistics, rows):
     by_group = np.array([scores[groups == group].sum(axis=0) for group in np.unique(groups)])
     n, m = len(y), len(by_group)
     covariance = within @ (by_group.T @ by_group) @ within * m / (m - 1) * (n - 1) / (n - 2)
-    line = statistics.length
-    found = (line.intercept.value, line.slope.value)
-    assert found == pytest.approx(tuple(params), rel=1e-8)
-    errors = (line.intercept.standard_error, line.slope.standard_error)
-    assert errors == pytest.approx(tuple(np.sqrt(np.diag(covariance))), rel=1e-8)
+    check_line(statistics.length, params, np.sqrt(np.diag(covariance)))
     correlation = np.corrcoef(rows["longer"], rows["reward_margin"])[0, 1]
-    assert line.correlation == pytest.approx(correlation, rel=1e-9)
+    assert statistics.length.correlation == pytest.approx(correlation, rel=1e-9)
 
 
 @pytest.mark.slow  # statsmodels takes a second to import, and has the formula above
@@ -367,11 +369,7 @@ def test_the_line_over_lengths_is_that_of_statsmodels(statistics, rows):
     x = sm.add_constant(rows["longer"])
     groups = {"groups": groups_of(rows)}
     fit = sm.OLS(rows["reward_margin"], x).fit(cov_type="cluster", cov_kwds=groups)
-    line = statistics.length
-    found = (line.intercept.value, line.slope.value)
-    assert found == pytest.approx(tuple(fit.params), rel=1e-8)
-    errors = (line.intercept.standard_error, line.slope.standard_error)
-    assert errors == pytest.approx(tuple(fit.bse), rel=1e-8)
+    check_line(statistics.length, fit.params, fit.bse)
 
 
 @FEW_GROUPS

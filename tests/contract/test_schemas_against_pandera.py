@@ -167,7 +167,7 @@ def odd_cells():
     )
 
 
-@pytest.mark.repeats  # each check in one of the four places
+@pytest.mark.repeats(8)  # `test_refused_checks` has each of these forms
 @pytest.mark.parametrize("column", [pytest.param("x", id="column"), pytest.param(None, id="frame")])
 @pytest.mark.parametrize("ignore_na", [True, False])
 @pytest.mark.parametrize(

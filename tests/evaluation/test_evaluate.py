@@ -280,6 +280,7 @@ def with_faults(pairs):
     )
 
 
+@pytest.mark.slow  # `sources/test_common_schema.py` mixes types too, in any files and shards
 @given(st.data())
 @settings(max_examples=3, deadline=None)
 def test_shards_in_any_split_merge_to_the_same_bits(real_pairs, tmp_path_factory, data):

@@ -61,7 +61,7 @@ def test_any_cut_into_chunks_gives_the_same_bits(rows, limits, monkeypatch, tmp_
         assert_same(tables_of(statistics_of(source)), whole)
 
 
-@pytest.mark.repeats(1)  # files are chunks, as above
+@pytest.mark.slow  # files are chunks, as above
 def test_any_cut_into_files_gives_the_same_bits(rows, limits, tmp_path):  # noqa: ARG001
     frame = frame_of(rows[:240])
     whole = tables_of(statistics_of(frame))

@@ -230,6 +230,7 @@ def test_a_gate_can_ask_for_them():
     gate(result, under={"reward_accuracy": limits[0] - 1e-9}, by_interval=True)
 
 
+@pytest.mark.repeats(1)  # frames are scored as files are
 @pytest.mark.parametrize("is_file", [True, False])
 def test_scoring_says_what_evaluating_says(tmp_path, is_file):
     # 12 of 20 prompts have all of their 20 pairs right: 20 samples, and not 400.

@@ -348,11 +348,8 @@ def check_line(line, params, errors):
 
 def test_the_line_over_lengths_is_that_of_its_formula(statistics, rows):
     # Least squares with errors clustered by group (Liang and Zeger), in matrices.
-    x, y, groups = (
-        np.column_stack([np.ones(698), rows["longer"]]),
-        rows["reward_margin"],
-        groups_of(rows),
-    )
+    x, y = np.column_stack([np.ones(698), rows["longer"]]), rows["reward_margin"]
+    groups = groups_of(rows)
     within = np.linalg.inv(x.T @ x)
     params = within @ x.T @ y
     scores = (y - x @ params)[:, None] * x
@@ -366,9 +363,8 @@ def test_the_line_over_lengths_is_that_of_its_formula(statistics, rows):
 
 @pytest.mark.slow  # statsmodels takes a second to import, and has the formula above
 def test_the_line_over_lengths_is_that_of_statsmodels(statistics, rows):
-    x = sm.add_constant(rows["longer"])
-    groups = {"groups": groups_of(rows)}
-    fit = sm.OLS(rows["reward_margin"], x).fit(cov_type="cluster", cov_kwds=groups)
+    model = sm.OLS(rows["reward_margin"], sm.add_constant(rows["longer"]))
+    fit = model.fit(cov_type="cluster", cov_kwds={"groups": groups_of(rows)})
     check_line(statistics.length, fit.params, fit.bse)
 
 

@@ -130,6 +130,7 @@ def test_a_sum_does_not_depend_on_the_rows_beside_it(masks):
     assert made[1].head(50).equals(made[0])
 
 
+@pytest.mark.slow  # sums are those of any slice, below; shards are cut alike for all pairs
 def test_shards_of_any_size_give_the_same_summary(tmp_path, monkeypatch):
     many_tokens(60).write_parquet(tmp_path / "in.parquet", row_group_size=25)
     whole = evaluate(tmp_path / "in.parquet", on_invalid="exclude")

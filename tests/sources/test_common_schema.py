@@ -45,6 +45,11 @@ CHANGES = {
 }
 
 
+@pytest.fixture(scope="module")
+def whole(pairs):
+    return evaluate(pairs, batches=4)
+
+
 @pytest.mark.repeats(9)  # each change first or second: the order is that of a union
 @pytest.mark.parametrize(
     ("first", "second"),
@@ -55,11 +60,12 @@ CHANGES = {
         if "as it is" in {a, b} or {a, b} <= {"reordered", "Float32", "Int64", "no pair_id"}
     ],
 )
-def test_what_loses_nothing_is_resolved_in_either_order(folder, tmp_path, pairs, first, second):
+def test_what_loses_nothing_is_resolved_in_either_order(
+    folder, tmp_path, pairs, whole, first, second
+):
     write(folder, a=CHANGES[first](pairs[:3]), b=CHANGES[second](pairs[3:]))
     result = score_parquet(folder, tmp_path / "out", batches=4)
     # Log-probs of the fixture are whole numbers that every one of these types holds.
-    whole = evaluate(pairs, batches=4)
     assert result.summary == whole.summary == evaluate(folder).summary
     assert result.batches.equals(whole.batches)
     parts = [pl.read_parquet(tmp_path / "out" / f"{name}.parquet") for name in "ab"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 import shutil
@@ -370,6 +371,7 @@ def test_a_key_that_a_file_contradicts_is_an_error(write, eight, own, said):
     for name, begin, rows, value in zip("ab", (0, 3), (3, 5), own, strict=True):
         held = value if isinstance(value, pl.Expr) else pl.lit(value)
         write(f"ds/k={name}/p.parquet", begin, rows, frame=eight.with_columns(k=held))
+    sources = itertools.cycle(["ds", "ds/*/*.parquet", ["ds"]])
     for call in (
         check,
         evaluate,
@@ -380,9 +382,8 @@ def test_a_key_that_a_file_contradicts_is_an_error(write, eight, own, said):
         lambda source: compare(eight, source, on="pair_id"),
         lambda source: dry_run(evaluate, source),
     ):
-        for source in ("ds", "ds/*/*.parquet", ["ds"]):
-            with pytest.raises(StorageError, match=rf"k=[ab]/p.parquet: is in .*{said}.*Move the"):
-                call(source)
+        with pytest.raises(StorageError, match=rf"k=[ab]/p.parquet: is in .*{said}.*Move the"):
+            call(next(sources))
 
 
 def test_a_key_that_all_files_hold_is_compared_by_value(write, eight):

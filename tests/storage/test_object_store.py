@@ -1,4 +1,7 @@
-"""Object stores: a real S3 API on loopback (moto), in and out, with faults."""
+"""Object stores: S3's API on loopback, in and out, with faults.
+
+By default a small server answers (`store_tools.py`). The slow suite has moto answer all of it.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +33,9 @@ from dpo_pipeline import (
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.storage.stores import Access
 from option_tools import grouped
+from pair_tools import TOOLS
 from process_tools import PATIENCE, until
 
-pytestmark = pytest.mark.skipif(find_spec("moto") is None, reason="moto is not installed")
 KEYS = {"aws_access_key_id": "one", "aws_secret_access_key": "two", "aws_region": "us-east-1"}
 
 
@@ -44,13 +47,20 @@ def answers(url):
     return True
 
 
-@pytest.fixture(scope="module")
-def address():
+SERVERS = {"small": [str(TOOLS / "store_tools.py")], "moto": ["-m", "moto.server", "-p"]}
+
+
+# The calls of a store are those of the small server. Moto takes a second to import, and 14 of the
+# 22 CPU seconds that these tests took with it.
+@pytest.fixture(scope="module", params=["small", pytest.param("moto", marks=pytest.mark.slow)])
+def address(request):
+    if request.param == "moto" and find_spec("moto") is None:
+        pytest.skip("moto is not installed")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        [sys.executable, *SERVERS[request.param], str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -22,7 +22,7 @@ def source(tmp_path, real_pairs):
 @pytest.fixture
 def large(tmp_path, real_pairs):
     path = tmp_path / "pairs.parquet"
-    pl.concat([real_pairs] * 600).write_parquet(path, compression="uncompressed")
+    pl.concat([real_pairs] * 300).write_parquet(path, compression="uncompressed")
     return path
 
 

@@ -34,6 +34,7 @@ def place(request, monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     monkeypatch.setattr(keys, "JOINED_ROWS", request.param)
     monkeypatch.setattr(joining, "JOINED_BYTES", request.param * 8)
+    monkeypatch.setattr(keys, "JOINED_BYTES", request.param * 16)
     monkeypatch.setattr(joining, "SHARD_ROWS_IN_STEP", 100)
     monkeypatch.setattr(keys, "ROWS_IN_STEP", 130)
     monkeypatch.setattr(keys, "_PARTS", 5)  # 64 files of a few rows cost much and show the same

@@ -21,6 +21,7 @@ from dpo_pipeline.columns import (
 )
 from dpo_pipeline.contract import Binding, Offences, Places, RuleSet, listed
 from dpo_pipeline.defaults import (
+    GATHERED_ROWS,
     MAX_SUBSETS,
     MAX_SUBSETS_WITH_STATISTICS,
     NEIGHBOURS_ROWS,
@@ -293,7 +294,7 @@ class Wanted:
     def shard_rows(self) -> int:
         """Rows that one query reads."""
         rows = SHARD_ROWS if self.batching is None else self.batching.shard_rows
-        return rows if self.statistics is None else min(rows, STATISTICS_ROWS)
+        return rows if self.statistics is None else min(rows, GATHERED_ROWS)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -333,9 +334,9 @@ def work_of(
     wanted: Wanted,
 ) -> Work:
     """Return what is done with each shard of a dataset."""
-    binding = scorer.binding
-    checked = scores_to_check(scorer.objectives, binding.max_logp)
-    rules = binding.rules.with_scores_in_range(checked) if checked else binding.rules
+    binding, rules = scorer.binding, scorer.binding.rules
+    if checked := scores_to_check(scorer.objectives, binding.max_logp):
+        rules = rules.with_scores_in_range(checked)
     gathering = _gathering(binding, objectives, wanted)
     return Work(
         rules=rules,
@@ -438,18 +439,18 @@ def _columns_of_rows(
 
     A frame, or the join of one, is one shard of any length: it is summed chunk by chunk.
     """
-    columns = [] if gathering is None else gathering.columns
-    if gathering is None and (dataset.rows is None or not dataset.can_cut()):
+    columns = [] if gathering is None else list(gathering.columns)
+    by_chunk = dataset.rows is None or not dataset.can_cut()
+    if by_chunk if gathering is None else wanted.histogram or wanted.batching is not None:
         scores = (CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN, LOSS)
         names = [name_of_score(name, each, objectives) for each in objectives for name in scores]
         roles = (*(t.count for t in binding.needs.texts), *([PROMPT_ID] * wanted.intervals))
         counts = [role.name for role in roles if role.name in binding.columns]
-        columns = [*binding.needs.logps, *counts, *names]
+        columns += [*binding.needs.logps, *counts, *names]
         columns += columns_of_completions(wanted.unpaired)
     if not columns:
         return []
-    more = [*subset_keys(wanted.by), VALID]
-    more += [] if wanted.batching is None else wanted.batching.columns
+    more = [*subset_keys(wanted.by), VALID, *(wanted.batching.columns if wanted.batching else ())]
     more += binding.needs.keys(binding.columns)
     return list(dict.fromkeys([*columns, *more]))
 

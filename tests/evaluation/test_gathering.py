@@ -196,7 +196,7 @@ def test_margins_rewards_and_lengths_are_binned(rows, gathered):
 @pytest.mark.parametrize(("points", "size"), [(500, 2), (600, 1), (599, 2), (10, 64), (1, 1024)])
 def test_the_course_is_of_runs_of_rows(rows, monkeypatch, points, size):
     monkeypatch.setattr(gathering, "COURSE_POINTS", points)
-    monkeypatch.setattr(measuring, "STATISTICS_ROWS", 70)
+    monkeypatch.setattr(measuring, "GATHERED_ROWS", 70)
     gathered = gathered_of(frame_of(rows))
     assert gathered.rows_per_point == size
     expected = defaultdict(Counter)
@@ -223,7 +223,7 @@ def test_the_lowest_margins_are_listed(rows, gathered):
 
 
 def test_of_equal_margins_the_earlier_row_is_listed(monkeypatch):
-    monkeypatch.setattr(measuring, "STATISTICS_ROWS", 7)
+    monkeypatch.setattr(measuring, "GATHERED_ROWS", 7)
     frame = pl.DataFrame({name: [-13.0 - i] * 90 for i, name in enumerate(LOGPS)})
     with pytest.warns(DataWarning, match="constant"):
         gathered = evaluate(frame, statistics=True).statistics.gathered
@@ -281,7 +281,7 @@ def test_two_scores_of_a_judge_are_subtracted(rows, gathered):
 
 def test_too_many_gaps_of_a_judge_are_binned(rows, monkeypatch):
     monkeypatch.setattr(gathering, "JUDGE_CELLS", 100)
-    monkeypatch.setattr(measuring, "STATISTICS_ROWS", 50)
+    monkeypatch.setattr(measuring, "GATHERED_ROWS", 50)
     gathered = gathered_of(frame_of(rows))
     cells = Counter()
     for row in scored(rows):

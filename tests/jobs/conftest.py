@@ -23,6 +23,7 @@ def small(monkeypatch):
     for module in (measuring, shards):
         monkeypatch.setattr(module, "NEIGHBOURS_ROWS", 45)
         monkeypatch.setattr(module, "STATISTICS_ROWS", 60)
+    monkeypatch.setattr(measuring, "GATHERED_ROWS", 60)
     monkeypatch.setattr(shards, "COUPLED_SHARD_ROWS", 64)
 
 

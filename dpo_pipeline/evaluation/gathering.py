@@ -23,8 +23,8 @@ from dpo_pipeline.columns import (
     REJECTED_REWARD,
     REJECTED_TOKENS,
     REWARD_MARGIN,
-    Needs,
 )
+from dpo_pipeline.contract import Binding
 from dpo_pipeline.defaults import (
     BAGS,
     CLUSTERS_HELD,
@@ -150,14 +150,15 @@ class Gathering:
     def __init__(
         self,
         *,
-        schema: pl.Schema,
+        binding: Binding,
         objective: CheckedObjective,
-        needs: Needs,
         by: Sequence[str],
         keys: Sequence[str],
         judge: tuple[str, ...],
+        has_ids: bool,
     ) -> None:
-        """Start for pairs with the columns of `schema`; `keys` are those of `by` in rows."""
+        """Start for pairs of a binding; `keys` are those of `by` in rows."""
+        schema, needs = binding.columns, binding.needs
         self._needs = needs
         self._by, self._keys = tuple(by), list(keys)
         self._judge = judge
@@ -168,7 +169,7 @@ class Gathering:
         self._summed = [*needs.logps, LOSS, *scores]
         # Parts that come after others in one process leave out what those would not keep.
         self._thinning = 1
-        names = (PAIR_ID.name, PROMPT_ID.name, *judge)
+        names = (*([PAIR_ID.name] * has_ids), PROMPT_ID.name, *judge)
         self.columns = [
             *needs.logps,
             *((CHOSEN_TOKENS.name, REJECTED_TOKENS.name) if self._has_lengths else ()),

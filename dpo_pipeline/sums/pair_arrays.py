@@ -136,7 +136,8 @@ class PairArrays:
         self.margins, self.rewards = Grid.empty(), Grid.empty()
         formats, course = _Formats(needs, n_groups), _Course(rows_per_point)
         lengths = _Lengths(pairs, n, n_groups) if has_lengths else None
-        squares, equal = _Squares() if has_squares else None, dict.fromkeys(compared(needs), 0)
+        self._compared = compared(needs)
+        squares, equal = _Squares() if has_squares else None, dict.fromkeys(self._compared, 0)
         self.keys = np.empty(pairs.height, dtype=np.uint64)
         for at, of in blocks_of(self._columns):
             self._add_linear(of)
@@ -191,8 +192,9 @@ class PairArrays:
 
     def _same(self, of: Mapping[str, Numbers]) -> dict[tuple[str, str], NDArray[np.bool_]]:
         """Return where two log-probs are equal, as `same_numbers` says, casting each once."""
-        singles = {name: of[name].astype(np.float32) for name in self._needs.logps}
-        return {two: np.equal(*map(singles.__getitem__, two)) for two in compared(self._needs)}
+        names = dict.fromkeys(name for two in self._compared for name in two)
+        singles = {name: of[name].astype(np.float32) for name in names}
+        return {two: np.equal(*map(singles.__getitem__, two)) for two in self._compared}
 
     def _marks(
         self,

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from dpo_pipeline import DataWarning, StatisticsOptions, evaluate
+from dpo_pipeline import DataWarning, Outputs, Pairs, StatisticsOptions, evaluate
 from dpo_pipeline.evaluation import gathering, measuring
 from dpo_pipeline.evaluation.gathering import GROUP
 from dpo_pipeline.sums import CLUSTER, cells
@@ -220,6 +220,22 @@ def test_the_lowest_margins_are_listed(rows, gathered):
     assert gathered.lowest["pair_id"].to_list() == [row["pair_id"] for row in lowest]
     assert gathered.lowest["reward_margin"].to_list() == [row["margin"] for row in lowest]
     assert gathered.lowest["chosen_reward"].to_list() == [row["rewards"][0] for row in lowest]
+
+
+@pytest.mark.parametrize("step", [10_000, 70])
+def test_of_files_ids_of_the_listed_pairs_are_those_of_their_rows(
+    rows, gathered, monkeypatch, tmp_path, step
+):
+    monkeypatch.setattr(measuring, "GATHERED_ROWS", step)
+    found = frame_of(rows).with_columns(pl.lit("a").alias("aside")).rename({"pair_id": "key"})
+    found[:333].write_parquet(tmp_path / "0.parquet")
+    found[333:].write_parquet(tmp_path / "1.parquet")
+    columns, outputs = {"pair_id": "key"}, Outputs(show=("aside",))
+    options = {"statistics": True, "on_invalid": "exclude", "outputs": outputs}
+    result = evaluate(Pairs(tmp_path, columns=columns), BETA, **options)
+    lowest = result.statistics.gathered.lowest
+    assert lowest.columns[-2] == "pair_id"
+    assert lowest["pair_id"].to_list() == gathered.lowest["pair_id"].to_list()
 
 
 def test_of_equal_margins_the_earlier_row_is_listed(monkeypatch):

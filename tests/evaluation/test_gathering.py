@@ -236,6 +236,9 @@ def test_of_files_ids_of_the_listed_pairs_are_those_of_their_rows(
     lowest = result.statistics.gathered.lowest
     assert lowest.columns[-2] == "pair_id"
     assert lowest["pair_id"].to_list() == gathered.lowest["pair_id"].to_list()
+    options["outputs"] = Outputs(worst=0)
+    none = evaluate(Pairs(tmp_path, columns=columns), BETA, **options).statistics.gathered.lowest
+    assert none.schema == {name: lowest.schema[name] for name in lowest.columns[:-1]}
 
 
 def test_of_equal_margins_the_earlier_row_is_listed(monkeypatch):

@@ -21,7 +21,7 @@ from weakref import finalize
 import polars as pl
 
 from dpo_pipeline.columns import PAIR_ID, REF_CHOSEN, did_you_mean
-from dpo_pipeline.defaults import JOINED_ROWS, OFFENDERS_SHOWN, ROWS_IN_STEP
+from dpo_pipeline.defaults import JOINED_BYTES, JOINED_ROWS, OFFENDERS_SHOWN, ROWS_IN_STEP
 from dpo_pipeline.errors import ColumnError, JoinError, NoSuchColumn, StorageError, UsageError
 from dpo_pipeline.sources.formats import INDEX
 
@@ -267,9 +267,9 @@ class OrderedRows:
 
 
 class UniqueKeys:
-    """Tells whether keys are all different, in memory that does not grow with them.
+    """Tells whether keys are all different, in memory up to `JOINED_BYTES`.
 
-    Keys that rise, but for a few falls, need none; of others hashes are kept.
+    Keys that rise, but for a few falls, need none; of others hashes are kept, and sorted.
     """
 
     def __init__(self) -> None:
@@ -298,7 +298,8 @@ class UniqueKeys:
             if self._runs:  # whose hashes were not kept
                 self._is_known = False
             else:
-                self._hashes = Partitions({"": pl.Schema({KEY: pl.UInt64})})
+                most = JOINED_BYTES // 16  # of 8 bytes, which are there twice when sorted
+                self._hashes = Partitions({"": pl.Schema({KEY: pl.UInt64})}, most=most)
         if self._hashes is not None:
             self._hashes.add("", keys.hash().alias(KEY).to_frame())
 
@@ -312,7 +313,8 @@ class UniqueKeys:
     def are_unique(self) -> bool:
         """Whether all keys are different; False also where that is not known."""
         if self._hashes is not None:
-            return all(part[""][KEY].n_unique() == part[""].height for part in self._hashes)
+            in_order = (part[""][KEY].sort() for part in self._hashes)
+            return not any((s.slice(1) == s.slice(0, max(s.len() - 1, 0))).any() for s in in_order)
         runs = sorted(self._runs)
         apart = (run[1] < after[0] for run, after in pairwise(runs))
         return self._is_known and all(apart)

@@ -92,6 +92,8 @@ DUMP = Data(name="dump", tokens=TOKENS, part=500)
 PROMPTS = Data(name="prompts", prompts=4, part=4)
 """With prompts of four pairs each and token counts."""
 SLICE = Data(name="slice", part=20)
+TWO_FILES = Data(name="two-files", part=4)
+"""Of which the first round makes the two files that are joined."""
 LINES = Data(name="lines", part=20)
 """Of which the first round makes JSON lines and CSV."""
 TINY = Data(name="tiny", fixed_rows=1_000)
@@ -103,10 +105,10 @@ FLOORS = (
     Case(name="bare-means", call="floors.means", data=CLEAN),
     Case(name="bare-means-by-subset", call="floors.means_by_subset", data=CLEAN),
     Case(name="bare-score", call="floors.score", data=CLEAN),
-    Case(name="bare-paired-means", call="floors.paired_means", data=SLICE),
-    Case(name="bare-joined-means", call="floors.joined_means", data=SLICE),
+    Case(name="bare-paired-means", call="floors.paired_means", data=TWO_FILES),
+    Case(name="bare-joined-means", call="floors.joined_means", data=TWO_FILES),
     Case(name="bare-rank", call="floors.rank", data=PROMPTS),
-    Case(name="bare-means-slice", call="floors.means", data=SLICE),
+    Case(name="bare-means-one-file", call="floors.means", data=TWO_FILES),
     Case(name="bare-sums-of-tokens", call="floors.sums_of_tokens", data=OF_TOKENS),
     Case(name="bare-lines", call="floors.means_of_lines", data=LINES),
     Case(name="bare-csv", call="floors.means_of_csv", data=LINES),
@@ -226,31 +228,31 @@ OURS = (
     Case(
         name="compare",
         call="ours.compare",
-        data=SLICE,
+        data=TWO_FILES,
         is_ours=True,
         against=(Against(case="bare-paired-means", at_most=0.6),),
     ),
-    Case(name="evaluate-slice", call="ours.evaluate", data=SLICE, is_ours=True),
+    Case(name="evaluate-one-file", call="ours.evaluate", data=TWO_FILES, is_ours=True),
     Case(
         name="evaluate-reference",
         call="ours.evaluate_reference",
-        data=SLICE,
+        data=TWO_FILES,
         is_ours=True,
         against=(
-            Against(case="evaluate-slice", at_most=1.7),
-            Against(case="bare-means-slice"),
+            Against(case="evaluate-one-file", at_most=1.7),
+            Against(case="bare-means-one-file"),
             Against(case="bare-joined-means"),
         ),
     ),
     Case(
         name="evaluate-reference-shuffled",
         call="ours.evaluate_reference_shuffled",
-        data=SLICE,
+        data=TWO_FILES,
         is_ours=True,
         holds_up_to=600e6,
         against=(
-            Against(case="evaluate-slice", at_most=3.0),
-            Against(case="bare-means-slice"),
+            Against(case="evaluate-one-file", at_most=3.0),
+            Against(case="bare-means-one-file"),
         ),
     ),
     Case(

@@ -30,8 +30,8 @@ fewer, what is held at a time is not full), and less than 1 GB. CPU / row and ra
 user and system, of the larger size less the smaller one. Ratios of start-up and of the loss calls:
 all CPU; the loss calls are timed within their process, one call, and their peak MB is of the
 process.
-torch loops and cases of two tables run on 1/20 of the rows, the text cases (3 kB a row) on 1/100,
-the token cases (four lists of 60 a row) on 1/5, those with prompts on 1/4; ratios are per row.
+torch loops run on 1/20 of the rows, cases of two files and those with prompts on 1/4, the text
+cases (3 kB a row) on 1/100, the token cases (four lists of 60 a row) on 1/5; ratios are per row.
 Batches of 64 go to a file, as there are more of them than a result holds. Small sets are whole
 processes, start-up included."""
 

@@ -51,6 +51,15 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def board(tmp_path_factory):
+    """The leaderboard of the checkpoints."""
+    place = tmp_path_factory.mktemp("board")
+    for step, table in checkpoints().items():
+        table.write_parquet(place / f"checkpoint-{step}.parquet")
+    return compare(place)
+
+
 def right_by_prompt(table):
     margin = (pl.col(LOGPS[0]) - pl.col(LOGPS[2])) - (pl.col(LOGPS[1]) - pl.col(LOGPS[3]))
     right = table.select("prompt_id", right=(margin > 0).cast(pl.Int64))
@@ -116,8 +125,8 @@ def test_the_best_set_is_that_of_all_flips():
         assert list(found) == expected
 
 
-def test_the_leaderboard_has_the_figures_of_each_policy(folder):
-    found = compare(folder)
+def test_the_leaderboard_has_the_figures_of_each_policy(folder, board):
+    found = board
     assert found.labels == ("checkpoint-500", "checkpoint-1000", "checkpoint-1500")
     table = found.to_frame()
     assert table["accuracy"].is_sorted(descending=True)
@@ -136,17 +145,16 @@ def test_the_leaderboard_has_the_figures_of_each_policy(folder):
     assert found.winner_accuracy <= max(found.found.rates)
 
 
-def test_order_form_and_chunks_change_no_bit(monkeypatch, folder):
-    tables = checkpoints()
-    expected = compare(folder).found
+def test_order_form_and_chunks_change_no_bit(monkeypatch, folder, board):
+    tables, expected = checkpoints(), board.found
     shuffled = [t.sample(fraction=1, shuffle=True, seed=i) for i, t in enumerate(tables.values())]
     steps = pl.concat([t.with_columns(step=pl.lit(step)) for step, t in tables.items()])
     named = pl.concat(
         [t.with_columns(policy=pl.format("p{}", pl.lit(s))) for s, t in tables.items()]
     )
     assert compare(*shuffled).found == expected
-    monkeypatch.setattr(policies_plan, "ROWS_IN_STEP", 10)
-    monkeypatch.setattr(policies_plan, "STATISTICS_ROWS", 17)
+    monkeypatch.setattr(policies_plan, "ROWS_IN_STEP", 40)
+    monkeypatch.setattr(policies_plan, "STATISTICS_ROWS", 47)
     assert compare(str(folder / "*.parquet")).found == expected
     by_step = compare(steps)
     assert (by_step.labels, by_step.found) == (("step 500", "step 1000", "step 1500"), expected)
@@ -154,10 +162,9 @@ def test_order_form_and_chunks_change_no_bit(monkeypatch, folder):
     assert set(compare(named).best_set) == {f"p{x.split()[1]}" for x in by_step.best_set}
 
 
-def test_many_clusters_are_put_into_bags(monkeypatch, folder):
-    exact = compare(folder)
-    found = []
-    for rows in (15, 75):  # clusters are few at first, and each chunk has as few or more
+def test_many_clusters_are_put_into_bags(monkeypatch, folder, board):
+    exact, found = board, []
+    for rows in (18, 75):  # clusters are few at first, and each chunk has as few or more
         monkeypatch.setattr(policies_plan, "ROWS_IN_STEP", rows)
         monkeypatch.setattr(side_sums, "CLUSTERS_HELD", 7)
         for module in (side_sums, policy_sums, cells):
@@ -177,11 +184,11 @@ def test_labels(folder):
     for path in (first, second, third):
         (folder / path.stem).mkdir()
         path.rename(folder / path.stem / "pairs.parquet")
-    assert compare(*sorted(folder.glob("*/pairs.parquet"))).labels == (
+    assert compare.plan(*sorted(folder.glob("*/pairs.parquet"))).labels == (
         *("checkpoint-1000", "checkpoint-1500"),
         "checkpoint-500",
     )
-    assert compare(folder).labels[0] == "checkpoint-500"
+    assert compare.plan(folder).labels[0] == "checkpoint-500"
 
 
 def test_what_cannot_be_ranked(folder):
@@ -213,10 +220,10 @@ def test_invalid_pairs_count_in_no_policy():
     assert compare(*rest).found.rates == found.found.rates
 
 
-def test_a_policy_without_a_reference_takes_that_of_another():
+def test_a_policy_without_a_reference_takes_that_of_another(board):
     tables = list(checkpoints().values())
     lacking = [tables[0].drop(LOGPS[2:]), tables[1], tables[2].drop(LOGPS[2:])]
-    assert compare(*lacking).found == compare(*tables).found
+    assert compare(*lacking).found == board.found
 
 
 def test_policies_of_other_references_have_no_verdict():
@@ -230,18 +237,18 @@ def test_policies_of_other_references_have_no_verdict():
     assert found.to_dict()["incomparable"] in found.verdict
 
 
-def test_two_policies_are_compared_as_before(folder):
+def test_two_policies_are_compared_as_before(folder, board):
     paths = sorted(folder.glob("*.parquet"))
     assert isinstance(compare(*paths[:2]), Comparison)
-    assert isinstance(compare(*paths), Leaderboard)
+    assert isinstance(board, Leaderboard)
 
 
-def test_the_command_says_who_may_be_best(capsys, folder):
+def test_the_command_says_who_may_be_best(capsys, folder, board):
     code, out, _ = run(capsys, "compare", folder, "--json")
     document = json.loads(out)
     assert code == 0
     assert next(iter(document)) == "best_set"
-    assert document["best_set"] == list(compare(folder).best_set)
+    assert document["best_set"] == list(board.best_set)
     paths = sorted(map(str, folder.glob("*.parquet")))
     _, out, _ = run(capsys, "compare", *paths, "--baseline", "checkpoint-500")
     assert "minus checkpoint-500" in " ".join(out.split())

@@ -8,7 +8,14 @@ import pytest
 from altair.utils import schemapi
 
 import dpo_pipeline
+from dpo_pipeline.report import evaluation_page
 from page_tools import Page
+
+
+@pytest.fixture
+def without_charts(monkeypatch):
+    """Leave the charts out of pages of evaluations: half of their cost, for tests of words."""
+    monkeypatch.setattr(evaluation_page, "figures_of", lambda *_: iter(()))
 
 
 @pytest.fixture(scope="session")

@@ -76,7 +76,7 @@ class Browser:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
-    _session = None
+    _session = _open = None
 
     def call(self, method, **parameters):
         self._calls += 1
@@ -110,6 +110,11 @@ class Browser:
         return answer["result"].get("value")
 
     def open(self, path, *, width=1100, height=900, scheme="light", media=""):
+        """Open a page, unless it is open like that already, as a test before may have left it."""
+        asked = (path, width, height, scheme, media)
+        if asked == self._open:
+            return
+        self._open = asked
         self.events.clear()
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.call("Emulation.setEmulatedMedia", media=media, features=features)
@@ -229,11 +234,14 @@ CHARTS = """Array.from(document.querySelectorAll("[data-spec]"), (each) => [
     each.dataset.spec, each.dataset.state, each.querySelectorAll("svg path, svg text").length])"""
 
 
+# Tests of one page, width and scheme follow each other: it is opened once.
+
+
 @pytest.mark.parametrize(
     ("scheme", "width"),
     [
-        ("light", 1100),
         ("dark", 360),
+        ("light", 1100),
         # The two the other way about.
         pytest.param("dark", 1100, marks=pytest.mark.slow),
         pytest.param("light", 360, marks=pytest.mark.slow),
@@ -255,33 +263,19 @@ def test_every_chart_is_drawn_and_nothing_is_logged(browser, page, scheme, width
     assert browser.complaints() == []
 
 
-def test_a_comparison_is_drawn(browser, comparison_page):
-    browser.open(comparison_page)
-    assert [(name, state) for name, state, _ in browser.run(CHARTS)] == [
-        ("spec-differences", "drawn"),
-        ("spec-margins", "drawn"),
-        ("spec-changes", "drawn"),
-    ]
-    assert browser.complaints() == []
-
-
-@pytest.mark.parametrize(
-    ("scheme", "width"),
-    # The two the other way about.
-    [("light", 1200), ("dark", 400)]
-    + [pytest.param(*each, marks=pytest.mark.slow) for each in (("dark", 1200), ("light", 400))],
-)
-def test_several_policies_are_drawn_and_fit(browser, policies_page, scheme, width):
-    browser.open(policies_page, width=width, scheme=scheme)
-    charts = browser.run(CHARTS)
-    assert len(charts) == 7
-    assert {state for _, state, _ in charts} == {"drawn"}
-    assert browser.run("document.documentElement.scrollWidth") <= width
-    assert browser.complaints() == []
+def test_text_of_the_dataset_stays_text(browser, page):
+    browser.open(page)
+    heads = browser.run(
+        """Array.from(document.querySelector("#by-subset table").querySelectorAll("tbody th"),
+            (e) => e.textContent)"""
+    )
+    assert sorted(heads) == sorted(EVIL)
+    assert browser.run("document.title").startswith("pairs: ")
+    assert browser.run("document.querySelectorAll('img, [onfocus], [autofocus]').length") == 0
 
 
 # Between the two there is no other rule.
-@pytest.mark.parametrize("width", [320, pytest.param(500, marks=pytest.mark.slow), 1100])
+@pytest.mark.parametrize("width", [1100, pytest.param(500, marks=pytest.mark.slow), 320])
 def test_the_page_fits_the_window_and_charts_are_not_shrunk_to_it(browser, page, width):
     browser.open(page, width=width)
     assert browser.run("document.documentElement.scrollWidth") <= width
@@ -296,15 +290,76 @@ def test_the_page_fits_the_window_and_charts_are_not_shrunk_to_it(browser, page,
         assert right <= width
 
 
-def test_text_of_the_dataset_stays_text(browser, page):
-    browser.open(page)
-    heads = browser.run(
-        """Array.from(document.querySelector("#by-subset table").querySelectorAll("tbody th"),
-            (e) => e.textContent)"""
+def test_texts_over_a_histogram_do_not_meet(browser, page):
+    browser.open(page, width=320)
+    boxes = browser.run(
+        """Array.from(document.querySelectorAll("[data-spec=spec-margins] .mark-text text"),
+        (each) => { const b = each.getBoundingClientRect();
+            return [b.left, b.top, b.right, b.bottom]; })"""
     )
-    assert sorted(heads) == sorted(EVIL)
-    assert browser.run("document.title").startswith("pairs: ")
-    assert browser.run("document.querySelectorAll('img, [onfocus], [autofocus]').length") == 0
+    assert len(boxes) >= 3
+    for i, a in enumerate(boxes):
+        for b in boxes[:i]:
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] + 2 or b[3] <= a[1] + 2
+
+
+def test_a_table_says_whether_it_scrolls(browser, page):
+    for width, fits in ((320, False), (1400, True)):
+        browser.open(page, width=width)
+        said = browser.run("document.querySelector('#lowest .tools .hint').hidden")
+        assert said == fits
+
+
+def test_a_narrow_page_shows_all_its_sections_and_is_no_wider(browser, page):
+    browser.open(page, width=400)
+    ends = browser.run(
+        "Array.from(document.querySelectorAll('nav a'), (a) => a.getBoundingClientRect().right)"
+    )
+    assert len(ends) > 8
+    assert max(ends) <= 400
+    assert browser.run("document.documentElement.scrollWidth") <= 400
+
+
+def test_dark_and_light_have_their_colours(browser, page):
+    for scheme, paper in (("light", b"\xff\xff\xff"), ("dark", b"\x14\x17\x1b")):
+        browser.open(page, scheme=scheme, width=400)
+        rows = browser.picture(400, 300)
+        counts: dict[bytes, int] = {}
+        for row in rows[::4]:
+            for pixel in row[::4]:
+                counts[pixel] = counts.get(pixel, 0) + 1
+        assert max(counts, key=counts.get) == paper
+        fills = browser.run(
+            """Array.from(document.querySelectorAll("[data-spec=spec-margins] .mark-rect path"),
+                (each) => getComputedStyle(each).fill)"""
+        )
+        blue, orange = {
+            "light": ("rgb(10, 100, 164)", "rgb(217, 96, 10)"),
+            "dark": ("rgb(92, 176, 234)", "rgb(240, 145, 62)"),
+        }[scheme]
+        assert set(fills) == {blue, orange}
+
+
+def test_print_is_light_whatever_the_screen_is(browser, page):
+    browser.open(page, scheme="dark", media="print")
+    assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert browser.run("getComputedStyle(document.querySelector('nav')).display") == "none"
+
+
+def test_a_table_sorts_by_value_and_back(browser, page):
+    browser.open(page)
+    click = """(() => { const head = document.querySelectorAll("#lowest thead th")[%d];
+        head.querySelector("button").click();
+        const cells = Array.from(document.querySelectorAll("#lowest tbody tr"),
+            (row) => Number(row.cells[%d].dataset.value));
+        return [head.getAttribute("aria-sort"), cells]; })()"""
+    for column in (2, 3):
+        for direction in ("ascending", "descending"):
+            said, cells = browser.run(click % (column, column))
+            assert said == direction
+            assert cells == sorted(cells, reverse=direction == "descending")
+            assert len(cells) == 20
+    assert browser.run("document.querySelectorAll('#lowest [aria-sort]').length") == 1
 
 
 def test_text_of_the_dataset_stays_text_in_a_tooltip(browser, page):
@@ -342,34 +397,6 @@ def test_no_other_script_may_run(browser, page, tmp_path):
     assert browser.complaints()
 
 
-def test_a_table_sorts_by_value_and_back(browser, page):
-    browser.open(page)
-    click = """(() => { const head = document.querySelectorAll("#lowest thead th")[%d];
-        head.querySelector("button").click();
-        const cells = Array.from(document.querySelectorAll("#lowest tbody tr"),
-            (row) => Number(row.cells[%d].dataset.value));
-        return [head.getAttribute("aria-sort"), cells]; })()"""
-    for column in (2, 3):
-        for direction in ("ascending", "descending"):
-            said, cells = browser.run(click % (column, column))
-            assert said == direction
-            assert cells == sorted(cells, reverse=direction == "descending")
-            assert len(cells) == 20
-    assert browser.run("document.querySelectorAll('#lowest [aria-sort]').length") == 1
-
-
-def test_empty_cells_sort_last_either_way(browser, tmp_path, pairs):
-    path = tmp_path / "report.html"
-    dpo_pipeline.evaluate(pairs, by="pair_id", outputs=Outputs(report=path))
-    browser.open(path)
-    click = """(() => { const head = document.querySelectorAll("#by-subset thead th")[8];
-        head.querySelector("button").click();
-        return Array.from(document.querySelector("#by-subset table").querySelectorAll("tbody tr"),
-            (row) => row.cells[8].dataset.value).map(Number); })()"""
-    assert browser.run(click) == pytest.approx([-1, -0.2, 0, 0.1, 0.5, 1])
-    assert browser.run(click) == pytest.approx([1, 0.5, 0.1, 0, -0.2, -1])
-
-
 def test_keys_reach_what_scrolls_and_what_sorts(browser, page):
     browser.open(page)
     browser.run("document.querySelector('#by-subset th button').focus()")
@@ -403,60 +430,16 @@ def test_a_table_is_searched_and_saved(browser, page):
     assert margins == sorted(margins)
 
 
-def test_a_table_says_whether_it_scrolls(browser, page):
-    for width, fits in ((1400, True), (320, False)):
-        browser.open(page, width=width)
-        said = browser.run("document.querySelector('#lowest .tools .hint').hidden")
-        assert said == fits
-
-
-def test_a_narrow_page_shows_all_its_sections_and_is_no_wider(browser, page):
-    browser.open(page, width=400)
-    ends = browser.run(
-        "Array.from(document.querySelectorAll('nav a'), (a) => a.getBoundingClientRect().right)"
-    )
-    assert len(ends) > 8
-    assert max(ends) <= 400
-    assert browser.run("document.documentElement.scrollWidth") <= 400
-
-
-def test_texts_over_a_histogram_do_not_meet(browser, page):
-    browser.open(page, width=320)
-    boxes = browser.run(
-        """Array.from(document.querySelectorAll("[data-spec=spec-margins] .mark-text text"),
-        (each) => { const b = each.getBoundingClientRect();
-            return [b.left, b.top, b.right, b.bottom]; })"""
-    )
-    assert len(boxes) >= 3
-    for i, a in enumerate(boxes):
-        for b in boxes[:i]:
-            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] + 2 or b[3] <= a[1] + 2
-
-
-def test_dark_and_light_have_their_colours(browser, page):
-    for scheme, paper in (("light", b"\xff\xff\xff"), ("dark", b"\x14\x17\x1b")):
-        browser.open(page, scheme=scheme, width=400)
-        rows = browser.picture(400, 300)
-        counts: dict[bytes, int] = {}
-        for row in rows[::4]:
-            for pixel in row[::4]:
-                counts[pixel] = counts.get(pixel, 0) + 1
-        assert max(counts, key=counts.get) == paper
-        fills = browser.run(
-            """Array.from(document.querySelectorAll("[data-spec=spec-margins] .mark-rect path"),
-                (each) => getComputedStyle(each).fill)"""
-        )
-        blue, orange = {
-            "light": ("rgb(10, 100, 164)", "rgb(217, 96, 10)"),
-            "dark": ("rgb(92, 176, 234)", "rgb(240, 145, 62)"),
-        }[scheme]
-        assert set(fills) == {blue, orange}
-
-
-def test_print_is_light_whatever_the_screen_is(browser, page):
-    browser.open(page, scheme="dark", media="print")
-    assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert browser.run("getComputedStyle(document.querySelector('nav')).display") == "none"
+def test_empty_cells_sort_last_either_way(browser, tmp_path, pairs):
+    path = tmp_path / "report.html"
+    dpo_pipeline.evaluate(pairs, by="pair_id", outputs=Outputs(report=path))
+    browser.open(path)
+    click = """(() => { const head = document.querySelectorAll("#by-subset thead th")[8];
+        head.querySelector("button").click();
+        return Array.from(document.querySelector("#by-subset table").querySelectorAll("tbody tr"),
+            (row) => row.cells[8].dataset.value).map(Number); })()"""
+    assert browser.run(click) == pytest.approx([-1, -0.2, 0, 0.1, 0.5, 1])
+    assert browser.run(click) == pytest.approx([1, 0.5, 0.1, 0, -0.2, -1])
 
 
 def test_a_chart_that_cannot_be_drawn_says_so(browser, page, tmp_path):
@@ -469,6 +452,31 @@ def test_a_chart_that_cannot_be_drawn_says_so(browser, page, tmp_path):
     assert "could not be drawn" in browser.run(
         "document.querySelector('[data-state=failed]').textContent"
     )
+
+
+def test_a_comparison_is_drawn(browser, comparison_page):
+    browser.open(comparison_page)
+    assert [(name, state) for name, state, _ in browser.run(CHARTS)] == [
+        ("spec-differences", "drawn"),
+        ("spec-margins", "drawn"),
+        ("spec-changes", "drawn"),
+    ]
+    assert browser.complaints() == []
+
+
+@pytest.mark.parametrize(
+    ("scheme", "width"),
+    # The two the other way about.
+    [("light", 1200), ("dark", 400)]
+    + [pytest.param(*each, marks=pytest.mark.slow) for each in (("dark", 1200), ("light", 400))],
+)
+def test_several_policies_are_drawn_and_fit(browser, policies_page, scheme, width):
+    browser.open(policies_page, width=width, scheme=scheme)
+    charts = browser.run(CHARTS)
+    assert len(charts) == 7
+    assert {state for _, state, _ in charts} == {"drawn"}
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    assert browser.complaints() == []
 
 
 def test_texts_are_read_without_scrolling(browser, tmp_path, pairs):

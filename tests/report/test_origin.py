@@ -16,6 +16,7 @@ from dpo_pipeline.report.charts import LIGHT
 from dpo_pipeline.statistics import heterogeneity
 from page_tools import Page, of_margins
 
+pytestmark = pytest.mark.usefixtures("few_groups")
 MARGINS = [0.4, -0.2, 0.1, -0.9, 0.3, -0.5]
 
 
@@ -24,6 +25,11 @@ def file(tmp_path):
     path = tmp_path / "my pairs.parquet"
     of_margins(MARGINS, kind=["x", "y"] * 3).write_parquet(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def charts():
+    return dpo_pipeline.evaluate(of_margins(MARGINS), statistics=True).charts()
 
 
 def test_the_command_is_one_that_a_shell_takes(file):
@@ -45,6 +51,7 @@ def test_a_call_from_python_says_what_its_report_shows(file):
     assert origin.command == f"dpo-pipeline evaluate '{file}' --show kind --worst 3 --statistics"
 
 
+@pytest.mark.usefixtures("without_charts")
 def test_a_command_is_recorded_as_it_was_typed(file, monkeypatch):
     monkeypatch.chdir(file.parent)
     monkeypatch.setenv("DPO_PIPELINE_MAX_LOGP", "0.5")
@@ -86,11 +93,10 @@ def test_the_fingerprint_is_of_the_file_and_not_of_its_place(file, tmp_path):
     assert dpo_pipeline.evaluate(moved).origin.fingerprint != first
 
 
-def test_charts_are_pictures_that_need_no_network(file, monkeypatch):
+def test_charts_are_pictures_that_need_no_network(charts, monkeypatch):
     def refused(*_args, **_more):
         raise AssertionError("the network was asked")
 
-    charts = dpo_pipeline.evaluate(file, statistics=True).charts()
     monkeypatch.setattr(socket.socket, "connect", refused)
     shown = charts["margins"]._repr_mimebundle_()
     assert shown["image/svg+xml"].startswith("<svg")
@@ -98,15 +104,15 @@ def test_charts_are_pictures_that_need_no_network(file, monkeypatch):
         assert "application/json" in charts["margins"]._repr_mimebundle_()[0]
 
 
-def test_a_plane_has_one_scale(file):
-    spec = dpo_pipeline.evaluate(file, statistics=True).charts()["rewards"].to_dict()
+def test_a_plane_has_one_scale(charts):
+    spec = charts["rewards"].to_dict()
     channels = spec["layer"][0]["encoding"]
     assert channels["x"]["scale"]["domain"] == channels["y"]["scale"]["domain"]
     assert spec["width"] == spec["height"]
 
 
-def test_lines_end_before_the_labels_of_a_plane_and_few_pairs_are_seen(file):
-    layers = dpo_pipeline.evaluate(file, statistics=True).charts()["rewards"].to_dict()["layer"]
+def test_lines_end_before_the_labels_of_a_plane_and_few_pairs_are_seen(charts):
+    layers = charts["rewards"].to_dict()["layer"]
     texts = [layer["mark"] for layer in layers if layer["mark"]["type"] == "text"]
     assert len(texts) == 4
     for behind, text in (texts[:2], texts[2:]):

@@ -47,6 +47,7 @@ def test_a_report_needs_statistics(real_pairs):
             asked()
 
 
+@pytest.mark.usefixtures("without_charts")
 def test_outputs_appear_together_or_not_at_all(real_pairs, tmp_path, monkeypatch):
     outputs = {"report": tmp_path / "report.html", "summary": tmp_path / "summary.json"}
     result = dpo_pipeline.evaluate(real_pairs, **grouped(**outputs))

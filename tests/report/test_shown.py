@@ -15,6 +15,7 @@ from dpo_pipeline.sources import Dataset
 from page_tools import Page, of_margins
 from pair_tools import ROOT
 
+pytestmark = pytest.mark.usefixtures("few_groups", "without_charts")
 MARGINS = [0.4, -0.2, 0.1, -0.9, 0.3, -0.5]
 LONG = "a long answer, " * 40
 

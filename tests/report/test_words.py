@@ -125,6 +125,7 @@ def test_rewards_that_are_all_ties_prefer_nothing(n, beta, said):
         assert not any("best rule without rewards" in text for text in page.texts["p"])
 
 
+@pytest.mark.usefixtures("without_charts")
 @pytest.mark.repeats(1)  # the words of the verdict are in `evaluation`
 @pytest.mark.parametrize("tie", [True, False])
 def test_the_lead_says_how_the_rewards_stand(tie):
@@ -144,6 +145,7 @@ def test_the_lead_says_how_the_rewards_stand(tie):
     assert lead.endswith(" A tie counts as wrong.") == tie
 
 
+@pytest.mark.usefixtures("without_charts")
 def test_the_lead_does_not_say_what_a_finding_says():
     # The reference prefers the chosen completion of every pair.
     evaluation = dpo_pipeline.evaluate(of_margins([0.3, 0.4] * 20), statistics=True)
@@ -152,6 +154,7 @@ def test_the_lead_does_not_say_what_a_finding_says():
     assert any("the rewards differ from it by" in text for text in page.texts["p"])
 
 
+@pytest.mark.usefixtures("without_charts")
 def test_advice_that_findings_share_is_read_once():
     evaluation = dpo_pipeline.evaluate(EXAMPLES / "pairs.parquet", statistics=True)
     findings = [each for each in evaluation.findings if each.name == "baseline"]
@@ -185,6 +188,7 @@ def test_a_loss_has_a_unit_where_it_is_a_log_likelihood(loss, title, in_table):
     assert ("nats" in said) == (title != "Mean loss")
 
 
+@pytest.mark.usefixtures("without_charts")
 def test_the_best_beta_is_of_the_dpo_loss(page):
     assert any(text.startswith("Best beta (0.1") for text in page.texts["dt"])
     evaluation = dpo_pipeline.evaluate(
@@ -221,12 +225,14 @@ def test_one_run_is_no_course():
     assert "(empty)" not in page.texts["td"]
 
 
+@pytest.mark.usefixtures("without_charts")
 def test_no_finding_is_no_praise(evaluation, monkeypatch):
     monkeypatch.setattr(type(evaluation), "findings", ())
     page = Page(evaluation.report())
     assert "No check found anything wrong with these figures." in page.texts["p"]
 
 
+@pytest.mark.usefixtures("without_charts")
 def test_a_page_has_no_secrets_of_its_sources():
     address = "s3://key:hushhush@bucket/pairs.parquet?token=mum"
     found = dpo_pipeline.evaluate(of_margins([1.0, -1.0, 2.0] * 20), statistics=True)

@@ -8,7 +8,7 @@ import pytest
 
 from dpo_pipeline.selection.row_ranks import GROUP, KEPT, RANK, ROW, TIE, VALUE, ByRow, RowRanks
 
-N = 1_500
+N = 600
 
 
 def rows_of(kind):
@@ -29,7 +29,7 @@ def rows_of(kind):
     )
 
 
-ON_DISK = 400
+ON_DISK = 160
 DEAR = {("wide", True), ("many ties", True)}  # many small files, as from the other end
 
 
@@ -50,12 +50,12 @@ DEAR = {("wide", True), ("many ties", True)}  # many small files, as from the ot
 )
 def test_ranks_are_those_of_sorting(monkeypatch, kind, held, largest_first):
     monkeypatch.setattr("dpo_pipeline.sources.keys.JOINED_ROWS", held)
-    monkeypatch.setattr("dpo_pipeline.selection.row_ranks._MOST_BYTES", 20_000)
+    monkeypatch.setattr("dpo_pipeline.selection.row_ranks._MOST_BYTES", 8_000)
     rows = rows_of(kind)
     keep = {0: 10, 1: 0, 2: N}
     with RowRanks(pl.Schema(), largest_first=largest_first) as ranks:
-        for at in range(0, N, 270):
-            ranks.add(rows.slice(at, 270))
+        for at in range(0, N, 108):
+            ranks.add(rows.slice(at, 108))
         made = pl.concat(list(ranks.ranked(keep)))
     assert made.height == N
     for group in range(3):
@@ -68,17 +68,17 @@ def test_ranks_are_those_of_sorting(monkeypatch, kind, held, largest_first):
         assert found[KEPT].sum() == min(keep[group], some.height)
 
 
-@pytest.mark.parametrize("held", [10 * N, 700])
+@pytest.mark.parametrize("held", [10 * N, 280])
 def test_rows_come_back_in_the_order_of_the_data(monkeypatch, held):
     monkeypatch.setattr("dpo_pipeline.sources.keys.JOINED_ROWS", held)
-    monkeypatch.setattr("dpo_pipeline.selection.row_ranks.STATISTICS_ROWS", 300)
+    monkeypatch.setattr("dpo_pipeline.selection.row_ranks.STATISTICS_ROWS", 120)
     rng = np.random.default_rng(3)
     numbers = rng.permutation(np.arange(0, 2 * N, 2, dtype=np.uint64))
     with ByRow(pl.Schema({ROW: pl.UInt64})) as store:
-        for at in range(0, N, 1_300):
-            store.add(pl.DataFrame({ROW: numbers[at : at + 1_300]}))
+        for at in range(0, N, 520):
+            store.add(pl.DataFrame({ROW: numbers[at : at + 520]}))
         for _ in range(2):
             store.rewind()
-            taken = [store.take(first, 777)[ROW].to_list() for first in range(0, 2 * N, 777)]
-            for first, found in zip(range(0, 2 * N, 777), taken, strict=True):
-                assert found == [n for n in range(first, min(first + 777, 2 * N)) if n % 2 == 0]
+            taken = [store.take(first, 311)[ROW].to_list() for first in range(0, 2 * N, 311)]
+            for first, found in zip(range(0, 2 * N, 311), taken, strict=True):
+                assert found == [n for n in range(first, min(first + 311, 2 * N)) if n % 2 == 0]

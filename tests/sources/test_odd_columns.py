@@ -114,7 +114,7 @@ def expected(eight):
     return evaluate(eight).summary, swept, compare(eight, moved(eight)).to_dict()["differences"]
 
 
-@pytest.mark.repeats(4)  # no call reads what is odd, whatever it is
+@pytest.mark.repeats(2)  # no call reads what is odd, whatever it is
 def test_figures_are_those_without_it(odd_parquet, eight, expected, capfd):
     path, _ = odd_parquet
     summary, losses, differences = expected
@@ -127,7 +127,7 @@ def test_figures_are_those_without_it(odd_parquet, eight, expected, capfd):
     assert capfd.readouterr().err == ""  # Rust's threads print a panic there
 
 
-@pytest.mark.repeats(4)  # one message for all
+@pytest.mark.repeats(2)  # one message for all
 def test_scoring_names_it_and_goes_on_without_it(odd_parquet, tmp_path, eight):
     path, said = odd_parquet
     out = tmp_path / "out.parquet"

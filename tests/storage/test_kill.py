@@ -93,15 +93,15 @@ class Stage:
 
     def __init__(self, root, real_pairs):
         self.root = root
-        large = pl.concat([real_pairs] * 6).with_columns(
+        large = pl.concat([real_pairs] * 3).with_columns(
             policy_chosen_logps=pl.when(pl.int_range(pl.len()) % 1_000 == 7)
             .then(1.0)
             .otherwise("policy_chosen_logps")
         )
         large.write_parquet(root / "pairs.parquet", compression="uncompressed")
         (root / "in" / "deep").mkdir(parents=True)
-        large[:900].write_parquet(root / "in" / "a.parquet")
-        large[900:].write_parquet(root / "in" / "deep" / "b.parquet")
+        large[:800].write_parquet(root / "in" / "a.parquet")
+        large[800:].write_parquet(root / "in" / "deep" / "b.parquet")
 
     def whole(self, shape, beta):
         """Return the files of a run that nothing disturbs."""
@@ -129,8 +129,11 @@ class Stage:
             files[f"{name}/stale.parquet"] = stale.getvalue()
         return files
 
-    def kill(self, folder, scene, *, wait_at=None, after=0.0, phase=None):
-        """Kill a run where it waits, or some time after it came to a phase; return where."""
+    def kill(self, folder, scene, *, wait_at=None, after=0.0, phase=None, before=None):
+        """Kill a run where it waits, or some time after it came to a phase; return where.
+
+        `before` is called before, with the scene and its folder.
+        """
         folder.mkdir()
         if scene.overwrite:
             put(folder, self.old(scene))
@@ -155,6 +158,8 @@ class Stage:
                 if seen[-1][0] == "waiting" or (phase and seen[-1][1] == phase):
                     break
             time.sleep(after)
+            if before is not None:
+                before(scene, folder)
         finally:
             process.kill()
             rest, errors = process.communicate(timeout=PATIENCE)
@@ -244,8 +249,19 @@ _, FILE_OVER, _, FOLDER_OVER = SCENES
 
 def test_a_kill_of_each_kind(stage, tmp_path):
     """The slow tests kill each scene in each way; `test_commit` simulates every step."""
-    cases = [(FOLDER_OVER, ["rename", 4])]
-    killed_at(stage, tmp_path, cases)
+    refused = []
+
+    def meanwhile(scene, folder):
+        with pytest.raises(StorageError, match="another run is writing it") as caught:
+            score_parquet(
+                scene.source(stage.root),
+                scene.sink(folder),
+                **grouped(**scene.arguments(folder, NEW)),
+            )
+        refused.append(caught.value.path)
+
+    killed_at(stage, tmp_path, [(FOLDER_OVER, ["rename", 4])], before=meanwhile)
+    assert refused == [str(tmp_path / "0" / "apart")]  # the first of its outputs
 
 
 # Each scene in each way: the same code as above, at more of its places.
@@ -265,8 +281,9 @@ def test_a_kill_of_each_scene(stage, tmp_path, kind, numbers):
     killed_at(stage, tmp_path, cases)
 
 
-def killed_at(stage, tmp_path, cases):
-    places, done = try_all(stage, tmp_path, [(scene, {"wait_at": at}) for scene, at in cases])
+def killed_at(stage, tmp_path, cases, before=None):
+    asked = [(scene, {"wait_at": at, "before": before}) for scene, at in cases]
+    places, done = try_all(stage, tmp_path, asked)
     assert [place[:2] for place, _ in places] == [["waiting", at[0]] for _, at in cases]
     assert {code for _, code in places} == {-signal.SIGKILL}
     assert done == 0

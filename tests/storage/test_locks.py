@@ -53,6 +53,7 @@ def test_a_second_run_for_the_same_output_is_refused(tmp_path, source, shape):
     assert not any(Path(name).name.startswith(".") for name in everything(tmp_path))
 
 
+@pytest.mark.slow  # the lock of another process is met in `test_kill`, of a thread above
 def test_many_runs_at_once_and_one_output(tmp_path, source):
     order = {
         "source": str(source),

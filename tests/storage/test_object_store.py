@@ -1,19 +1,15 @@
-"""Object stores: a real S3 API on loopback (moto), in and out, with faults."""
+"""Object stores: S3's API on loopback, in and out, with faults.
+
+By default a small server answers (`store_tools.py`). The slow suite has moto answer all of it.
+"""
 
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import urllib.request
 from functools import partial
-from importlib.util import find_spec
 
 import polars as pl
 import pytest
-from pyarrow import fs
 
 from dpo_pipeline import (
     DataWarning,
@@ -30,126 +26,6 @@ from dpo_pipeline import (
 from dpo_pipeline.cli.program import main
 from dpo_pipeline.storage.stores import Access
 from option_tools import grouped
-from process_tools import PATIENCE, until
-
-pytestmark = pytest.mark.skipif(find_spec("moto") is None, reason="moto is not installed")
-KEYS = {"aws_access_key_id": "one", "aws_secret_access_key": "two", "aws_region": "us-east-1"}
-
-
-def answers(url):
-    try:
-        urllib.request.urlopen(url, timeout=PATIENCE).close()  # noqa: S310
-    except OSError:
-        return False
-    return True
-
-
-@pytest.fixture(scope="module")
-def address():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        until(lambda: server.poll() is not None or answers(f"{url}/moto-api/"))
-        assert server.poll() is None
-        yield url
-    finally:
-        server.terminate()
-        server.wait()
-
-
-@pytest.fixture
-def options(address):
-    return {**KEYS, "aws_endpoint_url": address, "aws_allow_http": "true", "max_retries": 1}
-
-
-@pytest.fixture
-def how(options):
-    """What calls are told; nothing of this machine's own credentials."""
-    return {"storage_options": options, "credential_provider": None}
-
-
-@pytest.fixture(scope="module")
-def server(address):
-    system = fs.S3FileSystem(
-        access_key="one",
-        secret_key="two",  # noqa: S106
-        region="us-east-1",
-        endpoint_override=address,
-        allow_bucket_creation=True,
-    )
-    return Store(system, address)
-
-
-@pytest.fixture
-def store(server, monkeypatch):
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-        monkeypatch.setenv(name, os.devnull)
-    if server.inputs is None or server.listed() != server.inputs:
-        server.empty()
-    return server
-
-
-class Store:
-    def __init__(self, system, address):
-        self.system, self.address, self.inputs = system, address, None
-
-    def empty(self):
-        request = urllib.request.Request(f"{self.address}/moto-api/reset", method="POST")  # noqa: S310
-        urllib.request.urlopen(request, timeout=PATIENCE).close()  # noqa: S310
-        self.system.create_dir("bucket")
-        self.inputs = None
-
-    def listed(self):
-        """Return what is there, with sizes and times."""
-        found = self.system.get_file_info(fs.FileSelector("bucket", recursive=True))
-        return {(each.path, each.size, each.mtime_ns) for each in found}
-
-    def put(self, path, content):
-        with self.system.open_output_stream(f"bucket/{path}") as file:
-            file.write(content)
-
-    def files(self, folder=""):
-        """Return the bytes of all objects below a folder."""
-        found = self.system.get_file_info(
-            fs.FileSelector(f"bucket/{folder}", recursive=True, allow_not_found=True)
-        )
-        made = {}
-        for each in found:
-            if each.type == fs.FileType.File:
-                with self.system.open_input_stream(each.path) as file:
-                    name = each.path.removeprefix("bucket/").removeprefix(folder).strip("/")
-                    made[name] = file.read()
-        return made
-
-
-@pytest.fixture
-def both(store, real_pairs, tmp_path):
-    """The same four files here and in the store, some pairs being invalid."""
-    pairs = real_pairs.with_columns(
-        policy_chosen_logps=pl.when(pl.int_range(pl.len()) % 100 == 3)
-        .then(1.0)
-        .otherwise("policy_chosen_logps")
-    )
-    here = tmp_path / "in"
-    for i, name in enumerate(("a", "b", "deep/c", "deep/d")):
-        path = here / f"{name}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pairs[180 * i : 180 * (i + 1)].write_parquet(path, row_group_size=50)
-    if store.inputs is None:  # else the test before left them as they were
-        for path in here.rglob("*.parquet"):
-            store.put(f"in/{path.relative_to(here)}", path.read_bytes())
-        store.put("in/_notes", b"hidden")
-        store.put("in/notes.txt", b"not Parquet")
-        store.inputs = store.listed()
-    return here
 
 
 def local(folder):

@@ -31,7 +31,7 @@ def test_ctrl_c_in_the_main_thread_of_a_program(tmp_path, large, phase, times, d
             "source": str(large),
             "sink": str(tmp_path / "out.parquet"),
             "arguments": {"batch_size": 100, "batches": str(tmp_path / "means.parquet")},
-            "shard_rows": 100_000,
+            "shard_rows": 50_000,
         }
         process = tool("job", order)
         for line in process.stdout:

@@ -10,7 +10,19 @@ import numpy as np
 import polars as pl
 import pytest
 
-from compare_tools import BETA, REL, A, B, by_ttest, frames, raised, said, told, units_found
+from compare_tools import (
+    BETA,
+    REL,
+    A,
+    B,
+    by_ttest,
+    frames,
+    of_files,
+    raised,
+    said,
+    told,
+    units_found,
+)
 from dpo_pipeline import DataWarning, UsageError, compare
 from dpo_pipeline.comparison import common_pairs, side_sums
 from dpo_pipeline.comparison.differences import differences_of
@@ -27,7 +39,7 @@ from pair_tools import LOGPS
 @pytest.mark.parametrize("name", ["loss", "reward_margin", "chosen_reward", "rejected_reward"])
 def test_mean_differences_are_those_of_the_paired_t_test(real, name):
     _, _, a, b = real
-    found = compare(A, B).differences[name]
+    found = of_files().differences[name]
     expected = by_ttest(b[name] - a[name])
     assert told(found) == pytest.approx(expected, rel=REL)
     assert found.p_value == pytest.approx(stats.ttest_rel(b[name], a[name]).pvalue, rel=1e-8)
@@ -39,7 +51,7 @@ def test_mean_differences_are_those_of_the_paired_t_test(real, name):
 def test_accuracy_is_tested_by_mcnemar(real):
     _, _, a, b = real
     a, b = a["reward_accuracy"], b["reward_accuracy"]
-    result = compare(A, B)
+    result = of_files()
     gains, losses, n = int(((1 - a) * b).sum()), int((a * (1 - b)).sum()), len(a)
     m = result.mcnemar
     assert (m.both_right, m.only_a, m.only_b) == (int((a * b).sum()), losses, gains)
@@ -74,7 +86,7 @@ def test_the_mid_p_test_decides_from_a_hundred_pairs_on():
 
 def test_the_figures_of_both_sides_are_of_the_common_pairs(real):
     _, _, a, b = real
-    result = compare(A, B)
+    result = of_files()
     for side, expected in ((result.a, a), (result.b, b)):
         assert side.summary.n_pairs == side.summary.n_valid == 1583
         for name, values in expected.items():
@@ -171,7 +183,7 @@ def test_ties_are_half_right_in_the_one_accuracy_and_wrong_in_the_other():
 def test_flips_are_the_largest_changes(real):
     table, _, a, b = real
     keys = table["pair_id"].to_numpy()
-    result = compare(A, B)
+    result = of_files()
     change = b["reward_margin"] - a["reward_margin"]
     for flips, rows, sign in (
         (result.gained, (a["reward_margin"] <= 0) & (b["reward_margin"] > 0), -1),
@@ -188,7 +200,7 @@ def test_flips_are_the_largest_changes(real):
 
 def test_histograms_hold_every_pair(real):
     _, _, a, b = real
-    result = compare(A, B)
+    result = of_files()
     assert result.changes["n_pairs"].sum() == result.margins["n_pairs"].sum() == 1583
     edges = [*result.changes["lower"].to_list(), result.changes["upper"].to_list()[-1]]
     change = b["reward_margin"] - a["reward_margin"]
@@ -206,7 +218,7 @@ def test_histograms_hold_every_pair(real):
 
 
 def test_subsets_are_comparisons_of_their_own_with_p_values_adjusted():
-    whole = compare(A, B, by="turns")
+    whole = of_files(("turns",))
     table = whole.subsets
     assert table["turns"].to_list() == sorted(table["turns"].to_list())
     assert table["n_valid"].sum() == 1583
@@ -304,11 +316,11 @@ def test_beta_and_loss_are_those_of_evaluate(real):
     for name, side in (("a", a), ("b", b)):
         expected = np.maximum(0.0, 1 - 5 * side["reward_margin"]).mean()
         assert getattr(result, name).summary.loss == pytest.approx(expected, rel=1e-9)
-    assert result.mcnemar == compare(A, B).mcnemar
+    assert result.mcnemar == of_files().mcnemar
 
 
 def test_swapping_the_sides_negates():
-    there, back = compare(A, B), compare(B, A)
+    there, back = of_files(), compare(B, A)
     for name, found in there.differences.items():
         other = back.differences[name]
         assert other.estimate.value == -found.estimate.value

@@ -105,7 +105,7 @@ def written(tmp_path, *sides):
     return [tmp_path / f"{name}.parquet" for name in "ab"]
 
 
-LAST = pl.col("pair_id") == 499
+LAST = pl.col("pair_id") == 319
 BROKEN = pl.when(pl.col("pair_id") % 90 == 0).then(1.0).otherwise(LOGPS[3]).alias(LOGPS[3])
 
 
@@ -141,8 +141,8 @@ BROKEN = pl.when(pl.col("pair_id") % 90 == 0).then(1.0).otherwise(LOGPS[3]).alia
 def test_columns_alike_in_both_files_are_read_once(
     monkeypatch, tmp_path, both, second, is_read, is_read_at_last
 ):
-    monkeypatch.setattr(dataset, "SHARD_ROWS_IN_STEP", 150)
-    a, b = (each.with_columns(both) for each in frames(n=400, per_prompt=2))
+    monkeypatch.setattr(dataset, "SHARD_ROWS_IN_STEP", 80)
+    a, b = (each.with_columns(both) for each in frames(n=220, per_prompt=2))
     b, read, keyed = b.with_columns(second), [], Table.keyed
 
     def seen(self, key, names=(), *, has_key, **options):

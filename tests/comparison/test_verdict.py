@@ -17,6 +17,7 @@ from compare_tools import (
     B,
     broken_at,
     frames,
+    of_files,
     of_margins,
     shifted,
     units_found,
@@ -35,7 +36,7 @@ def test_verdicts():
     assert better.verdict.startswith("B is better than A: accuracy +")
     assert worse.verdict.startswith("B is worse than A: accuracy -")
     assert better.verdict.endswith("p < 0.0001, on 400 common pairs")
-    none = compare(A, B)
+    none = of_files()
     assert none.better is None
     assert none.verdict == (
         f'no difference in accuracy shown: B "{B.stem}" minus A "{A.stem}" is -0.6 points (95% '
@@ -179,7 +180,7 @@ def test_no_rate_differs_by_more_than_one():
 
 
 def test_loss_has_a_line_of_its_own():
-    result = compare(A, B)
+    result = of_files()
     loss = result.differences["loss"].estimate
     limits = f"({loss.interval.low:.4f} to {loss.interval.high:.4f})"
     expected = f"Loss: B minus A is {loss.value:.4f} {limits} nats, at one beta of 0.1 for both."
@@ -254,9 +255,7 @@ def test_the_document_is_json_with_every_part():
 def test_the_document_follows_its_schema():
     a, b = frames(n=40, per_prompt=2)
     for result in (
-        compare(a, b),
-        compare(A, B, beta=0.05, by=["turns", "split"]),
-        compare(a.drop(REFS), b, by="split"),
+        compare(a.drop(REFS), b, beta=0.05, by=["prompt_id", "split"]),
         compare(broken_at(a, 103), b, loss="ipo", on_invalid="exclude"),
         compare(*(table.with_columns(prompt_id=1) for table in (a, b))),
     ):

@@ -52,6 +52,7 @@ def test_token_counts_of_a_wrong_type(frame, values, found, column):
     )
 
 
+@pytest.mark.repeats  # each depth, on or off
 @pytest.mark.parametrize("enabled", [True, False])
 @pytest.mark.parametrize("depth", list(ValidationDepth))
 def test_types_are_judged_without_reading_whatever_pandera_is_set_to(frame, enabled, depth):
@@ -74,6 +75,7 @@ def test_every_wrong_type_is_told_at_once(frame):
     ]
 
 
+@pytest.mark.repeats  # each column in one of the calls
 @pytest.mark.parametrize("column", LOGPS)
 @pytest.mark.parametrize("entrance", [*ENTRANCES, pytest.param(dpo_pipeline.score, id="score")])
 def test_missing_log_probs(frame, column, entrance):

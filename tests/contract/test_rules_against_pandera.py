@@ -85,7 +85,7 @@ def test_a_token_count_is_at_least_one_or_unknown(column, value, broken):
     assert our_rows(frame) == expected
 
 
-@pytest.mark.repeats(5)  # the columns have one set of rules
+@pytest.mark.repeats(3)  # the columns have one set of rules
 @pytest.mark.parametrize(
     ("one", "other"), [pytest.param(*c, id="+".join(c)) for c in combinations(OUR_COLUMNS, 2)]
 )
@@ -169,7 +169,7 @@ def test_no_rows_break_nothing():
     assert pandera_rows(row_model(), frame=clean(0)) == our_rows(clean(0)) == {}
 
 
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=4, deadline=None, derandomize=True)
 @given(frame=frames(), max_logp=st.sampled_from([0.0, 0.125]))
 def test_any_frame(frame, max_logp):
     expected = pandera_rows(row_model(max_logp), frame=frame)

@@ -42,60 +42,210 @@ FAULTS = {
 }
 
 
-@pytest.mark.repeats  # the sides have one set of rules
-@pytest.mark.parametrize("column", [PC, RC])
-@pytest.mark.parametrize("masked", [False, True])
-def test_a_fault_has_one_name_a_row_and_a_position(column, masked):
+def with_faults(column, *, masked=False):
     frame = pairs_of_tokens({MASKS[0]: [[1] * n for n in LENGTHS[COUNTS[0]]]} if masked else None)
     frame = pl.concat([*[frame[1:2]] * 6, frame[3:]])
     for row, (values, _) in enumerate(FAULTS.values()):
         frame = with_list(frame, column, row, values)
-    frame = with_list(frame, column, 5, [-8.0, -INF, -1.0])
-    report = check(frame)
+    return with_list(frame, column, 5, [-8.0, -INF, -1.0])
+
+
+def each_fault(column):
     expected = {
         f"{column}.{rule}": [(row, value)] for row, (rule, (_, value)) in enumerate(FAULTS.items())
     }
     expected[f"{column}.finite_tokens"].append((5, "-inf at position 1"))
-    assert found(report) == expected
-    assert report.n_invalid == 5
-    assert sum(report.by_rule.values()) == 5
+    return expected
 
 
-@pytest.mark.parametrize("column", [PR, RR])
-def test_a_fault_of_the_rejected_side(column):
-    frame = with_list(pairs_of_tokens(), column, 3, [0.25])
-    assert found(check(frame)) == {f"{column}.tokens_at_most": [(3, "0.25 at position 0")]}
-
-
-def test_positions_are_those_of_the_whole_list_and_of_tokens_that_count():
-    frame = pairs_of_tokens({MASKS[0]: [[1, 1, 1], [1, 1, 1], [1], [0, 1, 0, 1]]})
-    frame = with_list(frame, PC, 3, [None, -3.0, None, None])
-    assert found(check(frame)) == {f"{PC}.no_null_token": [(3, "null at position 3")]}
-
-
-def test_a_null_list():
+def nulls():
     frame = pl.concat([pairs_of_tokens()] * 2)
     for row, column in enumerate(TOKENS):
         frame = with_list(frame, column, row, None)
-    assert found(check(frame)) == {
-        f"{column}.not_null": [(row, None)] for row, column in enumerate(TOKENS)
+    return frame
+
+
+def of_token(value):
+    low = pairs_of_tokens().with_columns(pl.col(TOKENS).list.eval(pl.element() - 1.0))
+    return with_list(low, PC, 1, [-9.0, value, -9.0])
+
+
+def with_sums(frame, **changes):
+    sums = {name: list(values) for name, values in SUMS.items()}
+    for name, (row, value) in changes.items():
+        sums[name][row] = value
+    return frame.with_columns(pl.Series(n, v, dtype=pl.Float64) for n, v in sums.items())
+
+
+def of_sum(name, row, value, total):
+    """Return pairs with a sum that their tokens do not give, and what is said of it."""
+    shown = [(row, f"{value}, and the tokens sum to {total}")]
+    return with_sums(pairs_of_tokens(), **{name: (row, value)}), {
+        f"{name}.agrees_with_tokens": shown
     }
 
 
-def test_an_empty_completion():
-    frame = with_list(with_list(pairs_of_tokens(), PC, 2, []), RC, 2, [])
-    assert found(check(frame)) == {
-        f"{PC}.not_empty": [(2, "0 of 0 tokens count")],
-        f"{RC}.not_empty": [(2, "0 of 0 tokens count")],
+# For rows of three tokens: shorter, longer, longer by what is left out, and empty.
+ODD_MASKS = [[1, 1], [1, 1, 1, 1], [1, 1, 1, 0], [], [1, 1, 1]]
+OF_ODD_LENGTH = [(row, f"3 tokens, {len(ODD_MASKS[row])} in {MASKS[0]}") for row in range(4)]
+
+
+def pairs_of_odd_masks():
+    """Five pairs, of which the first four have a chosen mask of another length."""
+    return pl.concat([pairs_of_tokens()[:1]] * 5).with_columns(pl.Series(MASKS[0], ODD_MASKS))
+
+
+LISTS_ALONE = {
+    "a fault has one name a row and a position": (with_faults(PC), each_fault(PC)),
+    "so it has in the reference": (with_faults(RC), each_fault(RC)),
+    "the policy's rejected side": (
+        with_list(pairs_of_tokens(), PR, 3, [0.25]),
+        {f"{PR}.tokens_at_most": [(3, "0.25 at position 0")]},
+    ),
+    "the reference's rejected side": (
+        with_list(pairs_of_tokens(), RR, 3, [0.25]),
+        {f"{RR}.tokens_at_most": [(3, "0.25 at position 0")]},
+    ),
+    "null lists": (
+        nulls(),
+        {f"{column}.not_null": [(row, None)] for row, column in enumerate(TOKENS)},
+    ),
+    "an empty completion": (
+        with_list(with_list(pairs_of_tokens(), PC, 2, []), RC, 2, []),
+        {f"{column}.not_empty": [(2, "0 of 0 tokens count")] for column in (PC, RC)},
+    ),
+    "an empty list is also of another length": (
+        with_list(pairs_of_tokens(), RR, 0, []),
+        {
+            f"{RR}.not_empty": [(0, "0 of 0 tokens count")],
+            f"{PR}.same_length": [(0, f"2 tokens, 0 in {RR}")],
+        },
+    ),
+    "a shorter list of the policy": (
+        with_list(pairs_of_tokens(), PC, 0, [-1.0, -2.0]),
+        {f"{PC}.same_length": [(0, f"2 tokens, 3 in {RC}")]},
+    ),
+    "a shorter list of the reference": (
+        with_list(pairs_of_tokens(), RC, 0, [-1.0, -2.0]),
+        {f"{PC}.same_length": [(0, f"3 tokens, 2 in {RC}")]},
+    ),
+    "several faults are counted once by name each": (
+        with_list(pairs_of_tokens(), PC, 1, [None, NAN, INF, 0.5, NAN, None, -INF]),
+        {
+            f"{PC}.no_null_token": [(1, "null at position 0")],
+            f"{PC}.no_nan_token": [(1, "NaN at position 1")],
+            f"{PC}.finite_tokens": [(1, "inf at position 2")],
+            f"{PC}.tokens_at_most": [(1, "0.5 at position 3")],
+            f"{PC}.same_length": [(1, f"7 tokens, 3 in {RC}")],
+        },
+    ),
+    "a token of 0 is a log-prob": (of_token(0.0), {}),
+    "the least token above 0 is none": (
+        of_token(5e-324),
+        {f"{PC}.tokens_at_most": [(1, "5e-324 at position 1")]},
+    ),
+    "a sum out of range of sound tokens": (
+        with_list(pairs_of_tokens(), PC, 1, [LOWEST, -1.0, -1.0]),
+        {"policy_chosen_logps.at_least": [(1, LOWEST - 2.0)]},
+    ),
+    "the lowest sum": (with_list(pairs_of_tokens(), PC, 1, [LOWEST, 0.0, 0.0]), {}),
+}
+MASKED = {
+    "a fault has one name a row and a position": (with_faults(PC, masked=True), each_fault(PC)),
+    "positions are those of the whole list, and of tokens that count": (
+        with_list(
+            pairs_of_tokens({MASKS[0]: [[1, 1, 1], [1, 1, 1], [1], [0, 1, 0, 1]]}),
+            PC,
+            3,
+            [None, -3.0, None, None],
+        ),
+        {f"{PC}.no_null_token": [(3, "null at position 3")]},
+    ),
+    "a completion that is masked altogether": (
+        pairs_of_tokens({MASKS[0]: [[1, 1, 1], [0, 0, 0], [1], [1] * 4]}),
+        {f"{column}.not_empty": [(1, "0 of 3 tokens count")] for column in (PC, RC)},
+    ),
+    "masks of another length": (
+        pairs_of_odd_masks(),
+        {f"{PC}.fits_mask": OF_ODD_LENGTH, f"{RC}.fits_mask": OF_ODD_LENGTH},
+    ),
+    "a mask of large numbers": (
+        with_list(
+            pairs_of_tokens({MASKS[0]: [[1, 1, 1], [1, 1, 300], [1], [1] * 4]}),
+            PC,
+            1,
+            [-1.0, 0.5, -1.0],
+        ),
+        {f"{PC}.tokens_at_most": [(1, "0.5 at position 1")]},
+    ),
+}
+BESIDE_SUMS = {
+    "an average": of_sum("policy_chosen_logps", 1, -13.0 / 3, -13.0),
+    "with the prompt": of_sum("ref_rejected_logps", 3, -19.0, -9.0),
+    "just beyond": of_sum("policy_rejected_logps", 1, -10.625 - 0.2063, -10.625),
+    **{
+        f"a sum with a fault has that fault alone: {value}": (
+            with_sums(pairs_of_tokens(), policy_chosen_logps=(0, value)),
+            {f"policy_chosen_logps.{rule}": [(0, value)]},
+        )
+        for rule, value in (
+            ("not_null", None),
+            ("not_nan", NAN),
+            ("finite", -INF),
+            ("at_most", 0.5),
+        )
+    },
+    "sums stand where there are no tokens to compare": (
+        with_list(with_list(with_sums(pairs_of_tokens()), PC, 0, None), PR, 1, [-1.0, None]),
+        {},
+    ),
+}
+GROUPS = {"lists alone": LISTS_ALONE, "masked": MASKED, "beside sums": BESIDE_SUMS}
+
+
+@pytest.fixture(scope="module")
+def reports():
+    """What one check finds of all pairs of a group: it costs what a check of few pairs does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dpo_pipeline.contract.invalid_rows.OFFENDERS_SHOWN", 1_000)
+        return {
+            group: check(pl.concat([frame for frame, _ in cases.values()], how="vertical_relaxed"))
+            for group, cases in GROUPS.items()
+        }
+
+
+@pytest.mark.parametrize(
+    ("group", "case"), [(group, case) for group, cases in GROUPS.items() for case in cases]
+)
+def test_what_is_said_of(reports, group, case):
+    cases = list(GROUPS[group])
+    heights = [frame.height for frame, _ in GROUPS[group].values()]
+    first = sum(heights[: cases.index(case)])
+    own = range(first, first + heights[cases.index(case)])
+    listed = {
+        rule: [(row - first, value) for row, value in rows if row in own]
+        for rule, rows in found(reports[group]).items()
+    }
+    # As text: NaN is no number's equal.
+    assert {rule: str(rows) for rule, rows in listed.items() if rows} == {
+        rule: str(rows) for rule, rows in GROUPS[group][case][1].items()
     }
 
 
-def test_a_completion_that_is_masked_altogether():
-    frame = pairs_of_tokens({MASKS[0]: [[1, 1, 1], [0, 0, 0], [1], [1] * 4]})
-    assert found(check(frame)) == {
-        f"{PC}.not_empty": [(1, "0 of 3 tokens count")],
-        f"{RC}.not_empty": [(1, "0 of 3 tokens count")],
-    }
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_row_counts_once_and_each_of_its_rules(reports, group):
+    cases = [expected for _, expected in GROUPS[group].values()]
+    assert reports[group].n_invalid == sum(
+        len({row for rows in expected.values() for row, _ in rows}) for expected in cases
+    )
+    assert sum(reports[group].by_rule.values()) == sum(
+        len(rows) for expected in cases for rows in expected.values()
+    )
+
+
+def test_pairs_whose_sums_their_tokens_do_not_give_are_not_evaluated():
+    with pytest.raises(InvalidPairsError):
+        evaluate(BESIDE_SUMS["just beyond"][0])
 
 
 def test_offenders_of_many_chunks_are_all_listed():
@@ -112,41 +262,10 @@ def test_offenders_of_many_chunks_are_all_listed():
     }
 
 
-@pytest.mark.repeats(1)  # the sides have one set of rules
-@pytest.mark.parametrize("column", [PC, RC])
-def test_policy_and_reference_of_different_length(column):
-    frame = with_list(pairs_of_tokens(), column, 0, [-1.0, -2.0])
-    ours, theirs = (2, 3) if column == PC else (3, 2)
-    assert found(check(frame)) == {f"{PC}.same_length": [(0, f"{ours} tokens, {theirs} in {RC}")]}
-
-
-def with_sums(frame, **changes):
-    sums = {name: list(values) for name, values in SUMS.items()}
-    for name, (row, value) in changes.items():
-        sums[name][row] = value
-    return frame.with_columns(pl.Series(n, v, dtype=pl.Float64) for n, v in sums.items())
-
-
 def test_sums_beside_their_tokens_are_taken():
     near = with_sums(pairs_of_tokens(), policy_chosen_logps=(1, -13.2))
     with_floats = score(near).collect()
     assert with_floats[LOGPS[0]].to_list() == [-3.5, -13.2, -0.25, -12.0]
-
-
-@pytest.mark.parametrize(
-    ("name", "row", "value", "total"),
-    [
-        pytest.param("policy_chosen_logps", 1, -13.0 / 3, -13.0, id="an average"),
-        pytest.param("ref_rejected_logps", 3, -19.0, -9.0, id="with the prompt"),
-        pytest.param("policy_rejected_logps", 1, -10.625 - 0.2063, -10.625, id="just beyond"),
-    ],
-)
-def test_sums_that_their_tokens_do_not_give_are_invalid(name, row, value, total):
-    frame = with_sums(pairs_of_tokens(), **{name: (row, value)})
-    shown = [(row, f"{value}, and the tokens sum to {total}")]
-    assert found(check(frame)) == {f"{name}.agrees_with_tokens": shown}
-    with pytest.raises(InvalidPairsError):
-        evaluate(frame)
 
 
 def test_sums_are_compared_with_the_tokens_that_count():
@@ -161,43 +280,6 @@ def test_a_sum_that_is_accepted_above_0_is_compared():
     shown = [(0, "0.125, and the tokens sum to -3.5")]
     assert found(check(frame, contract=Contract(max_logp=0.125))) == {
         f"{LOGPS[0]}.agrees_with_tokens": shown
-    }
-
-
-@pytest.mark.parametrize("value", [None, NAN, -INF, 0.5])
-def test_a_sum_with_a_fault_has_that_fault_alone(value):
-    frame = with_sums(pairs_of_tokens(), policy_chosen_logps=(0, value))
-    assert len(found(check(frame))) == 1
-
-
-def test_sums_stand_where_there_are_no_tokens_to_compare():
-    frame = with_list(with_sums(pairs_of_tokens()), PC, 0, None)
-    frame = with_list(frame, PR, 1, [-1.0, None])
-    assert found(check(frame)) == {}
-
-
-def test_an_empty_list_is_also_of_another_length():
-    frame = with_list(pairs_of_tokens(), RR, 0, [])
-    assert found(check(frame)) == {
-        f"{RR}.not_empty": [(0, "0 of 0 tokens count")],
-        f"{PR}.same_length": [(0, f"2 tokens, 0 in {RR}")],
-    }
-
-
-# For rows of three tokens: shorter, longer, longer by what is left out, and empty.
-ODD_MASKS = [[1, 1], [1, 1, 1, 1], [1, 1, 1, 0], [], [1, 1, 1]]
-
-
-def pairs_of_odd_masks():
-    """Five pairs, of which the first four have a chosen mask of another length."""
-    return pl.concat([pairs_of_tokens()[:1]] * 5).with_columns(pl.Series(MASKS[0], ODD_MASKS))
-
-
-def test_a_mask_of_another_length():
-    lengths = [(row, f"3 tokens, {len(ODD_MASKS[row])} in {MASKS[0]}") for row in range(4)]
-    assert found(check(pairs_of_odd_masks())) == {
-        f"{PC}.fits_mask": lengths,
-        f"{RC}.fits_mask": lengths,
     }
 
 
@@ -217,25 +299,16 @@ def test_a_null_mask():
     }
 
 
-def test_a_mask_of_large_numbers():
-    frame = pairs_of_tokens({MASKS[0]: [[1, 1, 1], [1, 1, 300], [1], [1] * 4]})
-    frame = with_list(frame, PC, 1, [-1.0, 0.5, -1.0])
-    assert found(check(frame)) == {f"{PC}.tokens_at_most": [(1, "0.5 at position 1")]}
-
-
 @pytest.mark.parametrize(
     ("value", "max_logp", "n_invalid"),
     [
-        pytest.param(0.0, 0.0, 0, id="0 is a log-prob"),
-        pytest.param(5e-324, 0.0, 1, id="the least above it is none"),
         pytest.param(0.125, 0.125, 0, id="at the limit"),
         pytest.param(0.1250001, 0.125, 1, id="above the limit"),
         pytest.param(-0.1, -0.125, 1, id="above a limit below 0"),
     ],
 )
 def test_the_limit_of_a_token(value, max_logp, n_invalid):
-    low = pairs_of_tokens().with_columns(pl.col(TOKENS).list.eval(pl.element() - 1.0))
-    report = check(with_list(low, PC, 1, [-9.0, value, -9.0]), contract=Contract(max_logp=max_logp))
+    report = check(of_token(value), contract=Contract(max_logp=max_logp))
     name = f"{PC}.tokens_at_most"
     assert report.by_rule == ({name: 1} if n_invalid else {})
     if n_invalid:
@@ -243,28 +316,11 @@ def test_the_limit_of_a_token(value, max_logp, n_invalid):
         assert rule.requirement == f"all tokens at most {max_logp:,.10g}"
 
 
-def test_a_sum_out_of_range_of_sound_tokens():
-    frame = with_list(pairs_of_tokens(), PC, 1, [LOWEST, -1.0, -1.0])
-    assert found(check(frame)) == {"policy_chosen_logps.at_least": [(1, LOWEST - 2.0)]}
-    assert check(with_list(frame, PC, 1, [LOWEST, 0.0, 0.0])).n_invalid == 0
+def test_a_sum_above_a_limit_that_its_tokens_keep():
     above = with_list(pairs_of_tokens(), PC, 1, [0.125, 0.125, -0.125 + 2**-10])
     assert found(check(above, contract=Contract(max_logp=0.125))) == {
         "policy_chosen_logps.at_most": [(1, 0.125 + 2**-10)]
     }
-
-
-def test_several_faults_are_counted_once_by_name_each():
-    frame = with_list(pairs_of_tokens(), PC, 1, [None, NAN, INF, 0.5, NAN, None, -INF])
-    report = check(frame)
-    assert found(report) == {
-        f"{PC}.no_null_token": [(1, "null at position 0")],
-        f"{PC}.no_nan_token": [(1, "NaN at position 1")],
-        f"{PC}.finite_tokens": [(1, "inf at position 2")],
-        f"{PC}.tokens_at_most": [(1, "0.5 at position 3")],
-        f"{PC}.same_length": [(1, f"7 tokens, 3 in {RC}")],
-    }
-    assert set(report.by_rule.values()) == {1}
-    assert report.n_invalid == 1
 
 
 def test_an_unsound_list_hides_no_fault_of_other_columns():
@@ -350,7 +406,7 @@ def odd_lists(n_rows, *, masks):
     ],
 )
 def test_rules_and_valid_against_plain_python(masks, max_logp):
-    rows, frame = odd_lists(600, masks=masks)
+    rows, frame = odd_lists(250, masks=masks)
     rules = bind(frame.lazy(), source="pairs", max_logp=max_logp).rules
     expected = [sorted(broken_of_row(row, max_logp)) for row in rows]
     assert [sorted(names) for names in broken_rules(frame, rules)] == expected
@@ -360,13 +416,13 @@ def test_rules_and_valid_against_plain_python(masks, max_logp):
     # The table is of something: each rule is broken, and rows of every kind are there.
     seen = {name.partition(".")[2] for names in expected for name in names}
     assert len(seen) == 8 + bool(masks)
-    assert 90 < sum(valid) < 480
+    assert 40 < sum(valid) < 200
 
 
-@pytest.mark.repeats(2)  # rules are bound before any argument
-@pytest.mark.parametrize("arguments", [{"ld_alpha": 0.0}, {"ld_alpha": 0.5}, {"humanline": True}])
+@pytest.mark.repeats(1)  # rules are bound before any argument; the first one clamps tokens
+@pytest.mark.parametrize("arguments", [{"humanline": True}, {"ld_alpha": 0.0}, {"ld_alpha": 0.5}])
 def test_what_is_done_with_tokens_does_not_change_which_rows_are_sound(arguments):
-    rows, frame = odd_lists(300, masks=())
+    rows, frame = odd_lists(100, masks=())
     sound = [not broken_of_row(row, 0.0) for row in rows]
     result = evaluate(frame, loss=Objective(arguments=arguments), on_invalid="exclude")
     # A token too low for a plain sum can be clamped, or count less.

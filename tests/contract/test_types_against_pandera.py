@@ -7,7 +7,7 @@ import sys
 
 import polars as pl
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 import dpo_pipeline
 from dpo_pipeline.columns import Needs
@@ -29,6 +29,7 @@ def what_is_wrong(check, frame, needs):
     return set()
 
 
+@settings(max_examples=25)
 @given(
     types=st.dictionaries(st.sampled_from([*LOGPS, *COUNTS, "more"]), st.sampled_from(TYPES)),
     needs=st.builds(Needs, reference=st.booleans(), tokens=st.booleans()),
@@ -63,6 +64,7 @@ def test_each_fault_has_its_words():
         dpo_pipeline.evaluate(pl.DataFrame({name: ["-1"] for name in LOGPS}))
 
 
+@pytest.mark.slow  # `test_cost.py` has what calls import; these are three commands more
 def test_pandera_is_loaded_for_a_contract_of_ones_own_alone():
     code = (
         "import sys\n"

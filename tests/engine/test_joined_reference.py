@@ -45,6 +45,7 @@ def sides(tmp_path, monkeypatch):
     for module in (measuring, shards):
         monkeypatch.setattr(module, "NEIGHBOURS_ROWS", 0)
         monkeypatch.setattr(module, "STATISTICS_ROWS", 140)
+    monkeypatch.setattr(measuring, "GATHERED_ROWS", 140)
     rng = random.Random(7)
     rows = {name: [-rng.uniform(1, 300) for _ in range(400)] for name in LOGPS}
     rows[LOGPS[2]][123] = rows[LOGPS[1]][302] = 2.0

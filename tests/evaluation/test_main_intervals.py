@@ -91,7 +91,7 @@ def test_squares_beyond_the_sums_give_no_interval():
 
 
 def cuts(frame, folder):
-    for i, (start, stop) in enumerate(itertools.pairwise([0, 1, 77, 78, 300, 555, 600])):
+    for i, (start, stop) in enumerate(itertools.pairwise([0, 1, 77, 78, 150, 240])):
         frame[start:stop].write_parquet(folder / f"{i}.parquet", row_group_size=31 + i)
     frame.write_parquet(folder.parent / "whole.parquet", row_group_size=50)
     return folder, folder.parent / "whole.parquet", frame, frame.lazy()
@@ -109,19 +109,18 @@ def cuts(frame, folder):
 def test_any_cut_gives_the_same_bits(tmp_path, monkeypatch, alone, held):
     monkeypatch.setattr(roll_ups, "CLUSTERS_HELD", held)
     monkeypatch.setattr(roll_ups, "BAGS", 16)
-    rows = made_up()
-    frame = frame_of(rows).drop("prompt_id" if alone else "judge")
+    frame = frame_of(made_up(240)).drop("prompt_id" if alone else "judge")
     if alone:  # wide squares in one part only
         frame = frame.with_columns(
-            pl.when(pl.int_range(pl.len()) == 400).then(-1e6).otherwise(LOGPS[1]).alias(LOGPS[1])
+            pl.when(pl.int_range(pl.len()) == 160).then(-1e6).otherwise(LOGPS[1]).alias(LOGPS[1])
         )
     (tmp_path / "parts").mkdir()
     sources = cuts(frame, tmp_path / "parts")
     whole = evaluate(frame, BETA, on_invalid="exclude").intervals
     assert len(whole.figures) == (5 if alone else 1)
-    monkeypatch.setattr(measuring, "STATISTICS_ROWS", 70)
+    monkeypatch.setattr(measuring, "GATHERED_ROWS", 70)
     monkeypatch.setattr(shards, "STATISTICS_ROWS", 70)
-    monkeypatch.setattr(measuring, "SHARD_ROWS", 90)
+    monkeypatch.setattr(measuring, "SHARD_ROWS", 130)
     keyed = ({}, {"by": "subset"}, {"batches": 7}, {})
     for source, options in zip(sources, keyed, strict=True):
         assert evaluate(source, BETA, on_invalid="exclude", **options).intervals == whole
@@ -136,6 +135,7 @@ def counted(rows):
     return counts, right
 
 
+@pytest.mark.repeats(2)  # `test_gathering` has clusters of each type
 @pytest.mark.parametrize("kind", ["text", "whole", "category", "bytes"])
 def test_pairs_of_one_prompt_are_one_sample(kind):
     rows = made_up()
@@ -199,7 +199,7 @@ def test_prompts_with_one_pair_each_are_pairs():
 
 @pytest.mark.parametrize("by_prompt", [True, False])
 def test_statistics_give_the_same_intervals(by_prompt):
-    frame = frame_of(made_up())
+    frame = frame_of(made_up(240))
     frame = frame if by_prompt else frame.drop("prompt_id")
     plain = evaluate(frame, BETA, on_invalid="exclude").intervals
     full = evaluate(frame, BETA, on_invalid="exclude", statistics=True)
@@ -230,6 +230,7 @@ def test_a_gate_can_ask_for_them():
     gate(result, under={"reward_accuracy": limits[0] - 1e-9}, by_interval=True)
 
 
+@pytest.mark.repeats(1)  # frames are scored as files are
 @pytest.mark.parametrize("is_file", [True, False])
 def test_scoring_says_what_evaluating_says(tmp_path, is_file):
     # 12 of 20 prompts have all of their 20 pairs right: 20 samples, and not 400.

@@ -106,7 +106,7 @@ def test_a_broken_rule_of_another_column_is_seen(request, pairs_of_shards, tmp_p
     assert check_forms(request, pairs, tmp_path, {}) == [A, C, C, C, S, C]
 
 
-@pytest.mark.repeats(3)  # the forms are chosen by rows alone
+@pytest.mark.repeats(2)  # the forms are chosen by rows alone
 @pytest.mark.parametrize("options", FORMS)
 def test_so_it_is_by_key_and_for_other_scores(request, pairs_of_shards, tmp_path, options):
     pairs = with_value(pairs_of_shards, 250, None)
@@ -116,7 +116,7 @@ def test_so_it_is_by_key_and_for_other_scores(request, pairs_of_shards, tmp_path
 @pytest.mark.usefixtures("small")
 def test_a_sweep_takes_the_quick_form_for_any_beta(forms, pairs_of_shards, tmp_path):
     pairs_of_shards.write_parquet(tmp_path / "in.parquet")
-    swept = sweep(tmp_path / "in.parquet", [0.1, 2.0, 60.0])
+    swept = sweep(tmp_path / "in.parquet", [0.1, 60.0])
     assert forms.count("clean") == 4
     for row in swept.table.to_dicts():
         alone = evaluate(tmp_path / "in.parquet", row["beta"]).summary

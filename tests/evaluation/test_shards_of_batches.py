@@ -52,22 +52,24 @@ def test_the_same_bits_for_any_layout_and_shard(loss, size, tmp_path, monkeypatc
     held = evaluate(frame, **grouped(by="subset", **given))
     (tmp_path / "out").mkdir()
     one, groups, three, seven = laid_out(frame, tmp_path)
-    for source in (one, three, seven) if size == 64 else (groups, seven):
-        for rows in {"one.parquet": (262_144,), "seven": (14,)}.get(source.name, (30,)):
-            monkeypatch.setattr(SHARD, rows)
-            found = evaluate(source, **grouped(by="subset", **given))
-            assert found.summary == held.summary, (source, rows)
-            assert found.subsets.equals(held.subsets), (source, rows)
-            assert found.batches.equals(held.batches), (source, rows)
-            result, scored, _ = written(source, tmp_path / "out", **given)
-            assert scored.equals(valid), (source, rows)
-            assert result.summary == held.summary, (source, rows)
+    # Small files in shards of two batches, and larger ones of half a batch.
+    for source, rows in (
+        ((three, 30), (one, 262_144)) if size == 64 else ((seven, 28), (groups, 90))
+    ):
+        monkeypatch.setattr(SHARD, rows)
+        found = evaluate(source, **grouped(by="subset", **given))
+        assert found.summary == held.summary, (source, rows)
+        assert found.subsets.equals(held.subsets), (source, rows)
+        assert found.batches.equals(held.batches), (source, rows)
+        result, scored, _ = written(source, tmp_path / "out", **given)
+        assert scored.equals(valid), (source, rows)
+        assert result.summary == held.summary, (source, rows)
 
 
 def test_bytes_of_an_output_do_not_follow_shards(tmp_path, monkeypatch):
     made().write_parquet(tmp_path / "in.parquet", row_group_size=10)
     found = set()
-    for rows in (14, 262_144):
+    for rows in (50, 262_144):
         monkeypatch.setattr(SHARD, rows)
         out, means = tmp_path / "out.parquet", tmp_path / "means.parquet"
         score_parquet(

@@ -290,7 +290,7 @@ def test_subsets_that_share_prompts_have_a_mean_from_drawn_prompts(pairs, rows):
 )
 def test_weights_must_be_of_the_subsets(pairs, weights, problem):
     with pytest.raises(UsageError, match=problem):
-        evaluate(pairs, by="topic", statistics=StatisticsOptions(weights=weights))
+        evaluate(pairs[:40], by="topic", statistics=StatisticsOptions(weights=weights))
 
 
 def test_weights_need_subsets(pairs):
@@ -336,17 +336,36 @@ def test_best_beta_is_that_of_the_smallest_loss(statistics, rows):
     assert statistics.calibration.best.log_loss == pytest.approx(best.fun, abs=2e-5)
 
 
-def test_the_line_over_lengths_is_that_of_statsmodels(statistics, rows):
-    groups = np.array([hash_of(int(prompt)) % 64 for prompt in rows["prompt_id"]])
-    x = sm.add_constant(rows["longer"])
-    fit = sm.OLS(rows["reward_margin"], x).fit(cov_type="cluster", cov_kwds={"groups": groups})
-    line = statistics.length
-    found = (line.intercept.value, line.slope.value)
-    assert found == pytest.approx(tuple(fit.params), rel=1e-8)
-    errors = (line.intercept.standard_error, line.slope.standard_error)
-    assert errors == pytest.approx(tuple(fit.bse), rel=1e-8)
+def groups_of(rows):
+    return np.array([hash_of(int(prompt)) % 64 for prompt in rows["prompt_id"]])
+
+
+def check_line(line, params, errors):
+    assert (line.intercept.value, line.slope.value) == pytest.approx(tuple(params), rel=1e-8)
+    found = (line.intercept.standard_error, line.slope.standard_error)
+    assert found == pytest.approx(tuple(errors), rel=1e-8)
+
+
+def test_the_line_over_lengths_is_that_of_its_formula(statistics, rows):
+    # Least squares with errors clustered by group (Liang and Zeger), in matrices.
+    x, y = np.column_stack([np.ones(698), rows["longer"]]), rows["reward_margin"]
+    groups = groups_of(rows)
+    within = np.linalg.inv(x.T @ x)
+    params = within @ x.T @ y
+    scores = (y - x @ params)[:, None] * x
+    by_group = np.array([scores[groups == group].sum(axis=0) for group in np.unique(groups)])
+    n, m = len(y), len(by_group)
+    covariance = within @ (by_group.T @ by_group) @ within * m / (m - 1) * (n - 1) / (n - 2)
+    check_line(statistics.length, params, np.sqrt(np.diag(covariance)))
     correlation = np.corrcoef(rows["longer"], rows["reward_margin"])[0, 1]
-    assert line.correlation == pytest.approx(correlation, rel=1e-9)
+    assert statistics.length.correlation == pytest.approx(correlation, rel=1e-9)
+
+
+@pytest.mark.slow  # statsmodels takes a second to import, and has the formula above
+def test_the_line_over_lengths_is_that_of_statsmodels(statistics, rows):
+    model = sm.OLS(rows["reward_margin"], sm.add_constant(rows["longer"]))
+    fit = model.fit(cov_type="cluster", cov_kwds={"groups": groups_of(rows)})
+    check_line(statistics.length, fit.params, fit.bse)
 
 
 @FEW_GROUPS
@@ -408,7 +427,7 @@ def test_statistics_change_none_of_the_plain_figures(pairs, tmp_path):
     plain = evaluate(pairs, **grouped(**asked))
     path = tmp_path / "pairs.parquet"
     pairs.write_parquet(path, row_group_size=90)
-    for source in (pairs, pairs.lazy(), path):
+    for source in (pairs.lazy(), path):
         full = evaluate(source, **grouped(statistics=True, **asked))
         assert repr(full.summary) == repr(plain.summary)
         assert full.subsets.equals(plain.subsets)

@@ -52,7 +52,7 @@ def test_real_tokens_give_the_sums_of_trl(real_tokens, real_sums):
         assert scored[name].to_list() == real_sums[name].to_list()
 
 
-@pytest.mark.repeats(4)  # losses read sums, whatever they are of
+@pytest.mark.repeats(2)  # losses read sums, whatever they are of
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -282,7 +282,7 @@ def test_what_a_mask_leaves_out_does_not_matter(odd):
     clean = with_list(clean, RC, 1, [-3.0])
     assert evaluate(frame).summary == evaluate(clean).summary
     for arguments in ({"ld_alpha": 0.25}, {"humanline": True}):
-        of_both = [evaluate(f, loss=Objective(arguments=arguments)).summary for f in (frame, clean)]
-        assert of_both[0] == of_both[1]
+        of_both = [score(f, loss=Objective(arguments=arguments)).collect() for f in (frame, clean)]
+        assert of_both[0].drop(TOKENS, MASKS[0]).equals(of_both[1].drop(TOKENS, MASKS[0]))
     kl = [token_kl(f).select("^.*_k[123]$").collect() for f in (frame, clean)]
     assert kl[0].equals(kl[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from dataclasses import FrozenInstanceError, fields, make_dataclass
+from functools import cache
 
 import click
 import pandera.polars as pa
@@ -200,9 +201,15 @@ MORE = {"select": ["--rule", "random", "--keep", "50%"]}
 """Options that a command cannot do without."""
 
 
+@cache
+def wider():
+    """Return the command line with one more option: making it is most of what a dry run costs."""
+    return command_line(WIDER)
+
+
 def planned(call, *words):
     """Return the dry run of a command with one more option, as a document."""
-    line = command_line(WIDER)
+    line = wider()
     done = CliRunner().invoke(
         line,
         [call, *PLACES[call], *MORE.get(call, ()), "--dry-run", "--json", *words],
@@ -214,7 +221,7 @@ def planned(call, *words):
 @pytest.mark.parametrize("call", PLACES)
 @pytest.mark.usefixtures("project")
 def test_a_new_field_is_an_option_of_every_command(call, monkeypatch):
-    text = command_line(WIDER).commands[call].get_help(click.Context(click.Command(call)))
+    text = wider().commands[call].get_help(click.Context(click.Command(call)))
     assert "--niceness INTEGER" in text
     assert "How nice the run is to others." in " ".join(text.split())
     assert planned(call)["options"].get("--niceness") is None

@@ -9,7 +9,6 @@ from itertools import combinations
 import numpy as np
 import polars as pl
 import pytest
-from scipy.stats import kendalltau
 
 import dpo_pipeline.layouts.pairing as module
 from command_tools import run
@@ -24,6 +23,7 @@ from dpo_pipeline import (
     evaluate,
     rank,
 )
+from oracle_tools import stats
 
 
 def completions(n_prompts=60, seed=5, kind="score"):
@@ -53,7 +53,7 @@ def by_prompt(frame, kind):
 
 
 def tau_of(reward, good):
-    return kendalltau(reward, good).statistic if len(reward) > 1 else float("nan")
+    return stats.kendalltau(reward, good).statistic if len(reward) > 1 else float("nan")
 
 
 def by_hand(frame, kind):

@@ -18,7 +18,7 @@ def cell(value, unit="number", limits=None):
     return as_text([Table(columns=(Column(""),), rows=[(Figure(value, unit, limits),)])])
 
 
-@pytest.mark.parametrize("n", [8, 400, 2000])
+@pytest.mark.parametrize("n", [8, 400, pytest.param(2000, marks=pytest.mark.slow)])  # more of it
 def test_shares_of_counts_are_rounded_as_on_paper(n):
     for k in range(1, n):
         tenths = (2 * 1000 * k + n) // (2 * n)  # half up, in whole numbers

@@ -138,7 +138,7 @@ def test_subsets_of_long_values_fit_and_are_cut(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     words = pl.lit(" and words of a prompt" * 8)
     prompt = pl.concat_str(pl.format("Question {}:", pl.int_range(pl.len())), words)
-    frame = pl.read_parquet(PAIRS).with_columns(prompt=prompt)
+    frame = pl.read_parquet(PAIRS).head(70).with_columns(prompt=prompt)
     moved = pl.col("policy_chosen_logps") - pl.int_range(pl.len()) % 3
     other = frame.with_columns(policy_chosen_logps=moved)
     calls = (

@@ -19,11 +19,11 @@ from pair_tools import LOGPS
 
 # Rows, rows of a row group of an output (more than one), and files. The slow tests repeat it as it
 # is.
-FEW, MANY = (3_000, 2_500, 4), (80_000, OUTPUT_ROWS_PER_GROUP, 12)
+FEW, MANY = (1_500, 1_000, 3), (80_000, OUTPUT_ROWS_PER_GROUP, 12)
 # Threads of Polars and rows of a shard, 0 for those of the library.
-FEW_RUNS, MANY_RUNS = ((1, 0), (4, 1_301)), ((1, 0), (2, 30_011), (8, 17_011))
+FEW_RUNS, MANY_RUNS = ((1, 0), (4, 801)), ((1, 0), (2, 30_011), (8, 17_011))
 # Of few rows each run has its own layouts; the slow tests have all of them in each.
-HALVES = (("fine_large", "fine_small", "coarse_image"), ("fine_files", "coarse_float32"))
+HALVES = (("fine_large", "coarse_image"), ("fine_small",))
 
 RUN = """
 import hashlib, json, pathlib, sys
@@ -164,13 +164,16 @@ def found(sources, scale, tmp_path_factory):
     return results
 
 
-@pytest.mark.parametrize("rows", ["fine", "coarse"])
+# Few rows have the coarse ones in one layout: Float32 is widened by the scan of any layout.
+@pytest.mark.parametrize("rows", ["fine", pytest.param("coarse", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "what", ["summary", "subsets", "batches", "invalid", "means", "tables", "bytes"]
 )
 def test_the_same_rows_give_the_same_bits(found, scale, rows, what):
     each = {name: f[what] for name, f in found.items() if f", {rows}_" in name and f[what]}
-    layouts = 3 if rows == "fine" and what != "bytes" else 2
+    if rows == "coarse" and scale[3] is FEW_RUNS:
+        pytest.skip("it has one layout")
+    layouts = 3 if rows == "fine" and what != "bytes" and scale[3] is MANY_RUNS else 2
     assert len(each) == layouts * (len(scale[3]) if scale[3] is MANY_RUNS else 1)
     reference, *others = each
     assert {name: each[name] == each[reference] for name in others} == dict.fromkeys(others, True)
@@ -198,7 +201,7 @@ def test_row_groups_of_an_output_do_not_follow_those_of_the_input(tmp_path):
 
 def test_other_rows_give_other_bits(found):
     # The comparisons above are of something: rounding to Float32 shows in every one of them.
-    fine, coarse = (found[f"1, 0, {name}"] for name in ("fine_small", "coarse_image"))
+    fine, coarse = (found[f"1, 0, {name}"] for name in ("fine_large", "coarse_image"))
     assert not [what for what in fine if what != "invalid" and fine[what] == coarse[what]]
     assert fine["invalid"].count("not_nan") == 1
 

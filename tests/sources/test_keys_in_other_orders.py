@@ -13,7 +13,7 @@ from dpo_pipeline import JoinError, evaluate, score_parquet
 from dpo_pipeline.sources import joining
 from pair_tools import LOGPS, REFS
 
-N = 500
+N = 200
 MIXED = random.Random(5).sample(range(N), N)
 FAR = [(7_919 * i * i + 3) * 2**20 for i in range(N)]
 INT = {"pair_id": pl.Int64}
@@ -37,6 +37,7 @@ def ways(request, monkeypatch, tmp_path):
     """How rows got their places; the temporary folder is empty after it."""
     folder, found = tmp_path / "temporary", []
     folder.mkdir()
+    gc.freeze()  # the collection below passes over what other tests made
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     monkeypatch.setattr(joining, "SHARD_ROWS_IN_STEP", 64)
     if request.param == "on disk":  # a table of keys takes 8 bytes each, their rows 20
@@ -76,6 +77,7 @@ def tables(keys, dtype, folder):
     return policy, reference, whole
 
 
+@pytest.mark.repeats  # each kind of keys in one of the places
 @pytest.mark.parametrize(("keys", "dtype", "expected"), KEYS.values(), ids=KEYS)
 def test_each_pair_gets_its_own_reference(tmp_path, ways, keys, dtype, expected):
     policy, reference, whole = tables(keys, dtype, tmp_path)
@@ -112,6 +114,7 @@ FAULTS = {  # the policy's keys, the reference's, and what is said of them
 }
 
 
+@pytest.mark.repeats  # each fault in one of the types and places
 @pytest.mark.usefixtures("ways")
 @pytest.mark.parametrize("as_text", [False, True], ids=["integers", "texts"])
 @pytest.mark.parametrize(("left", "right", "said"), FAULTS.values(), ids=FAULTS)

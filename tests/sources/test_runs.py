@@ -11,7 +11,7 @@ from dpo_pipeline.sources import dataset
 from dpo_pipeline.sources.dataset import open_dataset
 from pair_tools import LOGPS
 
-N_ROWS, OF_RUN = 1_000, 90
+N_ROWS, OF_RUN = 500, 90
 N_RUNS = -(-N_ROWS // OF_RUN)
 
 
@@ -59,12 +59,12 @@ def test_outputs_are_the_same_to_the_byte_and_read_in_runs(tmp_path, monkeypatch
     source, made, scans = tmp_path / "in.parquet", [], []
     scan = dataset.Dataset.scan_files
 
-    def noted(self, files):
+    def noted(self, files, *of):
         scans.append(files)
-        return scan(self, files)
+        return scan(self, files, *of)
 
     monkeypatch.setattr(dataset.Dataset, "scan_files", noted)
-    rows().write_parquet(source, row_group_size=300)
+    rows().write_parquet(source, row_group_size=150)
     for of_run in (dataset.SHARD_ROWS_IN_STEP, OF_RUN):
         monkeypatch.setattr(dataset, "SHARD_ROWS_IN_STEP", of_run)
         folder = tmp_path / str(of_run)
@@ -82,9 +82,9 @@ def test_wide_rows_are_read_in_shorter_runs(tmp_path, monkeypatch):
     opened = open_dataset(source)
     (part,) = opened.parts(None)
     assert [first for _, first in opened.runs(part)] == [0]
-    monkeypatch.setattr(dataset, "RUN_BYTES", 400 * opened.row_bytes)
+    monkeypatch.setattr(dataset, "RUN_BYTES", 200 * opened.row_bytes)
     runs = opened.runs(part)
-    assert [first for _, first in runs] == [0, 400, 800]
+    assert [first for _, first in runs] == [0, 200, 400]
     assert pl.concat([rows for rows, _ in runs]).collect().equals(pl.read_parquet(source))
 
 

@@ -151,6 +151,7 @@ def test_a_fault_of_a_stream_is_said(pairs):
         evaluate(stream)
 
 
+@pytest.mark.slow  # eight million rows; that what waits is short, few rows show below
 def test_a_stream_holds_a_few_batches():
     # Polars reads ahead by 60 batches or so, by 80 where other work keeps it from computing.
     names, size, count = list(LOGPS), 20_000, 400

@@ -64,11 +64,11 @@ def test_resampled_by_hand():
 
 def test_more_replicates_begin_with_the_same_ones(monkeypatch):
     table = sums_of(list(range(30)))
-    few, many = resampled(table, n_replicates=10), resampled(table, n_replicates=500)
+    few, many = resampled(table, n_replicates=10), resampled(table, n_replicates=150)
     assert many.head(10).equals(few)
     # However many are drawn at a time.
     monkeypatch.setattr("dpo_pipeline.statistics.resampling._DRAWS_AT_A_TIME", 70)
-    assert resampled(table, n_replicates=500).equals(many)
+    assert resampled(table, n_replicates=150).equals(many)
     assert not resampled(table, n_replicates=10, seed=1).equals(few)
 
 
@@ -101,8 +101,8 @@ def test_what_cannot_be_drawn(table, arguments):
 @pytest.fixture(scope="module")
 def clusters():
     rng = np.random.default_rng(11)
-    n = rng.integers(1, 9, 300)
-    return pl.DataFrame({"n": n, "x": rng.normal(1.0, 0.5, 300) * n + rng.normal(size=300)})
+    n = rng.integers(1, 9, 120)
+    return pl.DataFrame({"n": n, "x": rng.normal(1.0, 0.5, 120) * n + rng.normal(size=120)})
 
 
 def test_bootstrap_of_a_mean_agrees_with_its_formula(clusters):
@@ -116,14 +116,14 @@ def test_bootstrap_of_a_mean_agrees_with_its_formula(clusters):
     width = formula.interval.high - formula.interval.low
     assert mean.interval.low == pytest.approx(formula.interval.low, abs=0.04 * width)
     assert mean.interval.high == pytest.approx(formula.interval.high, abs=0.04 * width)
-    assert (mean.n, mean.n_clusters) == (clusters["n"].sum(), 300)
+    assert (mean.n, mean.n_clusters) == (clusters["n"].sum(), 120)
     # All figures have the same draws.
     assert found["double"].interval.low == pytest.approx(2 * mean.interval.low, rel=1e-12)
 
 
 def test_interval_is_that_of_scipy_but_for_students_quantile():
     # Of a skewed sample of enough rows, where t is almost normal; both are simulations.
-    values = np.random.default_rng(12).exponential(size=600)
+    values = np.random.default_rng(12).exponential(size=200)
     found = bootstrap(
         sums_of(values), {"mean": pl.col("x") / pl.col("n")}, count="n", n_replicates=20_000
     )["mean"]

@@ -66,7 +66,7 @@ def expected(pairs, size, processes):
     return found
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(n=st.integers(1, 60), size=st.integers(1, 20), processes=st.integers(1, 4))
 def test_averages_are_those_of_steps(n, size, processes):
     pairs = PAIRS[:n]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import cache
 
 import numpy as np
 import polars as pl
@@ -38,6 +39,18 @@ def frames(n=60, seed=3, *, per_prompt=None, scale=2.0):
         }
         sides.append(pl.DataFrame({**shared, **moved}))
     return sides
+
+
+@cache
+def of_files(by=()):
+    """Return the comparison of both files: it cannot be changed, so tests share it."""
+    return compare(A, B, by=list(by))
+
+
+@cache
+def of_frames():
+    """Return the comparison of both made-up policies."""
+    return compare(*frames())
 
 
 def of_margins(*sides):

@@ -172,6 +172,9 @@ CALIBRATION_BINS: Final = 15
 STATISTICS_ROWS: Final = 524_288
 """Rows that are in memory at a time when statistics are gathered."""
 
+GATHERED_ROWS: Final = 1_048_576
+"""Rows of files that are read at a time for them: shorter runs straddle more row groups."""
+
 PARTS_HELD: Final = 4
 """Gathered tables of so many rows that are merged at a time: several cost little more than two."""
 

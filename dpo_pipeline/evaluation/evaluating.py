@@ -430,7 +430,7 @@ def evaluate(
         if isinstance(made, CompletionEvaluation) or made.statistics is None:
             return made
         gathered = made.statistics.gathered
-        lowest = lowest_shown(gathered.lowest, dataset, groups.outputs)
+        lowest = lowest_shown(gathered.lowest, dataset, measurement.binding, groups.outputs)
         worst = gathered.worst
         if worst is not None and groups.outputs.report is not None:
             worst = with_shown(worst, dataset, groups.outputs.shown)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 import polars as pl
 
 from dpo_pipeline.columns import (
-    CHOSEN_LOGRATIO,
     CHOSEN_REWARD,
     CHOSEN_TOKENS,
     LOSS,
@@ -21,12 +20,11 @@ from dpo_pipeline.columns import (
     OF_SUBSET,
     PAIR_ID,
     PROMPT_ID,
-    REJECTED_LOGRATIO,
     REJECTED_REWARD,
     REJECTED_TOKENS,
     REWARD_MARGIN,
-    Needs,
 )
+from dpo_pipeline.contract import Binding
 from dpo_pipeline.defaults import (
     BAGS,
     CLUSTERS_HELD,
@@ -38,7 +36,7 @@ from dpo_pipeline.defaults import (
     WORST_OF_SUBSET,
 )
 from dpo_pipeline.exact import lower_edge
-from dpo_pipeline.losses import CheckedObjective
+from dpo_pipeline.losses import CheckedObjective, linear_rewards
 from dpo_pipeline.statistics import hashed
 from dpo_pipeline.sums import (
     CLUSTER,
@@ -152,31 +150,31 @@ class Gathering:
     def __init__(
         self,
         *,
-        schema: pl.Schema,
+        binding: Binding,
         objective: CheckedObjective,
-        needs: Needs,
         by: Sequence[str],
         keys: Sequence[str],
         judge: tuple[str, ...],
+        has_ids: bool,
     ) -> None:
-        """Start for pairs with the columns of `schema`; `keys` are those of `by` in rows."""
+        """Start for pairs of a binding; `keys` are those of `by` in rows."""
+        schema, needs = binding.columns, binding.needs
         self._needs = needs
         self._by, self._keys = tuple(by), list(keys)
         self._judge = judge
         self._is_by_prompt = PROMPT_ID.name in schema
-        self._is_log_loss = objective.is_log_loss
+        self._objective = objective
         self._has_lengths = all(role.name in schema for role in (CHOSEN_TOKENS, REJECTED_TOKENS))
         scores = [] if objective.has_linear_rewards else [CHOSEN_REWARD, REJECTED_REWARD]
         self._summed = [*needs.logps, LOSS, *scores]
         # Parts that come after others in one process leave out what those would not keep.
         self._thinning = 1
-        names = (PAIR_ID.name, PROMPT_ID.name, *judge)
+        names = (*([PAIR_ID.name] * has_ids), PROMPT_ID.name, *judge)
         self.columns = [
             *needs.logps,
             *((CHOSEN_TOKENS.name, REJECTED_TOKENS.name) if self._has_lengths else ()),
             *(name for name in names if name in schema),
-            *(CHOSEN_LOGRATIO, REJECTED_LOGRATIO),
-            *(CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN, LOSS),
+            *(*scores, REWARD_MARGIN, LOSS),
         ]
 
     def part(self, rows: pl.DataFrame, first_row: int) -> tuple[GatheredPart, PairArrays]:
@@ -213,7 +211,7 @@ class Gathering:
             most=int(n_valid.max(initial=0)),
             number=number,
             rows_per_point=_rows_per_point(end),
-            is_log_loss=self._is_log_loss,
+            objective=self._objective,
             has_lengths=self._has_lengths,
             has_squares=not self._is_by_prompt,
         )
@@ -338,19 +336,22 @@ class Gathering:
         """Return the pairs with the smallest margins."""
         import numpy as np
 
-        listed = rows.select(self._listed(number))
         if rows.height > WORST_HELD:  # only rows in the bins of the smallest
             upto = np.cumsum(margins.counts.sum(axis=0))
             last = margins.low[1] + int(np.searchsorted(upto, WORST_HELD))
             end = pl.select(lower_edge(pl.lit(last + 1))).item()
-            listed = listed.filter(pl.col(REWARD_MARGIN) <= end)
-        return _first(listed)
+            few = (rows[REWARD_MARGIN] <= end).arg_true()
+            rows, number = rows[few], number[few.to_numpy()]
+        return _first(rows.select(self._listed(number)))
 
     def _listed(self, number: Any) -> list[Any]:
         """Return the columns of pairs that are listed."""
         ids = [PAIR_ID.name] if PAIR_ID.name in self.columns else []
-        scores = [LOSS, REWARD_MARGIN, CHOSEN_REWARD, REJECTED_REWARD]
-        return [pl.Series(ROW, number), *scores, *ids]
+        scores: list[Any] = [CHOSEN_REWARD, REJECTED_REWARD]
+        if self._objective.has_linear_rewards:
+            made = linear_rewards(self._objective)
+            scores = [each.alias(name) for name, each in made.items()]
+        return [pl.Series(ROW, number), LOSS, REWARD_MARGIN, *scores, *ids]
 
     def _worst(self, tables: Sequence[pl.DataFrame | None]) -> pl.DataFrame | None:
         there = [each for each in tables if each is not None]

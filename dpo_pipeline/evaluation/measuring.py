@@ -21,6 +21,7 @@ from dpo_pipeline.columns import (
 )
 from dpo_pipeline.contract import Binding, Offences, Places, RuleSet, listed
 from dpo_pipeline.defaults import (
+    GATHERED_ROWS,
     MAX_SUBSETS,
     MAX_SUBSETS_WITH_STATISTICS,
     NEIGHBOURS_ROWS,
@@ -293,7 +294,7 @@ class Wanted:
     def shard_rows(self) -> int:
         """Rows that one query reads."""
         rows = SHARD_ROWS if self.batching is None else self.batching.shard_rows
-        return rows if self.statistics is None else min(rows, STATISTICS_ROWS)
+        return rows if self.statistics is None else min(rows, GATHERED_ROWS)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -333,10 +334,19 @@ def work_of(
     wanted: Wanted,
 ) -> Work:
     """Return what is done with each shard of a dataset."""
-    binding = scorer.binding
-    checked = scores_to_check(scorer.objectives, binding.max_logp)
-    rules = binding.rules.with_scores_in_range(checked) if checked else binding.rules
-    gathering = _gathering(binding, objectives, wanted)
+    binding, rules = scorer.binding, scorer.binding.rules
+    if checked := scores_to_check(scorer.objectives, binding.max_logp):
+        rules = rules.with_scores_in_range(checked)
+    gathering = None
+    if wanted.statistics is not None:
+        gathering = Gathering(
+            binding=binding,
+            objective=objectives[0],
+            by=wanted.labels,
+            keys=subset_keys(wanted.by),
+            judge=wanted.statistics.judge_columns,
+            has_ids=not _reads_ids_apart(dataset, wanted),
+        )
     return Work(
         rules=rules,
         sums=_partial_sums(dataset, scorer, rules, objectives, wanted),
@@ -412,19 +422,12 @@ def measure(
     )
 
 
-def _gathering(
-    binding: Binding, objectives: Sequence[CheckedObjective], wanted: Wanted
-) -> Gathering | None:
+def _reads_ids_apart(dataset: Dataset, wanted: Wanted) -> bool:
+    """Whether ids are read of the few rows of files that need them, and not with all columns."""
     if wanted.statistics is None:
-        return None
-    return Gathering(
-        schema=binding.columns,
-        objective=objectives[0],
-        needs=binding.needs,
-        by=wanted.labels,
-        keys=subset_keys(wanted.by),
-        judge=wanted.statistics.judge_columns,
-    )
+        return bool(dataset.files)
+    is_long = (dataset.rows or 0) > GATHERED_ROWS and dataset.can_cut()
+    return is_long and not dataset.has_step and not wanted.by
 
 
 def _columns_of_rows(
@@ -438,20 +441,19 @@ def _columns_of_rows(
 
     A frame, or the join of one, is one shard of any length: it is summed chunk by chunk.
     """
-    columns = [] if gathering is None else gathering.columns
-    if gathering is None and (dataset.rows is None or not dataset.can_cut()):
+    columns = [] if gathering is None else list(gathering.columns)
+    by_chunk = dataset.rows is None or not dataset.can_cut()
+    if by_chunk if gathering is None else wanted.histogram or wanted.batching is not None:
         scores = (CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN, LOSS)
         names = [name_of_score(name, each, objectives) for each in objectives for name in scores]
         roles = (*(t.count for t in binding.needs.texts), *([PROMPT_ID] * wanted.intervals))
         counts = [role.name for role in roles if role.name in binding.columns]
-        columns = [*binding.needs.logps, *counts, *names]
+        columns += [*binding.needs.logps, *counts, *names]
         columns += columns_of_completions(wanted.unpaired)
-    if not columns:
-        return []
-    more = [*subset_keys(wanted.by), VALID]
-    more += [] if wanted.batching is None else wanted.batching.columns
-    more += binding.needs.keys(binding.columns)
-    return list(dict.fromkeys([*columns, *more]))
+    batch = [] if wanted.batching is None else wanted.batching.columns
+    ids = [] if _reads_ids_apart(dataset, wanted) else binding.needs.keys(binding.columns)
+    more = [*subset_keys(wanted.by), VALID, *batch, *ids]
+    return list(dict.fromkeys([*columns, *more])) if columns else []
 
 
 def _partial_sums(
@@ -462,8 +464,7 @@ def _partial_sums(
     wanted: Wanted,
 ) -> PartialSums:
     binding, batching = scorer.binding, wanted.batching
-    keys = subset_keys(wanted.by)
-    ids = () if dataset.has_step else binding.needs.keys(binding.columns)
+    keys, apart = subset_keys(wanted.by), dataset.has_step or _reads_ids_apart(dataset, wanted)
     by_prompt = wanted.intervals and PROMPT_ID.name in binding.columns
     extra = [*completion_sums(wanted.unpaired), *(batching.sums() if batching else ())]
     of_all = partial(totals, objectives=objectives, needs=binding.needs, extra=extra)
@@ -488,8 +489,7 @@ def _partial_sums(
         by_prompt=by_prompt and wanted.statistics is None,
         is_keyed=wanted.is_keyed,
         looks_at_all=wanted.looks_at_all,
-        # Of files, the column of ids is read apart, unless rows are read with all they hold.
-        id_columns=ids if wanted.statistics or not dataset.files else (),
+        id_columns=() if apart else binding.needs.keys(binding.columns),
         # The hashes of all prompts of a shard are in memory.
         most_rows=min(wanted.shard_rows, SHARD_ROWS // 4) if by_prompt else wanted.shard_rows,
         rolls_up=batching is None and not wanted.histogram,

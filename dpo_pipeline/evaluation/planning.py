@@ -366,9 +366,19 @@ def with_shown_rows(report: InvalidReport, dataset: Dataset, outputs: Outputs) -
     return report.with_shown(names, read)
 
 
-def lowest_shown(lowest: pl.DataFrame, dataset: Dataset, outputs: Outputs) -> pl.DataFrame:
+def lowest_shown(
+    lowest: pl.DataFrame, dataset: Dataset, binding: Binding, outputs: Outputs
+) -> pl.DataFrame:
     """Return the pairs with the smallest margins that are to be shown, with their columns."""
-    return with_shown(lowest.head(outputs.worst), dataset, outputs.shown)
+    few = lowest.head(outputs.worst)
+    if (
+        PAIR_ID.name in binding.columns and PAIR_ID.name not in few.columns
+    ):  # not read with all rows
+        shards = [dataset.shard(row, 1) for row in few["row"].to_list() or [0]]
+        parts = [binding.prepare(each.frame).select(PAIR_ID.name) for each in shards]
+        with reading(dataset.name):
+            few = few.hstack(pl.concat(pl.collect_all(parts)).head(few.height))
+    return with_shown(few, dataset, outputs.shown)
 
 
 def with_shown(pairs: pl.DataFrame, dataset: Dataset, names: Sequence[str]) -> pl.DataFrame:

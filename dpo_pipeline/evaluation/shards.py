@@ -194,7 +194,7 @@ class PartialSums:
 
     def of_rows(self, rows: pl.DataFrame, first_row: int, *, lagged: bool) -> Partial:
         """Return the sums of rows that `rows` read, `first_row` being the number of the first."""
-        runs, valid = self._runs(first_row, rows.height), pl.col(VALID)
+        runs, valid = self._places(first_row, rows.height, lagged=lagged), pl.col(VALID)
         is_small = rows.height <= SUMMED_CHUNK_ROWS
         sums = partial(
             self.summed,
@@ -207,7 +207,7 @@ class PartialSums:
         if runs is None:
             return sums(lagged=lagged)
         sample = [rows.lazy().slice(f - first_row, n) for f, n in runs]
-        sense, ids = self._sense(sample, valid), self._ids(sample)
+        sense, ids = self._sense(sample, valid, lagged=lagged), self._ids(sample)
         return replace(sums(has_sense=False), sense=sense, ids=ids)
 
     def rolled_up(
@@ -216,13 +216,13 @@ class PartialSums:
         """Return `of_rows` from sums that were made of the rows, for one objective."""
         needs, keys = self.scorer.binding.needs, list(self.subsets)
         (objective,) = self.scorer.objectives
-        runs = self._runs(first_row, rows.height)
+        runs = self._places(first_row, rows.height, lagged=lagged)
         places = [(first_row, rows.height)] if runs is None else runs
         sample = [rows.lazy().slice(f - first_row, n) for f, n in places]
         table = rolled_up(pairs.clusters, objective, needs, keys)
         return Partial(
             sums=table if keys else table.hstack(pairs.equal),
-            sense=self._sense(sample, pl.col(VALID), lagged=lagged and runs is None),
+            sense=self._sense(sample, pl.col(VALID), lagged=lagged),
             ids=self._ids(sample),
             squares=pairs.squares,
         )
@@ -290,6 +290,15 @@ class PartialSums:
         runs = sampled(first_row, rows)
         return None if runs == [(first_row, rows)] else runs
 
+    def _places(self, first: int, rows: int, *, lagged: bool) -> list[tuple[int, int]] | None:
+        """Return the same, with the rows whose neighbours are compared, if `lagged`, before all."""
+        runs = self._runs(first, rows)
+        if not lagged or rows <= STATISTICS_ROWS:
+            return runs
+        (_, n), *others = runs or [(first, rows)]
+        near = min(n, STATISTICS_ROWS)
+        return [(first, near), *([(first + near, n - near)] if n > near else []), *others]
+
     def looks_at_all_of(self, n_rows: int) -> bool:
         """Return whether ids and what `sense` is made of are looked at in all of so many rows."""
         return self._runs(0, n_rows) is None
@@ -303,7 +312,9 @@ class PartialSums:
     def _sense(
         self, sample: Sequence[pl.LazyFrame], valid: pl.Expr, *, lagged: bool = False
     ) -> pl.DataFrame | None:
-        plans = [self._sense_of(pairs, valid, lagged=lagged) for pairs in sample]
+        plans = [
+            self._sense_of(pairs, valid, lagged=lagged and not i) for i, pairs in enumerate(sample)
+        ]
         return merge([each.collect(engine="streaming") for each in plans]) if plans else None
 
     def _sense_of(self, pairs: pl.LazyFrame, valid: pl.Expr, *, lagged: bool) -> pl.LazyFrame:

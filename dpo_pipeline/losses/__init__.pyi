@@ -26,6 +26,7 @@ from .scored_columns import (
     NO_KL as NO_KL,
     WithinBatches as WithinBatches,
     completion_reward as completion_reward,
+    linear_rewards as linear_rewards,
     name_of_score as name_of_score,
     scores_to_check as scores_to_check,
     with_scores as with_scores,

@@ -93,6 +93,17 @@ def with_scores_of(
     return pairs
 
 
+def linear_rewards(objective: CheckedObjective) -> dict[str, pl.Expr]:
+    """Return both rewards, made of log-probs, for an objective whose rewards are linear."""
+    basis, beta = objective.reward_basis, objective.beta
+    sides = {CHOSEN_REWARD: (POLICY_CHOSEN, REF_CHOSEN)}
+    sides[REJECTED_REWARD] = (POLICY_REJECTED, REF_REJECTED)
+    return {
+        name: rewards.implicit_reward(_logratio(*side, basis), beta=beta)
+        for name, side in sides.items()
+    }
+
+
 NO_KL: Final = (
     "kto estimates its KL term from batches: give the size of an evaluation batch, as batches=SIZE "
     "(--batch-size), or the term itself, kl (--loss-arg kl=0)"

@@ -203,7 +203,7 @@ class Dataset:
     can_cut: Callable[[], bool] = _always  # whether the step can be done shard by shard
     keeps_order: bool = True  # whether each reading gives the rows in the same order
     unread: Mapping[str, str] = field(default_factory=dict)  # columns that cannot be read, and why
-    in_batches: Callable[[list[str]], pl.LazyFrame] | None = None  # scans what Polars cannot open
+    in_batches: Callable[[list[str], int], pl.LazyFrame] | None = None  # what Polars cannot open
     cuts: tuple[int, ...] = ()  # further rows that a shard begins with
     is_canonical: bool = False  # whether roles have their own names, whatever the user mapped
     made: Callable[[], tuple[str, ...]] = tuple  # how rows were made, once all were read
@@ -296,9 +296,7 @@ class Dataset:
         """Scan the rows of a part."""
         if part.file is None:
             return self.whole
-        frame = self.scan_files([part.file])
-        is_whole = part.rows == part.file.rows
-        rows = frame if is_whole else frame.slice(part.begin, part.rows)
+        rows = self.scan_files([part.file], part.begin, part.rows)
         return self.step(rows, part.first_row, part.rows)
 
     def runs(self, part: Part) -> list[tuple[pl.LazyFrame, int]]:
@@ -306,7 +304,7 @@ class Dataset:
 
         Polars decodes ahead of those who take rows, the further the longer a file is (#28569).
         """
-        if not part.rows or not part.file or self.in_batches or not self.can_cut():
+        if not part.rows or not part.file or not self.can_cut():
             return [(self.scan(part), part.begin)]
         size = min(SHARD_ROWS_IN_STEP, max(RUN_BYTES // max(part.file.row_bytes, 1), 1))
         end = part.begin + part.rows
@@ -320,8 +318,10 @@ class Dataset:
             return [Part(file=None, relative=name, begin=0, rows=None)]
         return [part for file in self.files for part in file.parts(rows)]
 
-    def scan_files(self, files: Sequence[PairFile]) -> pl.LazyFrame:
-        """Scan whole files, with what their folders are called."""
+    def scan_files(
+        self, files: Sequence[PairFile], skip: int = 0, rows: int | None = None
+    ) -> pl.LazyFrame:
+        """Scan rows of files after the first ones, all or so many, with what folders are called."""
         groups = groupby(files, lambda file: self.partitions and os.path.dirname(file.path))
         scans = []
         for some in (list(group) for _, group in groups):
@@ -329,10 +329,12 @@ class Dataset:
             if self.in_batches is None:
                 scan = pl.scan_parquet(paths, glob=False, **self.scanned)
             else:
-                scan = self.in_batches(paths)
+                scan, skip = self.in_batches(paths, skip), 0
             named = self.partitions.get(some[0].path)
             scans.append(scan.with_columns(named) if named else scan)
-        return pl.concat(scans) if len(scans) > 1 else scans[0]
+        frame = pl.concat(scans) if len(scans) > 1 else scans[0]
+        is_whole = not skip and rows in {None, sum(file.rows for file in files)}
+        return frame if is_whole else frame.slice(skip, rows)
 
     def ranges(self, rows: int = SHARD_ROWS) -> Iterator[tuple[int, int | None]]:
         """Yield the first row of each shard and how many of at most `rows` it has.
@@ -379,8 +381,7 @@ class Dataset:
         self, plan: Callable[[pl.LazyFrame], pl.LazyFrame], size: int | None = None
     ) -> Iterator[pl.DataFrame]:
         """Yield what a plan makes of the rows, run by run, at most `size` rows at a time."""
-        of_run = SHARD_ROWS_IN_STEP if self.in_batches is None else max(self.rows or 0, 1)
-        for shard in self.shards(of_run):
+        for shard in self.shards(SHARD_ROWS_IN_STEP):
             yield from plan(shard.frame).collect_batches(maintain_order=True, chunk_size=size)
 
     def shard(self, first: int, rows: int | None) -> Shard:
@@ -392,15 +393,9 @@ class Dataset:
         row = attrgetter("first_row")
         begin = bisect_right(files, first, key=row) - 1
         inside = files[begin : bisect_left(files, max(last, 1), key=row)]
-        frame = self.scan_files(inside)
-        skip = first - inside[0].first_row
-        whole = skip == 0 and sum(file.rows for file in inside) == last - first
+        frame = self.scan_files(inside, first - inside[0].first_row, last - first)
         return Shard(
-            frame=self.step(
-                frame if whole else frame.slice(skip, last - first), first, last - first
-            ),
-            first_row=first,
-            rows=last - first,
+            frame=self.step(frame, first, last - first), first_row=first, rows=last - first
         )
 
 

@@ -207,15 +207,19 @@ def _batches(path: str) -> Iterator[Any]:
                 yield from stream
 
 
-def parquet_in_batches(paths: Sequence[str], schema: pl.Schema, access: Access) -> pl.LazyFrame:
+def parquet_in_batches(
+    paths: Sequence[str], skip: int, *, schema: pl.Schema, access: Access
+) -> pl.LazyFrame:
     """Return rows of Parquet under a schema, of which Polars reads all types; others stay unread.
 
-    Columns that a file lacks are null.
+    The first rows are skipped, of which whole row groups are not read. Columns that a file lacks
+    are null.
     """
 
     def parts(names: list[str], _n_rows: int | None) -> Iterator[pl.DataFrame]:
         import pyarrow.parquet as pq
 
+        skipped = skip
         for path in paths:
             system, name = access.filesystem(path) if is_address(path) else (None, path)
             with reading(path), pq.ParquetFile(name, filesystem=system, pre_buffer=False) as file:
@@ -223,8 +227,12 @@ def parquet_in_batches(paths: Sequence[str], schema: pl.Schema, access: Access) 
                 own = [each for each in names if each in there]
                 own = own or [next(each for each in there if each in schema)]
                 lacking = {n: pl.lit(None, dtype=schema[n]) for n in names if n not in there}
-                for batch in file.iter_batches(columns=own):
-                    rows = pl.DataFrame(batch.select(own)).with_columns(**lacking)
+                groups = list(range(file.num_row_groups))
+                while groups and (size := file.metadata.row_group(groups[0]).num_rows) <= skipped:
+                    skipped, groups = skipped - size, groups[1:]
+                for batch in file.iter_batches(row_groups=groups, columns=own):
+                    rows = pl.DataFrame(batch.select(own)).slice(skipped).with_columns(**lacking)
+                    skipped = max(skipped - batch.num_rows, 0)
                     yield rows.select(pl.col(each).cast(schema[each]) for each in names)
 
     return lazily(schema, parts)

@@ -30,6 +30,7 @@ from dpo_pipeline.columns import (
     Needs,
 )
 from dpo_pipeline.exact import QUANTA_PER_NAT, SMALL
+from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.sums.cells import (
     MIX,
     MOST,
@@ -55,6 +56,10 @@ _SPREAD: Final = (0.6180339887498949, 1.4142135623730951)
 """Irrational, so that sums of a few digits times these have all digits."""
 KEY_BITS: Final = 24
 """Leading bits of a pair's hash that are those of its key."""
+_SIDES: Final = (
+    (POLICY_CHOSEN.name, REF_CHOSEN.name, CHOSEN_LOGRATIO, CHOSEN_REWARD),
+    (POLICY_REJECTED.name, REF_REJECTED.name, REJECTED_LOGRATIO, REJECTED_REWARD),
+)
 _COUNTED: Final = {
     "n_correct": ["right"],
     "n_ties": ["tie"],
@@ -112,29 +117,30 @@ class PairArrays:
         most: int,
         number: NDArray[np.uint64],
         rows_per_point: int,
-        is_log_loss: bool,
+        objective: CheckedObjective,
         has_lengths: bool,
         has_squares: bool,
     ) -> None:
         """Add up pairs, of which those of `summed` by cluster.
 
         `codes` are clusters from 0 to n - 1, each of `most` pairs at most, `group` is that of the
-        cluster, `number` that of the row; `is_log_loss` says that the loss is -log sigmoid(margin).
+        cluster, `number` that of the row.
         """
         self._needs = needs
-        self._is_log_loss = is_log_loss
-        scores = (CHOSEN_LOGRATIO, REJECTED_LOGRATIO, CHOSEN_REWARD, REJECTED_REWARD)
-        names = dict.fromkeys([*needs.logps, *scores, REWARD_MARGIN, LOSS, *summed])
+        self._objective = objective
+        names = dict.fromkeys([*needs.logps, REWARD_MARGIN, LOSS, *summed])
         self._columns = pairs.select(pl.col(*names).cast(pl.Float64))
-        log_loss = [] if is_log_loss else [_LOG_LOSS]
+        log_loss = [] if objective.is_log_loss else [_LOG_LOSS]
         sums = ExactSums(n, [*summed, *log_loss, _BRIER], most=most)
         marked = Marked(n, {**_COUNTED, **(_COUNTED_WITH_REFERENCE if needs.reference else {})})
         self.margins, self.rewards = Grid.empty(), Grid.empty()
         formats, course = _Formats(needs, n_groups), _Course(rows_per_point)
         lengths = _Lengths(pairs, n, n_groups) if has_lengths else None
-        squares, equal = _Squares() if has_squares else None, dict.fromkeys(compared(needs), 0)
+        self._compared = compared(needs)
+        squares, equal = _Squares() if has_squares else None, dict.fromkeys(self._compared, 0)
         self.keys = np.empty(pairs.height, dtype=np.uint64)
         for at, of in blocks_of(self._columns):
+            self._add_linear(of)
             margin, code, its_group = of[REWARD_MARGIN], codes[at], group[at]
             right = margin > 0.0
             for name in summed:
@@ -155,7 +161,7 @@ class PairArrays:
             if lengths is not None:
                 lengths.add(at, code, its_group, margin, right)
         tables = [sums.table(), marked.table()]
-        if is_log_loss:
+        if objective.is_log_loss:
             tables[0] = tables[0].with_columns(pl.col(f"sum_{LOSS}").alias(f"sum_{_LOG_LOSS}"))
         self.groups, self.course, self.lengths = formats.table(), course.table(), _NO_LENGTHS
         if lengths is not None:
@@ -167,18 +173,28 @@ class PairArrays:
         self.equal = pl.DataFrame(counts, schema=dict.fromkeys(counts, pl.Int64))
         self.squares = None if squares is None else squares.table()
 
+    def _add_linear(self, of: dict[str, Numbers]) -> None:
+        """Add log-ratios, and rewards that are multiples of them: faster than to read them."""
+        for policy, reference, ratio, reward in _SIDES:
+            of[ratio] = of[policy]
+            if self._objective.reward_basis.reference:
+                of[ratio] = of[policy] - of[reference]
+            if self._objective.has_linear_rewards:
+                of[reward] = self._objective.beta * of[ratio]
+
     def _add_probabilities(self, sums: ExactSums, code: Whole, margin: Numbers) -> None:
         with np.errstate(over="ignore"):
             shortfall = 1.0 / (1.0 + np.exp(margin))
         sums.add(_BRIER, code, shortfall * shortfall)
-        if not self._is_log_loss:
+        if not self._objective.is_log_loss:
             loss = np.maximum(-margin, 0.0) + np.log1p(np.exp(-np.abs(margin)))
             sums.add(_LOG_LOSS, code, loss)
 
     def _same(self, of: Mapping[str, Numbers]) -> dict[tuple[str, str], NDArray[np.bool_]]:
         """Return where two log-probs are equal, as `same_numbers` says, casting each once."""
-        singles = {name: of[name].astype(np.float32) for name in self._needs.logps}
-        return {two: np.equal(*map(singles.__getitem__, two)) for two in compared(self._needs)}
+        names = dict.fromkeys(name for two in self._compared for name in two)
+        singles = {name: of[name].astype(np.float32) for name in names}
+        return {two: np.equal(*map(singles.__getitem__, two)) for two in self._compared}
 
     def _marks(
         self,

@@ -83,6 +83,21 @@ def test_a_fault_is_said_without_statistics_too(real, fault):
     assert doubts(FAULTS[fault](real)) == [EXPECTED[fault]]
 
 
+@pytest.mark.parametrize("batches", [None, 100])
+def test_neighbours_are_compared_in_the_first_rows_that_statistics_read(
+    real, monkeypatch, tmp_path, batches
+):
+    # Of a file, more rows are read at a time than neighbours are compared in.
+    monkeypatch.setattr(shards, "STATISTICS_ROWS", 200)
+    monkeypatch.setattr(sense, "SENSE_WHOLE", 300)
+    shifted = FAULTS["reference shifted by a row"](real[:600])
+    for rows, names in ((shifted, ["shifted"]), (pl.concat([real[600:800], shifted]), [])):
+        rows.write_parquet(tmp_path / "pairs.parquet")
+        with warnings.catch_warnings(action="ignore"):
+            found = evaluate(tmp_path / "pairs.parquet", statistics=True, batches=batches)
+        assert [each.name for each in found.invalid.doubts if each.name == "shifted"] == names
+
+
 @pytest.mark.parametrize(("moved", "names"), [(55.0, ["shifted"]), (120.0, ["other_texts"])])
 def test_what_fits_a_neighbour_no_better_than_others_is_not_called_shifted(moved, names):
     """Neighbours are at 0.3 and at 0.67 of the squared distance of a row's own reference."""

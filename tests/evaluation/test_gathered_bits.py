@@ -56,7 +56,7 @@ def test_any_cut_into_chunks_gives_the_same_bits(rows, limits, monkeypatch, tmp_
     assert whole["is_exact"] == (limits == "few")
     path = tmp_path / "pairs.parquet"
     frame.write_parquet(path, row_group_size=50)
-    monkeypatch.setattr(measuring, "STATISTICS_ROWS", step)
+    monkeypatch.setattr(measuring, "GATHERED_ROWS", step)
     for source in (path, frame):
         assert_same(tables_of(statistics_of(source)), whole)
 

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from dpo_pipeline import DataWarning, StatisticsOptions, evaluate
+from dpo_pipeline import DataWarning, Outputs, Pairs, StatisticsOptions, evaluate
 from dpo_pipeline.evaluation import gathering, measuring
 from dpo_pipeline.evaluation.gathering import GROUP
 from dpo_pipeline.sums import CLUSTER, cells
@@ -197,7 +197,7 @@ def test_margins_rewards_and_lengths_are_binned(rows, gathered):
 @pytest.mark.parametrize(("points", "size"), [(125, 2), (150, 1), (149, 2), (10, 16), (1, 256)])
 def test_the_course_is_of_runs_of_rows(rows, monkeypatch, points, size):
     monkeypatch.setattr(gathering, "COURSE_POINTS", points)
-    monkeypatch.setattr(measuring, "STATISTICS_ROWS", 70)
+    monkeypatch.setattr(measuring, "GATHERED_ROWS", 70)
     rows = rows[:150]
     gathered = gathered_of(frame_of(rows))
     assert gathered.rows_per_point == size
@@ -224,8 +224,27 @@ def test_the_lowest_margins_are_listed(rows, gathered):
     assert gathered.lowest["chosen_reward"].to_list() == [row["rewards"][0] for row in lowest]
 
 
+@pytest.mark.parametrize("step", [10_000, 70])
+def test_of_files_ids_of_the_listed_pairs_are_those_of_their_rows(
+    rows, gathered, monkeypatch, tmp_path, step
+):
+    monkeypatch.setattr(measuring, "GATHERED_ROWS", step)
+    found = frame_of(rows).with_columns(pl.lit("a").alias("aside")).rename({"pair_id": "key"})
+    found[:333].write_parquet(tmp_path / "0.parquet")
+    found[333:].write_parquet(tmp_path / "1.parquet")
+    columns, outputs = {"pair_id": "key"}, Outputs(show=("aside",))
+    options = {"statistics": True, "on_invalid": "exclude", "outputs": outputs}
+    result = evaluate(Pairs(tmp_path, columns=columns), BETA, **options)
+    lowest = result.statistics.gathered.lowest
+    assert lowest.columns[-2] == "pair_id"
+    assert lowest["pair_id"].to_list() == gathered.lowest["pair_id"].to_list()
+    options["outputs"] = Outputs(worst=0)
+    none = evaluate(Pairs(tmp_path, columns=columns), BETA, **options).statistics.gathered.lowest
+    assert none.schema == {name: lowest.schema[name] for name in lowest.columns[:-1]}
+
+
 def test_of_equal_margins_the_earlier_row_is_listed(monkeypatch):
-    monkeypatch.setattr(measuring, "STATISTICS_ROWS", 7)
+    monkeypatch.setattr(measuring, "GATHERED_ROWS", 7)
     frame = pl.DataFrame({name: [-13.0 - i] * 90 for i, name in enumerate(LOGPS)})
     with pytest.warns(DataWarning, match="constant"):
         gathered = evaluate(frame, statistics=True).statistics.gathered
@@ -283,7 +302,7 @@ def test_two_scores_of_a_judge_are_subtracted(rows, gathered):
 
 def test_too_many_gaps_of_a_judge_are_binned(rows, monkeypatch):
     monkeypatch.setattr(gathering, "JUDGE_CELLS", 100)
-    monkeypatch.setattr(measuring, "STATISTICS_ROWS", 50)
+    monkeypatch.setattr(measuring, "GATHERED_ROWS", 50)
     gathered = gathered_of(frame_of(rows))
     cells = Counter()
     for row in scored(rows):

@@ -118,7 +118,7 @@ def test_any_cut_gives_the_same_bits(tmp_path, monkeypatch, alone, held):
     sources = cuts(frame, tmp_path / "parts")
     whole = evaluate(frame, BETA, on_invalid="exclude").intervals
     assert len(whole.figures) == (5 if alone else 1)
-    monkeypatch.setattr(measuring, "STATISTICS_ROWS", 70)
+    monkeypatch.setattr(measuring, "GATHERED_ROWS", 70)
     monkeypatch.setattr(shards, "STATISTICS_ROWS", 70)
     monkeypatch.setattr(measuring, "SHARD_ROWS", 130)
     keyed = ({}, {"by": "subset"}, {"batches": 7}, {})

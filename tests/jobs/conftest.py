@@ -30,6 +30,7 @@ def make_small(monkeypatch):
     for module in (measuring, shards):
         monkeypatch.setattr(module, "NEIGHBOURS_ROWS", 45)
         monkeypatch.setattr(module, "STATISTICS_ROWS", 100)
+    monkeypatch.setattr(measuring, "GATHERED_ROWS", 100)
     monkeypatch.setattr(shards, "COUPLED_SHARD_ROWS", 96)
 
 

@@ -26,6 +26,7 @@ from dpo_pipeline import (
     score_parquet,
     sweep,
 )
+from dpo_pipeline.sources.dataset import open_dataset
 from pair_tools import DATA, LOGPS
 
 ZONE = pa.timestamp("us", tz="+05:30")
@@ -183,6 +184,27 @@ def test_whoever_asks_for_it_is_told_why(odd_parquet, tmp_path):
     with pytest.raises(ColumnError) as caught:
         evaluate(path, contract=Contract(Asks))
     assert said in str(caught.value)
+
+
+def test_a_shard_reads_its_own_row_groups(tmp_path, eight, monkeypatch):
+    make, _ = PARQUET["a list view"]
+    paths = [str(tmp_path / f"{name}.parquet") for name in "ab"]
+    for path in paths:
+        pq.write_table(odd_table(eight, make), path, row_group_size=3)  # of 3, 3 and 2 rows
+    groups, read = [], pq.ParquetFile.iter_batches
+
+    def noted(file, *, row_groups, **rest):
+        groups.append(row_groups)
+        return read(file, row_groups=row_groups, **rest)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", noted)
+    dataset = open_dataset(str(tmp_path))
+    both = pl.concat([eight, eight]).select(LOGPS)
+    for first, n in ((0, 2), (3, 3), (5, 9), (7, 1), (8, 8), (15, 1)):
+        rows = dataset.shard(first, n).frame.select(LOGPS).collect()
+        assert rows.equals(both.slice(first, n)), (first, n)
+    read_of = [[0, 1, 2], [1, 2], [1, 2], [0, 1, 2], [2], [0, 1, 2], [2]]
+    assert groups == read_of  # none before those of the shard
 
 
 def test_shards_and_folders_of_such_files(tmp_path, eight, monkeypatch):

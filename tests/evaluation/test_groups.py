@@ -8,7 +8,7 @@ import math
 import polars as pl
 import pytest
 
-from dpo_pipeline import Scored, UsageError, evaluate, score_parquet, sweep
+from dpo_pipeline import Scored, Subsets, UsageError, evaluate, score_parquet, sweep
 from pair_tools import LOGPS
 
 
@@ -67,3 +67,11 @@ def test_nan_infinities_and_null_are_groups_of_their_own(pairs):
     # Figures that are none stay null.
     assert document["subsets"][0].keys() == {"g", *found.subsets.columns[1:]}
     assert set(LOGPS) <= document["subsets"][0].keys()
+
+
+def test_a_margin_lies_in_its_bin(pairs):
+    bins = evaluate(pairs, beta=0.1, by=Subsets(histogram=True)).histogram
+    for margin in (0.1, -0.2, 0.0, 0.5, 1.0, -1.0):
+        within = bins.filter(pl.lit(margin).is_between("lower", "upper"))
+        assert within["n_pairs"].to_list() == [1], margin
+    assert bins["n_pairs"].sum() == 6

@@ -25,8 +25,9 @@ LIBRARIES = ("dpo_pipeline", "polars", "numpy", "pyarrow", "duckdb", "pandas", "
 NOTES = """\
 rows, CPU, wall and peak MB: the smaller / the larger size. Peaks are of anonymous memory on Linux:
 pages of files, such as libraries and mapped inputs, are the system's. memory: growth of the peak
-from one size to the other; the aim is at most 1.2 beside the noise, from 2 million rows on (with
-fewer, what is held at a time is not full), and less than 1 GB. CPU / row and ratio: marginal CPU,
+from one size to the other; the aim is at most 1.2 beside the noise, from 2 million rows and 256 MB
+on (what is held at a time is not full before: a bare scan holds 107 to 227 MB), and less than 1 GB.
+CPU / row and ratio: marginal CPU,
 user and system, of the larger size less the smaller one. Ratios of start-up and of the loss calls:
 all CPU; the loss calls are timed within their process, one call, and their peak MB is of the
 process.

@@ -30,15 +30,17 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "project"))
 
 def pytest_configure(config):
     """Lines stay whole where tests run, so that they find their words; pytest's own are as wide as
-    the terminal."""
+    the terminal. Garbage is not looked for while tests are collected: there is next to none."""
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", 0):
         os.environ["COLUMNS"] = "1000"
+        gc.disable()
 
 
 def pytest_collection_finish():
     """Have collections of garbage pass over what lives as long as the process does."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def sets_of(item):

@@ -162,7 +162,7 @@ def test_arrow_tables_are_taken_without_a_copy(pairs):
     assert evaluate(table).summary.n_pairs == 6
 
 
-HEAVY = {"numpy", "pandas", "pandera", "pyarrow"}
+HEAVY = {"numpy", "pandas", "pandera", "pyarrow", "ray", "dpo_pipeline.engine.ray_executor"}
 # A star would import pandera, for PreferencePairs.
 CALLS = [
     "evaluate('pairs.parquet')",

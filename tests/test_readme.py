@@ -83,10 +83,7 @@ def shell_blocks():
         for i, (kind, text) in enumerate(blocks):
             if kind == "bash":
                 following = "" if "sbatch" in text else blocks[i + 1][1]
-                # Each command is a process, and a process costs a second: one block is enough.
-                is_one_more = "sbatch" in text or page == "recipes.md"
-                marks = [pytest.mark.slow] if is_one_more else []
-                yield pytest.param(text, following, id=f"{page}, block {i}", marks=marks)
+                yield pytest.param(text, following, id=f"{page}, block {i}")
 
 
 SBATCH = """#!/bin/bash
@@ -101,6 +98,39 @@ echo 7
 """
 
 
+NOTES = """#!/bin/sh
+# Stands for the program: notes its words, and prints where.
+note=$(mktemp "$NOTES/XXXXXX")
+for word in "$@"; do printf '%s\\0' "$word"; done > "$note"
+echo "<$note>"
+"""
+
+
+def test_a_shell_block_gives_commands_that_print_what_follows(checkout, capsys):
+    """The shell says which commands the first block is made of. They run in this process."""
+    script, expected = next(shell_blocks()).values
+    for name in ("bin", "notes"):
+        (checkout / name).mkdir()
+    (checkout / "bin" / "dpo-pipeline").write_text(NOTES)
+    (checkout / "bin" / "dpo-pipeline").chmod(0o755)
+    path = f"{checkout / 'bin'}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["/bin/bash", "-e", "-c", script],
+        env={**os.environ, "PATH": path, "NOTES": str(checkout / "notes")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    printed = done.stdout
+    notes = sorted((checkout / "notes").iterdir(), key=lambda note: note.stat().st_mtime_ns)
+    assert len(notes) > 2
+    for note in notes:
+        assert main(note.read_text().split("\0")[:-1]) == 0
+        printed = printed.replace(f"<{note}>\n", capsys.readouterr().out)
+    assert printed == expected
+
+
+@pytest.mark.slow  # each command is a process, and a process costs a second
 @pytest.mark.parametrize(("script", "expected"), list(shell_blocks()))
 def test_shell_blocks_run_and_print_what_follows(checkout, script, expected):
     (checkout / "bin").mkdir()

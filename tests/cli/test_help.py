@@ -233,8 +233,10 @@ def on_a_terminal(words, **environment):
     ("words", "code"),
     [
         pytest.param(["evaluate", "--help"], 0, id="help"),
-        pytest.param(["evaluate", str(EXAMPLE_PAIRS), "--bta"], 2, id="option"),
-        # Figures are also those of the next test, and this error is printed as the one above.
+        # Figures and an error are also those of the next test.
+        pytest.param(
+            ["evaluate", str(EXAMPLE_PAIRS), "--bta"], 2, id="option", marks=pytest.mark.slow
+        ),
         pytest.param(
             ["evaluate", str(EXAMPLE_PAIRS), "--by", "split"],
             0,
@@ -256,11 +258,13 @@ def test_no_colours_are_sent_to_a_terminal(words, code):
 def test_without_colour_there_is_progress():
     code = (
         "import sys\nfrom dpo_pipeline.cli import main, running\n"
-        "running._QUIET_SECONDS = 0.0\nsys.exit(main(sys.argv[1:]))"
+        "running._QUIET_SECONDS = 0.0\nassert main(['evaluate', '--bta']) == 2\n"
+        "sys.exit(main(sys.argv[1:]))"
     )
     done, sent = on_a_terminal(["-c", code, "evaluate", str(EXAMPLE_PAIRS)], NO_COLOR="1")
     assert done == 0
     assert "evaluating: 200 of 200 pairs" in sent
+    assert "--beta" in sent
     assert ESCAPE not in sent
 
 

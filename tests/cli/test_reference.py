@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -13,24 +11,18 @@ from dpo_pipeline.cli.program import main
 from pair_tools import REFS, split
 
 
-def test_one_command_from_two_files_to_the_figures(tmp_path, real_pairs):
+def test_one_command_from_two_files_to_the_figures(tmp_path, real_pairs, monkeypatch, capsys):
     policy, reference = split(real_pairs)
     mapping = {ref: ref.replace("ref_", "policy_") for ref in REFS}
     policy.rename({"pair_id": "key"}).write_parquet(tmp_path / "policy.parquet")
     reference.rename({"pair_id": "key", **mapping}).write_parquet(tmp_path / "base.parquet")
     options = [f"--reference-column={role}={name}" for role, name in mapping.items()]
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "dpo_pipeline", "evaluate", "policy.parquet", "--json"),
-            *("--reference", "base.parquet", "--on", "key", *options),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr  # where a slow machine may say how far it is
-    assert json.loads(done.stdout)["summary"] == evaluate(real_pairs).summary.to_dict()
+    monkeypatch.chdir(tmp_path)
+    words = ["evaluate", "policy.parquet", "--json", "--reference", "base.parquet", "--on", "key"]
+    assert main([*words, *options]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert json.loads(out)["summary"] == evaluate(real_pairs).summary.to_dict()
 
 
 @pytest.mark.repeats(2)  # they have one group of options

@@ -8,7 +8,7 @@ from threading import Event
 import polars as pl
 import pytest
 
-from compare_tools import A, B, broken_at, frames, raised
+from compare_tools import A, B, broken_at, frames, of_files, raised
 from dpo_pipeline import (
     Cancelled,
     ContractError,
@@ -157,7 +157,7 @@ def run(capsys, *arguments):
 def test_the_command_prints_what_the_library_says(capsys):
     code, out, err = run(capsys, A, B, "--by", "turns")
     assert (code, err) == (0, "")
-    assert out == f"{compare(A, B, by='turns')}\n"
+    assert out == f"{of_files(('turns',))}\n"
     code, out, _ = run(capsys, A, B, "--json", "--beta", "0.05", "--loss", "ipo", "--level", "0.9")
     assert (code, json.loads(out)) == (
         0,

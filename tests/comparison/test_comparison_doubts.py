@@ -63,6 +63,7 @@ def test_coarse_log_probs_are_alike_by_chance():
     assert quietly(a, b).doubts == ()
 
 
+@pytest.mark.repeats  # each type, with prompts or without
 @pytest.mark.parametrize("dtype", [pl.Float64, pl.Float32])
 @pytest.mark.parametrize("per_prompt", [None, 3])
 def test_rounding_is_no_variance(dtype, per_prompt):

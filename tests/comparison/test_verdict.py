@@ -122,7 +122,7 @@ def test_few_prompts_claim_no_smallest_effect():
     assert "smallest effect" in compare(*frames(n=150, per_prompt=3)).verdict
 
 
-@pytest.mark.repeats  # each seed on one of the designs
+@pytest.mark.repeats(3)  # each seed on one of the designs
 @pytest.mark.parametrize("seed", [1, 2, 4, 7])
 @pytest.mark.parametrize(("n", "per_prompt"), [(12, None), (40, None), (40, 4), (40, 2)])
 def test_verdict_and_interval_never_contradict(n, per_prompt, seed):

@@ -5,6 +5,8 @@ Checks are judged before any data is read: the frames here raise if a row is mad
 
 from __future__ import annotations
 
+from copy import copy
+
 import pandera.polars as pa
 import polars as pl
 import pytest
@@ -282,87 +284,108 @@ def a_row(expression):
     return pa.Check(selecting(lambda _: expression), name="mine")
 
 
-@pytest.mark.parametrize(
-    ("column", "check", "broken"),
-    [
-        pytest.param("x", pa.Check.in_range(1.0, 3.0), [0, 3, 5], id="in_range"),
-        pytest.param("n", pa.Check.isin([1, 2, 3]), [3, 5], id="isin"),
-        pytest.param("text", pa.Check.isin(["en", "de"]), [3, 4, 5], id="isin-strings"),
-        pytest.param("text", pa.Check.str_matches("en$"), [1, 3, 4, 5], id="str_matches"),
-        pytest.param("text", pa.Check.str_length(max_value=2), [4], id="str_length"),
-        pytest.param(
-            None,
-            a_row(pl.col("x").is_between(pl.col("low"), pl.col("high"))),
-            [1, 3, 5],
-            id="between-two-columns",
+OF_ONE_ROW = [
+    pytest.param("x", pa.Check.in_range(1.0, 3.0), [0, 3, 5], id="in_range"),
+    pytest.param("n", pa.Check.isin([1, 2, 3]), [3, 5], id="isin"),
+    pytest.param("text", pa.Check.isin(["en", "de"]), [3, 4, 5], id="isin-strings"),
+    pytest.param("text", pa.Check.str_matches("en$"), [1, 3, 4, 5], id="str_matches"),
+    pytest.param("text", pa.Check.str_length(max_value=2), [4], id="str_length"),
+    pytest.param(
+        None,
+        a_row(pl.col("x").is_between(pl.col("low"), pl.col("high"))),
+        [1, 3, 5],
+        id="between-two-columns",
+    ),
+    pytest.param(
+        "n",
+        a_row(pl.when(pl.col("flag")).then(pl.col("n") < 2).otherwise(pl.col("n") > 2)),
+        [1, 3, 5],
+        id="when-then-otherwise",
+    ),
+    pytest.param("n", a_row(pl.when("flag").then(pl.col("n") < 2)), [3], id="when-then"),
+    pytest.param("text", a_row(pl.col("text").str.len_chars() == 2), [3, 4], id="len_chars"),
+    pytest.param(
+        "digits",
+        a_row(pl.col("digits").cast(pl.Int64, strict=False) >= 0),
+        [2],
+        id="cast-of-strings",
+    ),
+    pytest.param(
+        "digits",
+        a_row(pl.col("digits").cast(pl.Int64, strict=False).is_not_null()),
+        [3, 4],
+        id="cast-that-must-succeed",
+    ),
+    pytest.param("n", a_row(pl.col("n").cast(pl.Float64) / 2 < 2.0), [3], id="cast-to-float"),
+    pytest.param(None, a_row(pl.max_horizontal("low", "high") < 3.0), [1, 3], id="horizontal"),
+    pytest.param("words", a_row(pl.col("words").list.len() > 0), [1], id="list-length"),
+    pytest.param("when", a_row(pl.col("when").dt.year() < 2027), [4, 5], id="year"),
+    pytest.param(
+        "x", a_row(pl.struct("x", "n").struct.field("n") > 0), [5], id="field-of-a-struct"
+    ),
+    pytest.param("flag", a_row(pl.col("flag")), [1, 5], id="Boolean-column"),
+    pytest.param(
+        "flag",
+        pa.Check(lambda d: d.lazyframe.select(d.key), name="mine"),
+        [1, 5],
+        id="Boolean-column-by-name",
+    ),
+    pytest.param(
+        None,
+        pa.Check(lambda d: d.lazyframe.select(pl.col(c) > 0 for c in ("x", "n")), name="mine"),
+        [5],
+        id="generator-of-expressions",
+    ),
+    pytest.param(
+        None,
+        pa.Check(lambda d: d.lazyframe.select([pl.col("x") > 1, pl.col("n") > 0]), name="mine"),
+        [0, 5],
+        id="list-of-expressions",
+    ),
+    pytest.param(
+        None,
+        pa.Check(lambda d: d.lazyframe.select(a=pl.col("x") > 1, b="flag"), name="mine"),
+        [0, 1, 5],
+        id="named-expressions",
+    ),
+    pytest.param(
+        "n",
+        pa.Check(
+            lambda d: (
+                d.lazyframe.select(pl.col("n") > 9),
+                d.lazyframe.select(pl.col("n") > 0),
+            )[1],
+            name="mine",
         ),
-        pytest.param(
-            "n",
-            a_row(pl.when(pl.col("flag")).then(pl.col("n") < 2).otherwise(pl.col("n") > 2)),
-            [1, 3, 5],
-            id="when-then-otherwise",
-        ),
-        pytest.param("n", a_row(pl.when("flag").then(pl.col("n") < 2)), [3], id="when-then"),
-        pytest.param("text", a_row(pl.col("text").str.len_chars() == 2), [3, 4], id="len_chars"),
-        pytest.param(
-            "digits",
-            a_row(pl.col("digits").cast(pl.Int64, strict=False) >= 0),
-            [2],
-            id="cast-of-strings",
-        ),
-        pytest.param(
-            "digits",
-            a_row(pl.col("digits").cast(pl.Int64, strict=False).is_not_null()),
-            [3, 4],
-            id="cast-that-must-succeed",
-        ),
-        pytest.param("n", a_row(pl.col("n").cast(pl.Float64) / 2 < 2.0), [3], id="cast-to-float"),
-        pytest.param(None, a_row(pl.max_horizontal("low", "high") < 3.0), [1, 3], id="horizontal"),
-        pytest.param("words", a_row(pl.col("words").list.len() > 0), [1], id="list-length"),
-        pytest.param("when", a_row(pl.col("when").dt.year() < 2027), [4, 5], id="year"),
-        pytest.param(
-            "x", a_row(pl.struct("x", "n").struct.field("n") > 0), [5], id="field-of-a-struct"
-        ),
-        pytest.param("flag", a_row(pl.col("flag")), [1, 5], id="Boolean-column"),
-        pytest.param(
-            "flag",
-            pa.Check(lambda d: d.lazyframe.select(d.key), name="mine"),
-            [1, 5],
-            id="Boolean-column-by-name",
-        ),
-        pytest.param(
-            None,
-            pa.Check(lambda d: d.lazyframe.select(pl.col(c) > 0 for c in ("x", "n")), name="mine"),
-            [5],
-            id="generator-of-expressions",
-        ),
-        pytest.param(
-            None,
-            pa.Check(lambda d: d.lazyframe.select([pl.col("x") > 1, pl.col("n") > 0]), name="mine"),
-            [0, 5],
-            id="list-of-expressions",
-        ),
-        pytest.param(
-            None,
-            pa.Check(lambda d: d.lazyframe.select(a=pl.col("x") > 1, b="flag"), name="mine"),
-            [0, 1, 5],
-            id="named-expressions",
-        ),
-        pytest.param(
-            "n",
-            pa.Check(
-                lambda d: (
-                    d.lazyframe.select(pl.col("n") > 9),
-                    d.lazyframe.select(pl.col("n") > 0),
-                )[1],
-                name="mine",
-            ),
-            [5],
-            id="one-of-two-selections",
-        ),
-        pytest.param("n", a_row(pl.sql_expr("n > 0 AND x < 3")), [3, 5], id="sql"),
-    ],
-)
+        [5],
+        id="one-of-two-selections",
+    ),
+    pytest.param("n", a_row(pl.sql_expr("n > 0 AND x < 3")), [3, 5], id="sql"),
+]
+
+
+def test_checks_of_one_row_are_fused(frame):
+    """All in one contract, each under a name of its own."""
+    of, expected, rows = {}, {}, set()
+    for each in OF_ONE_ROW:
+        column, check, broken = each.values
+        named = copy(check)
+        named.name = each.id
+        of.setdefault(column, []).append(named)
+        expected[f"{column or '*'}.{each.id}"] = broken
+        rows |= {*broken}
+    whole = of.pop(None)
+    columns = {name: pa.Column(checks=checks, nullable=True) for name, checks in of.items()}
+    sound = frame[2:3].with_columns(digits=pl.lit("7"))  # no data are without a sound pair
+    contract = pa.DataFrameSchema(columns, checks=whole)
+    report = dpo_pipeline.check(pl.concat([frame, sound]), contract=contract)
+    found = {rule.name: [offender.row for offender in rule.offenders] for rule in report.broken}
+    assert found == expected
+    assert report.n_invalid == len(rows)
+
+
+@pytest.mark.repeats(4)  # all are in one contract above
+@pytest.mark.parametrize(("column", "check", "broken"), OF_ONE_ROW)
 def test_a_check_of_one_row_is_fused(frame, column, check, broken):
     contract = (
         pa.DataFrameSchema({column: pa.Column(checks=check, nullable=True)})

@@ -211,6 +211,7 @@ def test_a_check_is_refused_or_marks_the_rows_of_pandera(function, ignore_na, co
     assert found == expected
 
 
+@pytest.mark.repeats(5)  # it is pandera's own function that is run
 @pytest.mark.parametrize(
     ("column", "check", "rows"),
     [

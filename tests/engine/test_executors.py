@@ -126,8 +126,8 @@ def test_leaving_early_closes_the_executor():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(measuring, "SHARD_ROWS", 70)
-    monkeypatch.setattr(batches, "SHARD_ROWS", 70)
+    monkeypatch.setattr(measuring, "SHARD_ROWS", 140)
+    monkeypatch.setattr(batches, "SHARD_ROWS", 140)
     rng = random.Random(5)
     rows = {n: [-rng.uniform(1, 300) for _ in range(500)] for n in LOGPS}
     rows[LOGPS[0]][123] = rows[LOGPS[1]][402] = 2.0
@@ -187,7 +187,7 @@ EACH_ONCE = {("four", "by value"), ("1", "within batches")}
 )
 @pytest.mark.filterwarnings("ignore::dpo_pipeline.DataWarning")
 def test_any_executor_gives_the_same_bits(folder, executor, kind, monkeypatch):
-    monkeypatch.setattr("dpo_pipeline.evaluation.shards.COUPLED_SHARD_ROWS", 64)
+    monkeypatch.setattr("dpo_pipeline.evaluation.shards.COUPLED_SHARD_ROWS", 128)
     given = {"part_rows": 50, "on_invalid": "quarantine", **KINDS[kind]}
     here = score_parquet(folder / "in", folder / "here", **grouped(**given))
     there = score_parquet(folder / "in", folder / "there", **grouped(engine=executor, **given))
@@ -211,7 +211,7 @@ def test_progress_of_an_executor_comes_part_by_part(folder):
     rows = {
         phase: [p.rows for p in told if p.phase == phase] for phase in ("evaluating", "writing")
     }
-    assert rows["evaluating"] == [70, 140, 210, 280, 350, 420, 490, 500]
+    assert rows["evaluating"] == [140, 280, 420, 500]
     assert rows["writing"] == [33, 33, 249, 497, 498]
     assert {p.total for p in told if p.phase == "writing"} == {498}
 
@@ -246,7 +246,7 @@ def test_parts_are_runs_of_row_groups(folder):
 def test_parts_hold_the_rows_of_a_whole_output(folder):
     whole = score_parquet(folder / "in", folder / "whole", on_invalid="quarantine")
     cut = score_parquet(
-        folder / "in", folder / "cut", scored=Scored(part_rows=1), on_invalid="quarantine"
+        folder / "in", folder / "cut", scored=Scored(part_rows=100), on_invalid="quarantine"
     )
     assert cut.to_json() == whole.to_json()
     for name in ("whole", "whole.invalid"):

@@ -41,11 +41,11 @@ class Elsewhere(Local):
 def sides(tmp_path, monkeypatch):
     """A policy in files, and its reference in several orders: `folder / name`."""
     for module in (measuring, batches):
-        monkeypatch.setattr(module, "SHARD_ROWS", 70)
+        monkeypatch.setattr(module, "SHARD_ROWS", 150)
     for module in (measuring, shards):
         monkeypatch.setattr(module, "NEIGHBOURS_ROWS", 0)
-        monkeypatch.setattr(module, "STATISTICS_ROWS", 60)
-    monkeypatch.setattr(measuring, "GATHERED_ROWS", 60)
+        monkeypatch.setattr(module, "STATISTICS_ROWS", 140)
+    monkeypatch.setattr(measuring, "GATHERED_ROWS", 140)
     rng = random.Random(7)
     rows = {name: [-rng.uniform(1, 300) for _ in range(400)] for name in LOGPS}
     rows[LOGPS[2]][123] = rows[LOGPS[1]][302] = 2.0
@@ -84,7 +84,7 @@ def test_figures_are_those_of_one_process(sides, order):
     here = evaluate(sides / "in", **given)
     there = evaluate(sides / "in", **given, execution=executor)
     assert there.to_json() == here.to_json()
-    assert [task.rows for task in executor.tasks[:6]] == [70, 70, 70, 70, 70, 50]
+    assert [task.rows for task in executor.tasks[:3]] == [150, 150, 100]
     assert here.invalid.n_invalid == 2
     assert here.reference == str(sides / order)
 

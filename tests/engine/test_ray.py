@@ -16,7 +16,6 @@ import sys
 import tempfile
 from importlib.util import find_spec
 
-import polars as pl
 import pytest
 
 from dpo_pipeline import EngineError, Execution, UsageError, evaluate, score_parquet
@@ -197,16 +196,6 @@ def test_without_ray_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match="pip install ray"):
         next(RayExecutor()(list, [], lambda: None))
-
-
-def test_ray_is_imported_only_when_it_is_asked_for(tmp_path):
-    pl.read_parquet("examples/pairs.parquet").write_parquet(tmp_path / "in.parquet")
-    code = (
-        "import sys, dpo_pipeline\n"
-        f"dpo_pipeline.evaluate({str(tmp_path / 'in.parquet')!r})\n"
-        "sys.exit('ray' in sys.modules or 'dpo_pipeline.engine.ray_executor' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_worker_with_other_versions_is_refused():

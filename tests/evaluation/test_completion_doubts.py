@@ -20,7 +20,7 @@ WORDS = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def completions():
     rng = np.random.default_rng(0)
     ref = -rng.uniform(20.0, 300.0, N)
@@ -79,12 +79,17 @@ def test_few_completions_and_those_without_a_reference_are_not_judged_by_rows(co
     assert rank(completions.drop("ref_logps")).to_dict()["not_looked_for"] is None
 
 
+@pytest.fixture(scope="module")
+def expected(completions):
+    return rank(completions).figures
+
+
 @pytest.mark.parametrize(("good", "bad"), WORDS.items())
-def test_words_are_labels(completions, good, bad):
+def test_words_are_labels(completions, expected, good, bad):
     words = completions.with_columns(
         label=pl.when("label").then(pl.lit(good)).otherwise(pl.lit(bad))
     )
-    assert rank(words).figures == rank(completions).figures
+    assert rank(words).figures == expected
 
 
 def test_a_word_that_is_no_label_is_an_invalid_completion(completions):

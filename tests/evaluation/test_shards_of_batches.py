@@ -102,15 +102,16 @@ def test_files_have_row_by_row_what_score_gives(loss, tmp_path, monkeypatch):
 
 def test_rows_stand_in_order_beyond_a_morsel(tmp_path, monkeypatch):
     # The engine hands rows on in portions, and a window need not keep them in order.
-    n_rows, cut, size = 150_000, 131_072, 64
+    n_rows, cut, size = 6_000, 4_096, 64
     monkeypatch.setattr(SHARD, cut)
     row = pl.int_range(n_rows, dtype=pl.UInt64)
     frame = pl.select(
         pair_id=row, **{n: -1.0 - (row.hash(seed=i) % 4_096) / 64.0 for i, n in enumerate(LOGPS)}
     )
-    frame.write_parquet(tmp_path / "in.parquet", row_group_size=10_007)
+    frame.write_parquet(tmp_path / "in.parquet", row_group_size=1_007)
     weights = dict.fromkeys(BATCH_LOSSES, 1.0)
-    _, scored, _ = written(tmp_path / "in.parquet", tmp_path, loss=weights, batch_size=size)
+    with pl.Config(streaming_chunk_size=500):
+        _, scored, _ = written(tmp_path / "in.parquet", tmp_path, loss=weights, batch_size=size)
     assert scored["pair_id"].equals(frame["pair_id"])
     assert scored.equals(score(frame, loss=weights, batches=size).collect())
     # Two batches on each side of the cut.

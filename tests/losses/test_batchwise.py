@@ -45,6 +45,7 @@ def test_rows_against_plain_python(loss, size, engine):
     assert losses_of(frame, loss, size, engine) == close(plain(frame, loss, size))
 
 
+@pytest.mark.repeats  # each loss, each beta
 @pytest.mark.parametrize("beta", [0.0, 0.01, 1.0, 30.0])
 @pytest.mark.parametrize("loss", BATCH_LOSSES)
 def test_betas_against_plain_python(loss, beta):
@@ -53,6 +54,7 @@ def test_betas_against_plain_python(loss, beta):
     assert losses_of(frame, loss, 7, beta=beta) == close(expected, 1e-9)
 
 
+@pytest.mark.repeats  # each loss, each size, each share
 @pytest.mark.parametrize("size", [7, 64])
 @pytest.mark.parametrize("e", [0.1, 0.5])
 @pytest.mark.parametrize("loss", ["aot", "aot_unpaired"])

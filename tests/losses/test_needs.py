@@ -149,7 +149,7 @@ def test_the_engine_would_have_seen_a_reading(source, engine):
     assert engine.data_scans == 1
 
 
-@pytest.mark.repeats(5)  # one rule for all losses that count
+@pytest.mark.repeats(3)  # one rule for all losses that count
 @pytest.mark.parametrize(("loss", "arguments"), COUNTING)
 def test_null_and_zero_counts_are_invalid_pairs(counted, loss, arguments):
     odd = with_own_columns(counted).with_columns(

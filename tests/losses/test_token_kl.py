@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from functools import cache
 
 import mpmath
 import polars as pl
@@ -82,6 +83,7 @@ def test_kl_of_real_tokens_against_mpmath(real_tokens):
             assert values == pytest.approx([float(x) for x in exact], abs=1e-15, rel=1e-12)
 
 
+@cache
 def near_zero():
     rng = random.Random(4)
     steps = [rng.choice((1, -1)) * 10 ** rng.uniform(-17, -1) for _ in range(5_000)]

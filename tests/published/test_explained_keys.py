@@ -17,7 +17,7 @@ from dpo_pipeline.errors import MEANINGS
 from dpo_pipeline.evaluation import GATED, Gated
 from dpo_pipeline.losses import EVERY_LOSS
 from dpo_pipeline.options import Gates
-from dpo_pipeline.published import explain
+from dpo_pipeline.published import explain, glossary
 from dpo_pipeline.published.explanations import DOUBTS, FINDINGS, RULES
 from dpo_pipeline.selection import RULES as SELECTION_RULES
 from dpo_pipeline.tables import Table
@@ -81,6 +81,15 @@ def keys_of(document, *, of_data=False):
         yield from keys_of(value, of_data=key in {"columns", "options", "best_of"})
     for each in document if isinstance(document, list) else ():
         yield from keys_of(each)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def entries_once():
+    """Make the entries once: hundreds of names are looked for among them."""
+    made = tuple(glossary.entries())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(glossary, "entries", lambda: iter(made))
+        yield
 
 
 @cache

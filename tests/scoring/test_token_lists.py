@@ -73,6 +73,7 @@ def test_quarantine_with_reasons(dirty, tmp_path):
     assert json.loads(result.to_json())["invalid"]
 
 
+@pytest.mark.slow  # `contract/test_token_rules.py` has the rule; all are quarantined alike
 def test_quarantine_of_masks_that_do_not_fit(tmp_path):
     frame = pairs_of_tokens({MASKS[0]: [[1, 1, 1], [1, 1], [1], [1] * 4]})
     frame.write_parquet(tmp_path / "in.parquet")

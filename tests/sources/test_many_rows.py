@@ -119,6 +119,7 @@ def test_offenders_and_batches_beyond_two_to_the_32(folder, monkeypatch):
     assert result.batches["n_invalid"].to_list() == [0, 0, 0, 0, 3][-result.batches.height :]
 
 
+@pytest.mark.slow  # eight million rows; small files of one shard are in `test_common_schema`
 def test_a_shard_at_the_end_of_one_file_and_the_start_of_the_next(folder, monkeypatch):
     shards = storage.open_dataset(folder).shards(4_000_000)
     shard = next(s for s in shards if s.first_row == 2_996_000_000)
@@ -190,6 +191,7 @@ def test_the_quarantine_of_a_far_file_names_rows_of_that_file(tmp_path, pairs, m
     ]
 
 
+@pytest.mark.repeats(1)  # it is refused before either
 @pytest.mark.parametrize("on_invalid", ["raise", "quarantine"])
 def test_a_file_of_too_many_rows_is_refused_by_its_footer(many, tmp_path, engine, on_invalid):
     many(tmp_path / "long.parquet", 4400)

@@ -76,7 +76,7 @@ ONCE = [reader, scanner_of_batches, scanner, Stream]
 OBJECTS = [*ONCE, dataset_of, duckdb_relation, frames]
 
 
-@pytest.mark.repeats(4)  # all become one stream
+@pytest.mark.repeats(2)  # all become one stream
 @pytest.mark.usefixtures("few_groups")
 @pytest.mark.parametrize("make", OBJECTS)
 def test_an_object_gives_the_figures_and_the_faults_of_its_rows(pairs, make):

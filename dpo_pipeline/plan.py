@@ -255,6 +255,14 @@ class Plan(Printable, ABC, Generic[T_co]):
         return self.facts.to_parts()
 
 
+@functools.cache  # metadata is parsed each time
+def own_version() -> str:
+    """Return the version of the package as it is installed."""
+    from importlib.metadata import version
+
+    return version("dpo_pipeline")
+
+
 def planned(plan: Callable[P, Plan[T_co]]) -> Callable[P, T_co]:
     """Return the call that makes this plan and runs it."""
 

@@ -277,6 +277,7 @@ class Histograms:
         self._width = 2 * self._last_coarse + 1
         self._changes = np.zeros(2 * self._last + 1, dtype=np.int64)
         self._margins = np.zeros(self._width**2, dtype=np.int64)
+        self._used = (self._margins.size, 0)  # counts lie from the first to before the second
 
     def add(self, a: Numbers, b: Numbers, changes: Numbers) -> None:
         """Add a block: the margins of pairs, and how they change."""
@@ -289,6 +290,8 @@ class Histograms:
         cells += bins_of(b, COARSE, (other, sign))
         cells += self._last_coarse * (self._width + 1)
         np.add.at(self._margins, cells, 1)
+        first, end = self._used
+        self._used = int(cells.min(initial=first)), int(cells.max(initial=end - 1)) + 1
 
     def changes(self) -> pl.DataFrame:
         """Return `bin` and `n_pairs`."""
@@ -297,7 +300,8 @@ class Histograms:
 
     def margins(self) -> pl.DataFrame:
         """Return `a_bin`, `b_bin` and `n_pairs`."""
-        cells = np.flatnonzero(self._margins)
+        first, end = self._used
+        cells = first + np.flatnonzero(self._margins[first:end])
         high, low = cells // self._width, cells % self._width
         bins = {"a_bin": high - self._last_coarse, "b_bin": low - self._last_coarse}
         return _counted(bins, self._margins[cells])

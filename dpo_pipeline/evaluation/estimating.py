@@ -117,9 +117,9 @@ def mean_over_subsets(
         estimates = [rate_within(part, "n_correct", N_VALID, gathered, level) for part in parts]
         return macro_mean([each for each in estimates if each is not None], given, level)
     shares = [weight / sum(given) for weight in given]
-    if len(parts) > _BOOTSTRAPPED_SUBSETS:
-        return _jackknifed_mean(parts, shares, level)
-    return _bootstrapped_mean(parts, shares, level)
+    make = _jackknifed_mean if len(parts) > _BOOTSTRAPPED_SUBSETS else _bootstrapped_mean
+    found = make(parts, shares, level)
+    return None if found is None else cut_to(found, *FIGURES["macro mean"].range)
 
 
 def _bootstrapped_mean(
@@ -136,7 +136,8 @@ def _bootstrapped_mean(
     ]
     # Sorted, because the order of the rows decides which are drawn.
     sums = sums.sort(CLUSTER).drop(CLUSTER)
-    return bootstrap(sums, {"mean": pl.sum_horizontal(terms)}, count=N_VALID, level=level)["mean"]
+    mean = sum(terms, pl.lit(0.0))  # sum_horizontal has other bits on another number of threads
+    return bootstrap(sums, {"mean": mean}, count=N_VALID, level=level)["mean"]
 
 
 def _jackknifed_mean(
@@ -153,8 +154,7 @@ def _jackknifed_mean(
         return None if table.height < len(parts) else float(table.select(terms.sum()).item())
 
     keys = ("part", "share")
-    found = delete_a_group(table, mean, group=GROUP, keys=keys, count=N_VALID, level=level)
-    return None if found is None else cut_to(found, *FIGURES["macro mean"].range)
+    return delete_a_group(table, mean, group=GROUP, keys=keys, count=N_VALID, level=level)
 
 
 def _weights(keys: Sequence[tuple[Any, ...]], weights: Mapping[Any, float] | None) -> list[float]:

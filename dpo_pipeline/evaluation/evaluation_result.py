@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Any, Final
 
 import polars as pl
@@ -26,7 +25,7 @@ from dpo_pipeline.evaluation.gating import ADVANTAGE, GATED
 from dpo_pipeline.exact import quantile
 from dpo_pipeline.invalid_report import Doubt, InvalidReport
 from dpo_pipeline.losses import CheckedObjective
-from dpo_pipeline.plan import Origin
+from dpo_pipeline.plan import Origin, own_version
 from dpo_pipeline.statistics import (
     Estimate,
     between,
@@ -255,7 +254,7 @@ class Evaluation(Reported):
             "warnings": list(self.invalid.all_warnings),
             "made": list(self.invalid.made),
             "not_looked_for": self.invalid.not_looked_for,
-            "dpo_pipeline": version("dpo_pipeline"),
+            "dpo_pipeline": own_version(),
             "source": self.source,
             "reference": self.reference,
             "loss": str(self.objective),

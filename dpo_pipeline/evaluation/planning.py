@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from typing import Any, Protocol, Self, cast
 
 import polars as pl
@@ -42,7 +41,7 @@ from dpo_pipeline.options import (
     StatisticsOptions,
     Subsets,
 )
-from dpo_pipeline.plan import Input, Output
+from dpo_pipeline.plan import Input, Output, own_version
 from dpo_pipeline.sources import (
     FORMATS,
     Dataset,
@@ -457,7 +456,7 @@ def run_facts(binding: Binding, *objectives: CheckedObjective) -> dict[str, str]
         (one,) = objectives
         computed = {"loss": str(one), "beta": one.beta, "objective": one.to_dict()}
     facts = {
-        "version": version("dpo_pipeline"),
+        "version": own_version(),
         **computed,
         "contract": {
             "max_logp": binding.max_logp,

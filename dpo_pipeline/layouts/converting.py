@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import polars as pl
@@ -24,7 +23,7 @@ from dpo_pipeline.engine import Watch
 from dpo_pipeline.errors import ColumnError, UsageError
 from dpo_pipeline.layouts.opening import columns_of, open_rows
 from dpo_pipeline.options import Execution, Outputs, Pairs
-from dpo_pipeline.plan import Facts, Input, Output, Plan, planned
+from dpo_pipeline.plan import Facts, Input, Output, Plan, own_version, planned
 from dpo_pipeline.sources import Dataset, checked_parquet_name, format_of, lazily, publication_of
 from dpo_pipeline.storage import METADATA_KEY, Access, reading, writing
 
@@ -78,7 +77,7 @@ class ConvertPlan(Plan[int]):
             rows = lazily(rows.collect_schema(), parts)
         plan = watch.on_rows(rows, "writing", None)
         facts = {
-            "version": version("dpo_pipeline"),
+            "version": own_version(),
             "format": self.format,
             "columns": dict(self.columns),
         }

@@ -103,7 +103,7 @@ def are_near(sums: pl.DataFrame) -> bool:
 
 
 def _largest(sums: pl.DataFrame) -> float:
-    return float(sums[LARGEST].fill_null(0.0).max() or 0.0)  # type: ignore[arg-type]
+    return float(sums[LARGEST].max() or 0.0)  # type: ignore[arg-type]
 
 
 def square_columns(columns: Iterable[str]) -> list[str]:

@@ -1,8 +1,8 @@
 """Runs on a Ray cluster: the bits of a run here, also when workers, nodes and drivers are killed.
 
-One process (`ray_tools.py`) plays all scenes, and the tests judge what it printed. By default it
-does so on the cluster that a run starts itself. The slow tests do it on a head and two nodes, where
-a node and a driver are killed too.
+One process (`ray_tools.py`) plays all scenes, and the tests judge what it printed, in the gate on
+the cluster that a run starts itself. The slow tests do it on a head and two nodes, where a node and
+a driver are killed too. What every executor must keep is told by default: `test_executors.py`.
 """
 
 from __future__ import annotations
@@ -77,7 +77,13 @@ def played(folder, place):
 
 
 # Three nodes cost as much again, and only the tests of nodes and drivers need them.
-@pytest.fixture(scope="module", params=["own", pytest.param("nodes", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("own", marks=pytest.mark.outside),
+        pytest.param("nodes", marks=pytest.mark.slow),
+    ],
+)
 def place(request):
     return request.param
 

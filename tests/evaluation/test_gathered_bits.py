@@ -17,7 +17,15 @@ from polars.testing import assert_frame_equal
 
 from dpo_pipeline.evaluation import gathering, measuring
 from dpo_pipeline.sums import cells
-from gather_tools import N, assert_same, frame_of, made_up, statistics_of, tables_of
+from gather_tools import (
+    N,
+    assert_same,
+    frame_of,
+    made_up,
+    mean_over_subsets,
+    statistics_of,
+    tables_of,
+)
 from pair_tools import TOOLS
 
 pytestmark = pytest.mark.usefixtures("tables_alone")
@@ -78,12 +86,14 @@ import numpy as np
 import polars as pl
 sys.path.insert(0, sys.argv[2])
 from dpo_pipeline.evaluation import estimating
-from gather_tools import statistics_of, tables_of
+from gather_tools import mean_over_subsets, statistics_of, tables_of
+mean = repr(mean_over_subsets())
 estimating.delete_a_group = lambda *_, **__: None  # the tables need no jackknife
 tables = tables_of(statistics_of(sys.argv[1]))
 bits = hashlib.sha256(repr(
     {n: v.rows() if isinstance(v, pl.DataFrame) else v for n, v in tables.items()}
 ).encode())
+bits.update(mean.encode())
 print(pl.thread_pool_size(), bits.hexdigest())
 """
 
@@ -92,7 +102,7 @@ def bits_here(path):
     """Run the same in this process, which has as many threads as the machine has cores."""
     tables = tables_of(statistics_of(path))
     plain = {n: v.rows() if isinstance(v, pl.DataFrame) else v for n, v in tables.items()}
-    return hashlib.sha256(repr(plain).encode()).hexdigest()
+    return hashlib.sha256((repr(plain) + repr(mean_over_subsets())).encode()).hexdigest()
 
 
 # Without prompts each pair is a cluster, of which the tables are made alike.

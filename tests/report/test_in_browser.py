@@ -25,7 +25,10 @@ from pair_tools import ROOT
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open a page with")
+pytestmark = [
+    pytest.mark.outside,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open a page with"),
+]
 
 EVIL = [
     "</script><script>document.title='broken'</script>",

@@ -12,6 +12,7 @@ import polars as pl
 from polars.testing import assert_frame_equal
 
 from dpo_pipeline import StatisticsOptions, evaluate
+from page_tools import of_margins
 from pair_tools import LOGPS
 
 WORD = 2**64
@@ -162,3 +163,11 @@ def statistics_of(source):
         statistics=StatisticsOptions(judge="judge", weights={"a": 1, "b": 3, None: 0.5}),
         on_invalid="exclude",
     ).statistics
+
+
+def mean_over_subsets():
+    """Return the mean over ten subsets, whose prompts they share."""
+    margins = [(7 * i % 11 - 5) / 3.0 for i in range(80)]
+    kinds, prompts = [i // 8 for i in range(80)], list(range(40)) * 2
+    pairs = of_margins(margins, kind=kinds, prompt_id=prompts)
+    return evaluate(pairs, by="kind", statistics=True).statistics.macro

@@ -127,7 +127,7 @@ def public(source, tmp_path):
 @pytest.mark.parametrize("closed", ["input", "output", "batches", "folder"])
 def test_permission_denied(public, closed, monkeypatch):
     # Nobody may not be allowed to read the package's own metadata either.
-    monkeypatch.setattr("dpo_pipeline.evaluation.planning.version", lambda _name: "0")
+    monkeypatch.setattr("dpo_pipeline.evaluation.planning.own_version", lambda: "0")
     pairs, out, options = public / "pairs.parquet", public / "open" / "out.parquet", {}
     if closed == "input":
         blamed = pairs

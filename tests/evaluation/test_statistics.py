@@ -104,6 +104,7 @@ def test_means_have_the_errors_of_prompts(statistics, rows, name):
     assert (found.n, found.n_clusters) == (698, 175)
 
 
+@pytest.mark.repeats(4)  # means are one function
 @pytest.mark.parametrize("name", MEANS)
 def test_means_of_independent_pairs_have_the_usual_errors(rows, name, alone):
     found = alone.figures[name]
@@ -567,6 +568,7 @@ def test_one_pair_has_statistics(real_pairs):
     assert found.figures["reward_accuracy"].interval.low < 1.0
 
 
+@pytest.mark.slow  # `test_gating` asks for them so; options are declared once, for both
 @FEW_GROUPS
 def test_the_command_line_asks_for_statistics(pairs, tmp_path, capsys):
     path = str(tmp_path / "pairs.parquet")

@@ -154,7 +154,7 @@ def test_invalid_pairs_take_no_part_in_score(loss, size, engine):
     assert losses_of(frame, loss, size, engine) == close(expected)
 
 
-@pytest.mark.repeats(2)  # losses of batches are written by one function
+@pytest.mark.repeats(1)  # losses of batches are written by one function
 @pytest.mark.parametrize(
     ("size", "on_invalid"),
     [

@@ -41,7 +41,7 @@ FREE = [
 ]
 
 
-@pytest.mark.repeats(4)  # the catalogue says so by one field
+@pytest.mark.repeats(2)  # the catalogue says so by one field
 @pytest.mark.parametrize(("loss", "arguments", "chosen", "rejected", "value"), FREE)
 def test_a_reference_free_loss_needs_no_reference(
     counted, tmp_path, loss, arguments, chosen, rejected, value
@@ -93,7 +93,7 @@ def test_a_reference_that_is_equal_to_the_policy_is_no_fault_without_one(counted
     assert evaluate(same, loss="cpo").warnings == ()
 
 
-@pytest.mark.repeats(6)  # the catalogue says so by one field
+@pytest.mark.repeats(3)  # the catalogue says so by one field
 @pytest.mark.parametrize("loss", sorted(REFERENCE["optional"] | REFERENCE["always"]))
 def test_any_other_loss_needs_its_reference(counted, loss):
     size = {"batch_size": 2} if loss in OF_BATCHES else {}

@@ -115,7 +115,7 @@ def expected(eight):
     return evaluate(eight).summary, swept, compare(eight, moved(eight)).to_dict()["differences"]
 
 
-@pytest.mark.repeats(2)  # no call reads what is odd, whatever it is
+@pytest.mark.repeats(1)  # no call reads what is odd, whatever it is
 def test_figures_are_those_without_it(odd_parquet, eight, expected, capfd):
     path, _ = odd_parquet
     summary, losses, differences = expected

@@ -64,6 +64,7 @@ def test_label_smoothing_against_plain_python(loss, e, size):
     assert losses_of(frame, loss, size, loss_args={"label_smoothing": e}) == close(expected)
 
 
+@pytest.mark.repeats(6)  # each loss, each size
 @pytest.mark.parametrize("size", [2, 7, 64, 1_000])
 @pytest.mark.parametrize("loss", BATCH_LOSSES)
 def test_ties_go_by_the_order_of_the_rows(loss, size):

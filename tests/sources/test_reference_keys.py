@@ -86,6 +86,7 @@ def test_large_integers_are_compared_exactly(pairs):
     }
 
 
+@pytest.mark.repeats(1)  # keys are cast by one function
 @pytest.mark.parametrize("left", [pl.Int32, pl.Int64, pl.UInt64])
 def test_the_policys_key_keeps_its_type(tmp_path, pairs, left):
     key = pl.Series([5, 0, 3, 9, 1, 2])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 from collections import defaultdict
-from functools import cache
 
 # Two processes fill two cores, and small plans cost a fifth less on one thread. Tests of bits start
 # processes with more; so does who sets this variable.
@@ -132,22 +131,15 @@ def unchecked_charts():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_bundle(tmp_path_factory):
-    """Have the script of all charts, which takes seconds, be made once for all processes."""
-    base, make = tmp_path_factory.getbasetemp(), page._bundle  # noqa: SLF001
-    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "charts.js"
+def short_bundle(request):
+    """Have a line stand in pages for the script of all charts, which takes seconds to make.
 
-    @cache
-    def bundle():
-        if not place.exists():
-            attempt = place.with_name(f"charts-{os.getpid()}.js")
-            attempt.write_text(make(), encoding="utf-8")
-            attempt.replace(place)
-        return place.read_text(encoding="utf-8")
-
-    page._bundle = bundle  # noqa: SLF001
-    yield
-    page._bundle = make  # noqa: SLF001
+    It is whole in a run that has tests marked `outside`: a browser runs it, and pages are weighed.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if not any(each.get_closest_marker("outside") for each in request.session.items):
+            patch.setattr(page, "_bundle", lambda: "window.vegaEmbed = undefined;")
+        yield
 
 
 @pytest.fixture(scope="session")

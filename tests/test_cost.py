@@ -67,6 +67,7 @@ def test_evaluate_reads_once(engine, clean, tmp_path, arguments):
     assert_streams(engine)
 
 
+@pytest.mark.repeats(3)  # figures are read once, by the test above
 @pytest.mark.parametrize("arguments", FIGURES)
 def test_evaluate_lists_offenders_by_one_more_reading(engine, dirty, tmp_path, arguments):
     evaluate(dirty, **grouped(on_invalid="exclude", **to_file(arguments, tmp_path)))

@@ -342,6 +342,7 @@ ERRORS = [
 ]
 
 
+@pytest.mark.repeats(20)  # one walk; rooms have tests of their own errors
 @pytest.mark.parametrize(("function", "places", "arguments"), ERRORS)
 def test_errors_are_those_of_a_run(
     tmp_path, pairs, source, folder, split, function, places, arguments

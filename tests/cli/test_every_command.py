@@ -148,6 +148,7 @@ def test_a_score_writes_before_its_gate_fails(capsys):
     assert run(capsys, *words, "--fail-on-interval", "--overwrite")[0] == 2
 
 
+@pytest.mark.repeats(4)  # each code once; `evaluation` has the bounds
 @pytest.mark.parametrize(
     ("words", "code"),
     [

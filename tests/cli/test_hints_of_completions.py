@@ -60,6 +60,7 @@ def tried(err):
     return shlex.split(line[1].replace("NAME", "mine"))
 
 
+@pytest.mark.repeats(5)  # a hint is of a file's form, whichever command met it
 @pytest.mark.parametrize(
     "typed",
     [

@@ -21,7 +21,7 @@ def source(tmp_path, counted):
     return str(path)
 
 
-@pytest.mark.repeats(5)  # `test_options` holds that each option has one way
+@pytest.mark.repeats(2)  # a loss, and batches; `test_options` holds that each option has one way
 @pytest.mark.parametrize(
     ("options", "call"),
     [

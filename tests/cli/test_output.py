@@ -42,6 +42,8 @@ def test_every_form_is_that_of_the_result(capsys):
     assert float(rows[0]["loss"]) == result.subsets["loss"][0]
 
 
+@pytest.mark.repeats  # a form is written by one function for all commands
+@pytest.mark.parametrize("form", ["csv", "markdown", "latex", "json"])
 @pytest.mark.parametrize(
     "words",
     [
@@ -55,18 +57,17 @@ def test_every_form_is_that_of_the_result(capsys):
     ],
     ids=lambda words: " ".join(word for word in words if "/" not in word),
 )
-def test_every_command_has_every_form(capsys, tmp_path, words):
-    for form in ("csv", "markdown", "latex", "json"):
-        place = str(tmp_path / f"{form}.parquet")
-        given = [place if word == "OUT" else word for word in words]
-        code, out, err = run(capsys, *given, "--output", form)
-        assert code == 0
-        assert all(said.startswith(("wrote ", "note: ")) for said in err.splitlines())
-        if form == "json":
-            json.loads(out)
-        if form == "csv":
-            rows = list(csv.reader(io.StringIO(out)))
-            assert {len(row) for row in rows} == {len(rows[0])}
+def test_every_command_has_every_form(capsys, tmp_path, words, form):
+    place = str(tmp_path / "out.parquet")
+    given = [place if word == "OUT" else word for word in words]
+    code, out, err = run(capsys, *given, "--output", form)
+    assert code == 0
+    assert all(said.startswith(("wrote ", "note: ")) for said in err.splitlines())
+    if form == "json":
+        json.loads(out)
+    if form == "csv":
+        rows = list(csv.reader(io.StringIO(out)))
+        assert {len(row) for row in rows} == {len(rows[0])}
 
 
 @pytest.mark.parametrize(

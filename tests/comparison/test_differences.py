@@ -277,7 +277,7 @@ def test_too_many_subsets(monkeypatch):
 # --- exactness -------------------------------------------------------------------------------
 
 
-@pytest.mark.repeats  # the limit is of clusters, with prompts or not
+@pytest.mark.repeats(1)  # pairs are clusters of one; `test_paired_arrays` cuts prompts too
 @pytest.mark.parametrize("clusters_held", [20_000, 10])
 @pytest.mark.parametrize("per_prompt", [None, 3])
 def test_order_files_and_chunks_change_no_bit(monkeypatch, tmp_path, clusters_held, per_prompt):

@@ -109,6 +109,7 @@ LAST = pl.col("pair_id") == 319
 BROKEN = pl.when(pl.col("pair_id") % 90 == 0).then(1.0).otherwise(LOGPS[3]).alias(LOGPS[3])
 
 
+@pytest.mark.repeats(3)  # nothing, a column and a rule; others are columns in other places
 @pytest.mark.filterwarnings("ignore::dpo_pipeline.DataWarning")
 @pytest.mark.parametrize(
     ("both", "second", "is_read", "is_read_at_last"),

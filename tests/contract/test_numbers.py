@@ -46,7 +46,7 @@ def test_a_decimal_is_the_float_nearest_to_it():
 DIGITS = ("-10.123456", "-14.5", "-11.000001", "-12.75")
 
 
-@pytest.mark.repeats  # each type in one of both
+@pytest.mark.repeats(2)  # a list and an array
 @pytest.mark.parametrize("wrap", [pl.List, lambda inner: pl.Array(inner, 1)])
 @pytest.mark.parametrize("inner", [pl.Float32, pl.Float64, pl.Int64])
 def test_a_list_or_an_array_of_one_number_is_the_number(counted, wrap, inner):

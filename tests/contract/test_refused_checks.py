@@ -141,6 +141,7 @@ def test_an_expression_that_is_not_of_one_row_is_refused(frame, expression, colu
     assert (caught.value.check, caught.value.column) == ("named", column)
 
 
+@pytest.mark.repeats  # each form on a column or the frame
 @pytest.mark.parametrize("column", ["x", None], ids=["column", "frame"])
 @pytest.mark.parametrize(
     ("function", "why"),

@@ -87,7 +87,7 @@ def test_a_subclass_adds_its_checks_and_keeps_ours():
     assert our_rows(frame, contract=Annotated) == expected
 
 
-@settings(max_examples=3, deadline=None, derandomize=True)
+@settings(max_examples=2, deadline=None, derandomize=True)
 @given(frame=frames(weight=ANY_EXTRA, strict_weight=ANY_EXTRA, score=ANY_EXTRA))
 def test_any_frame_under_a_subclass(frame):
     assert our_rows(frame, contract=Annotated) == pandera_rows(Annotated, frame=frame)
@@ -149,7 +149,7 @@ def test_a_plain_schema_with_a_pattern_and_a_column_without_nulls():
 RATINGS = dict.fromkeys(("rating_first", "rating_second", "temperature", "absent"), ANY_EXTRA)
 
 
-@settings(max_examples=3, deadline=None, derandomize=True)
+@settings(max_examples=2, deadline=None, derandomize=True)
 @given(frame=frames(**RATINGS))
 def test_any_frame_under_a_plain_schema(frame):
     frame = frame.with_columns(language=pl.lit("en"))
@@ -167,7 +167,7 @@ def odd_cells():
     )
 
 
-@pytest.mark.repeats(8)  # `test_refused_checks` has each of these forms
+@pytest.mark.repeats(4)  # `test_refused_checks` has each of these forms
 @pytest.mark.parametrize("column", [pytest.param("x", id="column"), pytest.param(None, id="frame")])
 @pytest.mark.parametrize("ignore_na", [True, False])
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_a_check_is_refused_or_marks_the_rows_of_pandera(function, ignore_na, co
     assert found == expected
 
 
-@pytest.mark.repeats(5)  # it is pandera's own function that is run
+@pytest.mark.repeats(3)  # it is pandera's own function that is run
 @pytest.mark.parametrize(
     ("column", "check", "rows"),
     [

@@ -397,6 +397,7 @@ def odd_lists(n_rows, *, masks):
     return rows, pl.DataFrame(rows, schema=kinds)
 
 
+@pytest.mark.repeats(2)  # without masks and with both
 @pytest.mark.parametrize(
     ("masks", "max_logp"),
     [

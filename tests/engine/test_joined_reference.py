@@ -72,7 +72,7 @@ def reference(folder, order):
     return Reference(str(folder / order), format="csv" if order == CSV else "parquet")
 
 
-@pytest.mark.repeats(2)  # orders are joined in `sources`; here they are of tasks
+@pytest.mark.repeats(1)  # orders are joined in `sources`; here they are of tasks
 @pytest.mark.parametrize(
     "order",
     [SHUFFLED, CSV, PARTLY, pytest.param(IN_ORDER, marks=pytest.mark.slow)],  # as bytes below
@@ -89,6 +89,7 @@ def test_figures_are_those_of_one_process(sides, order):
     assert here.reference == str(sides / order)
 
 
+@pytest.mark.slow  # joined rows come as those of one table, which `test_executors` has
 @pytest.mark.usefixtures("few_groups")
 def test_statistics_and_sweeps_are_those_of_one_process(sides):
     for function, more in ((evaluate, {"statistics": True}), (sweep, {"beta": [0.1, 0.3]})):

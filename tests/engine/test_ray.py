@@ -210,6 +210,7 @@ def test_a_worker_with_other_versions_is_refused():
         ray_engine._run(list, None, ".", asked)  # noqa: SLF001
 
 
+@pytest.mark.outside  # Ray alone takes a second to import
 def test_a_cluster_that_is_not_there_is_said_at_once():
     with pytest.raises(EngineError, match="Ray on 127.0.0.1:1: .*refused"):
         next(RayExecutor(address="127.0.0.1:1")(list, [], lambda: None))

@@ -84,6 +84,7 @@ def expected(completions):
     return rank(completions).figures
 
 
+@pytest.mark.repeats(3)  # words are one table
 @pytest.mark.parametrize(("good", "bad"), WORDS.items())
 def test_words_are_labels(completions, expected, good, bad):
     words = completions.with_columns(

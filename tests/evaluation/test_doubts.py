@@ -66,6 +66,7 @@ def test_every_fault_has_its_doubt():
     assert EXPECTED.keys() == FAULTS.keys()
 
 
+@pytest.mark.repeats(7)  # each fault is said below; findings leave out what any doubt explains
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_said_first_and_no_finding_names_another_cause(real, fault):
     planted = FAULTS[fault](real)
@@ -77,12 +78,12 @@ def test_a_fault_is_said_first_and_no_finding_names_another_cause(real, fault):
     assert partly or not CAUSES & {each.name for each in others}
 
 
-@pytest.mark.repeats(6)  # statistics, above, add nothing to the sums that doubts are made of
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_said_without_statistics_too(real, fault):
     assert doubts(FAULTS[fault](real)) == [EXPECTED[fault]]
 
 
+@pytest.mark.repeats(1)  # batches are summed from the same rows
 @pytest.mark.parametrize("batches", [None, 100])
 def test_neighbours_are_compared_in_the_first_rows_that_statistics_read(
     real, monkeypatch, tmp_path, batches
@@ -167,6 +168,7 @@ def test_a_comparison_says_it_of_each_side_before_its_figures(real):
     assert result.to_dict()["findings"] == list(result.findings)
 
 
+@pytest.mark.slow  # the page lists the findings, whose order is above
 def test_a_report_names_the_doubt_before_other_findings(real):
     page = evaluated(FAULTS["prompt in the policy only"](real), statistics=True).report()
     assert "sums hold something that the other" in page
@@ -196,7 +198,7 @@ def test_an_unmoved_subset_is_named_with_its_share(real, name):
     assert doubts(few, by="split") == ["unmoved"]
 
 
-@pytest.mark.repeats  # sizes are judged alike
+@pytest.mark.repeats(2)  # sizes are judged alike
 @pytest.mark.parametrize("rows", [698, 60, 9])
 @pytest.mark.parametrize("stored", ["Float32", "two digits"])
 def test_a_reference_scored_twice_and_stored_otherwise_is_unmoved(real, rows, stored):

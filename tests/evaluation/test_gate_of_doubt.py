@@ -62,6 +62,7 @@ def test_csv_leaves_its_warnings_on_stderr(capsys, shifted):
     assert "warning" not in silent[2]
 
 
+@pytest.mark.repeats(1)  # commas are split by one option
 @pytest.mark.parametrize("call", ["evaluate", "check", "compare"])
 def test_columns_to_show_may_have_commas_between(capsys, call):
     source = ROOT / "examples/pairs.parquet"

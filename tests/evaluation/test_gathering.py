@@ -194,6 +194,7 @@ def test_margins_rewards_and_lengths_are_binned(rows, gathered):
     assert found == {key: dict(sums) for key, sums in lengths.items()}
 
 
+@pytest.mark.repeats(3)  # sizes: the smallest, the largest and one between
 @pytest.mark.parametrize(("points", "size"), [(125, 2), (150, 1), (149, 2), (10, 16), (1, 256)])
 def test_the_course_is_of_runs_of_rows(rows, monkeypatch, points, size):
     monkeypatch.setattr(gathering, "COURSE_POINTS", points)
@@ -224,7 +225,8 @@ def test_the_lowest_margins_are_listed(rows, gathered):
     assert gathered.lowest["chosen_reward"].to_list() == [row["rewards"][0] for row in lowest]
 
 
-@pytest.mark.parametrize("step", [10_000, 70])
+# In one piece there is nothing to find again.
+@pytest.mark.parametrize("step", [pytest.param(10_000, marks=pytest.mark.slow), 70])
 def test_of_files_ids_of_the_listed_pairs_are_those_of_their_rows(
     rows, gathered, monkeypatch, tmp_path, step
 ):

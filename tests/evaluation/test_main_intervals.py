@@ -97,7 +97,7 @@ def cuts(frame, folder):
     return folder, folder.parent / "whole.parquet", frame, frame.lazy()
 
 
-@pytest.mark.repeats(2)  # prompts with and without bags: `test_gathered_bits` cuts them too
+@pytest.mark.repeats(1)  # prompts, with and without bags, are cut in `test_gathered_bits`
 @pytest.mark.parametrize(
     ("alone", "held"),
     [
@@ -197,6 +197,7 @@ def test_prompts_with_one_pair_each_are_pairs():
     assert found.clusters == "250 prompts, taken as independent"
 
 
+@pytest.mark.repeats(1)  # both are estimates of one function
 @pytest.mark.parametrize("by_prompt", [True, False])
 def test_statistics_give_the_same_intervals(by_prompt):
     frame = frame_of(made_up(240))

@@ -42,7 +42,7 @@ def test_a_mean_over_many_subsets_ends_at_1():
     assert macro.interval.high == 1.0
 
 
-@pytest.mark.repeats  # sizes, each with or without prompts
+@pytest.mark.repeats(2)  # sizes, each with or without prompts
 @pytest.mark.parametrize("n", [2, 3, 6])
 @pytest.mark.parametrize("per_prompt", [1, 2])
 def test_no_figure_of_few_pairs_leaves_its_range(n, per_prompt):

@@ -92,7 +92,7 @@ MEANS = (
 )  # fmt: skip
 
 
-@pytest.mark.repeats(4)  # means are one function
+@pytest.mark.repeats(3)  # means are one function
 @pytest.mark.parametrize("name", MEANS)
 def test_means_have_the_errors_of_prompts(statistics, rows, name):
     value, error, limits = clustered_mean(rows[name], rows["prompt_id"])
@@ -104,6 +104,7 @@ def test_means_have_the_errors_of_prompts(statistics, rows, name):
     assert (found.n, found.n_clusters) == (698, 175)
 
 
+@pytest.mark.repeats(4)  # means are one function
 @pytest.mark.parametrize("name", MEANS)
 def test_means_of_independent_pairs_have_the_usual_errors(rows, name, alone):
     found = alone.figures[name]
@@ -410,9 +411,8 @@ def test_the_level_is_that_of_every_interval(pairs):
         found.judge.spearman, found.judge.auc,
     ]  # fmt: skip
     assert {estimate.interval.level for estimate in made} == {0.8}
-    alone = pairs.drop("prompt_id")
     narrow, usual = (
-        evaluate(alone, statistics=StatisticsOptions(level=level))
+        evaluate(pairs.drop("prompt_id"), statistics=StatisticsOptions(level=level))
         .statistics.figures["loss"]
         .interval
         for level in (0.8, 0.95)
@@ -567,6 +567,7 @@ def test_one_pair_has_statistics(real_pairs):
     assert found.figures["reward_accuracy"].interval.low < 1.0
 
 
+@pytest.mark.slow  # `test_gating` asks for them so; options are declared once, for both
 @FEW_GROUPS
 def test_the_command_line_asks_for_statistics(pairs, tmp_path, capsys):
     path = str(tmp_path / "pairs.parquet")

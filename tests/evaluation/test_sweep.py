@@ -102,6 +102,7 @@ def test_the_smallest_loss_of_several_betas_is_too_small():
     assert sum(picked) / 2 < min(true)
 
 
+@pytest.mark.repeats(8)  # the scale does not know the loss
 @pytest.mark.filterwarnings("ignore::dpo_pipeline.DataWarning")  # all log-probs are the same
 @pytest.mark.parametrize("name", [n for n, loss in LOSSES.items() if not loss.is_of_batches])
 def test_the_scale_moves_where_two_betas_disagree_on_rewards_of_zero(name):

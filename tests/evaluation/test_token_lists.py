@@ -29,7 +29,7 @@ from token_tools import (
 )
 
 
-@pytest.mark.repeats(3)  # masks are lists too; each argument reads the lists by one plan
+@pytest.mark.repeats(2)  # masks are lists too; each argument reads the lists by one plan
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -34,7 +34,7 @@ def test_a_column_in_another_unit_is_said(real_pairs, planted, names):
     assert doubts(real_pairs.with_columns(planted)) == names
 
 
-@pytest.mark.repeats  # the sides are judged alike
+@pytest.mark.repeats(2)  # the sides are judged alike
 @pytest.mark.parametrize("rows", [20, 60, 200])
 @pytest.mark.parametrize("side", ["chosen", "rejected"])
 def test_averages_of_one_side_are_said_of_few_pairs_too(real_pairs, rows, side):

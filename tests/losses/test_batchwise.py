@@ -64,6 +64,7 @@ def test_label_smoothing_against_plain_python(loss, e, size):
     assert losses_of(frame, loss, size, loss_args={"label_smoothing": e}) == close(expected)
 
 
+@pytest.mark.repeats(6)  # each loss, each size
 @pytest.mark.parametrize("size", [2, 7, 64, 1_000])
 @pytest.mark.parametrize("loss", BATCH_LOSSES)
 def test_ties_go_by_the_order_of_the_rows(loss, size):
@@ -154,7 +155,7 @@ def test_invalid_pairs_take_no_part_in_score(loss, size, engine):
     assert losses_of(frame, loss, size, engine) == close(expected)
 
 
-@pytest.mark.repeats(2)  # losses of batches are written by one function
+@pytest.mark.repeats(1)  # losses of batches are written by one function
 @pytest.mark.parametrize(
     ("size", "on_invalid"),
     [

@@ -187,6 +187,7 @@ def test_ipo_by_dialect(counted, dialect, arguments, expected):
     assert scored["loss"][4] == pytest.approx(expected, rel=1e-14)
 
 
+@pytest.mark.repeats(2)  # a loss and a sum have rewards by one function
 @pytest.mark.parametrize(
     ("loss", "arguments"),
     [

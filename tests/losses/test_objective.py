@@ -187,6 +187,7 @@ def plain_figures(rows, scores, loss):
     }
 
 
+@pytest.mark.repeats(11)  # sums are one function; each loss has its tests
 @pytest.mark.parametrize(
     ("loss", "arguments", "scores", "of_scores"), FIGURES.values(), ids=FIGURES
 )

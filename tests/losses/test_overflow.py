@@ -99,6 +99,7 @@ def test_an_unsound_log_prob_is_named_and_not_the_loss_that_follows(counted):
     }
 
 
+@pytest.mark.repeats  # each loss and each weight
 @pytest.mark.parametrize("weight", [1.0, 0.01, 3.0])
 @pytest.mark.parametrize("loss", BOUNDED)
 def test_no_score_exceeds_what_the_ends_of_log_probs_tell(loss, weight):

@@ -297,9 +297,9 @@ FEW_POINTS = 0.1
 @pytest.mark.parametrize("beta", [FEW_POINTS, pytest.param(2.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("loss", "args"), CASES)
 def test_equals_mpmath(loss, args, beta):
-    # By default each margin in one or two ways, and with arguments a third of them: the limits
+    # By default each margin about once, and with arguments a third of them: the limits
     # of a loss are those without them.
-    pairs = points(loss, args, beta)[:: (11 if args else 3) if beta == FEW_POINTS else 1]
+    pairs = points(loss, args, beta)[:: (17 if args else 5) if beta == FEW_POINTS else 1]
     rows = zip(*(pairs.select(names).rows() for names in (LOGPS, TOKENS, EXTRAS)), strict=True)
     for (row, n, own), found in zip(rows, losses_of(pairs, loss, args, beta), strict=True):
         with mpmath.workdps(40):

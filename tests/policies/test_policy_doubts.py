@@ -64,7 +64,7 @@ OF_POLICY = {
 """The doubt to a fault of a policy's log-probs, beside a sound reference."""
 
 
-@pytest.mark.repeats(5)  # doubts of one set have their tests in `evaluation`
+@pytest.mark.repeats(2)  # in order and joined; doubts of one set have their tests in `evaluation`
 @pytest.mark.parametrize(
     ("name", "is_joined"),
     # Joined rows have lost their order, which tells of a shift alone.

@@ -143,6 +143,7 @@ def test_labels_that_look_alike_stay_two_rows():
     assert sorted(drawn) == ["(null) (2)", "(null) (2) [2]"]
 
 
+@pytest.mark.outside  # most of a page is the script of all charts, which is made here
 def test_the_size_does_not_grow_with_the_rows():
     generator = np.random.default_rng(1)
 
@@ -203,7 +204,7 @@ CASES = {
 RENDERED_ELSEWHERE = {"all ties", "all right", "some ties", "another loss", "invalid"}
 
 
-@pytest.mark.repeats(6)  # others are rendered by tests of their own charts
+@pytest.mark.repeats(3)  # others are rendered by tests of their own charts
 @pytest.mark.parametrize(
     "case",
     [

@@ -93,6 +93,7 @@ def test_the_fingerprint_is_of_the_file_and_not_of_its_place(file, tmp_path):
     assert dpo_pipeline.evaluate(moved).origin.fingerprint != first
 
 
+@pytest.mark.outside  # another program draws the picture
 def test_charts_are_pictures_that_need_no_network(charts, monkeypatch):
     def refused(*_args, **_more):
         raise AssertionError("the network was asked")

@@ -92,6 +92,7 @@ def test_the_extra_is_missed_before_anything_is_read(evaluation, monkeypatch, tm
     assert "<table>" in evaluation._repr_html_()
 
 
+@pytest.mark.outside  # a process of its own, which has no charts
 def test_a_notebook_needs_none_of_the_extra(tmp_path):
     of_margins([0.1, -0.2]).with_row_index("pair_id").write_parquet(tmp_path / "pairs.parquet")
     code = """

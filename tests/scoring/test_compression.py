@@ -18,7 +18,7 @@ def codecs(path):
     return {group.column(i).compression for i in range(group.num_columns)}
 
 
-@pytest.mark.repeats  # batches are written by the same writer
+@pytest.mark.repeats(2)  # codecs have one name for the writer
 @pytest.mark.parametrize("loss", ["sigmoid", "kto_pair"])  # the second is one of batches
 @pytest.mark.parametrize("name", CODECS)
 def test_scored_pairs_are_written_in_the_codec_asked_for(tmp_path, real_pairs, name, loss):

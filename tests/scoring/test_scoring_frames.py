@@ -68,6 +68,7 @@ class HuggingFaceLike:
         return self._frame
 
 
+@pytest.mark.repeats(3)  # all become one plan; `sources/test_streams` has each object
 @pytest.mark.parametrize(
     "make",
     [

@@ -82,6 +82,7 @@ def test_quarantine_of_masks_that_do_not_fit(tmp_path):
     assert apart["broken_rules"].to_list() == [[f"{PC}.fits_mask", f"{RC}.fits_mask"]]
 
 
+@pytest.mark.slow  # evaluations that raise are in `contract/test_token_rules`, by one call
 @pytest.mark.repeats(1)  # `contract/test_token_rules.py` has evaluations that raise
 @pytest.mark.parametrize("call", ["score", "evaluate"])
 def test_raise(dirty, tmp_path, call):

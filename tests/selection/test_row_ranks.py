@@ -33,7 +33,7 @@ ON_DISK = 160
 DEAR = {("wide", True), ("many ties", True)}  # many small files, as from the other end
 
 
-@pytest.mark.repeats(5)  # in memory and on disk, of each kind
+@pytest.mark.repeats(3)  # in memory and on disk
 @pytest.mark.parametrize(
     ("kind", "held", "largest_first"),
     [

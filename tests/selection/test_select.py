@@ -60,7 +60,7 @@ BY_HAND = {
 }
 
 
-@pytest.mark.repeats  # ranks are kept by one function
+@pytest.mark.repeats(3)  # ranks are kept by one function
 @pytest.mark.parametrize("rule", BY_HAND)
 @pytest.mark.parametrize(("keep", "n"), [(100, 100), (0.25, 249), (0.5, 499), (5_000, 997)])
 def test_the_first_of_the_sorted_pairs_are_kept(made, tmp_path, rule, keep, n):

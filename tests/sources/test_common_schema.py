@@ -256,7 +256,7 @@ def test_reading_files_that_differ_streams_the_needed_columns_once(engine, folde
 
 
 @given(st.data())
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 def test_any_mixture_in_any_shards_gives_the_same_bits(real_pairs, tmp_path_factory, data):
     n = 90
 

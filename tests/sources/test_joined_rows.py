@@ -49,7 +49,7 @@ CASES = [
 ]
 
 
-@pytest.mark.repeats(3)  # layouts are opened alike for all
+@pytest.mark.repeats(2)  # layouts are opened alike for all
 @pytest.mark.parametrize(
     ("layout", "arguments"),
     [pytest.param(layout, *each.values, id=f"{layout}-{each.id}") for layout, each in CASES],
@@ -84,6 +84,7 @@ def test_sweep_and_check_take_a_reference(tmp_path, real_pairs):
     assert (report.n_pairs, report.n_invalid) == (698, 0)
 
 
+@pytest.mark.slow  # `test_keys_in_step` and `test_keys_in_other_orders` have folders and files
 @pytest.mark.repeats(1)  # layouts are opened alike for all; `test_keys_in_other_orders` has files
 @pytest.mark.parametrize("layout", ["hive", "file", "folder", "list", "glob"])
 def test_scored_rows_are_those_of_one_table(tmp_path, real_pairs, layout):

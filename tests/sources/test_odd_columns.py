@@ -115,7 +115,7 @@ def expected(eight):
     return evaluate(eight).summary, swept, compare(eight, moved(eight)).to_dict()["differences"]
 
 
-@pytest.mark.repeats(2)  # no call reads what is odd, whatever it is
+@pytest.mark.repeats(1)  # no call reads what is odd, whatever it is
 def test_figures_are_those_without_it(odd_parquet, eight, expected, capfd):
     path, _ = odd_parquet
     summary, losses, differences = expected
@@ -128,7 +128,7 @@ def test_figures_are_those_without_it(odd_parquet, eight, expected, capfd):
     assert capfd.readouterr().err == ""  # Rust's threads print a panic there
 
 
-@pytest.mark.repeats(2)  # one message for all
+@pytest.mark.repeats(1)  # one message for all
 def test_scoring_names_it_and_goes_on_without_it(odd_parquet, tmp_path, eight):
     path, said = odd_parquet
     out = tmp_path / "out.parquet"
@@ -271,7 +271,7 @@ def test_a_dataframe_with_such_a_column_is_refused_before_polars_sees_it(eight, 
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.repeats  # read again or not
+@pytest.mark.repeats  # each type, read once or again
 @pytest.mark.parametrize(
     ("value", "said"),
     [
@@ -331,6 +331,7 @@ def test_drift_in_a_column_without_a_role_decides_nothing(drifting, eight):
     )
 
 
+@pytest.mark.repeats(1)  # one message for all
 def test_scoring_names_the_drift_and_goes_on_without_the_column(drifting, tmp_path):
     with pytest.raises(ColumnError) as caught:
         score_parquet(drifting, tmp_path / "out")

@@ -30,7 +30,7 @@ from reference_tools import FAULTS, joined_by_hand, keyed, raised, told, tree
 # Keys
 
 
-@pytest.mark.repeats(4)  # keys of one type are joined as they are
+@pytest.mark.repeats(3)  # keys of one type are joined as they are
 @pytest.mark.parametrize(
     "values",
     [
@@ -86,6 +86,7 @@ def test_large_integers_are_compared_exactly(pairs):
     }
 
 
+@pytest.mark.repeats(1)  # keys are cast by one function
 @pytest.mark.parametrize("left", [pl.Int32, pl.Int64, pl.UInt64])
 def test_the_policys_key_keeps_its_type(tmp_path, pairs, left):
     key = pl.Series([5, 0, 3, 9, 1, 2])
@@ -108,6 +109,7 @@ def _as(numbers, dtype):
 CATEGORIES = pl.Enum(["9", "5", "3", "2", "1", "0"])
 
 
+@pytest.mark.repeats(4)  # categories are read as texts
 @pytest.mark.parametrize(
     ("left", "right"),
     [
@@ -168,7 +170,7 @@ def compared(policy, reference):
     )
 
 
-@pytest.mark.repeats  # it is one rule
+@pytest.mark.repeats(8)  # it is one rule
 @pytest.mark.parametrize("call", [join_reference, compared])
 @pytest.mark.parametrize(("left", "right"), [*itertools.combinations(KEY_TYPES, 2)])
 def test_one_rule_says_which_keys_can_be_equal(two, call, left, right):

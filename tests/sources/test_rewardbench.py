@@ -51,6 +51,7 @@ def test_rewardbench_by_subset(results):
     assert dict(found.select("subset", "reward_accuracy").rows()) == shares
 
 
+@pytest.mark.repeats(2)  # settings give way by one rule
 @pytest.mark.parametrize(
     ("arguments", "beta"),
     [
@@ -113,6 +114,7 @@ def test_scores_that_are_whole_at_first(tmp_path):
     assert rows.select(LOGPS[:2]).row(0) == (1.5, 0.5)
 
 
+@pytest.mark.repeats  # marks and indents, each once
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize("indent", [None, 2])
 def test_scores_that_are_no_numbers_are_invalid_pairs(tmp_path, indent, mark):

@@ -25,6 +25,7 @@ def test_a_table_goes_to_the_summary_in_one_command(capsys, tmp_path, eight, end
     assert evaluate(read(path)).to_metrics() == evaluate(eight).to_metrics()
 
 
+@pytest.mark.repeats(3)  # formats become one plan
 @pytest.mark.parametrize("ending", TABLES)
 def test_reading_is_lazy_and_evaluating_reads_once(tmp_path, eight, engine, ending):
     path = tmp_path / f"pairs.{ending}"

@@ -43,7 +43,7 @@ RAGGED = "6,-1,-258.9,-129.3,-258.1,-126.3"
 """The comma of 1,258.9 is a separator here: every value after it would move by one column."""
 
 
-@pytest.mark.repeats  # all calls read by one reader
+@pytest.mark.repeats(4)  # lines are counted by one reader
 @pytest.mark.parametrize(
     "call",
     [

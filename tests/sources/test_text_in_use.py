@@ -31,7 +31,7 @@ def odd(pairs):
     )
 
 
-@pytest.mark.repeats(2)  # chunks are cut before lines are read, as `an_array_of_objects` has it
+@pytest.mark.repeats(1)  # chunks are cut before lines are read, as `an_array_of_objects` has it
 @pytest.mark.parametrize("chunk", [1, 7, 100, 2**20])
 @pytest.mark.parametrize("ending", ["jsonl", "json"])
 def test_numbers_that_python_writes_are_invalid_pairs(tmp_path, odd, monkeypatch, ending, chunk):
@@ -91,6 +91,7 @@ def test_python_parses_only_the_chunks_that_need_it(tmp_path, pairs, monkeypatch
 ENDINGS = ["jsonl", pytest.param("ndjson", marks=pytest.mark.slow), "csv", "quoted.csv", "json"]
 
 
+@pytest.mark.repeats(3)  # quoted or not, and lines
 @pytest.mark.parametrize("ending", ENDINGS)  # ndjson is another name of jsonl
 def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path, pairs, ending):
     path = tmp_path / f"x.{ending}"

@@ -61,7 +61,7 @@ def n_pairs(source, name=None):
     return evaluate(Pairs(source, format=name)).summary.n_pairs
 
 
-@pytest.mark.repeats(3)  # one table of endings
+@pytest.mark.repeats(2)  # one table of endings
 @pytest.mark.parametrize(
     ("names", "format_name"),
     [
@@ -106,7 +106,7 @@ def test_faults_in_compressed_text_are_told_by_line(write, tmp_path):
             evaluate(path)
 
 
-@pytest.mark.repeats(2)  # all formats find files by one function
+@pytest.mark.repeats(1)  # all formats find files by one function
 @pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl", "feather", "arrow"])
 def test_linked_folders_and_files_count(write, tmp_path, eight, ending):
     write(f"store/far/a.{ending}", 0, 3)

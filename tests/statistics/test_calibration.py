@@ -171,6 +171,7 @@ def limits_of(found):
     return found.estimate.interval.low, found.estimate.interval.high
 
 
+@pytest.mark.slow  # a simulation; the figure itself is compared with scipy
 def test_calibration_error_of_calibrated_margins_holds_0():
     """What is measured excludes it: 100 samples, of which 5 may fail by chance, 12 hardly."""
     rng = np.random.default_rng(22)

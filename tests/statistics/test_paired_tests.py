@@ -201,6 +201,7 @@ def test_smallest_effect_of_a_known_error():
     assert smallest_effect(1.0, 1, power=0.99) == math.inf
 
 
+@pytest.mark.repeats(2)  # one formula, of many and of few pairs
 @pytest.mark.parametrize("freedom", [1, 2, 4.5, 30])
 def test_smallest_effect_is_found_as_often_as_it_says(freedom):
     """One dataset states the effect, another one has it: 400,000 of each, to 0.1%."""
@@ -237,6 +238,7 @@ def chance_to_reject(n, gain, loss):
     return found
 
 
+@pytest.mark.repeats(1)  # sums over all datasets, each in one way
 @pytest.mark.parametrize(
     ("n", "discordant"),
     # The slow ones are between these, and of more terms.

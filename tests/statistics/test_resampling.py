@@ -121,6 +121,7 @@ def test_bootstrap_of_a_mean_agrees_with_its_formula(clusters):
     assert found["double"].interval.low == pytest.approx(2 * mean.interval.low, rel=1e-12)
 
 
+@pytest.mark.slow  # two simulations beside each other; the limits are computed by hand below
 def test_interval_is_that_of_scipy_but_for_students_quantile():
     # Of a skewed sample of enough rows, where t is almost normal; both are simulations.
     values = np.random.default_rng(12).exponential(size=200)

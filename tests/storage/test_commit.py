@@ -46,6 +46,7 @@ def before(over):
     return "old" if over == "old" else "none"
 
 
+@pytest.mark.repeats(3)  # files and folders in sets of all sizes walk the steps of these
 @pytest.mark.parametrize(("scene", "over"), SCENES)
 def test_a_kill_at_every_call(scene, over):
     left = list(kill_at_every_call(scene, over))
@@ -70,7 +71,7 @@ def test_a_kill_at_every_call(scene, over):
                 assert each["open_folder"] == old
 
 
-@pytest.mark.repeats  # errors are told apart by no number
+@pytest.mark.repeats(2)  # no number and no size of a set changes how all comes back
 @pytest.mark.parametrize(("scene", "over"), SCENES)
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC], ids=errno.errorcode.get)
 def test_an_error_at_every_call_brings_all_back(tmp_path, scene, over, number):

@@ -46,7 +46,6 @@ def before(over):
     return "old" if over == "old" else "none"
 
 
-@pytest.mark.repeats(3)  # files and folders in sets of all sizes walk the steps of these
 @pytest.mark.parametrize(("scene", "over"), SCENES)
 def test_a_kill_at_every_call(scene, over):
     left = list(kill_at_every_call(scene, over))

@@ -6,8 +6,8 @@ import gc
 import os
 from collections import defaultdict
 
-# Two processes fill two cores, and small plans cost a fifth less on one thread. Tests of bits start
-# processes with more; so does who sets this variable.
+# Two processes fill two cores, and small plans cost a fifth less on one thread. Tests that compare
+# bits start processes with more threads. Set the variable to run all tests with more.
 os.environ.setdefault("POLARS_MAX_THREADS", "1")
 
 import polars as pl
@@ -134,7 +134,7 @@ def unchecked_charts():
 def short_bundle(request):
     """Have a line stand in pages for the script of all charts, which takes seconds to make.
 
-    It is whole in a run that has tests marked `outside`: a browser runs it, and pages are weighed.
+    A run of tests marked `outside` has the whole script: a browser runs it, and pages are weighed.
     """
     with pytest.MonkeyPatch.context() as patch:
         if not any(each.get_closest_marker("outside") for each in request.session.items):

@@ -277,7 +277,7 @@ class Histograms:
         self._width = 2 * self._last_coarse + 1
         self._changes = np.zeros(2 * self._last + 1, dtype=np.int64)
         self._margins = np.zeros(self._width**2, dtype=np.int64)
-        self._used = (self._margins.size, 0)  # counts lie from the first to before the second
+        self._used = (self._margins.size, 0)  # the first cell with a count, and the end of the last
 
     def add(self, a: Numbers, b: Numbers, changes: Numbers) -> None:
         """Add a block: the margins of pairs, and how they change."""

@@ -442,14 +442,14 @@ def _columns_of_rows(
     A frame, or the join of one, is one shard of any length: it is summed chunk by chunk.
     """
     columns = [] if gathering is None else list(gathering.columns)
-    by_chunk = dataset.rows is None or not dataset.can_cut()
-    if by_chunk if gathering is None else wanted.histogram or wanted.batching is not None:
+    is_one_shard = dataset.rows is None or not dataset.can_cut()
+    has_own_sums = wanted.histogram or wanted.batching is not None
+    if has_own_sums if gathering is not None else is_one_shard:
         scores = (CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN, LOSS)
         names = [name_of_score(name, each, objectives) for each in objectives for name in scores]
         roles = (*(t.count for t in binding.needs.texts), *([PROMPT_ID] * wanted.intervals))
         counts = [role.name for role in roles if role.name in binding.columns]
-        columns += [*binding.needs.logps, *counts, *names]
-        columns += columns_of_completions(wanted.unpaired)
+        columns += [*binding.needs.logps, *counts, *names, *columns_of_completions(wanted.unpaired)]
     batch = [] if wanted.batching is None else wanted.batching.columns
     ids = [] if _reads_ids_apart(dataset, wanted) else binding.needs.keys(binding.columns)
     more = [*subset_keys(wanted.by), VALID, *batch, *ids]

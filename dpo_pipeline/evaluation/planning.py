@@ -370,9 +370,8 @@ def lowest_shown(
 ) -> pl.DataFrame:
     """Return the pairs with the smallest margins that are to be shown, with their columns."""
     few = lowest.head(outputs.worst)
-    if (
-        PAIR_ID.name in binding.columns and PAIR_ID.name not in few.columns
-    ):  # not read with all rows
+    # Ids of long files are read for these rows alone.
+    if PAIR_ID.name in binding.columns and PAIR_ID.name not in few.columns:
         shards = [dataset.shard(row, 1) for row in few["row"].to_list() or [0]]
         parts = [binding.prepare(each.frame).select(PAIR_ID.name) for each in shards]
         with reading(dataset.name):

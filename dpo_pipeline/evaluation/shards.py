@@ -291,7 +291,7 @@ class PartialSums:
         return None if runs == [(first_row, rows)] else runs
 
     def _places(self, first: int, rows: int, *, lagged: bool) -> list[tuple[int, int]] | None:
-        """Return the same, with the rows whose neighbours are compared, if `lagged`, before all."""
+        """Return `_runs`; if `lagged`, the first run is the rows whose neighbours are compared."""
         runs = self._runs(first, rows)
         if not lagged or rows <= STATISTICS_ROWS:
             return runs

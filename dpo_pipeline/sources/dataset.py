@@ -321,7 +321,7 @@ class Dataset:
     def scan_files(
         self, files: Sequence[PairFile], skip: int = 0, rows: int | None = None
     ) -> pl.LazyFrame:
-        """Scan rows of files after the first ones, all or so many, with what folders are called."""
+        """Scan `rows` rows of files, or all, after the first `skip`, with their folders' keys."""
         groups = groupby(files, lambda file: self.partitions and os.path.dirname(file.path))
         scans = []
         for some in (list(group) for _, group in groups):

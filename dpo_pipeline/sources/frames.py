@@ -212,8 +212,8 @@ def parquet_in_batches(
 ) -> pl.LazyFrame:
     """Return rows of Parquet under a schema, of which Polars reads all types; others stay unread.
 
-    The first rows are skipped, of which whole row groups are not read. Columns that a file lacks
-    are null.
+    The first `skip` rows are left out, and row groups that hold no others are not read. Columns
+    that a file lacks are null.
     """
 
     def parts(names: list[str], _n_rows: int | None) -> Iterator[pl.DataFrame]:

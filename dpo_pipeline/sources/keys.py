@@ -298,7 +298,7 @@ class UniqueKeys:
             if self._runs:  # whose hashes were not kept
                 self._is_known = False
             else:
-                most = JOINED_BYTES // 16  # of 8 bytes, which are there twice when sorted
+                most = JOINED_BYTES // 16  # 8 bytes a key, and 8 more while they are sorted
                 self._hashes = Partitions({"": pl.Schema({KEY: pl.UInt64})}, most=most)
         if self._hashes is not None:
             self._hashes.add("", keys.hash().alias(KEY).to_frame())

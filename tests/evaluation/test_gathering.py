@@ -222,7 +222,8 @@ def test_the_lowest_margins_are_listed(rows, gathered):
     assert gathered.lowest["row"].to_list() == [row["row"] for row in lowest]
     assert gathered.lowest["pair_id"].to_list() == [row["pair_id"] for row in lowest]
     assert gathered.lowest["reward_margin"].to_list() == [row["margin"] for row in lowest]
-    assert gathered.lowest["chosen_reward"].to_list() == [row["rewards"][0] for row in lowest]
+    for i, name in enumerate(("chosen_reward", "rejected_reward")):
+        assert gathered.lowest[name].to_list() == [row["rewards"][i] for row in lowest]
 
 
 # In one piece there is nothing to find again.

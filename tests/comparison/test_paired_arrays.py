@@ -10,7 +10,7 @@ from compare_tools import frames, said
 from dpo_pipeline import JoinError, compare
 from dpo_pipeline.columns import ALL_LOGPS
 from dpo_pipeline.comparison import common_pairs, paired_arrays, paired_gathering, side_sums
-from dpo_pipeline.comparison.paired_arrays import Buffers, PairedSums, SideArrays
+from dpo_pipeline.comparison.paired_arrays import Buffers, Histograms, PairedSums, SideArrays
 from dpo_pipeline.comparison.paired_gathering import MEANS
 from dpo_pipeline.comparison.sides import Table
 from dpo_pipeline.sources import KEY, dataset, keys
@@ -198,3 +198,19 @@ def test_a_sample_of_pairs_does_not_depend_on_their_order(monkeypatch, tmp_path)
     assert 80 <= seen[0] <= 160
     lowest = a["policy_chosen_logps"].min()
     assert [each.totals_a["min_policy_chosen_logps"].item() for each in found] == [lowest, lowest]
+
+
+def test_cells_of_both_margins_hold_each_pair_once():
+    # Powers of two begin a bin. The second block has the lowest and the highest cell of all.
+    blocks = [([1.0, 1.0, -2.0], [1.0, 1.0, 4.0]), ([8.0, -64.0], [64.0, -8.0])]
+    made = Histograms(Buffers())
+    assert made.margins().height == 0
+    for a, b in map(np.array, blocks):
+        made.add(a, b, b - a)
+    table = made.margins().sort("a_bin", "b_bin")
+    assert table["n_pairs"].to_list() == [1, 1, 2, 1]
+    signs = table.select(pl.col("a_bin", "b_bin").sign()).rows()
+    assert signs == [(-1, -1), (-1, 1), (1, 1), (1, 1)]
+    a, b = (table[name].to_list() for name in ("a_bin", "b_bin"))
+    assert (a[0], b[0], a[2]) == (-b[3], -a[3], b[2])  # of -64, -8 and 8, 64; of 1, 1
+    assert made.changes()["n_pairs"].sum() == 5

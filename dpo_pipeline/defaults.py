@@ -205,6 +205,9 @@ JOINED_BYTES: Final = 256 * 2**20
 CLUSTERS_HELD: Final = 20_000
 """Clusters (prompts or pairs) that are held one by one; more are hashed into bags."""
 
+PROMPTS_AHEAD: Final = 8 * CLUSTERS_HELD
+"""First rows of a shard that tell whether it has more prompts than that."""
+
 BAGS: Final = 1_024
 """Bags of clusters. The standard error made from them is itself uncertain by 2.2%."""
 

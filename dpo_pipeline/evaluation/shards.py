@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import polars as pl
 
-from dpo_pipeline.columns import N_PAIRS, PROMPT_ID, REWARD_MARGIN
+from dpo_pipeline.columns import N_PAIRS, N_VALID, PROMPT_ID, REWARD_MARGIN
 from dpo_pipeline.contract import Binding, Offences, Places, RuleSet, listed
 from dpo_pipeline.defaults import (
+    CLUSTERS_HELD,
     COUPLED_SHARD_BYTES,
     COUPLED_SHARD_ROWS,
     NEIGHBOURS_ROWS,
     PARTS_HELD,
+    PROMPTS_AHEAD,
     STATISTICS_ROWS,
     SUMMED_CHUNK_ROWS,
 )
@@ -56,6 +58,8 @@ from dpo_pipeline.sums import (
 
 if TYPE_CHECKING:
     from dpo_pipeline.sums import PairArrays
+
+_NUMBER: Final = "__dpo_pipeline_number"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,8 +257,16 @@ class PartialSums:
         plans = {"sums": plan(squares=squares if self.has_squares else None)}
         if self.is_keyed and has_sense:
             plans["sense"] = self._sense_of(pairs, valid, lagged=lagged)
+        prompts = None
         if self.by_prompt:
-            plans["prompts"] = self._prompts(pairs, valid)
+            prompts = PromptCounts(
+                pairs=pairs,
+                valid=valid,
+                dtype=self.scorer.binding.columns[PROMPT_ID.name],
+                first_row=first_row,
+                n_first=0 if is_small else _prompts_ahead(pairs),
+            )
+            plans["prompts"] = prompts.plan()
         if self.id_columns and has_sense:  # without, ids are those of the sample
             plans["ids"] = hashed_ids(pairs, self.id_columns)
         made = _collected(plans, "in-memory" if is_small else "streaming")
@@ -276,10 +288,11 @@ class PartialSums:
         if has_sense and not self.is_keyed:
             own = sense_columns(self.scorer.binding.needs, counts_in(pairs))
             table, sense = table.drop(own), table.select(own)
+        n_invalid = int(table[N_PAIRS].sum()) - int(table[N_VALID].sum())
         return Partial(
             sums=table,
             sense=sense,
-            prompts=_counted(made["prompts"], first_row) if self.by_prompt else None,
+            prompts=None if prompts is None else prompts.counted(made["prompts"], n_invalid),
             ids=made["ids"].to_series() if "ids" in made else None,
         )
 
@@ -333,12 +346,6 @@ class PartialSums:
             else:
                 yield from rows.collect_batches(maintain_order=True, chunk_size=STATISTICS_ROWS)
 
-    def _prompts(self, pairs: pl.LazyFrame, valid: pl.Expr) -> pl.LazyFrame:
-        """Return the rows that `ClusterCounts` counts; a pair without a prompt has no cluster."""
-        dtype = self.scorer.binding.columns[PROMPT_ID.name]
-        right = pl.when(valid).then(is_correct(pl.col(REWARD_MARGIN))).alias(IS_CORRECT)
-        return with_hashes(pairs, PROMPT_ID.name, dtype, into=CLUSTER).select(CLUSTER, right)
-
     def _is_bounded(self, task: ShardTask) -> bool:
         return task.rows is not None and task.rows <= self.most_rows
 
@@ -360,12 +367,44 @@ def _collected(
         return dict(zip(plans, pl.collect_all(list(plans.values()), engine=engine), strict=True))
 
 
-def _counted(rows: pl.DataFrame, first_row: int) -> ClusterCounts:
-    """Count rows by prompt, a pair without one as a cluster by itself."""
-    if rows[CLUSTER].null_count():
-        alone = pl.int_range(first_row, first_row + rows.height, dtype=pl.UInt64)
-        rows = rows.with_columns(pl.col(CLUSTER).fill_null(mixed(mixed(alone))))
-    return ClusterCounts.of(rows)
+def _prompts_ahead(pairs: pl.LazyFrame) -> int:
+    prompts = pairs.select(PROMPT_ID.name).head(PROMPTS_AHEAD).collect(engine="streaming")
+    return prompts.to_series().n_unique()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptCounts:
+    """Counts the valid pairs of a shard, and the correct ones, by prompt or by bag of prompts.
+
+    `n_first` is a number of different prompts, of invalid pairs too, that the shard surely has.
+    """
+
+    pairs: pl.LazyFrame
+    valid: pl.Expr
+    dtype: pl.DataType
+    first_row: int
+    n_first: int
+
+    def plan(self, *, has_nulls: bool = False, is_sure: bool = True) -> pl.LazyFrame:
+        """Return the plan of the counts; unless `has_nulls`, no prompt is a prompt too."""
+        right = pl.when(self.valid).then(is_correct(pl.col(REWARD_MARGIN))).alias(IS_CORRECT)
+        pairs = self.pairs.with_row_index(_NUMBER) if has_nulls else self.pairs
+        rows = with_hashes(pairs, PROMPT_ID.name, self.dtype, into=CLUSTER)
+        if has_nulls:  # a pair without a prompt is a cluster by itself
+            number = pl.col(_NUMBER).cast(pl.UInt64) + pl.lit(self.first_row, dtype=pl.UInt64)
+            rows = rows.with_columns(pl.col(CLUSTER).fill_null(mixed(mixed(number))))
+        in_bags = is_sure and self.n_first > CLUSTERS_HELD
+        return ClusterCounts.plan(rows.select(CLUSTER, right), in_bags=in_bags)
+
+    def counted(self, table: pl.DataFrame, n_invalid: int) -> ClusterCounts:
+        """Return the counts from what the plan gave; it reads again if they do not fit."""
+        # Each invalid pair takes one prompt from the first ones at most.
+        is_sure = self.n_first - n_invalid > CLUSTERS_HELD
+        has_nulls = table[CLUSTER].null_count() > 0
+        if has_nulls or is_sure != (self.n_first > CLUSTERS_HELD):
+            again = self.plan(has_nulls=has_nulls, is_sure=is_sure)
+            table = again.collect(engine="streaming")
+        return ClusterCounts(table=table, is_exact=not is_sure).bagged_if_many()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,7 +42,8 @@ def sigmoid_loss(margin: pl.Expr) -> pl.Expr:
 
     0 for a large positive margin, -margin for a large negative one, log 2 at a tie.
     """
-    return softplus(-margin)
+    # The same bits as softplus(-margin), without negating first.
+    return (-margin.abs()).exp().log1p() - margin.clip(upper_bound=0.0)
 
 
 def is_correct(margin: pl.Expr) -> pl.Expr:

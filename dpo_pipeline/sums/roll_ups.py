@@ -46,8 +46,6 @@ def across_subsets(clusters: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
 N_CORRECT: Final = "n_correct"
 IS_CORRECT: Final = "is_correct"
 """Column of rows to be counted: null where a pair is invalid."""
-_SLOTS: Final = 2**17
-"""Enough that few of `CLUSTERS_HELD` clusters share one, few enough to be counted fast."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,23 +58,14 @@ class ClusterCounts:
     table: pl.DataFrame
     is_exact: bool
 
-    @classmethod
-    def of(cls, rows: pl.DataFrame) -> ClusterCounts:
-        """Count rows of `CLUSTER` (a hash) and `IS_CORRECT`."""
-        is_exact = not _are_many(rows.lazy().filter(pl.col(IS_CORRECT).is_not_null()))
-        key = pl.col(CLUSTER) if is_exact else pl.col(CLUSTER) % BAGS
-        right = pl.col(IS_CORRECT)
-        counts = (
-            rows.lazy()
-            .filter(right.is_not_null())
-            .group_by(key)
-            .agg(
-                pl.len().cast(pl.Int64).alias(N_VALID),
-                right.sum().cast(pl.Int64).alias(N_CORRECT),
-            )
-            .collect(engine="streaming")
+    @staticmethod
+    def plan(rows: pl.LazyFrame, *, in_bags: bool) -> pl.LazyFrame:
+        """Return the plan of a table of rows with `CLUSTER` (a hash) and `IS_CORRECT`."""
+        key, right = pl.col(CLUSTER), pl.col(IS_CORRECT)
+        counts = rows.group_by(key % BAGS if in_bags else key).agg(
+            right.count().cast(pl.Int64).alias(N_VALID), right.sum().cast(pl.Int64).alias(N_CORRECT)
         )
-        return cls(table=counts, is_exact=is_exact).bagged_if_many()
+        return counts.filter(pl.col(N_VALID) > 0)
 
     def merged(self, other: ClusterCounts) -> ClusterCounts:
         """Add the counts of other rows."""
@@ -98,17 +87,6 @@ def _added(rows: pl.DataFrame, *, is_exact: bool) -> pl.DataFrame:
     # The bag of a bag is itself.
     key = pl.col(CLUSTER) if is_exact else pl.col(CLUSTER) % BAGS
     return rows.group_by(key).agg(pl.all().sum())
-
-
-def _are_many(rows: pl.LazyFrame) -> bool:
-    """Return whether there are surely more clusters than are held; cheap, and may miss some."""
-    first = rows.select(CLUSTER).head(2 * CLUSTERS_HELD).collect()
-    if first[CLUSTER].n_unique() > CLUSTERS_HELD:
-        return True
-    if first.height < 2 * CLUSTERS_HELD:
-        return False
-    slots = rows.group_by(pl.col(CLUSTER) % _SLOTS).agg().collect(engine="streaming")
-    return slots.height > CLUSTERS_HELD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

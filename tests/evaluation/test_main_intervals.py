@@ -107,7 +107,8 @@ def cuts(frame, folder):
     ],
 )
 def test_any_cut_gives_the_same_bits(tmp_path, monkeypatch, alone, held):
-    monkeypatch.setattr(roll_ups, "CLUSTERS_HELD", held)
+    for module in (roll_ups, shards):
+        monkeypatch.setattr(module, "CLUSTERS_HELD", held)
     monkeypatch.setattr(roll_ups, "BAGS", 16)
     frame = frame_of(made_up(240)).drop("prompt_id" if alone else "judge")
     if alone:  # wide squares in one part only
@@ -176,17 +177,28 @@ def test_many_prompts_are_put_into_bags(monkeypatch):
     assert "bags of prompts" in found.clusters
 
 
-@pytest.mark.parametrize("n_first", [2, 1000])
-def test_clusters_are_counted_whatever_comes_first(monkeypatch, n_first):
-    monkeypatch.setattr(roll_ups, "CLUSTERS_HELD", 100)
-    keys = [i % n_first for i in range(300)] + list(range(1000, 1300))
-    rows = pl.DataFrame({roll_ups.CLUSTER: keys, "is_correct": [True] * 600}).cast(
-        {roll_ups.CLUSTER: pl.UInt64}
-    )
-    assert not roll_ups.ClusterCounts.of(rows).is_exact
-    few = roll_ups.ClusterCounts.of(rows[: 300 if n_first == 2 else 100])
-    assert few.is_exact
-    assert few.table.height == min(n_first, 100)
+@pytest.mark.parametrize("kind", ["few at first", "many at first", "many, but of invalid pairs"])
+def test_clusters_are_counted_whatever_comes_first(monkeypatch, kind):
+    """Whether prompts are many is told by all valid pairs, and not by what was read ahead."""
+    for module in (roll_ups, shards):
+        monkeypatch.setattr(module, "CLUSTERS_HELD", 100)
+    monkeypatch.setattr(shards, "PROMPTS_AHEAD", 200)
+    frame = pairs_of(400)
+    if kind == "few at first":
+        keys = [i % 2 for i in range(300)] + list(range(1000, 1100))
+    else:
+        keys = [i if i < 101 else i % 2 for i in range(400)]
+    frame = frame.with_columns(prompt_id=pl.Series(keys))
+    if kind == "many, but of invalid pairs":
+        invalid = pl.int_range(400).is_in([50, 51])
+        bad = pl.when(~invalid).then("policy_chosen_logps").alias("policy_chosen_logps")
+        frame = frame.with_columns(bad)
+    monkeypatch.setattr(shards, "SUMMED_CHUNK_ROWS", 10)  # so that it is looked ahead
+    found = evaluate(frame, BETA, on_invalid="exclude").intervals
+    is_many = kind != "many, but of invalid pairs"
+    assert ("bags of prompts" in found.clusters) == is_many
+    if not is_many:
+        assert found.clusters == "99 prompts, taken as independent"
 
 
 def test_prompts_with_one_pair_each_are_pairs():

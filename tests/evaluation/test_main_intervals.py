@@ -201,6 +201,17 @@ def test_clusters_are_counted_whatever_comes_first(monkeypatch, kind):
         assert found.clusters == "99 prompts, taken as independent"
 
 
+def test_pairs_without_a_prompt_stay_apart_in_all_shards(tmp_path, monkeypatch):
+    frame = pairs_of(40).with_columns(
+        prompt_id=pl.when(pl.int_range(40) % 10 != 3).then(pl.int_range(40) % 5)
+    )
+    frame.write_parquet(tmp_path / "pairs.parquet")
+    monkeypatch.setattr(measuring, "SHARD_ROWS", 40)  # of pairs with prompts a quarter
+    monkeypatch.setattr(shards, "NEIGHBOURS_ROWS", 0)
+    found = evaluate(tmp_path / "pairs.parquet").intervals
+    assert found.clusters == "9 prompts, taken as independent"  # 5, and 4 pairs by themselves
+
+
 def test_prompts_with_one_pair_each_are_pairs():
     frame = pairs_of(250).with_columns(prompt_id=pl.int_range(250))
     found = evaluate(frame).intervals

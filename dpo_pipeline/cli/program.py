@@ -32,6 +32,7 @@ from dpo_pipeline.errors import (
     DpoPipelineError,
     InvalidPairsError,
     NoSuchColumn,
+    StorageError,
     UsageError,
 )
 from dpo_pipeline.options import CALLS
@@ -179,7 +180,11 @@ def _mended(error: DpoPipelineError, arguments: list[str]) -> Iterator[str]:
     elif isinstance(error, ColumnError):
         more = list(error.options or _mapping(error))
         arguments = arguments if error.options else [*_renamed(error, arguments)]
-    if more or arguments != given:
+    if given[:2] in (["job", "run"], ["job", "merge"]):  # these have no options of the call
+        more += ["--overwrite"] * (isinstance(error, StorageError) and "--overwrite" in str(error))
+        if more:
+            yield f"a job keeps the options of its split: split it anew, with {shlex.join(more)}"
+    elif more or arguments != given:
         yield f"try: {whole(shlex.join([PROGRAM, *arguments, *more]))}"
 
 

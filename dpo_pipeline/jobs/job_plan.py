@@ -109,7 +109,7 @@ class JobPlan(Printable):
         rows, last = sum(shard.rows for shard in self.shards), len(self.shards) - 1
         idle = sum(not (shard.rows or range(*shard.parts)) for shard in self.shards)
         text = f"{whole(self.folder)}: {self.command} of {rows:,} pairs in {last + 1:,} shards"
-        more = (f"{idle:,} of them have nothing to do",) if idle else ()
+        more = (f"shards with nothing to do: {idle:,}",) if idle else ()
         yield Sentence(text=text, more=more, leads=True)
         place = shlex.quote(self.folder)
         for command, when in (

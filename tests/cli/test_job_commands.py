@@ -63,6 +63,21 @@ def test_a_merge_writes_what_a_score_writes(folder, capsys):
     assert summary == (folder / "summary.json").read_bytes()
 
 
+def test_what_a_merge_lacks_is_given_to_a_new_split(folder, capsys):
+    """Neither it nor `job run` has the options of the call, so no command with them is printed."""
+    advice = "a job keeps the options of its split: split it anew, with "
+    shutil.copy(ROOT / "examples" / "broken.parquet", folder)
+    split(capsys, "evaluate", "broken.parquet")
+    code, _, err = run(capsys, "job", "merge", "job")
+    assert (code, err.splitlines()[-1]) == (1, f"{advice}--on-invalid exclude")
+    shutil.rmtree("job")
+    split(capsys, "score", "pairs.parquet", "out", "--part-rows", 50)
+    assert run(capsys, "job", "merge", "job", "-q")[0] == 0
+    code, _, err = run(capsys, "job", "merge", "job")
+    assert (code, err.splitlines()[-1]) == (3, f"{advice}--overwrite")
+    assert "try:" not in err
+
+
 @pytest.mark.usefixtures("folder")
 def test_gates_are_of_the_merge(capsys):
     split(capsys, "evaluate", "pairs.parquet")

@@ -162,7 +162,7 @@ def test_any_number_of_shards_has_each_row_and_each_part_once(n):
         assert ends[-1] == 500
     assert [i for shard in job.shards for i in range(*shard.parts)] == list(range(13))
     idle = sum(not (shard.rows or range(*shard.parts)) for shard in job.shards)
-    assert (f"\n  {idle} of them have nothing to do\n" in str(job)) == (idle > 0)
+    assert (f"\n  shards with nothing to do: {idle}\n" in str(job)) == (idle > 0)
     assert max(shard.rows for shard in alone.shards) <= max(45, 500 // n + 2)
 
 

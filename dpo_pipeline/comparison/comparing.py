@@ -23,6 +23,7 @@ from dpo_pipeline.comparison.common_pairs import (
     read_common_pairs,
 )
 from dpo_pipeline.comparison.comparison_doubts import (
+    broken_beside,
     doubts_of_sides,
     findings_of,
     findings_of_completions,
@@ -68,6 +69,7 @@ from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Pairs, StatisticsOptions, Subsets
 from dpo_pipeline.plan import Facts, Output, Plan, planned
 from dpo_pipeline.sources import Dataset, open_reference, publication_of, tokenised_apart
+from dpo_pipeline.statistics import counted
 from dpo_pipeline.storage import reading
 from dpo_pipeline.sums import Summary, figures
 from dpo_pipeline.unpaired import (
@@ -164,7 +166,7 @@ class ComparisonPlan(Plan[Any]):
     def _completions(self, watch: Watch) -> CompletionComparison:
         """Read both sides twice: for sums, and for where rewards stand among the other label's."""
         objective, tables = self.objective, self.pairs.tables
-        read, _ = self._read(watch, lambda: GatheredCompletions(objective))
+        read, reports = self._read(watch, lambda: GatheredCompletions(objective))
         gathered: GatheredCompletions = read.paired
         places = self._read(watch, lambda: PlacedCompletions(gathered, objective))[0].paired
         incomparable = other_references(read, objective)
@@ -190,6 +192,7 @@ class ComparisonPlan(Plan[Any]):
             differences=gathered.differences(places, self.level, is_tested=incomparable is None),
             findings=(
                 *notes_of(self.datasets),
+                *broken_beside(tables, reports),
                 *findings_of_completions(tables, read, incomparable, gathered.n_same),
             ),
             incomparable=incomparable,
@@ -241,6 +244,7 @@ class ComparisonPlan(Plan[Any]):
         findings = (
             *map(str, doubts),
             *notes_of(self.datasets),
+            *broken_beside(tables, reports),
             *findings_of(tables, read, other, differences),
         )
         # Without a verdict there is no p-value that somebody could take for one.
@@ -307,9 +311,12 @@ class ComparisonPlan(Plan[Any]):
         if reason is None:
             return
         if reports:
-            raise InvalidPairsError(
-                next(iter(reports.values())), reason=reason, is_excluding=asked.action != "raise"
-            )
+            first, *others = reports.values()
+            error = InvalidPairsError(first, reason=reason, is_excluding=asked.action != "raise")
+            for each in others:
+                rows = counted(each.n_invalid, "row")
+                error.add_note(f"{each.source}: {rows} break the contract too")
+            raise error
         raise ContractError(
             f"{reason}: their log-probs are sound, and a reward or loss of theirs is not finite "
             f"and within {WIDE_LIMIT:.3g}; beta or the arguments of the loss are too large"

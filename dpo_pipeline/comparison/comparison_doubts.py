@@ -24,7 +24,7 @@ from dpo_pipeline.comparison.compared import is_below_reference, withholding
 from dpo_pipeline.comparison.sides import Table
 from dpo_pipeline.comparison.verdict import Difference
 from dpo_pipeline.exact import QUANTA_PER_NAT
-from dpo_pipeline.invalid_report import Doubt
+from dpo_pipeline.invalid_report import Doubt, InvalidReport
 from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.sources import Dataset, dumps_apart
 from dpo_pipeline.statistics import counted, share
@@ -66,6 +66,16 @@ def notes_of(datasets: Iterable[Dataset]) -> tuple[str, ...]:
     datasets = list(datasets)
     notes = [f"{each.name}: {note}" for each in datasets for note in (*each.notes, *each.made())]
     return (*notes, *(text for a, b in combinations(datasets, 2) for text in dumps_apart(a, b)))
+
+
+def broken_beside(tables: Sequence[Table], reports: Mapping[str, InvalidReport]) -> tuple[str, ...]:
+    """Return the rules that tables beside both sides break, as a reference may."""
+    beside = [reports[each.letter] for each in tables[2:] if each.letter in reports]
+    return tuple(
+        f"{each.source}: {counted(each.n_invalid, 'row')} break the contract and count in no "
+        f"figure: {', '.join(f'{rule.name} {rule.count:,}' for rule in each.broken)}"
+        for each in beside
+    )
 
 
 def findings_of(

@@ -12,6 +12,7 @@ import pytest
 
 from compare_tools import POLICIES, frames
 from dpo_pipeline import DataWarning, compare
+from dpo_pipeline.errors import InvalidPairsError
 from pair_tools import REFS
 
 
@@ -27,6 +28,30 @@ def from_a(a, b, names, n):
     return b.with_columns(
         pl.when(is_copied).then(a[name]).otherwise(name).alias(name) for name in names
     )
+
+
+def test_rules_that_a_reference_breaks_are_named():
+    a, b = frames()
+    place, (chosen, rejected) = pl.int_range(pl.len()), REFS
+    reference = a.select(
+        "pair_id",
+        pl.when(place.is_in([3, 4])).then(float("-inf")).otherwise(chosen).alias(chosen),
+        pl.when(place != 5).then(rejected).alias(rejected),
+    )
+    sides = [each.drop(REFS) for each in (a, b)]
+    result = quietly(*sides, reference=reference, on_invalid="exclude")
+    assert result.n_valid == result.n_common - 3
+    said = "3 rows break the contract and count in no figure: "
+    said += f"{chosen}.finite 2, {rejected}.not_null 1"
+    assert sum(text.endswith(said) for text in result.findings) == 1
+    sides[0] = sides[0].with_columns(
+        pl.when(place != 9).then("policy_chosen_logps").alias("policy_chosen_logps")
+    )
+    with pytest.raises(InvalidPairsError, match="4 of 60 common pairs") as error:
+        compare(*sides, reference=reference)
+    assert [note.partition(": ")[2] for note in error.value.__notes__] == [
+        "3 rows break the contract too"
+    ]
 
 
 def test_one_policy_twice_is_said_first():

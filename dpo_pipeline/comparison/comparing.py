@@ -23,7 +23,7 @@ from dpo_pipeline.comparison.common_pairs import (
     read_common_pairs,
 )
 from dpo_pipeline.comparison.comparison_doubts import (
-    broken_beside,
+    broken_rules,
     doubts_of_sides,
     findings_of,
     findings_of_completions,
@@ -69,7 +69,6 @@ from dpo_pipeline.losses import CheckedObjective
 from dpo_pipeline.options import Pairs, StatisticsOptions, Subsets
 from dpo_pipeline.plan import Facts, Output, Plan, planned
 from dpo_pipeline.sources import Dataset, open_reference, publication_of, tokenised_apart
-from dpo_pipeline.statistics import counted
 from dpo_pipeline.storage import reading
 from dpo_pipeline.sums import Summary, figures
 from dpo_pipeline.unpaired import (
@@ -192,7 +191,7 @@ class ComparisonPlan(Plan[Any]):
             differences=gathered.differences(places, self.level, is_tested=incomparable is None),
             findings=(
                 *notes_of(self.datasets),
-                *broken_beside(tables, reports),
+                *broken_rules(reports.values()),
                 *findings_of_completions(tables, read, incomparable, gathered.n_same),
             ),
             incomparable=incomparable,
@@ -244,7 +243,8 @@ class ComparisonPlan(Plan[Any]):
         findings = (
             *map(str, doubts),
             *notes_of(self.datasets),
-            *broken_beside(tables, reports),
+            # Those of both sides have tables of their own.
+            *broken_rules(each for letter, each in reports.items() if letter not in "ab"),
             *findings_of(tables, read, other, differences),
         )
         # Without a verdict there is no p-value that somebody could take for one.
@@ -314,8 +314,7 @@ class ComparisonPlan(Plan[Any]):
             first, *others = reports.values()
             error = InvalidPairsError(first, reason=reason, is_excluding=asked.action != "raise")
             for each in others:
-                rows = counted(each.n_invalid, "row")
-                error.add_note(f"{each.source}: {rows} break the contract too")
+                error.add_note(f"{each.source}: rows that break it too: {each.n_invalid:,}")
             raise error
         raise ContractError(
             f"{reason}: their log-probs are sound, and a reward or loss of theirs is not finite "

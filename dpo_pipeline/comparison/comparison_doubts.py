@@ -68,14 +68,12 @@ def notes_of(datasets: Iterable[Dataset]) -> tuple[str, ...]:
     return (*notes, *(text for a, b in combinations(datasets, 2) for text in dumps_apart(a, b)))
 
 
-def broken_beside(tables: Sequence[Table], reports: Mapping[str, InvalidReport]) -> tuple[str, ...]:
-    """Return the rules that tables beside both sides break, as a reference may."""
-    beside = [reports[each.letter] for each in tables[2:] if each.letter in reports]
-    return tuple(
-        f"{each.source}: {counted(each.n_invalid, 'row')} break the contract and count in no "
-        f"figure: {', '.join(f'{rule.name} {rule.count:,}' for rule in each.broken)}"
-        for each in beside
-    )
+def broken_rules(reports: Iterable[InvalidReport]) -> Iterator[str]:
+    """Yield which rules are broken by how many rows of an input, a sentence each."""
+    for each in reports:
+        rules = ", ".join(f"{rule.name} {rule.count:,}" for rule in each.broken)
+        rows = "rows that break the contract and count in no figure"
+        yield f"{each.source}: {rows}: {each.n_invalid:,} ({rules})"
 
 
 def findings_of(

@@ -386,11 +386,15 @@ class PromptCounts:
     n_first: int
 
     def plan(self, *, has_nulls: bool = False, is_sure: bool = True) -> pl.LazyFrame:
-        """Return the plan of the counts; unless `has_nulls`, no prompt is a prompt too."""
+        """Return the plan of the counts.
+
+        `has_nulls` makes each pair without a prompt a cluster by itself; otherwise they are one.
+        Unless `is_sure`, the first prompts may be those of invalid pairs, and bags are not made.
+        """
         right = pl.when(self.valid).then(is_correct(pl.col(REWARD_MARGIN))).alias(IS_CORRECT)
         pairs = self.pairs.with_row_index(_NUMBER) if has_nulls else self.pairs
         rows = with_hashes(pairs, PROMPT_ID.name, self.dtype, into=CLUSTER)
-        if has_nulls:  # a pair without a prompt is a cluster by itself
+        if has_nulls:
             number = pl.col(_NUMBER).cast(pl.UInt64) + pl.lit(self.first_row, dtype=pl.UInt64)
             rows = rows.with_columns(pl.col(CLUSTER).fill_null(mixed(mixed(number))))
         in_bags = is_sure and self.n_first > CLUSTERS_HELD

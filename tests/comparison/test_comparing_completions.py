@@ -109,6 +109,18 @@ def test_rows_in_any_order_and_lent_columns_change_no_bit(sides, tmp_path):
     assert compare(*bare, reference=reference, loss=LOSS).to_dict() == expected
 
 
+def test_broken_rules_are_named(sides):
+    bare = (each.drop("ref_logps") for each in sides)
+    is_bad = pl.int_range(pl.len()).is_in([3, 7])
+    bad = pl.when(~is_bad).then("ref_logps").alias("ref_logps")
+    reference = sides[0].select("completion_id", bad)
+    with pytest.warns(DataWarning, match="count in no figure"):
+        result = compare(*bare, reference=reference, loss=LOSS, on_invalid="exclude")
+    said = "in no figure: 2 (ref_logps.not_null 2)"
+    assert sum(text.endswith(said) for text in result.findings) == 2  # A and B with the reference
+    assert result.n_valid == result.n_common - 2
+
+
 def test_completions_without_prompts_are_each_a_sample(sides):
     a, b = (each.drop("prompt_id") for each in sides)
     made = compare(a, b, loss=LOSS)
@@ -144,7 +156,8 @@ def test_a_completion_that_is_invalid_on_one_side_is_left_out_of_both(sides):
     )
     with pytest.raises(InvalidPairsError, match="policy_logps"):
         compare(a, odd, loss=LOSS)
-    made = compare(a, odd, loss=LOSS, on_invalid="exclude")
+    with pytest.warns(DataWarning, match=r"^B: .* 1 \(policy_logps.not_nan 1\)$"):
+        made = compare(a, odd, loss=LOSS, on_invalid="exclude")
     without = [each.filter(pl.col("completion_id") != 4) for each in (a, b)]
     assert made.b.n_invalid == 1
     assert made.to_dict()["differences"] == compare(*without, loss=LOSS).to_dict()["differences"]

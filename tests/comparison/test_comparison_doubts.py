@@ -41,8 +41,8 @@ def test_rules_that_a_reference_breaks_are_named():
     sides = [each.drop(REFS) for each in (a, b)]
     result = quietly(*sides, reference=reference, on_invalid="exclude")
     assert result.n_valid == result.n_common - 3
-    said = "3 rows break the contract and count in no figure: "
-    said += f"{chosen}.finite 2, {rejected}.not_null 1"
+    said = "rows that break the contract and count in no figure: 3 "
+    said += f"({chosen}.finite 2, {rejected}.not_null 1)"
     assert sum(text.endswith(said) for text in result.findings) == 1
     sides[0] = sides[0].with_columns(
         pl.when(place != 9).then("policy_chosen_logps").alias("policy_chosen_logps")
@@ -50,7 +50,7 @@ def test_rules_that_a_reference_breaks_are_named():
     with pytest.raises(InvalidPairsError, match="4 of 60 common pairs") as error:
         compare(*sides, reference=reference)
     assert [note.partition(": ")[2] for note in error.value.__notes__] == [
-        "3 rows break the contract too"
+        "rows that break it too: 3"
     ]
 
 
